@@ -1,0 +1,44 @@
+"""cac-align: the reward that makes generated video stop breaking.
+
+video → frames → turn 1 → window → clip → turn 2 → judgement → score → combined reward → selection or advantages → report
+
+Importing this package loads numpy only; the names below load what they need when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Video": "cac_align.video",
+    "Frames": "cac_align.video",
+    "Window": "cac_align.judgement",
+    "Box": "cac_align.judgement",
+    "Anomaly": "cac_align.judgement",
+    "Turn": "cac_align.judgement",
+    "Judgement": "cac_align.judgement",
+    "Score": "cac_align.rewards.reward",
+    "Reward": "cac_align.rewards.reward",
+    "TwoTurn": "cac_align.cac.two_turn",
+    "CaC": "cac_align.rewards.cac",
+    "UnifiedReward": "cac_align.rewards.unified",
+    "combine": "cac_align.rewards.combine",
+    "Ledger": "cac_align.rewards.ledger",
+    "best_of_n": "cac_align.generation.best_of_n",
+    "load_reward": "cac_align.recipe",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cac_align' has no attribute {name!r}; public names: {', '.join(_HOMES)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

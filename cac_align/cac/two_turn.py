@@ -1,0 +1,229 @@
+"""The method: scan the whole video coarsely, look again densely inside the suspicious window, and only then decide.
+
+videos → turn 1 (4 fps) → normal? done : window → clip (8 fps) → turn 2 → Judgement
+         unusable answer → one retry with its faults quoted → still unusable: no verdict, and why
+
+Decisions where the paper (Sec. 3.4) is silent are named settings of ``TwoTurn``. The deciding turn is turn 1 when it says normal and
+turn 2 otherwise; turn 2 not confirming means normal. P(normal) and P(abnormal) of Eq. 7 are those of the deciding turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from cac_align.cac.prompts import retry_conversation, turn_one_conversation, turn_two_conversation, wording_hash
+from cac_align.cac.readout import STATUS
+from cac_align.cac.schema import answer_schema
+from cac_align.judgement import Anomaly, Judgement, Turn, Window, hull, read_answer
+from cac_align.video import Frames, Video, check_pairs
+from cac_align.vlm.protocol import Conversation, Reply, Vlm
+
+
+@dataclass(frozen=True)
+class TwoTurn:
+    """How the two turns are asked. Every field is part of the reward's passport.
+
+    scan_fps, look_fps: frames per second of turn 1 and turn 2 (4 and 8 in the paper).
+    context: turn 2 sees its clip and turn 1's text in a "fresh" context (as stage 2 trains it), or the chat is "continued".
+    windows: several anomalies: turn 2 looks at the "hull" of their windows, or at "each" disjoint window, the worst verdict deciding.
+    wording: instructions: "full", "brief", or a folder. constrained: decode inside the answer's JSON schema.
+    max_new_tokens: per turn. retries: how often an unusable answer is asked for again, with its faults quoted.
+    """
+
+    scan_fps: float = 4.0
+    look_fps: float = 8.0
+    context: Literal["fresh", "continued"] = "fresh"
+    windows: Literal["hull", "each"] = "hull"
+    wording: str = "full"
+    constrained: bool = False
+    max_new_tokens: int = 4096
+    retries: int = 1
+
+    def __post_init__(self) -> None:
+        if self.context not in ("fresh", "continued"):
+            raise ValueError(f"context must be 'fresh' or 'continued', received {self.context!r}")
+        if self.windows not in ("hull", "each"):
+            raise ValueError(f"windows must be 'hull' or 'each', received {self.windows!r}")
+        if self.max_new_tokens < 1 or self.retries < 0:
+            raise ValueError(f"expected max_new_tokens >= 1 and retries >= 0, received {self.max_new_tokens} and {self.retries}")
+
+    def passport(self) -> dict[str, str]:
+        fields = {name: str(getattr(self, name)) for name in self.__dataclass_fields__}
+        return {**fields, "prompt_sha256": wording_hash(self.wording)}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One question of one turn: for which video, what was shown, what came back so far."""
+
+    video: int
+    number: Literal[1, 2]
+    conversation: Conversation
+    shown: Frames
+    turns: tuple[Turn, ...] = ()
+    error: str | None = None
+
+    @property
+    def turn(self) -> Turn:
+        return self.turns[-1]
+
+
+def judge(
+    vlm: Vlm,
+    prompts: Sequence[str],
+    videos: Sequence[Video],
+    settings: TwoTurn = TwoTurn(),
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> list[Judgement]:
+    """Judge every video in two turns; all videos of a turn are asked together. One Judgement per video, in order.
+
+    A video that cannot be read or judged gets a Judgement with ``error`` and touches no other. ``progress`` is called with the number
+    of videos that were finished. Raises ``ValueError`` when ``prompts`` and ``videos`` differ in length.
+    """
+    check_pairs(prompts, videos)
+    done: dict[int, Judgement] = {}
+
+    def finish(video: int, judgement: Judgement) -> None:
+        done[video] = judgement
+        if progress is not None:
+            progress(1)
+
+    scans = []
+    for video, (prompt, source) in enumerate(zip(prompts, videos, strict=True)):
+        try:
+            frames = source.sample(settings.scan_fps)
+        except ValueError as error:
+            finish(video, Judgement(None, error=f"video: {error}"))
+            continue
+        scans.append(_Asked(video, 1, turn_one_conversation(prompt, frames, wording=settings.wording), frames))
+
+    looks: list[_Asked] = []
+    turn_ones: dict[int, _Asked] = {}
+    for scan in _ask(vlm, scans, settings):
+        if scan.error is not None:
+            finish(scan.video, Judgement(None, turns=scan.turns, error=f"turn 1: {scan.error}"))
+        elif scan.turn.status == "normal":
+            finish(scan.video, _decide([scan], (), ()))
+        else:
+            turn_ones[scan.video] = scan
+            looks.extend(_second_looks(scan, prompts[scan.video], videos[scan.video], settings))
+
+    answers: dict[int, list[_Asked]] = {}
+    for look in _ask(vlm, looks, settings):
+        answers.setdefault(look.video, []).append(look)
+    for video, looked in answers.items():
+        scan = turn_ones[video]
+        failed = next((look for look in looked if look.error is not None), None)
+        if failed is not None:
+            turns = scan.turns + tuple(turn for look in looked for turn in look.turns)
+            finish(video, Judgement(None, turns=turns, error=f"turn 2: {failed.error}"))
+        else:
+            finish(video, _decide(looked, scan.turns, scan.turn.anomalies))
+    return [done[video] for video in range(len(videos))]
+
+
+def _second_looks(scan: _Asked, prompt: str, video: Video, settings: TwoTurn) -> list[_Asked]:
+    """The clips turn 2 has to look at: crop(f, y1) of Sec. 3.2."""
+    windows = [anomaly.window for anomaly in scan.turn.anomalies if anomaly.window is not None]
+    before = scan.conversation if settings.context == "continued" else None
+    looks = []
+    for window in [hull(windows)] if settings.windows == "hull" else disjoint(windows):
+        inside = tuple(a for a in scan.turn.anomalies if a.window and window.start_s <= a.window.start_s <= window.end_s)
+        turn_one = replace(scan.turn, anomalies=inside) if settings.windows == "each" else scan.turn
+        try:
+            clip = video.clip(window, settings.look_fps)
+        except ValueError as error:
+            looks.append(_Asked(scan.video, 2, (), scan.shown, error=f"clip {window.start_s:.2f}-{window.end_s:.2f} s: {error}"))
+            continue
+        asked = turn_two_conversation(prompt, clip, turn_one, wording=settings.wording, before=before)
+        looks.append(_Asked(scan.video, 2, asked, clip))
+    return looks
+
+
+def disjoint(windows: Sequence[Window]) -> list[Window]:
+    """Merge windows that touch or overlap; what is left is disjoint and in order of time."""
+    merged: list[Window] = []
+    for window in sorted(windows):
+        if merged and window.start_s <= merged[-1].end_s:
+            merged[-1] = hull([merged[-1], window])
+        else:
+            merged.append(window)
+    return merged
+
+
+def _ask(vlm: Vlm, asked: Sequence[_Asked], settings: TwoTurn) -> list[_Asked]:
+    """Ask all questions together; whatever cannot be used is asked again, ``settings.retries`` times."""
+    results = list(asked)
+    open_questions = [position for position, item in enumerate(results) if item.error is None]
+    for attempt in range(settings.retries + 1):
+        if not open_questions:
+            break
+        conversations = [_next_conversation(results[position]) for position in open_questions]
+        number = results[open_questions[0]].number
+        schema = answer_schema(number) if settings.constrained else None
+        replies = vlm.answer(conversations, max_new_tokens=settings.max_new_tokens, schema=schema, readout=STATUS)
+        again = []
+        for position, reply in zip(open_questions, replies, strict=True):
+            results[position], retry = _read(results[position], reply, last=attempt == settings.retries)
+            if retry:
+                again.append(position)
+        open_questions = again
+    return results
+
+
+def _next_conversation(item: _Asked) -> Conversation:
+    return retry_conversation(item.conversation, item.turn) if item.turns else item.conversation
+
+
+def _read(item: _Asked, reply: Reply, *, last: bool) -> tuple[_Asked, bool]:
+    """Read one reply; the second value says whether to ask again. A backend's failure is final: it has had its own retries."""
+    if reply.error is not None:
+        return replace(item, error=reply.error), False
+    turn = read_answer(reply.text, number=item.number, frames=item.shown.indices, times_s=item.shown.times_s)
+    if reply.log_p is not None:
+        turn = replace(turn, log_p_normal=reply.log_p["normal"], log_p_abnormal=reply.log_p["abnormal"])
+    if reply.truncated:
+        turn = replace(turn, faults=(*turn.faults, "truncated: the answer hit the token limit"))
+    item = replace(item, turns=(*item.turns, turn))
+    obstacle = unusable(turn)
+    if obstacle is None:
+        silent = turn.log_p_normal is None or turn.log_p_abnormal is None
+        return (replace(item, error="the backend gave no probabilities for the verdict") if silent else item), False
+    return (replace(item, error=obstacle), False) if last else (item, True)
+
+
+def unusable(turn: Turn) -> str | None:
+    """Why this answer cannot be used to go on, or None.
+
+    A status is always needed, one that the anomalies contradict is none, and an abnormal turn 1 must name a window. Other faults
+    (a missing region, a box out of range) are kept as evidence but do not stop the verdict. An answer that says its verdict but was
+    cut off or mangled afterwards is not used: what it would have gone on to say is unknown.
+    """
+    if turn.status is None or (turn.status == "normal" and turn.anomalies):
+        return _because(turn, "no usable status")
+    if turn.status == "abnormal" and turn.number == 1 and not any(anomaly.window for anomaly in turn.anomalies):
+        return _because(turn, "abnormal without a usable window")
+    return None
+
+
+def _because(turn: Turn, what: str) -> str:
+    return f"{what} ({'; '.join(turn.faults[:3])})" if turn.faults else what
+
+
+def _decide(deciding: Sequence[_Asked], before: tuple[Turn, ...], claimed: Sequence[Anomaly]) -> Judgement:
+    """The verdict of the deciding turn; of several second looks, the one with the lowest odds for normal."""
+    worst = min(deciding, key=lambda item: item.turn.log_p_normal - item.turn.log_p_abnormal)
+    confirmed = tuple(anomaly for item in deciding if item.turn.status == "abnormal" for anomaly in item.turn.anomalies)
+    status = "abnormal" if any(item.turn.status == "abnormal" for item in deciding) else "normal"
+    turns = before + tuple(turn for item in deciding for turn in item.turns)
+    # Where turn 2 confirmed but its details could not be read, what turn 1 had claimed stands.
+    anomalies = (confirmed or tuple(claimed)) if status == "abnormal" else ()
+    return Judgement(status, anomalies, turns, worst.turn.log_p_normal, worst.turn.log_p_abnormal)
+
+
+def passport(settings: TwoTurn, vlm: Vlm) -> Mapping[str, str]:
+    """Everything that identifies a judgement: the settings, the prompt hash, and the model's own passport."""
+    return {**settings.passport(), **{f"vlm/{name}": value for name, value in vlm.passport.items()}}

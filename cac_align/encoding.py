@@ -1,0 +1,49 @@
+"""Frames → mp4: one function, so that every file this package writes has the same codec, quality and clock.
+
+pixels (T, H, W, 3) uint8 → libx264, crf 12 → a temporary file beside the target → os.replace
+
+A file under its final name is complete: whoever resumes a run may trust it. One encoder thread, because x264's output depends
+on the number of threads and a video's bytes are its identity in the ledger.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+CRF = 12
+"""Constant rate factor of x264: visually lossless, about 2 MB for 81 frames of 480P."""
+
+
+def write_mp4(path: str | os.PathLike[str], pixels: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
+    """Write frames as H.264 in mp4, atomically. RGB in [0, 255]; frame i stands at i / fps seconds.
+
+    Even sizes are stored as yuv420p, which every player shows; odd ones as yuv444p, which keeps their size.
+    Raises ``ValueError`` for pixels that are not a uint8 video or an fps that is not positive, ``OSError`` where it cannot be written.
+    """
+    import av
+
+    if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
+        raise ValueError(f"{path}: expected uint8 pixels of shape (T, H, W, 3), received {pixels.dtype} {pixels.shape}")
+    if not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"{path}: fps must be a positive number of frames per second, received {fps!r}")
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _, height, width, _ = pixels.shape
+    try:
+        with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+            stream.width, stream.height = width, height
+            stream.pix_fmt = "yuv420p" if width % 2 == 0 and height % 2 == 0 else "yuv444p"
+            stream.options = {"crf": str(CRF), "preset": "medium", "threads": "1"}
+            for frame in pixels:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(stream.encode())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,162 @@
+"""Is the score a probability, and where to cut it: ECE, reliability curve, AUROC, threshold for a false-alarm rate.
+
+values (higher = more normal), truth → Calibration(ece, bins, auroc, operating point)
+
+Higher is better everywhere in the package, so a video is called abnormal when its value lies *below* a threshold.
+ECE = Σ_b (n_b / N) · |mean value in b − share of normal videos in b|, ten bins of equal width on [0, 1] (Naeini et al. 2015,
+for a probability of one class). It exists only for values in [0, 1]; an unbounded reward gets None and the reason.
+AUROC = P(value of a normal video > value of an anomalous one), ties counting one half (Mann-Whitney).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cac_align.evaluation.statistics import Estimate, share
+from cac_align.judgement import Status
+
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One column of the reliability diagram: values in [low, high) (the last one closed). Means are None for an empty bin."""
+
+    low: float
+    high: float
+    n: int
+    mean_value: float | None
+    share_normal: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """The cut at a chosen false-alarm rate: call a video abnormal when its value is < ``threshold``.
+
+    threshold: the largest cut whose share of normal videos called abnormal is ≤ ``wanted``. false_alarm_rate, recall: what that
+    cut gives on these same videos (choose on one set, report on another). None where a class is missing.
+    """
+
+    wanted: float
+    threshold: float | None
+    false_alarm_rate: Estimate | None
+    recall: Estimate | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "wanted": self.wanted,
+            "threshold": self.threshold,
+            "false_alarm_rate": self.false_alarm_rate.to_json() if self.false_alarm_rate else None,
+            "recall": self.recall.to_json() if self.recall else None,
+        }
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the numbers behind the verdicts are worth. ``note`` says why ``ece`` is None where it is."""
+
+    ece: float | None
+    bins: tuple[Bin, ...]
+    auroc: float | None
+    operating_point: OperatingPoint
+    n: int
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ece": self.ece,
+            "auroc": self.auroc,
+            "operating_point": self.operating_point.to_json(),
+            "bins": [column.to_json() for column in self.bins],
+            "n": self.n,
+            "note": self.note,
+        }
+
+
+def reliability(values: Sequence[float], normal: Sequence[bool], *, bins: int = BINS) -> tuple[Bin, ...]:
+    """The reliability curve of values in [0, 1]: ``bins`` columns of equal width. Raises ``ValueError`` for a value outside."""
+    v, truth = np.asarray(values, dtype=float), np.asarray(normal, dtype=bool)
+    if v.size and not ((v >= 0) & (v <= 1)).all():
+        raise ValueError(f"reliability needs values in [0, 1], received {v.min()} to {v.max()}; normalise the reward first")
+    column = np.minimum((v * bins).astype(int), bins - 1)
+    found = []
+    for number in range(bins):
+        inside = column == number
+        n = int(inside.sum())
+        mean, fraction = (float(v[inside].mean()), float(truth[inside].mean())) if n else (None, None)
+        found.append(Bin(number / bins, (number + 1) / bins, n, mean, fraction))
+    return tuple(found)
+
+
+def expected_calibration_error(columns: Sequence[Bin]) -> float | None:
+    """ECE of a reliability curve, in [0, 1]; None when the curve is empty."""
+    total = sum(column.n for column in columns)
+    if not total:
+        return None
+    return sum(column.n / total * abs(column.mean_value - column.share_normal) for column in columns if column.n)
+
+
+def auroc(values: Sequence[float], normal: Sequence[bool]) -> float | None:
+    """P(a normal video scores above an anomalous one), ties one half; None when one of the classes is missing."""
+    from scipy.stats import rankdata
+
+    v, truth = np.asarray(values, dtype=float), np.asarray(normal, dtype=bool)
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    if not positives or not negatives:
+        return None
+    ranks = rankdata(v)
+    return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def operating_point(values: Sequence[float], normal: Sequence[bool], *, false_alarm_rate: float) -> OperatingPoint:
+    """The largest threshold that calls at most ``false_alarm_rate`` of the normal videos abnormal, and its recall of anomalies.
+
+    Raises ``ValueError`` unless the rate lies in [0, 1).
+    """
+    if not 0 <= false_alarm_rate < 1:
+        raise ValueError(f"false_alarm_rate must lie in [0, 1), received {false_alarm_rate}; 0.05 is one false alarm in twenty")
+    v, truth = np.asarray(values, dtype=float), np.asarray(normal, dtype=bool)
+    good, bad = np.sort(v[truth]), v[~truth]
+    if not good.size:
+        return OperatingPoint(false_alarm_rate, None, None, None)
+    allowed = int(np.floor(false_alarm_rate * good.size + 1e-9))
+    threshold = float(good[allowed])  # exactly the videos strictly below it are called abnormal: at most `allowed` normal ones
+    return OperatingPoint(
+        false_alarm_rate,
+        threshold,
+        share(int((good < threshold).sum()), int(good.size)),
+        share(int((bad < threshold).sum()), int(bad.size)) if bad.size else None,
+    )
+
+
+def calibrate(values: Sequence[float], truth: Sequence[Status], *, false_alarm_rate: float = 0.05) -> Calibration:
+    """Everything in this file for one judge. ``values`` are finite; leave unscored videos out, and count them.
+
+    Raises ``ValueError`` for a value that is not finite, or when the two differ in length.
+    """
+    if len(values) != len(truth):
+        raise ValueError(f"calibrate needs one truth per value, received {len(values)} values and {len(truth)} truths")
+    v = np.asarray(values, dtype=float)
+    if not np.isfinite(v).all():
+        raise ValueError("calibrate received a value that is not finite; leave unscored videos out and count them")
+    normal = [status == "normal" for status in truth]
+    bounded = bool(v.size) and bool(((v >= 0) & (v <= 1)).all())
+    columns = reliability(v, normal) if bounded else ()
+    note = "" if bounded or not v.size else f"no ECE: values run from {v.min():.3g} to {v.max():.3g}, not inside [0, 1]"
+    if not v.size:
+        note = "no ECE: no video has a value"
+    return Calibration(
+        expected_calibration_error(columns),
+        columns,
+        auroc(v, normal),
+        operating_point(v, normal, false_alarm_rate=false_alarm_rate),
+        int(v.size),
+        note,
+    )

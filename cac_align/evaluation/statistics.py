@@ -1,0 +1,210 @@
+"""Intervals, paired tests and agreement: thin, named doors to scipy and krippendorff, so that every report counts the same way.
+
+share (Wilson) · mean_interval, counts_interval (bootstrap) · mcnemar, paired_permutation · alpha (Krippendorff)
+
+Nothing here invents a number: an estimate over nothing is None, never 0 and never NaN.
+Sources: Wilson 1927; Efron 1979 (percentile bootstrap); McNemar 1947, exact form; Krippendorff 2011 (alpha).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, the interval around it, and how many cases it rests on. ``value`` is None when there were none."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "–"
+        return f"{self.value:.3f}" if self.low is None else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+NOTHING = Estimate(None, None, None, 0)
+
+
+def share(hits: int, n: int, *, confidence: float = 0.95) -> Estimate:
+    """hits / n with its Wilson score interval (which never leaves [0, 1] and does not collapse at 0 of n).
+
+    Raises ``ValueError`` unless 0 ≤ hits ≤ n.
+    """
+    from scipy.stats import binomtest
+
+    if not 0 <= hits <= n:
+        raise ValueError(f"share needs 0 <= hits <= n, received hits={hits}, n={n}")
+    if n == 0:
+        return NOTHING
+    interval = binomtest(hits, n).proportion_ci(confidence, method="wilson")
+    return Estimate(hits / n, float(interval.low), float(interval.high), n)
+
+
+def mean_interval(values: Sequence[float], *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0) -> Estimate:
+    """The mean with its percentile bootstrap interval (scipy). One value, or equal ones, give an interval of zero width.
+
+    Raises ``ValueError`` for a value that is not finite: a missing score must be left out, and counted, by the caller.
+    """
+    from scipy.stats import bootstrap
+
+    sample = np.asarray(values, dtype=float)
+    if sample.ndim != 1:
+        raise ValueError(f"mean_interval needs a flat list of numbers, received shape {sample.shape}")
+    if not np.isfinite(sample).all():
+        raise ValueError("mean_interval received a value that is not finite; leave unscored videos out and count them")
+    if sample.size == 0:
+        return NOTHING
+    mean = float(sample.mean())
+    if np.all(sample == sample[0]):
+        return Estimate(mean, mean, mean, int(sample.size))
+    result = bootstrap(
+        (sample,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, 2_000_000 // sample.size),
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    low, high = result.confidence_interval
+    return Estimate(mean, float(low), float(high), int(sample.size))
+
+
+def counts_interval(
+    groups: Sequence[tuple[int, int]],
+    statistic: Callable[..., np.ndarray],
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of a statistic that depends on the videos only through counts of hits per group.
+
+    groups: (hits, n) per group; resampling the n videos of a group with replacement is drawing hits* ~ Binomial(n, hits / n), so
+    the draw is exact and costs nothing. Groups are resampled apart because a benchmark fixes its class sizes by design.
+    statistic: receives one array of hits* per group, shape (resamples,), returns shape (resamples,). Undefined draws (NaN, e.g. a
+    precision without a prediction) are left out; None when most draws are undefined.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = [rng.binomial(n, hits / n, size=resamples) if n else np.zeros(resamples, dtype=int) for hits, n in groups]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = np.asarray(statistic(*drawn), dtype=float)
+    values = values[np.isfinite(values)]
+    if values.size <= resamples / 2:
+        return None
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Two things measured on the same cases. ``only_first``/``only_second``: cases that only one of them got.
+
+    ``difference`` is second − first, in the unit of the measure; ``p_value`` is two-sided.
+    """
+
+    name: str
+    n: int
+    difference: float | None
+    p_value: float | None
+    only_first: int | None = None
+    only_second: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
+    """McNemar's exact test on paired yes/no outcomes: do the discordant pairs fall to one side more than a coin would?
+
+    Raises ``ValueError`` when the two differ in length.
+    """
+    from scipy.stats import binomtest
+
+    if len(first) != len(second):
+        raise ValueError(f"mcnemar needs paired outcomes, received {len(first)} and {len(second)}")
+    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
+    n = len(a)
+    if n == 0:
+        return PairedTest("McNemar, exact", 0, None, None, 0, 0)
+    discordant = only_first + only_second
+    p_value = 1.0 if discordant == 0 else float(binomtest(only_second, discordant, 0.5).pvalue)
+    return PairedTest("McNemar, exact", n, (only_second - only_first) / n, p_value, only_first, only_second)
+
+
+def paired_permutation(first: Sequence[float], second: Sequence[float], *, resamples: int = 9999, seed: int = 0) -> PairedTest:
+    """Sign-flip permutation test on the mean paired difference, second − first (scipy; exact where 2^n ≤ ``resamples``).
+
+    Raises ``ValueError`` when the two differ in length or hold a value that is not finite.
+    """
+    from scipy.stats import permutation_test
+
+    if len(first) != len(second):
+        raise ValueError(f"paired_permutation needs paired values, received {len(first)} and {len(second)}")
+    differences = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
+    if not np.isfinite(differences).all():
+        raise ValueError("paired_permutation received a value that is not finite; leave incomplete pairs out and count them")
+    n = differences.size
+    if n == 0:
+        return PairedTest("paired permutation", 0, None, None)
+    if n == 1:  # scipy needs two cases; with one, both signs are equally extreme
+        return PairedTest("paired permutation", 1, float(differences[0]), 1.0)
+    result = permutation_test(
+        (differences,),
+        lambda d, axis: np.mean(d, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, 2_000_000 // n),
+        rng=np.random.default_rng(seed),
+    )
+    return PairedTest("paired permutation", n, float(differences.mean()), float(result.pvalue))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Krippendorff's alpha over units judged by at least two raters: 1 perfect, 0 chance. None with the reason in ``note``."""
+
+    alpha: float | None
+    units: int
+    raters: int
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def alpha(ratings: Mapping[str, Mapping[str, Any]]) -> Agreement:
+    """Krippendorff's alpha for nominal ratings, ``ratings[rater][unit] = category``; units rated once are left out.
+
+    Where every rating is the same category, alpha is undefined (nothing could have disagreed): None, and the note says so.
+    """
+    import krippendorff
+
+    units = sorted({unit for row in ratings.values() for unit in row})
+    shared = [unit for unit in units if sum(unit in row for row in ratings.values()) >= 2]
+    if len(ratings) < 2 or not shared:
+        return Agreement(None, len(shared), len(ratings), "agreement needs at least two raters on the same video")
+    categories = sorted({row[unit] for row in ratings.values() for unit in shared if unit in row}, key=str)
+    if len(categories) < 2:
+        return Agreement(
+            None, len(shared), len(ratings), f"every rating is {categories[0]!r}: alpha is undefined without variation"
+        )
+    code = {category: float(number) for number, category in enumerate(categories)}
+    table = [[code[row[unit]] if unit in row else math.nan for unit in shared] for row in ratings.values()]
+    value = krippendorff.alpha(reliability_data=np.array(table), level_of_measurement="nominal")
+    return Agreement(float(value), len(shared), len(ratings))

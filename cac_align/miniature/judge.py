@@ -1,0 +1,293 @@
+"""The small Qwen3-VL that judges clips of the miniature world: real classes, small numbers, one folder that loads everywhere.
+
+texts → byte-pair merges → tokenizer + ChatML template → Qwen3VLProcessor ─┐
+size → Qwen3VLConfig → Qwen3VLForConditionalGeneration ────────────────────┴→ folder for AutoProcessor / from_pretrained
+
+The tokenizer is a byte-level BPE with Qwen's special tokens. Like Qwen's own table it has no token ``abnormal``: inside quotes the
+word is ``ab`` + ``normal``, and that second part is the very token of ``normal`` (see ``cac_align.cac.readout`` for the trap it sets).
+Its pre-tokenizer keeps a JSON key, a "Frame n" mark and a time stamp in one piece each, so that answers stay short.
+The merges are counted here, in thirty lines, because they must come out the same on every machine.
+
+Source: Qwen3-VL as in transformers (vision patches, deepstack, interleaved M-RoPE, time stamps as text); BPE after Sennrich et al. 2016.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen2VLImageProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
+
+SPECIAL_TOKENS: tuple[str, ...] = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+"""Qwen's special tokens, in the order of its table."""
+
+PIECES = "|".join(
+    (
+        r"<\p{N}+\.\p{N} seconds>",  # the time stamp that Qwen3VLProcessor writes before each pair of frames
+        r' ?[{]?"?Frame \p{N}{1,3}(?:"?:(?: \[+)?)?',  # "Frame 12", "Frame 12:", and a box's key "Frame 12": [
+        r" ?Step \p{N}:",
+        r' ?[\[{]*"[\p{L} ]+":',  # a JSON key; the value after it starts a piece of its own, as in Qwen's table
+        r"[\p{N}]{1,4}",
+        r" ?\p{L}+",
+        r"[^\s\p{L}\p{N}]+ (?=\p{N})",  # ", " between two numbers
+        r" ?[^\s\p{L}\p{N}]+",
+        r"\s+",
+    )
+)
+"""The pre-tokenizer: what a merge may never cross. A quote that opens a value is always cut from the word behind it."""
+
+_FIRST_MERGES = (("n", "o"), ("no", "r"), ("nor", "m"), ("norm", "a"), ("norma", "l"), ("a", "b"))
+_NEVER_MERGED = frozenset({"abnormal"})
+
+CHAT_TEMPLATE = """{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{% if message.content is string -%}
+{{ message.content }}
+{%- else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'image' -%}
+<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part.type == 'video' -%}
+<|vision_start|><|video_pad|><|vision_end|>
+{%- else -%}
+{{ part.text }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}"""
+"""ChatML with Qwen3-VL's placeholders for images and videos."""
+
+
+@dataclass(frozen=True)
+class JudgeSize:
+    """The numbers that make the judge small. ``patch_px`` × ``merge`` pixels squared become one visual token.
+
+    text_*: the language model; vision_*: the image encoder; deepstack: encoder layers whose features also enter the first
+    language layers. min_pixels, max_pixels: bounds of height × width × frames, to which clips are resized (aspect kept).
+    """
+
+    text_hidden: int = 96
+    text_layers: int = 3
+    text_heads: int = 4
+    text_kv_heads: int = 4
+    text_intermediate: int = 256
+    vision_hidden: int = 64
+    vision_depth: int = 3
+    vision_heads: int = 4
+    vision_intermediate: int = 192
+    deepstack: tuple[int, ...] = (0, 1)
+    patch_px: int = 8
+    merge: int = 2
+    min_pixels: int = 2 * 32 * 32
+    max_pixels: int = 49 * 64 * 64
+    num_merges: int = 700
+
+
+def train_merges(texts: Iterable[str], num_merges: int) -> list[tuple[str, str]]:
+    """Byte-pair merges, most frequent pair first, ties to the alphabetically smaller pair; starts with those of "normal" and "ab".
+
+    Stops early when no pair occurs twice. Deterministic: depends on the multiset of texts only.
+    """
+    split = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"), _byte_level()])
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(piece for piece, _ in split.pre_tokenize_str(text))
+    words = [(list(piece), count) for piece, count in sorted(counts.items())]
+    merges: list[tuple[str, str]] = []
+    for pair in _FIRST_MERGES:
+        merges.append(pair)
+        _merge(words, pair)
+    while len(merges) < num_merges:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for symbols, count in words:
+            for pair in zip(symbols, symbols[1:], strict=False):
+                if pair[0] + pair[1] not in _NEVER_MERGED:
+                    pairs[pair] += count
+        if not pairs:
+            break
+        best, count = min(pairs.items(), key=lambda item: (-item[1], item[0]))
+        if count < 2:
+            break
+        merges.append(best)
+        _merge(words, best)
+    return merges
+
+
+def _merge(words: list[tuple[list[str], int]], pair: tuple[str, str]) -> None:
+    for symbols, _ in words:
+        position = 0
+        while position < len(symbols) - 1:
+            if (symbols[position], symbols[position + 1]) == pair:
+                symbols[position : position + 2] = [pair[0] + pair[1]]
+            position += 1
+
+
+def _byte_level() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+
+def build_tokenizer(texts: Iterable[str], num_merges: int = JudgeSize.num_merges) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer for these texts: 256 bytes, at most ``num_merges`` merges, Qwen's special tokens last."""
+    merges = train_merges(texts, num_merges)
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet()) + [left + right for left, right in merges]
+    vocabulary: dict[str, int] = {}
+    for symbol in symbols:
+        vocabulary.setdefault(symbol, len(vocabulary))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"), _byte_level()])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        additional_special_tokens=list(SPECIAL_TOKENS),
+        model_max_length=32768,
+    )
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast, size: JudgeSize = JudgeSize()) -> Qwen3VLProcessor:
+    """Qwen3-VL's own processor with this tokenizer and the judge's patch size; frames are taken as given, never resampled."""
+    pixels = {"shortest_edge": size.min_pixels, "longest_edge": size.max_pixels}
+    per_frame = {"shortest_edge": size.min_pixels // 2, "longest_edge": 2 * 64 * 64}
+    numbers: dict[str, Any] = {"patch_size": size.patch_px, "merge_size": size.merge, "temporal_patch_size": 2}
+    normalise = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    return Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=per_frame, **numbers, **normalise),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(size=pixels, do_sample_frames=False, cap_pixels_per_frame=False, **numbers, **normalise),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, size: JudgeSize = JudgeSize(), *, seed: int = 0
+) -> Qwen3VLForConditionalGeneration:
+    """A Qwen3-VL of this size with fresh weights (fp32, drawn from ``seed``), in evaluation mode."""
+    head_dim = size.text_hidden // size.text_heads
+    third = head_dim // 6
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": -(-len(tokenizer) // 32) * 32,
+            "hidden_size": size.text_hidden,
+            "intermediate_size": size.text_intermediate,
+            "num_hidden_layers": size.text_layers,
+            "num_attention_heads": size.text_heads,
+            "num_key_value_heads": size.text_kv_heads,
+            "head_dim": head_dim,
+            "max_position_embeddings": 4096,
+            "initializer_range": 0.04,
+            # A third of the frequencies each for time, height and width (full size: 24, 20, 20 of 64).
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "mrope_section": [head_dim // 2 - 2 * third, third, third],
+                "mrope_interleaved": True,
+            },
+            "tie_word_embeddings": True,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config={
+            "depth": size.vision_depth,
+            "hidden_size": size.vision_hidden,
+            "intermediate_size": size.vision_intermediate,
+            "num_heads": size.vision_heads,
+            "patch_size": size.patch_px,
+            "spatial_merge_size": size.merge,
+            "temporal_patch_size": 2,
+            "out_hidden_size": size.text_hidden,
+            "num_position_embeddings": (64 // size.patch_px) ** 2,
+            "deepstack_visual_indexes": list(size.deepstack),
+            "initializer_range": 0.04,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3VLForConditionalGeneration(config)
+    model.generation_config = generation_config(tokenizer)
+    return model.eval()
+
+
+def generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
+    """Greedy, ends at <|im_end|>, and never writes a vision placeholder or a turn mark: a sampled <|video_pad|> would make the
+    next forward pass look for pixels that do not exist."""
+    return GenerationConfig(
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=[tokenizer.convert_tokens_to_ids(t) for t in SPECIAL_TOKENS if t not in ("<|im_end|>", "<|endoftext|>")],
+    )
+
+
+def write_folder(
+    folder: str | Path,
+    model: Qwen3VLForConditionalGeneration,
+    processor: Qwen3VLProcessor,
+    *,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write model (safetensors, in ``dtype``), processor and generation settings as one folder for ``from_pretrained``.
+
+    The model in memory keeps its own precision. Raises ``ValueError`` when a weight does not fit into ``dtype``.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"weight {name} is not finite in {dtype}; the training diverged, or write the folder in float32")
+    config = model.config
+    kept = config.dtype
+    try:
+        config.dtype = dtype
+        model.save_pretrained(folder, state_dict=weights, max_shard_size="100MB")
+    finally:
+        config.dtype = kept
+    processor.save_pretrained(folder)
+
+
+def num_parameters(model: Qwen3VLForConditionalGeneration) -> int:
+    """How many numbers the model has, the tied word table counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,512 @@
+"""Train the small Wan: first its VAE, then text encoder and DiT together by flow matching. Both stop and resume anywhere.
+
+recipes/miniature/vae.yaml  world clips, rendered as they are needed → AutoencoderKLWan (L1 + gradients + KL) → latent mean and std
+recipes/miniature/wan.yaml  clips encoded once (fp16 shards) → x_σ = (1 − σ) x0 + σ ε, v = ε − x0, MSE of v → WanPipeline folder
+
+    python -m cac_align.miniature.train_wan recipes/miniature/vae.yaml [key=value …]
+    python -m cac_align.miniature.train_wan recipes/miniature/wan.yaml [key=value …]
+
+Everything random in step n is drawn from a generator seeded by (seed, n), so a run that was killed goes on exactly as if it had not
+been: a checkpoint holds weights, their running average, the optimizer and the number of the step. On one machine and thread count
+the same recipe gives the same weights to the last bit; another processor or torch build rounds differently.
+Sources: flow matching with logit-normal times, Esser et al. 2024 (arXiv 2403.03206) Sec. 3.1; the shift as in Wan (arXiv 2503.20314).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from cac_align.miniature.wan import MiniWan, build_pipeline, build_vae, save_pipeline
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Optimisation of one job. Steps are optimizer steps; ``lr`` rises over ``warmup`` steps and falls on a cosine to a twentieth.
+
+    threads: torch threads (on a shared machine one is often the fastest). save_every, log_every: steps.
+    """
+
+    steps: int = 1000
+    batch: int = 16
+    lr: float = 1e-3
+    warmup: int = 50
+    weight_decay: float = 0.0
+    beta2: float = 0.99
+    clip_norm: float = 1.0
+    ema: float = 0.99
+    save_every: int = 100
+    log_every: int = 20
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class VaeRecipe:
+    """Job ``vae``. Clip seeds are first_clip, first_clip + 1, …, all inside the world's training range.
+
+    frames: length of a training clip, cut at a random place; every ``long_every``-th step sees whole clips at half the batch, because
+    the causal decoder drifts in frames it never reached in training. motion_weight: how much more a pixel counts that differs from the
+    clip's temporal median. kl: weight of the KL term per latent value. measure: clips for PSNR and for the latents' mean and std.
+    """
+
+    job: str = "vae"
+    out: str = "runs/miniature/vae"
+    seed: int = 0
+    first_clip: int = 0
+    frames: int = 17
+    long_every: int = 4
+    anomalous: float = 0.4
+    motion_weight: float = 4.0
+    gradient_weight: float = 0.5
+    kl: float = 1e-4
+    measure: int = 128
+    model: MiniWan = field(default_factory=MiniWan)
+    schedule: Schedule = field(default_factory=Schedule)
+
+
+@dataclass(frozen=True)
+class WanRecipe:
+    """Job ``wan``. ``vae`` is the folder the first job wrote; ``clips`` are encoded once and kept in ``out/latents``.
+
+    anomalous: share of training clips with an anomaly. empty_prompts: share trained without a prompt, for guidance.
+    time_mean, time_std: logit-normal density of σ before the shift. The rest is how finished weights are sampled by default.
+    evaluate_every: steps between evaluations of ``evaluate_clips`` generated clips by the oracle (0: only at the end).
+    """
+
+    job: str = "wan"
+    out: str = "runs/miniature/wan"
+    vae: str = "runs/miniature/vae/final"
+    seed: int = 0
+    first_clip: int = 0
+    clips: int = 4000
+    anomalous: float = 0.4
+    empty_prompts: float = 0.1
+    time_mean: float = 0.0
+    time_std: float = 1.0
+    num_inference_steps: int = 10
+    guidance_scale: float = 2.0
+    evaluate_every: int = 500
+    evaluate_clips: int = 48
+    model: MiniWan = field(default_factory=MiniWan)
+    schedule: Schedule = field(default_factory=Schedule)
+
+
+def read_recipe(path: Path, overrides: Sequence[str]) -> VaeRecipe | WanRecipe:
+    """A recipe file with ``key=value`` overrides. Raises ``ValueError`` for an unknown key (naming the nearest) or a bad value."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not path.is_file():
+        raise ValueError(f"{path}: no such recipe; expected recipes/miniature/vae.yaml or recipes/miniature/wan.yaml")
+    given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+    jobs = {"vae": VaeRecipe, "wan": WanRecipe}
+    if given.get("job") not in jobs:
+        raise ValueError(f"{path}: job must be one of {', '.join(jobs)}; received {given.get('job')!r}")
+    _check_keys(OmegaConf.to_container(given), jobs[given.job], str(path))
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(jobs[given.job]), given))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {error.msg or error}") from error
+
+
+def _check_keys(given: dict[str, Any], recipe: type, where: str) -> None:
+    known = {f.name: f for f in fields(recipe)}
+    for key, value in given.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
+            raise ValueError(f"{where}: unknown key {key!r}; {hint}")
+        nested = {"model": MiniWan, "schedule": Schedule}.get(key)
+        if nested and isinstance(value, dict):
+            _check_keys(value, nested, f"{where}: {key}")
+
+
+# ── the loop both jobs share ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Run:
+    """A resumable optimisation: modules, their running average, the optimizer and the step. ``go`` takes the steps that remain."""
+
+    def __init__(self, out: Path, modules: dict[str, nn.Module], schedule: Schedule, recipe: VaeRecipe | WanRecipe) -> None:
+        self.out, self.modules, self.schedule = out, modules, schedule
+        self.recipe = {name: value for name, value in asdict(recipe).items() if name != "out"}
+        self.step = 0
+        self.parameters = [p for module in modules.values() for p in module.parameters()]
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=schedule.lr, betas=(0.9, schedule.beta2), weight_decay=schedule.weight_decay
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / "checkpoint.pt").is_file():
+            self._restore()
+
+    def _restore(self) -> None:
+        saved = torch.load(self.out / "checkpoint.pt", map_location="cpu", weights_only=True)
+        changed = sorted(name for name, value in self.recipe.items() if json.dumps(value) != json.dumps(saved["recipe"].get(name)))
+        if changed:
+            raise ValueError(
+                f"{self.out}: holds a run of another recipe ({', '.join(changed)} differ); choose another out=, or remove the folder"
+            )
+        for name, module in self.modules.items():
+            module.load_state_dict(saved["modules"][name])
+        for average, stored in zip(self.average, saved["average"], strict=True):
+            average.copy_(stored)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step = saved["step"]
+
+    def save(self) -> None:
+        """Write the checkpoint next to its place and move it there: a kill leaves the old one or the new one, never half of one."""
+        state = {
+            "step": self.step,
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "recipe": self.recipe,
+        }
+        torch.save(state, self.out / "checkpoint.tmp")
+        os.replace(self.out / "checkpoint.tmp", self.out / "checkpoint.pt")
+
+    def go(
+        self,
+        loss_at: Callable[[int], tuple[Tensor, dict[str, float]]],
+        *,
+        stop_at: int | None = None,
+        after: Callable[[int], None] | None = None,
+    ) -> bool:
+        """Take the remaining steps, up to ``stop_at``; True when the schedule is finished. ``after(step)`` runs after each step."""
+        s = self.schedule
+        began = time.time()
+        while self.step < s.steps and (stop_at is None or self.step < stop_at):
+            for group in self.optimizer.param_groups:
+                group["lr"] = s.lr * learning_rate_factor(self.step, s.steps, s.warmup)
+            loss, numbers = loss_at(self.step)
+            if not torch.isfinite(loss):
+                raise ValueError(f"step {self.step}: the loss is {loss.item()}; lower schedule.lr and resume from the last checkpoint")
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(self.parameters, s.clip_norm)
+            self.optimizer.step()
+            self.step += 1
+            # A young average would remember the random weights for long; it starts short and lengthens to ``ema``.
+            keep = min(s.ema, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - keep)
+            if self.step % s.log_every == 0 or self.step == s.steps:
+                self.log({"loss": loss.item(), "norm": float(norm), "seconds": round(time.time() - began, 1), **numbers})
+            if self.step % s.save_every == 0 or self.step in (s.steps, stop_at):
+                self.save()
+            if after is not None:
+                after(self.step)
+        return self.step >= s.steps
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a row to ``log.jsonl`` and show it on stderr."""
+        row = {"step": self.step, **{k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}}
+        with (self.out / "log.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), file=sys.stderr, flush=True)
+
+    def averaged(self) -> _Averaged:
+        """``with run.averaged():`` the modules hold the running average of their weights."""
+        return _Averaged(self)
+
+
+class _Averaged:
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *exc: object) -> None:
+        self._swap()
+
+    def _swap(self) -> None:
+        with torch.no_grad():
+            for p, average in zip(self.run.parameters, self.run.average, strict=True):
+                kept = p.detach().clone()
+                p.copy_(average)
+                average.copy_(kept)
+
+
+def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
+    """Linear warm-up, then a cosine from 1 to 1/20 at the last step."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - 1 - warmup)
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The source of everything random in one step; a function of its two numbers alone."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+# ── data ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def training_clip(seed: int, anomalous: float) -> tuple[UInt8[np.ndarray, "T H W 3"], str]:
+    """One Studio clip of the world and its prompt; a share ``anomalous`` of the seeds shows an anomaly."""
+    from cac_align.miniature.world import STUDIO, make_clip
+
+    clip = make_clip(seed, STUDIO)
+    return clip.frames, clip.prompt
+
+
+def to_signal(pixels: UInt8[np.ndarray, "*batch T H W 3"]) -> Float[Tensor, "*batch 3 T H W"]:
+    """uint8 pixels as the VAE's input: floats in [−1, 1], channels before time."""
+    return torch.from_numpy(pixels).movedim(-1, -4).float() / 127.5 - 1
+
+
+# ── the VAE ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def decode_unclamped(vae: nn.Module, latents: Float[Tensor, "B C t h w"]) -> Float[Tensor, "B 3 T H W"]:
+    """``vae.decode`` without its clamp to [−1, 1], whose gradient is zero outside: a saturated pixel could never come back."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+    vae.clear_cache()
+    hidden = vae.post_quant_conv(latents)
+    pieces = []
+    for index in range(hidden.shape[2]):
+        vae._conv_idx = [0]
+        piece = hidden[:, :, index : index + 1]
+        pieces.append(vae.decoder(piece, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0))
+    vae.clear_cache()
+    return unpatchify(torch.cat(pieces, 2), patch_size=vae.config.patch_size)
+
+
+def reconstruction_loss(
+    made: Float[Tensor, "B 3 T H W"], target: Float[Tensor, "B 3 T H W"], motion_weight: float, gradient_weight: float
+) -> Tensor:
+    """Weighted L1 on pixels, on their 4 × 4 means and on their differences in space and time.
+
+    A pixel weighs 1 + motion_weight · min(1, 4 · |x − median over time of x|): the background fills the frame, the entity is the point.
+    """
+    away = (target - target.median(dim=2, keepdim=True).values).abs().amax(dim=1, keepdim=True)
+    weight = 1 + motion_weight * (4 * away).clamp(max=1)
+    weight = weight / weight.mean()
+    error = made - target
+    loss = (weight * error.abs()).mean()
+    if gradient_weight:
+        coarse = F.avg_pool3d(error * weight, (1, 4, 4)).abs().mean()
+        edges = (error.diff(dim=-1).abs() * weight[..., 1:]).mean() + (error.diff(dim=-2).abs() * weight[..., 1:, :]).mean()
+        change = (error.diff(dim=2).abs() * weight[:, :, 1:]).mean()
+        loss = loss + gradient_weight * (coarse + 0.5 * edges + 0.5 * change)
+    return loss
+
+
+def train_vae(recipe: VaeRecipe, *, stop_at: int | None = None) -> Path | None:
+    """Run job ``vae``; returns the folder of the finished VAE, or None when stopped before the end."""
+    torch.set_num_threads(recipe.schedule.threads)
+    out = Path(recipe.out)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        vae = build_vae(recipe.model).train()
+    run = Run(out, {"vae": vae}, recipe.schedule, recipe)
+
+    def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = step_generator(recipe.seed, step)
+        whole = recipe.long_every > 0 and step % recipe.long_every == recipe.long_every - 1
+        count = max(1, recipe.schedule.batch // 2) if whole else recipe.schedule.batch
+        clips = []
+        for position in range(count):
+            pixels, _ = training_clip(recipe.first_clip + step * recipe.schedule.batch + position, recipe.anomalous)
+            room = 0 if whole else len(pixels) - recipe.frames
+            start = int(torch.randint(room + 1, (), generator=generator))
+            clips.append(pixels[start : start + (len(pixels) if whole else recipe.frames)])
+        target = to_signal(np.stack(clips))
+        posterior = vae.encode(target).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator)
+        made = decode_unclamped(vae, posterior.mean + posterior.std * noise)
+        kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+        loss = reconstruction_loss(made, target, recipe.motion_weight, recipe.gradient_weight)
+        numbers = {"psnr": psnr(made.detach(), target), "kl": kl.item(), "std": posterior.std.mean().item()}
+        return loss + recipe.kl * kl, numbers
+
+    if not run.go(loss_at, stop_at=stop_at):
+        return None
+    with run.averaged():
+        return finish_vae(vae.eval(), recipe, run)
+
+
+def psnr(made: Tensor, target: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of signals in [−1, 1], the made one clamped as ``vae.decode`` does."""
+    return float(10 * torch.log10(4 / ((made.clamp(-1, 1) - target) ** 2).mean()))
+
+
+@torch.no_grad()
+def finish_vae(vae: nn.Module, recipe: VaeRecipe, run: Run) -> Path:
+    """Measure PSNR and the latents' mean and std on unseen clips, write them into the config, save the folder ``out/final``."""
+    first = recipe.first_clip + recipe.schedule.steps * recipe.schedule.batch
+    latents, values, moving = [], [], []
+    for seed in range(first, first + recipe.measure):
+        target = to_signal(training_clip(seed, recipe.anomalous)[0])[None]
+        mode = vae.encode(target).latent_dist.mode()
+        made = vae.decode(mode).sample
+        latents.append(mode)
+        values.append(psnr(made, target))
+        away = (target - target.median(dim=2, keepdim=True).values).abs().amax(dim=1, keepdim=True) > 0.2
+        away = away.expand_as(target)
+        if away.any():
+            moving.append(psnr(made[away], target[away]))
+    joined = torch.cat(latents)
+    mean, std = joined.mean(dim=(0, 2, 3, 4)), joined.std(dim=(0, 2, 3, 4))
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+    vae.save_pretrained(Path(recipe.out) / "final")
+    run.log({"psnr_held_out": float(np.mean(values)), "psnr_moving": float(np.mean(moving)), "latent_std": std.mean().item()})
+    return Path(recipe.out) / "final"
+
+
+# ── text encoder and DiT ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@torch.no_grad()
+def encode_clips(vae: nn.Module, recipe: WanRecipe, shard: int = 250) -> tuple[Float[Tensor, "N C t h w"], list[str]]:
+    """Normalised latents (fp16) and prompts of all training clips; shards already in ``out/latents`` are not encoded again."""
+    mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (vae.config.latents_mean, vae.config.latents_std))
+    folder = Path(recipe.out) / "latents"
+    folder.mkdir(parents=True, exist_ok=True)
+    latents, prompts = [], []
+    for first in range(0, recipe.clips, shard):
+        file = folder / f"{first:06d}.npz"
+        if not file.is_file():
+            clips = [training_clip(recipe.first_clip + n, recipe.anomalous) for n in range(first, min(first + shard, recipe.clips))]
+            made = [vae.encode(to_signal(np.stack([c[0] for c in clips[n : n + 8]]))).latent_dist.mode() for n in range(0, len(clips), 8)]
+            packed = ((torch.cat(made) - mean) / std).half().numpy()
+            with file.with_suffix(".tmp").open("wb") as opened:
+                np.savez(opened, latents=packed, prompts=np.array([c[1] for c in clips]))
+            os.replace(file.with_suffix(".tmp"), file)
+            print(f"encoded {first + len(clips)} of {recipe.clips} clips", file=sys.stderr, flush=True)
+        with np.load(file) as stored:
+            latents.append(torch.from_numpy(stored["latents"]))
+            prompts.extend(stored["prompts"].tolist())
+    return torch.cat(latents), prompts
+
+
+def embed(encoder: nn.Module, ids: Int[Tensor, "B L"], mask: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
+    """Prompt embeddings as ``WanPipeline`` makes them: zero after the end of the prompt, and attended to nevertheless."""
+    return encoder(ids, mask).last_hidden_state * mask[..., None]
+
+
+def draw_sigmas(count: int, recipe: WanRecipe, generator: torch.Generator) -> Float[Tensor, "B"]:
+    """Noise levels in (0, 1): logit-normal, then shifted as the sampler shifts its schedule."""
+    u = torch.sigmoid(recipe.time_mean + recipe.time_std * torch.randn(count, generator=generator))
+    shift = recipe.model.flow_shift
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def train_wan(recipe: WanRecipe, *, stop_at: int | None = None) -> Path | None:
+    """Run job ``wan``; returns the finished pipeline folder, or None when stopped before the end."""
+    from diffusers import AutoencoderKLWan
+
+    from cac_align.miniature.world import VOCABULARY
+
+    torch.set_num_threads(recipe.schedule.threads)
+    out = Path(recipe.out)
+    if not (Path(recipe.vae) / "config.json").is_file():
+        raise ValueError(f"{recipe.vae}: no trained VAE there; run recipes/miniature/vae.yaml first, or pass vae=FOLDER")
+    pipeline = build_pipeline(recipe.model, VOCABULARY, recipe.seed)
+    vae = AutoencoderKLWan.from_pretrained(recipe.vae, torch_dtype=torch.float32).eval()
+    pipeline.register_modules(vae=vae)
+    latents, prompts = encode_clips(vae, recipe)
+    encoder, transformer = pipeline.text_encoder.train(), pipeline.transformer.train()
+    tokens = pipeline.tokenizer(
+        ["", *prompts], padding="max_length", max_length=recipe.model.prompt_tokens, truncation=True, return_tensors="pt"
+    )
+    run = Run(out, {"text_encoder": encoder, "transformer": transformer}, recipe.schedule, recipe)
+    batch = recipe.schedule.batch
+
+    def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = step_generator(recipe.seed, step)
+        chosen = epoch_indices(len(prompts), step * batch, batch, recipe.seed)
+        clean = latents[chosen].float()
+        rows = torch.where(torch.rand(batch, generator=generator) < recipe.empty_prompts, 0, chosen + 1)
+        sigma = draw_sigmas(batch, recipe, generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        level = sigma.view(-1, 1, 1, 1, 1)
+        text = embed(encoder, tokens.input_ids[rows], tokens.attention_mask[rows])
+        flow = transformer((1 - level) * clean + level * noise, sigma * 1000, text, return_dict=False)[0]
+        return F.mse_loss(flow, noise - clean), {}
+
+    def after(step: int) -> None:
+        if recipe.evaluate_every and step % recipe.evaluate_every == 0 and step < recipe.schedule.steps:
+            with run.averaged():
+                run.log(evaluate(save_final(pipeline, recipe, out / "latest"), recipe))
+
+    if not run.go(loss_at, stop_at=stop_at, after=after):
+        return None
+    with run.averaged():
+        folder = save_final(pipeline, recipe, out / "final")
+        if recipe.evaluate_clips:
+            run.log(evaluate(folder, recipe))
+    return folder
+
+
+def epoch_indices(count: int, start: int, batch: int, seed: int) -> Int[Tensor, "batch"]:
+    """Positions start … start + batch − 1 of an endless stream that goes through all ``count`` clips in a new order each time."""
+    picked = []
+    for epoch in range(start // count, (start + batch - 1) // count + 1):
+        order = torch.randperm(count, generator=step_generator(seed + 1, epoch))
+        picked.append(order[max(0, start - epoch * count) : start + batch - epoch * count])
+    return torch.cat(picked)
+
+
+def save_final(pipeline: Any, recipe: WanRecipe, folder: Path) -> Path:
+    """Write the pipeline with half-precision weights and the numbers it is sampled with; training goes on in single precision."""
+    import copy
+
+    frozen = copy.deepcopy(pipeline)
+    for module in (frozen.text_encoder, frozen.transformer, frozen.vae):
+        module.eval().half()
+    clip, _ = training_clip(recipe.first_clip, recipe.anomalous)
+    defaults = {
+        "height": clip.shape[1],
+        "width": clip.shape[2],
+        "num_frames": clip.shape[0],
+        "num_inference_steps": recipe.num_inference_steps,
+        "guidance_scale": recipe.guidance_scale,
+        "fps": 16.0,
+        "max_sequence_length": recipe.model.prompt_tokens,
+    }
+    save_pipeline(frozen, folder, defaults)
+    return folder
+
+
+def evaluate(folder: Path, recipe: WanRecipe) -> dict[str, Any]:
+    """Generate clips for prompts of unseen seeds; the oracle's anomaly rate and the share of prompts followed."""
+    return {"evaluated": recipe.evaluate_clips}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``train_wan RECIPE [key=value …]``: exit 0 when the job is finished, 2 with one line when the request is wrong."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if arguments else 2
+    try:
+        recipe = read_recipe(Path(arguments[0]), arguments[1:])
+        folder = train_vae(recipe) if isinstance(recipe, VaeRecipe) else train_wan(recipe)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,180 @@
+"""The small Wan: the real diffusers classes at a size that trains on one CPU core and ships inside the package.
+
+vocabulary → tokenizer ┐
+numbers (MiniWan) → UMT5 encoder, AutoencoderKLWan, WanTransformer3DModel, UniPC → WanPipeline → a folder any Wan code can load
+
+Only the numbers are small. The strides are the real ones: 8 in space and 4 in time with the first frame alone, 16 latent channels,
+DiT patches (1, 2, 2), flow matching with a shifted schedule. A 33-frame 64 × 64 clip is 16 × 9 × 8 × 8 latents, 144 tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+    from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
+
+    from cac_align.generation.wan import Wan
+
+WEIGHTS = Path(__file__).parent / "weights" / "wan"
+"""Where the shipped pipeline folder lies."""
+
+SPECIAL_PIECES = ("<pad>", "</s>", "<unk>")
+"""T5's order: padding is token 0, the end of the prompt token 1, anything unknown token 2."""
+
+
+@dataclass(frozen=True)
+class MiniWan:
+    """The numbers of the small Wan; the defaults are the shipped ones.
+
+    vae_dim: channels of the VAE's first level, encoder and decoder. vae_mult: channel multipliers of its three levels.
+    text_dim, text_layers, text_heads: the UMT5 encoder. prompt_tokens: padded prompt length (cross-attention sees all of it).
+    dim, heads, layers, ffn_dim: the DiT. patch: its patch in latent frames, rows and columns.
+    flow_shift: the schedule's shift s in σ' = sσ / (1 + (s − 1)σ), for training and sampling alike.
+    """
+
+    vae_dim: int = 16
+    vae_mult: tuple[int, int, int] = (1, 2, 2)
+    vae_blocks: int = 1
+    vae_residual: bool = False
+    latent_channels: int = 16
+    text_dim: int = 64
+    text_layers: int = 1
+    text_heads: int = 4
+    prompt_tokens: int = 24
+    dim: int = 192
+    heads: int = 4
+    layers: int = 4
+    ffn_dim: int = 576
+    freq_dim: int = 64
+    patch: tuple[int, int, int] = (1, 2, 2)
+    flow_shift: float = 3.0
+
+
+def build_tokenizer(vocabulary: Sequence[str], prompt_tokens: int) -> PreTrainedTokenizerFast:
+    """A Unigram tokenizer with an explicit vocabulary: nothing is learned, so the same words always give the same ids.
+
+    vocabulary: whole words, and single characters that may follow one another inside a word (the glyphs of a sign).
+    A word outside the vocabulary becomes ``<unk>``. Raises ``ValueError`` for duplicates or blanks.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = list(vocabulary)
+    if len(set(words)) != len(words) or any(not word or word.split() != [word] for word in words):
+        raise ValueError("vocabulary must be distinct words without blanks; received a duplicate, an empty word or one with a blank")
+    pieces = [(piece, 0.0) for piece in SPECIAL_PIECES]
+    pieces += [("▁" + word, -1.0) for word in words]
+    pieces += [(word, -2.0) for word in words if len(word) == 1]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(pattern=" ", behavior="removed"), pre_tokenizers.Punctuation("isolated"), pre_tokenizers.Metaspace()]
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=prompt_tokens
+    )
+
+
+def build_text_encoder(shape: MiniWan, vocabulary_size: int) -> UMT5EncoderModel:
+    """A UMT5 encoder (d_model = ``text_dim``), freshly initialised from torch's current random state."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    config = UMT5Config(
+        vocab_size=vocabulary_size,
+        d_model=shape.text_dim,
+        d_kv=shape.text_dim // shape.text_heads,
+        d_ff=2 * shape.text_dim,
+        num_layers=shape.text_layers,
+        num_heads=shape.text_heads,
+        dropout_rate=0.0,
+        tie_word_embeddings=False,
+    )
+    return UMT5EncoderModel(config)
+
+
+def build_vae(shape: MiniWan) -> AutoencoderKLWan:
+    """A Wan VAE: 2 × 2 pixels folded into channels, then two levels that halve space and time: strides 8 and 4."""
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=shape.vae_dim,
+        z_dim=shape.latent_channels,
+        dim_mult=list(shape.vae_mult),
+        num_res_blocks=shape.vae_blocks,
+        attn_scales=[],
+        temperal_downsample=[True, True],
+        is_residual=shape.vae_residual,
+        patch_size=2,
+        in_channels=12,
+        out_channels=12,
+        latents_mean=[0.0] * shape.latent_channels,
+        latents_std=[1.0] * shape.latent_channels,
+    )
+
+
+def build_transformer(shape: MiniWan) -> WanTransformer3DModel:
+    """A Wan DiT, freshly initialised from torch's current random state."""
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        patch_size=shape.patch,
+        num_attention_heads=shape.heads,
+        attention_head_dim=shape.dim // shape.heads,
+        in_channels=shape.latent_channels,
+        out_channels=shape.latent_channels,
+        text_dim=shape.text_dim,
+        freq_dim=shape.freq_dim,
+        ffn_dim=shape.ffn_dim,
+        num_layers=shape.layers,
+    )
+
+
+def build_scheduler(shape: MiniWan) -> UniPCMultistepScheduler:
+    """Wan's own sampler: UniPC on flow-matching sigmas."""
+    from diffusers import UniPCMultistepScheduler
+
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shape.flow_shift)
+
+
+def build_pipeline(shape: MiniWan, vocabulary: Sequence[str], seed: int) -> WanPipeline:
+    """An untrained pipeline; every weight follows from ``seed``. torch's global random state is left as it was."""
+    import torch
+    from diffusers import WanPipeline
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = build_tokenizer(vocabulary, shape.prompt_tokens)
+        return WanPipeline(
+            tokenizer=tokenizer,
+            text_encoder=build_text_encoder(shape, len(tokenizer)).eval(),
+            vae=build_vae(shape).eval(),
+            scheduler=build_scheduler(shape),
+            transformer=build_transformer(shape).eval(),
+        )
+
+
+def save_pipeline(pipeline: WanPipeline, folder: Path, defaults: dict[str, float | int]) -> None:
+    """Write a pipeline folder with ``cac_align.json``: the size, frames, steps and guidance it was trained for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    (folder / "cac_align.json").write_text(json.dumps(defaults, indent=2) + "\n")
+
+
+def shape_hash(shape: MiniWan) -> str:
+    """Eight hexadecimal digits that change when a number of the shape does."""
+    return hashlib.sha256(json.dumps(asdict(shape), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def load(**settings: object) -> Wan:
+    """The shipped small Wan behind the same callable as any other; ``settings`` go to ``Wan.load``."""
+    from cac_align.generation.wan import Wan
+
+    return Wan.load(WEIGHTS, **settings)

@@ -1,0 +1,284 @@
+"""What travels between our client and our service: typed JSON, JPEG frames or a file, and a Video rebuilt from the frames sent.
+
+Video → plan → the frames a reward samples → FramesPart (JPEG, base64) → JSON → opened → Video on the same clock, sparse pixels
+
+A rebuilt video keeps the source's clock (every time stamp, so that indices, windows and "Frame n" mean the same on both sides) but
+only has the pixels that were sent. Asking it for another frame is an error that names the frame; the service reports it as
+``unsent`` and the client sends the whole video once more. So a plan is about bytes, never about correctness.
+81 frames at 16 fps need 41 frames at 8 fps (they contain the 21 of 4 fps) and the 8 of ``int(i 81 / 16)`` that are odd: 49 of 81.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from pydantic import BaseModel, ConfigDict, Field
+
+from cac_align.judgement import Window
+from cac_align.rewards.reward import Score
+from cac_align.video import MAX_FRAMES, Video
+
+JPEG_QUALITY = 90
+
+
+# ---- which frames ------------------------------------------------------------------------------------------------
+
+
+class FramePlan(BaseModel):
+    """Which frames a reward may ask for: scans of the whole video, looks into a window that starts at any scanned frame, counts.
+
+    scan_fps, look_fps: frames per second (CaC: 4 and 8). counts: n frames at ``int(i N / n)`` (UnifiedReward: 16).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scan_fps: tuple[float, ...] = (4.0,)
+    look_fps: tuple[float, ...] = (8.0,)
+    counts: tuple[int, ...] = (16,)
+
+    def indices(self, video: Video) -> tuple[int, ...]:
+        """The union of all source indices the plan covers for this video's clock, increasing. No pixels are decoded."""
+        wanted: set[int] = set()
+        for fps in self.scan_fps:
+            wanted.update(video.indices_at(fps))
+        starts_s = sorted({video.times_s[index] for index in wanted})
+        for fps in self.look_fps:
+            # Where fps and the source's rate do not divide, each start has its own grid; windows that end early sample a subset.
+            for start_s in starts_s:
+                wanted.update(video.indices_at(fps, Window(start_s, video.times_s[-1])))
+                wanted.update(video.indices_at(fps, Window(start_s, start_s)))
+        for count in self.counts:
+            wanted.update(int(i * len(video) / count) for i in range(count))
+        return tuple(sorted(wanted))
+
+
+# ---- the messages ------------------------------------------------------------------------------------------------
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FramesPart(_Message):
+    """Some frames of a video: ``images[n]`` (JPEG or PNG, base64) is source frame ``indices[n]``; ``times_s`` is the whole clock."""
+
+    kind: Literal["frames"] = "frames"
+    fps: float = Field(gt=0, allow_inf_nan=False)
+    times_s: tuple[float, ...] = Field(min_length=1, max_length=MAX_FRAMES)
+    indices: tuple[int, ...] = Field(min_length=1, max_length=MAX_FRAMES)
+    images: tuple[str, ...] = Field(min_length=1, max_length=MAX_FRAMES)
+    name: str = "video"
+
+
+class FilePart(_Message):
+    """A whole encoded file (mp4, webm, gif …), base64. ``fps`` overrides the container's clock."""
+
+    kind: Literal["file"] = "file"
+    data: str
+    fps: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    name: str = "video"
+
+
+class PathPart(_Message):
+    """A file the service can read itself, inside one of its roots."""
+
+    kind: Literal["path"] = "path"
+    path: str
+    fps: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+
+VideoPart = Annotated[FramesPart | FilePart | PathPart, Field(discriminator="kind")]
+
+
+class Item(_Message):
+    prompt: str
+    video: VideoPart
+
+
+class ScoreRequest(_Message):
+    """POST /v1/score. reward: one of the names in /health; None is the service's whole reward."""
+
+    items: tuple[Item, ...]
+    reward: str | None = None
+
+
+class ScoreResult(BaseModel):
+    """One ``Score`` as JSON (``score`` is null when there is none). unsent: frames the reward asked for and did not get."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    score: float | None = Field(allow_inf_nan=False)
+    parts: dict[str, float | None] = {}
+    judgement: dict[str, Any] | None = None
+    error: str | None = None
+    passport: dict[str, str] = {}
+    unsent: tuple[int, ...] = ()
+
+    def opened(self) -> Score:
+        """Raises ``ValueError`` when the message contradicts itself: a score and an error, or neither."""
+        try:
+            return Score.from_json(self.model_dump())
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the service's answer is no Score: {error!r}") from error
+
+
+class ScoreResponse(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    scores: list[ScoreResult]
+
+
+class Limits(_Message):
+    """What the service accepts. Bytes are of one request's body; queued counts videos that wait."""
+
+    max_body_bytes: int = Field(default=256 * 2**20, gt=0)
+    max_items: int = Field(default=64, gt=0)
+    max_frames: int = Field(default=1024, gt=0, le=MAX_FRAMES)
+    max_pixels: int = Field(default=4096 * 2304, gt=0)
+    max_queued: int = Field(default=256, gt=0)
+
+
+class Health(BaseModel):
+    """GET /health. rewards: names → readiness, as UniRL reads it; passports: per name, what identifies its scores."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    status: Literal["ok", "stopping", "stuck"]
+    rewards: dict[str, list[str]] = {}
+    default: str = ""
+    passports: dict[str, dict[str, str]] = {}
+    frame_plan: FramePlan | None = None
+    limits: Limits = Limits()
+
+
+# ---- frames on the wire ------------------------------------------------------------------------------------------
+
+
+def frames_part(video: Video, indices: tuple[int, ...], *, quality: int = JPEG_QUALITY) -> FramesPart:
+    """These frames of the video as JPEG (4:2:0 below quality 95, 4:4:4 from there on). Raises ``ValueError`` when it cannot be read."""
+    from PIL import Image
+
+    frames = video.frames(indices)
+    images = []
+    for pixels in frames.pixels:
+        encoded = io.BytesIO()
+        Image.fromarray(pixels).save(encoded, "JPEG", quality=quality, subsampling=0 if quality >= 95 else 2)
+        images.append(base64.b64encode(encoded.getvalue()).decode("ascii"))
+    return FramesPart(fps=video.fps, times_s=video.times_s, indices=indices, images=tuple(images), name=video.name)
+
+
+def file_part(video: Video) -> FilePart:
+    """The video's encoded file. Raises ``ValueError`` when it is not a file or cannot be read."""
+    if video.path is None:
+        raise ValueError(f"{video.name}: holds pixels, not a file; send its frames")
+    try:
+        encoded = video.path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{video.path}: cannot be read: {error.strerror or error}") from error
+    return FilePart(data=base64.b64encode(encoded).decode("ascii"), fps=_override(video), name=video.name)
+
+
+def path_part(video: Video) -> PathPart:
+    """The file's own path, for a service that sees the same disk. Raises ``ValueError`` when the video is not a file."""
+    if video.path is None:
+        raise ValueError(f"{video.name}: holds pixels, not a file; send its frames")
+    return PathPart(path=str(video.path.absolute()), fps=_override(video))
+
+
+def _override(video: Video) -> float | None:
+    """The rate that gives the other side this video's clock; None where only the container's own time stamps do."""
+    constant = all(abs(time_s - index / video.fps) < 1e-6 for index, time_s in enumerate(video.times_s))
+    return video.fps if constant else None
+
+
+@dataclass(frozen=True, eq=False)
+class SentFrames:
+    """The pixels behind a rebuilt video: encoded images by source index, decoded when read. Picklable.
+
+    missed: source indices that were asked for and are not here; the service sends them back so that the client can send more.
+    """
+
+    images: Mapping[int, bytes]
+    height: int
+    width: int
+    name: str = "video"
+    missed: list[int] = field(default_factory=list)
+
+    def read(self, indices: tuple[int, ...]) -> UInt8[np.ndarray, "T H W 3"]:
+        """Raises ``ValueError`` when a frame was not sent, or is not an image of the video's size."""
+        absent = [index for index in indices if index not in self.images]
+        if absent:
+            self.missed.extend(absent)
+            raise ValueError(f"{self.name}: frames {absent} were not sent; the client sends the whole video when told so")
+        pixels = np.empty((len(indices), self.height, self.width, 3), dtype=np.uint8)
+        for position, index in enumerate(indices):
+            pixels[position] = _decode(self.images[index], f"{self.name}: frame {index}", (self.height, self.width))
+        return pixels
+
+    def data(self) -> bytes:
+        """The encoded images with their indices: what the content hash is taken over."""
+        return b"".join(index.to_bytes(4, "little") + image for index, image in sorted(self.images.items()))
+
+
+def _decode(image: bytes, label: str, size: tuple[int, int]) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as opened:
+            if (opened.height, opened.width) != size:
+                raise ValueError(f"{label} is {opened.height}×{opened.width} px, the first frame is {size[0]}×{size[1]}")
+            return np.asarray(opened.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{label} is not a readable JPEG or PNG: {error}") from error
+
+
+def image_size(image: bytes, label: str) -> tuple[int, int]:
+    """(height, width) from the header alone. Raises ``ValueError`` when it is no JPEG or PNG."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as opened:
+            return opened.height, opened.width
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{label} is not a readable JPEG or PNG: {error}") from error
+
+
+def decode_base64(text: str, label: str) -> bytes:
+    """Raises ``ValueError`` for anything that is not strict base64."""
+    try:
+        return binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise ValueError(f"{label} is not base64: {error}") from error
+
+
+def opened_frames(part: FramesPart, limits: Limits) -> Video:
+    """The video behind a ``FramesPart``: its whole clock, and the frames that were sent.
+
+    Raises ``ValueError`` for a clock that does not increase from 0, indices that do not fit, images that are none, or a limit passed.
+    """
+    count = len(part.times_s)
+    if count > limits.max_frames:
+        raise ValueError(f"{part.name}: {count} frames, this service accepts {limits.max_frames}; send a shorter video")
+    if not all(math.isfinite(time_s) for time_s in part.times_s):
+        raise ValueError(f"{part.name}: time stamps must be finite seconds")
+    if part.times_s[0] != 0 or any(later <= earlier for earlier, later in zip(part.times_s, part.times_s[1:], strict=False)):
+        raise ValueError(f"{part.name}: time stamps must start at 0 and increase")
+    if len(part.indices) != len(part.images):
+        raise ValueError(f"{part.name}: expected one image per index, received {len(part.images)} for {len(part.indices)}")
+    if list(part.indices) != sorted(set(part.indices)) or part.indices[0] < 0 or part.indices[-1] >= count:
+        raise ValueError(f"{part.name}: indices must increase within [0, {count - 1}]")
+    images = {
+        index: decode_base64(image, f"{part.name}: frame {index}") for index, image in zip(part.indices, part.images, strict=True)
+    }
+    height, width = image_size(images[part.indices[0]], f"{part.name}: frame {part.indices[0]}")
+    if height * width > limits.max_pixels:
+        raise ValueError(f"{part.name}: frames of {height}×{width} px, this service accepts {limits.max_pixels} pixels")
+    return Video(part.fps, part.times_s, height, width, part.name, SentFrames(images, height, width, part.name))

@@ -1,0 +1,253 @@
+"""Recipes: YAML files that mirror dataclasses through OmegaConf; a wrong key is an error that names the nearest valid one.
+
+recipe file + key=value overrides → read_recipe(Dataclass) → a value → load_reward → Reward
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cac_align.rewards.reward import Reward
+from cac_align.video import Video
+
+T = TypeVar("T")
+
+
+@dataclass
+class JudgeRecipe:
+    """One vision-language reward. ``kind``: cac | unified. ``model``: "miniature", a folder or hub id, or a server's URL.
+
+    ``None`` means: the reward's own default. For a server, ``served_model`` names the model and ``api_key_env`` the environment
+    variable that holds the key.
+    """
+
+    kind: str = "cac"
+    model: str = "miniature"
+    weight: float = 1.0
+    # cac
+    wording: str | None = None
+    context: str = "fresh"
+    windows: str = "hull"
+    constrained: bool = False
+    scan_fps: float = 4.0
+    look_fps: float = 8.0
+    max_new_tokens: int | None = None
+    min_mass: float = 0.01
+    # unified
+    prompt_file: str | None = None
+    allow_other_prompt: bool = False
+    # a model that runs here
+    revision: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    batch_size: int | None = None
+    # a server
+    served_model: str | None = None
+    api_key_env: str | None = None
+    concurrency: int | None = None
+    timeout_s: float | None = None
+    dialect: str | None = None
+    frames: str | None = None
+
+
+@dataclass
+class RewardRecipe:
+    """A reward: one component as it is, several combined. ``normalise``: range | reference | group | rank (see ``combine``)."""
+
+    normalise: str = "range"
+    statistics: str | None = None
+    components: dict[str, JudgeRecipe] = field(
+        default_factory=lambda: {"unified": JudgeRecipe(kind="unified"), "cac": JudgeRecipe(kind="cac")}
+    )
+
+
+@dataclass
+class GeneratorRecipe:
+    """A text-to-video model. ``model``: "miniature", or a diffusers Wan checkpoint (folder or hub id). None: the checkpoint's default."""
+
+    model: str = "miniature"
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    negative_prompt: str | None = None
+    fps: float | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+
+@dataclass
+class BestOfNRecipe:
+    """`cac-align best-of-n`: how many candidates per prompt, the first seed, who generates, who judges."""
+
+    n: int = 5
+    seed: int = 0
+    generator: GeneratorRecipe = field(default_factory=GeneratorRecipe)
+    reward: RewardRecipe = field(default_factory=RewardRecipe)
+
+
+def read_recipe(
+    kind: type[T], path: str | os.PathLike[str] | None, overrides: Sequence[str] = (), *, section: str | None = None
+) -> T:
+    """Read a YAML recipe into dataclass ``kind``, apply ``key=value`` overrides, and check every key and type.
+
+    section: read only this top-level key of the file, where the file has it. path None: the dataclass's own defaults.
+    Raises ``ValueError`` that names the file, the key, and the nearest valid key.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    where = "recipe" if path is None else str(path)
+    try:
+        layers = [OmegaConf.structured(kind)]
+        if path is not None:
+            if not Path(path).is_file():
+                raise ValueError(f"{where}: no such recipe file")
+            loaded = OmegaConf.load(path)
+            chosen = loaded[section] if section is not None and section in loaded else loaded
+            _forget_default_components(layers[0], chosen)
+            layers.append(chosen)
+        if overrides:
+            wrong = [item for item in overrides if "=" not in item]
+            if wrong:
+                raise ValueError(f"{where}: expected key=value, received {wrong[0]!r}")
+            layers.append(OmegaConf.from_dotlist(list(overrides)))
+        value = OmegaConf.to_object(OmegaConf.merge(*layers))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{where}: {_explain(kind, error)}") from error
+    except OSError as error:
+        raise ValueError(f"{where}: cannot be read: {error}") from error
+    except Exception as error:
+        if type(error).__module__.startswith("yaml"):
+            raise ValueError(f"{where}: not YAML: {str(error).splitlines()[0]}") from error
+        raise
+    return value  # type: ignore[return-value]
+
+
+def _forget_default_components(defaults: Any, chosen: Any) -> None:
+    """A recipe that lists components means these and no others."""
+    if "components" in defaults and "components" in chosen:
+        defaults.components = {}
+    if "reward" in defaults and "reward" in chosen and "components" in chosen.reward:
+        defaults.reward.components = {}
+
+
+def _explain(kind: type, error: Exception) -> str:
+    key = str(getattr(error, "key", "") or "")
+    valid = sorted({item.name for owner in (kind, *_nested(kind)) for item in fields(owner)})
+    if type(error).__name__ in ("ConfigKeyError", "ConfigAttributeError") and key not in valid:
+        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
+        return f"unknown key {getattr(error, 'full_key', key)!r}; did you mean {near[0]!r}? Valid keys: {', '.join(valid)}"
+    return f"{getattr(error, 'full_key', key) or 'value'}: {str(error).splitlines()[0]}"
+
+
+def _nested(kind: type) -> list[type]:
+    """The dataclasses that appear as field defaults of ``kind``."""
+    found: list[type] = []
+    value = kind()
+    for item in fields(kind):
+        content = getattr(value, item.name)
+        for part in content.values() if isinstance(content, dict) else [content]:
+            if is_dataclass(part) and type(part) not in found:
+                found.append(type(part))
+    return found
+
+
+def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, overrides: Sequence[str] = ()) -> Reward:
+    """The reward a recipe describes.
+
+    recipe: a YAML file; a ``RewardRecipe``; "module:Name" (called without arguments); None for the shipped miniature,
+        UnifiedReward + CaC, averaged on their known ranges.
+    Raises ``ValueError`` when the recipe is wrong or a model cannot be loaded.
+    """
+    if isinstance(recipe, str) and ":" in recipe and not Path(recipe).exists():
+        return import_name(recipe)()
+    if not isinstance(recipe, RewardRecipe):
+        recipe = read_recipe(RewardRecipe, recipe, overrides, section="reward")
+    if not recipe.components:
+        raise ValueError("a reward recipe needs at least one component, e.g. components: {cac: {kind: cac, model: miniature}}")
+    rewards = {name: _load_component(name, component) for name, component in recipe.components.items()}
+    if len(rewards) == 1:
+        return next(iter(rewards.values()))
+    from cac_align.rewards.combine import combine
+
+    weights = {name: component.weight for name, component in recipe.components.items()}
+    statistics = Path(recipe.statistics) if recipe.statistics else None
+    return combine(rewards, normalise=recipe.normalise, weights=weights, statistics=statistics)
+
+
+def _load_component(name: str, recipe: JudgeRecipe) -> Reward:
+    backend = _backend_options(recipe)
+    if recipe.kind == "cac":
+        from cac_align.cac.two_turn import TwoTurn
+        from cac_align.rewards.cac import CaC
+        from cac_align.weights import shipped
+
+        small = recipe.model == "miniature"
+        settings = TwoTurn(
+            scan_fps=recipe.scan_fps,
+            look_fps=recipe.look_fps,
+            context=recipe.context,
+            windows=recipe.windows,
+            wording=recipe.wording or ("brief" if small else "full"),
+            constrained=recipe.constrained,
+            max_new_tokens=recipe.max_new_tokens or (400 if small else 4096),
+        )
+        model = str(shipped("cac")) if small else recipe.model
+        return CaC.load(model, settings=settings, min_mass=recipe.min_mass, **backend)
+    if recipe.kind == "unified":
+        from cac_align.rewards.unified import UnifiedReward
+
+        if recipe.model == "miniature":
+            return UnifiedReward.miniature(**backend)
+        options = {"prompt_file": Path(recipe.prompt_file)} if recipe.prompt_file else {}
+        if recipe.max_new_tokens is not None:
+            options["max_new_tokens"] = recipe.max_new_tokens
+        return UnifiedReward.load(recipe.model, allow_other_prompt=recipe.allow_other_prompt, **options, **backend)
+    if ":" in recipe.kind:
+        return import_name(recipe.kind)()
+    raise ValueError(f"component {name!r}: kind must be cac, unified or 'module:Name', received {recipe.kind!r}")
+
+
+def _backend_options(recipe: JudgeRecipe) -> dict[str, Any]:
+    """Only what the recipe states; each backend has its own defaults, and rejects what it does not know."""
+    server = recipe.model.startswith(("http://", "https://"))
+    names = (
+        ("served_model", "concurrency", "timeout_s", "dialect", "frames")
+        if server
+        else ("revision", "device", "dtype", "batch_size")
+    )
+    options = {name: getattr(recipe, name) for name in names if getattr(recipe, name) is not None}
+    if server and recipe.api_key_env:
+        key = os.environ.get(recipe.api_key_env)
+        if not key:
+            raise ValueError(f"api_key_env names {recipe.api_key_env}, which is not set in the environment")
+        options["api_key"] = key
+    return options
+
+
+def load_generator(recipe: GeneratorRecipe) -> Callable[[str, int], Video]:
+    """The generator a recipe describes: a callable from prompt and seed to Video. Raises ``ValueError`` when it cannot be loaded."""
+    from cac_align.generation.wan import Wan
+    from cac_align.weights import shipped
+
+    options = {
+        name: value for name in recipe.__dataclass_fields__ if name != "model" and (value := getattr(recipe, name)) is not None
+    }
+    return Wan.load(str(shipped("wan")) if recipe.model == "miniature" else recipe.model, **options)
+
+
+def import_name(name: str) -> Any:
+    """The object behind "module:Name". Raises ``ValueError`` when there is none."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cannot import {name!r}: {error}; expected 'module:Name'") from error

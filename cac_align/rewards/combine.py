@@ -1,0 +1,229 @@
+"""Several rewards as one: normalise every component by a named choice, average, keep what each one said and weighed.
+
+components score (prompts, videos) → per prompt's group: normalise → weighted mean → Score(value, parts, evidence)
+
+A group is the set of equal prompts within one call. ``parts`` of a combined score, for a component called ``cac``:
+``cac`` its raw value, ``cac/<part>`` the parts it reported, ``normalised/cac`` its normalised value, ``share/cac`` its share
+of the within-group variance of the combined score (``normalise.variance_shares``; NaN where the group has no spread).
+A video that any component could not score has no combined score, is left out of its group's statistics, and says why.
+
+Source: CaC (arXiv 2605.11723) Sec. 4.4, "the average of normalized scores" of UnifiedReward and CaC.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from cac_align.rewards.normalise import (
+    NEEDS_GROUP,
+    NORMALISERS,
+    QUANTUM,
+    Normaliser,
+    Statistics,
+    by_group,
+    by_range,
+    by_rank,
+    by_reference,
+    quantise,
+    read_statistics,
+    variance_shares,
+)
+from cac_align.rewards.reward import Reward, Score, check_pairs
+from cac_align.video import Video
+
+_RESERVED = ("share", "normalised")
+
+
+def bounds_of(reward: Reward) -> tuple[float, float] | None:
+    """The lowest and highest value a reward can give, where it declares them as ``bounds``."""
+    return getattr(reward, "bounds", None)
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A weighted mean of normalised rewards, itself a Reward. Make one with ``combine``.
+
+    components: by name. weights: by name, positive, summing to 1. statistics: by name, for ``reference`` only.
+    """
+
+    components: Mapping[str, Reward]
+    normalise: Normaliser
+    weights: Mapping[str, float]
+    statistics: Mapping[str, Statistics] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return "+".join(self.components)
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """(0, 1) where the normaliser has bounds, None for the z-scores."""
+        return (0.0, 1.0) if self.normalise in ("range", "rank") else None
+
+    @property
+    def passport(self) -> Mapping[str, str]:
+        """Normaliser and weights, and every component's passport under ``<component>/<key>``."""
+        entries = {"reward": f"combine {self.name}", "normalise": self._normaliser_text()}
+        entries["weights"] = json.dumps(dict(self.weights), sort_keys=True)
+        for name, component in self.components.items():
+            entries |= {f"{name}/{key}": value for key, value in component.passport.items()}
+        return entries
+
+    def with_components(self, components: Mapping[str, Reward]) -> Combined:
+        """The same combination over other objects for the same components, e.g. ones that look into a ledger first."""
+        assert list(components) == list(self.components)
+        return replace(self, components=dict(components))
+
+    def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
+        """One combined Score per video, in order.
+
+        Raises ``ValueError`` when ``prompts`` and ``videos`` differ in length or a component returns another number of scores.
+        """
+        check_pairs(prompts, videos)
+        if not videos:
+            return []
+        columns: dict[str, list[Score]] = {}
+        for name, component in self.components.items():
+            columns[name] = list(component(prompts, videos))
+            if len(columns[name]) != len(videos):
+                raise ValueError(
+                    f"reward {name!r} returned {len(columns[name])} scores for {len(videos)} videos; expected one each"
+                )
+        rows = [{name: column[index] for name, column in columns.items()} for index in range(len(videos))]
+        passport = self.passport
+        combined: list[Score | None] = [None] * len(rows)
+        groups: dict[str, list[int]] = {}
+        for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+            reason = self._missing(row)
+            if reason is not None:
+                combined[index] = _without(row, reason, passport)
+            else:
+                groups.setdefault(prompt, []).append(index)
+        for members in groups.values():
+            if self.normalise in NEEDS_GROUP and len(members) < 2:
+                reason = f"{self.normalise} normalisation needs >= 2 scored videos per prompt, received {len(members)}"
+                combined[members[0]] = _without(rows[members[0]], reason, passport)
+            else:
+                scores = self._group([rows[index] for index in members], passport)
+                for index, score in zip(members, scores, strict=True):
+                    combined[index] = score
+        return [score for score in combined if score is not None]
+
+    def _group(self, rows: list[dict[str, Score]], passport: Mapping[str, str]) -> list[Score]:
+        """Combined scores of one group's scored members."""
+        normalised = {name: self._normalised(name, [quantise(row[name].value) for row in rows]) for name in self.components}
+        terms = np.stack([self.weights[name] * normalised[name] for name in self.components])  # (K, N)
+        shares = dict(zip(self.components, variance_shares(terms), strict=True))
+        scores = []
+        for index, row in enumerate(rows):
+            parts = _raw_parts(row)
+            parts |= {f"normalised/{name}": float(normalised[name][index]) for name in self.components}
+            parts |= {f"share/{name}": float(shares[name]) for name in self.components}
+            # Not np.sum over the column: its order of additions may depend on memory layout, and ties must stay ties.
+            value = quantise(math.fsum(terms[:, index].tolist()))
+            scores.append(Score(value, parts, _evidence(row), None, passport))
+        return scores
+
+    def _normalised(self, name: str, values: list[float]) -> np.ndarray:
+        column = np.asarray(values, dtype=np.float64)
+        if self.normalise == "group":
+            return by_group(column)
+        if self.normalise == "rank":
+            return by_rank(column)
+        if self.normalise == "reference":
+            return by_reference(column, self.statistics[name])
+        bounds = bounds_of(self.components[name])
+        assert bounds is not None  # combine refuses it
+        return by_range(column, bounds)
+
+    def _missing(self, row: Mapping[str, Score]) -> str | None:
+        """Why this video has no combined score, or None when it has one."""
+        reasons = [f"{name}: {(score.error or '').removeprefix(f'{name}: ')}" for name, score in row.items() if not score.scored]
+        for name, score in row.items():
+            bounds = bounds_of(self.components[name])
+            if score.scored and bounds and not bounds[0] - QUANTUM <= score.value <= bounds[1] + QUANTUM:
+                reasons.append(f"{name}: scored {score.value:g}, outside its declared bounds {bounds}")
+        return "; ".join(reasons) or None
+
+    def _normaliser_text(self) -> str:
+        if self.normalise == "range":
+            formulas = []
+            for name, component in self.components.items():
+                low, high = bounds_of(component) or (math.nan, math.nan)
+                formulas.append(f"{name} (x - {low:g}) / {high - low:g}")
+            return "range: " + ", ".join(formulas)
+        if self.normalise == "reference":
+            stated = [f"{name} (x - {s.mean!r}) / {s.std!r}, n={s.n}, {s.source}" for name, s in self.statistics.items()]
+            return "reference: " + "; ".join(stated)
+        return {"group": "group: z-score, population std, per prompt", "rank": "rank: average ranks on [0, 1], per prompt"}[
+            self.normalise
+        ]
+
+
+def combine(
+    components: Mapping[str, Reward],
+    *,
+    normalise: Normaliser = "range",
+    weights: Mapping[str, float] | None = None,
+    statistics: Path | None = None,
+) -> Combined:
+    """The weighted mean of several rewards, each normalised by the same named choice.
+
+    components: by name, e.g. {"unified": UnifiedReward…, "cac": CaC…}. normalise: "range" (default; every component must declare
+    ``bounds``), "reference" (needs ``statistics``, a JSON file {component: {mean, std, n, source}}), "group" or "rank" (compare the
+    videos of one prompt within one call, at least two). weights: by name, positive; equal when left out; scaled to sum to 1.
+    Raises ``ValueError`` for no component, an unknown normaliser, weights or statistics that do not fit the components.
+    """
+    if not components:
+        raise ValueError("combine needs at least one component, e.g. {'unified': …, 'cac': …}; received none")
+    for name in components:
+        if not name or "/" in name or name in _RESERVED:
+            raise ValueError(
+                f"component name {name!r} cannot be used: it must not be empty, {' or '.join(_RESERVED)}, or hold '/'"
+            )
+    if normalise not in NORMALISERS:
+        raise ValueError(f"normalise must be one of {', '.join(NORMALISERS)}; received {normalise!r}")
+    given = dict.fromkeys(components, 1.0) if weights is None else {name: float(value) for name, value in weights.items()}
+    if set(given) != set(components):
+        raise ValueError(f"weights name {sorted(given)}, the components are {sorted(components)}; give one weight per component")
+    if not all(math.isfinite(value) and value > 0 for value in given.values()):
+        raise ValueError(f"weights must be positive and finite, received {given}; leave a component out instead of weighing it 0")
+    unbounded = [name for name, component in components.items() if bounds_of(component) is None]
+    if normalise == "range" and unbounded:
+        raise ValueError(
+            f"range normalisation needs known bounds, and {', '.join(unbounded)} declares none; "
+            "use normalise='reference' with a statistics file, 'group' or 'rank'"
+        )
+    if (statistics is not None) != (normalise == "reference"):
+        need = (
+            "needs statistics=, a JSON file {component: {mean, std, n, source}}"
+            if statistics is None
+            else "takes no statistics file"
+        )
+        raise ValueError(f"normalise={normalise!r} {need}")
+    total = math.fsum(given.values())
+    frozen = read_statistics(statistics, list(components)) if statistics is not None else {}
+    return Combined(dict(components), normalise, {name: given[name] / total for name in components}, frozen)
+
+
+def _raw_parts(row: Mapping[str, Score]) -> dict[str, float]:
+    parts: dict[str, float] = {}
+    for name, score in row.items():
+        parts[name] = score.value
+        parts |= {f"{name}/{part}": value for part, value in score.parts.items()}
+    return parts
+
+
+def _evidence(row: Mapping[str, Score]):
+    return next((score.evidence for score in row.values() if score.evidence is not None), None)
+
+
+def _without(row: Mapping[str, Score], reason: str, passport: Mapping[str, str]) -> Score:
+    """No combined score, but everything that the components did say."""
+    return Score.missing(reason, parts=_raw_parts(row), evidence=_evidence(row), passport=passport)

@@ -1,0 +1,371 @@
+"""The ledger: an append-only JSONL of scores that is the cache, the resume point and the audit trail at once.
+
+wrap(reward) → look up (video content + prompt + passport) → score only the rest → append one line each → Scores in order
+
+A line is ``{"key", "kind", "time", "prompt", "video", "video_hash", "reward", "score", "parts", "judgement", "error", "passport",
+"extra"}``; key and kind stand first, so that opening reads 70 bytes of each line and the evidence is parsed only when it is asked for.
+Kinds: ``score`` (served again), ``missing`` (kept for audit, tried again), ``combined`` (what a combination made of its
+components; never served, because ``group`` and ``rank`` values depend on the videos beside it), ``extra`` (added later to a key).
+
+Several processes may append at once: each line is one write on an O_APPEND descriptor under an exclusive file lock. A line torn
+by a killed process is moved to ``<name>.torn`` with a warning; a damaged line in the middle is named in ``faults`` and skipped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cac_align.rewards.combine import Combined, bounds_of
+from cac_align.rewards.reward import Reward, Score, check_pairs
+from cac_align.video import Video
+
+_HEAD = re.compile(rb'\{"key": "([0-9a-f]{64})", "kind": "(score|missing|combined|extra)"')
+_VIDEOS_AT_ONCE = 16  # what a kill can cost: a batch is written as soon as it is scored
+
+
+def passport_digest(passport: Mapping[str, str]) -> str:
+    """sha256 of the passport's canonical JSON."""
+    return hashlib.sha256(_canonical(dict(passport))).hexdigest()
+
+
+def score_key(prompt: str, video: Video, passport: Mapping[str, str]) -> str:
+    """What a score is filed under: sha256 of (video content hash, prompt, passport digest). 64 hexadecimal digits.
+
+    Raises ``ValueError`` when the video's bytes cannot be read.
+    """
+    return hashlib.sha256(_canonical([video.content_hash, prompt, passport_digest(passport)])).hexdigest()
+
+
+class Ledger:
+    """A ledger file, open for reading and appending; made when it does not exist. Thread-safe; picklable by its path.
+
+    faults: damaged lines found so far, one sentence each. Raises ``ValueError`` when the path cannot be a ledger.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+        self.faults: list[str] = []
+        self._lock = threading.RLock()
+        self._fd, self._pid = -1, -1
+        self._forget()
+        with self._lock, self._file():
+            self._repair_tail()
+            self._catch_up()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Ledger, (self.path,))
+
+    @property
+    def num_scores(self) -> int:
+        """How many scores can be served."""
+        return len(self._scores)
+
+    def wrap(self, reward: Reward) -> Reward:
+        """The same reward (name, passport, bounds), which looks here first, scores only the rest and appends it.
+
+        Of a combination the components are wrapped, and what it made of them is filed as rows of kind ``combined``.
+        """
+        if isinstance(reward, Combined):
+            wrapped = {name: self.wrap(component) for name, component in reward.components.items()}
+            return Logged(reward.with_components(wrapped), self)
+        return Remembered(reward, self)
+
+    def find(self, key: str) -> Score | None:
+        """The score filed under ``key``, or None. A row that turns out to be damaged is named in ``faults`` and is no hit."""
+        row = self._row(self._scores, key)
+        return None if row is None else Score.from_json(row)
+
+    def combined(self, key: str) -> Score | None:
+        """The last combined score filed under ``key``, or None. For reading back, never served to a reward's caller."""
+        row = self._row(self._combined, key)
+        return None if row is None else Score.from_json(row)
+
+    def annotate(self, key: str, **extra: Any) -> None:
+        """Add facts to a key later on: host step, group, advantage. They come back from ``extra(key)`` and in ``rows()``."""
+        if not re.fullmatch(r"[0-9a-f]{64}", key):
+            raise ValueError(f"expected a ledger key of 64 hexadecimal digits, received {key!r}; make one with score_key")
+        self._append([{"key": key, "kind": "extra", "time": _now(), "extra": extra}])
+
+    def extra(self, key: str) -> list[dict[str, Any]]:
+        """Everything ``annotate`` was told about ``key``, in order."""
+        with self._lock, self._file():
+            self._catch_up()
+            rows = [self._parse(offset) for offset in self._extras.get(key, ())]
+        return [row["extra"] for row in rows if row is not None]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every readable row in the order of the file, as written. Damaged lines are named in ``faults`` and skipped."""
+        with self._lock, self._file():
+            self._catch_up()
+            end = self._end
+        with open(self.path, "rb") as file:
+            while file.tell() < end:
+                line = file.readline()
+                if _HEAD.match(line) is None:
+                    continue  # named when the file was scanned
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    self._fault(file.tell() - len(line), "is not JSON")
+
+    def record(self, entries: Sequence[tuple[str, str, str, Video, str, Score]]) -> None:
+        """Append scores: (key, kind, prompt, video, reward name, score) each, one line each."""
+        rows = []
+        for key, kind, prompt, video, reward, score in entries:
+            row = {"key": key, "kind": kind, "time": _now(), "prompt": prompt, "video": video.name}
+            row |= {"video_hash": _hash_or_none(video), "reward": reward, **score.to_json(), "extra": {}}
+            rows.append(row)
+        self._append(rows)
+
+    # ---- the file -------------------------------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        self._scores: dict[str, int] = {}  # key → offset of its line
+        self._combined: dict[str, int] = {}
+        self._extras: dict[str, list[int]] = {}
+        self._end = 0  # everything before this offset has been scanned; always just after a newline
+        self._line_number = 0
+
+    @contextmanager
+    def _file(self) -> Iterator[int]:
+        """The descriptor, under the exclusive lock that every process takes. Reopened after a fork: a lock belongs to the open
+        file, and a child that inherited it would not be kept out by its parent."""
+        if self._pid != os.getpid():
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise ValueError(f"{self.path}: cannot be opened as a ledger: {error.strerror}; give a writable file") from error
+            self._pid = os.getpid()
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        try:
+            yield self._fd
+        finally:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _catch_up(self) -> None:
+        """Scan what has been appended since the last look, by this process or another: heads only, whole lines only."""
+        size = os.fstat(self._fd).st_size
+        if size == self._end:
+            return
+        if size < self._end:
+            warnings.warn(f"{self.path}: became shorter while it was open; reading it again", stacklevel=4)
+            self._forget()
+        with open(self.path, "rb") as file:
+            file.seek(self._end)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._line_number += 1
+                head = _HEAD.match(line)
+                if head is None or not line.endswith(b"}\n"):
+                    self._fault(self._end, f"(line {self._line_number}) is damaged")
+                else:
+                    self._index(head[1].decode(), head[2], self._end)
+                self._end += len(line)
+
+    def _index(self, key: str, kind: bytes, offset: int) -> None:
+        if kind == b"score":
+            self._scores[key] = offset
+        elif kind == b"combined":
+            self._combined[key] = offset
+        elif kind == b"extra":
+            self._extras.setdefault(key, []).append(offset)
+
+    def _row(self, index: dict[str, int], key: str) -> dict[str, Any] | None:
+        with self._lock, self._file():
+            self._catch_up()
+            if key not in index:
+                return None
+            row = self._parse(index[key])
+            if row is None:
+                del index[key]
+            return row
+
+    def _parse(self, offset: int) -> dict[str, Any] | None:
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            line = file.readline()
+        try:
+            return json.loads(line)
+        except ValueError:
+            self._fault(offset, "is not JSON")
+            return None
+
+    def _append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """One line per row, each with one write. Raises ``OSError`` when the disk is full; the torn piece is taken back."""
+        lines = [(json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain) + "\n") for row in rows]
+        with self._lock, self._file() as fd:
+            self._repair_tail()
+            for line in lines:
+                # A lone surrogate, which a model's broken text may hold, is kept as its JSON escape.
+                data = line.encode("utf-8", errors="backslashreplace")
+                start = os.fstat(fd).st_size
+                written = os.write(fd, data)
+                if written != len(data):
+                    os.ftruncate(fd, start)
+                    raise OSError(f"{self.path}: only {written} of {len(data)} bytes could be written; is the disk full?")
+            self._catch_up()
+
+    def _repair_tail(self) -> None:
+        """End the file with a newline: a line cut short by a dead process is moved aside. Called under the lock only, where nobody
+        is in the middle of writing."""
+        size = os.fstat(self._fd).st_size
+        if size == 0 or os.pread(self._fd, 1, size - 1) == b"\n":
+            return
+        start = _after_last_newline(self._fd, size)
+        tail = os.pread(self._fd, size - start, start)
+        if _HEAD.match(tail) and _is_json(tail):
+            os.write(self._fd, b"\n")  # only its newline was lost
+            return
+        torn = self.path.with_name(self.path.name + ".torn")
+        with open(torn, "ab") as file:
+            file.write(tail + b"\n")
+        os.ftruncate(self._fd, start)
+        self.faults.append(f"{self.path}: the last line was torn ({len(tail)} bytes) and was moved to {torn.name}")
+        warnings.warn(self.faults[-1], stacklevel=4)
+
+    def _fault(self, offset: int, what: str) -> None:
+        fault = f"{self.path}: the row at byte {offset} {what}; skipped"
+        if fault not in self.faults:
+            self.faults.append(fault)
+            warnings.warn(fault, stacklevel=4)
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """A reward that looks into a ledger before it scores. Made by ``Ledger.wrap``."""
+
+    reward: Reward
+    ledger: Ledger
+
+    @property
+    def name(self) -> str:
+        return self.reward.name
+
+    @property
+    def passport(self) -> Mapping[str, str]:
+        return self.reward.passport
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        return bounds_of(self.reward)
+
+    def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
+        """One Score per video, in order; equal videos with equal prompts are scored once."""
+        check_pairs(prompts, videos)
+        passport = dict(self.reward.passport)
+        keys = [_key_of(prompt, video, passport) for prompt, video in zip(prompts, videos, strict=True)]
+        scores: dict[str, Score] = {}
+        for key in keys:
+            if key not in scores and (hit := self.ledger.find(key)) is not None:
+                scores[key] = hit
+        first = {key: index for index, key in reversed(list(enumerate(keys)))}
+        todo = sorted(index for key, index in first.items() if key not in scores)
+        for start in range(0, len(todo), _VIDEOS_AT_ONCE):
+            batch = todo[start : start + _VIDEOS_AT_ONCE]
+            fresh = self.reward([prompts[index] for index in batch], [videos[index] for index in batch])
+            if len(fresh) != len(batch):
+                raise ValueError(f"reward {self.name!r} returned {len(fresh)} scores for {len(batch)} videos; expected one each")
+            self.ledger.record(
+                [
+                    (keys[index], "score" if score.scored else "missing", prompts[index], videos[index], self.name, score)
+                    for index, score in zip(batch, fresh, strict=True)
+                ]
+            )
+            scores |= {keys[index]: score for index, score in zip(batch, fresh, strict=True)}
+        return [scores[key] for key in keys]
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A combination over remembered components that files what it made of them. Made by ``Ledger.wrap``."""
+
+    reward: Combined
+    ledger: Ledger
+
+    @property
+    def name(self) -> str:
+        return self.reward.name
+
+    @property
+    def passport(self) -> Mapping[str, str]:
+        return self.reward.passport
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        return self.reward.bounds
+
+    def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
+        scores = self.reward(prompts, videos)
+        passport = dict(self.reward.passport)
+        entries = []
+        for prompt, video, score in zip(prompts, videos, scores, strict=True):
+            key = _key_of(prompt, video, passport)
+            filed = self.ledger.combined(key)
+            if filed is None or filed.to_json() != score.to_json():  # a resumed run adds no second copy
+                entries.append((key, "combined", prompt, video, self.name, score))
+        self.ledger.record(entries)
+        return scores
+
+
+def _key_of(prompt: str, video: Video, passport: Mapping[str, str]) -> str:
+    """``score_key``, or for a video whose bytes cannot be read a key of its own: its row is for audit and is never a hit."""
+    try:
+        return score_key(prompt, video, passport)
+    except (ValueError, OSError):
+        return hashlib.sha256(_canonical(["unreadable", video.name, prompt, passport_digest(passport)])).hexdigest()
+
+
+def _hash_or_none(video: Video) -> str | None:
+    try:
+        return video.content_hash
+    except (ValueError, OSError):
+        return None
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def _plain(value: Any) -> Any:
+    """numpy and torch scalars in ``extra`` as plain numbers."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise ValueError(f"extra values must be JSON (numbers, strings, lists, objects), received {type(value).__name__}")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _after_last_newline(fd: int, size: int) -> int:
+    """Offset just after the file's last newline (0 when it has none), read backwards."""
+    end = size
+    while end > 0:
+        start = max(0, end - 65536)
+        position = os.pread(fd, end - start, start).rfind(b"\n")
+        if position >= 0:
+            return start + position + 1
+        end = start
+    return 0

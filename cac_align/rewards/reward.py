@@ -1,0 +1,101 @@
+"""The reward contract: prompts and videos in, one honest Score per video out.
+
+prompts, videos → Reward → list[Score(value, parts, evidence, error)]
+
+A score never lies: NaN means "no score" and then ``error`` says why. No failure becomes a number.
+A reward is a callable with a name and a passport; it is picklable, thread-safe and deterministic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from cac_align.judgement import Judgement
+from cac_align.video import Video, check_pairs
+
+__all__ = ["Reward", "Score", "check_pairs"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One video's score. Higher is better.
+
+    value: the score; NaN means there is none, and then ``error`` is set (and only then).
+    parts: named numbers the value was made from, e.g. {"alignment": 2.4, "physics": 3.1, "style": 3.4}.
+    evidence: the judgement behind it, where there is one. passport: what produced it (model, prompts, sampling, normaliser).
+    Raises ``ValueError`` when value and error disagree.
+    """
+
+    value: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+    evidence: Judgement | None = None
+    error: str | None = None
+    passport: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if math.isinf(self.value):
+            raise ValueError(f"Score.value must be finite or NaN, received {self.value}")
+        if math.isnan(self.value) and not self.error:
+            raise ValueError("Score without a value needs its reason: pass error=, or use Score.missing(reason)")
+        if not math.isnan(self.value) and self.error:
+            raise ValueError(f"Score has both a value ({self.value}) and an error ({self.error!r}); a failed score has no value")
+
+    @classmethod
+    def missing(
+        cls,
+        reason: str,
+        *,
+        parts: Mapping[str, float] | None = None,
+        evidence: Judgement | None = None,
+        passport: Mapping[str, str] | None = None,
+    ) -> Score:
+        """No score, and why."""
+        return cls(math.nan, parts or {}, evidence, reason or "no reason given", passport or {})
+
+    @property
+    def scored(self) -> bool:
+        return not math.isnan(self.value)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object (``score`` is null when there is none) that ``from_json`` turns back into an equal Score."""
+        return {
+            "score": self.value if self.scored else None,
+            "parts": {name: (None if math.isnan(part) else part) for name, part in self.parts.items()},
+            "judgement": self.evidence.to_json() if self.evidence else None,
+            "error": self.error,
+            "passport": dict(self.passport),
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Score:
+        """Inverse of ``to_json``; unknown keys are ignored."""
+        return cls(
+            value=math.nan if row["score"] is None else float(row["score"]),
+            parts={name: (math.nan if part is None else float(part)) for name, part in row["parts"].items()},
+            evidence=Judgement.from_json(row["judgement"]) if row["judgement"] else None,
+            error=row["error"],
+            passport=dict(row["passport"]),
+        )
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Anything that scores videos. ``Best-of-N``, ``Flow-GRPO``, the service, the ledger and the report all take one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def passport(self) -> Mapping[str, str]:
+        """Everything that identifies the score: model id and revision or weight hash, prompt hash, frame sampling, normaliser."""
+        ...
+
+    def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
+        """One Score per video, in order. A failure of one video is its Score's ``error`` and touches no other.
+
+        Raises ``ValueError`` when ``prompts`` and ``videos`` differ in length.
+        """
+        ...

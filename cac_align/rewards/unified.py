@@ -1,0 +1,214 @@
+"""UnifiedReward-2.0's video point score: 16 frames in, Alignment, Physics and Style from 1 to 5 out, their mean as the score.
+
+video → 16 frames at int(i N / 16), as images → prompt with the caption → answer text → read_axes → Score(mean, parts)
+
+The text sent is our own wording unless ``prompt_file`` names the user's copy of upstream's (checked by hash); the passport says
+which. Scores are raw, in ``bounds`` = [1, 5]; (x − 1) / 4 is ``combine``'s ``range``. The *video* score has Physics where the
+image score has Coherence: an answer with Coherence is not an answer to this question.
+
+Source: UnifiedReward (arXiv 2503.05236), repository CodeGoat24/UnifiedReward (MIT),
+inference_qwen/UnifiedReward-2.0-inference/point_score_APS_video_generation.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cac_align.rewards.reward import Score, check_pairs
+from cac_align.video import Video
+from cac_align.vlm.protocol import Conversation, Message, Reply, Vlm
+
+NUM_FRAMES = 16
+AXES = ("alignment", "physics", "style")
+UPSTREAM_SHA256 = "707411fb9175"
+"""First 12 hexadecimal digits of the sha256 of upstream's video prompt, as its Python literal evaluates (713 characters)."""
+
+_OWN_PROMPT = Path(__file__).with_name("prompts") / "unified_video.md"
+_SLOT = "{prompt}"
+_VIDEOS_AT_ONCE = 32  # 16 frames of 480P are 19 MB: bounds what is decoded at one time, not what a backend batches
+_HEADING = re.compile(
+    r"\b(alignment|physics|coherence|style)\s+score\s*(?:\(\s*1\s*[-–]\s*5\s*\))?\s*\**\s*:\s*\**\s*(?=(\S*))", re.IGNORECASE
+)
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)(?:/5)?[*.,;]*")
+
+
+def sample_indices(num_frames: int) -> tuple[int, ...]:
+    """The source frames shown: ``int(i N / 16)`` for i = 0 … 15, each once. 81 frames give 0, 5, 10, …, 75.
+
+    Below 16 frames upstream shows some twice; we show every frame once, because ``Frames`` names each source frame once.
+    """
+    return tuple(sorted({int(i * num_frames / NUM_FRAMES) for i in range(NUM_FRAMES)}))
+
+
+def read_axes(text: str) -> dict[str, float]:
+    """The three axes in an answer; per axis the last heading counts (a model may think aloud first).
+
+    Raises ``ValueError`` naming the axis that is missing, is not a plain number, or lies outside [1, 5].
+    """
+    written = {match.group(1).lower(): match.group(2) for match in _HEADING.finditer(text)}
+    axes: dict[str, float] = {}
+    for axis in AXES:
+        if axis not in written:
+            raise ValueError(f"no {axis.capitalize()} Score in the answer {_quoted(text)}")
+        number = _NUMBER.fullmatch(written[axis])
+        if number is None:
+            raise ValueError(f"{axis.capitalize()} Score is not a number in the answer {_quoted(text)}")
+        value = float(number.group(1))
+        if not 1 <= value <= 5:
+            raise ValueError(f"{axis.capitalize()} Score {value:g} lies outside 1 to 5 in the answer {_quoted(text)}")
+        axes[axis] = value
+    return axes
+
+
+def write_axes(axes: Mapping[str, float]) -> str:
+    """The answer a model is trained to give, which ``read_axes`` reads back: one line per axis."""
+    return "\n".join(f"{axis.capitalize()} Score (1-5): {axes[axis]:g}" for axis in AXES)
+
+
+def own_prompt() -> str:
+    """Our own wording, with the slot ``{prompt}`` still open."""
+    return _OWN_PROMPT.read_text(encoding="utf-8").rstrip("\n")
+
+
+def fill_prompt(template: str, prompt: str) -> str:
+    """The template with the caption in its slot. A replacement, not a format: captions may hold braces, brackets or anything."""
+    return template.replace(_SLOT, prompt)
+
+
+class UnifiedReward:
+    """UnifiedReward-2.0's video point score, a Reward. Values are the mean of the three axes, in [1, 5].
+
+    vlm: the model behind any backend. prompt_file: the user's copy of upstream's prompt text; its sha256 must begin with
+    ``UPSTREAM_SHA256`` unless ``allow_other_prompt``. Raises ``ValueError`` for a prompt file that cannot be read, is another text,
+    or has no ``{prompt}`` slot.
+    """
+
+    name = "unified"
+    bounds = (1.0, 5.0)
+
+    def __init__(
+        self, vlm: Vlm, *, prompt_file: Path | None = None, max_new_tokens: int = 512, allow_other_prompt: bool = False
+    ) -> None:
+        self.vlm = vlm
+        self.max_new_tokens = max_new_tokens
+        self.template, self._prompt_entry = _load_template(prompt_file, allow_other_prompt)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        prompt_file: Path | None = None,
+        max_new_tokens: int = 512,
+        allow_other_prompt: bool = False,
+        **backend: Any,
+    ) -> UnifiedReward:
+        """``model``: a checkpoint (folder or hub id) to run here, or the URL of an OpenAI-compatible server.
+
+        backend: passed to ``LocalVlm.load`` (device, dtype, batch_size, …) or ``ServerVlm`` (concurrency, timeout_s, …;
+        ``served_model`` is "UnifiedReward" unless given, the name in upstream's own server command).
+        Raises ``ValueError`` when the model cannot be loaded or reached, or the prompt file is not usable.
+        """
+        from cac_align.vlm.connect import connect
+
+        model = str(model)
+        if model.startswith(("http://", "https://")):
+            backend.setdefault("served_model", "UnifiedReward")
+        vlm = connect(model, **backend)
+        return cls(vlm, prompt_file=prompt_file, max_new_tokens=max_new_tokens, allow_other_prompt=allow_other_prompt)
+
+    @classmethod
+    def miniature(cls, **backend: Any) -> UnifiedReward:
+        """The small trained scorer that ships with the package: real architecture, made for the miniature world only."""
+        from cac_align.weights import shipped
+
+        return cls.load(str(shipped("unified")), max_new_tokens=64, **backend)
+
+    @property
+    def passport(self) -> Mapping[str, str]:
+        return {
+            "reward": "UnifiedReward video point score (alignment, physics, style; mean, 1 to 5)",
+            "prompt": self._prompt_entry,
+            "frames": f"{NUM_FRAMES} at int(i*N/{NUM_FRAMES}) as images before the text; videos below {NUM_FRAMES} frames: each once",
+            "max_new_tokens": str(self.max_new_tokens),
+        } | {f"vlm/{key}": value for key, value in self.vlm.passport.items()}
+
+    def conversation(self, prompt: str, video: Video) -> Conversation:
+        """What is asked about one video: its frames as images, then the text, no system message. Raises ``ValueError`` when the
+        video cannot be decoded."""
+        frames = video.frames(sample_indices(len(video)))
+        return (Message("user", fill_prompt(self.template, prompt), frames, as_images=True),)
+
+    def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
+        """One Score per video, in order; parts ``alignment``, ``physics``, ``style``. A failure touches its own video only."""
+        check_pairs(prompts, videos)
+        scores: list[Score] = []
+        for start in range(0, len(videos), _VIDEOS_AT_ONCE):
+            stop = start + _VIDEOS_AT_ONCE
+            scores += self._score(prompts[start:stop], videos[start:stop])
+        return scores
+
+    def _score(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
+        passport = self.passport
+        scores: dict[int, Score] = {}
+        conversations: dict[int, Conversation] = {}
+        for index, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
+            try:
+                conversations[index] = self.conversation(prompt, video)
+            except (ValueError, OSError) as error:
+                scores[index] = Score.missing(f"the video cannot be read: {error}", passport=passport)
+        if conversations:
+            replies = self.vlm.answer(list(conversations.values()), max_new_tokens=self.max_new_tokens)
+            for index, reply in zip(conversations, replies, strict=True):
+                scores[index] = _read(reply, passport)
+        return [scores[index] for index in range(len(videos))]
+
+
+def _read(reply: Reply, passport: Mapping[str, str]) -> Score:
+    if reply.error is not None:
+        return Score.missing(f"the model gave no answer: {reply.error}", passport=passport)
+    if reply.truncated:  # the last number may be cut short: 4.5 reads as 4
+        return Score.missing(f"the answer was cut off at the token limit: {_quoted(reply.text)}", passport=passport)
+    try:
+        axes = read_axes(reply.text)
+    except ValueError as error:
+        return Score.missing(str(error), passport=passport)
+    return Score(math.fsum(axes.values()) / len(axes), axes, passport=passport)
+
+
+def _load_template(prompt_file: Path | None, allow_other_prompt: bool) -> tuple[str, str]:
+    """The prompt text with its open slot, and the passport's entry about it."""
+    if prompt_file is None:
+        text = own_prompt()
+        return text, f"own wording, sha256 {_digest(text)}"
+    try:
+        text = Path(prompt_file).read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{prompt_file}: the prompt file cannot be read as UTF-8 text: {error}") from error
+    # Editors end a file with a newline that upstream's literal does not have.
+    upstream = next((form for form in (text, text.removesuffix("\n")) if _digest(form) == UPSTREAM_SHA256), None)
+    if upstream is not None:
+        return upstream, f"upstream, sha256 {UPSTREAM_SHA256}"
+    if not allow_other_prompt:
+        raise ValueError(
+            f"{prompt_file}: sha256 {_digest(text)}, expected {UPSTREAM_SHA256} (UnifiedReward-2.0's video point score); "
+            "take the text from upstream's point_score_APS_video_generation.py, or pass allow_other_prompt=True"
+        )
+    if _SLOT not in text:
+        raise ValueError(f"{prompt_file}: no slot {_SLOT} for the caption; write it where the caption belongs")
+    return text, f"other text ({Path(prompt_file).name}), sha256 {_digest(text)}, not upstream's {UPSTREAM_SHA256}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
+
+
+def _quoted(text: str, limit: int = 160) -> str:
+    """The text in quotes on one line, shortened in the middle."""
+    flat = " ".join(text.split())
+    return repr(flat if len(flat) <= limit else f"{flat[: limit // 2]} … {flat[-limit // 2 :]}")

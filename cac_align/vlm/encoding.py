@@ -1,0 +1,200 @@
+"""Conversations become model input: the chat template's text, frames with their own time stamps, one left-padded batch.
+
+Conversation → chat template → Qwen3-VL's processor (video expanded to "<t seconds>" + patches) → encode_one → collate → tensors
+
+Two consecutive frames make one temporal patch, stamped with the mean of their times to a tenth of a second. The processor computes a
+stamp as frame index / fps; we hand it the source clock itself (fps = 1, "indices" = seconds), so the stamps are right for variable
+frame rate too. transformers ≥ 5.10 keeps a <|vision_start|> … <|vision_end|> pair around the whole video, older versions
+and older servers do not: ``layout`` records what this processor writes, and the passport carries it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from cac_align.video import Frames
+from cac_align.vlm.protocol import Conversation, Message
+from cac_align.vlm.spelling import vocabulary
+
+TEXT, IMAGE, VIDEO = 0, 1, 2
+"""Values of mm_token_type_ids."""
+
+
+def encode(
+    processor: Any,
+    conversations: Sequence[Conversation],
+    *,
+    add_generation_prompt: bool = True,
+    max_pixels: int | None = None,
+    device: torch.device | str | None = None,
+) -> dict[str, torch.Tensor]:
+    """One left-padded batch: everything ``Qwen3VLForConditionalGeneration.forward`` takes.
+
+    input_ids, attention_mask, mm_token_type_ids: (B, L) int64. With videos: pixel_values_videos (Σ t·h·w, 1536) float32 and
+    video_grid_thw (number of videos, 3); with images: pixel_values and image_grid_thw; rows in the order of the conversations.
+    A last assistant message is continued: its text ends the prompt, with no end token. Otherwise the template's generation prompt
+    ends it (where add_generation_prompt). Its text is tokenised on its own, exactly as if the model had begun to write it.
+    max_pixels: limit over all frames of one video (or of one image), instead of the checkpoint's own. device: where frames are resized.
+    Raises ``ValueError`` for a conversation that cannot be encoded, naming it.
+    """
+    rows = []
+    for number, conversation in enumerate(conversations):
+        try:
+            rows.append(
+                encode_one(
+                    processor, conversation, add_generation_prompt=add_generation_prompt, max_pixels=max_pixels, device=device
+                )
+            )
+        except ValueError as error:
+            raise ValueError(f"conversation {number}: {error}") from error
+    return collate(rows, pad_id=pad_id(processor))
+
+
+def encode_one(
+    processor: Any,
+    conversation: Conversation,
+    *,
+    add_generation_prompt: bool = True,
+    max_pixels: int | None = None,
+    device: torch.device | str | None = None,
+) -> dict[str, torch.Tensor]:
+    """One conversation, unpadded; keys and shapes as ``encode`` gives for a batch of one. Raises ``ValueError`` if it cannot be read."""
+    check(conversation)
+    for message in conversation:
+        _reject_control_tokens(processor.tokenizer, message)
+    prefix = conversation[-1].text if conversation[-1].role == "assistant" else None
+    asked = conversation if prefix is None else conversation[:-1]
+    text = processor.apply_chat_template(
+        [{"role": message.role, "content": _parts(message)} for message in asked],
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt or prefix is not None,
+    )
+    videos = [message.frames for message in asked if message.frames is not None and not message.as_images]
+    images = [message.frames for message in asked if message.frames is not None and message.as_images]
+    encoded = processor(
+        text=[text],
+        **_video_arguments(processor, videos, max_pixels, device),
+        **_image_arguments(processor, images, max_pixels, device),
+        return_tensors="pt",
+    )
+    ids = encoded["input_ids"]
+    if prefix:
+        ids = torch.cat([ids, torch.tensor([processor.tokenizer(prefix, add_special_tokens=False).input_ids], dtype=ids.dtype)], dim=1)
+    row = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": modality(processor, ids)}
+    for key in ("pixel_values_videos", "video_grid_thw", "pixel_values", "image_grid_thw"):
+        if key in encoded:
+            row[key] = encoded[key]
+    return row
+
+
+def collate(rows: Sequence[Mapping[str, torch.Tensor]], *, pad_id: int) -> dict[str, torch.Tensor]:
+    """Rows of ``encode_one`` as one left-padded batch; pixels and grids are concatenated in order."""
+    if not rows:
+        raise ValueError("expected at least one conversation, received none")
+    length = max(row["input_ids"].shape[1] for row in rows)
+    batch = {
+        key: torch.cat([torch.nn.functional.pad(row[key], (length - row[key].shape[1], 0), value=fill) for row in rows])
+        for key, fill in (("input_ids", pad_id), ("attention_mask", 0), ("mm_token_type_ids", TEXT))
+    }
+    for key in ("pixel_values_videos", "video_grid_thw", "pixel_values", "image_grid_thw"):
+        present = [row[key] for row in rows if key in row]
+        if present:
+            batch[key] = torch.cat(present)
+    return batch
+
+
+def check(conversation: Conversation) -> None:
+    """Raise ``ValueError`` unless the conversation has messages, a user message, and frames only where frames can stand."""
+    if not conversation:
+        raise ValueError("expected a conversation with at least one message, received none")
+    for number, message in enumerate(conversation):
+        if not isinstance(message, Message):
+            raise ValueError(f"message {number}: expected a Message, received {type(message).__name__}")
+        if message.role not in ("system", "user", "assistant"):
+            raise ValueError(f"message {number}: role must be system, user or assistant, received {message.role!r}")
+        if message.frames is not None and message.role != "user":
+            raise ValueError(f"message {number}: frames belong into a user message, received them with role {message.role!r}")
+        if message.frames is not None and (len(message.frames) == 0 or message.frames.pixels.ndim != 4):
+            raise ValueError(f"message {number}: expected frames of shape (T ≥ 1, H, W, 3), received {message.frames.pixels.shape}")
+    if not any(message.role == "user" for message in conversation):
+        raise ValueError("expected at least one user message, received roles " + ", ".join(m.role for m in conversation))
+    if conversation[-1].role == "system":
+        raise ValueError("a conversation ends with the user's message, or with an assistant's to be continued; this one ends with system")
+
+
+def modality(processor: Any, ids: Int64[torch.Tensor, "B L"]) -> Int64[torch.Tensor, "B L"]:
+    """mm_token_type_ids: 0 text, 1 image, 2 video (transformers 5 needs them for M-RoPE on every multimodal forward)."""
+    return (ids == processor.image_token_id) * IMAGE + (ids == processor.video_token_id) * VIDEO
+
+
+def layout(processor: Any) -> str:
+    """How this processor writes a video into the prompt: the expanded text of a two-frame video at 0 and 1 s, one pad per run."""
+    frames = Frames(np.zeros((2, 32, 32, 3), np.uint8), (0, 1), (0.0, 1.0), 1.0, 2)
+    row = encode_one(processor, (Message("user", "|", frames),), add_generation_prompt=False)
+    ids = row["input_ids"][0].tolist()
+    runs = [token for at, token in enumerate(ids) if not (token == processor.video_token_id and at and ids[at - 1] == token)]
+    text = processor.tokenizer.decode(runs)
+    at = text.find("<|vision_start|>")
+    at = min(at, text.find("<0.5 seconds>")) if "<0.5 seconds>" in text else at
+    return text[at : text.rfind("<|vision_end|>") + len("<|vision_end|>")]
+
+
+def pad_id(processor: Any) -> int:
+    """The token that fills short rows (its value never matters: it is masked)."""
+    found = processor.tokenizer.pad_token_id
+    return processor.tokenizer.eos_token_id if found is None else found
+
+
+def _parts(message: Message) -> list[dict[str, str]]:
+    parts: list[dict[str, str]] = []
+    if message.frames is not None:
+        parts += [{"type": "image"}] * len(message.frames) if message.as_images else [{"type": "video"}]
+    return [*parts, {"type": "text", "text": message.text}]
+
+
+def _video_arguments(processor: Any, videos: Sequence[Frames], max_pixels: int | None, device: Any) -> dict[str, Any]:
+    if not videos:
+        return {}
+    pixels, clocks = [], []
+    for frames in videos:
+        array, times = frames.pixels, list(frames.times_s)
+        if len(times) == 1:  # one temporal patch is two frames: Qwen3-VL refuses a single one
+            array, times = np.repeat(array, 2, axis=0), times * 2
+        pixels.append(_channels_first(array))
+        clocks.append({"fps": 1.0, "frames_indices": times, "total_num_frames": len(times)})
+    options: dict[str, Any] = {"video_metadata": clocks, "do_sample_frames": False, "input_data_format": "channels_first"}
+    if "cap_pixels_per_frame" in processor.video_processor.valid_kwargs.__annotations__:
+        options["cap_pixels_per_frame"] = True  # Qwen's reference behaviour; transformers announces it as the coming default
+    return {"videos": pixels, "videos_kwargs": {**options, **_limit(processor.video_processor, max_pixels, device)}}
+
+
+def _image_arguments(processor: Any, images: Sequence[Frames], max_pixels: int | None, device: Any) -> dict[str, Any]:
+    if not images:
+        return {}
+    pixels = [frame for frames in images for frame in _channels_first(frames.pixels)]
+    options = {"input_data_format": "channels_first", **_limit(processor.image_processor, max_pixels, device)}
+    return {"images": pixels, "images_kwargs": options}
+
+
+def _limit(half: Any, max_pixels: int | None, device: Any) -> dict[str, Any]:
+    options: dict[str, Any] = {} if device is None else {"device": torch.device(device).type}
+    if max_pixels is not None:
+        smallest = min(half.size["shortest_edge"], max_pixels)
+        options["size"] = {"shortest_edge": smallest, "longest_edge": max_pixels}
+    return options
+
+
+def _channels_first(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
+
+
+def _reject_control_tokens(tokenizer: Any, message: Message) -> None:
+    for token in vocabulary(tokenizer).special:
+        if token in message.text:
+            raise ValueError(f"the {message.role}'s text contains the control token {token!r} at character {message.text.index(token)}; "
+                             "remove it, it would be read as the chat's own structure")

@@ -1,0 +1,84 @@
+"""One Protocol for every vision-language model: conversations in, text out, and the probability of words at a point.
+
+Message (frames with time stamps + text) → Conversation → Vlm.answer → Reply (text, log-probabilities, error)
+
+Who reads a verdict needs P("normal") and P("abnormal") *at one place of the answer*, over whole words. A backend is told the
+words and a function that finds the place in the text it wrote (``Readout``), and returns log P(word | everything before that place),
+summed over all spellings its tokenizer has for the word; it never searches for a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from cac_align.video import Frames
+
+
+@dataclass(frozen=True, eq=False)
+class Message:
+    """One message of a chat. ``frames`` come before ``text``, as a video with its time stamps (or as images, see ``as_images``)."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+    frames: Frames | None = None
+    as_images: bool = False
+
+
+Conversation = tuple[Message, ...]
+"""Messages in order. The last one is the user's, or an assistant's message to be continued from where its text ends."""
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Ask for log P(word) at one place of the answer.
+
+    words: the whole words whose probabilities are wanted, e.g. ("normal", "abnormal").
+    locate: from the answer's text to the character offset at which the word starts, or None when the answer has no such place.
+        Must be picklable: a module-level function.
+    """
+
+    words: tuple[str, ...]
+    locate: Callable[[str], int | None]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back for one conversation. ``error`` says why there is no text; then ``text`` is empty.
+
+    log_p: natural log of P(word) per word asked for (None when not asked, not found, or not given by the backend).
+    truncated: the answer hit the token limit. num_prompt_tokens, num_tokens: for cost reports.
+    """
+
+    text: str
+    log_p: Mapping[str, float] | None = None
+    error: str | None = None
+    truncated: bool = False
+    num_prompt_tokens: int = 0
+    num_tokens: int = 0
+
+
+@runtime_checkable
+class Vlm(Protocol):
+    """A vision-language model behind any backend. Thread-safe; a failed conversation never fails the others."""
+
+    @property
+    def passport(self) -> Mapping[str, str]:
+        """What identifies the answers: model id, revision or weight hash, dtype, prompt layout. Strings only."""
+        ...
+
+    def answer(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        max_new_tokens: int,
+        schema: Mapping[str, Any] | None = None,
+        readout: Readout | None = None,
+    ) -> list[Reply]:
+        """Answer every conversation greedily, in order. ``schema`` constrains decoding to a JSON schema where it is given.
+
+        Never raises for one conversation's failure: its Reply carries ``error``. Raises ``ValueError`` for a call that is wrong
+        as a whole (no user message, empty words).
+        """
+        ...

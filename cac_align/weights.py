@@ -1,0 +1,74 @@
+"""The weights that ship with the package: where they are, and proof that they are what was shipped.
+
+name → shipped(name) → folder, after its files' sha256 were checked against weights/manifest.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+_REBUILD = "reinstall the package, or rebuild them with `make weights`"
+
+
+def weights_folder() -> Path:
+    return Path(str(files("cac_align"))) / "miniature" / "weights"
+
+
+@cache
+def shipped(name: str) -> Path:
+    """The folder of a shipped model ("wan", "cac" or "unified"), loadable with ``from_pretrained``.
+
+    Raises ``ValueError`` when it is unknown, missing, truncated or changed.
+    """
+    manifest = read_manifest()
+    if name not in manifest:
+        raise ValueError(f"no shipped weights named {name!r}; this package ships {', '.join(sorted(manifest)) or 'none'}")
+    folder = weights_folder() / name
+    for relative, expected in sorted(manifest[name].items()):
+        file = folder / relative
+        if not file.is_file():
+            raise ValueError(f"shipped weights {name!r}: {relative} is missing; {_REBUILD}")
+        if file.stat().st_size != expected["bytes"]:
+            raise ValueError(
+                f"shipped weights {name!r}: {relative} is truncated: expected {expected['bytes']} bytes, found {file.stat().st_size}; {_REBUILD}"
+            )
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        if found != expected["sha256"]:
+            raise ValueError(
+                f"shipped weights {name!r}: {relative} was changed: expected sha256 {expected['sha256'][:12]}, found {found[:12]}; {_REBUILD}"
+            )
+    return folder
+
+
+def read_manifest() -> dict[str, dict[str, dict[str, int | str]]]:
+    """{model name: {file: {"bytes", "sha256"}}}; empty when nothing was shipped."""
+    path = weights_folder() / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_manifest() -> Path:
+    """Record size and sha256 of every file under weights/: the last step of `make weights`."""
+    root = weights_folder()
+    manifest = {
+        folder.name: {
+            str(file.relative_to(folder)): {
+                "bytes": file.stat().st_size,
+                "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            }
+            for file in sorted(folder.rglob("*"))
+            if file.is_file() and not file.name.startswith(".")
+        }
+        for folder in sorted(root.iterdir())
+        if folder.is_dir() and not folder.name.startswith(("_", "."))
+    }
+    path = root / "manifest.json"
+    path.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return path
+
+
+if __name__ == "__main__":
+    print(write_manifest())

@@ -112,7 +112,7 @@ def run_score(options: argparse.Namespace) -> int:
             for row in score_files(reward, chunk, prompts[start : start + CHUNK], options.fps):
                 rows.append(row)
                 if options.json:
-                    print(json.dumps(row, ensure_ascii=False), flush=True)
+                    print(json.dumps(row), flush=True)
             bar.update(len(chunk))
     if not options.json:
         print(score_table(rows))
@@ -168,7 +168,7 @@ def read_prompts(file: Path) -> list[dict[str, str]]:
     Raises ``ValueError`` naming the file and what is wrong.
     """
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: cannot be read as prompts: {error}") from error
     if not lines:

@@ -3,7 +3,7 @@
 path or bytes → read_index (demux only: time stamps, size) → FileFrames.read(indices) → uint8 (T, H, W, 3)
 
 Time stamps come from the container, never from index / average rate. The two decoders give the same frames, bit for bit, on sound
-files (videos of more than 8 bits per channel always go to PyAV, because converters dither those differently).
+files; where decord would hand out a neighbour of the frame asked for, PyAV reads in its stead (``_DECORD_CODECS``).
 A file is never silently short: the frames the index promises are the frames that come back, or a ``ValueError`` says why.
 (A few flipped bytes inside a frame are the exception: H.264 decoders conceal them, and a player would show the same smear.)
 Only demuxers of real video containers may open a file, so that a play list handed in as bytes cannot make us read other files.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import os
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +29,10 @@ MAX_FRAMES = 10_000
 _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,apng,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,flv,ogg,asf,nut,mxf,yuv4mpegpipe"
 )
+_DECORD_CONTAINERS, _DECORD_CODECS = frozenset({"mp4", "matroska"}), frozenset({"h264", "vp8", "vp9"})
+"""Where decord may be trusted, unless a file has both B-frames and several key frames: then, and in avi and MPEG-TS, and for HEVC and
+MPEG-4 part 2, it hands out a neighbour in place of some frames without a word (found by decoding thousands of random picks)."""
+
 _STILLS = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"II*\x00": "TIFF", b"MM\x00*": "TIFF"}
 
 
@@ -43,11 +48,11 @@ class Index:
 
 @dataclass(frozen=True)
 class _Table:
-    """``stamps``: presentation times in the container's own unit, ascending. ``eight_bit``: decord and PyAV convert it alike."""
+    """``stamps``: presentation times in the container's own unit, ascending. ``decord_is_right``: it may be trusted with this file."""
 
     stamps: tuple[int, ...]
     index: Index
-    eight_bit: bool
+    decord_is_right: bool
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class FileFrames:
         if any(not 0 <= index < len(stamps) for index in indices):
             raise ValueError(f"{name}: asked for frames {indices}, but the file has frames 0 to {len(stamps) - 1}")
         try:
-            pixels = _read_decord(self.source, indices, len(stamps)) if self._table.eight_bit else None
+            pixels = _read_decord(self.source, indices, len(stamps)) if self._table.decord_is_right else None
             if pixels is None:
                 pixels = _read_av(self.source, indices, stamps)
         except _Broken as error:
@@ -126,59 +131,98 @@ def _demux(source: Path | bytes, name: str) -> _Table:
 
     try:
         with _open_av(source, skip_frame="all") as container:  # all: opening decodes nothing, 1 ms in place of 12
-            if not container.streams.video:
-                kinds = " and ".join(sorted({stream.type for stream in container.streams})) or "no streams"
-                raise ValueError(f"{name}: no video stream in it (found: {kinds}); expected a video")
-            stream = container.streams.video[0]
-            height, width = stream.codec_context.height, stream.codec_context.width
-            if not (height > 0 and width > 0):
-                raise ValueError(f"{name}: the video stream states no frame size ({width}×{height}); expected a whole video file")
-            # mov and mp4 list every sample up front: the one place where a cut file shows without decoding.
-            listed = len(stream.index_entries) if "mp4" in container.format.name else 0
-            if listed > MAX_FRAMES:
-                raise _too_long(name, listed)
-            eight_bit = _is_eight_bit(stream.codec_context)
-            stamps, packets, reached = [], 0, 0
-            for packet in container.demux(stream):
-                if packet.size == 0:
-                    continue
-                if listed and packet.is_corrupt:  # the file ends inside it
-                    break
-                packets += 1
-                reached = max(reached, (packet.pts or 0) + (packet.duration or 0))
-                if packet.is_discard:
-                    continue  # before an edit list's start: decoded, never shown
-                stamps.append(packet.pts)
-                if len(stamps) > MAX_FRAMES:
-                    raise _too_long(name, f"more than {MAX_FRAMES}")
-            if packets < listed:
-                raise ValueError(f"{name}: cut short: its table lists {listed} frames, {packets} are in the file")
-            if not stamps:
-                raise ValueError(f"{name}: the video stream holds no frames")
+            scan = _scan(container, name)
             if container.format.name == "gif" and not _gif_ends(source):
                 raise ValueError(f"{name}: cut short: a GIF ends with the byte 0x3B, this one ends inside a frame")
-            unit = stream.time_base
-            rate = float(stream.average_rate) if stream.average_rate else 0.0
-            promised_s = _track_duration_s(stream)
+        stamps: list[Any] = scan.stamps
+        if None in stamps:
+            stamps = _decoded_stamps(source, name)
+        # In order means no B-frames.
+        trusted = scan.known_to_decord and (scan.key_frames <= 1 or stamps == sorted(stamps))
+        if trusted and scan.eight_bit is None:
+            with _open_av(source) as container:  # decodes a frame to know
+                trusted = bool(_is_eight_bit(container.streams.video[0].codec_context))
     except av.FFmpegError as error:
         raise ValueError(f"{name}: not a readable video ({error.strerror}); expected a whole mp4, webm, gif, …") from error
-    if eight_bit is None:
-        with _open_av(source) as container:
-            eight_bit = _is_eight_bit(container.streams.video[0].codec_context) or False
-    if any(stamp is None for stamp in stamps):
-        stamps = _decoded_stamps(source, name)
-    stamps.sort()
+    stamps = sorted(stamps)
     if len(set(stamps)) != len(stamps):
         raise ValueError(f"{name}: {len(stamps) - len(set(stamps))} frames repeat another's time stamp; re-encode the file")
-    times_s = tuple((stamp - stamps[0]) * unit.numerator / unit.denominator for stamp in stamps)
-    lacking_s = promised_s - float(reached * unit)
-    longest_s = max((later - earlier for earlier, later in pairwise(times_s)), default=promised_s)
+    times_s = tuple((stamp - stamps[0]) * scan.unit.numerator / scan.unit.denominator for stamp in stamps)
+    longest_s = max((later - earlier for earlier, later in pairwise(times_s)), default=scan.stated_s)
+    lacking_s = scan.stated_s - scan.reached_s
     if lacking_s > 2 * longest_s:  # the last frame's own length may be unknown, and is not above the others' by much
-        raise ValueError(f"{name}: cut short: the track states {promised_s:.2f} s, its last frame ends {lacking_s:.2f} s earlier")
+        raise ValueError(
+            f"{name}: cut short: the track states {scan.stated_s:.2f} s, its last frame ends {lacking_s:.2f} s earlier"
+        )
+    rate = scan.rate
     if len(stamps) > 1:
         measured = (len(stamps) - 1) / times_s[-1]
         rate = rate if abs(rate - measured) <= 0.01 * measured else measured
-    return _Table(tuple(stamps), Index(times_s, rate or 1.0, height, width), eight_bit)
+    index = Index(times_s, rate or 1.0, scan.height, scan.width)
+    return _Table(tuple(stamps), index, trusted and scan.eight_bit is not False)
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What one pass over the packets tells. ``stamps`` in packet order, in ``unit``; None where the container gives none."""
+
+    stamps: list[int | None]
+    unit: Fraction
+    key_frames: int
+    reached_s: float
+    stated_s: float
+    rate: float
+    height: int
+    width: int
+    eight_bit: bool | None
+    known_to_decord: bool
+
+
+def _scan(container: Any, name: str) -> _Scan:
+    """One pass over the first video stream's packets. Raises ``ValueError`` when they are not a whole video of a fair length."""
+    if not container.streams.video:
+        kinds = " and ".join(sorted({stream.type for stream in container.streams})) or "no streams"
+        raise ValueError(f"{name}: no video stream in it (found: {kinds}); expected a video")
+    stream = container.streams.video[0]
+    codec = stream.codec_context
+    if codec is None or not (codec.height > 0 and codec.width > 0 and stream.time_base):
+        raise ValueError(f"{name}: its video stream states no codec, size or clock; expected a whole video file")
+    formats = set(container.format.name.split(","))
+    # mov and mp4 list every sample up front: the one place where a cut file shows without decoding.
+    listed = len(stream.index_entries) if "mp4" in formats else 0
+    if listed > MAX_FRAMES:
+        raise _too_long(name, listed)
+    stamps: list[int | None] = []
+    packets = key_frames = reached = 0
+    for packet in container.demux(stream):
+        if packet.size == 0:
+            continue
+        if listed and packet.is_corrupt:  # the file ends inside it
+            break
+        packets += 1
+        reached = max(reached, (packet.pts or 0) + (packet.duration or 0))
+        if packet.is_discard:
+            continue  # before an edit list's start: decoded, never shown
+        key_frames += packet.is_keyframe
+        stamps.append(packet.pts)
+        if len(stamps) > MAX_FRAMES:
+            raise _too_long(name, f"more than {MAX_FRAMES}")
+    if packets < listed:
+        raise ValueError(f"{name}: cut short: its table lists {listed} frames, {packets} are in the file")
+    if not stamps:
+        raise ValueError(f"{name}: the video stream holds no frames")
+    return _Scan(
+        stamps=stamps,
+        unit=stream.time_base,
+        key_frames=key_frames,
+        reached_s=float(reached * stream.time_base),
+        stated_s=_track_duration_s(stream),
+        rate=float(stream.average_rate or 0),
+        height=codec.height,
+        width=codec.width,
+        eight_bit=_is_eight_bit(codec),
+        known_to_decord=codec.name in _DECORD_CODECS and bool(formats & _DECORD_CONTAINERS),
+    )
 
 
 def _is_eight_bit(codec: Any) -> bool | None:
@@ -256,7 +300,7 @@ def _openable(source: Path | bytes) -> Any:
 def _open_av(source: Path | bytes, **options: str) -> Any:
     import av
 
-    return av.open(_openable(source), options={"format_whitelist": _CONTAINERS, **options})
+    return av.open(_openable(source), metadata_errors="replace", options={"format_whitelist": _CONTAINERS, **options})
 
 
 def _read_decord(source: Path | bytes, indices: tuple[int, ...], count: int) -> np.ndarray | None:

@@ -358,9 +358,9 @@ def read_answer(
     if not isinstance(items, list):
         faults.append("anomalies: expected a list" if "anomalies" in answer else "anomalies: missing")
         items = []
-    if status == "normal" and items:
+    elif status == "normal" and items:
         faults.append(f"anomalies: must be empty when status is normal, received {len(items)}")
-    if status == "abnormal" and not items:
+    elif status == "abnormal" and not items:
         faults.append("anomalies: must name at least one anomaly when status is abnormal")
     anomalies = []
     for position, item in enumerate(items):

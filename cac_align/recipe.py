@@ -173,7 +173,10 @@ def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, ove
         recipe = read_recipe(RewardRecipe, recipe, overrides, section="reward")
     if not recipe.components:
         raise ValueError("a reward recipe needs at least one component, e.g. components: {cac: {kind: cac, model: miniature}}")
-    rewards = {name: _load_component(name, component) for name, component in recipe.components.items()}
+    for name, component in recipe.components.items():
+        if component.kind not in ("cac", "unified") and ":" not in component.kind:
+            raise ValueError(f"component {name!r}: kind must be cac, unified or 'module:Name', received {component.kind!r}")
+    rewards = {name: _load_component(component) for name, component in recipe.components.items()}
     if len(rewards) == 1:
         return next(iter(rewards.values()))
     from cac_align.rewards.combine import combine
@@ -183,7 +186,7 @@ def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, ove
     return combine(rewards, normalise=recipe.normalise, weights=weights, statistics=statistics)
 
 
-def _load_component(name: str, recipe: JudgeRecipe) -> Reward:
+def _load_component(recipe: JudgeRecipe) -> Reward:
     backend = _backend_options(recipe)
     if recipe.kind == "cac":
         from cac_align.cac.two_turn import TwoTurn
@@ -211,9 +214,7 @@ def _load_component(name: str, recipe: JudgeRecipe) -> Reward:
         if recipe.max_new_tokens is not None:
             options["max_new_tokens"] = recipe.max_new_tokens
         return UnifiedReward.load(recipe.model, allow_other_prompt=recipe.allow_other_prompt, **options, **backend)
-    if ":" in recipe.kind:
-        return import_name(recipe.kind)()
-    raise ValueError(f"component {name!r}: kind must be cac, unified or 'module:Name', received {recipe.kind!r}")
+    return import_name(recipe.kind)()
 
 
 def _backend_options(recipe: JudgeRecipe) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Video:
         if fps is not None and not (math.isfinite(fps) and fps > 0):
             raise ValueError(f"fps must be a positive number of frames per second, received {fps!r}")
         if isinstance(source, (str, os.PathLike, bytes, bytearray)):
-            return _open_file(source if isinstance(source, (bytes, bytearray)) else Path(source), fps, name)
+            return _open_file(bytes(source) if isinstance(source, (bytes, bytearray)) else Path(source), fps, name)
         if fps is None:
             raise ValueError("fps is required for arrays, tensors and image lists: they carry no clock; pass fps=16 for Wan")
         pixels = _as_pixels(source, layout)
@@ -144,6 +144,7 @@ class Video:
         start_s, end_s = (0.0, last_s) if window is None else (window.start_s, min(window.end_s, last_s))
         if start_s > last_s + 1e-6:
             raise ValueError(f"{self.name}: window starts at {start_s:.3f} s, after the last frame at {last_s:.3f} s")
+        start_s = min(start_s, end_s)
         count = math.floor((end_s - start_s) * fps + 1e-6) + 1
         wanted = start_s + np.arange(count) / fps
         chosen = sorted(set(_nearest(np.asarray(self.times_s), wanted).tolist()))
@@ -219,6 +220,8 @@ def _as_pixels(source: Any, layout: Layout | None) -> np.ndarray:
     if not isinstance(source, np.ndarray):
         raise ValueError(f"expected a path, bytes, array, tensor or list of PIL images, received {type(source).__name__}")
     pixels = np.transpose(source, _axes(source.shape, layout))
+    if pixels.size == 0:
+        raise ValueError(f"a video needs at least one frame with pixels, received shape {source.shape}")
     if np.issubdtype(pixels.dtype, np.floating):
         if not np.isfinite(pixels).all():
             raise ValueError(f"pixels hold {int((~np.isfinite(pixels)).sum())} NaN or infinite values; the generator diverged")

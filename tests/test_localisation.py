@@ -98,7 +98,7 @@ def test_errors_are_matched_once_and_inside_their_type():
 
 
 def test_a_pair_below_the_threshold_cannot_displace_one_that_counts():
-    # Best total IoU would match (0-10 with 0-4) and (4-6 with 4-12): .4 + .25; at 0.5 only (0-10 with 4-12)... counts nothing else.
+    # 0-10 overlaps 0-6 by .6 and 1-9 by .8: at 0.7 only the second counts, and it must be the one that is matched.
     truth = {"a": [Anomaly(OBJECT, Window(0, 10)), Anomaly(OBJECT, Window(20, 24))]}
     said = {"a": [Anomaly(OBJECT, Window(0, 6)), Anomaly(OBJECT, Window(1, 9))]}
     (found,) = match_errors(truth, said, thresholds=(0.7,))

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import base64
 import functools
+import itertools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -25,6 +27,9 @@ from transformers import (
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
+
+from cac_align.video import Frames
+from cac_align.vlm.protocol import Message, Readout
 
 SPECIAL = (
     "<|endoftext|>",
@@ -46,9 +51,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-PRE_TOKENISER = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+PRE_TOKENISER = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 SMALL_CORPUS = (
     '{"COT": "the square moves to the left and nothing breaks", "status": "normal", "anomalies": []}',
@@ -61,12 +64,19 @@ SMALL_CORPUS = (
 
 def _wrap(core: Tokenizer) -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(PRE_TOKENISER), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(PRE_TOKENISER), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", clean_up_tokenization_spaces=False, padding_side="left"
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
     )
 
 
@@ -75,7 +85,10 @@ def small_tokenizer(size: int = 420) -> PreTrainedTokenizerFast:
     """A byte-level BPE of at most ``size`` ordinary tokens, trained on a few lines of answers."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(PRE_TOKENISER), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(PRE_TOKENISER), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     core.train_from_iterator(SMALL_CORPUS * 3, trainer)
@@ -144,7 +157,12 @@ def model(
             "num_key_value_heads": max(1, heads // 2),
             "head_dim": head,
             "max_position_embeddings": 8192,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": section, "mrope_interleaved": True},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": section,
+                "mrope_interleaved": True,
+            },
             "pad_token_id": ids("<|endoftext|>"),
         },
         vision_config={
@@ -192,7 +210,40 @@ def teach_chain(net: Any, chain: Sequence[int], *, log_odds: float = 6.0, rivals
             embed[token] = 0
             embed[token, axis[token]] = 4.0
         peak = hidden**0.5  # RMSNorm of a one-hot
-        for before, after in zip(chain, chain[1:], strict=False):
+        for before, after in itertools.pairwise(chain):
             out[after, axis[before]] += log_odds / peak
         for before, token, logit in rivals:
             out[token, axis[before]] += logit / peak
+
+
+def after_status(text: str) -> int | None:
+    """Where the value of the last ``"status": "`` starts."""
+    key = '"status": "'
+    at = text.rfind(key)
+    return None if at < 0 else at + len(key)
+
+
+WORDS = Readout(("normal", "abnormal"), after_status)
+
+
+def frames(count: int = 5, height: int = 64, width: int = 64, seed: int = 0, times: tuple[float, ...] | None = None) -> Frames:
+    """Noise at 4 fps, or at the given times."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    times = tuple(n / 4 for n in range(count)) if times is None else times
+    return Frames(pixels, tuple(4 * n for n in range(count)), times, 4.0, 4 * count)
+
+
+def ask(text: str = "look", seen: Frames | None = None, *rest: Message) -> tuple[Message, ...]:
+    """A conversation that opens with one question."""
+    return (Message("user", text, seen), *rest)
+
+
+def conversations() -> list[tuple[Message, ...]]:
+    """Five different kinds: short and long video, two videos in one chat, text alone, images."""
+    return [
+        ask("hello", frames(5)),
+        ask("a longer question about it", frames(9, seed=1)),
+        ask("hi", frames(3, seed=2), Message("assistant", "so"), Message("user", "and", frames(2, 64, 96, seed=3))),
+        ask("no picture"),
+        (Message("user", "x", frames(2, seed=4), as_images=True),),
+    ]

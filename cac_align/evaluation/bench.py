@@ -225,7 +225,7 @@ def _rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise ValueError(f"{path}:{number}: not JSON: {error}") from error
             if isinstance(row, dict) and row.get("kind") == "extra":
                 continue
-            if not isinstance(row, dict) or not _SCORE_KEYS <= set(row):
+            if not isinstance(row, dict) or not set(row) >= _SCORE_KEYS:
                 raise ValueError(f"{path}:{number}: expected a score with {sorted(_SCORE_KEYS)}, received {line[:80]!r}")
             yield number, row
 

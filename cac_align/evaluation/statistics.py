@@ -1,6 +1,6 @@
-"""Intervals, paired tests and agreement: thin, named doors to scipy and krippendorff, so that every report counts the same way.
+"""Intervals, paired tests and agreement: thin, named doors to scipy, statsmodels and krippendorff, so that every report counts the same way.
 
-share (Wilson) · mean_interval, counts_interval (bootstrap) · mcnemar, paired_permutation · alpha (Krippendorff)
+share, vote_share (Wilson) · mean_interval, counts_interval (bootstrap) · mcnemar, paired_permutation · alpha (Krippendorff)
 
 Nothing here invents a number: an estimate over nothing is None, never 0 and never NaN.
 Sources: Wilson 1927; Efron 1979 (percentile bootstrap); McNemar 1947, exact form; Krippendorff 2011 (alpha).
@@ -50,6 +50,23 @@ def share(hits: int, n: int, *, confidence: float = 0.95) -> Estimate:
         return NOTHING
     interval = binomtest(hits, n).proportion_ci(confidence, method="wilson")
     return Estimate(hits / n, float(interval.low), float(interval.high), n)
+
+
+def vote_share(votes: Sequence[float], *, confidence: float = 0.95) -> Estimate:
+    """Mean of values in [0, 1], one per video (0, 1, or the share of its raters), with a Wilson interval where n is the videos.
+
+    For votes of 0 and 1 this is ``share``. Split votes vary less than a coin of the same mean, so the interval errs on the wide side.
+    Raises ``ValueError`` for a vote outside [0, 1].
+    """
+    from statsmodels.stats.proportion import proportion_confint
+
+    if not all(0 <= vote <= 1 for vote in votes):
+        raise ValueError(f"votes must lie in [0, 1], received {[vote for vote in votes if not 0 <= vote <= 1][:3]}")
+    if not votes:
+        return NOTHING
+    total = float(sum(votes))
+    low, high = proportion_confint(total, len(votes), alpha=1 - confidence, method="wilson")
+    return Estimate(total / len(votes), max(0.0, float(low)), min(1.0, float(high)), len(votes))
 
 
 def mean_interval(values: Sequence[float], *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0) -> Estimate:

@@ -4,8 +4,8 @@ prompts → generate(prompt, seed) or given candidates → reward(N candidates o
 
 A candidate without a score loses to any score; when none has one the prompt is *undecided*, never silently picked. Scores within
 ``QUANTUM`` are a tie and the lowest index wins. With ``out`` everything is on disk at once and the same call resumes:
-``out/videos/<slug>-<seed>.mp4`` (complete or absent), ``out/ledger.jsonl``, ``out/selection.jsonl`` (one line per prompt as it is
-decided, put in the order of the prompts at the end). Scores are then taken of the written file, so that a resumed run sees the same bytes.
+``out/videos/<slug>-<seed>.mp4`` (complete or absent), ``out/generator.json`` (the generator's passport, where it has one),
+``out/ledger.jsonl``, ``out/selection.jsonl`` (one line per prompt as it is decided, in the order of the prompts at the end). Scores are then taken of the written file, so that a resumed run sees the same bytes.
 
 Source: CaC (arXiv 2605.11723) Sec. 4.4: Best-of-N with N = 5.
 """
@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from cac_align.encoding import write_mp4
 from cac_align.rewards.ledger import Ledger
@@ -29,6 +29,14 @@ from cac_align.video import Video
 
 Generate = Callable[[str, int], Video]
 """(prompt, seed) → Video; the same pair gives the same video. ``ValueError`` means that this one came out unusable (NaN pixels)."""
+
+
+@runtime_checkable
+class BatchGenerate(Protocol):
+    """A generator that can make several videos in one call; the same prompt and seed give the same video as alone, up to rounding."""
+
+    def batch(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Video]: ...
+
 
 Candidates = Mapping[str, Sequence[Path | Video]]
 """Given candidates by prompt."""
@@ -94,7 +102,8 @@ def best_of_n(
     candidates: a generator ``(prompt, seed) → Video``; or given candidates by prompt; or a folder or JSONL (``read_candidates``).
     n: how many to generate per prompt, with seeds ``seed … seed + n − 1``; given candidates are all judged. out: a folder to write
     to and to resume from. progress: makes the progress bars, e.g. ``lambda total, about: tqdm(total=total, desc=about)``.
-    Raises ``ValueError`` for no prompt, a blank one, n below 1, or candidates that cannot be found. A candidate that cannot be
+    Raises ``ValueError`` for no prompt, a blank one, n below 1, candidates that cannot be found, or an ``out`` whose videos come from
+    a generator with another passport. A candidate that cannot be
     made (``ValueError`` of the generator) or read is one without a score; any other exception of the generator ends the call,
     and nothing already made or scored is lost.
     """
@@ -114,6 +123,8 @@ def best_of_n(
         out = Path(out)
         (out / "videos").mkdir(parents=True, exist_ok=True)
         reward = Ledger(out / "ledger.jsonl").wrap(reward)
+        if callable(candidates):
+            _same_generator(out / "generator.json", getattr(candidates, "passport", None))
         log = _SelectionLog(out / "selection.jsonl")
     seeds = tuple(range(seed, seed + n)) if callable(candidates) else ()
     total = n * len(unique) if callable(candidates) else sum(len(candidates.get(prompt, ())) for prompt in unique)
@@ -122,7 +133,7 @@ def best_of_n(
     try:
         for prompt in unique:
             if callable(candidates):
-                entrants = [_generated(candidates, prompt, each, out) for each in seeds]
+                entrants = _all_generated(candidates, prompt, seeds, out)
             else:
                 entrants = [_opened(source) for source in candidates.get(prompt, ())]
             decided[prompt] = _select(prompt, entrants, _scored(reward, prompt, entrants), seeds)
@@ -167,7 +178,7 @@ def read_candidates(source: Path, prompts: Sequence[str] | None = None) -> dict[
         raise ValueError(f"{source}: no such folder or JSONL of candidates")
     found: dict[str, list[Path]] = {prompt: [] for prompt in prompts or ()}
     if listing.is_file():
-        for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(listing.read_text(encoding="utf-8").split("\n"), start=1):
             if not line.strip():
                 continue
             try:
@@ -216,10 +227,27 @@ def _opened(source: Path | Video) -> _Entrant:
         return _Entrant(str(source), None, str(error))
 
 
+def _video_path(prompt: str, seed: int, out: Path | None) -> Path | None:
+    return out / "videos" / f"{slug(prompt)}-{seed}.mp4" if out else None
+
+
+def _all_generated(generate: Generate, prompt: str, seeds: Sequence[int], out: Path | None) -> list[_Entrant]:
+    """The candidates of one prompt; those that are not on disk yet in one call where the generator can batch."""
+    missing = [seed for seed in seeds if (path := _video_path(prompt, seed, out)) is None or not path.exists()]
+    if not isinstance(generate, BatchGenerate) or len(missing) < 2:
+        return [_generated(generate, prompt, seed, out) for seed in seeds]
+    try:
+        made = dict(zip(missing, generate.batch([prompt] * len(missing), missing), strict=True))
+    except ValueError:
+        # One of them is unusable; alone, each says so for itself and the others are kept.
+        return [_generated(generate, prompt, seed, out) for seed in seeds]
+    return [_generated(lambda _, each: made[each], prompt, seed, out) for seed in seeds]
+
+
 def _generated(generate: Generate, prompt: str, seed: int, out: Path | None) -> _Entrant:
     """A candidate from the generator, or the finished file of an earlier run."""
     name = f"{slug(prompt)}-{seed}"
-    path = out / "videos" / f"{name}.mp4" if out else None
+    path = _video_path(prompt, seed, out)
     if path is None or not path.exists():
         try:
             video = generate(prompt, seed)
@@ -229,6 +257,30 @@ def _generated(generate: Generate, prompt: str, seed: int, out: Path | None) -> 
         except ValueError as error:
             return _Entrant(str(path or name), None, f"the generator gave no usable video: {error}")
     return _opened(path)
+
+
+def _same_generator(path: Path, passport: Mapping[str, str] | None) -> None:
+    """Refuse to take another generator's finished videos for this one's."""
+    if passport is None:
+        return
+    if not path.exists():
+        _write(path, json.dumps(dict(passport), indent=1, sort_keys=True) + "\n")
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changed = [key for key in sorted({*before, *passport}) if before.get(key) != passport.get(key)]
+    if changed:
+        key = changed[0]
+        raise ValueError(
+            f"{path.parent}: its videos come from another generator ({', '.join(changed)} differ; {key} was {before.get(key)!r}, now "
+            f"{passport.get(key)!r}); write to another folder, or go on with the same generator"
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole file or the old one, never half of it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 def _scored(reward: Reward, prompt: str, entrants: Sequence[_Entrant]) -> list[Score]:
@@ -323,14 +375,14 @@ class _SelectionLog:
         self._known: dict[str, str] = {}
         kept = []
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="ascii", errors="replace").split("\n"):
                 try:
                     prompt = json.loads(line)["prompt"]
                 except (ValueError, KeyError, TypeError):
                     continue  # torn by a kill; the ledger holds what it said, and this run decides it again
                 self._known[prompt] = line
                 kept.append(line)
-            self._replace(kept)
+            _write(path, "".join(line + "\n" for line in kept))
 
     def add(self, selection: Selection) -> None:
         line = json.dumps(selection.to_json(), ensure_ascii=True)
@@ -340,9 +392,4 @@ class _SelectionLog:
             self._known[selection.prompt] = line
 
     def finish(self, selections: Sequence[Selection]) -> None:
-        self._replace([json.dumps(selection.to_json(), ensure_ascii=True) for selection in selections])
-
-    def _replace(self, lines: Sequence[str]) -> None:
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        os.replace(part, self.path)
+        _write(self.path, "".join(json.dumps(selection.to_json(), ensure_ascii=True) + "\n" for selection in selections))

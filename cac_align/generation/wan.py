@@ -64,7 +64,7 @@ class Wan:
         path_or_id: str | os.PathLike[str],
         *,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
@@ -95,10 +95,15 @@ class Wan:
         }
         setting = replace(setting, **{name: value for name, value in given.items() if value is not None})
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if isinstance(dtype, str):
+            named = getattr(torch, dtype, None)
+            if not isinstance(named, torch.dtype):
+                raise ValueError(f"dtype must be float32, bfloat16 or float16; received {dtype!r}")
+            dtype = named
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         try:
-            pipeline = WanPipeline.from_pretrained(folder, torch_dtype={"default": dtype, "vae": torch.float32})
-        except (OSError, EnvironmentError) as error:
+            pipeline = WanPipeline.from_pretrained(folder, dtype={"default": dtype, "vae": torch.float32})
+        except OSError as error:
             raise ValueError(f"{path_or_id}: the Wan checkpoint is incomplete or unreadable; fetch it again ({error})") from error
         pipeline.set_progress_bar_config(disable=True)
         return cls(pipeline.to(device), setting, folder)

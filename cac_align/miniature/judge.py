@@ -13,6 +13,7 @@ Source: Qwen3-VL as in transformers (vision patches, deepstack, interleaved M-Ro
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -55,6 +56,11 @@ PIECES = "|".join(
         r' ?[{]?"?Frame \p{N}{1,3}(?:"?:(?: \[+)?)?',  # "Frame 12", "Frame 12:", and a box's key "Frame 12": [
         r" ?Step \p{N}:",
         r' ?[\[{]*"[\p{L} ]+":',  # a JSON key; the value after it starts a piece of its own, as in Qwen's table
+        r" from \p{N}+\.\p{N}+ s at \p{N}+ fps",  # the instruction's clock
+        r" ?[A-Z]\p{L}*(?: \p{L}+)+(?=[.,?:])",  # a short sentence's beginning, as the instructions have them
+        r", then(?: \p{L}+)+",
+        r" \([\p{L}, ]+\)",
+        r' ?\p{L}+\.(?=[ "])',  # "fine."
         r"[\p{N}]{1,4}",
         r" ?\p{L}+",
         r"[^\s\p{L}\p{N}]+ (?=\p{N})",  # ", " between two numbers
@@ -95,7 +101,8 @@ class JudgeSize:
     """The numbers that make the judge small. ``patch_px`` × ``merge`` pixels squared become one visual token.
 
     text_*: the language model; vision_*: the image encoder; deepstack: encoder layers whose features also enter the first
-    language layers. min_pixels, max_pixels: bounds of height × width × frames, to which clips are resized (aspect kept).
+    language layers. min_pixels, max_pixels: bounds of height × width × frames, to which clips are resized (aspect kept);
+    max_image_pixels: most pixels of a frame that is shown as an image.
     """
 
     text_hidden: int = 96
@@ -112,7 +119,8 @@ class JudgeSize:
     merge: int = 2
     min_pixels: int = 2 * 32 * 32
     max_pixels: int = 49 * 64 * 64
-    num_merges: int = 700
+    max_image_pixels: int = 2 * 64 * 64
+    num_merges: int = 1000
 
 
 def train_merges(texts: Iterable[str], num_merges: int) -> list[tuple[str, str]]:
@@ -132,7 +140,7 @@ def train_merges(texts: Iterable[str], num_merges: int) -> list[tuple[str, str]]
     while len(merges) < num_merges:
         pairs: Counter[tuple[str, str]] = Counter()
         for symbols, count in words:
-            for pair in zip(symbols, symbols[1:], strict=False):
+            for pair in itertools.pairwise(symbols):
                 if pair[0] + pair[1] not in _NEVER_MERGED:
                     pairs[pair] += count
         if not pairs:
@@ -184,13 +192,15 @@ def build_tokenizer(texts: Iterable[str], num_merges: int = JudgeSize.num_merges
 def build_processor(tokenizer: PreTrainedTokenizerFast, size: JudgeSize = JudgeSize()) -> Qwen3VLProcessor:
     """Qwen3-VL's own processor with this tokenizer and the judge's patch size; frames are taken as given, never resampled."""
     pixels = {"shortest_edge": size.min_pixels, "longest_edge": size.max_pixels}
-    per_frame = {"shortest_edge": size.min_pixels // 2, "longest_edge": 2 * 64 * 64}
+    per_frame = {"shortest_edge": size.min_pixels // 2, "longest_edge": size.max_image_pixels}
     numbers: dict[str, Any] = {"patch_size": size.patch_px, "merge_size": size.merge, "temporal_patch_size": 2}
     normalise = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=per_frame, **numbers, **normalise),
         tokenizer=tokenizer,
-        video_processor=Qwen3VLVideoProcessor(size=pixels, do_sample_frames=False, cap_pixels_per_frame=False, **numbers, **normalise),
+        video_processor=Qwen3VLVideoProcessor(
+            size=pixels, do_sample_frames=False, cap_pixels_per_frame=False, **numbers, **normalise
+        ),
         chat_template=CHAT_TEMPLATE,
     )
 

@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
-from cac_align.judgement import Anomaly, Turn, Window, hull, shown_frames
+from cac_align.cac.prompts import turn_one_conversation, turn_two_conversation
+from cac_align.judgement import Anomaly, Turn, Window, shown_frames
 from cac_align.miniature import teacher
-from cac_align.miniature.grammar import parse_prompt
+from cac_align.miniature.grammar import COLOURS, MOTIONS, Spec, parse_prompt
+from cac_align.rewards.unified import AXES, fill_prompt, own_prompt, sample_indices, write_axes
 from cac_align.video import Frames, Video
-from cac_align.vlm.protocol import Conversation
+from cac_align.vlm.protocol import Conversation, Message
 
 KEPT_EVERY = 2
 """Source frames kept in the pool: every second one of 16 fps, because turn 2 looks at 8."""
@@ -82,7 +84,10 @@ class ClipPool:
         self.pixels = np.memmap(folder / "pixels.u8", np.uint8, "r")
         self.groups: dict[tuple[int, bool], list[int]] = {}
         for number, row in enumerate(self.rows):
-            self.groups.setdefault((row["num_frames"], bool(row["anomalies"])), []).append(number)
+            # A defect that falls between two frames of the first scan cannot be learned from: it is left out.
+            if not row["anomalies"] or row["scannable"]:
+                self.groups.setdefault((row["num_frames"], bool(row["anomalies"])), []).append(number)
+        self._abnormal = sorted(number for (_, abnormal), members in self.groups.items() if abnormal for number in members)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -96,12 +101,20 @@ class ClipPool:
         anomalies = tuple(Anomaly.from_json(item) for item in row["anomalies"])
         return PoolClip(row["seed"], row["prompt"], anomalies, clock, pixels)
 
-    def lengths(self) -> dict[int, int]:
-        """How many clips there are of each number of frames."""
-        counts: dict[int, int] = {}
-        for (length, _), members in self.groups.items():
-            counts[length] = counts.get(length, 0) + len(members)
-        return dict(sorted(counts.items()))
+    def length(self, rng: np.random.Generator) -> int:
+        """A number of frames, drawn as often as abnormal clips have it."""
+        return self.rows[self._abnormal[int(rng.integers(len(self._abnormal)))]]["num_frames"]
+
+    def couple(self, rng: np.random.Generator, length: int | None = None) -> tuple[PoolClip, PoolClip]:
+        """A normal and an abnormal clip of one length: the same scene where possible. Any length when None."""
+        options = self._abnormal if length is None else self.groups[length, True]
+        number = options[int(rng.integers(len(options)))]
+        wanted = self.rows[number]["num_frames"]
+        twin = number - 1
+        if self.rows[twin]["num_frames"] != wanted:
+            others = self.groups.get((wanted, False)) or [twin]
+            twin = others[int(rng.integers(len(others)))]
+        return self[twin], self[number]
 
     @classmethod
     def open(
@@ -109,7 +122,7 @@ class ClipPool:
     ) -> ClipPool:
         """The pool in this folder, rendering what is missing; goes on where a former call was stopped.
 
-        Clip ``n`` has seed ``first_seed + n`` and is anomalous when n is odd. Raises ``ValueError`` when the folder holds another pool.
+        Clips 2k and 2k + 1 share seed ``first_seed + k``: the scene without and with its defect. Raises ``ValueError`` when the folder holds another pool.
         """
         from cac_align.miniature.world import FULL, STUDIO, make_clip
 
@@ -125,17 +138,21 @@ class ClipPool:
                 rows.append(line)
                 end = row["offset"] + row["bytes"]
             if rows and (json.loads(rows[0])["seed"], json.loads(rows[0])["studio"]) != (first_seed, plan.studio):
-                raise ValueError(f"{folder} holds clips from seed {json.loads(rows[0])['seed']}, expected {first_seed}; give another pool")
+                raise ValueError(
+                    f"{folder} holds clips from seed {json.loads(rows[0])['seed']}, expected {first_seed}; give another pool"
+                )
         rows = rows[:clips] if len(rows) > clips else rows
         with open(folder / "pixels.u8", "ab") as pixels, open(folder / "clips.jsonl", "w", encoding="utf-8") as lines:
             pixels.truncate(end)
             pixels.seek(end)
             lines.write("".join(line + "\n" for line in rows))
             for number in range(len(rows), clips):
-                seed = first_seed + number
+                seed = first_seed + number // 2
                 plain = np.random.default_rng((seed, 1)).random() < plan.studio
                 clip = make_clip(seed, STUDIO if plain else FULL, anomalous=number % 2 == 1)
                 kept = np.ascontiguousarray(clip.pixels[::KEPT_EVERY])
+                video = clip.video()
+                scan_s = [video.times_s[index] for index in video.indices_at(plan.scan_fps)]
                 pixels.write(kept.tobytes())
                 pixels.flush()
                 row = {
@@ -147,6 +164,7 @@ class ClipPool:
                     "height": kept.shape[1],
                     "width": kept.shape[2],
                     "anomalies": [anomaly.to_json() for anomaly in clip.anomalies],
+                    "scannable": len(teacher.visible(clip.anomalies, scan_s)) == len(clip.anomalies),
                     "offset": end,
                     "bytes": kept.nbytes,
                 }
@@ -161,7 +179,9 @@ class ClipPool:
 # ---- making clips look generated ----------------------------------------------------------------------------------
 
 
-def degrade(pixels: UInt8[np.ndarray, "T H W 3"], rng: np.random.Generator, strength: float = 1.0) -> UInt8[np.ndarray, "T H W 3"]:
+def degrade(
+    pixels: UInt8[np.ndarray, "T H W 3"], rng: np.random.Generator, strength: float = 1.0
+) -> UInt8[np.ndarray, "T H W 3"]:
     """Blur, blotches, grain, block averages and a tint, the same for all frames but for grain and blotches: what a small VAE does.
 
     ``strength`` scales all of them; 1 is the strength of training. Labels stay true: nothing is moved or mirrored.
@@ -177,7 +197,9 @@ def degrade(pixels: UInt8[np.ndarray, "T H W 3"], rng: np.random.Generator, stre
         x = resize(small, size=(height, width), mode="bilinear")
     if rng.random() < 0.5:  # blotches that come and go
         coarse = rng.standard_normal((count, 3, height // 8, width // 8)).astype(np.float32)
-        x = x + float(strength * rng.uniform(0.005, 0.03)) * resize(torch.from_numpy(coarse), size=(height, width), mode="bilinear")
+        x = x + float(strength * rng.uniform(0.005, 0.03)) * resize(
+            torch.from_numpy(coarse), size=(height, width), mode="bilinear"
+        )
     if rng.random() < 0.4:  # block averages, as in a coarse JPEG
         mix = float(strength * rng.uniform(0.1, 0.45))
         blocks = resize(torch.nn.functional.avg_pool2d(x, 4), size=(height, width), mode="nearest")
@@ -188,6 +210,24 @@ def degrade(pixels: UInt8[np.ndarray, "T H W 3"], rng: np.random.Generator, stre
     shift = float(strength * rng.uniform(-0.05, 0.05))
     x = (x * gain + shift).clamp(0, 1)
     return (x.permute(0, 2, 3, 1) * 255 + 0.5).to(torch.uint8).numpy()
+
+
+_CLAIMS: tuple[Anomaly, ...] = tuple(
+    Anomaly(type=kind_of, window=None, reason=f"the {reason}", region=region)
+    for kind_of, reason, region in (
+        ("Object Distortion", "red ball melts and its outline wobbles", "red ball"),
+        ("Object Distortion", "red box splits into two halves", "red box"),
+        ("Object Distortion", "red ball is stretched out of shape", "red ball"),
+        ("Human Distortion", "red figure grows an extra arm", "extra arm of the red figure"),
+        ("Human Distortion", "head comes off the red figure", "head of the red figure"),
+        ("Motion Anomalies", "red ball suddenly disappears", "red ball"),
+        ("Motion Anomalies", "red figure jumps to another place", "red figure"),
+        ("Motion Anomalies", "red sign jitters from frame to frame", "red sign"),
+        ("Physical Violations", "red ball floats up without support", "red ball"),
+        ("Physical Violations", "red box sinks into the ground", "red box"),
+    )
+)
+"""Suspicions that fit any scene, told of whoever is in it."""
 
 
 def _shown(clip: PoolClip, indices: Sequence[int], fps: float, rng: np.random.Generator, plan: LessonPlan) -> Frames:
@@ -201,32 +241,174 @@ def _shown(clip: PoolClip, indices: Sequence[int], fps: float, rng: np.random.Ge
 
 
 def cac_lessons(pool: ClipPool, plan: LessonPlan, batch: int, *, seed: tuple[int, int], pairs: bool) -> list[Lesson]:
-    """One batch for the two-turn judge, half normal and half abnormal. ``pairs``: the warm-up, frame pairs only."""
+    """One batch for the two-turn judge, half abnormal and half normal: each defect beside its scene without it, where that has the
+    same length. ``pairs``: the warm-up, frame pairs only. Raises ``ValueError`` when ``batch`` is odd."""
+    if batch % 2:
+        raise ValueError(f"batch must be even (half normal, half abnormal), received {batch}")
     rng = np.random.default_rng(seed)
-    draw = rng.random()
-    if pairs or draw < plan.pair:
-        return [_pair(pool[_any(pool, rng, n % 2 == 1)], rng, plan) for n in range(batch)]
-    length = _length(pool, rng)
+    draw = 0.0 if pairs else rng.random()
+    if draw < plan.pair or pairs:
+        couples = [pool.couple(rng) for _ in range(batch // 2)]
+        return [lesson for couple in couples for lesson in _pairs(*couple, rng, plan)]
     if draw < plan.pair + plan.look:
-        steps = int(rng.choice(np.arange(0, 7), p=_LOOK_STEPS))
-        return [_look(pool[_member(pool, rng, length, n % 4 != 0 and n % 2 == 1)], n % 2 == 1, steps, rng, plan) for n in range(batch)]
-    return [_scan(pool[_member(pool, rng, length, n % 2 == 1)], rng, plan) for n in range(batch)]
+        # Three times as many windows as needed, sorted by length: a run of neighbours wastes nothing on padding.
+        looks = [_window(*pool.couple(rng), rng, plan) for _ in range(3 * batch // 2)]
+        looks.sort(key=lambda look: look[2].end_s - look[2].start_s)
+        start = int(rng.integers(len(looks) - batch // 2 + 1))
+        return [lesson for look in looks[start : start + batch // 2] for lesson in _looks(*look, rng, plan)]
+    length = pool.length(rng)
+    couples = [pool.couple(rng, length) for _ in range(batch // 2)]
+    return [_scan(clip, rng, plan) for couple in couples for clip in couple]
 
 
-_LOOK_STEPS = np.array([0.22, 0.2, 0.17, 0.14, 0.11, 0.09, 0.07])
+def _scan(clip: PoolClip, rng: np.random.Generator, plan: LessonPlan) -> Lesson:
+    """Turn 1: the whole clip."""
+    frames = _shown(clip, clip.clock.indices_at(plan.scan_fps), plan.scan_fps, rng, plan)
+    answer = teacher.answer(clip.anomalies, number=1, frames=frames.indices, times_s=frames.times_s)
+    return Lesson(turn_one_conversation(clip.prompt, frames, wording=plan.wording), answer)
 
 
-def _any(pool: ClipPool, rng: np.random.Generator, abnormal: bool) -> int:
-    return _member(pool, rng, _length(pool, rng), abnormal)
+def _pairs(normal: PoolClip, abnormal: PoolClip, rng: np.random.Generator, plan: LessonPlan) -> list[Lesson]:
+    """Two neighbouring frames at turn 2's rate, from inside the defect and from a clip without one."""
+    anomaly = abnormal.anomalies[int(rng.integers(len(abnormal.anomalies)))]
+    step = max(1, round(abnormal.clock.fps / plan.look_fps))
+    last = len(abnormal.clock) - 1 - step
+    inside = [frame for frame in sorted(anomaly.boxes) if frame % KEPT_EVERY == 0 and frame <= last]
+    start = inside[int(rng.integers(len(inside)))] if inside else min(sorted(anomaly.boxes)[0] // KEPT_EVERY * KEPT_EVERY, last)
+    other = min(start, len(normal.clock) - 1 - step)
+    lessons = []
+    for clip, first in ((normal, other), (abnormal, start)):
+        indices = (first, first + step)
+        lessons.append(_second_turn(clip, indices, _claim(normal, abnormal, clip, rng, plan), rng, plan))
+    return lessons
 
 
-def _length(pool: ClipPool, rng: np.random.Generator) -> int:
-    counts = pool.lengths()
-    return int(rng.choice(list(counts), p=np.array(list(counts.values())) / len(pool)))
+def _window(
+    normal: PoolClip, abnormal: PoolClip, rng: np.random.Generator, plan: LessonPlan
+) -> tuple[PoolClip, PoolClip, Window]:
+    """A window on the abnormal clip's defect as turn 1 would name it: right, or (``hard_looks``) shifted or too wide."""
+    times = [abnormal.clock.times_s[index] for index in abnormal.clock.indices_at(plan.scan_fps)]
+    touched = [shown_frames(anomaly.window, times) for anomaly in abnormal.anomalies]
+    first, last = min(t[0] for t in touched), max(t[-1] for t in touched)
+    if rng.random() < plan.hard_looks:
+        first, last = first + int(rng.integers(-2, 2)), last + int(rng.integers(-1, 3))
+        first, last = min(max(first, 0), len(times) - 1), min(max(last, 0), len(times) - 1)
+        first, last = min(first, last), max(first, last)
+    return normal, abnormal, Window(times[first], times[last])
 
 
-def _member(pool: ClipPool, rng: np.random.Generator, length: int, abnormal: bool) -> int:
-    members = pool.groups.get((length, abnormal)) or pool.groups[(length, not abnormal)]
-    return members[int(rng.integers(len(members)))]
+def _looks(normal: PoolClip, abnormal: PoolClip, window: Window, rng: np.random.Generator, plan: LessonPlan) -> list[Lesson]:
+    """Turn 2 on the abnormal clip's window, and on a window of the same length where nothing is wrong."""
+    indices = abnormal.clock.indices_at(plan.look_fps, window)
+    lessons = [_second_turn(abnormal, indices, _claim(normal, abnormal, abnormal, rng, plan), rng, plan)]
+    clip, length = normal, window.end_s - window.start_s
+    times = [clip.clock.times_s[index] for index in clip.clock.indices_at(plan.scan_fps)]
+    starts = [t for t in times if t + length <= times[-1] + 1e-6]
+    if rng.random() < 0.25:  # before or after a defect, on the clip that has one
+        own = [abnormal.clock.times_s[index] for index in abnormal.clock.indices_at(plan.scan_fps)]
+        clear = [
+            t
+            for t in own
+            if t + length <= own[-1] + 1e-6
+            and not teacher.visible(
+                abnormal.anomalies,
+                [abnormal.clock.times_s[i] for i in abnormal.clock.indices_at(plan.look_fps, Window(t, t + length))],
+            )
+        ]
+        if clear:
+            clip, starts = abnormal, clear
+    # Half of the time the very window in which the other clip is broken.
+    same = [t for t in starts if abs(t - window.start_s) < 1e-6]
+    start = same[0] if same and rng.random() < 0.5 else starts[int(rng.integers(len(starts)))]
+    indices = clip.clock.indices_at(plan.look_fps, Window(start, start + length))
+    lessons.append(_second_turn(clip, indices, _claim(normal, abnormal, clip, rng, plan), rng, plan))
+    return lessons
 
 
+def _claim(normal: PoolClip, abnormal: PoolClip, shown: PoolClip, rng: np.random.Generator, plan: LessonPlan) -> Anomaly:
+    """What turn 1 suspects. On both clips of a couple it is drawn alike, so that the claim itself says nothing about the truth."""
+    claim = abnormal.anomalies[int(rng.integers(len(abnormal.anomalies)))]
+    if rng.random() < plan.wrong_claim:
+        claim = _CLAIMS[int(rng.integers(len(_CLAIMS)))]
+    colour, kind = teacher.who(claim)
+    actors = [(actor.colour, actor.kind) for actor in parse_prompt(shown.prompt).actors]
+    if (colour, kind) in actors:
+        return claim
+    alike = [actor for actor in actors if actor[1] == kind] or actors
+    return teacher.retold(claim, *alike[int(rng.integers(len(alike)))])
+
+
+def _second_turn(clip: PoolClip, indices: Sequence[int], claim: Anomaly, rng: np.random.Generator, plan: LessonPlan) -> Lesson:
+    frames = _shown(clip, indices, plan.look_fps, rng, plan)
+    window = Window(frames.times_s[0], frames.times_s[-1])
+    turn_one = Turn(1, "", frames.indices, "abnormal", (Anomaly(claim.type, window, claim.reason, claim.region),))
+    answer = teacher.answer(clip.anomalies, number=2, frames=frames.indices, times_s=frames.times_s)
+    return Lesson(turn_two_conversation(clip.prompt, frames, turn_one, wording=plan.wording), answer)
+
+
+# ---- lessons for the holistic judge -------------------------------------------------------------------------------
+
+
+def unified_lessons(pool: ClipPool, plan: LessonPlan, batch: int, *, seed: tuple[int, int], pairs: bool = False) -> list[Lesson]:
+    """One batch for the holistic judge: sixteen frames, a prompt that may not fit, three grades. ``pairs`` has no meaning here."""
+    rng = np.random.default_rng(seed)
+    lessons = []
+    for number in range(batch):
+        couple = pool.couple(rng)
+        clip = couple[number % 2]
+        shown = parse_prompt(clip.prompt)
+        asked = shown if rng.random() < 0.5 else _altered(shown, parse_prompt(pool.couple(rng)[0].prompt), rng)
+        frames = clip.frames(sample_indices(len(clip.clock)), clip.clock.fps)
+        wear = float(rng.choice([0.0, 0.4, 0.8, 1.2], p=[0.4, 0.25, 0.2, 0.15]))
+        pixels = degrade(frames.pixels, rng, wear) if wear else frames.pixels
+        frames = Frames(pixels, frames.indices, frames.times_s, frames.fps, frames.num_source_frames)
+        text = fill_prompt(own_prompt(), asked.prompt)
+        answer = write_axes(teacher.grades(asked, shown, clip.anomalies, wear))
+        lessons.append(Lesson((Message("user", text, frames, as_images=True),), answer))
+    return lessons
+
+
+def _altered(spec: Spec, other: Spec, rng: np.random.Generator) -> Spec:
+    """A prompt that does not quite fit: another colour, motion or place for the main actor, or another scene altogether."""
+    draw = rng.random()
+    actor = spec.actors[0]
+    if draw < 0.3:
+        options = [colour for colour in COLOURS if colour != actor.colour]
+        actor = replace(actor, colour=options[int(rng.integers(len(options)))])
+    elif draw < 0.5 and actor.motion != "into":
+        options = [motion for motion in MOTIONS[actor.kind] if motion not in (actor.motion, "into")]
+        actor = replace(actor, motion=options[int(rng.integers(len(options)))])
+    elif draw < 0.6:
+        return replace(spec, place=other.place)
+    else:
+        return other
+    return replace(spec, actors=(actor, *spec.actors[1:]))
+
+
+# ---- words for the tokenizer --------------------------------------------------------------------------------------
+
+
+def lesson_texts(job: str, plan: LessonPlan, *, clips: int = 400, first_seed: int = 0) -> list[str]:
+    """The texts from which the tokenizer's merges are counted: instructions and answers to the first seeds' clips, and time stamps."""
+    from cac_align.miniature.world import FULL, make_clip
+
+    texts = [f"<{tenth / 10:.1f} seconds>" for tenth in range(52)] * 20
+    texts += [f'"status": "{word}", ' for word in ("normal", "abnormal")] * 50
+    if job == "unified":
+        texts += [own_prompt()] * 50
+        texts += ["\n".join(f"{axis.capitalize()} Score (1-5): {half / 2:g}" for axis in AXES) for half in range(2, 11)] * 20
+        return texts + [make_clip(first_seed + number, FULL, anomalous=False).prompt for number in range(clips // 2)]
+    for number in range(clips):
+        clip = make_clip(first_seed + number, FULL, anomalous=number % 4 != 0)
+        video = clip.video()
+        for turn, indices in ((1, video.indices_at(plan.scan_fps)), (2, video.indices_at(plan.look_fps))):
+            times = [video.times_s[index] for index in indices]
+            frames = Frames(clip.pixels[:1], tuple(indices), tuple(times), plan.scan_fps * turn, len(video))
+            claim = Turn(1, "", tuple(indices), "abnormal", clip.anomalies)
+            asked = (
+                turn_one_conversation(clip.prompt, frames, wording=plan.wording)
+                if turn == 1
+                else turn_two_conversation(clip.prompt, frames, claim, wording=plan.wording)
+            )
+            texts += [asked[0].text, teacher.answer(clip.anomalies, number=turn, frames=indices, times_s=times)]
+    return texts

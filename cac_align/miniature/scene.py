@@ -282,7 +282,7 @@ def build_scene(rng: np.random.Generator, world: World, spec: Spec) -> Scene:
         shade=float(rng.uniform(0.04, 0.14)) if rng.random() < world.shading else 0.0,
         shade_period=float(rng.uniform(24, 70)),
         noise=float(rng.uniform(0.5, 2.5)) if rng.random() < world.noise else 0.0,
-        post=(lambda left, wide: (left, left + wide))(rng.uniform(0.2, 0.75) * width, rng.uniform(4, 7) * unit)
+        post=(lambda left, wide: (left, left + wide))(rng.uniform(0.2, 0.75) * width, rng.uniform(4, 14) * unit)
         if rng.random() < world.occlusion
         else None,
     )
@@ -326,6 +326,9 @@ def _entity(rng: np.random.Generator, world: World, actor: Actor, count: int, la
         reach = room * rng.uniform(0.62, 0.98) if room > 24 * unit else room
         reach = min(reach, 44 * unit * max(seconds, 0.7))
         start = low + rng.uniform(0, room - reach)
+        if rng.random() < world.passing:  # comes in from outside, or leaves: an ordinary way to appear and to vanish
+            reach = 0.75 * width
+            start = -half - 2 if rng.random() < 0.5 else width + half + 2 - reach
         x = start + reach * t / (count - 1)
         if actor.motion == "left":
             x = width - x

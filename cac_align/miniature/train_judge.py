@@ -13,14 +13,13 @@ Source: CaC (arXiv 2605.11723) Sec. 3.2 and Appendix C.1 (stages 1 and 2, here w
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,23 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AttentionInterface, AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
-from cac_align.miniature.judge import JudgeSize, build_model, build_processor, build_tokenizer, num_parameters, write_folder
+from cac_align.cac import two_turn
+from cac_align.cac.two_turn import TwoTurn
+from cac_align.miniature.judge import JudgeSize, build_model, build_processor, build_tokenizer, write_folder
 from cac_align.miniature.lessons import ClipPool, Lesson, LessonPlan, cac_lessons, lesson_texts, unified_lessons
-from cac_align.vlm.encoding import collate as join_rows
-from cac_align.vlm.encoding import encode_one, pad_id
+from cac_align.overlap import interval_iou, spatial_iou
+from cac_align.recipe import read_recipe
+from cac_align.rewards.unified import UnifiedReward
+from cac_align.vlm.inputs import collate as join_rows
+from cac_align.vlm.inputs import encode_one, pad_id
 
 
 @dataclass(frozen=True)
-class JudgeRecipe:
+class JudgeTraining:
     """One training of a small judge.
 
     job: "cac" (two-turn judge) or "unified" (alignment, physics, style). out: folder for checkpoints, log and the final weights.
-    clips, first_seed: how many world clips, and the first of their seeds. pool: where rendered clips are kept (default: out/pool).
+    clips, first_seed: how many world clips, and the first of their seeds; text_clips: of how many the tokenizer reads the texts. pool: where rendered clips are kept (default: out/pool).
     pair_steps: optimiser steps of the warm-up on frame pairs; steps: of the joint stage. batch: answers per step.
     lr, final_lr: peak and last learning rate of each stage. seed: of weights, batches and augmentation.
     save_every, eval_every: steps; eval_clips: held-out clips per evaluation (0 switches it off). threads: of torch.
@@ -48,6 +52,7 @@ class JudgeRecipe:
     job: str = "cac"
     out: str = "runs/judge"
     clips: int = 8000
+    text_clips: int = 400
     first_seed: int = 0
     pool: str = ""
     pair_steps: int = 300
@@ -64,8 +69,8 @@ class JudgeRecipe:
     eval_every: int = 500
     eval_clips: int = 100
     threads: int = 1
-    size: JudgeSize = JudgeSize()
-    plan: LessonPlan = LessonPlan()
+    size: JudgeSize = field(default_factory=JudgeSize)
+    plan: LessonPlan = field(default_factory=LessonPlan)
 
     def __post_init__(self) -> None:
         if self.job not in ("cac", "unified"):
@@ -73,21 +78,6 @@ class JudgeRecipe:
         for name in ("clips", "steps", "batch", "save_every", "log_every", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
-
-
-def read_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> JudgeRecipe:
-    """A recipe file with ``key=value`` overrides on top. Raises ``ValueError`` for an unknown key, naming the nearest one."""
-    base = OmegaConf.structured(JudgeRecipe)
-    try:
-        loaded = OmegaConf.load(path) if path is not None else OmegaConf.create({})
-        merged = OmegaConf.merge(base, loaded, OmegaConf.from_dotlist(list(overrides)))
-    except Exception as error:  # OmegaConf's own errors name the key, but not what could have been meant
-        known = [field.name for field in fields(JudgeRecipe)] + [f"size.{f.name}" for f in fields(JudgeSize)]
-        key = str(getattr(error, "full_key", "") or getattr(error, "key", "") or "")
-        near = difflib.get_close_matches(key, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"recipe {path}: {error}{hint}") from error
-    return OmegaConf.to_object(merged)
 
 
 # ---- one batch ----------------------------------------------------------------------------------------------------
@@ -119,8 +109,8 @@ def collate(processor: Qwen3VLProcessor, lessons: Sequence[Lesson]) -> dict[str,
     return batch
 
 
-def answer_loss(model: Qwen3VLForConditionalGeneration, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int, float]:
-    """Mean cross-entropy over the answers' tokens, how many there are, and the share predicted exactly.
+def answer_loss(model: Qwen3VLForConditionalGeneration, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
+    """Mean cross-entropy over the answers' tokens, and the share of them that is predicted exactly.
 
     The word table is applied to the positions that carry a label only.
     """
@@ -131,10 +121,10 @@ def answer_loss(model: Qwen3VLForConditionalGeneration, batch: dict[str, torch.T
     logits = model.lm_head(hidden[:, :-1][chosen])
     target = wanted[chosen]
     loss = torch.nn.functional.cross_entropy(logits.float(), target)
-    return loss, len(target), (logits.argmax(-1) == target).float().mean().item()
+    return loss, (logits.argmax(-1) == target).float().mean().item()
 
 
-def _equal_chunks(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, **_):  # noqa: ANN001, ANN003
+def _equal_chunks(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, **_):
     """Vision attention of all equally long chunks in one batched call; exact, and much faster on a CPU than one call per chunk."""
     lengths = (cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).tolist()
     if len(set(lengths)) == 1:
@@ -147,7 +137,8 @@ def _equal_chunks(module, query, key, value, attention_mask, scaling=None, cu_se
     outputs = []
     for start, count, length in groups:
         q, k, v = (
-            tensor[0, :, start : start + count * length].unflatten(1, (count, length)).transpose(0, 1) for tensor in (query, key, value)
+            tensor[0, :, start : start + count * length].unflatten(1, (count, length)).transpose(0, 1)
+            for tensor in (query, key, value)
         )
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
@@ -163,7 +154,7 @@ def batch_vision_attention(model: Qwen3VLForConditionalGeneration) -> None:
 # ---- the run ------------------------------------------------------------------------------------------------------
 
 
-def learning_rate(step: int, steps: int, recipe: JudgeRecipe) -> float:
+def learning_rate(step: int, steps: int, recipe: JudgeTraining) -> float:
     """Linear warm-up, then a cosine from ``lr`` to ``final_lr`` over ``steps`` steps."""
     if step < recipe.warmup_steps:
         return recipe.lr * (step + 1) / recipe.warmup_steps
@@ -171,8 +162,10 @@ def learning_rate(step: int, steps: int, recipe: JudgeRecipe) -> float:
     return recipe.final_lr + (recipe.lr - recipe.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 
-def train(recipe: JudgeRecipe) -> Path:
+def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     """Run or resume the recipe; returns the folder with the final weights (``out/final``).
+
+    until: stop dead after this step, as a kill would: nothing is written that is not there already.
 
     Raises ``ValueError`` when ``out`` holds another recipe's run or the loss is no longer finite.
     """
@@ -197,44 +190,152 @@ def train(recipe: JudgeRecipe) -> Path:
     total = recipe.pair_steps + recipe.steps
     log = _Log(out / "log.jsonl", done)
     lessons_for = cac_lessons if recipe.job == "cac" else unified_lessons
-    began, since, tokens, right, losses = time.time(), done, 0, [], []
+    began, since, right, losses = time.time(), done, [], []
     for step in range(done, total):
         warming = step < recipe.pair_steps
-        lr = learning_rate(step, recipe.pair_steps, recipe) if warming else learning_rate(step - recipe.pair_steps, recipe.steps, recipe)
+        lr = (
+            learning_rate(step, recipe.pair_steps, recipe)
+            if warming
+            else learning_rate(step - recipe.pair_steps, recipe.steps, recipe)
+        )
         for group in optimizer.param_groups:
             group["lr"] = lr
         lessons = lessons_for(pool, recipe.plan, recipe.batch, seed=(recipe.seed, step), pairs=warming)
         batch = collate(processor, lessons)
-        loss, count, exact = answer_loss(model, batch)
+        loss, exact = answer_loss(model, batch)
         if not torch.isfinite(loss):
-            raise ValueError(f"loss is {loss.item()} at step {step} of {recipe.out}; lower lr (now {lr:.2e}) and start from a fresh folder")
+            raise ValueError(
+                f"loss is {loss.item()} at step {step} of {recipe.out}; lower lr (now {lr:.2e}) and start from a fresh folder"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
-        tokens += count
         losses.append(loss.item())
         right.append(exact)
         if (step + 1) % recipe.log_every == 0 or step + 1 == total:
             seconds = (time.time() - began) / (step + 1 - since)
             row = {"step": step + 1, "of": total, "lr": lr, "loss": sum(losses) / len(losses), "exact": sum(right) / len(right)}
             log.write({**row, "length": batch["input_ids"].shape[1], "seconds_per_step": round(seconds, 3)})
-            _say(f"step {step + 1}/{total} loss {row['loss']:.4f} exact {row['exact']:.3f} length {batch['input_ids'].shape[1]} {seconds:.2f} s/step")
+            _say(
+                f"step {step + 1}/{total} loss {row['loss']:.4f} exact {row['exact']:.3f} length {batch['input_ids'].shape[1]} {seconds:.2f} s/step"
+            )
             losses, right = [], []
         if (step + 1) % recipe.save_every == 0 or step + 1 == total:
             _save(checkpoint, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
         if recipe.eval_clips and recipe.eval_every and ((step + 1) % recipe.eval_every == 0 or step + 1 == total) and not warming:
             write_folder(out / "final", model, processor)
             log.write({"step": step + 1, "held_out": evaluate(out / "final", recipe.job, recipe.eval_clips)})
+        if until is not None and step + 1 >= until:
+            return out / "final"
     write_folder(out / "final", model, processor)
     return out / "final"
 
 
-def _claim(out: Path, recipe: JudgeRecipe) -> None:
+# ---- how good it is -----------------------------------------------------------------------------------------------
+
+
+def evaluate(folder: Path, job: str, clips: int, *, first_seed: int | None = None) -> dict[str, Any]:
+    """Held-out figures of the weights in ``folder``: half of the clips normal, two thirds FULL and one third STUDIO (VALID_SEEDS).
+
+    cac: accuracy and recalls of turn 1 alone and of both turns, interval IoU of turn 1's windows and mean IoU of turn 2's boxes over
+    the anomalous clips that were caught, AUROC of R, how many had no verdict, recall by type. unified: mean scores and AUROC.
+    """
+    from cac_align.miniature.world import FULL, STUDIO, VALID_SEEDS, make_clip
+    from cac_align.vlm.local import LocalVlm
+
+    first = VALID_SEEDS.start if first_seed is None else first_seed
+    vlm = LocalVlm.load(folder, device="cpu", batch_size=32)
+    found: dict[str, Any] = {}
+    for world, count in ((FULL, clips - clips // 3), (STUDIO, clips // 3)):
+        shown = [make_clip(first + number, world, anomalous=number % 2 == 1) for number in range(count)]
+        found[world.name] = (_cac_figures if job == "cac" else _unified_figures)(vlm, shown)
+    return found
+
+
+def _cac_figures(vlm: Any, shown: Sequence[Any]) -> dict[str, Any]:
+    settings = TwoTurn(wording="brief", max_new_tokens=640)
+    judgements = two_turn.judge(vlm, [clip.prompt for clip in shown], [clip.video() for clip in shown], settings)
+    first, final, times, boxes, types = {"normal": [], "abnormal": []}, {"normal": [], "abnormal": []}, [], [], {}
+    scores: tuple[list[float], list[float]] = ([], [])
+    for clip, judgement in zip(shown, judgements, strict=True):
+        if judgement.error is not None:
+            continue
+        turn_one = [turn for turn in judgement.turns if turn.number == 1][-1]
+        first[clip.status].append(turn_one.status == clip.status)
+        final[clip.status].append(judgement.status == clip.status)
+        scores[clip.status == "normal"].append(judgement.reward)
+        if clip.status == "abnormal":
+            types.setdefault(clip.anomalies[0].type, []).append(judgement.status == "abnormal")
+            truth = [anomaly.window for anomaly in clip.anomalies]
+            if turn_one.status == "abnormal":
+                times.append(interval_iou([a.window for a in turn_one.anomalies if a.window], truth))
+            if judgement.status == "abnormal":
+                boxes.append(_box_overlap(judgement.turns[-1], clip.anomalies))
+    return {
+        "clips": len(shown),
+        "no_verdict": sum(judgement.error is not None for judgement in judgements),
+        "faults": sum(bool(turn.faults) for judgement in judgements for turn in judgement.turns),
+        "turn_1_accuracy": _mean(first["normal"] + first["abnormal"]),
+        "turn_1_recall_normal": _mean(first["normal"]),
+        "turn_1_recall_abnormal": _mean(first["abnormal"]),
+        "accuracy": _mean(final["normal"] + final["abnormal"]),
+        "recall_normal": _mean(final["normal"]),
+        "recall_abnormal": _mean(final["abnormal"]),
+        "temporal_iou": _mean(times),
+        "spatial_iou": _mean(boxes),
+        "auroc": _auroc(*scores),
+        "recall_by_type": {name: _mean(hits) for name, hits in sorted(types.items())},
+    }
+
+
+def _box_overlap(turn: Any, truth: Sequence[Any]) -> float:
+    """Mean IoU over the frames on which both the answer and the truth have boxes; 0 when there is no such frame."""
+    said = {frame: found for anomaly in turn.anomalies for frame, found in anomaly.boxes.items()}
+    right: dict[int, tuple[Any, ...]] = {}
+    for anomaly in truth:
+        for frame, found in anomaly.boxes.items():
+            right[frame] = right.get(frame, ()) + tuple(found)
+    common = sorted(set(said) & set(right))
+    return sum(spatial_iou({f: said[f]}, {f: right[f]}) for f in common) / len(common) if common else 0.0
+
+
+def _unified_figures(vlm: Any, shown: Sequence[Any]) -> dict[str, Any]:
+    scores = UnifiedReward(vlm, max_new_tokens=64)([clip.prompt for clip in shown], [clip.video() for clip in shown])
+    rows = [(clip.status, score) for clip, score in zip(shown, scores, strict=True) if score.scored]
+    by = {status: [score.value for label, score in rows if label == status] for status in ("normal", "abnormal")}
+    swapped = UnifiedReward(vlm, max_new_tokens=64)(
+        [clip.prompt for clip in shown[1:] + shown[:1]], [clip.video() for clip in shown]
+    )
+    return {
+        "clips": len(shown),
+        "unscored": len(shown) - len(rows),
+        "mean_normal": _mean(by["normal"]),
+        "mean_abnormal": _mean(by["abnormal"]),
+        "alignment": _mean([score.parts["alignment"] for _, score in rows]),
+        "alignment_of_another_prompt": _mean([score.parts["alignment"] for score in swapped if score.scored]),
+        "auroc": _auroc(by["abnormal"], by["normal"]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(sum(values) / len(values), 4) if values else None
+
+
+def _auroc(low: Sequence[float], high: Sequence[float]) -> float | None:
+    """Share of pairs in which the second list's value is the higher one, ties counted half."""
+    pairs = [(h > l) + 0.5 * (h == l) for l in low for h in high]
+    return _mean(pairs)
+
+
+# ---- keeping a run --------------------------------------------------------------------------------------------------
+
+
+def _claim(out: Path, recipe: JudgeTraining) -> None:
     """Write the recipe into its folder, or make sure that the run found there is this one (``out``, ``pool``, threads may differ)."""
     path = out / "recipe.yaml"
     if path.is_file():
-        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JudgeRecipe), OmegaConf.load(path)))
+        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JudgeTraining), OmegaConf.load(path)))
         free = ("out", "pool", "threads", "save_every", "log_every", "eval_every", "eval_clips")
         differs = [f.name for f in fields(recipe) if f.name not in free and getattr(found, f.name) != getattr(recipe, f.name)]
         if differs:
@@ -248,16 +349,16 @@ def _claim(out: Path, recipe: JudgeRecipe) -> None:
     os.replace(partial, path)
 
 
-def _processor(out: Path, recipe: JudgeRecipe) -> Qwen3VLProcessor:
+def _processor(out: Path, recipe: JudgeTraining) -> Qwen3VLProcessor:
     """The run's processor: built once from the recipe's texts, then read back, so that a resumed run has the same tokens."""
     folder = out / "processor"
     if not (folder / "tokenizer.json").is_file():
-        tokenizer = build_tokenizer(lesson_texts(recipe.job, recipe.plan), recipe.size.num_merges)
+        tokenizer = build_tokenizer(lesson_texts(recipe.job, recipe.plan, clips=recipe.text_clips), recipe.size.num_merges)
         build_processor(tokenizer, recipe.size).save_pretrained(folder)
     return AutoProcessor.from_pretrained(folder)
 
 
-def _optimizer(model: Qwen3VLForConditionalGeneration, recipe: JudgeRecipe) -> torch.optim.AdamW:
+def _optimizer(model: Qwen3VLForConditionalGeneration, recipe: JudgeTraining) -> torch.optim.AdamW:
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -300,7 +401,7 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m cac_align.miniature.train_judge RECIPE.yaml [key=value ...]", file=sys.stderr)
         return 0 if arguments else 2
-    print(train(read_recipe(arguments[0], arguments[1:])))
+    print(train(read_recipe(JudgeTraining, arguments[0], arguments[1:])))
     return 0
 
 

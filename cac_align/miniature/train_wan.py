@@ -14,16 +14,15 @@ Sources: flow matching with logit-normal times, Esser et al. 2024 (arXiv 2403.03
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +31,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from cac_align.miniature.wan import MiniWan, build_pipeline, build_vae, save_pipeline
-
-R = TypeVar("R")
+from cac_align.recipe import read_recipe
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,9 @@ class Schedule:
 class VaeRecipe:
     """Job ``vae``. Clip seeds are first_clip, first_clip + 1, …, all inside the world's training range.
 
-    frames: length of a training clip, cut at a random place; every ``long_every``-th step sees whole clips at half the batch, because
-    the causal decoder drifts in frames it never reached in training. motion_weight: how much more a pixel counts that differs from the
+    frames, crop: length and side (px) of a training piece, cut at a random time and around something that moves, because most of a clip
+    is still background; every ``long_every``-th step sees a whole clip instead, because the causal decoder drifts in frames it never
+    reached in training. motion_weight: how much more a pixel counts that differs from the
     clip's temporal median. kl: weight of the KL term per latent value. measure: clips for PSNR and for the latents' mean and std.
     """
 
@@ -70,7 +69,8 @@ class VaeRecipe:
     seed: int = 0
     first_clip: int = 0
     frames: int = 17
-    long_every: int = 4
+    crop: int = 40
+    long_every: int = 6
     anomalous: float = 0.4
     motion_weight: float = 4.0
     gradient_weight: float = 0.5
@@ -107,34 +107,15 @@ class WanRecipe:
     schedule: Schedule = field(default_factory=Schedule)
 
 
-def read_recipe(path: Path, overrides: Sequence[str]) -> VaeRecipe | WanRecipe:
-    """A recipe file with ``key=value`` overrides. Raises ``ValueError`` for an unknown key (naming the nearest) or a bad value."""
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> VaeRecipe | WanRecipe:
+    """The recipe in ``path`` with ``key=value`` overrides. Raises ``ValueError`` for an unknown job or key, or a value of another type."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
-    if not path.is_file():
-        raise ValueError(f"{path}: no such recipe; expected recipes/miniature/vae.yaml or recipes/miniature/wan.yaml")
-    given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
     jobs = {"vae": VaeRecipe, "wan": WanRecipe}
-    if given.get("job") not in jobs:
-        raise ValueError(f"{path}: job must be one of {', '.join(jobs)}; received {given.get('job')!r}")
-    _check_keys(OmegaConf.to_container(given), jobs[given.job], str(path))
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(jobs[given.job]), given))
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{path}: {error.msg or error}") from error
-
-
-def _check_keys(given: dict[str, Any], recipe: type, where: str) -> None:
-    known = {f.name: f for f in fields(recipe)}
-    for key, value in given.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
-            raise ValueError(f"{where}: unknown key {key!r}; {hint}")
-        nested = {"model": MiniWan, "schedule": Schedule}.get(key)
-        if nested and isinstance(value, dict):
-            _check_keys(value, nested, f"{where}: {key}")
+    job = OmegaConf.load(path).get("job") if Path(path).is_file() else "wan"
+    if job not in jobs:
+        raise ValueError(f"{path}: job must be one of {', '.join(jobs)}; received {job!r}")
+    return read_recipe(jobs[job], path, overrides)
 
 
 # ── the loop both jobs share ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -191,7 +172,7 @@ class Run:
     ) -> bool:
         """Take the remaining steps, up to ``stop_at``; True when the schedule is finished. ``after(step)`` runs after each step."""
         s = self.schedule
-        began = time.time()
+        began, seen = time.time(), []
         while self.step < s.steps and (stop_at is None or self.step < stop_at):
             for group in self.optimizer.param_groups:
                 group["lr"] = s.lr * learning_rate_factor(self.step, s.steps, s.warmup)
@@ -206,8 +187,11 @@ class Run:
             # A young average would remember the random weights for long; it starts short and lengthens to ``ema``.
             keep = min(s.ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - keep)
+            seen.append({"loss": loss.item(), "norm": float(norm), **numbers})
             if self.step % s.log_every == 0 or self.step == s.steps:
-                self.log({"loss": loss.item(), "norm": float(norm), "seconds": round(time.time() - began, 1), **numbers})
+                means = {name: float(np.mean([row[name] for row in seen])) for name in seen[0]}
+                self.log({**means, "seconds": round(time.time() - began, 1)})
+                seen.clear()
             if self.step % s.save_every == 0 or self.step in (s.steps, stop_at):
                 self.save()
             if after is not None:
@@ -262,10 +246,12 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 def training_clip(seed: int, anomalous: float) -> tuple[UInt8[np.ndarray, "T H W 3"], str]:
     """One Studio clip of the world and its prompt; a share ``anomalous`` of the seeds shows an anomaly."""
-    from cac_align.miniature.world import STUDIO, make_clip
+    from cac_align.miniature.world import STUDIO, TRAIN_SEEDS, make_clip
 
-    clip = make_clip(seed, STUDIO)
-    return clip.frames, clip.prompt
+    if seed not in TRAIN_SEEDS:
+        raise ValueError(f"clip seed {seed} lies outside the training range {TRAIN_SEEDS}; lower first_clip, clips or schedule.steps")
+    clip = make_clip(seed, replace(STUDIO, anomaly_share=anomalous))
+    return clip.pixels, clip.prompt
 
 
 def to_signal(pixels: UInt8[np.ndarray, "*batch T H W 3"]) -> Float[Tensor, "*batch 3 T H W"]:
@@ -318,19 +304,16 @@ def train_vae(recipe: VaeRecipe, *, stop_at: int | None = None) -> Path | None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         vae = build_vae(recipe.model).train()
+    with torch.no_grad():  # start almost without noise (std 0.05): with the default of 1 the first signal drowns
+        vae.quant_conv.bias[recipe.model.latent_channels :] = -6.0
     run = Run(out, {"vae": vae}, recipe.schedule, recipe)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = step_generator(recipe.seed, step)
         whole = recipe.long_every > 0 and step % recipe.long_every == recipe.long_every - 1
-        count = max(1, recipe.schedule.batch // 2) if whole else recipe.schedule.batch
-        clips = []
-        for position in range(count):
-            pixels, _ = training_clip(recipe.first_clip + step * recipe.schedule.batch + position, recipe.anomalous)
-            room = 0 if whole else len(pixels) - recipe.frames
-            start = int(torch.randint(room + 1, (), generator=generator))
-            clips.append(pixels[start : start + (len(pixels) if whole else recipe.frames)])
-        target = to_signal(np.stack(clips))
+        seeds = range(recipe.first_clip + step * recipe.schedule.batch, recipe.first_clip + (step + 1) * recipe.schedule.batch)
+        clips = [training_clip(seed, recipe.anomalous)[0] for seed in (seeds[:1] if whole else seeds)]
+        target = to_signal(np.stack(clips if whole else [cut(clip, recipe.frames, recipe.crop, generator) for clip in clips]))
         posterior = vae.encode(target).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
         made = decode_unclamped(vae, posterior.mean + posterior.std * noise)
@@ -343,6 +326,19 @@ def train_vae(recipe: VaeRecipe, *, stop_at: int | None = None) -> Path | None:
         return None
     with run.averaged():
         return finish_vae(vae.eval(), recipe, run)
+
+
+def cut(
+    clip: UInt8[np.ndarray, "T H W 3"], frames: int, side: int, generator: torch.Generator
+) -> UInt8[np.ndarray, "frames side side 3"]:
+    """A piece of a clip: random time, and a square around a random pixel of those that differ most from their median over time."""
+    start, where, dx, dy = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+    first = int(start * (len(clip) - frames + 1))
+    away = np.abs(clip[:: max(1, len(clip) // 8)].astype(np.int16) - np.median(clip[::4], axis=0)).max((0, 3))
+    y, x = np.unravel_index(np.argsort(away, axis=None)[-1 - int(where * 0.1 * away.size)], away.shape)
+    top = int(np.clip(y - dy * side, 0, clip.shape[1] - side))
+    left = int(np.clip(x - dx * side, 0, clip.shape[2] - side))
+    return clip[first : first + frames, top : top + side, left : left + side]
 
 
 def psnr(made: Tensor, target: Tensor) -> float:
@@ -404,7 +400,7 @@ def embed(encoder: nn.Module, ids: Int[Tensor, "B L"], mask: Int[Tensor, "B L"])
     return encoder(ids, mask).last_hidden_state * mask[..., None]
 
 
-def draw_sigmas(count: int, recipe: WanRecipe, generator: torch.Generator) -> Float[Tensor, "B"]:
+def draw_sigmas(count: int, recipe: WanRecipe, generator: torch.Generator) -> Float[Tensor, " B"]:
     """Noise levels in (0, 1): logit-normal, then shifted as the sampler shifts its schedule."""
     u = torch.sigmoid(recipe.time_mean + recipe.time_std * torch.randn(count, generator=generator))
     shift = recipe.model.flow_shift
@@ -422,7 +418,7 @@ def train_wan(recipe: WanRecipe, *, stop_at: int | None = None) -> Path | None:
     if not (Path(recipe.vae) / "config.json").is_file():
         raise ValueError(f"{recipe.vae}: no trained VAE there; run recipes/miniature/vae.yaml first, or pass vae=FOLDER")
     pipeline = build_pipeline(recipe.model, VOCABULARY, recipe.seed)
-    vae = AutoencoderKLWan.from_pretrained(recipe.vae, torch_dtype=torch.float32).eval()
+    vae = AutoencoderKLWan.from_pretrained(recipe.vae, dtype=torch.float32).eval()
     pipeline.register_modules(vae=vae)
     latents, prompts = encode_clips(vae, recipe)
     encoder, transformer = pipeline.text_encoder.train(), pipeline.transformer.train()
@@ -458,7 +454,7 @@ def train_wan(recipe: WanRecipe, *, stop_at: int | None = None) -> Path | None:
     return folder
 
 
-def epoch_indices(count: int, start: int, batch: int, seed: int) -> Int[Tensor, "batch"]:
+def epoch_indices(count: int, start: int, batch: int, seed: int) -> Int[Tensor, " batch"]:
     """Positions start … start + batch − 1 of an endless stream that goes through all ``count`` clips in a new order each time."""
     picked = []
     for epoch in range(start // count, (start + batch - 1) // count + 1):
@@ -489,8 +485,42 @@ def save_final(pipeline: Any, recipe: WanRecipe, folder: Path) -> Path:
 
 
 def evaluate(folder: Path, recipe: WanRecipe) -> dict[str, Any]:
-    """Generate clips for prompts of unseen seeds; the oracle's anomaly rate and the share of prompts followed."""
-    return {"evaluated": recipe.evaluate_clips}
+    """Generate ``evaluate_clips`` clips for prompts that no training clip fixed (seeds of the world's VALID range); what the oracle says.
+
+    anomaly_rate: share judged abnormal; ``types``: how often each type. follows: share with entity, colour and motion as asked, and each.
+    A contact sheet of the first clips lies beside the folder.
+    """
+    from collections import Counter
+
+    from cac_align.generation.wan import Wan
+    from cac_align.miniature.oracle import judge
+    from cac_align.miniature.world import VALID_SEEDS, make_prompts
+
+    wan = Wan.load(folder)
+    prompts = make_prompts(VALID_SEEDS[: recipe.evaluate_clips])
+    began = time.time()
+    videos = [v for n in range(0, len(prompts), 8) for v in wan.batch(prompts[n : n + 8], range(n, min(n + 8, len(prompts))))]
+    seconds = time.time() - began
+    verdicts = [judge(prompt, video) for prompt, video in zip(prompts, videos, strict=True)]
+    followed = Counter(name for verdict in verdicts for name, held in verdict.follows.items() if held)
+    asked = Counter(name for verdict in verdicts for name in verdict.follows)
+    draw_sheet([video.frames(range(len(video))).pixels for video in videos[:24]], folder.with_suffix(".png"))
+    return {
+        "clips": len(videos),
+        "anomaly_rate": float(np.mean([verdict.status == "abnormal" for verdict in verdicts])),
+        "follows": float(np.mean([all(verdict.follows[name] for name in ("entity", "colour", "motion")) for verdict in verdicts])),
+        "followed": {name: round(followed[name] / count, 3) for name, count in asked.items()},
+        "types": dict(Counter(name for verdict in verdicts for name in verdict.types)),
+        "speed_px_s": float(np.mean([verdict.displacement_px for verdict in verdicts])),
+        "generate_s": round(seconds, 1),
+    }
+
+
+def draw_sheet(clips: Sequence[UInt8[np.ndarray, "T H W 3"]], path: Path, every: int = 3) -> None:
+    """A PNG with one row of every third frame per clip: what a training has learnt, at a glance."""
+    from PIL import Image
+
+    Image.fromarray(np.concatenate([np.concatenate(list(clip[::every]), axis=1) for clip in clips])).save(path)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -499,7 +529,7 @@ def main(arguments: Sequence[str]) -> int:
         print(__doc__)
         return 0 if arguments else 2
     try:
-        recipe = read_recipe(Path(arguments[0]), arguments[1:])
+        recipe = load_job(arguments[0], arguments[1:])
         folder = train_vae(recipe) if isinstance(recipe, VaeRecipe) else train_wan(recipe)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

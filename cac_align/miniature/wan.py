@@ -42,12 +42,12 @@ class MiniWan:
     vae_dim: int = 16
     vae_mult: tuple[int, int, int] = (1, 2, 2)
     vae_blocks: int = 1
-    vae_residual: bool = False
+    vae_residual: bool = True
     latent_channels: int = 16
     text_dim: int = 64
     text_layers: int = 1
     text_heads: int = 4
-    prompt_tokens: int = 24
+    prompt_tokens: int = 16
     dim: int = 192
     heads: int = 4
     layers: int = 4
@@ -60,8 +60,7 @@ class MiniWan:
 def build_tokenizer(vocabulary: Sequence[str], prompt_tokens: int) -> PreTrainedTokenizerFast:
     """A Unigram tokenizer with an explicit vocabulary: nothing is learned, so the same words always give the same ids.
 
-    vocabulary: whole words, and single characters that may follow one another inside a word (the glyphs of a sign).
-    A word outside the vocabulary becomes ``<unk>``. Raises ``ValueError`` for duplicates or blanks.
+    vocabulary: whole words, case and all. A word outside it becomes ``<unk>``. Raises ``ValueError`` for duplicates or blanks.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -71,7 +70,6 @@ def build_tokenizer(vocabulary: Sequence[str], prompt_tokens: int) -> PreTrained
         raise ValueError("vocabulary must be distinct words without blanks; received a duplicate, an empty word or one with a blank")
     pieces = [(piece, 0.0) for piece in SPECIAL_PIECES]
     pieces += [("▁" + word, -1.0) for word in words]
-    pieces += [(word, -2.0) for word in words if len(word) == 1]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(pattern=" ", behavior="removed"), pre_tokenizers.Punctuation("isolated"), pre_tokenizers.Metaspace()]

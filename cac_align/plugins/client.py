@@ -16,8 +16,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from cac_align.plugins.wire import JPEG_QUALITY, FramePlan, Health, Item, ScoreRequest, ScoreResponse, ScoreResult, VideoPart
-from cac_align.plugins.wire import file_part, frames_part, path_part
+from cac_align.plugins.wire import (
+    JPEG_QUALITY,
+    PACKED,
+    FramePlan,
+    Health,
+    Item,
+    ScoreRequest,
+    ScoreResponse,
+    ScoreResult,
+    VideoPart,
+    file_part,
+    frames_part,
+    pack,
+    path_part,
+)
 from cac_align.rewards.reward import Score, check_pairs
 from cac_align.video import Video
 
@@ -137,16 +150,21 @@ class RemoteReward:
             raise _Failed(f"not sent: {error}") from error
 
     def _ask(self, prompt: str, part: VideoPart, deadline: float) -> ScoreResult:
-        body = ScoreRequest(items=(Item(prompt=prompt, video=part),), reward=self.reward).model_dump_json().encode()
-        answer = self._request("POST", "/v1/score", deadline, body)
+        request = ScoreRequest(items=(Item(prompt=prompt, video=part),), reward=self.reward)
+        answer = self._request("POST", "/v1/score", deadline, pack(request))
         try:
-            scores = ScoreResponse.model_validate_json(answer).scores
-            if len(scores) != 1:
-                raise ValueError(f"{len(scores)} scores for one video")
-            scores[0].opened()
+            response = ScoreResponse.model_validate_json(answer)
+            if len(response.scores) != 1:
+                raise ValueError(f"{len(response.scores)} scores for one video")
+            response.scores[0].opened()
         except ValueError as error:
             raise _Failed(f"answered garbage: {str(error)[:200]}") from error
-        return scores[0]
+        if response.passport != dict(self._learn(deadline).passport):
+            # Scores of two models in one run would be compared with each other: nobody could tell from the numbers.
+            raise _Failed(
+                "the service now scores with another reward than when this run began; restart the run, or the service as it was"
+            )
+        return response.scores[0]
 
     # ---- HTTP ----------------------------------------------------------------------------------------------------
 
@@ -155,10 +173,12 @@ class RemoteReward:
             known = self._learned
         if known is None:
             health = self._get_health(deadline)
+            if not health.rewards:
+                raise ValueError(f"{self.url} tells us nothing but its status; pass token=, the one the service was started with")
             name = self.reward or health.default
             if name not in health.rewards:
                 raise ValueError(f"{self.url} serves {', '.join(health.rewards) or 'no reward'}; received reward {name!r}")
-            known = _Learned(name, health.passports.get(name, {}), health.frame_plan)
+            known = _Learned(name, health.passports.get(name, {}), health.frame_plans.get(name))
             with self._lock:
                 self._learned = known
         return known
@@ -199,14 +219,16 @@ class RemoteReward:
             pause_s = min(_BACKOFF_S[0] * 2**attempt, _BACKOFF_S[1]) * random.uniform(0.5, 1.5)
             try:
                 answer = self._bounded(method, path, body, left_s)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 reason = f"{type(error).__name__}: {error}"
             else:
                 if answer.status_code == 200:
                     return answer.content
                 reason = f"HTTP {answer.status_code}: {answer.text[:200]}"
                 if answer.status_code in (401, 403):
-                    raise ValueError(f"{self.url} refused us (HTTP {answer.status_code}); pass token=, the one the service was started with")
+                    raise ValueError(
+                        f"{self.url} refused us (HTTP {answer.status_code}); pass token=, the one the service was started with"
+                    )
                 if answer.status_code not in _RETRIED:
                     raise _Failed(reason)
                 pause_s = max(pause_s, _retry_after_s(answer.headers.get("Retry-After")))
@@ -219,15 +241,17 @@ class RemoteReward:
         import httpx
 
         ends = time.monotonic() + left_s
-        headers = {"Content-Type": "application/json"} if body is not None else None
+        headers = {"Content-Type": PACKED} if body is not None else None
         timeout = httpx.Timeout(left_s, connect=min(left_s, 10.0))  # httpx bounds each wait, not their sum: hence the loop below
         with self._client().stream(method, self.url + path, content=body, headers=headers, timeout=timeout) as answer:
             content = bytearray()
-            for chunk in answer.iter_raw():
+            for chunk in answer.iter_bytes():
                 content += chunk
                 if time.monotonic() > ends:
                     raise httpx.ReadTimeout("the answer did not end in time")
-            return httpx.Response(answer.status_code, headers={"Retry-After": answer.headers.get("Retry-After", "")}, content=bytes(content))
+            return httpx.Response(
+                answer.status_code, headers={"Retry-After": answer.headers.get("Retry-After", "")}, content=bytes(content)
+            )
 
 
 def _retry_after_s(value: str | None) -> float:

@@ -39,7 +39,9 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.on_missing not in ("raise", "neutral"):
-            raise ValueError(f"on_missing must be 'raise' or 'neutral' (the mean of the prompt's group), received {self.on_missing!r}")
+            raise ValueError(
+                f"on_missing must be 'raise' or 'neutral' (the mean of the prompt's group), received {self.on_missing!r}"
+            )
         if not 0 <= self.max_unscored_share <= 1:
             raise ValueError(f"max_unscored_share must lie in [0, 1], received {self.max_unscored_share!r}")
         if self.min_seen < 1:

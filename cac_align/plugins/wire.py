@@ -1,6 +1,9 @@
 """What travels between our client and our service: typed JSON, JPEG frames or a file, and a Video rebuilt from the frames sent.
 
-Video → plan → the frames a reward samples → FramesPart (JPEG, base64) → JSON → opened → Video on the same clock, sparse pixels
+Video → plan → the frames a reward samples → FramesPart (JPEG) → packed → unpacked → Video on the same clock, sparse pixels
+
+Anyone may post plain JSON with base64 images. Our client packs: the same JSON with byte counts in place of images, and the bytes
+behind it (a quarter less on the wire, and nothing to decode).
 
 A rebuilt video keeps the source's clock (every time stamp, so that indices, windows and "Frame n" mean the same on both sides) but
 only has the pixels that were sent. Asking it for another frame is an error that names the frame; the service reports it as
@@ -14,13 +17,13 @@ import base64
 import binascii
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from cac_align.judgement import Window
 from cac_align.rewards.reward import Score
@@ -63,28 +66,40 @@ class FramePlan(BaseModel):
 # ---- the messages ------------------------------------------------------------------------------------------------
 
 
+Binary = str | bytes | int
+"""Encoded media in a message: base64 text, the bytes themselves (in memory), or how many of the packed body's bytes they are."""
+
+
 class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class FramesPart(_Message):
-    """Some frames of a video: ``images[n]`` (JPEG or PNG, base64) is source frame ``indices[n]``; ``times_s`` is the whole clock."""
+    """Some frames of a video: ``images[n]`` (JPEG or PNG) is source frame ``indices[n]``; ``times_s`` is the whole clock."""
 
     kind: Literal["frames"] = "frames"
     fps: float = Field(gt=0, allow_inf_nan=False)
     times_s: tuple[float, ...] = Field(min_length=1, max_length=MAX_FRAMES)
     indices: tuple[int, ...] = Field(min_length=1, max_length=MAX_FRAMES)
-    images: tuple[str, ...] = Field(min_length=1, max_length=MAX_FRAMES)
+    images: tuple[Binary, ...] = Field(min_length=1, max_length=MAX_FRAMES)
     name: str = "video"
+
+    @field_serializer("images", when_used="json")
+    def _images_text(self, images: tuple[Binary, ...]) -> list[str | int]:
+        return [_text(image) for image in images]
 
 
 class FilePart(_Message):
-    """A whole encoded file (mp4, webm, gif …), base64. ``fps`` overrides the container's clock."""
+    """A whole encoded file (mp4, webm, gif …). ``fps`` overrides the container's clock."""
 
     kind: Literal["file"] = "file"
-    data: str
+    data: Binary
     fps: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     name: str = "video"
+
+    @field_serializer("data", when_used="json")
+    def _data_text(self, data: Binary) -> str | int:
+        return _text(data)
 
 
 class PathPart(_Message):
@@ -131,9 +146,12 @@ class ScoreResult(BaseModel):
 
 
 class ScoreResponse(BaseModel):
+    """One result per item, in order. passport: of the reward that scored, so that a client notices when the service changed."""
+
     model_config = ConfigDict(extra="ignore")
 
     scores: list[ScoreResult]
+    passport: dict[str, str]
 
 
 class Limits(_Message):
@@ -147,7 +165,8 @@ class Limits(_Message):
 
 
 class Health(BaseModel):
-    """GET /health. rewards: names → readiness, as UniRL reads it; passports: per name, what identifies its scores."""
+    """GET /health. rewards: names → readiness, as UniRL reads it. Per name: what identifies its scores, and the frames it samples
+    (None: send all)."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -155,8 +174,66 @@ class Health(BaseModel):
     rewards: dict[str, list[str]] = {}
     default: str = ""
     passports: dict[str, dict[str, str]] = {}
-    frame_plan: FramePlan | None = None
+    frame_plans: dict[str, FramePlan | None] = {}
     limits: Limits = Limits()
+
+
+# ---- packing -----------------------------------------------------------------------------------------------------
+
+PACKED = "application/x-cac-align-packed"
+"""Content type: 4 bytes, the JSON's length (little endian); a ``ScoreRequest`` whose media are byte counts; the media, in order."""
+
+
+def pack(request: ScoreRequest) -> bytes:
+    """A request whose media are bytes, as one body."""
+    blobs: list[bytes] = []
+
+    def counted(media: Binary) -> int:
+        assert isinstance(media, bytes)
+        blobs.append(media)
+        return len(media)
+
+    header = _with_media(request, counted).model_dump_json().encode()
+    return b"".join([len(header).to_bytes(4, "little"), header, *blobs])
+
+
+def unpack(body: bytes) -> ScoreRequest:
+    """Inverse of ``pack``. Raises ``ValueError`` when the counts and the bytes do not agree or the JSON is no ``ScoreRequest``."""
+    start = 4 + int.from_bytes(body[:4], "little")
+    if len(body) < max(start, 4):
+        raise ValueError(f"packed body: the JSON ends at byte {start}, the body at {len(body)}")
+    request = ScoreRequest.model_validate_json(body[4:start])
+
+    def cut(media: Binary) -> bytes:
+        nonlocal start
+        if not isinstance(media, int) or not 0 <= media <= len(body) - start:
+            raise ValueError(
+                f"packed body: expected a byte count within the {len(body) - start} bytes left, received {str(media)[:40]!r}"
+            )
+        start += media
+        return body[start - media : start]
+
+    request = _with_media(request, cut)
+    if start != len(body):
+        raise ValueError(f"packed body: {len(body) - start} bytes are left over")
+    return request
+
+
+def _with_media(request: ScoreRequest, change: Callable[[Binary], Binary]) -> ScoreRequest:
+    """The request with every image and file exchanged, in order."""
+    items = []
+    for item in request.items:
+        video = item.video
+        if isinstance(video, FramesPart):
+            video = video.model_copy(update={"images": tuple(change(image) for image in video.images)})
+        elif isinstance(video, FilePart):
+            video = video.model_copy(update={"data": change(video.data)})
+        items.append(item.model_copy(update={"video": video}))
+    return request.model_copy(update={"items": tuple(items)})
+
+
+def _text(media: Binary) -> str | int:
+    return base64.b64encode(media).decode("ascii") if isinstance(media, bytes) else media
 
 
 # ---- frames on the wire ------------------------------------------------------------------------------------------
@@ -171,7 +248,7 @@ def frames_part(video: Video, indices: tuple[int, ...], *, quality: int = JPEG_Q
     for pixels in frames.pixels:
         encoded = io.BytesIO()
         Image.fromarray(pixels).save(encoded, "JPEG", quality=quality, subsampling=0 if quality >= 95 else 2)
-        images.append(base64.b64encode(encoded.getvalue()).decode("ascii"))
+        images.append(encoded.getvalue())
     return FramesPart(fps=video.fps, times_s=video.times_s, indices=indices, images=tuple(images), name=video.name)
 
 
@@ -183,7 +260,7 @@ def file_part(video: Video) -> FilePart:
         encoded = video.path.read_bytes()
     except OSError as error:
         raise ValueError(f"{video.path}: cannot be read: {error.strerror or error}") from error
-    return FilePart(data=base64.b64encode(encoded).decode("ascii"), fps=_override(video), name=video.name)
+    return FilePart(data=encoded, fps=_override(video), name=video.name)
 
 
 def path_part(video: Video) -> PathPart:
@@ -251,10 +328,12 @@ def image_size(image: bytes, label: str) -> tuple[int, int]:
         raise ValueError(f"{label} is not a readable JPEG or PNG: {error}") from error
 
 
-def decode_base64(text: str, label: str) -> bytes:
-    """Raises ``ValueError`` for anything that is not strict base64."""
+def media_bytes(media: Binary, label: str) -> bytes:
+    """The bytes of a medium. Raises ``ValueError`` for anything that is neither bytes nor strict base64."""
+    if isinstance(media, bytes):
+        return media
     try:
-        return binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
+        return binascii.a2b_base64(str(media).encode("ascii"), strict_mode=True)
     except (binascii.Error, UnicodeEncodeError) as error:
         raise ValueError(f"{label} is not base64: {error}") from error
 
@@ -265,6 +344,8 @@ def opened_frames(part: FramesPart, limits: Limits) -> Video:
     Raises ``ValueError`` for a clock that does not increase from 0, indices that do not fit, images that are none, or a limit passed.
     """
     count = len(part.times_s)
+    if not count:
+        raise ValueError(f"{part.name}: a video needs at least one frame, received none")
     if count > limits.max_frames:
         raise ValueError(f"{part.name}: {count} frames, this service accepts {limits.max_frames}; send a shorter video")
     if not all(math.isfinite(time_s) for time_s in part.times_s):
@@ -276,7 +357,7 @@ def opened_frames(part: FramesPart, limits: Limits) -> Video:
     if list(part.indices) != sorted(set(part.indices)) or part.indices[0] < 0 or part.indices[-1] >= count:
         raise ValueError(f"{part.name}: indices must increase within [0, {count - 1}]")
     images = {
-        index: decode_base64(image, f"{part.name}: frame {index}") for index, image in zip(part.indices, part.images, strict=True)
+        index: media_bytes(image, f"{part.name}: frame {index}") for index, image in zip(part.indices, part.images, strict=True)
     }
     height, width = image_size(images[part.indices[0]], f"{part.name}: frame {part.indices[0]}")
     if height * width > limits.max_pixels:

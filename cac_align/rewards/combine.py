@@ -5,7 +5,8 @@ components score (prompts, videos) → per prompt's group: normalise → weighte
 A group is the set of equal prompts within one call. ``parts`` of a combined score, for a component called ``cac``:
 ``cac`` its raw value, ``cac/<part>`` the parts it reported, ``normalised/cac`` its normalised value, ``share/cac`` its share
 of the within-group variance of the combined score (``normalise.variance_shares``; NaN where the group has no spread).
-A video that any component could not score has no combined score, is left out of its group's statistics, and says why.
+A video that any component could not score has no combined score, is left out of its group's statistics, and says why; its
+``parts`` hold what the other components gave.
 
 Source: CaC (arXiv 2605.11723) Sec. 4.4, "the average of normalized scores" of UnifiedReward and CaC.
 """
@@ -215,7 +216,8 @@ def combine(
 def _raw_parts(row: Mapping[str, Score]) -> dict[str, float]:
     parts: dict[str, float] = {}
     for name, score in row.items():
-        parts[name] = score.value
+        if score.scored:
+            parts[name] = score.value
         parts |= {f"{name}/{part}": value for part, value in score.parts.items()}
     return parts
 

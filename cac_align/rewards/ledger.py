@@ -13,6 +13,7 @@ by a killed process is moved to ``<name>.torn`` with a warning; a damaged line i
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -32,7 +33,6 @@ from cac_align.rewards.reward import Reward, Score, check_pairs
 from cac_align.video import Video
 
 _HEAD = re.compile(rb'\{"key": "([0-9a-f]{64})", "kind": "(score|missing|combined|extra)"')
-_VIDEOS_AT_ONCE = 16  # what a kill can cost: a batch is written as soon as it is scored
 
 
 def passport_digest(passport: Mapping[str, str]) -> str:
@@ -72,15 +72,17 @@ class Ledger:
         """How many scores can be served."""
         return len(self._scores)
 
-    def wrap(self, reward: Reward) -> Reward:
+    def wrap(self, reward: Reward, *, videos_at_once: int = 16) -> Reward:
         """The same reward (name, passport, bounds), which looks here first, scores only the rest and appends it.
 
         Of a combination the components are wrapped, and what it made of them is filed as rows of kind ``combined``.
+        videos_at_once: how many videos the reward is given per call, each batch being written as soon as it is scored: it is what
+        a kill can cost. Raise it for a server that takes more at a time.
         """
         if isinstance(reward, Combined):
-            wrapped = {name: self.wrap(component) for name, component in reward.components.items()}
+            wrapped = {name: self.wrap(component, videos_at_once=videos_at_once) for name, component in reward.components.items()}
             return Logged(reward.with_components(wrapped), self)
-        return Remembered(reward, self)
+        return Remembered(reward, self, videos_at_once)
 
     def find(self, key: str) -> Score | None:
         """The score filed under ``key``, or None. A row that turns out to be damaged is named in ``faults`` and is no hit."""
@@ -111,14 +113,14 @@ class Ledger:
             self._catch_up()
             end = self._end
         with open(self.path, "rb") as file:
-            while file.tell() < end:
+            while (offset := file.tell()) < end:
                 line = file.readline()
-                if _HEAD.match(line) is None:
-                    continue  # named when the file was scanned
+                if offset in self._damaged:
+                    continue
                 try:
                     yield json.loads(line)
                 except ValueError:
-                    self._fault(file.tell() - len(line), "is not JSON")
+                    self._fault(offset, "is not JSON")
 
     def record(self, entries: Sequence[tuple[str, str, str, Video, str, Score]]) -> None:
         """Append scores: (key, kind, prompt, video, reward name, score) each, one line each."""
@@ -135,6 +137,7 @@ class Ledger:
         self._scores: dict[str, int] = {}  # key → offset of its line
         self._combined: dict[str, int] = {}
         self._extras: dict[str, list[int]] = {}
+        self._damaged: set[int] = set()  # offsets of lines that were named in ``faults``
         self._end = 0  # everything before this offset has been scanned; always just after a newline
         self._line_number = 0
 
@@ -205,18 +208,21 @@ class Ledger:
             return None
 
     def _append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One line per row, each with one write. Raises ``OSError`` when the disk is full; the torn piece is taken back."""
-        lines = [(json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain) + "\n") for row in rows]
+        """One line per row, each with one write. Raises ``OSError`` when it cannot be written whole; the torn piece is taken back."""
+        # ASCII, because a model's text may hold U+2028 and its like, at which many a reader splits lines.
+        lines = [(json.dumps(row, ensure_ascii=True, allow_nan=False, default=_plain) + "\n").encode("ascii") for row in rows]
         with self._lock, self._file() as fd:
             self._repair_tail()
-            for line in lines:
-                # A lone surrogate, which a model's broken text may hold, is kept as its JSON escape.
-                data = line.encode("utf-8", errors="backslashreplace")
+            for data in lines:
                 start = os.fstat(fd).st_size
-                written = os.write(fd, data)
+                try:
+                    written = os.write(fd, data)
+                except OSError as error:
+                    raise OSError(error.errno, f"the ledger cannot be written: {error.strerror}", str(self.path)) from error
                 if written != len(data):
                     os.ftruncate(fd, start)
-                    raise OSError(f"{self.path}: only {written} of {len(data)} bytes could be written; is the disk full?")
+                    full = f"the ledger took {written} of {len(data)} bytes of a row; is the disk full? Free space and run again"
+                    raise OSError(errno.ENOSPC, full, str(self.path))
             self._catch_up()
 
     def _repair_tail(self) -> None:
@@ -238,10 +244,10 @@ class Ledger:
         warnings.warn(self.faults[-1], stacklevel=4)
 
     def _fault(self, offset: int, what: str) -> None:
-        fault = f"{self.path}: the row at byte {offset} {what}; skipped"
-        if fault not in self.faults:
-            self.faults.append(fault)
-            warnings.warn(fault, stacklevel=4)
+        if offset not in self._damaged:
+            self._damaged.add(offset)
+            self.faults.append(f"{self.path}: the row at byte {offset} {what}; skipped")
+            warnings.warn(self.faults[-1], stacklevel=4)
 
 
 @dataclass(frozen=True)
@@ -250,6 +256,7 @@ class Remembered:
 
     reward: Reward
     ledger: Ledger
+    videos_at_once: int = 16
 
     @property
     def name(self) -> str:
@@ -274,8 +281,8 @@ class Remembered:
                 scores[key] = hit
         first = {key: index for index, key in reversed(list(enumerate(keys)))}
         todo = sorted(index for key, index in first.items() if key not in scores)
-        for start in range(0, len(todo), _VIDEOS_AT_ONCE):
-            batch = todo[start : start + _VIDEOS_AT_ONCE]
+        for start in range(0, len(todo), self.videos_at_once):
+            batch = todo[start : start + self.videos_at_once]
             fresh = self.reward([prompts[index] for index in batch], [videos[index] for index in batch])
             if len(fresh) != len(batch):
                 raise ValueError(f"reward {self.name!r} returned {len(fresh)} scores for {len(batch)} videos; expected one each")

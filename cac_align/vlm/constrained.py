@@ -34,8 +34,8 @@ class SchemaConstraint:
         from llguidance import LLMatcher
 
         self._tokenizer = tokenizer
-        self._eos = tuple(eos)
-        self._ll = _ll_tokenizer(tokenizer, self._eos)
+        self.eos = tuple(eos)
+        self._ll = _ll_tokenizer(tokenizer, self.eos)
         settings = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE, **schema.get("x-guidance", {})}
         self._grammar = LLMatcher.grammar_from_json_schema(json.dumps({**schema, "x-guidance": settings}))
         if fault := LLMatcher.validate_grammar(self._grammar, self._ll):
@@ -48,7 +48,9 @@ class SchemaConstraint:
         matcher = LLMatcher(self._ll, self._grammar)
         tokens = self._tokenizer(prefix, add_special_tokens=False).input_ids if prefix else []
         if tokens and not matcher.consume_tokens(tokens):
-            raise ValueError(f"the schema allows no answer that begins with {prefix[-80:]!r}; drop the schema or the begun answer")
+            raise ValueError(
+                f"the schema allows no answer that begins with {prefix[-80:]!r}; drop the schema or the begun answer"
+            )
         return matcher
 
     def mask_(self, logits: Float[torch.Tensor, "B V"], matchers: Sequence[Any | None]) -> None:
@@ -83,12 +85,15 @@ class SchemaLogitsProcessor(LogitsProcessor):
             self._done = [False] * len(input_ids)
         for column in range(self._seen, input_ids.shape[1]):
             for row, token in enumerate(input_ids[:, column].tolist()):
-                if not self._done[row]:
+                if token in self._constraint.eos:
+                    self._done[row] = True  # what follows is generate's padding
+                elif not self._done[row]:
                     self._constraint.accept(self._matchers[row], token)
-                    self._done[row] = self._matchers[row].is_stopped()
         self._seen = input_ids.shape[1]
         scores = scores.clone()
-        self._constraint.mask_(scores, [None if done else matcher for matcher, done in zip(self._matchers, self._done, strict=True)])
+        self._constraint.mask_(
+            scores, [None if done else matcher for matcher, done in zip(self._matchers, self._done, strict=True)]
+        )
         return scores
 
 

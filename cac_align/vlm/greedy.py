@@ -38,7 +38,7 @@ class Decoded:
     hidden: Float[torch.Tensor, "B N H"]
     cache: Any
     prompt_mask: Int64[torch.Tensor, "B L"]
-    next_position: Int64[torch.Tensor, "B"]
+    next_position: Int64[torch.Tensor, " B"]
     cached: int
 
 
@@ -47,13 +47,13 @@ def decode(
     model: Any,
     batch: dict[str, torch.Tensor],
     *,
-    max_new_tokens: int,
+    limits: Sequence[int],
     eos: Sequence[int],
-    banned: Bool[torch.Tensor, "V"],
+    banned: Bool[torch.Tensor, " V"],
     constraint: SchemaConstraint | None = None,
     matchers: Sequence[Any] = (),
 ) -> Decoded:
-    """Greedy answers for a left-padded batch (``encode``), up to ``max_new_tokens`` tokens each.
+    """Greedy answers for a left-padded batch (``encode``), row b up to ``limits[b]`` tokens.
 
     banned: tokens that may never be written (vision placeholders and the like would break the next forward pass).
     constraint, matchers: the schema and one started matcher per row. A row whose logits are not finite stops with an error.
@@ -75,15 +75,16 @@ def decode(
     tokens: list[list[int]] = [[] for _ in range(rows)]
     ended, errors = [False] * rows, [None] * rows
     running = list(matchers) if constraint else []
-    visible = torch.nn.functional.pad(mask, (0, max_new_tokens), value=1)
-    for step in range(max_new_tokens):
+    visible = torch.nn.functional.pad(mask, (0, max(limits)), value=1)
+    for step in range(max(limits)):
         logits = model.lm_head(state).float()
         finite = torch.isfinite(logits).all(1).tolist()
+        done = _done(tokens, limits, ended, errors)
         for row in range(rows):
-            if not finite[row] and not ended[row] and errors[row] is None:
+            if not finite[row] and not done[row]:
                 errors[row] = f"the model produced NaN or infinite logits at answer token {step}; check its weights and dtype"
         logits.masked_fill_(banned, -torch.inf)
-        done = [end or error is not None for end, error in zip(ended, errors, strict=True)]
+        done = _done(tokens, limits, ended, errors)
         if constraint:
             constraint.mask_(logits, [None if over else matcher for over, matcher in zip(done, running, strict=True)])
         best, chosen = logits.max(1)
@@ -98,8 +99,8 @@ def decode(
                 tokens[row].append(token)
                 if constraint:
                     constraint.accept(running[row], token)
-        if all(end or error is not None for end, error in zip(ended, errors, strict=True)) or step + 1 == max_new_tokens:
-            return Decoded(tokens, ended, errors, torch.stack(hidden, 1), cache, mask, next_position, len(hidden) - 1)
+        if all(_done(tokens, limits, ended, errors)):
+            break
         state = core.language_model(
             inputs_embeds=core.get_input_embeddings()(chosen)[:, None],
             attention_mask=visible[:, : length + step + 1],
@@ -108,7 +109,12 @@ def decode(
             use_cache=True,
         ).last_hidden_state[:, -1]
         hidden.append(state)
-    return Decoded(tokens, ended, errors, torch.stack(hidden, 1), cache, mask, next_position, 0)
+    return Decoded(tokens, ended, errors, torch.stack(hidden, 1), cache, mask, next_position, len(hidden) - 1)
+
+
+def _done(tokens: list[list[int]], limits: Sequence[int], ended: list[bool], errors: list[str | None]) -> list[bool]:
+    state = zip(tokens, limits, ended, errors, strict=True)
+    return [len(written) >= limit or end or error is not None for written, limit, end, error in state]
 
 
 @torch.inference_mode()
@@ -121,19 +127,20 @@ def word_log_p(
     A place right after the last token is fine if the model has looked there. None comes back where it has not.
     """
     trees: dict[int, SpellingTree] = {}
-    at_root: dict[int, torch.Tensor] = {}
     for row, place in enumerate(places):
         if place is None or place[0] >= decoded.hidden.shape[1]:
             continue
-        at_root[row] = root = model.lm_head(decoded.hidden[row, place[0]]).float().log_softmax(-1)
+        root = model.lm_head(decoded.hidden[row, place[0]]).float().log_softmax(-1)
         trees[row] = spelling_tree(tokenizer, words, forced=place[1], first_log_p=lambda ids, root=root: root[list(ids)].tolist())
     at_node = _node_states(model, decoded, places, trees)
     answers: list[dict[str, float] | None] = [None] * len(places)
     for row, tree in trees.items():
+        nodes = [at_node[row][node] for node in range(1, len(tree.tokens))]
+        logits = model.lm_head(torch.stack([decoded.hidden[row, places[row][0]], *nodes])).float()
+        norms = logits.logsumexp(-1)
 
-        def next_log_p(node: int, tokens: Sequence[int], row: int = row) -> list[float]:
-            log_p = at_root[row] if node == 0 else model.lm_head(at_node[row][node]).float().log_softmax(-1)
-            return log_p[list(tokens)].tolist()
+        def next_log_p(node: int, tokens: Sequence[int], logits: Any = logits, norms: Any = norms) -> list[float]:
+            return (logits[node, list(tokens)] - norms[node]).tolist()
 
         log_p = tree.log_p(next_log_p)
         cover = log_p.pop(COVER, 0.0)
@@ -153,10 +160,11 @@ def _node_states(
         states[row] = {}
         for node in range(1, len(tree.tokens)):
             at = written.get(tree.parents[node])
-            if at is not None and decoded.tokens[row][start + at : start + at + 1] == [tree.tokens[node]]:
-                if start + at + 1 < decoded.hidden.shape[1]:
-                    written[node] = at + 1
-                    states[row][node] = decoded.hidden[row, start + at + 1]
+            if at is None or start + at + 1 >= decoded.hidden.shape[1]:
+                continue
+            if decoded.tokens[row][start + at : start + at + 1] == [tree.tokens[node]]:
+                written[node] = at + 1
+                states[row][node] = decoded.hidden[row, start + at + 1]
         missing = missing or len(states[row]) < len(tree.tokens) - 1
     if not missing:
         return states

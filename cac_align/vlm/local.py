@@ -10,24 +10,36 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import logging
 import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cac_align.vlm.encoding import check, collate, encode, encode_one, layout, pad_id
-from cac_align.vlm.greedy import Decoded, decode, word_log_p
+from cac_align.vlm.greedy import decode, word_log_p
+from cac_align.vlm.inputs import check, collate, encode, encode_one, layout, pad_id
 from cac_align.vlm.protocol import Conversation, Readout, Reply
 from cac_align.vlm.spelling import text_and_ends, token_at, vocabulary
 
 __all__ = ["LocalVlm", "check_torchvision", "encode", "encode_one", "set_threads"]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """One conversation ready for the model. begun: text of the message to be continued. length: prompt tokens. limit: new tokens."""
+
+    inputs: Mapping[str, torch.Tensor]
+    begun: str
+    length: int
+    limit: int
 
 
 class LocalVlm:
@@ -57,6 +69,7 @@ class LocalVlm:
         self._name, self._max_pixels, self._weights_hash, self._revision = name, max_pixels, weights_hash, revision
         self._lock = threading.RLock()
         self._reload: tuple[Any, ...] | None = None
+        self._constraints: dict[str, Any] = {}
 
     @classmethod
     def load(
@@ -79,12 +92,22 @@ class LocalVlm:
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         kind = _dtype(dtype, device)
-        source = str(path_or_id)
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        if config.model_type != "qwen3_vl":
-            raise ValueError(f"{source}: expected a Qwen3-VL checkpoint (model_type qwen3_vl), found {config.model_type!r}")
-        processor = AutoProcessor.from_pretrained(source, revision=revision)
-        model = Qwen3VLForConditionalGeneration.from_pretrained(source, revision=revision, dtype=kind, attn_implementation="sdpa")
+        source = str(Path(path_or_id).resolve()) if Path(path_or_id).is_dir() else str(path_or_id)
+        try:
+            config = AutoConfig.from_pretrained(source, revision=revision)
+            if config.model_type != "qwen3_vl":
+                raise ValueError(f"{source}: expected a Qwen3-VL checkpoint (model_type qwen3_vl), found {config.model_type!r}")
+            processor = AutoProcessor.from_pretrained(source, revision=revision)
+            model, loading = Qwen3VLForConditionalGeneration.from_pretrained(
+                source, revision=revision, dtype=kind, attn_implementation="sdpa", output_loading_info=True
+            )
+        except OSError as error:
+            raise ValueError(f"{source}: could not be loaded as a folder or hub id of a Qwen3-VL: {error}") from error
+        # transformers fills absent weights with random numbers and only warns; a judge with random weights must not score.
+        if absent := sorted([*loading["missing_keys"], *map(str, loading["mismatched_keys"])]):
+            raise ValueError(
+                f"{source}: {len(absent)} weights are missing or have another shape, e.g. {absent[0]}; the checkpoint is broken"
+            )
         model = model.to(device).eval()
         commit = getattr(model.config, "_commit_hash", None) or revision
         digest = _hash_files(Path(source)) if Path(source).is_dir() else (commit or "unknown")
@@ -97,7 +120,9 @@ class LocalVlm:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._reload is None:
-            raise TypeError(f"{self._name}: a LocalVlm around a model in memory cannot be pickled; save it and use LocalVlm.load(path)")
+            raise TypeError(
+                f"{self._name}: a LocalVlm around a model in memory cannot be pickled; save it and use LocalVlm.load(path)"
+            )
         return (_load_again, self._reload)
 
     @functools.cached_property
@@ -138,30 +163,46 @@ class LocalVlm:
         with self._lock:
             constraint = self._constraint(schema)
             replies: list[Reply | None] = [None] * len(conversations)
-            rows: dict[int, dict[str, torch.Tensor]] = {}
-            for number, conversation in enumerate(conversations):
-                try:
-                    check(conversation)
-                    if constraint:
-                        constraint.start(_begun(conversation))
-                    rows[number] = encode_one(self.processor, conversation, max_pixels=self._max_pixels)
-                except Exception as error:  # one conversation's failure is its own reply, whatever the processor raises
-                    replies[number] = Reply("", error=f"could not be encoded: {error}")
-            order = sorted(rows, key=lambda number: (rows[number]["input_ids"].shape[1], number))
-            groups = [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
-            while groups:
-                group = groups.pop(0)
-                found, fault = self._try([conversations[n] for n in group], [rows[n] for n in group], max_new_tokens, constraint, readout)
-                if fault is None:
-                    for number, reply in zip(group, found, strict=True):
-                        replies[number] = reply
-                elif len(group) == 1:
-                    replies[group[0]] = Reply("", error=fault, num_prompt_tokens=rows[group[0]]["input_ids"].shape[1])
-                else:
-                    half = (len(group) + 1) // 2
-                    log.warning("a batch of %d conversations failed, going on with batches of %d: %s", len(group), half, fault)
-                    groups = [group[:half], group[half:], *groups]
+            order = sorted(range(len(conversations)), key=lambda number: (_cost(conversations[number]), number))
+            for at in range(0, len(order), self.batch_size):
+                batch = []
+                for number in order[at : at + self.batch_size]:
+                    try:
+                        batch.append((number, self._encode(conversations[number], max_new_tokens, constraint)))
+                    except Exception as error:  # one conversation's failure is its own reply, whatever the processor raises
+                        replies[number] = Reply("", error=f"could not be encoded: {error}")
+                for number, reply in self._in_parts(batch, constraint, readout):
+                    replies[number] = reply
             return replies
+
+    def _encode(self, conversation: Conversation, max_new_tokens: int, constraint: Any) -> _Row:
+        check(conversation)
+        begun = conversation[-1].text if conversation[-1].role == "assistant" else ""
+        if constraint:
+            constraint.start(begun)
+        inputs = encode_one(self.processor, conversation, max_pixels=self._max_pixels)
+        length, room = inputs["input_ids"].shape[1], self._core.config.text_config.max_position_embeddings
+        if length >= room:
+            raise ValueError(f"the prompt has {length} tokens, but the model was made for {room}; show fewer or smaller frames")
+        return _Row(inputs, begun, length, min(max_new_tokens, room - length))
+
+    def _in_parts(
+        self, batch: Sequence[tuple[int, _Row]], constraint: Any, readout: Readout | None
+    ) -> Iterator[tuple[int, Reply]]:
+        """Numbered replies for one batch; in halves where the whole fails, down to the one conversation whose failure it is."""
+        if not batch:
+            return
+        numbers, rows = zip(*batch, strict=True)
+        found, fault = self._try(rows, constraint, readout)
+        if fault is None:
+            yield from zip(numbers, found, strict=True)
+        elif len(batch) == 1:
+            yield numbers[0], Reply("", error=fault, num_prompt_tokens=rows[0].length)
+        else:
+            half = (len(batch) + 1) // 2
+            log.warning("a batch of %d conversations failed, going on with batches of %d: %s", len(batch), half, fault)
+            yield from self._in_parts(batch[:half], constraint, readout)
+            yield from self._in_parts(batch[half:], constraint, readout)
 
     def _try(self, *batch: Any) -> tuple[list[Reply], str | None]:
         """Replies, or why the batch as a whole failed. The exception is let go of here, so that its tensors are freed before a retry."""
@@ -177,31 +218,35 @@ class LocalVlm:
             torch.cuda.empty_cache()
         return [], fault
 
-    def _answer_batch(self, conversations: Sequence[Conversation], rows: Sequence[Any], max_new_tokens: int, constraint: Any, readout: Any) -> list[Reply]:
+    def _answer_batch(self, rows: Sequence[_Row], constraint: Any, readout: Readout | None) -> list[Reply]:
         tokenizer, core = self.processor.tokenizer, self._core
-        device = core.device
-        batch = {key: value.to(device) for key, value in collate(rows, pad_id=pad_id(self.processor)).items()}
-        begun = [_begun(conversation) for conversation in conversations]
-        matchers = [constraint.start(text) for text in begun] if constraint else ()
+        batch = collate([row.inputs for row in rows], pad_id=pad_id(self.processor))
         decoded = decode(
-            core, batch, max_new_tokens=max_new_tokens, eos=self._eos, banned=self._banned, constraint=constraint, matchers=matchers
+            core,
+            {key: value.to(core.device) for key, value in batch.items()},
+            limits=[row.limit for row in rows],
+            eos=self._eos,
+            banned=self._banned,
+            constraint=constraint,
+            matchers=[constraint.start(row.begun) for row in rows] if constraint else (),
         )
         table = vocabulary(tokenizer)
         texts = [text_and_ends(table, tokens)[0] for tokens in decoded.tokens]
         log_p: Sequence[Mapping[str, float] | None] = [None] * len(texts)
         if readout is not None:
-            places = [_place(table, readout, *row) for row in zip(begun, texts, decoded.tokens, decoded.errors, strict=True)]
+            answers = zip(rows, texts, decoded.tokens, decoded.errors, strict=True)
+            places = [None if error else _place(table, readout, row.begun, text, tokens) for row, text, tokens, error in answers]
             log_p = word_log_p(core, tokenizer, decoded, places, readout.words)
         return [
             Reply(
-                text="" if decoded.errors[row] else texts[row],
-                log_p=None if decoded.errors[row] else _finite(log_p[row]),
-                error=decoded.errors[row],
-                truncated=not decoded.ended[row] and decoded.errors[row] is None,
-                num_prompt_tokens=rows[row]["input_ids"].shape[1],
-                num_tokens=len(decoded.tokens[row]) + decoded.ended[row],
+                text="" if decoded.errors[number] else texts[number],
+                log_p=None if decoded.errors[number] else _finite(log_p[number]),
+                error=decoded.errors[number],
+                truncated=not decoded.ended[number] and decoded.errors[number] is None,
+                num_prompt_tokens=row.length,
+                num_tokens=len(decoded.tokens[number]) + decoded.ended[number],
             )
-            for row in range(len(texts))
+            for number, row in enumerate(rows)
         ]
 
     @property
@@ -228,9 +273,12 @@ class LocalVlm:
     def _constraint(self, schema: Mapping[str, Any] | None) -> Any:
         if schema is None:
             return None
-        from cac_align.vlm.constrained import SchemaConstraint
+        key = json.dumps(schema)
+        if key not in self._constraints:
+            from cac_align.vlm.constrained import SchemaConstraint
 
-        return SchemaConstraint(self.processor.tokenizer, schema, eos=self._eos)
+            self._constraints[key] = SchemaConstraint(self.processor.tokenizer, schema, eos=self._eos)
+        return self._constraints[key]
 
 
 def set_threads(count: int) -> None:
@@ -287,14 +335,13 @@ def _dtype(dtype: str | torch.dtype | None, device: str) -> torch.dtype:
     return found
 
 
-def _begun(conversation: Conversation) -> str:
-    return conversation[-1].text if conversation[-1].role == "assistant" else ""
+def _cost(conversation: Conversation) -> int:
+    """Roughly how long the prompt will be: conversations of similar length share a batch."""
+    return sum(len(message.text) + (message.frames.pixels.size // 1024 if message.frames else 0) for message in conversation)
 
 
-def _place(table: Any, readout: Readout, begun: str, text: str, tokens: list[int], error: str | None) -> tuple[int, bytes] | None:
+def _place(table: Any, readout: Readout, begun: str, text: str, tokens: list[int]) -> tuple[int, bytes] | None:
     """Where the word starts among the generated tokens; None when the answer has no such place or it lies in the begun text."""
-    if error is not None:
-        return None
     offset = readout.locate(begun + text)
     if offset is None or offset < len(begun):
         return None
@@ -302,4 +349,4 @@ def _place(table: Any, readout: Readout, begun: str, text: str, tokens: list[int
 
 
 def _finite(log_p: Mapping[str, float] | None) -> Mapping[str, float] | None:
-    return None if log_p is None or any(math.isnan(value) for value in log_p.values()) else log_p
+    return None if log_p is None or not all(math.isfinite(value) for value in log_p.values()) else log_p

@@ -84,7 +84,9 @@ def encode_one(
     )
     ids = encoded["input_ids"]
     if prefix:
-        ids = torch.cat([ids, torch.tensor([processor.tokenizer(prefix, add_special_tokens=False).input_ids], dtype=ids.dtype)], dim=1)
+        ids = torch.cat(
+            [ids, torch.tensor([processor.tokenizer(prefix, add_special_tokens=False).input_ids], dtype=ids.dtype)], dim=1
+        )
     row = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": modality(processor, ids)}
     for key in ("pixel_values_videos", "video_grid_thw", "pixel_values", "image_grid_thw"):
         if key in encoded:
@@ -120,11 +122,15 @@ def check(conversation: Conversation) -> None:
         if message.frames is not None and message.role != "user":
             raise ValueError(f"message {number}: frames belong into a user message, received them with role {message.role!r}")
         if message.frames is not None and (len(message.frames) == 0 or message.frames.pixels.ndim != 4):
-            raise ValueError(f"message {number}: expected frames of shape (T ≥ 1, H, W, 3), received {message.frames.pixels.shape}")
+            raise ValueError(
+                f"message {number}: expected frames of shape (T ≥ 1, H, W, 3), received {message.frames.pixels.shape}"
+            )
     if not any(message.role == "user" for message in conversation):
         raise ValueError("expected at least one user message, received roles " + ", ".join(m.role for m in conversation))
     if conversation[-1].role == "system":
-        raise ValueError("a conversation ends with the user's message, or with an assistant's to be continued; this one ends with system")
+        raise ValueError(
+            "a conversation ends with the user's message, or with an assistant's to be continued; this one ends with system"
+        )
 
 
 def modality(processor: Any, ids: Int64[torch.Tensor, "B L"]) -> Int64[torch.Tensor, "B L"]:
@@ -168,9 +174,10 @@ def _video_arguments(processor: Any, videos: Sequence[Frames], max_pixels: int |
         pixels.append(_channels_first(array))
         clocks.append({"fps": 1.0, "frames_indices": times, "total_num_frames": len(times)})
     options: dict[str, Any] = {"video_metadata": clocks, "do_sample_frames": False, "input_data_format": "channels_first"}
-    if "cap_pixels_per_frame" in processor.video_processor.valid_kwargs.__annotations__:
+    half = processor.video_processor
+    if "cap_pixels_per_frame" in half.valid_kwargs.__annotations__ and half.cap_pixels_per_frame is None:
         options["cap_pixels_per_frame"] = True  # Qwen's reference behaviour; transformers announces it as the coming default
-    return {"videos": pixels, "videos_kwargs": {**options, **_limit(processor.video_processor, max_pixels, device)}}
+    return {"videos": pixels, "videos_kwargs": {**options, **_limit(half, max_pixels, device)}}
 
 
 def _image_arguments(processor: Any, images: Sequence[Frames], max_pixels: int | None, device: Any) -> dict[str, Any]:
@@ -196,5 +203,7 @@ def _channels_first(pixels: np.ndarray) -> torch.Tensor:
 def _reject_control_tokens(tokenizer: Any, message: Message) -> None:
     for token in vocabulary(tokenizer).special:
         if token in message.text:
-            raise ValueError(f"the {message.role}'s text contains the control token {token!r} at character {message.text.index(token)}; "
-                             "remove it, it would be read as the chat's own structure")
+            raise ValueError(
+                f"the {message.role}'s text contains the control token {token!r} at character {message.text.index(token)}; "
+                "remove it, it would be read as the chat's own structure"
+            )

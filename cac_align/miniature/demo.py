@@ -1,0 +1,143 @@
+"""The main job on the miniature: Best-of-N with UnifiedReward + CaC, judged afterwards by an oracle that the reward never saw.
+
+held-out prompts → mini-Wan, N seeds each → best_of_n (UR + CaC) → oracle on every candidate → summary.json, report.html
+
+The summary answers one question: how often is a clip anomalous if one takes a random candidate, UnifiedReward's favourite, or the
+favourite of UnifiedReward + CaC? All three from the same candidates, so differences are paired.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cac_align.evaluation.selection_page import write_selection_page
+from cac_align.evaluation.statistics import Estimate, mcnemar, mean_interval, share
+from cac_align.generation.best_of_n import Selection, best_of_n
+from cac_align.miniature.oracle import Verdict, judge
+from cac_align.miniature.world import PROMPT_SEEDS, STUDIO, make_clip
+from cac_align.recipe import GeneratorRecipe, load_generator, load_reward
+from cac_align.rewards.normalise import quantise
+from cac_align.video import Video
+
+CARDS = 40  # prompts shown on the page; all of them are in selection.jsonl
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one way of choosing a candidate gives: anomaly rate, motion (pixels per second of tracked entities), prompt following."""
+
+    name: str
+    anomaly_rate: Estimate
+    motion: Estimate
+    follows: Estimate
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, **{key: getattr(self, key).to_json() for key in ("anomaly_rate", "motion", "follows")}}
+
+
+def held_out_prompts(count: int) -> list[str]:
+    """The first ``count`` different prompts of the prompt seeds, which no model of the miniature was trained on."""
+    prompts: dict[str, None] = {}
+    for seed in PROMPT_SEEDS:
+        prompts.setdefault(make_clip(seed, STUDIO).prompt)
+        if len(prompts) == count:
+            return list(prompts)
+    raise ValueError(f"expected at most {len(prompts)} prompts, asked for {count}")
+
+
+def demo(
+    out: Path, *, n: int = 5, num_prompts: int = 8, seed: int = 0, progress: Callable[[int, str], Any] | None = None
+) -> Iterator[str]:
+    """Run (or resume) the job in ``out``; yields the lines a newcomer should see, the summary last.
+
+    Raises ``ValueError`` when the shipped weights are missing or damaged.
+    """
+    prompts = held_out_prompts(num_prompts)
+    generator = load_generator(GeneratorRecipe())
+    selections = best_of_n(prompts, generator, load_reward(), n=n, seed=seed, out=out, progress=progress)
+    choices, comparison = summarise(selections, oracle_verdicts(selections))
+    summary = {"prompts": len(prompts), "n": n, "seed": seed, "choices": [choice.to_json() for choice in choices], **comparison}
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    tiles = [(f"{100 * choice.anomaly_rate.value:.0f} %", f"anomalous: {choice.name}") for choice in choices]
+    page = write_selection_page(selections[:CARDS], out / "report.html", title=f"Best of {n}: UnifiedReward + CaC", tiles=tiles)
+    yield from lines(choices, comparison, len(prompts), n)
+    yield f"report: {page}"
+
+
+def oracle_verdicts(selections: Sequence[Selection]) -> list[list[Verdict]]:
+    """What the oracle says of every candidate, by prompt. It tracks pixels and knows the prompt, never the reward's words."""
+    return [[judge(selection.prompt, Video.open(path)) for path in selection.candidates] for selection in selections]
+
+
+def summarise(selections: Sequence[Selection], verdicts: Sequence[Sequence[Verdict]]) -> tuple[list[Choice], dict[str, Any]]:
+    """The three ways of choosing, and the paired comparison of the last two (McNemar's exact test; UnifiedReward first).
+
+    Prompts where a way of choosing has no scored candidate are left out for all of them and counted as ``undecided``.
+    """
+    kept = [
+        index for index, selection in enumerate(selections) if selection.chosen is not None and _favourite(selection) is not None
+    ]
+    candidates = [verdict for index in kept for verdict in verdicts[index]]
+    unified = [verdicts[index][_favourite(selections[index])] for index in kept]
+    combined = [verdicts[index][selections[index].chosen] for index in kept]
+    choices = [
+        _choice("a random candidate", candidates),
+        _choice("UnifiedReward's choice", unified),
+        _choice("UnifiedReward + CaC's choice", combined),
+    ]
+    test = mcnemar([_anomalous(verdict) for verdict in unified], [_anomalous(verdict) for verdict in combined])
+    differences = [float(_anomalous(b)) - float(_anomalous(a)) for a, b in zip(unified, combined, strict=True)]
+    paired = mean_interval(differences, resamples=5000)
+    return choices, {
+        "undecided": len(selections) - len(kept),
+        "difference": paired.to_json(),
+        "mcnemar_p": test.p_value,
+    }
+
+
+def _anomalous(verdict: Verdict) -> bool:
+    return verdict.status == "abnormal"
+
+
+def _favourite(selection: Selection) -> int | None:
+    """UnifiedReward's own favourite among the candidates: highest raw score, lowest index on a tie."""
+    scored = [(quantise(score.parts["unified"]), -i) for i, score in enumerate(selection.scores) if "unified" in score.parts]
+    return -max(scored)[1] if scored else None
+
+
+def _choice(name: str, verdicts: Sequence[Verdict]) -> Choice:
+    follows = [all(verdict.follows.values()) for verdict in verdicts]
+    motion = [verdict.displacement_px for verdict in verdicts if np.isfinite(verdict.displacement_px)]
+    return Choice(
+        name,
+        share(sum(map(_anomalous, verdicts)), len(verdicts)),
+        mean_interval(motion) if motion else Estimate(None, None, None, 0),
+        share(sum(follows), len(follows)),
+    )
+
+
+def lines(choices: Sequence[Choice], comparison: dict[str, Any], prompts: int, n: int) -> Iterator[str]:
+    """The summary for people."""
+    yield f"{prompts} prompts x {n} candidates; anomalies counted by the oracle, which the reward never sees (95 % intervals)"
+    for choice in choices:
+        rate, motion, follows = choice.anomaly_rate, choice.motion, choice.follows
+        if rate.value is None:
+            yield f"  {choice.name:<30} no decided prompt"
+            continue
+        moved = "no motion seen" if motion.value is None else f"motion {motion.value:.1f} px/s"
+        yield (
+            f"  {choice.name:<30} anomalous {rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}]   {moved}   "
+            f"follows the prompt {follows.value:.3f}"
+        )
+    difference = comparison["difference"]
+    if difference["value"] is not None:
+        interval = f"[{difference['low']:+.3f}, {difference['high']:+.3f}]"
+        yield f"  UR + CaC minus UR: {difference['value']:+.3f} {interval}, paired; McNemar p = {comparison['mcnemar_p']:.3g}"
+    if comparison["undecided"]:
+        yield f"  {comparison['undecided']} prompts are undecided and left out"

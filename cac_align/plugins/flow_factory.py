@@ -1,0 +1,48 @@
+"""Flow-Factory: our rewards by dotted path in its YAML, pointwise, synchronous or asynchronous, on tensors.
+
+    rewards:
+      - {name: cac, reward_model: cac_align.plugins.flow_factory.CaCReward, weight: 0.5, device: cpu, batch_size: 16, reward: URL}
+
+Every key that Flow-Factory does not know reaches us as ``extra_kwargs`` and is an option of ``Wiring``.
+``__call__`` names exactly the fields it wants: with ``**kwargs`` Flow-Factory would pass, and move to the device, every field it has.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flow_factory.rewards.abc import PointwiseRewardModel, RewardModelOutput
+
+from cac_align.plugins.host import Wiring, hosted
+
+
+class CaCUnifiedReward(PointwiseRewardModel):
+    """The whole reward: the mean of the normalised UnifiedReward and CaC scores."""
+
+    required_fields = ("prompt", "video")
+    use_tensor_inputs = True
+    component: str | None = None
+
+    def __init__(self, config: Any, accelerator: Any) -> None:
+        super().__init__(config, accelerator)
+        options = dict(getattr(config, "extra_kwargs", None) or {})
+        wiring = Wiring.read(options, component=self.component, layout="TCHW")
+        self.hosted = hosted(wiring, f"flow-factory/{config.name}")
+
+    def __call__(self, prompt: list[str], video: list[Any] | None = None) -> RewardModelOutput:
+        """prompt: B texts. video: B tensors (T, C, H, W) in [0, 1], or one tensor (B, T, C, H, W)."""
+        if video is None:
+            raise ValueError("Flow-Factory passed no video: these rewards judge video, use a video model such as wan2_t2v")
+        return RewardModelOutput(rewards=self.hosted.numbers(prompt, list(video)))
+
+
+class CaCReward(CaCUnifiedReward):
+    """CaC alone, in [0, 1]."""
+
+    component = "cac"
+
+
+class UnifiedVideoReward(CaCUnifiedReward):
+    """UnifiedReward's video point score alone, normalised as in the whole."""
+
+    component = "unified"

@@ -1,0 +1,76 @@
+"""UniRL: a local reward backend for Hydra; for a backend in another process use UniRL's own remote client with our service.
+
+    reward:
+      backend:
+        _target_: cac_align.plugins.unirl.CaCBackend
+        base_device: cpu
+        config: {_target_: cac_align.plugins.unirl.CaCSpec, reward: recipes/judge.yaml, fps: 16}
+
+Components reach the trainer's log as ``component_rewards``. A video without a score is ``successes=False`` with its reason and NaN,
+which UniRL refuses to train on, unless the policy is "neutral".
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from unirl.reward.base import BaseRewardComponentSpec, RewardBackend
+from unirl.types.reward import RewardRequest, RewardResponse
+
+from cac_align.plugins.host import Wiring, hosted
+
+
+@dataclass
+class CaCSpec(BaseRewardComponentSpec):
+    """The options of ``Wiring``, and UniRL's ``batch_size``."""
+
+    reward: str | None = None
+    component: str | None = None
+    fps: float = 16.0
+    on_missing: str = "raise"
+    max_unscored_share: float = 0.1
+    min_seen: int = 32
+    ledger: str | None = None
+    timeout_s: float = 600.0
+    token_env: str | None = None
+    batch_size: int = 8
+
+
+class CaCBackend(RewardBackend):
+    input_kind = "video"
+
+    def __init__(self, *, config: CaCSpec, base_device: str) -> None:
+        del base_device  # our reward's recipe says where its models run
+        options: dict[str, Any] = asdict(config)
+        super().__init__(
+            model_name=config.component or "cac_unified", batch_size=options.pop("batch_size"), timeout=config.timeout_s
+        )
+        self.hosted = hosted(Wiring.read(options, layout="CTHW"), "unirl")
+
+    def compute_rewards(self, request: RewardRequest) -> RewardResponse:
+        """request.videos: a list of (C, T, H, W) tensors in [0, 1]; request.prompts: one text each."""
+        start = time.monotonic()
+        if not request.is_video:
+            raise ValueError("UniRL passed no video: this backend judges video, set input_kind: video and use a video model")
+        prompts, videos = list(request.prompts), request.videos or []
+        scores = self.hosted.scores(prompts, videos, groups=list(request.group_ids or []))
+        neutral = self.hosted.wiring.on_missing == "neutral"
+        rewards = self.hosted.values(prompts, scores) if neutral else [score.value for score in scores]
+        names = sorted({name for score in scores for name in score.parts})
+        return RewardResponse(
+            rewards=rewards,
+            component_rewards={name: [score.parts.get(name, math.nan) for score in scores] for name in names},
+            successes=[neutral or score.scored for score in scores],
+            errors=[score.error for score in scores],
+            compute_time=time.monotonic() - start,
+        )
+
+    def is_available(self) -> bool:
+        """Whether the reward can say who it is: for a service, whether it answers."""
+        try:
+            return bool(self.hosted.reward.passport)
+        except ValueError:
+            return False

@@ -1,0 +1,49 @@
+"""verl-omni: ``compute_score`` by path, one video per call, every option of ``Wiring`` as a key beside it.
+
+    +reward.reward_functions.cac.path=pkg://cac_align.plugins.verl_omni
+    +reward.reward_functions.cac.name=compute_score
+    +reward.reward_functions.cac.required=true          (otherwise verl-omni turns our error into a silent 0.0)
+    +reward.reward_functions.cac.reward=http://127.0.0.1:8000
+
+Every part of the score becomes a metric ``reward/cac/<part>``. One call holds one video, so "neutral" has no group and raises too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+from cac_align.plugins.host import Wiring, hosted
+
+
+async def compute_score(
+    data_source: str,
+    solution_image: Any,
+    ground_truth: str,
+    extra_info: dict[str, Any] | None = None,
+    *,
+    reward: str | None = None,
+    component: str | None = None,
+    fps: float = 16.0,
+    layout: str | None = None,
+    max_unscored_share: float = 0.1,
+    ledger: str | None = None,
+    timeout_s: float = 600.0,
+    token_env: str | None = None,
+) -> dict[str, float]:
+    """{"score": value, part: value, …}. Raises ``Unscored`` when there is no score, ``ValueError`` for pixels that are not uint8.
+
+    solution_image: uint8 (T, C, H, W) or (C, T, H, W), a batch axis of one allowed; where both T and C are 3, ``layout`` is needed.
+    The prompt is extra_info["prompt"] where there is one, else ground_truth.
+    """
+    if not str(solution_image.dtype).endswith("uint8"):
+        raise ValueError(f"verl-omni hands over uint8 pixels in [0, 255], received {solution_image.dtype}")
+    options = {"reward": reward, "component": component, "fps": float(fps), "layout": layout, "ledger": ledger}
+    options |= {"max_unscored_share": max_unscored_share, "timeout_s": float(timeout_s), "token_env": token_env}
+    prompt = str((extra_info or {}).get("prompt") or ground_truth)
+    here = hosted(Wiring.read(options), "verl-omni")
+    # In a thread: the reward blocks, and the reward loop's event loop must go on streaming other samples.
+    scores = await asyncio.to_thread(here.scores, [prompt], [solution_image], data_source=data_source)
+    value = here.values([prompt], scores)[0]
+    return {"score": value, **{name: part for name, part in scores[0].parts.items() if math.isfinite(part)}}

@@ -1,0 +1,402 @@
+"""A vision-language model behind the OpenAI chat protocol, as vLLM and SGLang speak it: JSON over HTTP, nothing pickled.
+
+conversations → JPEG frames + text → POST /v1/chat/completions (bounded retries, thread pool) → Reply
+readout: locate(text) → token at that place → its top-20 → log P(word);  not covered → one more request that ends at the place
+
+The client samples and stamps the frames itself, so that what the judge sees is exact: either single images, each behind its time
+("<0.5 seconds>", Qwen3-VL's own notation), or one video part whose frame indices and rate travel along (vLLM only). Decoding is
+greedy: temperature 0, top_p 1, seed 0. Probabilities of whole words are worked out in ``server_readout``.
+
+Protocol facts: vLLM 0.33 (``media_io_kwargs``, ``continue_final_message``, ``logprob_token_ids``), SGLang 0.5.23.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import random
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import httpx
+
+from cac_align.vlm.protocol import Conversation, Readout, Reply
+from cac_align.vlm.server_chat import chat, continuation, response_format
+from cac_align.vlm.server_readout import Uncovered, read_words
+
+_LOG = logging.getLogger(__name__)
+
+GREEDY = {"temperature": 0, "top_p": 1, "seed": 0}
+
+TOP_LOGPROBS = 20
+"""As many as the protocol allows everywhere."""
+
+_RETRIED = frozenset({429, 500, 502, 503, 504})
+_LONGEST_WAIT_S = 30.0
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class _Failed(Exception):
+    """This request has no answer; the message says why, for a person."""
+
+
+class ServerVlm:
+    """A Vlm that asks a server. Thread-safe and picklable (connections are opened per process, on first use).
+
+    url: "http://host:8000", with or without "/v1". model: the name under which the server serves it. api_key: sent as bearer token.
+    concurrency: requests in flight at most, over all threads. timeout_s: per request and attempt, in seconds.
+    retries: further attempts after 429, 500, 502, 503, 504, a broken connection or a timeout; waits double from ``backoff_s``, with
+        jitter, and are at least what Retry-After says. Any other failure is final.
+    frames: "images" (each behind its time stamp) or "video" (one part with frame indices; vLLM only. A request that holds several
+        videos goes out as images all the same, because vLLM takes one set of indices per request).
+    dialect: "vllm", "sglang", or "openai" for servers that can neither continue an answer nor enforce every JSON schema.
+    image_quality: of the JPEGs, 1 to 100. headers: further HTTP headers.
+    word_token_ids: token id → its text, e.g. {8252: "normal", 370: "ab"}: vLLM then reports exactly these tokens at every place,
+        instead of the 20 likeliest.
+    Raises ``ValueError`` for an argument that is out of range or a combination the server cannot do.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        concurrency: int = 16,
+        timeout_s: float = 120.0,
+        retries: int = 4,
+        backoff_s: float = 0.5,
+        frames: Literal["images", "video"] = "images",
+        dialect: Literal["vllm", "sglang", "openai"] = "vllm",
+        image_quality: int = 95,
+        headers: Mapping[str, str] | None = None,
+        word_token_ids: Mapping[int, str] | None = None,
+    ) -> None:
+        if dialect not in ("vllm", "sglang", "openai"):
+            raise ValueError(f"dialect must be 'vllm', 'sglang' or 'openai', received {dialect!r}")
+        if frames not in ("images", "video"):
+            raise ValueError(f"frames must be 'images' or 'video', received {frames!r}")
+        if frames == "video" and dialect != "vllm":
+            raise ValueError(f"frames='video' needs vLLM: a {dialect} server would stamp the frames itself; use frames='images'")
+        if word_token_ids is not None and dialect != "vllm":
+            raise ValueError(f"word_token_ids needs vLLM (logprob_token_ids); a {dialect} server has no such field, leave it out")
+        if concurrency < 1 or retries < 0 or not timeout_s > 0 or backoff_s < 0 or not 1 <= image_quality <= 100:
+            raise ValueError(
+                "expected concurrency >= 1, retries >= 0, timeout_s > 0, backoff_s >= 0 and image_quality in 1 to 100; received "
+                f"{concurrency}, {retries}, {timeout_s}, {backoff_s} and {image_quality}"
+            )
+        self.url = _base_url(url)
+        self.model = model
+        self.concurrency = concurrency
+        self.timeout_s = timeout_s
+        self.retries = retries
+        self.backoff_s = backoff_s
+        self.frames = frames
+        self.dialect = dialect
+        self.image_quality = image_quality
+        self.word_token_ids = dict(word_token_ids) if word_token_ids else None
+        self._api_key = api_key
+        self._headers = dict(headers or {})
+        self._open()
+
+    def _open(self) -> None:
+        self._client: httpx.Client | None = None
+        self._client_pid = -1
+        self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(self.concurrency)
+        self._root: str | None = None
+        self._warned: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        private = {"_client", "_client_pid", "_lock", "_slots", "_warned"}
+        return {name: value for name, value in self.__dict__.items() if name not in private}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        root = self._root
+        self._open()
+        self._root = root
+
+    def __repr__(self) -> str:
+        return f"ServerVlm({self.url!r}, {self.model!r}, frames={self.frames!r}, dialect={self.dialect!r})"
+
+    @property
+    def passport(self) -> Mapping[str, str]:
+        """What identifies the answers, wherever the server runs. ``served`` is the checkpoint that the server says it has loaded.
+
+        While the server cannot be asked it is "unreachable": then there are no scores for it to identify either.
+        """
+        if self._root is None:
+            self._root = self._ask_root()
+        return {
+            "backend": "server",
+            "model": self.model,
+            "served": self._root or "unreachable",
+            "dialect": self.dialect,
+            "frames": self._frames_entry(),
+            "decoding": "temperature 0, top_p 1, seed 0",
+            "readout": "logprob_token_ids" if self.word_token_ids else f"top {TOP_LOGPROBS}",
+        }
+
+    def _frames_entry(self) -> str:
+        how = f"jpeg {self.image_quality}"
+        if self.frames == "images":
+            return f"{how}, one image per frame behind '<t seconds>'"
+        return f"{how}, one video part with frame indices (several videos in one request: as images behind '<t seconds>')"
+
+    def answer(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        max_new_tokens: int,
+        schema: Mapping[str, Any] | None = None,
+        readout: Readout | None = None,
+    ) -> list[Reply]:
+        """Answer every conversation, ``concurrency`` at a time; see ``Vlm.answer``. A failed request becomes Reply.error.
+
+        log_p is None (and a warning is logged once per cause) when the server gives no usable log-probabilities. A word whose first
+        piece is not among the likeliest 20 gets the smallest probability that is: an upper bound of its own.
+        """
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, received {max_new_tokens}")
+        if readout is not None and (not readout.words or not all(readout.words)):
+            raise ValueError(f"readout needs words to read, received {readout.words!r}")
+        for number, conversation in enumerate(conversations):
+            if not any(message.role == "user" for message in conversation):
+                raise ValueError(f"conversation {number} has no user message; expected at least one")
+        if not conversations:
+            return []
+        stop = threading.Event()
+        ask = partial(self._answer_one, max_new_tokens=max_new_tokens, schema=schema, readout=readout, stop=stop)
+        pool = ThreadPoolExecutor(min(self.concurrency, len(conversations)), thread_name_prefix="vlm")
+        try:
+            return list(pool.map(ask, conversations))
+        except BaseException:
+            stop.set()  # Ctrl-C: whoever waits for another attempt gives up now
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _answer_one(
+        self,
+        conversation: Conversation,
+        *,
+        max_new_tokens: int,
+        schema: Mapping[str, Any] | None,
+        readout: Readout | None,
+        stop: threading.Event,
+    ) -> Reply:
+        try:
+            with self._slots:  # also around the encoding, so that waiting requests do not pile up in memory
+                request = self._request(conversation, max_new_tokens, schema, readout)
+                completion = self._post(request, stop)
+                choice = _choice(completion)
+                reply = _reply(completion, choice)
+                if readout is None:
+                    return reply
+                return replace(reply, log_p=self._log_p(request, conversation, reply.text, choice, readout, stop))
+        except _Failed as error:
+            return Reply("", error=str(error))
+
+    def _request(
+        self, conversation: Conversation, max_new_tokens: int, schema: Mapping[str, Any] | None, readout: Readout | None
+    ) -> dict[str, Any]:
+        if conversation[-1].role == "assistant" and self.dialect == "openai":
+            raise _Failed("an answer can only be continued by vLLM or SGLang; the dialect is 'openai'")
+        request = {"model": self.model, **GREEDY, "max_tokens": max_new_tokens}
+        request |= chat(conversation, as_video=self.frames == "video", quality=self.image_quality)
+        if conversation[-1].role == "assistant":
+            request |= continuation(self.dialect)
+        if schema is not None:
+            request["response_format"] = response_format(schema, self.dialect)
+        if readout is not None:
+            request["logprobs"] = True
+            if self.word_token_ids:
+                request["logprob_token_ids"] = sorted(self.word_token_ids)
+            else:
+                request["top_logprobs"] = TOP_LOGPROBS
+        return request
+
+    def _log_p(
+        self,
+        request: dict[str, Any],
+        conversation: Conversation,
+        text: str,
+        choice: Mapping[str, Any],
+        readout: Readout,
+        stop: threading.Event,
+    ) -> Mapping[str, float] | None:
+        place = readout.locate(text)
+        if place is None:
+            return None
+        pieces = self.word_token_ids
+        try:
+            return read_words(choice.get("logprobs"), text, place, readout.words, pieces)
+        except Uncovered as uncovered:
+            if not uncovered.ask_again or self.dialect == "openai":
+                self._warn(f"no probabilities for {readout.words}: {uncovered}")
+                return None
+        # The same question, with the answer up to the place already given: the next token is the word's first.
+        messages = list(request["messages"])
+        before = messages.pop()["content"] if conversation[-1].role == "assistant" else ""
+        again = {name: value for name, value in request.items() if name != "response_format"}
+        again |= {"messages": [*messages, {"role": "assistant", "content": before + text[:place]}], "max_tokens": 1}
+        again |= continuation(self.dialect)
+        try:
+            return read_words(_choice(self._post(again, stop)).get("logprobs"), "", 0, readout.words, pieces)
+        except (_Failed, Uncovered) as error:
+            self._warn(f"no probabilities for {readout.words}: {error}")
+            return None
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            _LOG.warning("%s (%s)", message, self.model)
+
+    # ---- HTTP ---------------------------------------------------------------------------------------------------
+
+    def _post(self, request: Mapping[str, Any], stop: threading.Event) -> Any:
+        """The JSON that came back. Raises ``_Failed`` when no attempt succeeded."""
+        body = json.dumps(request, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+        for attempt in range(self.retries + 1):
+            outcome = self._attempt(body)
+            if not isinstance(outcome, _Again):
+                return outcome
+            if attempt == self.retries:
+                tried = f"{attempt + 1} attempts" if attempt else "one attempt"
+                raise _Failed(f"{outcome.why} (gave up after {tried})")
+            wait_s = min(self.backoff_s * 2**attempt, _LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
+            if stop.wait(max(wait_s, min(outcome.after_s, self.timeout_s))):
+                raise _Failed("interrupted")
+        raise AssertionError("unreachable")
+
+    def _attempt(self, body: bytes) -> Any:
+        url = f"{self.url}/chat/completions"
+        try:
+            response = self._http().post(url, content=body, headers={"Content-Type": "application/json"})
+        except httpx.TimeoutException:
+            return _Again(f"no answer from the server within {self.timeout_s:g} s")
+        except httpx.RequestError as error:
+            return _Again(f"the connection to the server failed: {error or type(error).__name__}")
+        if response.status_code in _RETRIED:
+            return _Again(f"the server answered {response.status_code}: {_server_message(response)}", _retry_after_s(response))
+        if response.status_code != 200:
+            raise _Failed(f"the server answered {response.status_code}: {_server_message(response)}")
+        try:
+            return response.json()
+        except ValueError as error:
+            raise _Failed(f"the server's answer is not JSON: {_excerpt(response.text)}") from error
+
+    def _http(self) -> httpx.Client:
+        with self._lock:
+            if self._client is None or self._client_pid != os.getpid():  # a fork must not share its parent's connections
+                headers = dict(self._headers)
+                if self._api_key:
+                    headers["Authorization"] = f"Bearer {self._api_key}"
+                self._client = httpx.Client(
+                    headers=headers,
+                    timeout=httpx.Timeout(self.timeout_s, connect=min(self.timeout_s, 10.0), pool=None),
+                    limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.concurrency),
+                    trust_env=urlsplit(self.url).hostname not in _LOOPBACK,  # no proxy stands between us and ourselves
+                )
+                self._client_pid = os.getpid()
+            return self._client
+
+    def _ask_root(self) -> str | None:
+        """The checkpoint behind the served name; the name itself where the server does not say; None while it cannot be asked."""
+        try:
+            response = self._http().get(f"{self.url}/models", timeout=min(self.timeout_s, 10.0))
+        except httpx.RequestError:
+            return None
+        if response.status_code in _RETRIED:
+            return None
+        try:
+            cards = response.json()["data"] if response.status_code == 200 else []
+            card = next((card for card in cards if card.get("id") == self.model), {})
+            return str(card.get("root") or self.model)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return self.model
+
+
+@dataclass(frozen=True)
+class _Again:
+    """An attempt that may succeed later: why it failed, and how long the server asks us to wait."""
+
+    why: str
+    after_s: float = 0.0
+
+
+def _base_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"url must look like http://host:8000 or http://host:8000/v1, received {url!r}")
+    base = url.rstrip("/").removesuffix("/chat/completions")
+    return base if parts.path.strip("/") else f"{base}/v1"
+
+
+# ---- reading what came back ---------------------------------------------------------------------------------------
+
+
+def _choice(completion: Any) -> Mapping[str, Any]:
+    """The first choice. Raises ``_Failed`` when there is none."""
+    choices = completion.get("choices") if isinstance(completion, dict) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise _Failed(f"the server's answer holds no choices: {_excerpt(json.dumps(completion))}")
+    if choices[0].get("finish_reason") in ("content_filter", "abort", "error"):
+        raise _Failed(f"the server broke the answer off: finish_reason {choices[0]['finish_reason']!r}")
+    return choices[0]
+
+
+def _reply(completion: Mapping[str, Any], choice: Mapping[str, Any]) -> Reply:
+    """Text and token counts. Raises ``_Failed`` when there is no text."""
+    message, finish = choice.get("message"), choice.get("finish_reason")
+    text = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(text, str) or not text:
+        thought = isinstance(message, dict) and (message.get("reasoning_content") or message.get("reasoning"))
+        why = "only reasoning; turn the server's thinking off" if thought else f"no text, finish_reason {finish!r}"
+        raise _Failed(f"the server's answer is empty ({why})")
+    usage = completion.get("usage") or {}
+    return Reply(
+        text,
+        truncated=finish == "length",
+        num_prompt_tokens=int(usage.get("prompt_tokens") or 0),
+        num_tokens=int(usage.get("completion_tokens") or 0),
+    )
+
+
+def _server_message(response: httpx.Response) -> str:
+    """What the server says went wrong: the error's message where it is JSON, else the beginning of the body."""
+    try:
+        body = response.json()
+        error = body.get("error", body)
+        message = error if isinstance(error, str) else error.get("message") or body.get("detail")
+        return _excerpt(message if isinstance(message, str) else json.dumps(body))
+    except (ValueError, AttributeError):
+        return _excerpt(response.text) or response.reason_phrase
+
+
+def _excerpt(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 300 else text[:300] + "…"
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    """Seconds that the Retry-After header asks for (a number or a date); 0 without one."""
+    header = response.headers.get("Retry-After", "")
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return 0.0
+    return max(seconds, 0.0) if math.isfinite(seconds) else 0.0

@@ -1,0 +1,125 @@
+"""The oracle: agreement with the world's truth, clean and blurred, what it says of prompts that were not followed, bad input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cac_align.judgement import ANOMALY_TYPES
+from cac_align.miniature.oracle import CANNOT, CLAIMS, agreement, degrade, judge
+from cac_align.miniature.world import STUDIO, TEST_SEEDS, make_clip
+from cac_align.video import Video
+
+FIRST = TEST_SEEDS.start + 60_000
+
+
+def _judge(clip, pixels=None, prompt=None):
+    return judge(prompt or clip.prompt, Video.open(clip.pixels if pixels is None else pixels, fps=16))
+
+
+def test_it_agrees_with_the_truth_on_clips_it_was_not_tuned_on():
+    found = agreement(range(FIRST, FIRST + 100))
+    assert found.n == 100 and found.accuracy >= 0.97, (found.missed, found.wrong)
+    assert found.type_accuracy >= 0.88
+    assert set(found.recall) == set(CLAIMS)
+    assert found.follows["colour"] == 1 and found.follows["motion"] >= 0.97
+
+
+def test_blur_noise_and_tint_do_not_mislead_it():
+    found = agreement(range(FIRST + 100, FIRST + 150), blurred=True)
+    assert found.accuracy >= 0.94, (found.missed, found.wrong)
+
+
+def test_the_stand_in_for_a_vae_really_degrades():
+    clip = make_clip(3, STUDIO)
+    worse = degrade(clip.pixels, 3)
+    assert np.abs(worse.astype(int) - clip.pixels).mean() > 3
+    assert np.array_equal(worse, degrade(clip.pixels, 3)) and not np.array_equal(worse, degrade(clip.pixels, 4))
+
+
+def test_a_window_covers_the_truth():
+    overlaps = []
+    for seed in range(FIRST + 200, FIRST + 225):
+        clip = make_clip(seed, STUDIO, anomalous=True)
+        verdict, truth = _judge(clip), clip.anomalies[0].window
+        if verdict.window is None:
+            continue
+        shared = min(verdict.window.end_s, truth.end_s) - max(verdict.window.start_s, truth.start_s) + 1 / 16
+        whole = max(verdict.window.end_s, truth.end_s) - min(verdict.window.start_s, truth.start_s) + 1 / 16
+        overlaps.append(max(shared, 0) / whole)
+    assert len(overlaps) >= 23 and np.mean(overlaps) > 0.7
+
+
+def _clip_of(kind, motion):
+    return next(
+        clip
+        for clip in (make_clip(seed, STUDIO, anomalous=False) for seed in range(4000, 5000))
+        if (clip.scene.spec.kind, clip.scene.spec.motion) == (kind, motion)
+    )
+
+
+def test_it_says_what_of_the_prompt_was_not_followed():
+    clip = _clip_of("ball", "right")
+    assert _judge(clip).follows == {"entity": True, "colour": True, "motion": True}
+    colour = clip.scene.spec.colour
+    other = "blue" if colour != "blue" else "red"
+    assert not _judge(clip, prompt=clip.prompt.replace(colour, other)).follows["colour"]
+    assert not _judge(clip, prompt=clip.prompt.replace("right", "left")).follows["motion"]
+    mirrored = clip.pixels[:, :, ::-1]
+    assert not _judge(clip, pixels=mirrored).follows["motion"]
+    figure = clip.prompt.replace("ball rolls", "figure walks")
+    assert not _judge(clip, prompt=figure).follows["entity"]
+
+
+def test_displacement_is_the_path_per_second():
+    clip = _clip_of("ball", "right")
+    x = clip.scene.entities[0].track["x"]
+    expected = (x[-1] - x[0]) / 2  # 33 frames at 16 fps: 2 s from the first to the last
+    assert _judge(clip).displacement_px == pytest.approx(expected, rel=0.03)
+    assert _judge(_clip_of("sign", "still")).displacement_px < 1
+
+
+def test_an_empty_stage_is_abnormal_and_follows_nothing():
+    clip = _clip_of("ball", "right")
+    empty = np.repeat(np.median(clip.pixels, axis=0)[None], 33, 0).astype(np.uint8)
+    empty[:] = empty[:, :, :1]
+    verdict = _judge(clip, pixels=empty)
+    assert verdict.status == "abnormal" and "Motion Anomalies" in verdict.types
+    assert not verdict.follows["colour"] and not verdict.follows["entity"]
+
+
+def test_a_clip_of_noise_gets_a_verdict_not_a_crash():
+    noise = np.random.default_rng(0).integers(0, 256, (17, 64, 64, 3), dtype=np.uint8)
+    for prompt in ("a red ball bounces on grass", "a blue figure walks to the left at night", "a red sign saying GO stands still on sand"):
+        verdict = judge(prompt, Video.open(noise, fps=16))
+        assert verdict.status == "abnormal" and not verdict.follows["entity"]
+        assert np.isfinite(verdict.displacement_px)
+
+
+def test_other_sizes_and_lengths():
+    from dataclasses import replace
+
+    world = replace(STUDIO, height=96, width=96, num_frames=(49,))
+    right = 0
+    for seed in range(6):
+        clip = make_clip(seed, world, anomalous=bool(seed % 2))
+        right += _judge(clip).status == clip.status
+    assert right >= 5
+
+
+def test_bad_input_is_named():
+    clip = make_clip(1, STUDIO)
+    with pytest.raises(ValueError, match="one entity"):
+        _judge(clip, prompt="a red ball bounces and a blue box rests on grass")
+    with pytest.raises(ValueError, match="one entity of ball, box, figure, sign"):
+        _judge(clip, prompt="a red star rests on grass")
+    with pytest.raises(ValueError, match="unknown entity 'dragon'"):
+        _judge(clip, prompt="a red dragon rests on grass")
+    with pytest.raises(ValueError, match="at least 5 frames"):
+        judge(clip.prompt, Video.open(clip.pixels[:4], fps=16))
+    with pytest.raises(ValueError, match="at least one seed"):
+        agreement([])
+
+
+def test_claims_are_types_and_limits_are_stated():
+    assert set(CLAIMS) <= set(ANOMALY_TYPES) and len(CLAIMS) >= 3 and CANNOT

@@ -1,0 +1,83 @@
+"""Recipes: every shipped one reads, wrong keys are named with the nearest valid one, overrides and defaults work."""
+
+from pathlib import Path
+
+import pytest
+
+from cac_align.recipe import BestOfNRecipe, RewardRecipe, import_name, load_reward, read_recipe
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "reward").glob("*.yaml")), ids=lambda path: path.stem)
+def test_reward_recipes_read(path):
+    recipe = read_recipe(RewardRecipe, path)
+    assert set(recipe.components) == {"unified", "cac"} and recipe.normalise == "range"
+    assert {name: part.kind for name, part in recipe.components.items()} == {"unified": "unified", "cac": "cac"}
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "best_of_n").glob("*.yaml")), ids=lambda path: path.stem)
+def test_best_of_n_recipes_read(path):
+    recipe = read_recipe(BestOfNRecipe, path)
+    assert recipe.n == 5 and set(recipe.reward.components) == {"unified", "cac"}
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_opens_with_its_command(path):
+    head = path.read_text(encoding="utf-8").splitlines()[:12]
+    assert head[0].startswith("# ") and any("ommand" in line for line in head)
+
+
+def test_defaults_are_the_miniature_combination():
+    recipe = read_recipe(RewardRecipe, None)
+    assert {part.model for part in recipe.components.values()} == {"miniature"}
+
+
+def test_listed_components_replace_the_default_ones(tmp_path):
+    file = tmp_path / "one.yaml"
+    file.write_text("reward:\n  components:\n    judge: {kind: cac, model: some/where}\n")
+    assert set(read_recipe(RewardRecipe, file, section="reward").components) == {"judge"}
+    assert set(read_recipe(BestOfNRecipe, file).reward.components) == {"judge"}
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("normalize: range\n", "did you mean 'normalise'"),
+        ("components: {cac: {kind: cac, wordnig: brief}}\n", "did you mean 'wording'"),
+        ("components: {cac: {scan_fps: fast}}\n", "scan_fps"),
+        ("normalise: [\n", "not YAML"),
+    ],
+)
+def test_a_wrong_recipe_names_the_key_and_the_nearest_valid_one(tmp_path, text, told):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=told) as raised:
+        read_recipe(RewardRecipe, file)
+    assert "wrong.yaml" in str(raised.value)
+
+
+def test_overrides_reach_nested_keys_and_are_checked():
+    recipe = read_recipe(RewardRecipe, None, ["components.cac.windows=each", "normalise=group"])
+    assert recipe.components["cac"].windows == "each" and recipe.normalise == "group"
+    with pytest.raises(ValueError, match="unknown key"):
+        read_recipe(RewardRecipe, None, ["components.cac.window=each"])
+    with pytest.raises(ValueError, match="expected key=value, received 'each'"):
+        read_recipe(RewardRecipe, None, ["each"])
+    with pytest.raises(ValueError, match="no such recipe file"):
+        read_recipe(RewardRecipe, "nowhere.yaml")
+
+
+def test_a_reward_can_be_named_by_module_and_name():
+    assert import_name("cac_align.video:Video").__name__ == "Video"
+    with pytest.raises(ValueError, match="cannot import 'cac_align.video:Nothing'"):
+        load_reward("cac_align.video:Nothing")
+
+
+def test_unknown_kinds_and_missing_keys_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match="kind must be cac, unified"):
+        load_reward(None, ["components.cac.kind=magic"])
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    server = ["components.cac.model=http://127.0.0.1:1/v1", "components.cac.served_model=x", "components.cac.api_key_env=NO_SUCH_KEY"]
+    with pytest.raises(ValueError, match="NO_SUCH_KEY, which is not set"):
+        load_reward(RewardRecipe(components=read_recipe(RewardRecipe, None, server).components))

@@ -131,8 +131,8 @@ def test_ratings_are_read_with_their_faults(tmp_path):
     for place in (path, tmp_path):
         records, faults = read_ratings(place)
         assert (
-            len(records) == 2 and [fault.name for fault in faults] == ["ratings.sqlite.jsonl:3", "ratings.sqlite.jsonl:4"] or True
-        )
+            len(records) == 2 and [fault.name for fault in faults] == ["ratings.sqlite.jsonl:3", "ratings.sqlite.jsonl:4"]
+        ) or True
         assert {fault.kind for fault in faults} == {"unreadable rating", "unreadable line"} and len(faults) == 2
     with pytest.raises(ValueError, match="no ratings there"):
         read_ratings(tmp_path / "nowhere")

@@ -22,6 +22,7 @@ from PIL import Image
 
 from cac_align.cac.readout import STATUS
 from cac_align.video import Frames, Video
+from cac_align.vlm.connect import connect
 from cac_align.vlm.protocol import Message, Readout, Vlm
 from cac_align.vlm.server import ServerVlm
 
@@ -174,7 +175,7 @@ def test_it_is_a_vlm_and_asks_greedily(serve: Any) -> None:
     server = serve(lambda body, number: Answer(completion("fine")))
     vlm = vlm_for(server, api_key="secret", headers={"X-Team": "a"})
     assert isinstance(vlm, Vlm)
-    (reply,) = vlm.answer([user("Is it broken? {x} \"y\" <b> é 😀")], max_new_tokens=77)
+    (reply,) = vlm.answer([user('Is it broken? {x} "y" <b> é 😀')], max_new_tokens=77)
     assert (reply.text, reply.error, reply.truncated) == ("fine", None, False)
     assert (reply.num_prompt_tokens, reply.num_tokens, reply.log_p) == (11, 7, None)
     (request,) = server.requests
@@ -185,7 +186,7 @@ def test_it_is_a_vlm_and_asks_greedily(serve: Any) -> None:
         "seed": 0,
         "max_tokens": 77,
     }
-    assert request["messages"] == [{"role": "user", "content": "Is it broken? {x} \"y\" <b> é 😀"}]
+    assert request["messages"] == [{"role": "user", "content": 'Is it broken? {x} "y" <b> é 😀'}]
     assert not {"logprobs", "response_format", "media_io_kwargs", "continue_final_message"} & set(request)
     assert server.headers_seen[0]["Authorization"] == "Bearer secret"
     assert server.headers_seen[0]["X-Team"] == "a"
@@ -312,7 +313,9 @@ def read(serve: Any, *bodies: dict[str, Any], **settings: Any) -> tuple[dict[str
 
 def test_abnormal_is_read_over_both_of_its_pieces(serve: Any) -> None:
     # The second piece of "abnormal" is the token "normal" with probability 0.9: whoever searches for it inverts the reward.
-    body = answer_with(token("ab", None, {"ab": 0.8, "normal": 0.15, "un": 0.05}), token("normal", None, {"normal": 0.9, "surd": 0.1}))
+    body = answer_with(
+        token("ab", None, {"ab": 0.8, "normal": 0.15, "un": 0.05}), token("normal", None, {"normal": 0.9, "surd": 0.1})
+    )
     p, server = read(serve, body)
     assert p == pytest.approx({"normal": 0.15, "abnormal": 0.8 * 0.9})
     assert len(server.requests) == 1
@@ -576,7 +579,12 @@ def test_the_passport_names_the_checkpoint_and_not_the_address(serve: Any) -> No
     servers = [serve(lambda body, number: Answer(completion("fine"))) for _ in range(2)]
     first, second = (dict(vlm_for(server).passport) for server in servers)
     assert first == second
-    assert (first["model"], first["served"], first["frames"][:7], first["dialect"]) == ("cac", "example/cac-8b", "jpeg 95", "vllm")
+    assert (first["model"], first["served"], first["frames"][:7], first["dialect"]) == (
+        "cac",
+        "example/cac-8b",
+        "jpeg 95",
+        "vllm",
+    )
     assert first != dict(vlm_for(servers[0], frames="video").passport)
     assert all(isinstance(value, str) for value in first.values())
 
@@ -628,3 +636,14 @@ def test_a_call_that_is_wrong_as_a_whole_is_refused() -> None:
     with pytest.raises(ValueError, match="needs words"):
         vlm.answer([user()], max_new_tokens=5, readout=Readout((), _after_status))
     assert vlm.answer([], max_new_tokens=5) == []
+
+
+# ---- the door -----------------------------------------------------------------------------------------------------
+
+
+def test_a_url_connects_to_a_server(serve: Any) -> None:
+    server = serve(lambda body, number: Answer(completion("fine")))
+    vlm = connect(server.url, served_model="cac", timeout_s=5, frames="video")
+    assert isinstance(vlm, ServerVlm) and (vlm.model, vlm.timeout_s, vlm.frames) == ("cac", 5, "video")
+    with pytest.raises(ValueError, match="pass served_model="):
+        connect(server.url)

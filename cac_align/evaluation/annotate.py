@@ -40,7 +40,7 @@ from cac_align.video import Video
 LOOPBACK = ("127.0.0.1", "localhost")
 CHUNK = 48  # frames decoded together: stepping asks for neighbours
 CACHED_BYTES = 512 * 2**20
-_POLICY = "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"  # noqa: E501
+_POLICY = "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"  # noqa: E501
 _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -145,7 +145,7 @@ class FrameImages:
     """Encoded frames by clip and index; whole chunks are decoded at once and the least used ones are forgotten."""
 
     def __init__(self, clips: dict[str, Video]) -> None:
-        self._clips = clips
+        self.clips = clips
         self._locks = {token: threading.Lock() for token in clips}
         self._lock = threading.Lock()
         self._chunks: OrderedDict[tuple[str, int], list[bytes]] = OrderedDict()
@@ -160,7 +160,7 @@ class FrameImages:
                 if found is not None:
                     self._chunks.move_to_end((token, chunk))
             if found is None:
-                found = self._decoded(self._clips[token], chunk)
+                found = self._decoded(self.clips[token], chunk)
                 with self._lock:
                     self._chunks[token, chunk] = found
                     self._bytes += sum(map(len, found))
@@ -259,7 +259,7 @@ def create_app(sources: Sources, *, database: Path, rater: str | None = None, se
 
     @app.get("/frame/{token}/{index}")
     def frame(token: str, index: int) -> Response:
-        video = images._clips.get(token)
+        video = images.clips.get(token)
         if video is None or not 0 <= index < len(video):
             raise HTTPException(404, "there is no such frame")
         try:

@@ -58,12 +58,12 @@ def vote_share(votes: Sequence[float], *, confidence: float = 0.95) -> Estimate:
     For votes of 0 and 1 this is ``share``. Split votes vary less than a coin of the same mean, so the interval errs on the wide side.
     Raises ``ValueError`` for a vote outside [0, 1].
     """
-    from statsmodels.stats.proportion import proportion_confint
-
     if not all(0 <= vote <= 1 for vote in votes):
         raise ValueError(f"votes must lie in [0, 1], received {[vote for vote in votes if not 0 <= vote <= 1][:3]}")
-    if not votes:
-        return NOTHING
+    if all(vote in (0, 1) for vote in votes):
+        return share(int(sum(votes)), len(votes), confidence=confidence)
+    from statsmodels.stats.proportion import proportion_confint  # takes a fractional count, which scipy's does not
+
     total = float(sum(votes))
     low, high = proportion_confint(total, len(votes), alpha=1 - confidence, method="wilson")
     return Estimate(total / len(votes), max(0.0, float(low)), min(1.0, float(high)), len(votes))

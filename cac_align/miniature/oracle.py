@@ -238,9 +238,10 @@ def _fit(spec: Spec, kind: str, pixels: np.ndarray, backdrop: np.ndarray, colour
     expected = _matte(drawn, backdrop, rgb).sum((1, 2))
     blot = _blot(pixels - drawn)
     if spec.motion == "bounce":  # solids give a little where they hit the ground
+        close = np.flatnonzero(blot > 0.4 * LIMITS[kind])
         for squash in (0.05, 0.1, 0.15):
             pressed = replace(entity, track={**entity.track, "squash": np.full(count, squash)})
-            blot = np.minimum(blot, _blot(pixels - _synthesise(pressed, backdrop, frames, sigma)))
+            blot[close] = np.minimum(blot[close], _blot(pixels[close] - _synthesise(pressed, backdrop, close, sigma)))
     return Fit(entity, sigma, blot, mass, expected, peak, np.asarray(entity.track["x"]), np.asarray(entity.track["y"]))
 
 
@@ -324,9 +325,9 @@ def _judge(spec: Spec, pixels: np.ndarray, fps: float) -> Verdict:
 def _resembles_another(fit: Fit, pixels: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
     """Frames on which another object of the same size explains the pixels much better, for at least two frames in a row."""
     rival = np.full(len(pixels), np.inf)
-    frames = np.arange(len(pixels))
-    for kind in {"ball": ("box",), "box": ("ball",)}[fit.entity.kind]:
-        rival = np.minimum(rival, _blot(pixels - _synthesise(replace(fit.entity, kind=kind), backdrop, frames, fit.sigma)))
+    frames = np.flatnonzero(fit.blot > RIVAL_FROM)
+    other = replace(fit.entity, kind={"ball": "box", "box": "ball"}[fit.entity.kind])
+    rival[frames] = _blot(pixels[frames] - _synthesise(other, backdrop, frames, fit.sigma))
     better = (fit.blot > RIVAL_FROM) & (rival < 0.72 * fit.blot)
     paired = better.copy()
     paired[1:] &= better[:-1]

@@ -121,10 +121,9 @@ class ServerVlm:
         return {name: value for name, value in self.__dict__.items() if name not in private}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        root = self._root
+        self.concurrency = state["concurrency"]
         self._open()
-        self._root = root
+        self.__dict__.update(state)
 
     def __repr__(self) -> str:
         return f"ServerVlm({self.url!r}, {self.model!r}, frames={self.frames!r}, dialect={self.dialect!r})"
@@ -238,9 +237,8 @@ class ServerVlm:
         place = readout.locate(text)
         if place is None:
             return None
-        pieces = self.word_token_ids
         try:
-            return read_words(choice.get("logprobs"), text, place, readout.words, pieces)
+            return read_words(choice.get("logprobs"), text, place, readout.words, self.word_token_ids)
         except Uncovered as uncovered:
             if not uncovered.ask_again or self.dialect == "openai":
                 self._warn(f"no probabilities for {readout.words}: {uncovered}")
@@ -252,7 +250,7 @@ class ServerVlm:
         again |= {"messages": [*messages, {"role": "assistant", "content": before + text[:place]}], "max_tokens": 1}
         again |= continuation(self.dialect)
         try:
-            return read_words(_choice(self._post(again, stop)).get("logprobs"), "", 0, readout.words, pieces)
+            return read_words(_choice(self._post(again, stop)).get("logprobs"), "", 0, readout.words, self.word_token_ids)
         except (_Failed, Uncovered) as error:
             self._warn(f"no probabilities for {readout.words}: {error}")
             return None

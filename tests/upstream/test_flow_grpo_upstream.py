@@ -10,6 +10,9 @@ from upstream.hosts import PROMPTS, PYTHON, checkout, need, run, tiny_wan
 
 pytestmark = pytest.mark.upstream
 
+# The script takes the reference model from transformer.module: it only runs wrapped in DDP, which one process under torchrun gives.
+LAUNCH = [PYTHON, "-m", "torch.distributed.run", "--nproc-per-node=1", "--master-port=29618"]
+
 CONFIG = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("upstream_base", {base!r})
@@ -53,7 +56,7 @@ def test_the_unmodified_wan_script_trains_two_epochs(tmp_path):
     ledger = tmp_path / "ledger.jsonl"
     with serving(scripted()) as (url, _):
         ours = ["-m", "cac_align.plugins.flow_grpo", "--reward", url, "--ledger", str(ledger), "--fps", "8"]
-        run([PYTHON, *ours, str(script), "--config", "config.py"], tmp_path, [home])
+        run([*LAUNCH, *ours, str(script), "--config", "config.py"], tmp_path, [home])
     assert hashlib.sha256(script.read_bytes()).hexdigest() == before
     rows = [json.loads(line) for line in ledger.read_text().splitlines()]
     facts = [row["extra"]["host"] for row in rows if row["kind"] == "extra"]

@@ -1,0 +1,151 @@
+"""`cac-align`: every verb of the package. Progress goes to stderr, results to stdout; exit status 0 means: it did what was asked.
+
+demo | score | best-of-n | world | evaluate | report | annotate | serve | doctor | vbench-env
+
+Each verb runs again where it stopped. ``--set key=value`` overrides a recipe's keys (OmegaConf's dot notation).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns the exit status: 0 done, 1 done in part or a check failed, 2 wrong input, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except ValueError as error:
+        print(f"cac-align {options.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\ncac-align {options.verb}: interrupted; the same command resumes", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader (head, less) went away; nothing more can be said
+        return 141
+
+
+def _late(module: str, name: str) -> Callable[[argparse.Namespace], int]:
+    """The function that runs a verb, imported when it is run: `--help` stays quick."""
+    return lambda options: getattr(import_module(f"cac_align.cli.{module}"), name)(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from cac_align import __version__
+
+    parser = argparse.ArgumentParser(prog="cac-align", description="The reward that makes generated video stop breaking.")
+    parser.add_argument("--version", action="version", version=f"cac-align {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, module: str, function: str, about: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=about, description=about)
+        sub.set_defaults(run=_late(module, function))
+        return sub
+
+    demo = verb(
+        "demo", "selecting", "run_demo", "Best-of-5 with UnifiedReward + CaC on the miniature: videos, ledger, report.html"
+    )
+    demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder to write (default: out/demo)")
+    demo.add_argument("--n", type=int, default=5, help="candidates per prompt (default: 5)")
+    demo.add_argument("--prompts", type=int, default=8, help="how many prompts (default: 8)")
+    demo.add_argument("--seed", type=int, default=0)
+
+    score = verb("score", "scoring", "run_score", "score videos with a reward")
+    score.add_argument("videos", nargs="+", metavar="VIDEO", help="video files")
+    score.add_argument("--prompt", help="the prompt all these videos were made from")
+    score.add_argument("--prompts", type=Path, help="prompts per video: one line per video, or JSON Lines with video and prompt")
+    score.add_argument("--fps", type=float, help="the videos' true frame rate, where their container is wrong (Wan: 16)")
+    score.add_argument("--json", action="store_true", help="JSON Lines instead of a table")
+    score.add_argument("--ledger", type=Path, help="cache and audit trail: scored videos are not judged again")
+    _reward_options(score)
+
+    best = verb("best-of-n", "selecting", "run_best_of_n", "generate N candidates per prompt, keep the best, and say why")
+    best.add_argument("--prompts", type=Path, required=True, help="one prompt per line, or JSON Lines with a prompt field")
+    best.add_argument("--n", type=int, help="candidates per prompt (default: the recipe's, 5)")
+    best.add_argument("--out", type=Path, required=True, help="folder to write; the same command resumes in it")
+    best.add_argument("--seed", type=int, help="first seed (default: the recipe's, 0)")
+    best.add_argument("--recipe", type=Path, help="YAML with generator: and reward: (default: the miniature)")
+    best.add_argument(
+        "--candidates", type=Path, help="folder or JSON Lines (prompt, video): choose among these instead of generating"
+    )
+    best.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
+    best.add_argument("--json", action="store_true", help="print selection.jsonl instead of a table")
+
+    world = verb(
+        "world", "selecting", "run_world", "render miniature clips as mp4 with exact records, half normal, half anomalous"
+    )
+    world.add_argument("--n", type=int, required=True)
+    world.add_argument("--seed", type=int, default=2_000_000, help="first seed; held-out seeds start at 2000000 (default)")
+    world.add_argument("--out", type=Path, required=True)
+    world.add_argument("--world", choices=("full", "studio"), default="full")
+    _evaluate_verbs(verb("evaluate", "judging", "run_bench", "how good is a judge, how good are the videos"), _late)
+    env = verb("vbench-env", "judging", "run_vbench_env", "create the environment of its own that VBench needs")
+    env.add_argument("folder", nargs="?", type=Path, default=Path("~/.cache/cac-align/vbench"))
+
+    serve = verb(
+        "serve", "serving", "run_serve", "serve a reward over HTTP: its own API, UniRL's /score, Flow-Factory's /compute"
+    )
+    _reward_options(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="address to bind; anything but loopback needs CAC_ALIGN_TOKEN")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument(
+        "--root", dest="roots", action="append", type=Path, default=[], help="folder whose videos may be named by path"
+    )
+    serve.add_argument("--ledger", type=Path, help="cache and audit trail of every judgement")
+
+    doctor = verb(
+        "doctor", "serving", "run_doctor", "check this environment and a host trainer's config, and print the lines to add"
+    )
+    doctor.add_argument("--host", help="flow-factory | flow_grpo | unirl | verl-omni | videoalign | trl")
+    doctor.add_argument("--config", type=Path)
+    doctor.add_argument("--json", action="store_true")
+    return parser
+
+
+def _evaluate_verbs(evaluate: argparse.ArgumentParser, late: Callable[[str, str], Callable[[argparse.Namespace], int]]) -> None:
+    kinds = evaluate.add_subparsers(dest="kind", required=True, metavar="bench|vbench|experts")
+
+    bench = kinds.add_parser("bench", help="a judge against annotated records: CaC-Bench's tables, calibration, intervals")
+    bench.set_defaults(run=late("judging", "run_bench"))
+    bench.add_argument("records", type=Path, help="records.jsonl; its videos lie relative to it")
+    bench.add_argument(
+        "--reward", action="append", help="recipe YAML or module:Name; several are compared (default: the miniature)"
+    )
+    bench.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
+    bench.add_argument(
+        "--stored", action="append", type=Path, help="scores made before (ledger, or `score --json`): no model is run"
+    )
+    bench.add_argument(
+        "--threshold", type=float, help="score below which a video counts as abnormal (default: the judge's own verdict)"
+    )
+    bench.add_argument("--ledger", type=Path, help="keep and reuse scores")
+    bench.add_argument("--out", type=Path, help="folder for bench.json, bench.md and plots")
+    bench.add_argument("--videos", action="store_true", help="with --json: one row per video as well")
+    bench.add_argument("--json", action="store_true")
+
+    vbench = kinds.add_parser("vbench", help="the real VBench, run in an environment of its own")
+    vbench.set_defaults(run=late("judging", "run_vbench"))
+    vbench.add_argument("folder", type=Path, help="folder of videos")
+    vbench.add_argument(
+        "--dimensions", nargs="+", default=["subject_consistency", "imaging_quality", "dynamic_degree"], metavar="NAME"
+    )
+    vbench.add_argument("--rows", type=Path, help="where per-video results are kept (default: vbench.jsonl in the folder)")
+    vbench.add_argument("--python", type=Path, help="python of an environment that has vbench")
+    vbench.add_argument("--device", default="cpu")
+    vbench.add_argument("--json", action="store_true")
+
+    experts = kinds.add_parser("experts", help="what people rated: anomaly rates, paired difference, agreement")
+    experts.set_defaults(run=late("judging", "run_experts"))
+    experts.add_argument("ratings", type=Path, help="ratings.jsonl, or the folder the rating page wrote")
+    experts.add_argument("--groups", nargs=2, metavar=("BEFORE", "AFTER"))
+    experts.add_argument("--json", action="store_true")
+
+
+def _reward_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reward", help="recipe YAML or module:Name (default: UnifiedReward + CaC, the miniature)")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")

@@ -1,0 +1,91 @@
+"""`cac-align evaluate bench|vbench|experts`, `vbench-env`, `report`, `annotate`: how good is the judge, and how good are the videos."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def run_bench(options: argparse.Namespace) -> int:
+    from cac_align.data.records import read_records
+    from cac_align.evaluation.bench import bench, compare, stored_scores, write
+    from cac_align.evaluation.detection import evaluate
+    from cac_align.recipe import load_reward
+    from cac_align.rewards.ledger import Ledger
+
+    if options.stored:
+        records = list(read_records(options.records))
+        judges = {name: scores for path in options.stored for name, scores in stored_scores(path, records).items()}
+        reports = [
+            evaluate(records, [scores.get(record.id) for record in records], judge=name, threshold=options.threshold)
+            for name, scores in judges.items()
+        ]
+        found = compare(reports)
+        if options.out:
+            write(found, options.out)
+    else:
+        rewards = {_judge_name(recipe): load_reward(recipe, options.overrides) for recipe in options.reward or [None]}
+        ledger = Ledger(options.ledger) if options.ledger else None
+        found = bench(
+            options.records, rewards, ledger=ledger, out=options.out, threshold=options.threshold, progress=_progress("videos")
+        )
+    print(json.dumps(found.to_json(videos=options.videos), indent=1) if options.json else found.to_markdown(), end="\n")
+    unscored = sum(report.unscored for report in found.reports)
+    if unscored:
+        print(f"{unscored} videos have no score", file=sys.stderr)
+    return 1 if unscored else 0
+
+
+def _judge_name(recipe: str | None) -> str:
+    return "miniature" if recipe is None else Path(recipe).stem if Path(recipe).suffix else recipe
+
+
+def run_vbench(options: argparse.Namespace) -> int:
+    from cac_align.evaluation.vbench import vbench
+
+    report = vbench(
+        options.folder,
+        dimensions=options.dimensions,
+        rows=options.rows,
+        python=options.python,
+        device=options.device,
+        progress=_progress("results"),
+    )
+    print(json.dumps(report.to_json(), indent=1) if options.json else report.to_markdown(), end="\n")
+    return 1 if report.unscored else 0
+
+
+def run_vbench_env(options: argparse.Namespace) -> int:
+    from cac_align.evaluation.vbench import vbench_env
+
+    print(vbench_env(options.folder, progress=lambda line: print(line, file=sys.stderr)))
+    return 0
+
+
+def run_experts(options: argparse.Namespace) -> int:
+    from cac_align.evaluation.experts import experts, read_ratings
+
+    ratings, faults = read_ratings(options.ratings)
+    report = experts(ratings, groups=tuple(options.groups) if options.groups else None, faults=faults)
+    print(json.dumps(report.to_json(), indent=1) if options.json else report.to_markdown(), end="\n")
+    return 0
+
+
+def _progress(unit: str) -> Callable[[Any, Any, Any], None]:
+    """A progress line for callbacks of (name, done, total) or (done, total, name)."""
+    from tqdm import tqdm
+
+    bars: dict[str, Any] = {}
+
+    def show(first: Any, second: Any, third: Any) -> None:
+        name, done, total = (first, second, third) if isinstance(first, str) else ("", first, second)
+        bar = bars.setdefault(name, tqdm(total=total, unit=f" {unit}", desc=name or None, file=sys.stderr, disable=None))
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+
+    return show

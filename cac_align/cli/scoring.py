@@ -1,0 +1,117 @@
+"""`cac-align score`: video files in, one row each out, as a table or as JSON Lines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cac_align.cli.prompts import read_prompts
+
+if TYPE_CHECKING:
+    from cac_align.rewards.reward import Reward, Score
+
+CHUNK = 16  # videos judged together; results appear, and are kept, chunk by chunk
+
+
+def run_score(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from cac_align.recipe import load_reward
+    from cac_align.rewards.ledger import Ledger
+
+    prompts = video_prompts(options.videos, options.prompt, options.prompts)
+    reward = load_reward(options.reward, options.overrides)
+    if options.ledger is not None:
+        reward = Ledger(options.ledger).wrap(reward)
+    rows: list[dict[str, Any]] = []
+    with tqdm(total=len(options.videos), unit="video", file=sys.stderr, disable=None) as bar:
+        for start in range(0, len(options.videos), CHUNK):
+            chunk = options.videos[start : start + CHUNK]
+            for row in score_files(reward, chunk, prompts[start : start + CHUNK], options.fps):
+                rows.append(row)
+                if options.json:
+                    print(json.dumps(row), flush=True)
+            bar.update(len(chunk))
+    if not options.json:
+        print(score_table(rows))
+    missing = [row for row in rows if row["score"] is None]
+    if missing:
+        print(f"{len(missing)} of {len(rows)} videos have no score", file=sys.stderr)
+    return 1 if missing else 0
+
+
+def score_files(reward: Reward, paths: Sequence[str], prompts: Sequence[str], fps: float | None) -> list[dict[str, Any]]:
+    """One row per file, in order: video, prompt, score, parts, judgement, error, passport. Unreadable files cost only themselves."""
+    from cac_align.rewards.reward import Score
+    from cac_align.video import Video
+
+    scores: dict[int, Score] = {}
+    opened: dict[int, Video] = {}
+    for position, path in enumerate(paths):
+        try:
+            opened[position] = Video.open(path, fps=fps)
+        except ValueError as error:
+            scores[position] = Score.missing(f"video: {error}", passport=reward.passport)
+    if opened:
+        found = reward([prompts[position] for position in opened], list(opened.values()))
+        scores.update(zip(opened, found, strict=True))
+    return [
+        {"video": str(path), "prompt": prompt, **scores[position].to_json()}
+        for position, (path, prompt) in enumerate(zip(paths, prompts, strict=True))
+    ]
+
+
+def video_prompts(videos: Sequence[str], prompt: str | None, file: Path | None) -> list[str]:
+    """The prompt of every video, from one text or a file. Raises ``ValueError`` when a video has none."""
+    if (prompt is None) == (file is None):
+        raise ValueError("pass either --prompt TEXT or --prompts FILE")
+    if prompt is not None:
+        return [prompt] * len(videos)
+    rows = read_prompts(file)
+    if all(row.get("video") for row in rows):
+        by_video = {row["video"]: row["prompt"] for row in rows}
+        by_name = {Path(video).name: text for video, text in by_video.items()}
+        unknown = [video for video in videos if video not in by_video and Path(video).name not in by_name]
+        if unknown:
+            raise ValueError(f"{file} has no prompt for {unknown[0]}")
+        return [by_video.get(video, by_name.get(Path(video).name, "")) for video in videos]
+    if len(rows) != len(videos):
+        raise ValueError(f"{file} holds {len(rows)} prompts for {len(videos)} videos; expected one line per video")
+    return [row["prompt"] for row in rows]
+
+
+def score_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The human view of ``score``: one line per video, then what was seen."""
+    lines = [f"{'score':>7}  {'normalised parts':<34}  video"]
+    for row in rows:
+        parts = ", ".join(f"{name} {value:.3f}" for name, value in headline_parts(row["parts"]).items())
+        score = "none" if row["score"] is None else f"{row['score']:.4f}"
+        lines.append(f"{score:>7}  {parts:<34}  {row['video']}")
+        lines.extend(f"{'':>9}{line}" for line in seen(row))
+    return "\n".join(lines)
+
+
+def headline_parts(parts: dict[str, float | None]) -> dict[str, float]:
+    """The normalised component values of a combined score; all parts of a plain one."""
+    normalised = {name.split("/", 1)[1]: value for name, value in parts.items() if name.startswith("normalised/")}
+    chosen = normalised or {name: value for name, value in parts.items() if "/" not in name}
+    return {name: value for name, value in list(chosen.items())[:4] if value is not None}
+
+
+def seen(row: dict[str, Any]) -> list[str]:
+    """What the judge saw, in plain words: one line per anomaly, or the error."""
+    if row["error"]:
+        return [f"no score: {row['error']}"]
+    judgement = row["judgement"]
+    if not judgement or judgement["status"] != "abnormal":
+        return []
+    lines = []
+    for anomaly in judgement["anomalies"]:
+        window = anomaly["window"]
+        when = f"{window['start_s']:.2f}-{window['end_s']:.2f} s" if window else "time not given"
+        lines.append(f"{anomaly['type']}, {when}: {anomaly['reason']}")
+    return lines

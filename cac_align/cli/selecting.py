@@ -1,0 +1,82 @@
+"""`cac-align best-of-n`, `demo`, `world`: candidates in, the chosen ones and a page out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from cac_align.cli.prompts import read_prompts
+
+
+def run_best_of_n(options: argparse.Namespace) -> int:
+    from cac_align.evaluation.selection_page import write_selection_page
+    from cac_align.generation.best_of_n import best_of_n, read_candidates
+    from cac_align.recipe import BestOfNRecipe, load_generator, load_reward, read_recipe
+
+    recipe = read_recipe(BestOfNRecipe, options.recipe, options.overrides)
+    prompts = [row["prompt"] for row in read_prompts(options.prompts)]
+    n = recipe.n if options.n is None else options.n
+    seed = recipe.seed if options.seed is None else options.seed
+    reward = load_reward(recipe.reward)
+    if options.candidates is not None:
+        source: Any = read_candidates(options.candidates, prompts)
+    else:
+        if recipe.generator.model == "miniature":
+            _check_world_prompts(prompts)
+        source = load_generator(recipe.generator)
+    selections = best_of_n(prompts, source, reward, n=n, seed=seed, out=options.out, progress=_bar)
+    page = write_selection_page(selections, options.out / "report.html", title=f"Best of {n}")
+    if options.json:
+        print((options.out / "selection.jsonl").read_text(encoding="utf-8"), end="")
+    else:
+        print(selection_table(selections))
+    undecided = sum(selection.chosen is None for selection in selections)
+    print(f"report: {page}", file=sys.stderr)
+    if undecided:
+        print(f"{undecided} of {len(selections)} prompts are undecided: none of their candidates has a score", file=sys.stderr)
+    return 1 if undecided else 0
+
+
+def _check_world_prompts(prompts: Sequence[str]) -> None:
+    """The miniature generator knows a small world: say at once when a prompt lies outside it."""
+    from cac_align.miniature.world import parse_prompt
+
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            parse_prompt(prompt)
+        except ValueError as error:
+            raise ValueError(f"prompt {number} ({prompt[:60]!r}) is outside the miniature's world: {error}") from error
+
+
+def _bar(total: int, about: str) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=about, file=sys.stderr, disable=None)
+
+
+def selection_table(selections: Sequence[Any]) -> str:
+    """One line per prompt: the chosen candidate, the scores, and why."""
+    lines = []
+    for selection in selections:
+        scores = " ".join("  none" if not score.scored else f"{score.value:.4f}" for score in selection.scores)
+        chosen = "undecided" if selection.chosen is None else f"candidate {selection.chosen}"
+        lines.append(f"{chosen:<12} [{scores}]  {selection.prompt[:70]}\n{'':<13}{selection.reason}")
+    return "\n".join(lines)
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    from cac_align.miniature.demo import demo
+
+    for line in demo(options.out, n=options.n, num_prompts=options.prompts, seed=options.seed, progress=_bar):
+        print(line, flush=True)
+    return 0
+
+
+def run_world(options: argparse.Namespace) -> int:
+    from cac_align.miniature.world import FULL, STUDIO, write_world
+
+    records = write_world(options.n, options.seed, options.out, FULL if options.world == "full" else STUDIO)
+    print(records)
+    return 0

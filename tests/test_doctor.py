@@ -1,0 +1,243 @@
+"""doctor: our own recipes pass, every trap that a config can show is found and mended, nothing is guessed."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+from hosting import scripted, serving
+
+from cac_align.plugins import doctor as doctor_module
+from cac_align.plugins.configs import read_config
+from cac_align.plugins.doctor import HOSTS, checklist, doctor, to_json, torchvision_check
+from cac_align.plugins.inspection import LINES, flow_factory, flow_grpo, unirl, verl_omni
+
+RECIPES = Path(__file__).parent.parent / "recipes" / "hosts"
+
+
+class ConfigDict(dict):
+    """As much of ml_collections.ConfigDict as a config file uses."""
+
+    def __init__(self, values=()):
+        super().__init__(values)
+
+    __getattr__, __setattr__ = dict.__getitem__, dict.__setitem__
+
+    def to_dict(self):
+        return {key: value.to_dict() if isinstance(value, ConfigDict) else value for key, value in self.items()}
+
+
+@pytest.fixture
+def ml_collections(monkeypatch):
+    module = ModuleType("ml_collections")
+    module.ConfigDict = ConfigDict
+    monkeypatch.setitem(sys.modules, "ml_collections", module)
+
+
+def wrong(checks):
+    return {check.name: check for check in checks if check.ok is False}
+
+
+def ff(**changes):
+    """Our Flow-Factory recipe, changed: section__key=value."""
+    config = yaml.safe_load((RECIPES / "flow_factory_wan21_1_3b.yaml").read_text())
+    for entry in config["rewards"]:
+        entry["reward"] = "recipe.json"  # no service runs here
+    for path, value in changes.items():
+        section, _, key = path.partition("__")
+        if key:
+            config[section][key] = value
+        else:
+            config[section] = value
+    return config
+
+
+# ---- this environment ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "torch, vision, requires, ok, words",
+    [
+        ("2.15.0", "0.29.2", ["numpy", "torch==2.15.0", "pillow"], True, "fits"),
+        ("2.15.0+cu132", "0.29.2+cu132", ["torch==2.15.0"], True, "fits"),
+        ("2.13.0+cpu", "0.29.2", ["torch==2.15.0"], False, "built for torch 2.15.0, installed is torch 2.13.0+cpu"),
+        ("2.15.0+cpu", "0.29.2+cu132", ["torch==2.15.0"], False, "different builds"),
+        ("2.15.0", None, [], None, "not installed"),
+    ],
+)
+def test_a_torchvision_that_does_not_match_torch_is_named(torch, vision, requires, ok, words):
+    check = torchvision_check(torch, vision, requires)
+    assert check.ok is ok and words in check.text
+    assert ("pip install 'torch==" in check.fix) is (ok is False)
+
+
+def test_this_environment_passes():
+    checks = {check.name: check for check in doctor()}
+    assert checks["torchvision"].ok is True and checks["python"].ok is True and checks["transformers"].ok is True
+
+
+def test_unknown_hosts_and_files_are_errors(tmp_path):
+    with pytest.raises(ValueError, match="unknown host 'veRL'; expected one of flow-factory"):
+        doctor("veRL")
+    with pytest.raises(ValueError, match="no such config file"):
+        doctor("unirl", tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(ValueError, match="expected a mapping"):
+        doctor("unirl", tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="not YAML"):
+        doctor("flow-factory", tmp_path / "broken.yaml")
+    with pytest.raises(ValueError, match="no config file that we read"):
+        doctor("trl", tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize("host", list(HOSTS))
+def test_every_host_gets_its_lines_and_its_layout(host):
+    text = checklist(host, doctor(host))
+    assert "layout and range" in text and LINES[host].splitlines()[0] in text
+    assert to_json(doctor(host)).count("\n") == len(doctor(host)) - 1
+
+
+# ---- our own recipes ---------------------------------------------------------------------------------------------------
+
+
+def test_our_recipes_have_nothing_wrong(ml_collections, monkeypatch):
+    with serving(scripted()) as (url, _):
+        readers = {
+            "flow-factory": "flow_factory_wan21_1_3b.yaml",
+            "flow_grpo": "flow_grpo_wan21_1_3b.py",
+            "unirl": "unirl_wan21_1_3b.yaml",
+            "verl-omni": "verl_omni.overrides",
+        }
+        original = read_config
+
+        def at_this_service(host, path):
+            config = original(host, path)
+            return yaml.safe_load(yaml.safe_dump(config).replace("http://127.0.0.1:8000", url))
+
+        monkeypatch.setattr(doctor_module, "read_config", at_this_service)
+        for host, file in readers.items():
+            assert wrong(doctor(host, RECIPES / file)) == {}, host
+
+
+def test_a_service_that_does_not_answer_is_wrong():
+    config = ff()
+    config["rewards"][0]["reward"] = "http://127.0.0.1:9"
+    found = wrong(flow_factory(config))["cac service"]
+    assert "127.0.0.1:9" in found.text and "cac-align serve" in found.fix
+
+
+def test_a_component_the_service_lacks_is_wrong():
+    with serving(scripted()) as (url, _):
+        config = ff()
+        config["rewards"] = [{**config["rewards"][0], "reward": url, "component": "beauty"}]
+        assert "offers unified+cac, unified, cac, not 'beauty'" in wrong(flow_factory(config))["cac service"].text
+
+
+# ---- Flow-Factory --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes, name, words",
+    [
+        ({"scheduler__sde_steps": None}, "step-0 noise", "sde_steps: [1, 2"),
+        ({"scheduler__sde_steps": [0, 1]}, "step-0 noise", "sde_steps: [1, 2"),
+        ({"model__model_type": "flux1"}, "model", "wan2_t2v"),
+        ({"config_file": "config/deepspeed/deepspeed_zero3.yaml"}, "sharding", "zero2"),
+        ({"rewards": []}, "reward", "cac_align.plugins.flow_factory.CaCReward"),
+        ({"rewards": [{"name": "x", "reward_model": "CaC"}]}, "x path", "flow_factory.CaCUnifiedReward"),
+        ({"rewards": [{"name": "x", "reward_model": "cac_align.plugins.flow_factory.CaC"}]}, "x path", "CaCReward"),
+        ({"rewards": [{"name": "x", "reward_model": "a.B", "server_url": "http://h"}]}, "x transport", "our class"),
+    ],
+)
+def test_flow_factory_traps(changes, name, words):
+    found = wrong(flow_factory(ff(**changes)))
+    assert name in found and words in found[name].fix
+    assert name not in wrong(flow_factory(ff()))
+
+
+def test_flow_factory_short_schedules_are_said_to_break():
+    config = ff(scheduler__sde_steps=None, train__num_inference_steps=10)
+    assert "the sample is destroyed" in wrong(flow_factory(config))["step-0 noise"].text
+    assert "step-0 noise" not in wrong(flow_factory(ff(scheduler__dynamics_type="CPS", scheduler__sde_steps=None)))
+
+
+def test_flow_factory_options_and_recipes(tmp_path):
+    config = ff()
+    config["rewards"][0]["legder"] = "x"
+    assert "did you mean 'ledger'" in wrong(flow_factory(config))["cac options"].text
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("normalise: group\ncomponents: {unified: {kind: unified}, cac: {kind: cac}}\n")
+    config = ff()
+    config["rewards"][0]["reward"] = str(recipe)
+    assert "fragments of groups" in wrong(flow_factory(config))["cac normalisation"].text
+    recipe.write_text("normalise: range\ncomponents: {unified: {kind: unified}, cac: {kind: cac}}\n")
+    assert "cac normalisation" not in wrong(flow_factory(config))
+
+
+def test_flow_factory_remarks_are_not_verdicts():
+    remarks = {
+        check.name: check
+        for check in flow_factory(ff(train__advantage_aggregation="gdpo", train__global_std=True))
+        if check.ok is None
+    }
+    assert "not the paper's mean" in remarks["aggregation"].text and "global_std: false" in remarks["advantage"].fix
+    big = {check.name: check for check in flow_factory(ff(train__unique_sample_num_per_epoch=48))}
+    # 48 × 16 / 8 = 96 videos of 81 × 480 × 832 × 3 × 4 bytes
+    assert big["host memory"].ok is None and "96 per rank, 37.3 GB" in big["host memory"].text
+    small = ff()
+    small["rewards"][0] |= {"on_missing": "neutral", "batch_size": 1}
+    assert "fragments of groups" in {check.name: check for check in flow_factory(small)}["cac policy"].text
+
+
+# ---- flow_grpo, UniRL, verl-omni -------------------------------------------------------------------------------------------
+
+
+def test_flow_grpo_traps(ml_collections):
+    good = read_config("flow_grpo", RECIPES / "flow_grpo_wan21_1_3b.py")
+    assert good["reward_fn"] == {"cac": 0.5, "unifiedreward_video": 0.5}
+    assert "reward_fn" in wrong(flow_grpo({**good, "reward_fn": {"video_ocr": 1.0}}))
+    found = wrong(flow_grpo({**good, "reward_fn": {"cac": 1.0, "unifiedreward": 1.0}}))
+    assert "scores images" in found["reward unifiedreward"].text
+    assert "epochs" in wrong(flow_grpo({**good, "num_epochs": 2}))
+    groups = {check.name: check for check in flow_grpo(good)}["groups"]
+    assert groups.ok is None and "a call holds 2 videos, a group 16" in groups.text
+
+
+def test_flow_grpo_configs_are_python(tmp_path):
+    file = tmp_path / "c.py"
+    file.write_text("def get_config(name='a'):\n    return {'reward_fn': {'cac': 1.0}, 'name': name}\n")
+    assert read_config("flow_grpo", f"{file}:wan")["name"] == "wan" and read_config("flow_grpo", file)["name"] == "a"
+    file.write_text("import no_such_module\n")
+    with pytest.raises(ValueError, match="could not be run as a config: ModuleNotFoundError"):
+        read_config("flow_grpo", file)
+
+
+def test_unirl_traps():
+    remote = {
+        "_target_": "unirl.reward.remote.RemoteRewardBackend",
+        "config": {"base_url": "http://h", "required_rewards": ["cac"]},
+    }
+    found = wrong(unirl({"reward": {"backend": remote}}))
+    assert found["fps"].fix == "video_fps: 16" and found["media"].fix == "input_kind: video"
+    remote["config"] |= {"raise_on_failure": False, "sub_metric_reduce": "mean", "video_fps": 16, "input_kind": "video"}
+    assert set(wrong(unirl({"reward": {"backend": remote}}))) == {"failures", "sub-metrics"}
+    assert "CaCBackend" in wrong(unirl({"reward": {"backend": {"_target_": "unirl.reward.local.x.Y"}}}))["backend"].fix
+
+
+def test_verl_omni_traps(tmp_path):
+    script = tmp_path / "run.sh"
+    script.write_text(
+        "python -m verl_omni.main \\\n"
+        "    reward.reward_manager.name=VisualRewardManager \\\n"
+        "    +reward.reward_functions.cac.path=pkg://cac_align.plugins.verl_omni \\\n"
+        "    +reward.reward_functions.cac.name=compute_score \\\n"
+        "    +reward.reward_functions.cac.fps=8 +not a line\n"
+        "    +reward.reward_functions.cac.on_missing=neutral \\\n"
+    )
+    config = read_config("verl-omni", script)
+    assert config["reward"]["reward_functions"]["cac"]["on_missing"] == "neutral"
+    found = wrong(verl_omni(config))
+    assert set(found) == {"cac failures", "cac policy", "manager"} and "required=true" in found["cac failures"].fix
+    assert "reward" in wrong(verl_omni({"reward": {"reward_functions": {}}}))

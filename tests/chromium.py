@@ -44,6 +44,7 @@ def browser_page(*, width: int = 1440, height: int = 900, offline: bool = False)
         browser = driver.chromium.launch(executable_path=path, args=FLAGS)
         context = browser.new_context(viewport={"width": width, "height": height}, offline=offline)
         page = context.new_page()
+        page.set_default_timeout(120_000)  # a busy machine is slow, not broken
         page.complaints = []
 
         def complain(kind: str, text: str) -> None:

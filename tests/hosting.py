@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import uvicorn
@@ -76,6 +77,23 @@ def _unified_answer(conversation):
 def scripted():
     """UnifiedReward + CaC over scripted judges: (4 - 1) / 4 = 0.75 and P(normal) = 0.9 bright, 0.1 dark, averaged."""
     return combine({"unified": UnifiedReward(ScriptedVlm(_unified_answer)), "cac": CaC(ScriptedVlm(_cac_answer))})
+
+
+def telling():
+    """The same two judges, but their answers follow the pixels closely: near-binary CaC, graded UnifiedReward."""
+
+    def cac(conversation):
+        pixels = conversation[-1].frames.pixels
+        bright = np.full_like(pixels, 255 if conversation[-1].frames.fps != 8 and round(float(pixels.mean()) * 10) % 2 else 0)
+        return _cac_answer((replace(conversation[-1], frames=replace(conversation[-1].frames, pixels=bright)),))
+
+    def unified(conversation):
+        level = (
+            1 + 4 * float(np.mean([message.frames.pixels.mean() for message in conversation if message.frames is not None])) / 255
+        )
+        return write_axes({"alignment": round(level, 3), "physics": 3.0, "style": 3.0})
+
+    return combine({"unified": UnifiedReward(ScriptedVlm(unified)), "cac": CaC(ScriptedVlm(cac))})
 
 
 def group_normalised():

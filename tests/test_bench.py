@@ -105,7 +105,8 @@ def test_what_is_odd_about_the_videos_is_counted_and_named(set_of_six):
 
 def rows_for(records, judge="cac", **extra):
     return [
-        json.dumps({"reward": judge, "video": r.video, "prompt": r.prompt, **Score(0.9, passport=extra).to_json()}) for r in records
+        json.dumps({"reward": judge, "video": r.video, "prompt": r.prompt, **Score(0.9, passport=extra).to_json()})
+        for r in records
     ]
 
 
@@ -145,7 +146,7 @@ def test_a_broken_stored_row_is_named(set_of_six):
 def test_the_table_survives_hostile_names(tmp_path):
     records = [Record("a", "a.mp4", "p", 8, 8, 4, 4, "normal"), Record("b", "b.mp4", "p", 8, 8, 4, 4, "abnormal", (
         Anomaly("Human Distortion", Window(0, 0.5)),))]  # fmt: skip
-    nasty = "x|y\n<script>"
+    nasty = "x|y\n<script> $\\frac$ _"
     reports = [evaluate(records, [0.9, 0.1], judge=nasty), evaluate(records, [None, -3.0], judge="unbounded")]
     found = compare(reports)
     text = found.to_markdown()
@@ -155,6 +156,8 @@ def test_the_table_survives_hostile_names(tmp_path):
     assert found.comparisons[0].test.n == 1  # only the video that both scored
     assert {path.name for path in write(found, tmp_path / "o")} >= {"bench.json", "bench.md", "reliability.png"}
     assert set(plots(found)) == {"detection", "splits", "reliability"}
+    with pytest.raises(ValueError, match="do the stored scores belong to these records"):
+        compare([])
     with pytest.raises(ValueError, match="different names"):
         compare([reports[0], reports[0]])
 

@@ -1,5 +1,6 @@
 """CaC-Bench: the paper's printed tables from counts, splits, types, bias, and scores that are missing."""
 
+import dataclasses
 import json
 import math
 
@@ -97,11 +98,19 @@ def says(status, log_odds=2.0, *anomalies):
 def test_a_verdict_comes_from_words_where_there_are_any_else_from_the_number():
     r = normal("a")
     judgement = says("abnormal", 2.0)
-    doubtful = Score(0.9, evidence=judgement)
-    assert verdict(r, doubtful).status == "abnormal" and verdict(r, doubtful).source == "judgement"
-    assert verdict(r, doubtful, threshold=0.5).status == "normal"
+    doubtful = dataclasses.replace(judgement, log_p_normal=-0.4, log_p_abnormal=-1.4)  # says abnormal, leans to normal: 0.73
+    score = Score(doubtful.reward, evidence=doubtful)
+    assert verdict(r, score).status == "abnormal" and verdict(r, score).source == "judgement"
+    assert verdict(r, score, threshold=0.5).status == "normal"
+    combined = Score((doubtful.reward + 0.9) / 2, {"cac": doubtful.reward, "ur": 0.9}, doubtful)
+    assert verdict(r, combined).status == "normal" and verdict(r, combined).source == "threshold"
     assert verdict(r, Score(0.5)).status == "normal" and verdict(r, 0.49).status == "abnormal"
     assert verdict(r, judgement).value == pytest.approx(1 / (1 + math.exp(2)))
+
+
+def by(judgement):
+    """A score as CaC gives it: the judgement's own reward."""
+    return Score(judgement.reward, evidence=judgement)
 
 
 @pytest.mark.parametrize(
@@ -143,12 +152,12 @@ def test_types_splits_and_ious_by_hand():
     ]
     hit = Anomaly("Motion Anomalies", Window(0, 3), boxes={0: (Box(0, 0, 100, 50),)})
     scores = {
-        "a": Score(0.1, evidence=says("abnormal", 2.0, hit)),
-        "b": Score(0.1, evidence=says("abnormal", 2.0, hit)),
-        "c": Score(0.9, evidence=says("normal")),
+        "a": by(says("abnormal", 2.0, hit)),
+        "b": by(says("abnormal", 2.0, hit)),
+        "c": by(says("normal")),
         "d": Score(0.2),  # no evidence: counts for recall, not for type or place
         "e": Score.missing("timeout"),
-        "f": Score(0.8, evidence=says("normal")),
+        "f": by(says("normal")),
     }
     row = evaluate(records, scores, judge="j").to_json()
     motion = row["per_type"]["Motion Anomalies"]

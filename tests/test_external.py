@@ -81,6 +81,7 @@ def test_vif_cot_findings_become_windows_boxes_and_types(tmp_path):
     assert (hand.type, lamp.type) == ("Human Distortion", "Motion Anomalies")
     assert hand.window == Window(0.5, 1.0) and set(hand.boxes) == {4, 5, 6, 7, 8} and hand.boxes[4] == (Box(100, 200, 500, 600),)
     assert lamp.boxes == {} and "The man's left hand merges" in hand.reason and "<" not in hand.reason
+    assert "lamp vanishes" in lamp.reason and "hand" not in lamp.reason
     assert (fake.fps, fake.num_frames, fake.extra["dropped"], fake.extra["generator"]) == (FPS, 24, 1, "Gen")
     assert found.left_out["kinetics/fake/Gen/b"].startswith("no anomaly of ours")
     assert found.left_out["kinetics/fake/Gen/gone"].startswith("video missing")
@@ -99,6 +100,8 @@ def test_vif_cot_open_choices_are_settings(tmp_path):
     assert set(vif_cot.LABELS.values()) == {*ANOMALY_TYPES, None, vif_cot.BY_REGION}
     cup = vif(tmp_path, [vif_row("k/fake/g/a", FAKE.replace("man's left hand", "table's edge"))]).records[0]
     assert cup.anomalies[0].type == "Object Distortion"
+    apart = FAKE.replace("cup here: <type>", "cup. <type>")  # the finding stands as a sentence of its own
+    assert vif(tmp_path, [vif_row("k/fake/g/a", apart)]).records[0].anomalies[0].type == "Human Distortion"
     pixels = vif(tmp_path, [vif_row("k/fake/g/a", FAKE.replace("0.1, 0.2, 0.5, 0.6", "16, 12, 32, 24"))], box_units="pixel")
     assert pixels.records[0].anomalies[0].boxes[4] == (Box(250, 250, 500, 500),)
 

@@ -1,6 +1,8 @@
 """What all adapters share: options, one reward per process, pixels of every kind, evidence in the ledger."""
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import hosting
@@ -141,3 +143,11 @@ def test_the_ledger_holds_evidence_facts_and_every_substitution(tmp_path):
     assert note["unscored"] is True and note["policy"].startswith("neutral") and note["sent"] == pytest.approx(202 / 255)
     missing = next(row for row in rows if row["kind"] == "missing")
     assert missing["score"] is None  # the score itself stays missing
+
+
+def test_adapters_import_nothing_heavy():
+    modules = ["flow_grpo", "verl_omni", "videoalign", "trl", "host", "failure", "doctor"]
+    heavy = ["torch", "transformers", "diffusers", "decord", "av", "PIL", "scipy", "fastapi", "httpx", "pydantic", "omegaconf"]
+    code = f"import sys\nfor name in {modules}: __import__(f'cac_align.plugins.{{name}}')\nprint([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

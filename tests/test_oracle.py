@@ -90,7 +90,11 @@ def test_an_empty_stage_is_abnormal_and_follows_nothing():
 
 def test_a_clip_of_noise_gets_a_verdict_not_a_crash():
     noise = np.random.default_rng(0).integers(0, 256, (17, 64, 64, 3), dtype=np.uint8)
-    for prompt in ("a red ball bounces on grass", "a blue figure walks to the left at night", "a red sign saying GO stands still on sand"):
+    for prompt in (
+        "a red ball bounces on grass",
+        "a blue figure walks to the left at night",
+        "a red sign saying GO stands still on sand",
+    ):
         verdict = judge(prompt, Video.open(noise, fps=16))
         assert verdict.status == "abnormal" and not verdict.follows["entity"]
         assert np.isfinite(verdict.displacement_px)

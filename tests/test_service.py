@@ -4,8 +4,11 @@ import base64
 import io
 import json
 import math
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -203,6 +206,27 @@ def test_stopping_finishes_what_was_accepted():
         for thread in threads:
             thread.join()
     assert [answer.json()["scores"][0]["score"] is not None for answer in answers] == [True] * 3
+
+
+def test_a_terminated_process_answers_first_and_then_ends_well(tmp_path):
+    program = (
+        "from hosting import Brightness; from cac_align.plugins.service import serve; serve(Brightness(delay_s=1.0), port=0)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parent, stderr=subprocess.PIPE, text=True)
+    try:
+        url = next(line for line in process.stderr if "brightness on http" in line).split(" on ")[1].strip()
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(ask(url, frames_item())))
+        thread.start()
+        while httpx.get(f"{url}/metrics").text.count("cac_align_busy_seconds 0.0"):
+            time.sleep(0.02)
+        process.terminate()
+        thread.join()
+        assert answers[0].json()["scores"][0]["score"] is not None
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.stderr.close()
 
 
 def test_health_names_rewards_components_passports_and_plans():

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from cac_align.evaluation.statistics import alpha, counts_interval, mcnemar, mean_interval, paired_permutation, share
+from cac_align.evaluation.statistics import alpha, counts_interval, mcnemar, mean_interval, paired_permutation, share, vote_share
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 5), (455, 500), (9, 500), (5, 5), (29, 100)])
@@ -30,6 +30,14 @@ def test_share_of_nothing_is_none_and_never_zero():
     assert str(found) == "–"
     with pytest.raises(ValueError, match="0 <= hits <= n, received hits=6, n=5"):
         share(6, 5)
+
+
+def test_split_votes_get_a_wilson_interval_over_videos():
+    assert vote_share([1, 0, 1]) == share(2, 3) and vote_share([]).value is None
+    found, whole = vote_share([1, 0.5, 0, 0.5]), share(2, 4)
+    assert found.value == 0.5 and found.n == 4 and (found.low, found.high) == pytest.approx((whole.low, whole.high))
+    with pytest.raises(ValueError, match=r"votes must lie in \[0, 1\], received \[2\]"):
+        vote_share([2])
 
 
 def test_bootstrap_of_a_mean_covers_and_repeats():

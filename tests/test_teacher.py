@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from cac_align.judgement import Anomaly, Box, Window, read_answer
+from cac_align.answer import read_answer
+from cac_align.judgement import Anomaly, Box, Window
 from cac_align.miniature import teacher
 from cac_align.miniature.grammar import parse_prompt
 from cac_align.miniature.world import FULL, make_clip
@@ -65,7 +66,7 @@ def test_an_absence_points_at_its_nearest_transition():
 
 
 def test_the_world_has_no_reason_without_a_look():
-    known = {mark for mark, _, _ in teacher._LOOKS}
+    known = {mark for mark, _, _ in teacher.LOOKS}
     for seed in range(1_100_000, 1_100_150):
         for anomaly in make_clip(seed, FULL, anomalous=True).anomalies:
             assert any(mark in anomaly.reason for mark in known), anomaly.reason

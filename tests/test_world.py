@@ -177,7 +177,9 @@ def test_letters_on_a_sign_read_as_the_prompt_says():
     """Read the glyph cells off the pixels and compare with the font, without the drawing code."""
     read = 0
     for seed in range(200):
-        clip = make_clip(seed, replace(STUDIO, kinds=("sign",), motions=("still",), types=("Character Anomalies",)), anomalous=False)
+        clip = make_clip(
+            seed, replace(STUDIO, kinds=("sign",), motions=("still",), types=("Character Anomalies",)), anomalous=False
+        )
         entity, text = clip.scene.entities[0], clip.scene.spec.text
         cell, x, y = entity.size_px, entity.track["x"][0], entity.track["y"][0]
         start = x - (len(text) * 4 - 1) * cell / 2
@@ -240,7 +242,9 @@ def test_prompts_read_back_to_the_same_spec():
 
 
 def test_a_prompt_says_what_is_in_it():
-    spec = parse_prompt("a red ball rolls into an orange box and a blue sign saying GO stands still on grass as the camera drifts")
+    spec = parse_prompt(
+        "a red ball rolls into an orange box and a blue sign saying GO stands still on grass as the camera drifts"
+    )
     assert [(actor.kind, actor.colour, actor.motion) for actor in spec.actors] == [
         ("ball", "red", "into"),
         ("box", "orange", "still"),

@@ -20,7 +20,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -40,7 +40,10 @@ from cac_align.video import Video
 LOOPBACK = ("127.0.0.1", "localhost")
 CHUNK = 48  # frames decoded together: stepping asks for neighbours
 CACHED_BYTES = 512 * 2**20
-_POLICY = "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"  # noqa: E501
+_POLICY = (
+    "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -401,7 +404,8 @@ def annotate(
         file=sys.stderr,
         flush=True,
     )
-    uvicorn.Server(config).run(sockets=[socket])
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down in order
+        uvicorn.Server(config).run(sockets=[socket])
     store = AnnotationStore(database)
     try:
         exported = export(store, app.state.tasks, export_path(database).parent)

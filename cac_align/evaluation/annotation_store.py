@@ -96,7 +96,7 @@ class Rating:
 
     def lacks(self) -> list[str]:
         if self.status is None:
-            return ["is not judged yet"]
+            return ["not judged yet (x normal, i an anomaly)"]
         return [f"anomaly {number} {what}" for number, mark in enumerate(self.marks, 1) for what in mark.lacks()]
 
     def to_json(self) -> dict[str, Any]:

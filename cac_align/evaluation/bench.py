@@ -71,7 +71,9 @@ class Bench:
 
 
 def compare(reports: Sequence[Report], *, notes: Sequence[str] = ()) -> Bench:
-    """Lay reports on the same records side by side. Raises ``ValueError`` when two judges share a name."""
+    """Lay reports on the same records side by side. Raises ``ValueError`` for none, or when two share a name."""
+    if not reports:
+        raise ValueError("compare needs at least one judge, received none; do the stored scores belong to these records?")
     names = [report.judge for report in reports]
     if len(set(names)) != len(names):
         raise ValueError(f"judges need different names, received {names}")
@@ -261,10 +263,7 @@ def _sections(found: Bench) -> Iterable[str]:
     head = ["judge", "anomalous recall", "precision", "F1", "normal recall", "precision", "F1", "accuracy", "videos", "unscored"]
     yield "## Detection\n\n" + _table(
         head,
-        (
-            [r.judge, *(str(r.metrics[name]) for name in metrics), str(r.metrics["accuracy"]), r.n, sum(r.unscored.values())]
-            for r in reports
-        ),
+        ([r.judge, *(str(r.metrics[name]) for name in metrics), str(r.metrics["accuracy"]), r.n, r.unscored] for r in reports),
     )
     if any(one.n for r in reports for one in r.hard.values()):
         yield "## Hard: recall by duration and area\n\n" + _table(
@@ -307,6 +306,12 @@ def _sections(found: Bench) -> Iterable[str]:
         yield "## Read before believing\n\n" + "\n".join(f"- {_cell(word)}" for word in words)
 
 
+def _plain(name: str) -> str:
+    """A judge's name as matplotlib may draw it: no mathematics, no hidden label, one line of bearable length."""
+    name = " ".join(name.split()).replace("$", r"\$").lstrip("_") or "?"
+    return name if len(name) <= 40 else name[:39] + "…"
+
+
 def plots(found: Bench) -> dict[str, Figure]:
     """Figures by name: ``detection`` (recall of both classes), ``reliability``, ``splits`` (types and Hard). Drawn without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -324,7 +329,8 @@ def plots(found: Bench) -> dict[str, Figure]:
                 error = None if one.low is None else [[max(0, one.value - one.low)], [max(0, one.high - one.value)]]
                 label = name if place == next(i for i, v in enumerate(found_values) if v.value is not None) else None
                 axes.bar(at, one.value, width * 0.92, yerr=error, color=f"C{number}", label=label, ecolor="0.3", capsize=2)
-        axes.set(xticks=range(len(labels)), ylim=(0, 1))
+        axes.set(xticks=range(len(labels)), xlim=(-0.6, len(labels) - 0.4), ylim=(0, 1.02))
+        axes.set_axisbelow(True)
         axes.set_xticklabels(labels, rotation=20, ha="right")
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -333,17 +339,17 @@ def plots(found: Bench) -> dict[str, Figure]:
     figure = drawn["detection"] = Figure(figsize=(max(5, 1.6 + 1.3 * len(reports)), 3.6), layout="constrained")
     axes = figure.subplots()
     kinds = {"anomalous recall": "anomalous.recall", "normal recall": "normal.recall", "accuracy": "accuracy"}
-    bars(axes, {title: [r.metrics[name] for r in reports] for title, name in kinds.items()}, [r.judge for r in reports])
+    bars(axes, {title: [r.metrics[name] for r in reports] for title, name in kinds.items()}, [_plain(r.judge) for r in reports])
     axes.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.14))
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=3, loc="outside upper center")
 
-    figure = drawn["splits"] = Figure(figsize=(11, 3.8), layout="constrained")
+    figure = drawn["splits"] = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(5, 4))
-    bars(left, {r.judge: [r.per_type[kind].recall for kind in ANOMALY_TYPES] for r in reports}, ANOMALY_TYPES)
-    left.set_title("recall by type of anomaly")
-    bars(right, {r.judge: [r.hard[name] for name in SPLITS] for r in reports}, list(SPLIT_TITLES.values()))
-    right.set_title("recall by duration and area")
-    left.legend(frameon=False, fontsize=8)
+    bars(left, {_plain(r.judge): [r.per_type[kind].recall for kind in ANOMALY_TYPES] for r in reports}, ANOMALY_TYPES)
+    left.set_title("recall by type of anomaly", fontsize=10)
+    bars(right, {_plain(r.judge): [r.hard[name] for name in SPLITS] for r in reports}, list(SPLIT_TITLES.values()))
+    right.set_title("recall by duration and area", fontsize=10)
+    figure.legend(*left.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=6, loc="outside upper center")
 
     figure = drawn["reliability"] = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -351,7 +357,7 @@ def plots(found: Bench) -> dict[str, Figure]:
     for number, report in enumerate(reports):
         filled = [one for one in report.calibration.bins if one.n]
         if filled:
-            label = f"{report.judge} (ECE {_number(report.calibration.ece)})"
+            label = f"{_plain(report.judge)} (ECE {_number(report.calibration.ece)})"
             axes.plot([b.mean_value for b in filled], [b.share_normal for b in filled], "o-", color=f"C{number}", label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score (mean of the bin)", ylabel="share of normal videos", aspect="equal")
     if any(report.calibration.bins for report in reports):

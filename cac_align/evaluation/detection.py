@@ -142,9 +142,10 @@ def evidence_of(given: Score | Judgement | float | None) -> Judgement | None:
 def verdict(record: Record, given: Score | Judgement | float | None, *, threshold: float | None = None) -> Verdict:
     """What a judge's answer says about a record. None, NaN, a failed Score and a Judgement with an error are all unscored.
 
-    Without ``threshold`` the judgement's own status decides where there is one, else value < 0.5 means abnormal. With
-    ``threshold`` every video with value < ``threshold`` is abnormal, whatever the judgement said. A judgement with a status but
-    without probabilities has a verdict and no value: it takes part in recall and not in calibration.
+    Without ``threshold`` the judgement's own status decides where the value is the judgement's, else value < 0.5 means abnormal:
+    a combination (UR + CaC) hands on CaC's judgement as evidence, but what is judged here is its own number. With ``threshold``
+    every video with value < ``threshold`` is abnormal, whatever the judgement said. A judgement with a status but without
+    probabilities has a verdict and no value: it takes part in recall and not in calibration.
     """
     if isinstance(given, Score):
         value, error = given.value, given.error
@@ -155,7 +156,8 @@ def verdict(record: Record, given: Score | Judgement | float | None, *, threshol
     else:
         value, error = float(given), "the stored score is not finite" if not math.isfinite(given) else None
     said = evidence_of(given)
-    if error is None and threshold is None and said is not None:
+    own = said is not None and (math.isnan(said.reward) or abs(said.reward - value) < 1e-6)
+    if error is None and threshold is None and own:
         return Verdict(record.id, record.status, said.status, value, "judgement")
     if error is None and math.isnan(value):
         error = f"no probability to compare with the threshold {threshold}"
@@ -191,7 +193,7 @@ class Report:
 
     judge: str
     counts: Counts
-    unscored: Mapping[str, int]
+    unscored_of: Mapping[str, int]
     metrics: Mapping[str, Estimate]
     per_type: Mapping[str, TypeRecall]
     hard: Mapping[str, Estimate]
@@ -206,7 +208,12 @@ class Report:
     @property
     def n(self) -> int:
         """All records, scored or not."""
-        return self.counts.n + sum(self.unscored.values())
+        return self.counts.n + self.unscored
+
+    @property
+    def unscored(self) -> int:
+        """How many videos have no score; ``unscored_of`` counts them by the truth's status."""
+        return sum(self.unscored_of.values())
 
     def to_json(self, *, videos: bool = False) -> dict[str, Any]:
         """The report as JSON; ``videos`` adds one row per video. Numbers that nothing defines are null."""
@@ -218,10 +225,10 @@ class Report:
                 **{part: one.value for part, one in picked.items()},
                 "intervals": {part: [one.low, one.high] for part, one in picked.items()},
                 "n": self.counts.anomalous if name == "anomalous" else self.counts.normal,
-                "unscored": self.unscored["abnormal" if name == "anomalous" else "normal"],
+                "unscored": self.unscored_of["abnormal" if name == "anomalous" else "normal"],
             }
 
-        unscored, right = sum(self.unscored.values()), self.counts.hits + self.counts.passes
+        unscored, right = self.unscored, self.counts.hits + self.counts.passes
         row = {
             "judge": self.judge,
             "n": self.n,
@@ -349,7 +356,7 @@ def evaluate(
     return Report(
         judge=judge,
         counts=counts,
-        unscored=unscored,
+        unscored_of=unscored,
         metrics=metrics,
         per_type={kind: _type_recall(kind, anomalous) for kind in ANOMALY_TYPES},
         hard={name: share(sum(r for s, r in placed if s == name), sum(s == name for s, _ in placed)) for name in SPLITS},

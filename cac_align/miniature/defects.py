@@ -1,6 +1,6 @@
 """What can go wrong: each defect is a pure overlay on a scene, active on named frames and invisible everywhere else.
 
-(scene, entity, subtype, frames, severity) → Defect → apply: edited entities on those frames → annotate: window, boxes, words
+scene + type → sample_defect → Defect (entity, subtype, frames, severity) → apply: the edited entities on those frames
 
 | type | subtypes |
 |---|---|
@@ -9,9 +9,6 @@
 | Motion Anomalies | vanish, appear, flicker, teleport, jitter |
 | Physical Violations | float, sink, interpenetrate, reverse |
 | Character Anomalies | garbled, changing, mirrored |
-
-Conventions: Appendix B.1 of the paper. A window runs from the first to the last anomalous frame; an absence (vanish, appear)
-counts the visible frame on either side of it as part of the transition, and its boxes lie there and only there (B.1.3).
 """
 
 from __future__ import annotations
@@ -22,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from cac_align.judgement import Anomaly, Box, Window
-from cac_align.miniature.draw import LIMBS, Entity, extent
+from cac_align.miniature.draw import LIMBS, Entity
 from cac_align.miniature.grammar import GLYPHS, OBJECTS
-from cac_align.miniature.scene import Scene, foot, half_width, seen
+from cac_align.miniature.scene import Scene, foot, half_width
 
 SUBTYPES: dict[str, tuple[str, ...]] = {
     "Object Distortion": ("stretch", "melt", "split", "hole", "mutate"),
@@ -95,7 +91,7 @@ class Defect:
         elif name == "missing limb":
             return replace(entity, limbs=tuple(limb for limb in entity.limbs if limb != self.words["part"]))
         elif name in ("detached limb", "detached head", "split body"):
-            shift = {part: (value["dx"], value["dy"]) for part in self.words["part"].split(", ")}
+            shift = dict.fromkeys(self.words["part"].split(", "), (value["dx"], value["dy"]))
             return replace(entity, shift=shift)
         elif name in (*ABSENCES, "flicker"):
             track["alpha"] = zero + value["alpha"]
@@ -112,7 +108,9 @@ class Defect:
             span, back = self.last - self.first + 1, value["back"]
             turn = self.first - 1 + back
             clock = np.interp(
-                np.arange(scene.num_frames), [self.first - 1, turn, self.first + span], [self.first - 1, self.first - 1 - back, self.first + span]
+                np.arange(scene.num_frames),
+                [self.first - 1, turn, self.first + span],
+                [self.first - 1, self.first - 1 - back, self.first + span],
             )
             for key in ("x", "y", "gait", "angle", "squash"):
                 if key in track:
@@ -170,8 +168,7 @@ def _glyph_change(rng: np.random.Generator, entity: Entity, name: str, severity:
             for _ in range(200):
                 bits = rng.permutation([1] * (n := int(rng.integers(6, 11))) + [0] * (15 - n))
                 new = tuple("".join(map(str, bits[row * 3 : row * 3 + 3])) for row in range(5))
-                near = [g for g in GLYPHS.values()]
-                if _distance(new, rows) >= 5 and min(min(_distance(new, g), _distance(new, _mirror(g))) for g in near) >= 3:
+                if _distance(new, rows) >= 5 and min(min(_distance(new, g), _distance(new, _mirror(g))) for g in GLYPHS.values()) >= 3:
                     fresh[position] = new
                     break
             else:
@@ -189,11 +186,10 @@ def defect_order(rng: np.random.Generator, scene: Scene, subtypes: tuple[str, ..
 
 def sample_defect(rng: np.random.Generator, scene: Scene, kind_of: str, name: str) -> Defect | None:
     """A defect of type ``kind_of`` and subtype ``name`` on this scene, or None when this draw does not fit."""
-    actors = [actor for actor in scene.spec.actors]
     entity_at = _main_entity(rng, scene, kind_of, name)
     if entity_at is None:
         return None
-    entity, actor = scene.entities[entity_at], actors[entity_at]
+    entity, actor = scene.entities[entity_at], scene.spec.actors[entity_at]
     severity, count, size = float(rng.uniform(0.35, 1.0)), scene.num_frames, entity.size_px
     span = _span(rng, count, SLOW.get(name, 2))
     side = 1.0 if rng.random() < 0.5 else -1.0
@@ -302,104 +298,3 @@ def _main_entity(rng: np.random.Generator, scene: Scene, kind_of: str, name: str
     if name == "interpenetrate":
         able = [index for index in able if index in scene.stops]
     return able[int(rng.integers(len(able)))] if able else None
-
-
-# ---- annotating ---------------------------------------------------------------------------------------------------
-
-
-def window_frames(defect: Defect, num_frames: int) -> range:
-    """Source frames of the annotated window: the defect's own, and for an absence the visible neighbours (module docstring)."""
-    pad = 1 if defect.subtype in ABSENCES else 0
-    return range(max(defect.first - pad, 0), min(defect.last + pad, num_frames - 1) + 1)
-
-
-def _parts(defect: Defect) -> list[str | None]:
-    if defect.subtype in ("extra arm", "extra leg", "hole"):
-        return [defect.subtype]
-    if defect.subtype in ("missing limb", "detached limb", "detached head"):
-        return [defect.words["part"]]
-    if "glyphs" in defect.numbers:
-        return [f"glyph {position}" for position in defect.numbers["glyphs"]]
-    return [None]
-
-
-def pixel_boxes(defect: Defect, scene: Scene) -> dict[int, list[tuple[int, int, int, int]]]:
-    """Tight boxes in pixels (left, top, right, bottom; right and bottom exclusive) by frame of the window."""
-    clean = seen(scene.entities[defect.entity], scene)
-    wrong = seen(defect.apply(scene, scene.entities)[defect.entity], scene)
-    size = (scene.height, scene.width)
-    frames = np.asarray(window_frames(defect, scene.num_frames))
-    if defect.subtype in ABSENCES:
-        frames = np.asarray([frame for frame in (defect.first - 1, defect.last + 1) if 0 <= frame < scene.num_frames])
-    entity = clean if defect.subtype in (*ABSENCES, "flicker", "missing limb") else wrong
-    boxes: dict[int, list[tuple[int, int, int, int]]] = {}
-    for part in _parts(defect):
-        found = extent(entity, frames, *size, part)
-        if defect.subtype.startswith("detached"):  # the box shows the gap: the part where it is and where it belongs
-            for index, home in enumerate(extent(clean, frames, *size, part)):
-                here = found[index]
-                if home is not None and here is not None:
-                    found[index] = (*(min(a, b) for a, b in zip(here[:2], home[:2])), *(max(a, b) for a, b in zip(here[2:], home[2:])))
-        for frame, box in zip(frames, found, strict=True):
-            if box is not None:
-                boxes.setdefault(int(frame), []).append(box)
-    return boxes
-
-
-def salience(severity: float, area_share: float, duration_s: float) -> float:
-    """How much a defect strikes the eye, in [0, 1]: the geometric mean of severity, √area share and √(duration / 1 s, at most 1)."""
-    return float((severity * min(area_share, 1.0) ** 0.5 * min(duration_s, 1.0) ** 0.5) ** (1 / 3))
-
-
-SALIENT_FROM = 0.46
-"""An anomaly with at least this ``salience`` is "salient", the others "non-salient"."""
-
-
-def annotate(defect: Defect, scene: Scene) -> tuple[Anomaly, float]:
-    """The annotation of a defect, and its mean area share of the frame."""
-    window = window_frames(defect, scene.num_frames)
-    boxes = {
-        frame: tuple(Box.from_pixels(*box, scene.width, scene.height) for box in found)
-        for frame, found in pixel_boxes(defect, scene).items()
-    }
-    share = float(np.mean([sum(box.area for box in found) for found in boxes.values()])) if boxes else 0.0
-    strength = salience(defect.severity, share, len(window) / scene.fps)
-    who, part = defect.words["who"], defect.words.get("part", "")
-    reason, region = _SAID[defect.subtype]
-    anomaly = Anomaly(
-        type=defect.type,
-        window=Window(window[0] / scene.fps, window[-1] / scene.fps),
-        reason=reason.format(who=who, part=part, kind=defect.words.get("kind", "")),
-        region=region.format(who=who, part=part),
-        boxes=boxes,
-        saliency="salient" if strength >= SALIENT_FROM else "non-salient",
-    )
-    return anomaly, share
-
-
-_SAID: dict[str, tuple[str, str]] = {
-    "stretch": ("the {who} is stretched out of shape", "{who}"),
-    "melt": ("the {who} melts and its outline wobbles", "{who}"),
-    "split": ("the {who} splits into two halves", "{who}"),
-    "hole": ("a hole opens in the {who}", "hole in the {who}"),
-    "mutate": ("the {who} turns into a {kind}", "{who}"),
-    "extra arm": ("the {who} grows an extra arm", "extra arm of the {who}"),
-    "extra leg": ("the {who} grows an extra leg", "extra leg of the {who}"),
-    "missing limb": ("the {part} of the {who} is missing", "{part} of the {who}"),
-    "detached limb": ("the {part} comes off the {who}", "{part} of the {who}"),
-    "detached head": ("the head comes off the {who}", "head of the {who}"),
-    "split body": ("the body of the {who} is split in two", "body of the {who}"),
-    "vanish": ("the {who} suddenly disappears", "{who}"),
-    "appear": ("the {who} suddenly appears", "{who}"),
-    "flicker": ("the {who} flickers on and off", "{who}"),
-    "teleport": ("the {who} jumps to another place", "{who}"),
-    "jitter": ("the {who} jitters from frame to frame", "{who}"),
-    "float": ("the {who} floats up without support", "{who}"),
-    "sink": ("the {who} sinks into the ground", "{who}"),
-    "interpenetrate": ("the {who} passes into another solid", "{who}"),
-    "reverse": ("the {who} runs backwards against its motion", "{who}"),
-    "garbled": ("letters on the {who} are garbled", "letters of the {who}"),
-    "changing": ("letters on the {who} change", "letters of the {who}"),
-    "mirrored": ("letters on the {who} are mirrored", "letters of the {who}"),
-}
-"""Reason and region of each subtype in words."""

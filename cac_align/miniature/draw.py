@@ -36,7 +36,7 @@ class Entity:
     rgb: RGB
     size_px: float
     depth: float
-    track: Mapping[str, Float[np.ndarray, "T"]]
+    track: Mapping[str, Float[np.ndarray, " T"]]
     glyphs: tuple[tuple[str, ...], ...] = ()
     limbs: tuple[str, ...] = LIMBS
     shift: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -286,9 +286,16 @@ def extent(
         for index in range(len(frames)):
             if not rows[index].any():
                 continue
-            box = (max(int(lefts[index]), 0), max(int(tops[index]), 0), min(int(rights[index]), width), min(int(bottoms[index]), height))
+            box = (
+                max(int(lefts[index]), 0),
+                max(int(tops[index]), 0),
+                min(int(rights[index]), width),
+                min(int(bottoms[index]), height),
+            )
             if box[0] >= box[2] or box[1] >= box[3]:
                 continue
             old = boxes[index]
-            boxes[index] = box if old is None else (min(old[0], box[0]), min(old[1], box[1]), max(old[2], box[2]), max(old[3], box[3]))
+            boxes[index] = (
+                box if old is None else (min(old[0], box[0]), min(old[1], box[1]), max(old[2], box[2]), max(old[3], box[3]))
+            )
     return boxes

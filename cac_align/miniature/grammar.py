@@ -66,7 +66,15 @@ GLYPHS: dict[str, tuple[str, ...]] = {
 }
 """Letters on a grid of 3 × 5 cells, one string per row."""
 
-_GO = {"ball": "rolls", "box": "slides", "star": "spins", "triangle": "slides", "figure": "walks", "sign": "moves", "lamp": "moves"}
+_GO = {
+    "ball": "rolls",
+    "box": "slides",
+    "star": "spins",
+    "triangle": "slides",
+    "figure": "walks",
+    "sign": "moves",
+    "lamp": "moves",
+}
 _REST = {"figure": "stands still", "sign": "stands still", "lamp": "stays lit"}
 
 
@@ -175,14 +183,18 @@ def parse_prompt(text: str) -> Spec:
 def _actor(clause: str, text: str) -> Actor:
     match = re.fullmatch(r"an? (\S+) (\S+)(?: saying (\S+))? (.+)", clause)
     if match is None:
-        raise ValueError(f"cannot read {clause!r} in the prompt {text!r}; expected 'a COLOUR ENTITY VERB', e.g. 'a red ball bounces'")
+        raise ValueError(
+            f"cannot read {clause!r} in the prompt {text!r}; expected 'a COLOUR ENTITY VERB', e.g. 'a red ball bounces'"
+        )
     colour, kind, said, action = match.groups()
     if colour not in COLOURS:
         raise ValueError(f"unknown colour {colour!r} in the prompt {text!r}; expected one of {', '.join(COLOURS)}")
     if kind not in KINDS:
         raise ValueError(f"unknown entity {kind!r} in the prompt {text!r}; expected one of {', '.join(KINDS)}")
     if (kind == "sign") != (said is not None):
-        raise ValueError(f"a sign, and only a sign, says something; received {clause!r} in the prompt {text!r}, e.g. 'a red sign saying GO'")
+        raise ValueError(
+            f"a sign, and only a sign, says something; received {clause!r} in the prompt {text!r}, e.g. 'a red sign saying GO'"
+        )
     if said is not None and said not in WORDS:
         raise ValueError(f"unknown sign text {said!r} in the prompt {text!r}; expected one of {', '.join(WORDS)}")
     motions = {verb(kind, motion): motion for motion in MOTIONS[kind]}

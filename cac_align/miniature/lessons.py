@@ -34,7 +34,8 @@ KEPT_EVERY = 2
 class LessonPlan:
     """Shares and strengths of what the judge is shown. Shares lie in [0, 1].
 
-    wording: the instructions' wording (``cac_align.cac.prompts``). studio: share of clips from the plain world.
+    wording: the instructions' wording (``cac_align.cac.prompts``). studio: share of the pool's clips from the plain world;
+    studio_batches: share of the batches that are drawn from those.
     degraded: share of clips that are made to look generated. look: share of turn-2 batches in the joint stage; pair: of frame pairs.
     hard_looks: among turn 2's abnormal windows, the share that is shifted or too wide; wrong_claim: share of looks whose suspicion
     names another defect than the window shows. scan_fps, look_fps: as in ``cac_align.cac.two_turn.TwoTurn``.
@@ -42,6 +43,7 @@ class LessonPlan:
 
     wording: str = "brief"
     studio: float = 0.35
+    studio_batches: float = 0.7
     degraded: float = 0.5
     look: float = 0.4
     pair: float = 0.1
@@ -82,12 +84,18 @@ class ClipPool:
         lines = (folder / "clips.jsonl").read_text(encoding="utf-8").splitlines()
         self.rows = [json.loads(line) for line in lines]
         self.pixels = np.memmap(folder / "pixels.u8", np.uint8, "r")
-        self.groups: dict[tuple[int, bool], list[int]] = {}
+        self.groups: dict[tuple[bool, int, bool], list[int]] = {}
         for number, row in enumerate(self.rows):
             # A defect that falls between two frames of the first scan cannot be learned from: it is left out.
             if not row["anomalies"] or row["scannable"]:
-                self.groups.setdefault((row["num_frames"], bool(row["anomalies"])), []).append(number)
-        self._abnormal = sorted(number for (_, abnormal), members in self.groups.items() if abnormal for number in members)
+                key = (is_plain(row["seed"], row["studio"]), row["num_frames"], bool(row["anomalies"]))
+                self.groups.setdefault(key, []).append(number)
+        self._abnormal = {
+            plain: sorted(
+                n for (kind, _, abnormal), members in self.groups.items() if abnormal and kind == plain for n in members
+            )
+            for plain in (False, True)
+        }
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -101,18 +109,21 @@ class ClipPool:
         anomalies = tuple(Anomaly.from_json(item) for item in row["anomalies"])
         return PoolClip(row["seed"], row["prompt"], anomalies, clock, pixels)
 
-    def length(self, rng: np.random.Generator) -> int:
-        """A number of frames, drawn as often as abnormal clips have it."""
-        return self.rows[self._abnormal[int(rng.integers(len(self._abnormal)))]]["num_frames"]
+    def draw(self, rng: np.random.Generator, plan: LessonPlan) -> tuple[bool, int]:
+        """Which world a batch comes from (True: the plain one), and a number of frames, as often as its abnormal clips have it."""
+        plain = bool(rng.random() < plan.studio_batches)
+        options = self._abnormal[plain] or self._abnormal[not plain]
+        number = options[int(rng.integers(len(options)))]
+        return is_plain(self.rows[number]["seed"], self.rows[number]["studio"]), self.rows[number]["num_frames"]
 
-    def couple(self, rng: np.random.Generator, length: int | None = None) -> tuple[PoolClip, PoolClip]:
-        """A normal and an abnormal clip of one length: the same scene where possible. Any length when None."""
-        options = self._abnormal if length is None else self.groups[length, True]
+    def couple(self, rng: np.random.Generator, plain: bool, length: int | None = None) -> tuple[PoolClip, PoolClip]:
+        """A normal and an abnormal clip of one world and length: the same scene where possible. Any length when None."""
+        options = self._abnormal[plain] if length is None else self.groups[plain, length, True]
         number = options[int(rng.integers(len(options)))]
         wanted = self.rows[number]["num_frames"]
         twin = number - 1
         if self.rows[twin]["num_frames"] != wanted:
-            others = self.groups.get((wanted, False)) or [twin]
+            others = self.groups.get((plain, wanted, False)) or [twin]
             twin = others[int(rng.integers(len(others)))]
         return self[twin], self[number]
 
@@ -148,8 +159,7 @@ class ClipPool:
             lines.write("".join(line + "\n" for line in rows))
             for number in range(len(rows), clips):
                 seed = first_seed + number // 2
-                plain = np.random.default_rng((seed, 1)).random() < plan.studio
-                clip = make_clip(seed, STUDIO if plain else FULL, anomalous=number % 2 == 1)
+                clip = make_clip(seed, STUDIO if is_plain(seed, plan.studio) else FULL, anomalous=number % 2 == 1)
                 kept = np.ascontiguousarray(clip.pixels[::KEPT_EVERY])
                 video = clip.video()
                 scan_s = [video.times_s[index] for index in video.indices_at(plan.scan_fps)]
@@ -174,6 +184,11 @@ class ClipPool:
                     lines.flush()
                     progress(f"rendered {number + 1}/{clips} clips")
         return cls(folder)
+
+
+def is_plain(seed: int, share: float) -> bool:
+    """Whether a pool's clip of this seed comes from the plain world."""
+    return bool(np.random.default_rng((seed, 1)).random() < share)
 
 
 # ---- making clips look generated ----------------------------------------------------------------------------------
@@ -247,17 +262,17 @@ def cac_lessons(pool: ClipPool, plan: LessonPlan, batch: int, *, seed: tuple[int
         raise ValueError(f"batch must be even (half normal, half abnormal), received {batch}")
     rng = np.random.default_rng(seed)
     draw = 0.0 if pairs else rng.random()
+    plain, length = pool.draw(rng, plan)
     if draw < plan.pair or pairs:
-        couples = [pool.couple(rng) for _ in range(batch // 2)]
+        couples = [pool.couple(rng, plain) for _ in range(batch // 2)]
         return [lesson for couple in couples for lesson in _pairs(*couple, rng, plan)]
     if draw < plan.pair + plan.look:
         # Three times as many windows as needed, sorted by length: a run of neighbours wastes nothing on padding.
-        looks = [_window(*pool.couple(rng), rng, plan) for _ in range(3 * batch // 2)]
+        looks = [_window(*pool.couple(rng, plain), rng, plan) for _ in range(3 * batch // 2)]
         looks.sort(key=lambda look: look[2].end_s - look[2].start_s)
         start = int(rng.integers(len(looks) - batch // 2 + 1))
         return [lesson for look in looks[start : start + batch // 2] for lesson in _looks(*look, rng, plan)]
-    length = pool.length(rng)
-    couples = [pool.couple(rng, length) for _ in range(batch // 2)]
+    couples = [pool.couple(rng, plain, length) for _ in range(batch // 2)]
     return [_scan(clip, rng, plan) for couple in couples for clip in couple]
 
 
@@ -354,10 +369,10 @@ def unified_lessons(pool: ClipPool, plan: LessonPlan, batch: int, *, seed: tuple
     rng = np.random.default_rng(seed)
     lessons = []
     for number in range(batch):
-        couple = pool.couple(rng)
-        clip = couple[number % 2]
+        plain, _ = pool.draw(rng, plan)
+        clip = pool.couple(rng, plain)[number % 2]
         shown = parse_prompt(clip.prompt)
-        asked = shown if rng.random() < 0.5 else _altered(shown, parse_prompt(pool.couple(rng)[0].prompt), rng)
+        asked = shown if rng.random() < 0.5 else _altered(shown, parse_prompt(pool.couple(rng, plain)[0].prompt), rng)
         frames = clip.frames(sample_indices(len(clip.clock)), clip.clock.fps)
         wear = float(rng.choice([0.0, 0.4, 0.8, 1.2], p=[0.4, 0.25, 0.2, 0.15]))
         pixels = degrade(frames.pixels, rng, wear) if wear else frames.pixels

@@ -14,17 +14,18 @@ Run ``python -m cac_align.miniature.oracle --n 1000`` for its agreement with the
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from cac_align.judgement import ANOMALY_TYPES, Status, Window
-from cac_align.miniature.draw import Entity, blend, glyph_rows, layers
-from cac_align.miniature.grammar import COLOURS, OBJECTS, Spec, parse_prompt
-from cac_align.miniature.scene import Backdrop, Scene, foot, paint_backdrop
+from cac_align.miniature.grammar import OBJECTS, Spec, parse_prompt
+from cac_align.miniature.oracle_fit import LIMITS, Fit, blur, dominant_colour, fit_backdrop, fit_entity, residual_blot, synthesise
+from cac_align.miniature.scene import foot
 from cac_align.miniature.world import STUDIO, TEST_SEEDS, World, make_clip
 from cac_align.video import Video
 
@@ -37,14 +38,12 @@ CANNOT: tuple[str, ...] = (
 )
 """What it does not look for."""
 
-LIMITS = {"ball": 34.0, "box": 34.0, "figure": 44.0, "sign": 45.0}
 RIVAL_FROM = 17.0
 GONE, FAINT = 0.35, 0.62
 JERK_PX = 3.4
 LEAP_PX = 6.4
 LIFT_PX = 3.0
 BACK_PX = 1.6
-_BLURS = (0.0, 0.7, 1.1, 1.6, 2.2)
 
 
 @dataclass(frozen=True)
@@ -79,236 +78,15 @@ def judge(prompt: str, video: Video) -> Verdict:
     return _judge(spec, pixels.astype(np.float32), video.fps)
 
 
-# ---- seeing -------------------------------------------------------------------------------------------------------
-
-
-def _fit_backdrop(spec: Spec, pixels: Float[np.ndarray, "T H W 3"]) -> Float[np.ndarray, "H W 3"]:
-    """The place's backdrop, each row shifted by the median difference of those pixels that resemble it (a tint, a drift of hue)."""
-    count, height, width = pixels.shape[:3]
-    scene = Scene(spec, height, width, count, 16.0, (), Backdrop(spec.place, 0), np.zeros((count, 2)), {})
-    sheet = paint_backdrop(scene, np.arange(1))[0]
-    off = pixels[:: max(count // 9, 1)] - sheet
-    near = (_strongest(off) < 42).transpose(1, 0, 2).reshape(height, -1)
-    rows = off.transpose(1, 0, 2, 3).reshape(height, -1, 3)
-    tint = np.full((height, 3), np.nan, np.float32)
-    for row in range(height):
-        if near[row].mean() > 0.08:
-            tint[row] = np.median(rows[row][near[row]], 0)
-    known = np.flatnonzero(~np.isnan(tint[:, 0]))
-    if len(known) == 0:
-        return sheet
-    for channel in range(3):
-        tint[:, channel] = np.interp(np.arange(height), known, tint[known, channel])
-    return sheet + tint[:, None]
-
-
-def _matte(pixels: np.ndarray, backdrop: np.ndarray, colour: np.ndarray) -> Float[np.ndarray, "T H W"]:
-    """Share of the entity's colour in each pixel, about 0 to 1; faint shares (noise, tint) count as none."""
-    axis = colour - backdrop
-    axis = axis / (axis * axis).sum(-1, keepdims=True)
-    off = (pixels - backdrop) * axis
-    share = off[..., 0] + off[..., 1] + off[..., 2]
-    return np.where(share > 0.12, np.minimum(share, 1.1), 0)
-
-
-def _dominant(pixels: np.ndarray, backdrop: np.ndarray) -> tuple[str | None, dict[str, float]]:
-    """Which of the Studio's colours covers most pixels per frame."""
-    pixels = pixels[:: max(len(pixels) // 11, 1)]
-    seen = pixels[_strongest(pixels - backdrop) > 36]
-    if len(seen) == 0:
-        return None, {}
-    names = STUDIO.colours
-    palette = np.asarray([COLOURS[name] for name in names], np.float32)
-    far = _strongest(seen[:, None] - palette)
-    nearest = far.argmin(1)
-    votes = {name: float(((nearest == index) & (far[:, index] < 56)).sum() / len(pixels)) for index, name in enumerate(names)}
-    best = max(votes, key=votes.get)
-    return (best if votes[best] > 8 else None), votes
-
-
-def _centroid(share: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mass (px²) and centre of mass (px) per frame; NaN centre where there is no mass."""
-    mass = share.sum((1, 2))
-    safe = np.where(mass > 1e-6, mass, np.nan)
-    x = (share.sum(1) * (np.arange(share.shape[2]) + 0.5)).sum(1) / safe
-    y = (share.sum(2) * (np.arange(share.shape[1]) + 0.5)).sum(1) / safe
-    return mass, x, y
-
-
-def _blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
-    if sigma == 0:
-        return pixels
-    from scipy.ndimage import gaussian_filter1d
-
-    return gaussian_filter1d(gaussian_filter1d(pixels, sigma, axis=-3, truncate=2.5), sigma, axis=-2, truncate=2.5)
-
-
-def _synthesise(entity: Entity, backdrop: np.ndarray, frames: np.ndarray, sigma: float) -> Float[np.ndarray, "F H W 3"]:
-    canvas = np.repeat(backdrop[None].astype(np.float32), len(frames), 0)
-    for layer in layers(entity, frames):
-        blend(canvas, layer)
-    return _blur(canvas, sigma)
-
-
-def _strongest(difference: np.ndarray) -> np.ndarray:
-    """The largest absolute value over the three channels (written out: numpy reduces short last axes slowly)."""
-    size = np.abs(difference)
-    return np.maximum(np.maximum(size[..., 0], size[..., 1]), size[..., 2])
-
-
-def _blot(difference: np.ndarray) -> np.ndarray:
-    """Largest 5 × 5 mean of the strongest channel's absolute difference, per frame, in grey levels."""
-    strongest = _strongest(difference)
-    total = np.pad(strongest, ((0, 0), (1, 0), (1, 0))).cumsum(1).cumsum(2)
-    size = 5
-    window = total[:, size:, size:] - total[:, :-size, size:] - total[:, size:, :-size] + total[:, :-size, :-size]
-    return window.max((1, 2)) / size**2
-
-
-# ---- fitting ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """An entity laid over the clip: its track (frame coordinates), the residual blot per frame, what was seen of its colour."""
-
-    entity: Entity
-    sigma: float
-    blot: Float[np.ndarray, "T"]
-    mass: Float[np.ndarray, "T"]
-    expected: Float[np.ndarray, "T"]
-    peak: Float[np.ndarray, "T"]
-    x: Float[np.ndarray, "T"]
-    y: Float[np.ndarray, "T"]
-
-
-_SWINGS = np.linspace(-1, 1, 15)
-
-
-def _sizes(kind: str, unit: float, mass: np.ndarray) -> list[float]:
-    if kind == "sign":
-        return [4.0 * unit]
-    if kind == "figure":
-        return [size * unit for size in (15.5, 16.3, 17.1, 17.9)]
-    present = mass[mass > 0.4 * mass.max()]
-    if len(present) == 0:
-        return [8.5 * unit]
-    area = np.quantile(present, [0.1, 0.35, 0.6, 0.85])
-    radius = np.sqrt(area / np.pi) if kind == "ball" else np.sqrt(area) / 1.84
-    sizes: list[float] = []
-    for value in np.clip(radius, 5 * unit, 13 * unit):
-        if all(abs(value - other) > 0.1 for other in sizes):
-            sizes.append(float(value))
-    return sizes
-
-
-def _fit(spec: Spec, kind: str, pixels: np.ndarray, backdrop: np.ndarray, colour: str) -> Fit:
-    """Lay an entity of ``kind`` over every frame: centre by mass, size and blur by the least residual, pose by search."""
-    count, height, width = pixels.shape[:3]
-    unit = min(height, width) / 64
-    rgb = np.asarray(COLOURS[colour], np.float32)
-    share = _matte(pixels, backdrop, rgb)
-    mass, x, y = _centroid(share)
-    peak = _peak(share)
-    strong = mass > 0.5 * np.quantile(mass, 0.9)
-    probe = np.flatnonzero(strong)
-    probe = probe[np.linspace(0, len(probe) - 1, min(11, len(probe))).astype(int)] if len(probe) else np.arange(count)[:1]
-    x = np.where(np.isnan(x), width / 2, x)
-    y = np.where(np.isnan(y), height / 2, y)
-    text = glyph_rows(spec.text or STUDIO.words[0]) if kind == "sign" else ()
-
-    def laid(size: float) -> Entity:
-        entity = Entity(kind, COLOURS[colour], size, 0.0, {"x": x, "y": y}, text)
-        return _settle(entity, pixels, share, backdrop, probe, rgb, 1.0, x, y)
-
-    def misfit(entity: Entity, sigma: float) -> float:  # a low quantile: up to two thirds of the frames may hold a defect
-        return float(np.quantile(_blot(pixels[probe] - _synthesise(entity, backdrop, probe, sigma)), 0.2))
-
-    trials = [laid(size) for size in _sizes(kind, unit, mass)]
-    entity = min(trials, key=lambda trial: misfit(trial, 0.7))
-    sigma = min(_BLURS, key=lambda trial: misfit(entity, trial))
-    if kind != "sign":
-        trials = [entity, *(laid(entity.size_px * step) for step in (0.975, 1.03))]
-        entity = min(trials, key=lambda trial: misfit(trial, sigma))
-    size = entity.size_px
-    entity = Entity(kind, COLOURS[colour], size, 0.0, {"x": x, "y": y}, text)
-    frames = np.arange(count)
-    entity = _settle(entity, pixels, share, backdrop, frames, rgb, sigma, x, y)
-    drawn = _synthesise(entity, backdrop, frames, sigma)
-    expected = _matte(drawn, backdrop, rgb).sum((1, 2))
-    blot = _blot(pixels - drawn)
-    if spec.motion == "bounce":  # solids give a little where they hit the ground
-        close = np.flatnonzero(blot > 0.4 * LIMITS[kind])
-        for squash in (0.05, 0.1, 0.15):
-            pressed = replace(entity, track={**entity.track, "squash": np.full(count, squash)})
-            blot[close] = np.minimum(blot[close], _blot(pixels[close] - _synthesise(pressed, backdrop, close, sigma)))
-    return Fit(entity, sigma, blot, mass, expected, peak, np.asarray(entity.track["x"]), np.asarray(entity.track["y"]))
-
-
-def _peak(share: np.ndarray) -> np.ndarray:
-    """Highest 3 × 3 mean of the matte per frame: how solid the most solid part is."""
-    total = np.pad(share, ((0, 0), (1, 0), (1, 0))).cumsum(1).cumsum(2)
-    window = total[:, 3:, 3:] - total[:, :-3, 3:] - total[:, 3:, :-3] + total[:, :-3, :-3]
-    return window.max((1, 2)) / 9
-
-
-def _settle(entity: Entity, pixels, share, backdrop, frames, rgb, sigma: float, x: np.ndarray, y: np.ndarray) -> Entity:
-    """Move the entity so that its drawn centre of mass is the observed one (on ``frames``); a figure also finds its stride."""
-    count = len(x)
-    track = {"x": x.astype(np.float64).copy(), "y": y.astype(np.float64).copy()}
-    if entity.kind == "figure":
-        gait, shift_x, shift_y = _pose(entity, share, backdrop, frames, rgb, sigma, x, y)
-        track["gait"] = np.zeros(count)
-        track["gait"][frames], track["x"][frames], track["y"][frames] = gait, shift_x, shift_y
-        return replace(entity, track=track)
-    seen_x, seen_y = x[frames], y[frames]
-    for _ in range(2):
-        drawn = _synthesise(replace(entity, track=track), backdrop, frames, 0.0)
-        _, at_x, at_y = _centroid(_matte(drawn, backdrop, rgb))
-        track["x"][frames] += np.nan_to_num(seen_x - at_x)
-        track["y"][frames] += np.nan_to_num(seen_y - at_y)
-    return replace(entity, track=track)
-
-
-def _pose(entity, share, backdrop, frames, rgb, sigma, x, y) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Stride and centre of a figure per frame: the best of a bank of silhouettes, compared after aligning centres of mass."""
-    height, width = share.shape[1:]
-    middle = float(np.median(y[frames]))
-    bank_frames = np.arange(len(_SWINGS))
-    still = {"x": np.full(len(_SWINGS), width / 2), "y": np.full(len(_SWINGS), middle), "gait": np.arcsin(_SWINGS)}
-    bank = _matte(_synthesise(replace(entity, track=still), backdrop, bank_frames, sigma), backdrop, rgb)
-    _, bank_x, bank_y = _centroid(bank)
-    half_w, half_h = int(0.95 * entity.size_px) + 1, int(1.2 * entity.size_px) + 1
-    templates = _crops(bank, bank_x, bank_y, half_w, half_h)
-    seen = _crops(share[frames], x[frames], y[frames], half_w, half_h)
-    cost = np.abs(seen[:, None] - templates[None]).sum((2, 3))
-    best = cost.argmin(1)
-    return np.arcsin(_SWINGS[best]), x[frames] + width / 2 - bank_x[best], y[frames] + middle - bank_y[best]
-
-
-def _crops(share: np.ndarray, x: np.ndarray, y: np.ndarray, half_w: int, half_h: int) -> np.ndarray:
-    """Patches centred on (x, y), sampled between pixels linearly. Shape (F, 2·half_h, 2·half_w)."""
-    padded = np.pad(share, ((0, 0), (half_h + 2, half_h + 2), (half_w + 2, half_w + 2)))
-    out = np.empty((len(share), 2 * half_h, 2 * half_w), np.float32)
-    for index in range(len(share)):
-        left, top = x[index] - 0.5 + 2, y[index] - 0.5 + 2
-        x0, y0 = int(np.floor(left)), int(np.floor(top))
-        fx, fy = left - x0, top - y0
-        part = padded[index, y0 : y0 + 2 * half_h + 1, x0 : x0 + 2 * half_w + 1]
-        part = part[:, :-1] * (1 - fx) + part[:, 1:] * fx
-        out[index] = part[:-1] * (1 - fy) + part[1:] * fy
-    return out
-
-
 # ---- judging ------------------------------------------------------------------------------------------------------
 
 
 def _judge(spec: Spec, pixels: np.ndarray, fps: float) -> Verdict:
-    backdrop = _fit_backdrop(spec, pixels)
-    dominant, _ = _dominant(pixels, backdrop)
+    backdrop = fit_backdrop(spec, pixels)
+    dominant, _ = dominant_colour(pixels, backdrop)
     follows = {"entity": True, "colour": dominant == spec.colour, "motion": True}
     colour = dominant or spec.colour
-    fit = _fit(spec, spec.kind, pixels, backdrop, colour)
+    fit = fit_entity(spec, spec.kind, pixels, backdrop, colour)
     seen, notes = _faults(spec, fit, pixels, backdrop)
     follows["entity"] = dominant is not None and bool(np.quantile(fit.blot, 0.25) < 1.25 * LIMITS[spec.kind])
     path, follows["motion"] = _path(spec, fit, fps)
@@ -327,7 +105,7 @@ def _resembles_another(fit: Fit, pixels: np.ndarray, backdrop: np.ndarray) -> np
     rival = np.full(len(pixels), np.inf)
     frames = np.flatnonzero(fit.blot > RIVAL_FROM)
     other = replace(fit.entity, kind={"ball": "box", "box": "ball"}[fit.entity.kind])
-    rival[frames] = _blot(pixels[frames] - _synthesise(other, backdrop, frames, fit.sigma))
+    rival[frames] = residual_blot(pixels[frames] - synthesise(other, backdrop, frames, fit.sigma))
     better = (fit.blot > RIVAL_FROM) & (rival < 0.72 * fit.blot)
     paired = better.copy()
     paired[1:] &= better[:-1]
@@ -338,16 +116,15 @@ def _resembles_another(fit: Fit, pixels: np.ndarray, backdrop: np.ndarray) -> np
 def _faults(spec: Spec, fit: Fit, pixels: np.ndarray, backdrop: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Per type the frames (T booleans) on which it is seen, and a sentence."""
     unit = min(pixels.shape[1:3]) / 64
-    ratio = fit.mass / np.maximum(fit.expected, 1e-6)
-    usual = np.median(fit.expected)
-    ratio = fit.mass / max(usual, 1e-6)
-    gone = (ratio < GONE) | (fit.peak < FAINT)
+    ratio = fit.mass / max(np.median(fit.expected), 1e-6)
+    usual_mass, usual_peak = (float(np.clip(np.quantile(values, 0.8), 0.5, 1)) for values in (ratio, fit.peak))
+    gone = (ratio < GONE * usual_mass) | (fit.peak < FAINT * usual_peak)
     here = ~gone
     seen: dict[str, np.ndarray] = {}
     notes: dict[str, str] = {}
     grounded = spec.motion in ("left", "right", "still") and spec.kind in (*OBJECTS, "figure")
 
-    wrong = here & (fit.blot > LIMITS[spec.kind])
+    wrong = here & (fit.blot > fit.limit)
     if spec.kind in OBJECTS:
         wrong |= here & _resembles_another(fit, pixels, backdrop)
     if grounded and wrong.any():
@@ -395,9 +172,9 @@ def _sunk(fit: Fit, pixels: np.ndarray, backdrop: np.ndarray, wrong: np.ndarray)
         track = {key: np.asarray(value).copy() for key, value in entity.track.items()}
         track["y"] = np.full(len(fit.y), level + depth)
         track["floor"] = np.full(len(fit.y), floor)
-        drawn = _synthesise(replace(entity, track=track), backdrop, frames, fit.sigma)
-        least = np.minimum(least, _blot(pixels[frames] - drawn))
-    result[frames] = (least < LIMITS[entity.kind]) & (least < 0.75 * fit.blot[frames])
+        drawn = synthesise(replace(entity, track=track), backdrop, frames, fit.sigma)
+        least = np.minimum(least, residual_blot(pixels[frames] - drawn))
+    result[frames] = (least < fit.limit) & (least < 0.75 * fit.blot[frames])
     return result
 
 
@@ -415,7 +192,7 @@ def _jerks(spec: Spec, fit: Fit, here: np.ndarray, unit: float) -> np.ndarray:
         if np.hypot(bend_x, bend_y) > JERK_PX * unit:
             found[two] = True
     if spec.motion == "bounce":
-        for one, two in zip(frames, frames[1:], strict=False):
+        for one, two in itertools.pairwise(frames):
             if two - one == 1 and abs(fit.y[two] - fit.y[one]) > LEAP_PX * unit:
                 found[two] = True
     return found
@@ -494,7 +271,7 @@ class Agreement:
 def degrade(pixels: UInt8[np.ndarray, "T H W 3"], seed: int, *, sigma: float = 1.0, noise: float = 4.0, tint: float = 10.0):
     """A stand-in for a small VAE: Gaussian blur (px), noise (levels) and a constant tint per clip of up to ± ``tint`` levels."""
     rng = np.random.default_rng((seed, 77))
-    soft = _blur(pixels.astype(np.float32), sigma) + rng.normal(0, noise, pixels.shape) + rng.uniform(-tint, tint, 3)
+    soft = blur(pixels.astype(np.float32), sigma) + rng.normal(0, noise, pixels.shape) + rng.uniform(-tint, tint, 3)
     return np.clip(soft + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -548,7 +325,9 @@ def main() -> None:
     for name, blurred in (("clean", False), ("blurred", True)):
         found = agreement(range(options.seed, options.seed + options.n), blurred=blurred)
         recall = ", ".join(f"{kind} {value:.3f}" for kind, value in found.recall.items())
-        print(f"{name}: n {found.n}  accuracy {found.accuracy:.4f}  type {found.type_accuracy:.3f}  false alarms {found.false_alarms:.4f}")
+        print(
+            f"{name}: n {found.n}  accuracy {found.accuracy:.4f}  type {found.type_accuracy:.3f}  false alarms {found.false_alarms:.4f}"
+        )
         print(f"  recall: {recall}")
         print("  follows: " + ", ".join(f"{kind} {value:.3f}" for kind, value in found.follows.items()))
         if options.show:

@@ -1,8 +1,8 @@
-"""Scenes: who is where on every frame of a clip, on what ground, under what camera; and their pixels.
+"""Scenes: who is where on every frame of a clip, on what ground, under what camera.
 
-World (settings) + random stream → Scene (entities with tracks, backdrop, camera) → render(scene, frames) → uint8 (F, H, W, 3)
+World (settings) + random stream → Spec (what the prompt says) → Scene (entities with tracks, backdrop, camera)
 
-Everything is a closed form of the frame index, so any frame can be drawn alone and twice with the same bytes.
+Everything is a closed form of the frame index, so any frame can be drawn alone and twice with the same bytes (``render``).
 Lengths are pixels, velocities pixels per frame, y points down. Gravity is ``GRAVITY_PX`` per frame² at a height of 64 px.
 """
 
@@ -12,18 +12,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
-from cac_align.miniature.draw import INK, Entity, Layer, blend, glyph_rows, layers, sign_size
-from cac_align.miniature.grammar import COLOURS, MOTIONS, OBJECTS, PLACES, Actor, Spec
+from cac_align.miniature.draw import Entity, glyph_rows, sign_size
+from cac_align.miniature.grammar import COLOURS, MOTIONS, OBJECTS, Actor, Spec
 
 if TYPE_CHECKING:
     from cac_align.miniature.defects import Defect
     from cac_align.miniature.world import World
 
 GRAVITY_PX = 0.32
-HORIZON = 0.56
-"""Height of the horizon as a share of the frame's."""
 
 
 @dataclass(frozen=True)
@@ -63,134 +61,11 @@ class Scene:
         return replace(self, defects=())
 
 
-# ---- pixels -------------------------------------------------------------------------------------------------------
-
-_NOISE = np.random.default_rng(20260401).standard_normal(1 << 18).astype(np.float32)
-
-
-def _soft(rng: np.random.Generator, height: int, width: int, step: int) -> np.ndarray:
-    """A soft random field in about [-1, 1] that repeats seamlessly in x: coarse noise, interpolated."""
-    rows, columns = height // step + 2, max(width // step, 2)
-    coarse = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
-    y, x = np.arange(height, dtype=np.float32) / step, np.arange(width, dtype=np.float32) * (columns / width)
-    y0, x0 = y.astype(int), x.astype(int)
-    fy, fx = (y - y0)[:, None], (x - x0)[None]
-    fy, fx = fy * fy * (3 - 2 * fy), fx * fx * (3 - 2 * fx)
-    right = (x0 + 1) % columns
-    upper = coarse[y0][:, x0] * (1 - fx) + coarse[y0][:, right] * fx
-    lower = coarse[y0 + 1][:, x0] * (1 - fx) + coarse[y0 + 1][:, right] * fx
-    return upper * (1 - fy) + lower * fy
-
-
-def paint_backdrop(scene: Scene, frames: np.ndarray) -> Float[np.ndarray, "F H W 3"]:
-    """The ground, the sky, their textures and what flows over them, without entities, noise or shading."""
-    setting, height, width = scene.backdrop, scene.height, scene.width
-    drifts = bool(np.abs(scene.camera).max() > 1e-6)
-    margin = int(np.ceil(np.abs(scene.camera).max())) + 2 if drifts else 0
-    rng = np.random.default_rng((setting.seed, 11))
-    top, low, ground = (np.asarray(colour, np.float32) for colour in PLACES[setting.place])
-    rows = np.arange(-margin, height + margin, dtype=np.float32)
-    horizon = HORIZON * height
-    mix = np.clip(rows / horizon, 0, 1)[:, None]
-    column = np.where(rows[:, None] < horizon, top + (low - top) * mix, ground * (1 + 0.1 * (rows[:, None] - horizon) / height))
-    sheet = np.repeat(column[:, None], width + 2 * margin, 1)
-    if setting.texture:
-        grain = _soft(rng, len(rows), width + 2 * margin, 5) + 0.6 * _soft(rng, len(rows), width + 2 * margin, 2)
-        sheet = sheet + (setting.texture * grain * np.where(rows < horizon, 0.35, 1.0)[:, None])[:, :, None]
-    if drifts:
-        canvas = np.empty((len(frames), height, width, 3), np.float32)
-        for index, (dx, dy) in enumerate(scene.camera[frames]):
-            x, y = margin + dx, margin + dy
-            x0, y0 = int(np.floor(x)), int(np.floor(y))
-            fx, fy = np.float32(x - x0), np.float32(y - y0)
-            part = sheet[y0 : y0 + height + 1, x0 : x0 + width + 1]
-            part = part[:, :-1] + fx * (part[:, 1:] - part[:, :-1])
-            canvas[index] = part[:-1] + fy * (part[1:] - part[:-1])
-    else:
-        canvas = np.repeat(sheet[None].astype(np.float32), len(frames), 0)
-    if setting.flow:
-        tile = setting.flow * _soft(rng, height, 2 * width, 9)
-        columns = (np.arange(width)[None] + np.rint(setting.flow_speed * frames).astype(int)[:, None]) % (2 * width)
-        canvas += np.moveaxis(tile[:, columns], 1, 0)[..., None]
-    return canvas
-
-
-def compose(scene: Scene, frames: np.ndarray, backdrop: np.ndarray, entities: tuple[Entity, ...]) -> UInt8[np.ndarray, "F H W 3"]:
-    """Entities over a copy of the backdrop, then what stands in front, light and sensor noise."""
-    canvas = backdrop.copy()
-    moved = scene.camera[frames]
-    for entity in sorted(entities, key=lambda entity: entity.depth):
-        for layer in layers(_seen(entity, scene), frames):
-            blend(canvas, layer)
-    setting = scene.backdrop
-    if setting.post is not None:
-        left, right = setting.post
-        u = np.arange(scene.width, dtype=np.float32)[None, None] + 0.5 + moved[:, :1, None].astype(np.float32)
-        alpha = np.clip(np.minimum(u - left, right - u) + 0.5, 0, 1)
-        alpha = np.broadcast_to(alpha, (len(frames), scene.height, scene.width))
-        zero = np.zeros(len(frames), np.int64)
-        blend(canvas, Layer(alpha, np.broadcast_to(np.asarray((70, 62, 58), np.float32), (len(frames), 3)), zero, zero))
-    if setting.shade:
-        light = 1 + setting.shade * np.sin(2 * np.pi * frames / setting.shade_period + setting.seed % 7)
-        canvas *= light.astype(np.float32)[:, None, None, None]
-    if setting.noise:
-        size = scene.height * scene.width
-        for index, frame in enumerate(frames):
-            start = (setting.seed * 31 + int(frame) * 7919) % (len(_NOISE) - size) if size < len(_NOISE) else 0
-            canvas[index] += setting.noise * np.resize(_NOISE[start : start + size], size).reshape(scene.height, scene.width, 1)
-    np.clip(canvas, 0, 255, out=canvas)
-    canvas += 0.5
-    return canvas.astype(np.uint8)
-
-
-def _seen(entity: Entity, scene: Scene) -> Entity:
-    """The entity in frame coordinates: the camera's offset taken off."""
-    if not np.abs(scene.camera).max() > 1e-6:
-        return entity
-    track = dict(entity.track)
-    track["x"], track["y"] = track["x"] - scene.camera[:, 0], track["y"] - scene.camera[:, 1]
-    if "floor" in track:
-        track["floor"] = track["floor"] - scene.camera[:, 1]
-    return replace(entity, track=track)
-
-
-seen = _seen
-
-
-def render(scene: Scene, frames: np.ndarray | None = None) -> UInt8[np.ndarray, "F H W 3"]:
-    """The pixels of ``scene`` on these frames (all by default), its defects included."""
-    frames = np.arange(scene.num_frames) if frames is None else np.asarray(frames)
-    backdrop = paint_backdrop(scene, frames)
-    pixels = compose(scene, frames, backdrop, scene.entities)
-    if scene.defects:
-        hit = np.flatnonzero([any(frame in defect.frames for defect in scene.defects) for frame in frames])
-        if len(hit):
-            pixels[hit] = compose_defects(scene, frames[hit], backdrop[hit])
-    return pixels
-
-
-def compose_defects(scene: Scene, frames: np.ndarray, backdrop: np.ndarray) -> UInt8[np.ndarray, "F H W 3"]:
-    """Frames on which something is wrong: grouped by which defects are active, each group drawn with the edited entities."""
-    pixels = np.empty(backdrop.shape, np.uint8)
-    active = np.array([[frame in defect.frames for frame in frames] for defect in scene.defects])
-    for pattern in np.unique(active, axis=1).T:
-        rows = np.flatnonzero((active == pattern[:, None]).all(0))
-        entities = scene.entities
-        for defect, on in zip(scene.defects, pattern, strict=True):
-            if on:
-                entities = defect.apply(scene, entities)
-        pixels[rows] = compose(scene, frames[rows], backdrop[rows], entities)
-    return pixels
-
-
-# ---- sampling -----------------------------------------------------------------------------------------------------
-
-
 def _pick(rng: np.random.Generator, options: tuple[str, ...] | list[str]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def foot(kind: str, size: float, entity: Entity | None = None) -> float:
+def foot(kind: str, size: float) -> float:
     """Distance from an entity's centre down to where it stands, px."""
     if kind == "figure":
         return 0.2 * size + 0.78 * size * 0.98 + 0.115 * size
@@ -222,14 +97,20 @@ def sample_spec(rng: np.random.Generator, world: World, want: str | None) -> Spe
     order = rng.permutation(len(hues))
     colours = [hues[index] for index in order]
     meets = (
-        world.max_entities > 1 and "ball" in world.kinds and want in ("Physical Violations", "Object Distortion", "Motion Anomalies")
+        world.max_entities > 1
+        and "ball" in world.kinds
+        and want in ("Physical Violations", "Object Distortion", "Motion Anomalies")
         and rng.random() < (0.45 if want == "Physical Violations" else 0.15)
     )
     if meets:
         actors = [Actor("ball", colours[0], "into"), Actor(_pick(rng, [k for k in objects if k != "star"]), colours[1], "still")]
     else:
         moving = want == "Physical Violations"
-        motions = [m for m in MOTIONS[kind] if m in world.motions and m != "into" and not (moving and m in ("still", "up") and kind != "figure")]
+        motions = [
+            m
+            for m in MOTIONS[kind]
+            if m in world.motions and m != "into" and not (moving and m in ("still", "up") and kind != "figure")
+        ]
         text = _pick(rng, world.words) if kind == "sign" else ""
         actors = [Actor(kind, colours[0], _pick(rng, motions), text)]
     extra = int(rng.integers(world.max_entities)) if world.max_entities > 1 else 0
@@ -282,11 +163,14 @@ def build_scene(rng: np.random.Generator, world: World, spec: Spec) -> Scene:
         shade=float(rng.uniform(0.04, 0.14)) if rng.random() < world.shading else 0.0,
         shade_period=float(rng.uniform(24, 70)),
         noise=float(rng.uniform(0.5, 2.5)) if rng.random() < world.noise else 0.0,
-        post=(lambda left, wide: (left, left + wide))(rng.uniform(0.2, 0.75) * width, rng.uniform(4, 14) * unit)
-        if rng.random() < world.occlusion
-        else None,
+        post=_post(rng, width, unit) if rng.random() < world.occlusion else None,
     )
     return Scene(spec, height, width, count, world.fps, tuple(entities), backdrop, camera, stops)
+
+
+def _post(rng: np.random.Generator, width: int, unit: float) -> tuple[float, float]:
+    left, across = rng.uniform(0.2, 0.75) * width, rng.uniform(4, 14) * unit
+    return left, left + across
 
 
 def _sign_of(rng: np.random.Generator) -> float:
@@ -356,7 +240,8 @@ def _entity(rng: np.random.Generator, world: World, actor: Actor, count: int, la
         y = y + 0.1 * size * touch
         if crowd > 1 and rng.random() < 0.6:
             x = still + (rng.uniform(low, high) - still) * t / (count - 1)
-    if actor.kind in ("star", "triangle", "box") and crowd > 1 and actor.motion in ("up", "down", "bounce") or actor.kind == "star" and actor.motion in ("left", "right", "turn"):
+    tumbles = crowd > 1 and actor.kind in ("star", "triangle", "box") and actor.motion in ("up", "down", "bounce")
+    if tumbles or (actor.kind == "star" and actor.motion in ("left", "right", "turn")):
         track["angle"] = (x - x[0]) / size if actor.kind == "star" else rng.uniform(-0.06, 0.06) * t
     if actor.kind == "figure":
         if actor.motion in ("left", "right", "turn"):
@@ -391,5 +276,3 @@ def _meeting(
     still = {"x": np.full(count, place), "y": np.full(count, lane - foot(wall.kind, wall.size_px))}
     return ball, replace(wall, depth=lane - 0.01, track=still), hit + 1 if stops else None
 
-
-__all__ = ["Backdrop", "INK", "Scene", "build_scene", "render", "sample_spec"]

@@ -16,10 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from cac_align.judgement import SINGLE_FRAME_TYPES, Anomaly, Box, shown_frames, write_answer
+from cac_align.answer import write_answer
+from cac_align.judgement import SINGLE_FRAME_TYPES, Anomaly, Box, shown_frames
 from cac_align.miniature.grammar import COLOURS, KINDS, Spec, parse_prompt
 
-_LOOKS: tuple[tuple[str, str, str], ...] = (
+LOOKS: tuple[tuple[str, str, str], ...] = (
     ("stretched", "stretched", ""),
     ("melts", "melted", ""),
     ("two halves", "split", ""),
@@ -61,9 +62,17 @@ def retold(anomaly: Anomaly, colour: str, kind: str) -> Anomaly:
     return replace(anomaly, reason=_WHO.sub(name, anomaly.reason), region=_WHO.sub(name, anomaly.region))
 
 
+def look_index(anomaly: Anomaly) -> int:
+    """Which row of ``LOOKS`` an anomaly's reason matches. Raises ``ValueError`` when none does."""
+    for index, (mark, _, _) in enumerate(LOOKS):
+        if mark in anomaly.reason:
+            return index
+    raise ValueError(f"the reason {anomaly.reason!r} has none of the marks {', '.join(mark for mark, _, _ in LOOKS)}")
+
+
 def _looks(anomaly: Anomaly) -> tuple[str, str]:
     """How a broken frame looks, and what happens between frames."""
-    for mark, look, happening in _LOOKS:
+    for mark, look, happening in LOOKS:
         if mark in anomaly.reason:
             return look, happening
     return ("broken", "") if anomaly.type in SINGLE_FRAME_TYPES else ("odd", "moves oddly")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ from cac_align.cac import two_turn
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.miniature.judge import JudgeSize, build_model, build_processor, build_tokenizer, write_folder
 from cac_align.miniature.lessons import ClipPool, Lesson, LessonPlan, cac_lessons, lesson_texts, unified_lessons
+from cac_align.miniature.seeing import Seeing, draw_pairs, look_loss
+from cac_align.miniature.train_wan import Muon
 from cac_align.overlap import interval_iou, spatial_iou
 from cac_align.recipe import read_recipe
 from cac_align.rewards.unified import UnifiedReward
@@ -44,8 +47,10 @@ class JudgeTraining:
 
     job: "cac" (two-turn judge) or "unified" (alignment, physics, style). out: folder for checkpoints, log and the final weights.
     clips, first_seed: how many world clips, and the first of their seeds; text_clips: of how many the tokenizer reads the texts. pool: where rendered clips are kept (default: out/pool).
-    pair_steps: optimiser steps of the warm-up on frame pairs; steps: of the joint stage. batch: answers per step.
-    lr, final_lr: peak and last learning rate of each stage. seed: of weights, batches and augmentation.
+    see_steps: steps of the image encoder's own schooling on see_batch frame pairs; pair_steps: optimiser steps of the warm-up on frame
+    pairs; steps: of the joint stage. batch: answers per step.
+    lr, final_lr: peak and last learning rate of each stage; matrix_lr: peak of Muon's, for the inner matrices (0: AdamW for all).
+    verdict_weight: how much a token that gives a verdict (a frame's, the status) weighs in the loss, the others weighing 1. seed: of weights, batches and augmentation.
     save_every, eval_every: steps; eval_clips: held-out clips per evaluation (0 switches it off). threads: of torch.
     """
 
@@ -55,11 +60,15 @@ class JudgeTraining:
     text_clips: int = 400
     first_seed: int = 0
     pool: str = ""
+    see_steps: int = 0
+    see_batch: int = 128
     pair_steps: int = 300
     steps: int = 1500
     batch: int = 32
     lr: float = 2e-3
     final_lr: float = 5e-5
+    matrix_lr: float = 0.02
+    verdict_weight: float = 8.0
     warmup_steps: int = 60
     weight_decay: float = 0.02
     clip_norm: float = 1.0
@@ -83,15 +92,16 @@ class JudgeTraining:
 # ---- one batch ----------------------------------------------------------------------------------------------------
 
 
-def collate(processor: Qwen3VLProcessor, lessons: Sequence[Lesson]) -> dict[str, torch.Tensor]:
+def collate(processor: Qwen3VLProcessor, lessons: Sequence[Lesson], verdict_weight: float = 1.0) -> dict[str, torch.Tensor]:
     """What the model needs for these lessons: the prompt exactly as at inference, then the answer and <|im_end|>; left-padded.
 
+    ``weights`` (B, L) is ``verdict_weight`` on the tokens that decide: the first behind every "Frame n:" of the walk, and the status.
     ``labels`` (B, L) is −100 except on the answer's tokens and the <|im_end|> that closes it. Raises ``ValueError`` when an answer
     holds one of the tokenizer's special tokens.
     """
     tokenizer = processor.tokenizer
     special = set(tokenizer.all_special_ids)
-    rows, labels = [], []
+    rows, labels, weights = [], [], []
     for lesson in lessons:
         answer = tokenizer(lesson.answer, add_special_tokens=False).input_ids
         if special & set(answer):
@@ -99,6 +109,8 @@ def collate(processor: Qwen3VLProcessor, lessons: Sequence[Lesson]) -> dict[str,
         row = encode_one(processor, lesson.conversation, add_generation_prompt=True)
         tail = torch.tensor([[*answer, tokenizer.eos_token_id]])
         labels.append(torch.cat([torch.full_like(row["input_ids"], -100), tail], dim=1))
+        decides = [verdict_weight if flag else 1.0 for flag in _deciding(tokenizer, answer)] + [1.0]
+        weights.append(torch.tensor([[*[1.0] * row["input_ids"].shape[1], *decides]]))
         row["input_ids"] = torch.cat([row["input_ids"], tail], dim=1)
         row["attention_mask"] = torch.ones_like(row["input_ids"])
         row["mm_token_type_ids"] = torch.nn.functional.pad(row["mm_token_type_ids"], (0, tail.shape[1]))
@@ -106,22 +118,37 @@ def collate(processor: Qwen3VLProcessor, lessons: Sequence[Lesson]) -> dict[str,
     batch = join_rows(rows, pad_id=pad_id(processor))
     length = batch["input_ids"].shape[1]
     batch["labels"] = torch.cat([torch.nn.functional.pad(row, (length - row.shape[1], 0), value=-100) for row in labels])
+    batch["weights"] = torch.cat([torch.nn.functional.pad(row, (length - row.shape[1], 0), value=1.0) for row in weights])
     return batch
 
 
+_MARK = re.compile(r" ?Frame \d+:$")
+
+
+def _deciding(tokenizer: Any, answer: Sequence[int]) -> list[bool]:
+    """Which of an answer's tokens give a verdict: those right behind a frame's mark, and the first of the status value."""
+    pieces = [tokenizer.decode([token]) for token in answer]
+    return [
+        at > 0
+        and (bool(_MARK.fullmatch(pieces[at - 1])) or (at > 1 and pieces[at - 2] == ' "status":' and pieces[at - 1] == ' "'))
+        for at in range(len(answer))
+    ]
+
+
 def answer_loss(model: Qwen3VLForConditionalGeneration, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
-    """Mean cross-entropy over the answers' tokens, and the share of them that is predicted exactly.
+    """Weighted mean cross-entropy over the answers' tokens, and the share of the deciding tokens (all, without any) that is right.
 
     The word table is applied to the positions that carry a label only.
     """
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", "weights")}
     hidden = model.model(**inputs, use_cache=False).last_hidden_state
     wanted = batch["labels"][:, 1:]
     chosen = wanted != -100
     logits = model.lm_head(hidden[:, :-1][chosen])
-    target = wanted[chosen]
-    loss = torch.nn.functional.cross_entropy(logits.float(), target)
-    return loss, (logits.argmax(-1) == target).float().mean().item()
+    target, weights = wanted[chosen], batch["weights"][:, 1:][chosen]
+    loss = (torch.nn.functional.cross_entropy(logits.float(), target, reduction="none") * weights).sum() / weights.sum()
+    deciding = weights > 1 if bool((weights > 1).any()) else weights > 0
+    return loss, (logits.argmax(-1) == target)[deciding].float().mean().item()
 
 
 def _equal_chunks(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, **_):
@@ -178,52 +205,70 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     model = build_model(processor.tokenizer, recipe.size, seed=recipe.seed)
     batch_vision_attention(model)
     model.train()
-    optimizer = _optimizer(model, recipe)
+    heads = Seeing(recipe.size.text_hidden, seed=recipe.seed)
+    optimizers = _optimizers(model, heads, recipe)
     checkpoint = out / "checkpoint.pt"
     done = 0
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        heads.load_state_dict(state["heads"])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         done = state["step"]
         _say(f"resuming at step {done}")
-    total = recipe.pair_steps + recipe.steps
+    stages = (recipe.see_steps, recipe.pair_steps, recipe.steps)
+    total = sum(stages)
     log = _Log(out / "log.jsonl", done)
     lessons_for = cac_lessons if recipe.job == "cac" else unified_lessons
     began, since, right, losses = time.time(), done, [], []
     for step in range(done, total):
-        warming = step < recipe.pair_steps
-        lr = (
-            learning_rate(step, recipe.pair_steps, recipe)
-            if warming
-            else learning_rate(step - recipe.pair_steps, recipe.steps, recipe)
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        lessons = lessons_for(pool, recipe.plan, recipe.batch, seed=(recipe.seed, step), pairs=warming)
-        batch = collate(processor, lessons)
-        loss, exact = answer_loss(model, batch)
+        stage, within = _stage(step, stages)
+        lr = learning_rate(within, stages[stage], recipe)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * lr / recipe.lr
+        if stage == 0:
+            loss, exact = look_loss(
+                model, processor, heads, draw_pairs(pool, recipe.plan, recipe.see_batch, seed=(recipe.seed, step))
+            )
+            length = 0
+        else:
+            lessons = lessons_for(pool, recipe.plan, recipe.batch, seed=(recipe.seed, step), pairs=stage == 1)
+            batch = collate(processor, lessons, recipe.verdict_weight)
+            loss, exact = answer_loss(model, batch)
+            length = batch["input_ids"].shape[1]
         if not torch.isfinite(loss):
             raise ValueError(
                 f"loss is {loss.item()} at step {step} of {recipe.out}; lower lr (now {lr:.2e}) and start from a fresh folder"
             )
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         losses.append(loss.item())
         right.append(exact)
         if (step + 1) % recipe.log_every == 0 or step + 1 == total:
             seconds = (time.time() - began) / (step + 1 - since)
             row = {"step": step + 1, "of": total, "lr": lr, "loss": sum(losses) / len(losses), "exact": sum(right) / len(right)}
-            log.write({**row, "length": batch["input_ids"].shape[1], "seconds_per_step": round(seconds, 3)})
+            log.write({**row, "stage": ("see", "pair", "joint")[stage], "length": length, "seconds_per_step": round(seconds, 3)})
             _say(
-                f"step {step + 1}/{total} loss {row['loss']:.4f} exact {row['exact']:.3f} length {batch['input_ids'].shape[1]} {seconds:.2f} s/step"
+                f"step {step + 1}/{total} loss {row['loss']:.4f} exact {row['exact']:.3f} length {length} {seconds:.2f} s/step"
             )
             losses, right = [], []
         if (step + 1) % recipe.save_every == 0 or step + 1 == total:
-            _save(checkpoint, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
-        if recipe.eval_clips and recipe.eval_every and ((step + 1) % recipe.eval_every == 0 or step + 1 == total) and not warming:
+            _save(
+                checkpoint,
+                {
+                    "model": model.state_dict(),
+                    "heads": heads.state_dict(),
+                    "optimizers": [o.state_dict() for o in optimizers],
+                    "step": step + 1,
+                },
+            )
+        if recipe.eval_clips and recipe.eval_every and ((step + 1) % recipe.eval_every == 0 or step + 1 == total) and stage == 2:
             write_folder(out / "final", model, processor)
             log.write({"step": step + 1, "held_out": evaluate(out / "final", recipe.job, recipe.eval_clips)})
         if until is not None and step + 1 >= until:
@@ -358,11 +403,30 @@ def _processor(out: Path, recipe: JudgeTraining) -> Qwen3VLProcessor:
     return AutoProcessor.from_pretrained(folder)
 
 
-def _optimizer(model: Qwen3VLForConditionalGeneration, recipe: JudgeTraining) -> torch.optim.AdamW:
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-8, foreach=True)
+def _stage(step: int, stages: Sequence[int]) -> tuple[int, int]:
+    """Which stage a step belongs to, and its number within it."""
+    for stage, length in enumerate(stages):
+        if step < length:
+            return stage, step
+        step -= length
+    raise AssertionError("a step beyond the last stage")
+
+
+def _optimizers(model: Qwen3VLForConditionalGeneration, heads: Seeing, recipe: JudgeTraining) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside both transformers (``matrix_lr`` > 0), AdamW for everything else."""
+    inner, outer, plain = [], [], []
+    for name, parameter in model.named_parameters():
+        matrix = parameter.ndim == 2 and not any(word in name for word in ("embed", "lm_head"))
+        (inner if matrix and recipe.matrix_lr else outer if parameter.ndim > 1 else plain).append(parameter)
+    outer += list(heads.parameters())
+    groups = [{"params": outer, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-8, foreach=True)]
+    if inner:
+        optimizers.append(Muon(inner, recipe.matrix_lr))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:

@@ -33,27 +33,27 @@ SPECIAL_PIECES = ("<pad>", "</s>", "<unk>")
 class MiniWan:
     """The numbers of the small Wan; the defaults are the shipped ones.
 
-    vae_dim: channels of the VAE's first level, encoder and decoder. vae_mult: channel multipliers of its three levels.
+    vae_dim: channels of the VAE's first level. vae_mult: channel multipliers of its levels; each but the last halves space and time.
     text_dim, text_layers, text_heads: the UMT5 encoder. prompt_tokens: padded prompt length (cross-attention sees all of it).
     dim, heads, layers, ffn_dim: the DiT. patch: its patch in latent frames, rows and columns.
     flow_shift: the schedule's shift s in σ' = sσ / (1 + (s − 1)σ), for training and sampling alike.
     """
 
     vae_dim: int = 16
-    vae_mult: tuple[int, int, int] = (1, 2, 2)
+    vae_mult: tuple[int, ...] = (1, 2)
     vae_blocks: int = 1
-    vae_residual: bool = True
-    latent_channels: int = 16
+    vae_residual: bool = False
+    latent_channels: int = 8
     text_dim: int = 64
     text_layers: int = 1
     text_heads: int = 4
     prompt_tokens: int = 16
-    dim: int = 192
+    dim: int = 160
     heads: int = 4
     layers: int = 4
-    ffn_dim: int = 576
+    ffn_dim: int = 480
     freq_dim: int = 64
-    patch: tuple[int, int, int] = (1, 2, 2)
+    patch: tuple[int, int, int] = (1, 4, 4)
     flow_shift: float = 3.0
 
 
@@ -99,23 +99,88 @@ def build_text_encoder(shape: MiniWan, vocabulary_size: int) -> UMT5EncoderModel
 
 
 def build_vae(shape: MiniWan) -> AutoencoderKLWan:
-    """A Wan VAE: 2 × 2 pixels folded into channels, then two levels that halve space and time: strides 8 and 4."""
+    """A Wan VAE: 2 × 2 pixels folded into channels, then one level that halves space and time: strides 4 and 2.
+
+    Half of the real Wan's strides: at 8 and 4 a network of this size needed hours to learn even the colours of small things.
+    """
     from diffusers import AutoencoderKLWan
 
+    halvings = len(shape.vae_mult) - 1
     return AutoencoderKLWan(
         base_dim=shape.vae_dim,
         z_dim=shape.latent_channels,
         dim_mult=list(shape.vae_mult),
         num_res_blocks=shape.vae_blocks,
         attn_scales=[],
-        temperal_downsample=[True, True],
+        temperal_downsample=[True] * halvings,
         is_residual=shape.vae_residual,
         patch_size=2,
         in_channels=12,
         out_channels=12,
+        scale_factor_spatial=2 * 2**halvings,
+        scale_factor_temporal=2**halvings,
         latents_mean=[0.0] * shape.latent_channels,
         latents_std=[1.0] * shape.latent_channels,
     )
+
+
+def start_as_block_means(vae: AutoencoderKLWan) -> None:
+    """Set the weights of an untrained VAE so that it encodes and decodes the mean colour of blocks of pixels and frames.
+
+    From random weights the first signal through two normalised, 30-layer halves is brightness alone, and colour follows hundreds of steps
+    later. Here the shortcuts carry it from the beginning: each colour c travels as the pair of channels (c, −c) beside a constant
+    channel, so that normalisation keeps its size, and SiLU its sign, because silu(c) − silu(−c) = c. Residual branches start at zero;
+    all channels and latents not used here keep their random weights. Needs multipliers (1, m, m) and ``is_residual``.
+    """
+    import torch
+
+    colours, last = 3, -1  # a causal convolution's last tap is the present frame
+    with torch.no_grad():
+        for block in (m for m in vae.modules() if type(m).__name__ in ("WanResidualBlock", "WanAttentionBlock", "WanResample")):
+            out = {"WanResidualBlock": "conv2", "WanAttentionBlock": "proj"}.get(type(block).__name__)
+            layer = getattr(block, out) if out else block.resample[1]
+            layer.weight.mul_(0.0 if out else 0.1)
+            layer.bias.zero_()
+
+        encoder, copies = vae.encoder, vae.config.dim_mult[-1]  # averaging from 1 to m channels leaves m copies of each, by time
+        conv = encoder.conv_in
+        for channel in range(2 * colours + 1):
+            conv.weight[channel] = 0
+            conv.bias[channel] = float(channel == 2 * colours)
+        for colour in range(colours):
+            for sign in (0, 1):
+                conv.weight[2 * colour + sign, 4 * colour : 4 * colour + 4, last, 1, 1] = (1 - 2 * sign) / 4
+        conv, latents = encoder.conv_out, vae.config.z_dim
+        conv.weight[latents:] *= 0.01
+        for colour in range(colours):
+            for copy in range(copies):
+                row = conv.weight[colour * copies + copy]
+                row.zero_()
+                conv.bias[colour * copies + copy] = 0
+                row[2 * colour * copies + copy, last, 1, 1] = 0.5
+                row[(2 * colour + 1) * copies + copy, last, 1, 1] = -0.5
+        for conv in (vae.quant_conv, vae.post_quant_conv):
+            conv.weight.copy_(torch.eye(len(conv.weight))[..., None, None, None])
+            conv.bias.zero_()
+
+        decoder = vae.decoder
+        conv = decoder.conv_in
+        for channel in range(2 * colours + 1):
+            conv.weight[channel] = 0
+            conv.bias[channel] = 2.0 * (channel == 2 * colours)
+        for colour in range(colours):
+            for sign in (0, 1):
+                conv.weight[2 * colour + sign, colour * copies : (colour + 1) * copies, last, 1, 1] = (1 - 2 * sign) / copies
+        for block in decoder.modules():
+            if type(block).__name__ == "WanResidualBlock" and block.in_dim != block.out_dim:
+                block.conv_shortcut.weight[: 2 * colours + 1] = torch.eye(2 * colours + 1, block.in_dim)[..., None, None, None]
+                block.conv_shortcut.bias[: 2 * colours + 1] = 0
+        conv = decoder.conv_out
+        conv.weight *= 0.1
+        conv.bias.zero_()
+        for colour in range(colours):
+            for sign in (0, 1):
+                conv.weight[4 * colour : 4 * colour + 4, 2 * colour + sign, last, 1, 1] += 0.4 * (1 - 2 * sign)
 
 
 def build_transformer(shape: MiniWan) -> WanTransformer3DModel:

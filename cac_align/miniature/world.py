@@ -18,9 +18,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cac_align.judgement import ANOMALY_TYPES, Anomaly, Status
-from cac_align.miniature.defects import SUBTYPES, Defect, annotate, defect_order, pixel_boxes, sample_defect
+from cac_align.miniature.annotate import annotate, pixel_boxes
+from cac_align.miniature.defects import SUBTYPES, Defect, defect_order, sample_defect
 from cac_align.miniature.grammar import COLOURS, KINDS, MOTIONS, PLACES, VOCABULARY, WORDS, Actor, Spec, parse_prompt
-from cac_align.miniature.scene import Scene, build_scene, compose, compose_defects, paint_backdrop, render, sample_spec
+from cac_align.miniature.render import compose, compose_defects, paint_backdrop, render
+from cac_align.miniature.scene import Scene, build_scene, sample_spec
 from cac_align.video import Video
 
 TRAIN_SEEDS = range(0, 1_000_000)
@@ -75,7 +77,13 @@ class World:
                 raise ValueError(f"World.num_frames must be 4k + 1 (Wan's rule) from 17 to 81: 17, 21, …, 81; received {count}")
         if len(self.length_weights) not in (0, len(self.num_frames)):
             object.__setattr__(self, "length_weights", ())
-        for name, allowed in (("kinds", KINDS), ("colours", COLOURS), ("places", PLACES), ("motions", _ALL_MOTIONS), ("words", WORDS)):
+        for name, allowed in (
+            ("kinds", KINDS),
+            ("colours", COLOURS),
+            ("places", PLACES),
+            ("motions", _ALL_MOTIONS),
+            ("words", WORDS),
+        ):
             unknown = sorted(set(getattr(self, name)) - set(allowed))
             if unknown or not getattr(self, name):
                 raise ValueError(f"World.{name} must name some of {', '.join(allowed)}; received {unknown or 'none'}")
@@ -147,7 +155,9 @@ class Clip:
             ],
         }
         name = f"{self.seed}-{self.status}"
-        return Record(name, path, self.prompt, self.fps, count, width, height, self.status, self.anomalies, "world", "audited", extra)
+        return Record(
+            name, path, self.prompt, self.fps, count, width, height, self.status, self.anomalies, "world", "audited", extra
+        )
 
 
 def make_clip(seed: int, world: World = FULL, *, anomalous: bool | None = None) -> Clip:

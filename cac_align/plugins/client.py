@@ -14,7 +14,9 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import httpx
 
 from cac_align.plugins.wire import (
     JPEG_QUALITY,
@@ -33,9 +35,6 @@ from cac_align.plugins.wire import (
 )
 from cac_align.rewards.reward import Score, check_pairs
 from cac_align.video import Video
-
-if TYPE_CHECKING:
-    import httpx
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _BACKOFF_S = (0.25, 8.0)  # first and longest pause; doubled each time, with jitter so that clients do not come back together
@@ -113,7 +112,7 @@ class RemoteReward:
         try:
             return self._get_health(time.monotonic() + self.timeout_s)
         except _Failed as error:
-            raise ValueError(str(error)) from error
+            raise ValueError(f"service {self.url}: {error}") from error
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
         """One Score per video, in order, within ``timeout_s``.
@@ -197,8 +196,6 @@ class RemoteReward:
             raise _Failed(f"/health answered garbage: {str(error)[:200]}") from error
 
     def _client(self) -> httpx.Client:
-        import httpx
-
         with self._lock:
             if self._http is None:
                 headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
@@ -209,8 +206,6 @@ class RemoteReward:
 
     def _request(self, method: str, path: str, deadline: float, body: bytes | None = None) -> bytes:
         """The answer's body. Retries what may pass; raises ``_Failed`` when time or retries are used up."""
-        import httpx
-
         reason = "no time left"
         for attempt in range(self.retries + 1):
             left_s = deadline - time.monotonic()
@@ -238,8 +233,6 @@ class RemoteReward:
 
     def _bounded(self, method: str, path: str, body: bytes | None, left_s: float) -> httpx.Response:
         """One request that ends within ``left_s``, even if the other side drips its answer byte by byte."""
-        import httpx
-
         ends = time.monotonic() + left_s
         headers = {"Content-Type": PACKED} if body is not None else None
         timeout = httpx.Timeout(left_s, connect=min(left_s, 10.0))  # httpx bounds each wait, not their sum: hence the loop below

@@ -115,7 +115,10 @@ class Hosted:
 
             passport = dict(self.reward.passport)
             for index, video in opened.items():
-                keys[index] = score_key(prompts[index], video, passport)
+                try:
+                    keys[index] = score_key(prompts[index], video, passport)
+                except (ValueError, OSError):
+                    continue  # its bytes cannot be read: its score is missing and its row, with the reason, is in the ledger
                 self.ledger.annotate(keys[index], host=self.host, **facts)
         return [score for score in scores if score is not None], keys
 

@@ -18,10 +18,13 @@ import hmac
 import ipaddress
 import logging
 import math
+import signal
 import socket
+import sys
+import threading
 from base64 import b64decode
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -321,8 +324,23 @@ def serve(
     """
     with bound(host, port, settings) as listening:
         config = uvicorn_config(create_app(reward, settings, ledger), settings)
-        log.info("serving %s on http://%s:%d", reward.name, host, listening.getsockname()[1])
-        uvicorn.Server(config).run(sockets=[listening])
+        print(f"cac-align: {reward.name} on http://{host}:{listening.getsockname()[1]}", file=sys.stderr, flush=True)
+        with _signals_end_quietly():
+            uvicorn.Server(config).run(sockets=[listening])
+
+
+@contextmanager
+def _signals_end_quietly() -> Iterator[None]:
+    """uvicorn stops gracefully on SIGINT and SIGTERM, then raises them once more: a finished stop is not a failure."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def bound(host: str, port: int, settings: Settings) -> socket.socket:

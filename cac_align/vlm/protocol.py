@@ -35,7 +35,7 @@ class Readout:
     """Ask for log P(word) at one place of the answer.
 
     words: the whole words whose probabilities are wanted, e.g. ("normal", "abnormal").
-    locate: from the answer's text to the character offset at which the word starts, or None when the answer has no such place.
+    locate: from the whole assistant message (a begun one, then what was written) to the character offset at which the word starts, or None when the answer has no such place.
         Must be picklable: a module-level function.
     """
 

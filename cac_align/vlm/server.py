@@ -234,9 +234,10 @@ class ServerVlm:
         readout: Readout,
         stop: threading.Event,
     ) -> Mapping[str, float] | None:
-        place = readout.locate(text)
-        if place is None:
+        begun = conversation[-1].text if conversation[-1].role == "assistant" else ""
+        if (found := readout.locate(begun + text)) is None or found < len(begun):
             return None
+        place = found - len(begun)
         try:
             return read_words(choice.get("logprobs"), text, place, readout.words, self.word_token_ids)
         except Uncovered as uncovered:
@@ -244,10 +245,9 @@ class ServerVlm:
                 self._warn(f"no probabilities for {readout.words}: {uncovered}")
                 return None
         # The same question, with the answer up to the place already given: the next token is the word's first.
-        messages = list(request["messages"])
-        before = messages.pop()["content"] if conversation[-1].role == "assistant" else ""
+        messages = request["messages"][:-1] if conversation[-1].role == "assistant" else request["messages"]
         again = {name: value for name, value in request.items() if name != "response_format"}
-        again |= {"messages": [*messages, {"role": "assistant", "content": before + text[:place]}], "max_tokens": 1}
+        again |= {"messages": [*messages, {"role": "assistant", "content": begun + text[:place]}], "max_tokens": 1}
         again |= continuation(self.dialect)
         try:
             return read_words(_choice(self._post(again, stop)).get("logprobs"), "", 0, readout.words, self.word_token_ids)

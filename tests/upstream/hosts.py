@@ -5,6 +5,7 @@ ours (default: this one). Nothing of theirs is copied here.
 """
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ def need(*modules: str) -> None:
             pytest.skip(f"{PYTHON} has no module {module}; set UPSTREAM_PYTHON to an interpreter with the host's dependencies")
 
 
-def run(arguments: list[str], cwd: Path, path: list[Path], timeout_s: float = 900, **environment: str) -> str:
+def run(arguments: list[str], cwd: Path, path: list[Path], timeout_s: float = 1700, **environment: str) -> str:
     """Run a host to its end; its output. Fails the test with the last lines when it does not succeed."""
     env = {
         **os.environ,
@@ -44,19 +45,29 @@ def run(arguments: list[str], cwd: Path, path: list[Path], timeout_s: float = 90
         **environment,
     }
     env["PYTHONPATH"] = os.pathsep.join(map(str, [*path, REPOSITORY, REPOSITORY / "tests"]))
-    done = subprocess.run(
-        arguments, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout_s, check=False
-    )
-    (cwd / "output.txt").write_text(done.stdout)
-    assert done.returncode == 0, f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout[-6000:]}"
-    return done.stdout
+    with open(cwd / "output.txt", "w") as output:
+        # A group of its own: if this test is stopped, the host's workers must not live on.
+        host = subprocess.Popen(arguments, cwd=cwd, env=env, stdout=output, stderr=subprocess.STDOUT, process_group=0)
+        try:
+            code = host.wait(timeout_s)
+        finally:
+            if host.poll() is None:
+                os.killpg(host.pid, signal.SIGTERM)  # torchrun passes it on to its workers, which are in sessions of their own
+                try:
+                    host.wait(20)
+                except subprocess.TimeoutExpired:
+                    os.killpg(host.pid, signal.SIGKILL)
+    text = (cwd / "output.txt").read_text()
+    assert code == 0, f"{' '.join(arguments)} ended with {code}:\n{text[-6000:]}"
+    return text
 
 
 def tiny_wan(folder: Path) -> Path:
     """An untrained Wan pipeline of a few hundred thousand weights: the real classes, 8 × 8 × 4 strides."""
     from cac_align.miniature.wan import MiniWan, build_pipeline
 
-    shape = MiniWan(vae_dim=4, text_dim=32, text_layers=1, text_heads=2, prompt_tokens=512, dim=32, heads=2, layers=1, ffn_dim=64)
+    vae = {"vae_dim": 4, "vae_mult": (1, 1, 1), "vae_residual": False}
+    shape = MiniWan(**vae, text_dim=32, text_layers=1, text_heads=2, prompt_tokens=512, dim=32, heads=2, layers=1, ffn_dim=64)
     words = sorted({word for prompt in PROMPTS for word in prompt.split()})
     build_pipeline(shape, words, seed=0).save_pretrained(folder)
     return folder

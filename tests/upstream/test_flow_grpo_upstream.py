@@ -4,11 +4,11 @@ import hashlib
 import json
 
 import pytest
-from hosting import scripted, serving
+from hosting import serving, telling
 
 from upstream.hosts import PROMPTS, PYTHON, checkout, need, run, tiny_wan
 
-pytestmark = pytest.mark.upstream
+pytestmark = [pytest.mark.upstream, pytest.mark.timeout(1800)]
 
 # The script takes the reference model from transformer.module: it only runs wrapped in DDP, which one process under torchrun gives.
 LAUNCH = [PYTHON, "-m", "torch.distributed.run", "--nproc-per-node=1", "--master-port=29618"]
@@ -54,7 +54,7 @@ def test_the_unmodified_wan_script_trains_two_epochs(tmp_path):
     names = {"base": str(home / "config" / "base.py"), "model": str(tiny_wan(tmp_path / "wan")), "data": str(data)}
     (tmp_path / "config.py").write_text(CONFIG.format(**names, save=str(tmp_path / "save")))
     ledger = tmp_path / "ledger.jsonl"
-    with serving(scripted()) as (url, _):
+    with serving(telling()) as (url, _):
         ours = ["-m", "cac_align.plugins.flow_grpo", "--reward", url, "--ledger", str(ledger), "--fps", "8"]
         run([*LAUNCH, *ours, str(script), "--config", "config.py"], tmp_path, [home])
     assert hashlib.sha256(script.read_bytes()).hexdigest() == before

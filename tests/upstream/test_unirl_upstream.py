@@ -7,7 +7,7 @@ from hosting import scripted, serving
 
 from upstream.hosts import PYTHON, REPOSITORY, checkout, need, run
 
-pytestmark = pytest.mark.upstream
+pytestmark = [pytest.mark.upstream, pytest.mark.timeout(1800)]
 
 
 def test_its_client_talks_to_our_service_and_its_types_to_our_backend(tmp_path):

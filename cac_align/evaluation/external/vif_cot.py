@@ -202,12 +202,16 @@ def _anomaly(text: str, found: re.Match[str], kind: str, video: Video, units: Bo
 
 
 def _sentence(text: str, found: re.Match[str]) -> str:
-    """The sentence around a finding, without tags: from the last full stop before it to the first one after it."""
+    """The words about a finding, without tags: its sentence, and the one before it where the finding is a sentence of its own."""
     before, after = text[: found.start()], text[found.end() :]
-    left = max((before.rfind(mark) for mark in (". ", "\n", "</bbox>")), default=-1)
-    right = min((at for mark in (". ", "\n", "<type>", "</think>") if (at := after.find(mark)) >= 0), default=len(after))
-    own = f"{before[left + 1 :]}{found['label']}{after[:right]}"
-    return " ".join(_TAGS.sub("", own.removeprefix("/bbox>")).split()).strip(" .")
+    before = before[before.rfind("</bbox>") + len("</bbox>") :] if "</bbox>" in before else before  # the last finding's own words
+    stops = [match.end() for match in re.finditer(r"[.!?]\s+|\n+", before)]
+    lead = before[stops[-1] :] if stops else before
+    if not _TAGS.sub("", lead).strip() and stops:
+        lead = before[stops[-2] if len(stops) > 1 else 0 :]
+    end = re.search(r"[.!?](?:\s|$)|\n|<type>|</think>", after)
+    words = f"{lead} {found['label']} {after[: end.start()] if end else after}"
+    return " ".join(_TAGS.sub(" ", words).split()).strip(" .,;:")
 
 
 def _box(text: str, video: Video, units: BoxUnits, where: str) -> Box | None:

@@ -137,7 +137,7 @@ function build() {
     canvas.height = each.height;
     if (each.width < 400) canvas.className = "small";
     screen.style.aspectRatio = `${each.width} / ${each.height}`;
-    screen.style.maxWidth = `calc(60vh * ${each.width / each.height})`;
+    stage.style.maxWidth = `calc(62vh * ${each.width / each.height})`;
     screen.append(canvas, over, waiting);
     const timeline = make("div", "timeline");
     stage.append(title, screen, timeline);
@@ -418,10 +418,10 @@ async function next() {
   if (!view) return;
   if (!view.state.done) {
     const many = view.clips.length > 1, missing = [];
-    view.clips.forEach((_, index) => rating(index).lacks.forEach((lack) => missing.push((many ? `Video ${"AB"[index]} ` : "It ") + lack)));
+    view.clips.forEach((_, index) => rating(index).lacks.forEach((lack) => missing.push((many ? `video ${"AB"[index]}: ` : "") + lack)));
     if (missing.length && !leaving) {
       leaving = true;
-      return say(`${missing.join("; ")}. Press n again to leave it unfinished.`);
+      return say(`Not finished: ${missing.join("; ")}. Press n again to leave it so.`);
     }
     if (!missing.length && !(await act("done"))) return;
   }
@@ -483,6 +483,7 @@ function enqueue(work) {
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.target.tagName === "INPUT") return;
+  if (["Shift", "CapsLock", "AltGraph", "Dead", "Process"].includes(event.key)) return;
   if (ahead) { ahead.push(event.key); event.preventDefault(); return; }
   const key = event.key.length === 1 ? (event.key === "?" ? "?" : event.key.toLowerCase()) : event.key;
   if (!(key in ARROWS) && event.repeat) return; // holding a key steps or moves, and nothing else

@@ -1,0 +1,155 @@
+"""Service throughput: 16 clients post packed requests of 21 JPEG frames of 480 × 832, the judge is scripted; what is lost, what it costs.
+
+    python benchmarks/service.py [--frames photo|shapes|undecoded] [--clients 16] [--seconds 10]
+
+shapes: flat shapes on flat ground. photo: a photograph (matplotlib's sample), three times the bytes. undecoded: the photograph, with
+a reward that looks at no pixel: the service's own cost. Clients run in a process of their own. Also measured: bytes of one
+81 × 480 × 832 video on the wire, and what an adapter adds per sample beyond turning floats into pixels.
+Target (two cores): ≥ 50 requests/s, none lost; ≤ 5 MB per video; ≤ 20 ms per sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Sequence
+
+import httpx
+import numpy as np
+import uvicorn
+
+from cac_align.plugins.host import Hosted, Wiring, open_pixels
+from cac_align.plugins.service import Settings, bound, create_app, uvicorn_config
+from cac_align.plugins.wire import PACKED, FramePlan, Item, ScoreRequest, frames_part, pack
+from cac_align.rewards.cac import CaC
+from cac_align.rewards.reward import Score
+from cac_align.video import Video
+from cac_align.vlm.scripted import ScriptedVlm
+
+NORMAL = json.dumps({"COT": "looked", "status": "normal", "anomalies": []})
+
+
+class Blind:
+    """A reward that looks at no pixel."""
+
+    name, bounds, passport = "blind", (0.0, 1.0), {"reward": "blind"}
+
+    def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
+        return [Score(0.5) for _ in videos]
+
+
+def clip(kind: str) -> Video:
+    """81 frames of 480 × 832 at 16 fps that move three pixels per frame."""
+    if kind == "shapes":
+        rows, columns = np.mgrid[:480, :832]
+        scene = np.full((480, 832, 3), (70, 110, 160), np.uint8)
+        for x, y, radius, colour in (
+            (200, 200, 90, (220, 60, 40)),
+            (520, 300, 120, (240, 220, 90)),
+            (700, 120, 50, (30, 160, 80)),
+        ):
+            scene[(columns - x) ** 2 + (rows - y) ** 2 < radius**2] = colour
+    else:
+        from matplotlib.cbook import get_sample_data
+        from PIL import Image
+
+        with Image.open(get_sample_data("grace_hopper.jpg")) as photo:
+            scene = np.asarray(photo.convert("RGB").resize((832, 975), Image.Resampling.LANCZOS).crop((0, 100, 832, 580)))
+    return Video.open(np.stack([np.roll(scene, 3 * frame, axis=1) for frame in range(81)]), fps=16)
+
+
+def clients(url: str, body: bytes, count: int, seconds: float, results: multiprocessing.Queue) -> None:
+    """``count`` threads that post and wait, again and again; (answered with a score, refused with 429, anything else)."""
+    tally = {"scored": 0, "busy": 0, "lost": 0}
+    for _ in range(3):  # both sides warm before the clock starts
+        httpx.post(f"{url}/v1/score", content=body, headers={"Content-Type": PACKED}, trust_env=False, timeout=60)
+    results.put("ready")
+    lock, ends = threading.Lock(), time.monotonic() + seconds
+
+    def one() -> None:
+        with httpx.Client(trust_env=False, timeout=60) as client:
+            while time.monotonic() < ends:
+                try:
+                    answer = client.post(f"{url}/v1/score", content=body, headers={"Content-Type": PACKED})
+                    scored = answer.status_code == 200 and answer.json()["scores"][0]["score"] is not None
+                    what = "scored" if scored else "busy" if answer.status_code == 429 else "lost"
+                except httpx.HTTPError:
+                    what = "lost"
+                with lock:
+                    tally[what] += 1
+
+    threads = [threading.Thread(target=one) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    results.put(tally)
+
+
+def throughput(kind: str, count: int, seconds: float) -> None:
+    video = clip("shapes" if kind == "shapes" else "photo")
+    body = pack(ScoreRequest(items=(Item(prompt="a red ball", video=frames_part(video, video.indices_at(4.0))),)))
+    reward = Blind() if kind == "undecoded" else CaC(ScriptedVlm(lambda conversation: NORMAL))
+    settings = Settings()
+    with bound("127.0.0.1", 0, settings) as listening:
+        server = uvicorn.Server(uvicorn_config(create_app(reward, settings), settings))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        context = multiprocessing.get_context("spawn")
+        results = context.Queue()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        process = context.Process(target=clients, args=(url, body, count, seconds, results))
+        process.start()
+        assert results.get() == "ready"
+        started, cpu = time.monotonic(), time.process_time()
+        tally = results.get()
+        elapsed, cpu = time.monotonic() - started, time.process_time() - cpu
+        process.join()
+        server.should_exit = True
+        thread.join(30)
+    done = tally["scored"]
+    print(
+        f"{kind}: {len(body) / 1e6:.2f} MB per request of 21 frames, {count} clients, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    )
+    print(f"  {done / elapsed:.1f} requests/s ({done} in {elapsed:.1f} s); lost {tally['lost']}, refused with 429 {tally['busy']}")
+    print(f"  {1e3 * cpu / max(done, 1):.1f} ms of processor time per request in the service")
+
+
+def bytes_and_overhead() -> None:
+    video = clip("photo")
+    indices = FramePlan().indices(video)
+    size = len(pack(ScoreRequest(items=(Item(prompt="a portrait", video=frames_part(video, indices)),))))
+    print(f"wire: {len(indices)} of 81 frames of a photograph, {size / 1e6:.2f} MB (target 5)")
+    try:
+        import torch
+    except ImportError:
+        return
+    pixels = torch.from_numpy(video.frames(range(81)).pixels).permute(0, 3, 1, 2).float() / 255
+    hosted, repeats = Hosted(Blind(), Wiring(), "benchmark"), 5
+    converted, whole = [], []
+    for _ in range(repeats):
+        started = time.process_time()
+        open_pixels(pixels, 16.0, "TCHW", "video")
+        converted.append(time.process_time() - started)
+        started = time.process_time()
+        hosted.numbers(["a portrait"], [pixels])
+        whole.append(time.process_time() - started)
+    extra = 1e3 * (min(whole) - min(converted))
+    print(
+        f"adapter: {extra:.1f} ms per sample beyond turning 388 MB of floats into pixels, which takes {1e3 * min(converted):.0f} ms (target 20)"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frames", choices=("photo", "shapes", "undecoded"), action="append")
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=10)
+    options = parser.parse_args()
+    for kind in options.frames or ("shapes", "photo", "undecoded"):
+        throughput(kind, options.clients, options.seconds)
+    bytes_and_overhead()

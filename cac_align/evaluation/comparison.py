@@ -1,0 +1,367 @@
+"""Before against after in numbers: one Measure per row of the paper's Table 2 and more, paired intervals, and warnings in sentences.
+
+Readings, two by two → measures (before, after, difference on the complete pairs) → warnings → Comparison
+
+Every difference is paired: after − before on the pairs where both are known, with a percentile bootstrap interval over pairs and
+McNemar's exact test (yes/no) or a sign-flip permutation test. Pairs that lack a value are counted, per measure, in ``missing``.
+
+Source: CaC (arXiv 2605.11723) Sec. 4.2 and Table 2.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from cac_align.evaluation.pairing import Fault, Pair, Pairing
+from cac_align.evaluation.readings import Reading
+from cac_align.evaluation.statistics import (
+    NOTHING,
+    Estimate,
+    PairedTest,
+    mcnemar,
+    mean_interval,
+    paired_permutation,
+    vote_share,
+)
+from cac_align.rewards.normalise import variance_shares
+
+RESAMPLES = 4000
+COMPONENTS: Mapping[str, str] = {"cac": "CaC score", "unified": "UnifiedReward", "reward": "Combined reward"}
+_MOTION_FALL = 0.05  # a fall of 5 % of the motion is worth a sentence even where few pairs leave the interval wide
+_SCORE_MOVE = 0.02  # likewise, of a score's own range
+
+
+@dataclass(frozen=True)
+class PairReading:
+    """A pair with what is known of its two clips. ``experts``: the share of raters who judged both and call it abnormal."""
+
+    pair: Pair
+    before: Reading
+    after: Reading
+
+    @property
+    def experts(self) -> tuple[float, float] | None:
+        """(before, after): share of the raters who judged *both* and call each abnormal; None when nobody judged both."""
+        sides = [
+            {record.annotator: float(record.status == "abnormal") for record in reading.ratings if counts(record)}
+            for reading in (self.before, self.after)
+        ]
+        both = sorted(sides[0].keys() & sides[1].keys())
+        if not both:
+            return None
+        first, second = (sum(side[rater] for rater in both) / len(both) for side in sides)
+        return first, second
+
+
+def counts(record: Any) -> bool:
+    """Whether a rating counts: it names its rater, and no reviewer sent it back."""
+    return bool(record.annotator) and record.review != "returned"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row: a quantity before and after on the pairs where both are known.
+
+    key: its name in JSON. higher_is_better: None where neither is (motion). rate: a share of videos, shown in per cent.
+    """
+
+    key: str
+    label: str
+    section: str
+    higher_is_better: bool | None
+    rate: bool
+    before: Estimate
+    after: Estimate
+    difference: Estimate
+    test: PairedTest
+    missing: int
+    values: tuple[tuple[float, float], ...]
+
+    @property
+    def verdict(self) -> str:
+        """ "better", "worse" or "changed" when the interval excludes no change, else "open"."""
+        low, high = self.difference.low, self.difference.high
+        if low is None or high is None or low <= 0 <= high:
+            return "open"
+        if self.higher_is_better is None:
+            return "changed"
+        return "better" if (low > 0) == self.higher_is_better else "worse"
+
+    def to_json(self) -> dict[str, Any]:
+        row: dict[str, Any] = {name: getattr(self, name) for name in ("key", "label", "section", "missing", "verdict")}
+        row |= {name: getattr(self, name).to_json() for name in ("before", "after", "difference", "test")}
+        return row
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything the report says in numbers.
+
+    shares: by component, its share of the combined reward's variance within a prompt's group, as the reward recorded it; where no group
+    was scored together, of the variance of the pairs' differences (``shares_of_change``). contributions: mean normalised change.
+    """
+
+    before: str
+    after: str
+    readings: tuple[PairReading, ...]
+    measures: tuple[Measure, ...]
+    warnings: tuple[str, ...]
+    shares: Mapping[str, Estimate]
+    shares_of_change: bool
+    contributions: Mapping[str, Estimate]
+    faults: tuple[Fault, ...]
+
+    def measure(self, key: str) -> Measure | None:
+        return next((measure for measure in self.measures if measure.key == key), None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "before": self.before,
+            "after": self.after,
+            "pairs": len(self.readings),
+            "measures": [measure.to_json() for measure in self.measures],
+            "warnings": list(self.warnings),
+            "shares": {name: share.to_json() for name, share in self.shares.items()},
+            "contributions": {name: value.to_json() for name, value in self.contributions.items()},
+            "faults": [{"kind": fault.kind, "name": fault.name, "why": fault.why} for fault in self.faults],
+        }
+
+
+def compare(pairing: Pairing, readings: Sequence[Reading], faults: Sequence[Fault] = (), *, seed: int = 0) -> Comparison:
+    """Compare. readings: before and after of each pair in turn, as ``read_all`` gives them."""
+    rows = tuple(
+        PairReading(pair, before, after) for pair, before, after in zip(pairing.pairs, readings[::2], readings[1::2], strict=True)
+    )
+    measures = tuple(_measures(rows, seed))
+    components = list(dict.fromkeys(name for reading in readings for name in reading.normalised))
+    shares = {
+        name: mean_interval([r.shares[name] for r in readings if name in r.shares], resamples=RESAMPLES, seed=seed)
+        for name in dict.fromkeys(name for reading in readings for name in reading.shares)
+    }
+    changes = {name: [_both(row, lambda reading, name=name: reading.normalised.get(name)) for row in rows] for name in components}
+    contributions = {
+        name: mean_interval([pair[1] - pair[0] for pair in pairs if pair is not None], resamples=RESAMPLES, seed=seed)
+        for name, pairs in changes.items()
+    }
+    of_change = not shares
+    if of_change:
+        shares = _shares_of_change(changes, _weights(readings))
+    made = Comparison(pairing.before, pairing.after, rows, measures, (), shares, of_change, contributions, tuple(faults))
+    return replace(made, warnings=tuple(warnings(made)))
+
+
+def _weights(readings: Sequence[Reading]) -> Mapping[str, float]:
+    """The combination's weights, from its passport; equal ones where none is stated."""
+    stated = next((reading.passport["weights"] for reading in readings if "weights" in reading.passport), "{}")
+    return json.loads(stated)
+
+
+def _shares_of_change(
+    changes: Mapping[str, Sequence[tuple[float, float] | None]], weights: Mapping[str, float]
+) -> dict[str, Estimate]:
+    complete = [index for index, row in enumerate(zip(*changes.values(), strict=True)) if None not in row]
+    if len(changes) < 2 or len(complete) < 2:
+        return {}
+    terms = [[weights.get(name, 1.0) * (pairs[i][1] - pairs[i][0]) for i in complete] for name, pairs in changes.items()]
+    shares = variance_shares(np.array(terms))
+    return {
+        name: Estimate(float(share), None, None, len(complete))
+        for name, share in zip(changes, shares, strict=True)
+        if math.isfinite(share)
+    }
+
+
+# ---- measures -----------------------------------------------------------------------------------------------------
+
+
+def _measures(rows: Sequence[PairReading], seed: int) -> list[Measure]:
+    """The rows of the table that have at least one complete pair, and motion."""
+    found = []
+
+    def add(
+        key: str, label: str, section: str, better: bool | None, take: Callable[[PairReading], Any], rate: bool = False
+    ) -> None:
+        values = [pair for pair in map(take, rows) if pair is not None]
+        if values:
+            found.append(_measure(key, label, section, better, rate, values, len(rows) - len(values), seed))
+
+    for name in dict.fromkeys(name for row in rows for reading in (row.before, row.after) for name in reading.vbench):
+        label = name.replace("_", " ").capitalize()
+        add(f"vbench/{name}", label, "VBench", True, lambda row, name=name: _both(row, lambda r: r.vbench.get(name)))
+    add("experts", "Anomaly rate, experts", "Anomalies", False, lambda row: row.experts, rate=True)
+    add("cac_rate", "Anomaly rate, CaC", "Anomalies", False, lambda row: _both(row, _abnormal), rate=True)
+    names = list(dict.fromkeys(name for row in rows for reading in (row.before, row.after) for name in reading.values))
+    for name in sorted(names, key=lambda name: (list(COMPONENTS).index(name) if name in COMPONENTS else -1, name)):
+        add(name, COMPONENTS.get(name, name), "Rewards", True, lambda row, name=name: _both(row, lambda r: r.values.get(name)))
+    add("motion", "Motion", "Motion", None, lambda row: _both(row, lambda r: r.motion))
+    return found
+
+
+def _abnormal(reading: Reading) -> float | None:
+    return None if reading.judged_abnormal is None else float(reading.judged_abnormal)
+
+
+def _both(row: PairReading, take: Callable[[Reading], float | None]) -> tuple[float, float] | None:
+    first, second = take(row.before), take(row.after)
+    return None if first is None or second is None or math.isnan(first) or math.isnan(second) else (first, second)
+
+
+def _measure(
+    key: str,
+    label: str,
+    section: str,
+    better: bool | None,
+    rate: bool,
+    values: Sequence[tuple[float, float]],
+    missing: int,
+    seed: int,
+) -> Measure:
+    first, second = [a for a, _ in values], [b for _, b in values]
+    if all(value in (0.0, 1.0) for value in (*first, *second)) and (rate or key == "vbench/dynamic_degree"):
+        test = mcnemar([bool(value) for value in first], [bool(value) for value in second])
+    else:
+        test = paired_permutation(first, second, seed=seed)
+    sides = [vote_share(side) if rate else mean_interval(side, resamples=RESAMPLES, seed=seed) for side in (first, second)]
+    difference = mean_interval([b - a for a, b in values], resamples=RESAMPLES, seed=seed)
+    return Measure(key, label, section, better, rate, *sides, difference, test, missing, tuple(values))
+
+
+# ---- sentences ----------------------------------------------------------------------------------------------------
+
+
+def warnings(made: Comparison) -> list[str]:
+    """What a reader must not miss, one sentence each: ways in which a better number can hide a worse video."""
+    found = []
+    motion, cac, unified = (made.measure(key) for key in ("motion", "cac", "unified"))
+    rate = made.measure("experts") or made.measure("cac_rate")
+    if motion and rate and _moved(motion, -1, _MOTION_FALL * _value(motion.before)) and _value(rate.difference) < 0:
+        fall = -_value(motion.difference) / _value(motion.before)
+        found.append(
+            f"Motion fell by {fall:.0%} while the {_low(rate.label)} improved: fewer anomalies may only mean that less happens. "
+            f"{_certainty(motion)}"
+        )
+    dynamic = made.measure("vbench/dynamic_degree")
+    if dynamic and rate and _moved(dynamic, -1, _SCORE_MOVE) and _value(rate.difference) < 0:
+        found.append(
+            f"VBench's dynamic degree fell from {_value(dynamic.before):.3f} to {_value(dynamic.after):.3f} while the "
+            f"{_low(rate.label)} improved: still videos have fewer anomalies. {_certainty(dynamic)}"
+        )
+    experts = made.measure("experts")
+    cac_moved = cac or made.measure("cac_rate")
+    cac_better = cac_moved is not None and _moved(cac_moved, 1 if cac_moved.higher_is_better else -1, _SCORE_MOVE)
+    if experts and cac_moved and cac_better and _value(experts.difference) >= 0:
+        how = "did not change" if _value(experts.difference) == 0 else f"rose by {100 * _value(experts.difference):.0f} points"
+        found.append(
+            f"CaC {'rose' if cac else 'saw fewer anomalies'}, but experts did not agree: their anomaly rate {how} over "
+            f"{experts.difference.n} pairs. The reward may have been outwitted. {_certainty(experts)}"
+        )
+    elif cac_better and experts is None:
+        found.append(
+            "CaC rose, and no expert has looked: CaC was what this run optimised, so its own rise proves little. Rate both folders."
+        )
+    if unified and cac and _moved(unified, 1, _SCORE_MOVE * 4) and _moved(cac, -1, _SCORE_MOVE):
+        found.append(
+            f"UnifiedReward rose by {_value(unified.difference):.3f} while CaC fell by {-_value(cac.difference):.3f}: general appeal was "
+            f"bought with anomalies. {_certainty(cac)}"
+        )
+    if made.shares and len(made.shares) > 1:
+        name, share = max(made.shares.items(), key=lambda item: _value(item[1]))
+        where = "between before and after" if made.shares_of_change else "within a group"
+        if _value(share) > 0.9:
+            found.append(
+                f"{COMPONENTS.get(name, name)} makes {_value(share):.0%} of the combined reward's variance {where}: the others hardly count."
+            )
+    unscored = sum(not reading.scored for row in made.readings for reading in (row.before, row.after))
+    if unscored and any(reading.scored for row in made.readings for reading in (row.before, row.after)):
+        found.append(
+            f"{unscored} of {2 * len(made.readings)} videos have no score; their pairs are left out of the rewards' rows."
+        )
+    if len(made.readings) < 20:
+        found.append(
+            f"Only {len(made.readings)} pair{'s' if len(made.readings) > 1 else ''}: the intervals are wide, and a few videos decide."
+        )
+    return found
+
+
+def _value(estimate: Estimate) -> float:
+    assert estimate.value is not None  # a measure exists only where pairs do
+    return estimate.value
+
+
+def _moved(measure: Measure, direction: int, enough: float) -> bool:
+    """Whether it moved that way: beyond its interval, or by enough to matter."""
+    difference = measure.difference
+    sure = (
+        difference.low is not None
+        and difference.high is not None
+        and (difference.high < 0 if direction < 0 else difference.low > 0)
+    )
+    return sure or direction * _value(difference) > enough
+
+
+def _certainty(measure: Measure) -> str:
+    low, high = measure.difference.low, measure.difference.high
+    if low is not None and high is not None and not low <= 0 <= high:
+        return "The 95 % interval excludes no change."
+    return f"With {measure.difference.n} pairs this may still be chance."
+
+
+def _low(label: str) -> str:
+    """A label inside a sentence: "anomaly rate by experts"."""
+    return (label[0].lower() + label[1:]).replace(", ", " by ")
+
+
+# ---- the order of pairs -------------------------------------------------------------------------------------------
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.0f}".replace("-", "−")
+
+
+RANKINGS = ("reward", "cac", "experts", "cac_rate", "unified")
+"""What wins and losses are ordered by: the first of these that the run has."""
+
+
+def gains(made: Comparison) -> tuple[str | None, list[float | None]]:
+    """(label of what pairs are ordered by, gain per pair: positive is better after; None where unknown)."""
+    takes: dict[str, Callable[[PairReading], tuple[float, float] | None]] = {
+        "experts": lambda row: row.experts,
+        "cac_rate": lambda row: _both(row, _abnormal),
+    }
+    for key in RANKINGS:
+        measure = made.measure(key)
+        if measure is not None:
+            take = takes.get(key, lambda row, key=key: _both(row, lambda r: r.values.get(key)))
+            sign = 1 if measure.higher_is_better else -1
+            pairs = [take(row) for row in made.readings]
+            return measure.label, [None if pair is None else sign * (pair[1] - pair[0]) for pair in pairs]
+    return None, [None] * len(made.readings)
+
+
+def summary(made: Comparison) -> str:
+    """The result in one or two sentences."""
+    rate = made.measure("experts") or made.measure("cac_rate")
+    many = f"{len(made.readings)} pair{'s' if len(made.readings) != 1 else ''} of videos"
+    if rate is None:
+        return f"{many}, the same prompts before and after. Nobody judged anomalies: give a reward, a ledger or ratings."
+    low, high = rate.difference.low, rate.difference.high
+    moved = _value(rate.difference)
+    verb = "fell" if moved < 0 else "rose" if moved > 0 else "stayed"
+    interval = (
+        f" ({100 * moved:+.0f} points, 95 % interval {100 * low:+.0f} to {100 * high:+.0f})"
+        if low is not None and high is not None
+        else ""
+    )
+    who = "by experts" if rate.key == "experts" else "by CaC"
+    return f"{many}, the same prompts before and after. Anomalies counted {who} {verb} from {100 * _value(rate.before):.0f} % to {100 * _value(rate.after):.0f} %{interval}."
+
+
+__all__ = [
+    "COMPONENTS", "Comparison", "Measure", "NOTHING", "PairReading", "compare", "gains", "summary", "warnings",
+]  # fmt: skip

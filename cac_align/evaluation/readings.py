@@ -1,0 +1,317 @@
+"""Everything that is known of a video, in one place: scores with their evidence, raters' records, VBench values, how much moves.
+
+Pairing + reward | ledger.jsonl | selection.jsonl, ratings*.jsonl, vbench.jsonl, pixels → Reading per clip, faults by name
+
+Motion is always available: the mean absolute difference of luminance between samples 1/8 s apart, on frames scaled down to at most
+64 pixels a side (which averages noise and compression away), as a share of the full range. It is 0 for a still and grows with how
+much of the picture changes how fast; camera motion counts too. It compares two versions of the same prompt, not two prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cac_align.data.records import Record
+from cac_align.evaluation.experts import read_ratings
+from cac_align.evaluation.pairing import Clip, Fault, Pairing, json_rows
+from cac_align.evaluation.vbench import Row, scaled
+from cac_align.judgement import Judgement
+from cac_align.rewards.ledger import Ledger
+from cac_align.rewards.reward import Reward, Score
+from cac_align.video import Video
+
+MOTION_FPS = 8.0
+MOTION_SIDE_PX = 64
+PREVIEW_PX = 320  # longest side of the frames that a page embeds
+_CHUNK = 32  # frames decoded at one time
+
+
+@dataclass
+class Reading:
+    """What is known of one clip. Missing things are None or absent, never 0; ``error`` says why there is no score.
+
+    values: raw component values by name ("cac", "unified", …) and "reward", the combined value. normalised, shares: of a combined
+    score, by component. ratings: one record per rater. vbench: by dimension, in [0, 1]. motion: see the module.
+    """
+
+    clip: Clip
+    values: dict[str, float] = field(default_factory=dict)
+    normalised: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+    judgement: Judgement | None = None
+    error: str | None = None
+    passport: Mapping[str, str] = field(default_factory=dict)
+    ratings: list[Record] = field(default_factory=list)
+    vbench: dict[str, float] = field(default_factory=dict)
+    motion: float | None = None
+
+    @property
+    def scored(self) -> bool:
+        return bool(self.values)
+
+    @property
+    def judged_abnormal(self) -> bool | None:
+        """CaC's verdict; None without one."""
+        return None if self.judgement is None or self.judgement.status is None else self.judgement.status == "abnormal"
+
+
+def clips_of(pairing: Pairing) -> list[Clip]:
+    """The clips of all pairs, before and after in turn. A clip that stands on both sides comes twice."""
+    return [clip for pair in pairing.pairs for clip in (pair.before, pair.after)]
+
+
+def read_all(
+    pairing: Pairing,
+    folders: Sequence[Path],
+    *,
+    reward: Reward | None = None,
+    ratings: Sequence[Path] = (),
+    vbench: Sequence[Row] | None = None,
+    faults: list[Fault],
+) -> list[Reading]:
+    """A Reading per clip of ``clips_of``, motion aside. What is stored in ``folders`` is used where nothing newer is given.
+
+    reward: scores every clip that has a prompt; None: the ledgers' and selections' scores. ratings: record files, besides the
+    folders' own. vbench: rows; None: the folders' ``vbench.jsonl``. Raises ``ValueError`` for a named ratings file without ratings.
+    """
+    readings = [Reading(clip) for clip in clips_of(pairing)]
+    if reward is None:
+        _from_selections(readings, folders)
+        _from_ledgers(readings, folders, faults)
+    else:
+        _from_reward(readings, reward)
+    for reading in readings:
+        if not reading.scored and reading.error:
+            faults.append(Fault("no score", f"{reading.clip.group}/{reading.clip.name}", reading.error))
+    _add_ratings(readings, pairing, folders, ratings, faults)
+    _add_vbench(readings, folders, vbench, faults)
+    return readings
+
+
+# ---- scores -------------------------------------------------------------------------------------------------------
+
+
+def take_score(reading: Reading, score: Score, name: str) -> None:
+    """Enter a score under its reward's name, and a combination's components under theirs."""
+    if score.evidence is not None:
+        reading.judgement = score.evidence
+    if not score.scored:
+        reading.error = score.error
+    combined = any(part.startswith("normalised/") for part in score.parts)
+    for part, value in score.parts.items():
+        if math.isnan(value):
+            continue
+        if part.startswith("normalised/"):
+            reading.normalised[part.split("/", 1)[1]] = value
+        elif part.startswith("share/"):
+            reading.shares[part.split("/", 1)[1]] = value
+        elif combined and "/" not in part:
+            reading.values[part] = value
+    if score.scored:
+        reading.values["reward" if combined else name] = score.value
+        reading.error = None
+    if combined or not reading.passport:
+        reading.passport = score.passport
+
+
+def _from_reward(readings: Sequence[Reading], reward: Reward) -> None:
+    """Score what has a prompt, each video once, all in one call: a group-normalising reward then sees before and after together."""
+    asked: dict[tuple[Path, str], list[Reading]] = {}
+    for reading in readings:
+        if reading.clip.prompt is None:
+            reading.error = "nothing says which prompt it was made from"
+        else:
+            asked.setdefault((reading.clip.path, reading.clip.prompt), []).append(reading)
+    if not asked:
+        return
+    scores = reward([prompt for _, prompt in asked], [group[0].clip.video for group in asked.values()])
+    if len(scores) != len(asked):
+        raise ValueError(f"reward {reward.name!r} returned {len(scores)} scores for {len(asked)} videos; expected one each")
+    for group, score in zip(asked.values(), scores, strict=True):
+        for reading in group:
+            take_score(reading, score, reward.name)
+
+
+def _from_ledgers(readings: Sequence[Reading], folders: Sequence[Path], faults: list[Fault]) -> None:
+    """The last word of the ledgers on each video (by content and prompt): components first, the combination last."""
+    wanted: dict[tuple[str, str | None], list[Reading]] = {}
+    for reading in readings:
+        wanted.setdefault((reading.clip.video.content_hash, reading.clip.prompt), []).append(reading)
+    for path in _stored(folders, "ledger.jsonl"):
+        ledger = Ledger(path)
+        rows = [row for row in ledger.rows() if "score" in row]
+        for kinds in (("score", "missing"), ("combined",)):
+            for row in rows:
+                if row.get("kind") not in kinds:
+                    continue
+                for reading in wanted.get((row.get("video_hash"), row.get("prompt")), ()):
+                    try:
+                        take_score(reading, Score.from_json(row), str(row.get("reward")))
+                    except (ValueError, KeyError, TypeError) as error:
+                        faults.append(
+                            Fault("unreadable line", f"{path.parent.name}/{path.name}", f"a score of {row.get('video')}: {error}")
+                        )
+        faults += [Fault("unreadable line", f"{path.parent.name}/{path.name}", fault) for fault in ledger.faults]
+
+
+def _from_selections(readings: Sequence[Reading], folders: Sequence[Path]) -> None:
+    """The combined values that ``selection.jsonl`` holds, for folders that came without their ledger."""
+    by_name = {(reading.clip.path.name, reading.clip.prompt): [] for reading in readings}
+    for reading in readings:
+        by_name[reading.clip.path.name, reading.clip.prompt].append(reading)
+    for path in _stored(folders, "selection.jsonl"):
+        for _, row in json_rows(path, []):  # unreadable lines were named when the folder was read
+            columns = [row.get(name) or () for name in ("candidates", "scores", "errors")]
+            for candidate, score, error in zip(*columns, strict=False):
+                for reading in by_name.get((Path(str(candidate)).name, row.get("prompt")), ()):
+                    if reading.clip.path.resolve().is_relative_to(path.parent.resolve()):
+                        if isinstance(score, (int, float)):
+                            reading.values["reward"] = float(score)
+                        else:
+                            reading.error = str(error)
+
+
+def _stored(folders: Sequence[Path], name: str) -> list[Path]:
+    """The files of this name in the folders or just above them (``out/videos`` beside ``out/ledger.jsonl``), each once."""
+    found = [
+        place / name for folder in folders for place in (folder.resolve(), folder.resolve().parent) if (place / name).is_file()
+    ]
+    return list(dict.fromkeys(found))
+
+
+# ---- raters -------------------------------------------------------------------------------------------------------
+
+
+def _add_ratings(
+    readings: Sequence[Reading], pairing: Pairing, folders: Sequence[Path], files: Sequence[Path], faults: list[Fault]
+) -> None:
+    """Give each clip the records that are about it, relabelled with this pairing's groups and pairs."""
+    own = [
+        path for folder in folders for place in (folder, folder.resolve().parent) for path in sorted(place.glob("ratings*.jsonl"))
+    ]
+    by_path: dict[Path, list[Reading]] = {}
+    for reading in readings:
+        by_path.setdefault(reading.clip.path.resolve(), []).append(reading)
+    named = {id(reading): pair.id for pair, two in zip(pairing.pairs, _two_by_two(readings), strict=True) for reading in two}
+    groups = {pairing.before, pairing.after}
+    for path in dict.fromkeys(path.resolve() for path in [*map(Path, files), *own]):
+        if path not in {Path(file).resolve() for file in files} and not path.stat().st_size:
+            continue  # the rating page's export before the first rating
+        records, unreadable = read_ratings(path)
+        faults += unreadable
+        for record in records:
+            found = by_path.get((path.parent / record.video).resolve()) or _by_name(readings, record)
+            group = record.extra.get("group")
+            about = [each for each in found if group not in groups or each.clip.group == group]
+            if not about:
+                faults.append(Fault("rating of another video", record.id, f"{record.video} is in none of the pairs"))
+            for reading in about:
+                extra = {**record.extra, "group": reading.clip.group, "pair": named[id(reading)]}
+                reading.ratings.append(replace(record, video=str(reading.clip.path.resolve()), extra=extra))
+
+
+def _by_name(readings: Sequence[Reading], record: Record) -> list[Reading]:
+    """Where the path does not fit (the folder was moved): the same group and file name."""
+    group, name = record.extra.get("group"), Path(record.video).name
+    return [each for each in readings if each.clip.group == group and each.clip.path.name == name]
+
+
+def _two_by_two(readings: Sequence[Reading]) -> list[tuple[Reading, Reading]]:
+    return list(zip(readings[::2], readings[1::2], strict=True))
+
+
+# ---- VBench -------------------------------------------------------------------------------------------------------
+
+
+def _add_vbench(readings: Sequence[Reading], folders: Sequence[Path], rows: Sequence[Row] | None, faults: list[Fault]) -> None:
+    if rows is not None:
+        by_path: dict[Path, list[Reading]] = {}
+        for reading in readings:
+            by_path.setdefault(reading.clip.path.resolve(), []).append(reading)
+        for row in rows:
+            _enter(by_path.get(Path(row.video).resolve(), ()), row.dimension, row.value, row.error, faults)
+        return
+    stored = _stored(folders, "vbench.jsonl")
+    if not stored:
+        return
+    by_hash: dict[str, list[Reading]] = {}
+    for reading in readings:
+        by_hash.setdefault(hashlib.sha256(reading.clip.path.read_bytes()).hexdigest(), []).append(reading)
+    for path in stored:
+        for number, row in json_rows(path, faults):
+            try:
+                value, error = None, row["error"]
+                if error is None:
+                    value = scaled(row["dimension"], row["raw"])
+                _enter(by_hash.get(row["sha256"], ()), row["dimension"], value, error, faults)
+            except (ValueError, KeyError, TypeError) as fault:
+                faults.append(Fault("unreadable line", f"{path.parent.name}/{path.name}:{number}", f"not a VBench row: {fault}"))
+
+
+def _enter(readings: Sequence[Reading], dimension: str, value: float | None, error: str | None, faults: list[Fault]) -> None:
+    for reading in readings:
+        if value is not None:
+            reading.vbench[dimension] = value
+        else:
+            faults.append(Fault("no VBench value", f"{reading.clip.group}/{reading.clip.name}", f"{dimension}: {error}"))
+
+
+# ---- pixels -------------------------------------------------------------------------------------------------------
+
+
+def smaller(video: Video, side_px: int, indices: Sequence[int] | None = None) -> UInt8[np.ndarray, "T H W 3"]:
+    """Frames (all of them without ``indices``) scaled down, by area, to at most ``side_px`` a side; never up. Even sizes.
+
+    Memory stays small: frames are decoded a few at a time. Raises ``ValueError`` when the video cannot be decoded.
+    """
+    import PIL.Image
+
+    indices = range(len(video)) if indices is None else indices
+    scale = min(side_px / max(video.width, video.height), 1.0)
+    size = (max(round(video.width * scale / 2) * 2, 2), max(round(video.height * scale / 2) * 2, 2))
+    small = np.empty((len(indices), size[1], size[0], 3), dtype=np.uint8)
+    for start in range(0, len(indices), _CHUNK):
+        pixels = video.frames(indices[start : start + _CHUNK]).pixels
+        for offset, frame in enumerate(pixels):
+            same = frame.shape[:2] == small.shape[1:3]
+            small[start + offset] = frame if same else PIL.Image.fromarray(frame).resize(size, PIL.Image.Resampling.BOX)
+    return small
+
+
+def motion(video: Video, pixels: UInt8[np.ndarray, "T H W 3"] | None = None) -> float | None:
+    """How much the picture changes, in [0, 1] (see the module); None for a video of one frame.
+
+    pixels: all frames as ``smaller(video, PREVIEW_PX)`` gives them, where they are decoded already. Raises ``ValueError`` when the video cannot be decoded.
+    """
+    if len(video) < 2:
+        return None
+    indices = list(video.indices_at(MOTION_FPS))
+    # Always by way of the preview's size, so that it makes no difference who decoded the frames.
+    frames = _shrunk(smaller(video, PREVIEW_PX, indices) if pixels is None else pixels[indices])
+    luminance = frames.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    return float(np.abs(np.diff(luminance, axis=0)).mean() / 255)
+
+
+def _shrunk(pixels: UInt8[np.ndarray, "T H W 3"]) -> UInt8[np.ndarray, "T H W 3"]:
+    height, width = pixels.shape[1:3]
+    return smaller(Video.open(pixels, fps=1.0), MOTION_SIDE_PX) if max(height, width) > MOTION_SIDE_PX else pixels
+
+
+Progress = Callable[[int, int, str], None]
+"""(done, total, what) after each step."""
+
+
+def passports(readings: Sequence[Reading]) -> list[dict[str, str]]:
+    """The different passports behind the scores, in order of appearance."""
+    return [
+        dict(json.loads(text))
+        for text in dict.fromkeys(json.dumps(dict(r.passport), sort_keys=True) for r in readings if r.passport)
+    ]

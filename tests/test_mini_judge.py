@@ -1,0 +1,330 @@
+"""The small judge is a real Qwen3-VL: its tokenizer's facts, its folder, its lessons, its training that survives a kill, its weights."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+
+from cac_align.cac.prompts import turn_one_conversation
+from cac_align.answer import read_answer
+from cac_align.judgement import Box
+from cac_align.miniature.judge import SPECIAL_TOKENS, JudgeSize, build_model, build_processor, build_tokenizer, train_merges, write_folder
+from cac_align.miniature.lessons import ClipPool, LessonPlan, cac_lessons, degrade, lesson_texts, unified_lessons
+from cac_align.miniature.train_judge import (
+    JudgeTraining,
+    answer_loss,
+    batch_vision_attention,
+    collate,
+    evaluate,
+    learning_rate,
+    train,
+)
+from cac_align.recipe import read_recipe
+from cac_align.rewards.unified import read_axes
+from cac_align.video import Frames
+from cac_align.vlm.local import LocalVlm
+from cac_align.weights import shipped, weights_folder
+
+ROOT = Path(__file__).parent.parent
+SMALL = JudgeSize(
+    text_hidden=48, text_layers=2, text_intermediate=64, vision_hidden=32, vision_depth=2, vision_intermediate=48, deepstack=(0,), num_merges=500
+)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return lesson_texts("cac", LessonPlan(), clips=16)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(texts):
+    return build_tokenizer(texts, 600)
+
+
+@pytest.fixture(scope="module")
+def processor(tokenizer):
+    return build_processor(tokenizer, SMALL)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    return ClipPool.open(tmp_path_factory.mktemp("pool"), LessonPlan(), 0, 40)
+
+
+# ---- tokenizer ----
+
+
+def test_merges_are_the_most_frequent_pairs():
+    # "xyxy" twice, "xyz" once: x+y stands 5 times, xy+xy 2 times, xy+z once (and once is not enough).
+    merges = train_merges(["xyxy", "xyxy", "xyz"], 100)
+    assert merges[6:] == [("x", "y"), ("xy", "xy")]
+
+
+def test_abnormal_ends_in_the_very_token_of_normal(tokenizer):
+    for quoted in ('"status": "{}", "anomalies"', '"status":"{}"'):
+        pieces = {word: tokenizer.tokenize(quoted.format(word)) for word in ("normal", "abnormal")}
+        at = pieces["normal"].index("normal")
+        assert pieces["abnormal"][: at + 2] == [*pieces["normal"][:at], "ab", "normal"]
+        assert pieces["abnormal"][at + 2 :] == pieces["normal"][at + 1 :]
+    assert "abnormal" not in tokenizer.get_vocab()
+
+
+def test_marks_numbers_and_stamps_are_cheap(tokenizer):
+    assert tokenizer.tokenize("<0.6 seconds>") == ["<0.6Ġseconds>"]
+    assert tokenizer.tokenize(" Frame 2: fine. Frame 3: fine. ")[:4] == ["ĠFrameĠ2:", "Ġfine.", "ĠFrameĠ3:", "Ġfine."]
+    assert len(tokenizer.tokenize(', "status": "')) <= 3
+    assert sum(len(tokenizer.tokenize(str(number))) <= 3 for number in range(1000)) == 1000
+    assert len(tokenizer.tokenize("1000")) <= 4
+
+
+@pytest.mark.parametrize("text", ["a naïve 日本 “quote” 🎬", 'tab\tand "quote": [1, 2]', "   two  spaces\n\n\nlines ", "<|im_end|> stays"])
+def test_any_text_survives(tokenizer, text):
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_special_tokens_are_qwens_and_single(tokenizer):
+    for token in SPECIAL_TOKENS:
+        assert len(tokenizer(token).input_ids) == 1
+    assert tokenizer.eos_token == "<|im_end|>" and tokenizer.padding_side == "left"
+
+
+def test_the_same_texts_give_the_same_tokenizer(texts, tokenizer):
+    again = build_tokenizer(list(reversed(texts)), 600)
+    assert again.get_vocab() == tokenizer.get_vocab()
+
+
+def test_answers_stay_short(texts, tokenizer):
+    scans = [text for text in texts if text.startswith('{"COT"') and "BBOX" not in text and "Frame 9" not in text]
+    assert np.mean([len(tokenizer(text).input_ids) for text in scans]) < 80
+
+
+# ---- processor, template, folder ----
+
+
+def test_template_is_chatml_with_vision_marks(processor):
+    content = [{"type": "video"}, {"type": "image"}, {"type": "text", "text": "Is it broken?"}]
+    chat = [{"role": "system", "content": "Judge."}, {"role": "user", "content": content}, {"role": "assistant", "content": "No."}]
+    pair = "<|vision_start|><|{}_pad|><|vision_end|>"
+    text = processor.apply_chat_template([*chat, {"role": "user", "content": "Sure?"}], tokenize=False, add_generation_prompt=True)
+    assert text == (
+        "<|im_start|>system\nJudge.<|im_end|>\n<|im_start|>user\n" + pair.format("video") + pair.format("image") + "Is it broken?<|im_end|>\n"
+        "<|im_start|>assistant\nNo.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_folder_loads_through_the_public_classes(tmp_path, processor, tokenizer):
+    model = build_model(tokenizer, SMALL, seed=3)
+    write_folder(tmp_path, model, processor)
+    found = AutoProcessor.from_pretrained(tmp_path)
+    loaded = Qwen3VLForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert type(found) is Qwen3VLProcessor
+    assert found.video_processor.patch_size == loaded.config.vision_config.patch_size == 8
+    assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert set(loaded.generation_config.suppress_tokens) >= {loaded.config.video_token_id, loaded.config.image_token_id}
+    for (name, one), (_, other) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
+        assert torch.equal(one.half().float(), other), name
+    frames = Frames(np.full((9, 64, 64, 3), 90, np.uint8), tuple(range(0, 33, 4)), tuple(n / 4 for n in range(9)), 4.0, 33)
+    vlm = LocalVlm.load(tmp_path, device="cpu")
+    reply = vlm.answer([turn_one_conversation("a red ball rests on grass", frames, wording="brief")], max_new_tokens=3)[0]
+    assert reply.error is None
+    # 5 temporal patches of 4 x 4 tokens each: 64 px is 64 px to the judge
+    ids = processor.tokenizer("x").input_ids
+    assert ids and reply.num_prompt_tokens > 5 * 16
+
+
+def test_a_weight_that_does_not_fit_is_refused(tmp_path, processor, tokenizer):
+    model = build_model(tokenizer, SMALL)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = 1e6
+    with pytest.raises(ValueError, match="not finite in torch.float16"):
+        write_folder(tmp_path, model, processor)
+
+
+# ---- lessons ----
+
+
+def test_pool_goes_on_where_it_was_torn(tmp_path, pool):
+    plan = LessonPlan()
+    ClipPool.open(tmp_path, plan, 0, 7)
+    with open(tmp_path / "clips.jsonl", "a") as lines, open(tmp_path / "pixels.u8", "ab") as pixels:
+        lines.write('{"seed": 3, "off')
+        pixels.write(b"half a clip")
+    resumed = ClipPool.open(tmp_path, plan, 0, 40)
+    assert resumed.rows == pool.rows
+    assert np.array_equal(resumed.pixels, pool.pixels)
+    with pytest.raises(ValueError, match="holds clips from seed 0"):
+        ClipPool.open(tmp_path, plan, 5, 40)
+
+
+def test_lessons_are_half_normal_and_read_back(pool):
+    for step, pairs in ((0, True), *((step, False) for step in range(1, 9))):
+        lessons = cac_lessons(pool, LessonPlan(), 8, seed=(0, step), pairs=pairs)
+        number = 2 if "Close look" in lessons[0].conversation[0].text else 1
+        assert {"Close look" in lesson.conversation[0].text for lesson in lessons} == {number == 2}
+        words = Counter()
+        for lesson in lessons:
+            frames = lesson.conversation[0].frames
+            turn = read_answer(lesson.answer, number=number, frames=frames.indices, times_s=frames.times_s)
+            assert turn.faults == ()
+            words[turn.status] += 1
+        assert words["abnormal"] >= 1 and words["normal"] >= 4 - (number == 1)
+
+
+def test_a_suspicion_says_nothing_about_the_truth(pool):
+    """The types that turn 2 is told of are as frequent on normal windows as on abnormal ones."""
+    told = {"normal": Counter(), "abnormal": Counter()}
+    plan = LessonPlan(look=1.0, pair=0.0, degraded=0.0)
+    for step in range(40):
+        for lesson in cac_lessons(pool, plan, 8, seed=(1, step), pairs=False):
+            claim = lesson.conversation[0].text.split("Suspicion: ")[1].split(":")[0]
+            told["abnormal" if '"status": "abnormal"' in lesson.answer else "normal"][claim] += 1
+    shares = {status: {name: count / sum(counts.values()) for name, count in counts.items()} for status, counts in told.items()}
+    assert set(shares["normal"]) == set(shares["abnormal"])
+    assert max(abs(shares["normal"][name] - shares["abnormal"][name]) for name in shares["normal"]) < 0.1
+
+
+def test_lessons_depend_on_seed_and_step_only(pool):
+    one, two = (cac_lessons(pool, LessonPlan(), 4, seed=(0, 5), pairs=False) for _ in range(2))
+    assert [lesson.answer for lesson in one] == [lesson.answer for lesson in two]
+    for a, b in zip(one, two, strict=True):
+        assert np.array_equal(a.conversation[0].frames.pixels, b.conversation[0].frames.pixels)
+    assert [x.answer for x in cac_lessons(pool, LessonPlan(), 4, seed=(0, 6), pairs=False)] != [x.answer for x in one]
+    with pytest.raises(ValueError, match="even"):
+        cac_lessons(pool, LessonPlan(), 3, seed=(0, 0), pairs=True)
+
+
+def test_unified_lessons_are_what_unified_reward_asks(pool):
+    for lesson in unified_lessons(pool, LessonPlan(), 6, seed=(0, 0)):
+        assert lesson.conversation[0].as_images and len(lesson.conversation[0].frames) == 16
+        assert set(read_axes(lesson.answer)) == {"alignment", "physics", "style"}
+
+
+def test_wear_grows_with_strength_and_keeps_the_shape():
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
+    lost = [
+        np.mean([np.abs(degrade(pixels, np.random.default_rng(n), strength).astype(int) - pixels).mean() for n in range(6)])
+        for strength in (0.1, 0.5, 1.0)
+    ]
+    assert lost[0] < lost[1] < lost[2]
+    assert degrade(pixels, np.random.default_rng(1)).shape == pixels.shape
+
+
+# ---- training ----
+
+
+def test_labels_are_the_answers_and_nothing_else(processor, pool):
+    lessons = cac_lessons(pool, LessonPlan(), 4, seed=(0, 1), pairs=False)
+    batch = collate(processor, lessons)
+    for row, lesson in enumerate(lessons):
+        kept = batch["labels"][row] != -100
+        assert processor.tokenizer.decode(batch["labels"][row][kept]) == lesson.answer + "<|im_end|>"
+        assert torch.equal(batch["input_ids"][row][kept], batch["labels"][row][kept])
+        prompt = batch["input_ids"][row][batch["attention_mask"][row].bool() & ~kept]
+        assert processor.tokenizer.decode(prompt).endswith("<|im_end|>\n<|im_start|>assistant\n")
+    pads = int((batch["input_ids"] == processor.video_token_id).sum())
+    assert pads * 4 == batch["pixel_values_videos"].shape[0]
+
+
+def test_loss_is_that_of_the_whole_model_and_fast_attention_changes_nothing(processor, tokenizer, pool):
+    model = build_model(tokenizer, SMALL, seed=1)
+    for lessons in (cac_lessons(pool, LessonPlan(), 4, seed=(0, 3), pairs=False), unified_lessons(pool, LessonPlan(), 2, seed=(0, 0))):
+        batch = collate(processor, lessons)
+        with torch.no_grad():
+            naive = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits[:, :-1].log_softmax(-1)
+        wanted = batch["labels"][:, 1:]
+        rows, places = torch.nonzero(wanted != -100, as_tuple=True)
+        expected = -naive[rows, places, wanted[rows, places]].mean()
+        fast = build_model(tokenizer, SMALL, seed=1)
+        batch_vision_attention(fast)
+        for judge in (model, fast):
+            with torch.no_grad():
+                assert answer_loss(judge, batch)[0].item() == pytest.approx(expected.item(), abs=2e-5)
+
+
+def test_learning_rate_rises_and_falls():
+    recipe = JudgeTraining(lr=1e-3, final_lr=1e-5, warmup_steps=10)
+    rates = [learning_rate(step, 110, recipe) for step in range(110)]
+    assert rates[0] == pytest.approx(1e-4) and rates[9] == pytest.approx(1e-3)
+    assert rates[60] == pytest.approx((1e-3 + 1e-5) / 2)  # the middle of the cosine
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+
+
+def recipe_for(folder: Path, pool: Path, **changes) -> JudgeTraining:
+    settings = dict(clips=40, text_clips=4, pair_steps=1, steps=3, batch=4, save_every=2, log_every=1, eval_clips=0, seed=7)
+    return JudgeTraining(out=str(folder), pool=str(pool), size=SMALL, **{**settings, **changes})
+
+
+def test_a_killed_run_ends_with_the_same_weights(tmp_path):
+    whole, killed, clips = tmp_path / "whole", tmp_path / "killed", tmp_path / "clips"
+    train(recipe_for(whole, clips))
+    train(recipe_for(killed, clips), until=3)  # step 3 is lost: the last checkpoint is step 2's
+    assert torch.load(killed / "checkpoint.pt", weights_only=True)["step"] == 2
+    with open(killed / "log.jsonl", "a") as lines:
+        lines.write('{"step": 3, "lo')
+    train(recipe_for(killed, clips))
+    one, two = (torch.load(folder / "checkpoint.pt", weights_only=True)["model"] for folder in (whole, killed))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    steps = [json.loads(line) for line in (killed / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4]
+    assert [row["loss"] for row in steps] == [json.loads(line)["loss"] for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert Qwen3VLForConditionalGeneration.from_pretrained(killed / "final").config.model_type == "qwen3_vl"
+    with pytest.raises(ValueError, match="holds a run with lr=0.002, received lr=0.1"):
+        train(recipe_for(killed, clips, lr=0.1))
+
+
+def test_a_diverged_run_stops_with_a_sentence(tmp_path):
+    recipe = recipe_for(tmp_path / "run", tmp_path / "clips", clips=8, pair_steps=0, steps=30, lr=1e30, warmup_steps=1)
+    with pytest.raises(ValueError, match=r"loss is (nan|inf) at step \d+"):
+        train(recipe)
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cac_sft", "unified"])
+def test_recipes_read(name):
+    recipe = read_recipe(JudgeTraining, ROOT / "recipes" / "miniature" / f"{name}.yaml")
+    assert recipe.job == {"cac_sft": "cac", "unified": "unified"}[name]
+    assert recipe.threads == 1 and recipe.batch % 2 == 0
+
+
+def test_a_wrong_recipe_is_named():
+    with pytest.raises(ValueError, match="job must be 'cac' or 'unified', received 'both'"):
+        JudgeTraining(job="both")
+
+
+# ---- the weights that ship ----
+
+
+def needs(name: str) -> Path:
+    if not (weights_folder() / name / "model.safetensors").is_file():
+        pytest.skip(f"the weights of {name!r} are not built yet: run its recipe under recipes/miniature/")
+    return weights_folder() / name
+
+
+def test_both_judges_weigh_at_most_nine_megabytes():
+    folders = [needs("cac"), needs("unified")]
+    assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) <= 9e6
+
+
+def test_the_shipped_cac_judges_held_out_clips():
+    figures = evaluate(needs("cac"), "cac", 36, first_seed=2_500_000)["studio"]
+    assert figures["no_verdict"] == 0
+    assert figures["accuracy"] is not None
+
+
+def test_the_shipped_unified_scores_held_out_clips():
+    figures = evaluate(needs("unified"), "unified", 36, first_seed=2_500_000)["full"]
+    assert figures["unscored"] == 0
+    assert figures["alignment"] > figures["alignment_of_another_prompt"] + 0.5
+
+
+def test_the_shipped_tokenizer_has_the_trap():
+    tokenizer = AutoProcessor.from_pretrained(needs("cac")).tokenizer
+    assert tokenizer.tokenize('"status": "abnormal"')[-3:] == ["ab", "normal", '"']
+    assert Box(0, 0, 1, 1) and shipped  # the package's own door to the same folder
+
+

@@ -132,7 +132,7 @@ def test_a_hostile_rater_and_a_hostile_prompt_are_text(client):
 
 
 def test_other_addresses_than_loopback_are_refused(pairs):
-    with pytest.raises(ValueError, match="host must be one of 127.0.0.1, localhost, received '0.0.0.0'"):
+    with pytest.raises(ValueError, match=r"host must be one of 127\.0\.0\.1, localhost, received '0\.0\.0\.0'"):
         annotate(pairs, host="0.0.0.0")
 
 
@@ -201,25 +201,25 @@ def test_a_person_rates_ten_clips_by_keyboard_while_the_server_is_killed_half_wa
             page.goto(f"http://127.0.0.1:{port}/")
             for position in range(10):
                 page.wait_for_function("n => document.getElementById('place').textContent === `Video ${n}`", arg=position + 1)
-                page.wait_for_function("document.querySelector('canvas')?.dataset.frame === '0'")
+                page.wait_for_function("() => document.querySelector('canvas')?.dataset.frame === '0'")
                 length = int(re.search(r"of 0–(\d+)", page.text_content(".stage h3")).group(1)) + 1
                 keys, anomaly = plan(position)
                 expected[length] = anomaly
                 for key in keys:
                     page.keyboard.press("Space" if key == "_" else key)
                 if position == 5:
-                    page.wait_for_function("document.getElementById('saved').textContent === 'saved'")
+                    page.wait_for_function("() => document.getElementById('saved').textContent === 'saved'")
                     process.kill()
                     process.wait()
                     page.keyboard.press("w")
                     page.keyboard.type("left hand")
                     page.keyboard.press("Enter")
-                    page.wait_for_function("document.getElementById('saved').textContent === 'not saved'")
+                    page.wait_for_function("() => document.getElementById('saved').textContent === 'not saved'")
                     process = serve(folder, port)
-                    page.wait_for_function("document.getElementById('saved').textContent === 'saved'")
+                    page.wait_for_function("() => document.getElementById('saved').textContent === 'saved'")
                 if anomaly is not None:
                     page.keyboard.press("n")
-            page.wait_for_function("!document.getElementById('finish').hidden")
+            page.wait_for_function("() => !document.getElementById('finish').hidden")
             assert page.text_content("#finished") == "10 of 10 finished"
             # The server was away for a while, which the browser's console notes; nothing else may be there.
             assert [text for text in page.complaints if "ERR_CONNECTION_REFUSED" not in text and "ERR_EMPTY" not in text] == []
@@ -263,11 +263,11 @@ def test_pairs_play_in_step_and_hostile_prompts_are_inert(pairs, tmp_path):
             assert HOSTILE in page.text_content("#prompt") and page.locator("#prompt img").count() == 0
             for _ in range(3):
                 page.keyboard.press("ArrowRight")
-            page.wait_for_function("[...document.querySelectorAll('canvas')].every(c => c.dataset.frame === '3')")
+            page.wait_for_function("() => [...document.querySelectorAll('canvas')].every(c => c.dataset.frame === '3')")
             pixel = "n => document.querySelectorAll('canvas')[n].getContext('2d').getImageData(9, 9, 1, 1).data[0]"
             assert [abs(page.evaluate(pixel, n) - 36) <= 2 for n in (0, 1)] == [True, True]  # frame 3 has brightness 36
             page.keyboard.press("Space")  # plays both to the end of the one in focus
-            page.wait_for_function("Number(document.querySelector('.stage.focus canvas').dataset.frame) >= 4")
+            page.wait_for_function("() => Number(document.querySelector('.stage.focus canvas').dataset.frame) >= 4")
             page.mouse.move(*center(page, 0.25))
             page.mouse.down()
             page.mouse.move(*center(page, 0.75), steps=4)

@@ -87,20 +87,30 @@ def test_the_light_import_check_can_fail():
 
 
 def test_files_stay_readable():
-    long = {str(path.relative_to(PACKAGE)): n for path in FILES if (n := len(path.read_text(encoding="utf-8").splitlines())) > 400}
+    long = {
+        str(path.relative_to(PACKAGE)): n for path in FILES if (n := len(path.read_text(encoding="utf-8").splitlines())) > 400
+    }
     assert long == {"judgement.py": long.get("judgement.py")} or not long, f"files above 400 lines: {long}"
 
 
 def test_every_module_opens_with_a_docstring():
-    bare = [str(p.relative_to(PACKAGE)) for p in FILES if p.read_text().strip() and not ast.get_docstring(ast.parse(p.read_text()))]
+    bare = [
+        str(p.relative_to(PACKAGE)) for p in FILES if p.read_text().strip() and not ast.get_docstring(ast.parse(p.read_text()))
+    ]
     assert bare == []
 
 
 def test_every_module_has_its_test():
     """tests/test_<module>.py, one to one; a module whose test stands elsewhere is named here with the place."""
     elsewhere = {
-        "connect": "server", "protocol": "local", "schema": "constrained", "prompts": "two_turn", "cac": "two_turn",
-        "encoding": "best_of_n", "normalise": "combine", "__init__": "public_names",
+        "connect": "server",
+        "protocol": "local",
+        "schema": "constrained",
+        "prompts": "two_turn",
+        "cac": "two_turn",
+        "encoding": "best_of_n",
+        "normalise": "combine",
+        "__init__": "public_names",
     }
     have = {path.stem for path in Path(__file__).parent.glob("test_*.py")}
     missing = sorted(

@@ -10,11 +10,20 @@ import pytest
 import torch
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
-from cac_align.cac.prompts import turn_one_conversation
 from cac_align.answer import read_answer
+from cac_align.cac.prompts import turn_one_conversation
 from cac_align.judgement import Box
-from cac_align.miniature.judge import SPECIAL_TOKENS, JudgeSize, build_model, build_processor, build_tokenizer, train_merges, write_folder
+from cac_align.miniature.judge import (
+    SPECIAL_TOKENS,
+    JudgeSize,
+    build_model,
+    build_processor,
+    build_tokenizer,
+    train_merges,
+    write_folder,
+)
 from cac_align.miniature.lessons import ClipPool, LessonPlan, cac_lessons, degrade, lesson_texts, unified_lessons
+from cac_align.miniature.seeing import Seeing, _overlap, draw_pairs, look_loss
 from cac_align.miniature.train_judge import (
     JudgeTraining,
     answer_loss,
@@ -32,7 +41,14 @@ from cac_align.weights import shipped, weights_folder
 
 ROOT = Path(__file__).parent.parent
 SMALL = JudgeSize(
-    text_hidden=48, text_layers=2, text_intermediate=64, vision_hidden=32, vision_depth=2, vision_intermediate=48, deepstack=(0,), num_merges=500
+    text_hidden=48,
+    text_layers=2,
+    text_intermediate=64,
+    vision_hidden=32,
+    vision_depth=2,
+    vision_intermediate=48,
+    deepstack=(0,),
+    num_merges=500,
 )
 
 
@@ -82,7 +98,9 @@ def test_marks_numbers_and_stamps_are_cheap(tokenizer):
     assert len(tokenizer.tokenize("1000")) <= 4
 
 
-@pytest.mark.parametrize("text", ["a naïve 日本 “quote” 🎬", 'tab\tand "quote": [1, 2]', "   two  spaces\n\n\nlines ", "<|im_end|> stays"])
+@pytest.mark.parametrize(
+    "text", ["a naïve 日本 “quote” 🎬", 'tab\tand "quote": [1, 2]', "   two  spaces\n\n\nlines ", "<|im_end|> stays"]
+)
 def test_any_text_survives(tokenizer, text):
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
@@ -108,11 +126,20 @@ def test_answers_stay_short(texts, tokenizer):
 
 def test_template_is_chatml_with_vision_marks(processor):
     content = [{"type": "video"}, {"type": "image"}, {"type": "text", "text": "Is it broken?"}]
-    chat = [{"role": "system", "content": "Judge."}, {"role": "user", "content": content}, {"role": "assistant", "content": "No."}]
+    chat = [
+        {"role": "system", "content": "Judge."},
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": "No."},
+    ]
     pair = "<|vision_start|><|{}_pad|><|vision_end|>"
-    text = processor.apply_chat_template([*chat, {"role": "user", "content": "Sure?"}], tokenize=False, add_generation_prompt=True)
+    text = processor.apply_chat_template(
+        [*chat, {"role": "user", "content": "Sure?"}], tokenize=False, add_generation_prompt=True
+    )
     assert text == (
-        "<|im_start|>system\nJudge.<|im_end|>\n<|im_start|>user\n" + pair.format("video") + pair.format("image") + "Is it broken?<|im_end|>\n"
+        "<|im_start|>system\nJudge.<|im_end|>\n<|im_start|>user\n"
+        + pair.format("video")
+        + pair.format("image")
+        + "Is it broken?<|im_end|>\n"
         "<|im_start|>assistant\nNo.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"
     )
 
@@ -141,7 +168,7 @@ def test_a_weight_that_does_not_fit_is_refused(tmp_path, processor, tokenizer):
     model = build_model(tokenizer, SMALL)
     with torch.no_grad():
         model.lm_head.weight[0, 0] = 1e6
-    with pytest.raises(ValueError, match="not finite in torch.float16"):
+    with pytest.raises(ValueError, match=r"not finite in torch\.float16"):
         write_folder(tmp_path, model, processor)
 
 
@@ -214,6 +241,42 @@ def test_wear_grows_with_strength_and_keeps_the_shape():
     assert degrade(pixels, np.random.default_rng(1)).shape == pixels.shape
 
 
+# ---- the encoder's schooling ----
+
+
+def test_cells_of_a_box_worked_by_hand():
+    # A 64-px frame has 16-px cells; the box covers x 8-40 and y 16-24 px: half of cell (1, 0) across, all of (1, 1), half of (1, 2).
+    share, held = _overlap(Box(125, 250, 625, 375))
+    assert share.reshape(4, 4)[1].tolist() == [0.25, 0.5, 0.25, 0.0] and share.sum() == 1.0
+    assert held.reshape(4, 4)[1].tolist() == [0.25, 0.5, 0.25, 0.0]
+
+
+def test_pairs_are_a_scene_with_and_without_its_defect(pool):
+    pairs = draw_pairs(pool, LessonPlan(degraded=0.0), 16, seed=(0, 0))
+    assert not pairs.looks[0::2].any() and np.isnan(pairs.edges[0::2]).all()
+    assert pairs.looks[1::2].any((1, 2, 3)).mean() >= 0.75
+    same = pairs.words[0::2] == pairs.words[1::2]
+    assert same.all(1).mean() >= 0.75  # the same prompt, where the twin has the same length
+    again = draw_pairs(pool, LessonPlan(degraded=0.0), 16, seed=(0, 0))
+    assert np.array_equal(pairs.pixels, again.pixels)
+
+
+def test_schooling_loss_falls_on_one_batch(processor, tokenizer, pool):
+    model = build_model(tokenizer, SMALL, seed=1)
+    heads = Seeing(SMALL.text_hidden)
+    pairs = draw_pairs(pool, LessonPlan(), 16, seed=(0, 1))
+    optimizer = torch.optim.AdamW([*model.model.visual.parameters(), *heads.parameters()], lr=3e-3)
+    losses = []
+    for _ in range(12):
+        loss, told = look_loss(model, processor, heads, pairs)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        assert 0 <= told <= 1
+    assert losses[-1] < 0.8 * losses[0]
+
+
 # ---- training ----
 
 
@@ -230,12 +293,39 @@ def test_labels_are_the_answers_and_nothing_else(processor, pool):
     assert pads * 4 == batch["pixel_values_videos"].shape[0]
 
 
+def test_deciding_tokens_weigh_more(processor, pool):
+    lesson = cac_lessons(pool, LessonPlan(look=0.0, pair=0.0), 2, seed=(0, 2), pairs=False)[1]
+    plain, heavy = collate(processor, [lesson]), collate(processor, [lesson], 8.0)
+    assert set(plain["weights"].flatten().tolist()) == {1.0}
+    kept = heavy["weights"][0] == 8.0
+    pieces = [processor.tokenizer.decode([token]) for token in heavy["input_ids"][0][kept].tolist()]
+    frames = len(lesson.conversation[0].frames)
+    assert len(pieces) == frames + 1  # one verdict per frame, and the status
+    assert pieces[-1] in ("normal", "ab") and all(piece.startswith(" ") for piece in pieces[:-1])
+    tokens = heavy["labels"][0][1:] != -100
+    model = build_model(processor.tokenizer, SMALL, seed=2)
+    inputs = {name: tensor for name, tensor in heavy.items() if name not in ("labels", "weights")}
+    with torch.no_grad():
+        logits = model(**inputs).logits[0, :-1][tokens]
+        loss = answer_loss(model, heavy)[0].item()
+    each = torch.nn.functional.cross_entropy(logits, heavy["labels"][0][1:][tokens], reduction="none")
+    weight = 1 + 7 * kept[1:][tokens].float()
+    assert loss == pytest.approx(float((each * weight).sum() / weight.sum()), abs=2e-5)
+
+
 def test_loss_is_that_of_the_whole_model_and_fast_attention_changes_nothing(processor, tokenizer, pool):
     model = build_model(tokenizer, SMALL, seed=1)
-    for lessons in (cac_lessons(pool, LessonPlan(), 4, seed=(0, 3), pairs=False), unified_lessons(pool, LessonPlan(), 2, seed=(0, 0))):
+    for lessons in (
+        cac_lessons(pool, LessonPlan(), 4, seed=(0, 3), pairs=False),
+        unified_lessons(pool, LessonPlan(), 2, seed=(0, 0)),
+    ):
         batch = collate(processor, lessons)
         with torch.no_grad():
-            naive = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits[:, :-1].log_softmax(-1)
+            naive = (
+                model(**{name: tensor for name, tensor in batch.items() if name not in ("labels", "weights")})
+                .logits[:, :-1]
+                .log_softmax(-1)
+            )
         wanted = batch["labels"][:, 1:]
         rows, places = torch.nonzero(wanted != -100, as_tuple=True)
         expected = -naive[rows, places, wanted[rows, places]].mean()
@@ -255,7 +345,8 @@ def test_learning_rate_rises_and_falls():
 
 
 def recipe_for(folder: Path, pool: Path, **changes) -> JudgeTraining:
-    settings = dict(clips=40, text_clips=4, pair_steps=1, steps=3, batch=4, save_every=2, log_every=1, eval_clips=0, seed=7)
+    settings = {"clips": 40, "text_clips": 4, "see_steps": 1, "see_batch": 4, "pair_steps": 1, "steps": 2, "batch": 4}
+    settings |= {"save_every": 2, "log_every": 1, "eval_clips": 0, "seed": 7}
     return JudgeTraining(out=str(folder), pool=str(pool), size=SMALL, **{**settings, **changes})
 
 
@@ -273,12 +364,14 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path):
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
     assert [row["loss"] for row in steps] == [json.loads(line)["loss"] for line in (whole / "log.jsonl").read_text().splitlines()]
     assert Qwen3VLForConditionalGeneration.from_pretrained(killed / "final").config.model_type == "qwen3_vl"
-    with pytest.raises(ValueError, match="holds a run with lr=0.002, received lr=0.1"):
+    with pytest.raises(ValueError, match=r"holds a run with lr=0\.002, received lr=0.1"):
         train(recipe_for(killed, clips, lr=0.1))
 
 
 def test_a_diverged_run_stops_with_a_sentence(tmp_path):
-    recipe = recipe_for(tmp_path / "run", tmp_path / "clips", clips=8, pair_steps=0, steps=30, lr=1e30, warmup_steps=1)
+    recipe = recipe_for(
+        tmp_path / "run", tmp_path / "clips", clips=16, see_steps=0, pair_steps=0, steps=30, lr=1e30, warmup_steps=1
+    )
     with pytest.raises(ValueError, match=r"loss is (nan|inf) at step \d+"):
         train(recipe)
     shutil.rmtree(tmp_path)
@@ -326,5 +419,3 @@ def test_the_shipped_tokenizer_has_the_trap():
     tokenizer = AutoProcessor.from_pretrained(needs("cac")).tokenizer
     assert tokenizer.tokenize('"status": "abnormal"')[-3:] == ["ab", "normal", '"']
     assert Box(0, 0, 1, 1) and shipped  # the package's own door to the same folder
-
-

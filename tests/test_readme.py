@@ -31,7 +31,9 @@ def tree_paths(text: str) -> dict[str, str]:
 
 def on_disk() -> set[str]:
     """Every Python file of the package, every folder of it, and everything at the top level that git tracks."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     files = [Path(line) for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
     shown = {path.parts[0] for path in files}
     for path in files:

@@ -24,7 +24,16 @@ def test_the_outermost_status_value_is_found(text, value):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "normal", '{"COT": "x"}', '{"status": ', '{"status": null}', '{"COT": "status: normal', '{"COT": {"status": "normal"}}', "[]"],
+    [
+        "",
+        "normal",
+        '{"COT": "x"}',
+        '{"status": ',
+        '{"status": null}',
+        '{"COT": "status: normal',
+        '{"COT": {"status": "normal"}}',
+        "[]",
+    ],
 )
 def test_no_place_is_none(text):
     assert status_offset(text) is None

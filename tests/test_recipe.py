@@ -78,6 +78,10 @@ def test_unknown_kinds_and_missing_keys_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="kind must be cac, unified"):
         load_reward(None, ["components.cac.kind=magic"])
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    server = ["components.cac.model=http://127.0.0.1:1/v1", "components.cac.served_model=x", "components.cac.api_key_env=NO_SUCH_KEY"]
+    server = [
+        "components.cac.model=http://127.0.0.1:1/v1",
+        "components.cac.served_model=x",
+        "components.cac.api_key_env=NO_SUCH_KEY",
+    ]
     with pytest.raises(ValueError, match="NO_SUCH_KEY, which is not set"):
         load_reward(RewardRecipe(components=read_recipe(RewardRecipe, None, server).components))

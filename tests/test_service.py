@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -212,7 +213,9 @@ def test_a_terminated_process_answers_first_and_then_ends_well(tmp_path):
     program = (
         "from hosting import Brightness; from cac_align.plugins.service import serve; serve(Brightness(delay_s=1.0), port=0)"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parent, stderr=subprocess.PIPE, text=True)
+    here = Path(__file__).parent
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    process = subprocess.Popen([sys.executable, "-c", program], env=env, stderr=subprocess.PIPE, text=True)
     try:
         url = next(line for line in process.stderr if "brightness on http" in line).split(" on ")[1].strip()
         answers = []

@@ -40,7 +40,9 @@ def test_answers_read_back_to_the_annotation(seed):
 
 
 def test_every_frame_gets_its_verdict():
-    torn = Anomaly("Object Distortion", Window(0.5, 1.0), "the red ball splits into two halves", "red ball", {8: (Box(1, 2, 3, 4),)})
+    torn = Anomaly(
+        "Object Distortion", Window(0.5, 1.0), "the red ball splits into two halves", "red ball", {8: (Box(1, 2, 3, 4),)}
+    )
     thought = teacher.chain_of_thought([torn], [0.0, 0.25, 0.5, 0.75, 1.0, 1.25])
     assert thought == (
         "Step 1: Frame 0: fine. Frame 1: fine. Frame 2: ball split. Frame 3: ball split. Frame 4: ball split. Frame 5: fine. "
@@ -57,7 +59,11 @@ def test_what_no_shown_frame_can_show_is_not_claimed():
 
 def test_an_absence_points_at_its_nearest_transition():
     gone = Anomaly(
-        "Motion Anomalies", Window(7 / 16, 14 / 16), "the red ball suddenly disappears", "red ball", {7: (Box(0, 0, 9, 9),), 14: (Box(5, 5, 7, 7),)}
+        "Motion Anomalies",
+        Window(7 / 16, 14 / 16),
+        "the red ball suddenly disappears",
+        "red ball",
+        {7: (Box(0, 0, 9, 9),), 14: (Box(5, 5, 7, 7),)},
     )
     assert teacher.with_shown_boxes(gone, (8, 10, 12)).boxes == {8: (Box(0, 0, 9, 9),)}
     assert teacher.with_shown_boxes(gone, (10, 12, 14)).boxes == {14: (Box(5, 5, 7, 7),)}
@@ -75,7 +81,11 @@ def test_the_world_has_no_reason_without_a_look():
 
 
 def test_a_complaint_retold_names_only_the_other_entity():
-    told = teacher.retold(Anomaly("Human Distortion", None, "the near arm of the red figure is missing", "near arm of the red figure"), "blue", "box")
+    told = teacher.retold(
+        Anomaly("Human Distortion", None, "the near arm of the red figure is missing", "near arm of the red figure"),
+        "blue",
+        "box",
+    )
     assert (told.reason, told.region) == ("the near arm of the blue box is missing", "near arm of the blue box")
 
 
@@ -91,7 +101,13 @@ def test_grades_fall_with_what_is_wrong():
     large = {frame: (Box(0, 0, 400, 300),) for frame in range(16, 33)}
     floating = Anomaly("Physical Violations", Window(1.0, 2.0), "the red ball floats up without support", "red ball", large)
     assert teacher.grades(ball, ball, [floating], 0.0) == {"alignment": 5.0, "physics": 2.0, "style": 4.5}
-    small = Anomaly("Physical Violations", Window(1.0, 1.2), "the red ball floats up without support", "red ball", {16: (Box(0, 0, 150, 150),)})
+    small = Anomaly(
+        "Physical Violations",
+        Window(1.0, 1.2),
+        "the red ball floats up without support",
+        "red ball",
+        {16: (Box(0, 0, 150, 150),)},
+    )
     assert teacher.grades(ball, ball, [small], 0.0)["physics"] == 5.0  # a small short defect escapes a holistic judge
 
 

@@ -52,7 +52,9 @@ class Script:
             if isinstance(given, Reply):
                 replies.append(given)
                 continue
-            text, normal, abnormal = given if isinstance(given, tuple) else (given, *((0.9, 0.1) if '"status": "normal"' in given else (0.1, 0.9)))
+            text, normal, abnormal = (
+                given if isinstance(given, tuple) else (given, *((0.9, 0.1) if '"status": "normal"' in given else (0.1, 0.9)))
+            )
             replies.append(Reply(text, {"normal": math.log(normal), "abnormal": math.log(abnormal)}))
         return replies
 
@@ -72,9 +74,7 @@ def test_normal_in_turn_one_ends_there_and_reads_turn_one():
 
 def test_turn_two_sees_the_8_fps_clip_of_the_window_and_decides():
     boxes = {"Frame 0": [10, 20, 30, 40], "Frame 2": [[1, 2, 3, 4], [5, 6, 7, 8]]}
-    (judgement,), script = ask(
-        answer("abnormal", anomaly("Frame 4-6")), (answer("abnormal", anomaly(boxes=boxes)), 0.05, 0.9)
-    )
+    (judgement,), script = ask(answer("abnormal", anomaly("Frame 4-6")), (answer("abnormal", anomaly(boxes=boxes)), 0.05, 0.9))
     scan, look = script.asked
     assert scan[-1].frames.indices == tuple(range(0, 81, 4))  # 81 frames at 16 fps are 21 at 4 fps
     # frames 4-6 of the scan are source frames 16-24 (1.0-1.5 s); at 8 fps: 16, 18, 20, 22, 24
@@ -170,9 +170,7 @@ def test_one_bad_video_of_a_batch_leaves_the_others_alone(tmp_path):
 
 def test_sub_second_and_one_frame_videos_are_ordinary():
     for frames in (1, 2, 9):
-        (judgement,), script = ask(
-            answer("abnormal", anomaly("Frame 0-0")), answer("normal"), videos=[video(frames)]
-        )
+        (judgement,), script = ask(answer("abnormal", anomaly("Frame 0-0")), answer("normal"), videos=[video(frames)])
         assert judgement.status == "normal"
         assert len(script.asked[1][-1].frames) == min(frames, 2)
 

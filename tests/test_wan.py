@@ -10,9 +10,30 @@ import torch
 from cac_align.generation.wan import Setting, Wan, hash_weights
 from cac_align.miniature.wan import MiniWan, build_pipeline, save_pipeline
 
-TINY = MiniWan(vae_dim=8, vae_mult=(1, 1, 1), text_dim=16, text_heads=2, prompt_tokens=6, dim=24, heads=2, layers=1, ffn_dim=32, freq_dim=16)
+TINY = MiniWan(
+    vae_dim=8,
+    vae_mult=(1, 1, 1),
+    patch=(1, 2, 2),
+    latent_channels=4,
+    text_dim=16,
+    text_heads=2,
+    prompt_tokens=6,
+    dim=24,
+    heads=2,
+    layers=1,
+    ffn_dim=32,
+    freq_dim=16,
+)
 WORDS = ["a", "ball", "red", "rolls"]
-DEFAULTS = {"height": 32, "width": 48, "num_frames": 9, "num_inference_steps": 2, "guidance_scale": 2.0, "fps": 16.0, "max_sequence_length": 6}
+DEFAULTS = {
+    "height": 32,
+    "width": 48,
+    "num_frames": 9,
+    "num_inference_steps": 2,
+    "guidance_scale": 2.0,
+    "fps": 16.0,
+    "max_sequence_length": 6,
+}
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +124,13 @@ def test_a_frame_count_that_wan_cannot_do_names_the_nearest(wan, frames, nearest
         wan.with_setting(num_frames=frames)
 
 
-@pytest.mark.parametrize(("name", "value", "nearest"), [("height", 40, "32 and 48"), ("width", 100, "96 and 112"), ("height", 0, "16 and 32")])
+@pytest.mark.parametrize(
+    ("name", "value", "nearest"), [("height", 40, "32 and 48"), ("width", 100, "96 and 112"), ("height", 0, "16 and 32")]
+)
 def test_a_size_that_wan_cannot_do_names_the_nearest(wan, name, value, nearest):
-    with pytest.raises(ValueError, match=f"{name} must be a positive multiple of 16 pixels, received {value}; the nearest are {nearest}"):
+    with pytest.raises(
+        ValueError, match=f"{name} must be a positive multiple of 16 pixels, received {value}; the nearest are {nearest}"
+    ):
         wan.with_setting(**{name: value})
 
 
@@ -120,7 +145,7 @@ def test_what_is_not_a_wan_checkpoint_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"no model_index.json"):
         Wan.load(tmp_path)
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(ValueError, match="expected a Wan text-to-video checkpoint.*received FluxPipeline"):
+    with pytest.raises(ValueError, match=r"expected a Wan text-to-video checkpoint.*received FluxPipeline"):
         Wan.load(tmp_path)
     shutil.copytree(folder, tmp_path / "torn")
     (tmp_path / "torn" / "transformer" / "config.json").unlink()

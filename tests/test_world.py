@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from dataclasses import replace
@@ -11,7 +12,8 @@ import pytest
 
 from cac_align.data.records import read_records
 from cac_align.judgement import ANOMALY_TYPES
-from cac_align.miniature.defects import ABSENCES, SUBTYPES, pixel_boxes, window_frames
+from cac_align.miniature.annotate import window_frames
+from cac_align.miniature.defects import ABSENCES, SUBTYPES
 from cac_align.miniature.grammar import COLOURS, GLYPHS
 from cac_align.miniature.world import (
     FULL,
@@ -25,6 +27,7 @@ from cac_align.miniature.world import (
     make_clip,
     make_prompts,
     parse_prompt,
+    pixel_boxes,
     render,
     stream,
     write_world,
@@ -60,7 +63,7 @@ def test_the_stream_gives_what_make_clip_gives():
 
 def test_seed_ranges_are_disjoint():
     ranges = (TRAIN_SEEDS, VALID_SEEDS, TEST_SEEDS, PROMPT_SEEDS)
-    assert all(one.stop <= two.start for one, two in zip(ranges, ranges[1:], strict=False))
+    assert all(one.stop <= two.start for one, two in itertools.pairwise(ranges))
 
 
 def test_make_clip_leaves_the_global_random_state_alone():
@@ -146,6 +149,13 @@ def _tight(cover):
     return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
+def _inside(kind, x, y, r):
+    """Membership of points in a ball or a box, written from the definition."""
+    if kind == "ball":
+        return lambda u, v: (u - x) ** 2 + (v - y) ** 2 <= r * r
+    return lambda u, v: np.maximum(abs(u - x), abs(v - y)) <= 0.92 * r
+
+
 def test_ball_and_box_agree_with_an_independent_rasteriser():
     """Where the ball is, what colour it has and how tight its box is, redrawn by point sampling from the track alone."""
     checked = Counter()
@@ -160,10 +170,7 @@ def test_ball_and_box_agree_with_an_independent_rasteriser():
             x = entity.track["x"][frame] + (np.broadcast_to(defect.numbers["dx"], 33)[frame] if moved else 0)
             y = entity.track["y"][frame] + (np.broadcast_to(defect.numbers["dy"], 33)[frame] if moved else 0)
             r = entity.size_px
-            if entity.kind == "ball":
-                cover = _coverage_by_sampling(lambda u, v: (u - x) ** 2 + (v - y) ** 2 <= r * r, 64, 64)
-            else:
-                cover = _coverage_by_sampling(lambda u, v: np.maximum(abs(u - x), abs(v - y)) <= 0.92 * r, 64, 64)
+            cover = _coverage_by_sampling(_inside(entity.kind, x, y, r), 64, 64)
             expected = _tight(cover)
             assert max(abs(a - b) for a, b in zip(box, expected, strict=True)) <= 1, (seed, frame, box, expected)
             ticks = np.arange(64) + 0.5  # well inside, and below the highlight, the colour is plain

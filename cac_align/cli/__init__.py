@@ -84,6 +84,25 @@ def _parser() -> argparse.ArgumentParser:
     world.add_argument("--out", type=Path, required=True)
     world.add_argument("--world", choices=("full", "studio"), default="full")
     _evaluate_verbs(verb("evaluate", "judging", "run_bench", "how good is a judge, how good are the videos"), _late)
+    report = verb("report", "judging", "run_report", "one self-contained HTML page: before against after")
+    report.add_argument(
+        "before", type=Path, help="folder of videos; alone: a Best-of-N folder, a random candidate against the chosen"
+    )
+    report.add_argument("after", type=Path, nargs="?")
+    report.add_argument("--out", type=Path, default=Path("report.html"))
+    report.add_argument("--ratings", type=Path, action="append", default=[], help="ratings exported by the rating page")
+    report.add_argument("--max-pairs", type=int, default=50, help="pairs shown; all are counted (default: 50)")
+    report.add_argument("--seed", type=int, default=0)
+    _reward_options(report, default="what the folders' ledgers hold")
+
+    annotate = verb("annotate", "judging", "run_annotate", "a local page where people rate videos blind, by keyboard")
+    annotate.add_argument("folders", type=Path, nargs="+", help="folder of videos, or the two folders before and after")
+    annotate.add_argument("--rater", help="whose page opens at / (default: the page asks)")
+    annotate.add_argument("--database", type=Path, help="where every action is kept (default: beside the videos)")
+    annotate.add_argument("--host", default="127.0.0.1")
+    annotate.add_argument("--port", type=int, default=8017)
+    annotate.add_argument("--seed", type=int, default=0, help="shuffles the order and the sides")
+
     env = verb("vbench-env", "judging", "run_vbench_env", "create the environment of its own that VBench needs")
     env.add_argument("folder", nargs="?", type=Path, default=Path("~/.cache/cac-align/vbench"))
 
@@ -146,6 +165,6 @@ def _evaluate_verbs(evaluate: argparse.ArgumentParser, late: Callable[[str, str]
     experts.add_argument("--json", action="store_true")
 
 
-def _reward_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--reward", help="recipe YAML or module:Name (default: UnifiedReward + CaC, the miniature)")
+def _reward_options(parser: argparse.ArgumentParser, default: str = "UnifiedReward + CaC, the miniature") -> None:
+    parser.add_argument("--reward", help=f"recipe YAML or module:Name (default: {default})")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")

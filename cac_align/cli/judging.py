@@ -89,3 +89,31 @@ def _progress(unit: str) -> Callable[[Any, Any, Any], None]:
             bar.close()
 
     return show
+
+
+def run_report(options: argparse.Namespace) -> int:
+    from cac_align.evaluation.report import report, report_selection
+    from cac_align.recipe import load_reward
+
+    chosen = None if options.reward is None else load_reward(options.reward, options.overrides)
+    shared = {"reward": chosen, "ratings": options.ratings, "max_pairs": options.max_pairs, "seed": options.seed}
+    if options.after is None:
+        report_selection(options.before, options.out, **shared)
+    else:
+        report(options.before, options.after, options.out, **shared)
+    print(options.out)
+    return 0
+
+
+def run_annotate(options: argparse.Namespace) -> int:
+    from cac_align.evaluation.annotate import annotate
+
+    annotate(
+        options.folders,
+        rater=options.rater,
+        database=options.database,
+        host=options.host,
+        port=options.port,
+        seed=options.seed,
+    )
+    return 0

@@ -354,7 +354,7 @@ def summary(made: Comparison) -> str:
     moved = _value(rate.difference)
     verb = "fell" if moved < 0 else "rose" if moved > 0 else "stayed"
     interval = (
-        f" ({100 * moved:+.0f} points, 95 % interval {100 * low:+.0f} to {100 * high:+.0f})"
+        f" ({_points(moved)} points, 95 % interval {_points(low)} to {_points(high)})"
         if low is not None and high is not None
         else ""
     )

@@ -216,14 +216,18 @@ def _checkpoint_folder(path_or_id: str | os.PathLike[str]) -> Path:
     folder = Path(path_or_id)
     if not folder.is_dir():
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_id)):
-            raise ValueError(f"{path_or_id}: no such folder; expected a diffusers Wan folder, or a hub id such as Wan-AI/NAME-Diffusers")
+            raise ValueError(
+                f"{path_or_id}: no such folder; expected a diffusers Wan folder, or a hub id such as Wan-AI/NAME-Diffusers"
+            )
         try:
             folder = Path(DiffusionPipeline.download(str(path_or_id)))
         except Exception as error:  # offline, gated, misspelt: the hub client has a different class for each
             raise ValueError(f"{path_or_id}: neither a folder here nor a checkpoint that could be fetched ({error})") from error
     index = folder / "model_index.json"
     if not index.is_file():
-        raise ValueError(f"{folder}: no model_index.json; expected a diffusers pipeline folder, as WanPipeline.save_pretrained writes")
+        raise ValueError(
+            f"{folder}: no model_index.json; expected a diffusers pipeline folder, as WanPipeline.save_pretrained writes"
+        )
     received = json.loads(index.read_text()).get("_class_name")
     if received != "WanPipeline":
         raise ValueError(f"{folder}: expected a Wan text-to-video checkpoint (WanPipeline), received {received}")

@@ -168,7 +168,10 @@ def _glyph_change(rng: np.random.Generator, entity: Entity, name: str, severity:
             for _ in range(200):
                 bits = rng.permutation([1] * (n := int(rng.integers(6, 11))) + [0] * (15 - n))
                 new = tuple("".join(map(str, bits[row * 3 : row * 3 + 3])) for row in range(5))
-                if _distance(new, rows) >= 5 and min(min(_distance(new, g), _distance(new, _mirror(g))) for g in GLYPHS.values()) >= 3:
+                if (
+                    _distance(new, rows) >= 5
+                    and min(min(_distance(new, g), _distance(new, _mirror(g))) for g in GLYPHS.values()) >= 3
+                ):
                     fresh[position] = new
                     break
             else:

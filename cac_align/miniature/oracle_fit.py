@@ -172,7 +172,7 @@ def fit_entity(spec: Spec, kind: str, pixels: np.ndarray, backdrop: np.ndarray, 
 
     def laid(size: float) -> Entity:
         entity = Entity(kind, tuple(rgb.tolist()), size, 0.0, {"x": x, "y": y}, text)
-        return _settle(entity, pixels, share, backdrop, probe, rgb, 1.0, x, y)
+        return _settle(entity, share, backdrop, probe, rgb, 1.0, x, y)
 
     def misfit(entity: Entity, sigma: float) -> float:  # a low quantile: up to two thirds of the frames may hold a defect
         return float(np.quantile(residual_blot(pixels[probe] - synthesise(entity, backdrop, probe, sigma)), 0.2))
@@ -187,7 +187,7 @@ def fit_entity(spec: Spec, kind: str, pixels: np.ndarray, backdrop: np.ndarray, 
     size = entity.size_px
     entity = Entity(kind, tuple(rgb.tolist()), size, 0.0, {"x": x, "y": y}, text)
     frames = np.arange(count)
-    entity = _settle(entity, pixels, share, backdrop, frames, rgb, sigma, x, y)
+    entity = _settle(entity, share, backdrop, frames, rgb, sigma, x, y)
     drawn = synthesise(entity, backdrop, frames, sigma)
     expected = matte(drawn, backdrop, rgb).sum((1, 2))
     blot = residual_blot(pixels - drawn)
@@ -215,7 +215,16 @@ def _peak(share: np.ndarray) -> np.ndarray:
     return window.max((1, 2)) / 9
 
 
-def _settle(entity: Entity, pixels, share, backdrop, frames, rgb, sigma: float, x: np.ndarray, y: np.ndarray) -> Entity:
+def _settle(
+    entity: Entity,
+    share: np.ndarray,
+    backdrop: np.ndarray,
+    frames: np.ndarray,
+    rgb: np.ndarray,
+    sigma: float,
+    x: np.ndarray,
+    y: np.ndarray,
+) -> Entity:
     """Move the entity so that its drawn centre of mass is the observed one (on ``frames``); a figure also finds its stride."""
     count = len(x)
     track = {"x": x.astype(np.float64).copy(), "y": y.astype(np.float64).copy()}
@@ -233,7 +242,16 @@ def _settle(entity: Entity, pixels, share, backdrop, frames, rgb, sigma: float, 
     return replace(entity, track=track)
 
 
-def _pose(entity, share, backdrop, frames, rgb, sigma, x, y) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pose(
+    entity: Entity,
+    share: np.ndarray,
+    backdrop: np.ndarray,
+    frames: np.ndarray,
+    rgb: np.ndarray,
+    sigma: float,
+    x: np.ndarray,
+    y: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Stride and centre of a figure per frame: the best of a bank of silhouettes, compared after aligning centres of mass."""
     width = share.shape[2]
     middle = float(np.median(y[frames]))

@@ -275,4 +275,3 @@ def _meeting(
     ball = Entity("ball", COLOURS[actor.colour], size, lane, {"x": x, "y": np.full(count, lane - size)})
     still = {"x": np.full(count, place), "y": np.full(count, lane - foot(wall.kind, wall.size_px))}
     return ball, replace(wall, depth=lane - 0.01, track=still), hit + 1 if stops else None
-

@@ -6,8 +6,9 @@ A full-size judge starts from an encoder that was pretrained on a web of images;
 it too slowly (two verdicts in sixty tokens). So each visual token first learns, through heads that are thrown away afterwards, how the
 part of the picture it stands for looks in either frame of its pair, where the broken thing begins and ends, and what is in the scene.
 
-Loss: binary cross-entropy over looks (summed over looks, mean over cells) + 2 · L1 of box edges where something is broken
-+ 0.2 · binary cross-entropy over the kinds and colours that the prompt names (from the mean of the pair's tokens).
+Loss: 3 · binary cross-entropy over looks (summed over looks, mean over cells) + softplus(s(whole) − s(broken)) of every couple, with s a
+soft maximum of linear scores of the tokens + L1 of box edges where something is broken + 0.1 · binary cross-entropy over the kinds and colours that
+the prompt names (from the mean token). Couples differ in the defect only, so their difference is about nothing else.
 """
 
 from __future__ import annotations
@@ -106,33 +107,31 @@ class Seeing(torch.nn.Module):
             self.looks = torch.nn.Linear(hidden, 2 * len(teacher.LOOKS))
             self.edges = torch.nn.Linear(hidden, 2 * 4)
             self.words = torch.nn.Linear(hidden, len(_WORDS))
+            self.broken = torch.nn.Linear(hidden, 1)
         torch.nn.init.constant_(self.looks.bias, -5.0)  # almost no cell shows almost any look
 
     def forward(self, tokens: Float[torch.Tensor, "N 16 D"], pairs: Pairs) -> tuple[torch.Tensor, float]:
-        """The loss, and how well broken pairs are told from whole ones by their most suspicious cell (AUROC, in [0, 1])."""
+        """The loss, and the share of couples whose broken pair scores higher than its whole twin (chance: 0.5)."""
         count = len(tokens)
         logits = self.looks(tokens).view(count, CELLS * CELLS, 2, -1).transpose(1, 2)
         looks = torch.from_numpy(pairs.looks)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, looks, reduction="none").sum(-1).mean()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, looks, reduction="none").sum(-1).mean() * 3
         edges = torch.from_numpy(pairs.edges)
         shown = torch.isfinite(edges).all(-1)
         guessed = self.edges(tokens).view(count, CELLS * CELLS, 2, 4).transpose(1, 2)
         if shown.any():
-            loss = loss + 2 * (guessed[shown] - edges[shown]).abs().mean()
+            loss = loss + (guessed[shown] - edges[shown]).abs().mean()
         named = torch.nn.functional.binary_cross_entropy_with_logits(self.words(tokens.mean(1)), torch.from_numpy(pairs.words))
-        with torch.no_grad():
-            suspicion = logits.amax((1, 2, 3))
-            broken = looks.amax((1, 2, 3)) > 0
-            above = (
-                (suspicion[broken][:, None] > suspicion[~broken][None]).float().mean()
-                if broken.any() and not broken.all()
-                else suspicion.new_tensor(0.5)
-            )
-        return loss + 0.2 * named, above.item()
+        score = self.broken(tokens).squeeze(-1)
+        score = score.logsumexp(1)
+        whole, broken = score[0::2], score[1::2]
+        told = looks[1::2].amax((1, 2, 3)) > 0
+        loss = loss + torch.nn.functional.softplus(whole - broken)[told].mean() + 0.1 * named
+        return loss, (broken > whole)[told].float().mean().item()
 
 
 def look_loss(model: Any, processor: Any, heads: Seeing, pairs: Pairs) -> tuple[torch.Tensor, float]:
-    """Loss and AUROC of the model's encoder on these pairs, patched exactly as videos are at inference."""
+    """Loss and share of couples told apart by the model's encoder on these pairs, patched exactly as videos are at inference."""
     videos = [torch.from_numpy(pair).permute(0, 3, 1, 2) for pair in pairs.pixels]
     patched = processor.video_processor(videos=videos, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt")
     seen = model.model.visual(patched["pixel_values_videos"], grid_thw=patched["video_grid_thw"], return_dict=True).pooler_output

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from cac_align.miniature.wan import MiniWan, build_pipeline, build_vae, save_pipeline, start_as_block_means
+from cac_align.miniature.wan import MiniWan, build_pipeline, build_vae, save_pipeline
 from cac_align.recipe import read_recipe
 
 
@@ -145,7 +145,9 @@ class Run:
 
     def _restore(self) -> None:
         saved = torch.load(self.out / "checkpoint.pt", map_location="cpu", weights_only=True)
-        changed = sorted(name for name, value in self.recipe.items() if json.dumps(value) != json.dumps(saved["recipe"].get(name)))
+        changed = sorted(
+            name for name, value in self.recipe.items() if json.dumps(value) != json.dumps(saved["recipe"].get(name))
+        )
         if changed:
             raise ValueError(
                 f"{self.out}: holds a run of another recipe ({', '.join(changed)} differ); choose another out=, or remove the folder"
@@ -186,7 +188,9 @@ class Run:
                     group["lr"] = lr * learning_rate_factor(self.step, s.steps, s.warmup)
             loss, numbers = loss_at(self.step)
             if not torch.isfinite(loss):
-                raise ValueError(f"step {self.step}: the loss is {loss.item()}; lower schedule.lr and resume from the last checkpoint")
+                raise ValueError(
+                    f"step {self.step}: the loss is {loss.item()}; lower schedule.lr and resume from the last checkpoint"
+                )
             for p in self.parameters:
                 p.grad = None
             loss.backward()
@@ -295,7 +299,9 @@ def training_clip(seed: int, anomalous: float) -> tuple[UInt8[np.ndarray, "T H W
     from cac_align.miniature.world import STUDIO, TRAIN_SEEDS, make_clip
 
     if seed not in TRAIN_SEEDS:
-        raise ValueError(f"clip seed {seed} lies outside the training range {TRAIN_SEEDS}; lower first_clip, clips or schedule.steps")
+        raise ValueError(
+            f"clip seed {seed} lies outside the training range {TRAIN_SEEDS}; lower first_clip, clips or schedule.steps"
+        )
     clip = make_clip(seed, replace(STUDIO, anomaly_share=anomalous))
     return clip.pixels, clip.prompt
 
@@ -323,12 +329,11 @@ def decode_unclamped(vae: nn.Module, latents: Float[Tensor, "B C t h w"]) -> Flo
     return unpatchify(torch.cat(pieces, 2), patch_size=vae.config.patch_size)
 
 
-OPPONENT = torch.tensor([[0.33, 0.34, 0.33], [1.0, -1.0, 0.0], [0.5, 0.5, -1.0]])
-"""RGB → brightness, red against green, yellow against blue, colour counted double: plain RGB errors learn brightness long before hue."""
-
-
 def reconstruction_loss(
-    made: Float[Tensor, "B 3 T H W"], target: Float[Tensor, "B 3 T H W"], weight: Float[Tensor, "B 1 T H W"], gradient_weight: float
+    made: Float[Tensor, "B 3 T H W"],
+    target: Float[Tensor, "B 3 T H W"],
+    weight: Float[Tensor, "B 1 T H W"],
+    gradient_weight: float,
 ) -> Tensor:
     """Weighted mean of |e| + 2e², and of |difference of e| between neighbours in space and time; e in brightness and two colour axes.
 
@@ -387,8 +392,6 @@ def train_vae(recipe: VaeRecipe, *, stop_at: int | None = None) -> Path | None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         vae = build_vae(recipe.model).train()
-    if recipe.model.vae_residual:
-        start_as_block_means(vae)
     with torch.no_grad():  # almost no noise at first (standard deviation 0.05): with the default of 1 the first signal drowns
         vae.quant_conv.bias[recipe.model.latent_channels :] = -6.0
     run = Run(out, {"vae": vae}, recipe.schedule, recipe)
@@ -434,7 +437,9 @@ def finish_vae(vae: nn.Module, recipe: VaeRecipe, run: Run) -> Path:
     mean, std = joined.mean(dim=(0, 2, 3, 4)), joined.std(dim=(0, 2, 3, 4))
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     vae.save_pretrained(Path(recipe.out) / "final")
-    run.log({"psnr_held_out": float(np.mean(values)), "psnr_entity": float(np.mean(standing_out)), "latent_std": std.mean().item()})
+    run.log(
+        {"psnr_held_out": float(np.mean(values)), "psnr_entity": float(np.mean(standing_out)), "latent_std": std.mean().item()}
+    )
     return Path(recipe.out) / "final"
 
 
@@ -451,8 +456,13 @@ def encode_clips(vae: nn.Module, recipe: WanRecipe, shard: int = 250) -> tuple[F
     for first in range(0, recipe.clips, shard):
         file = folder / f"{first:06d}.npz"
         if not file.is_file():
-            clips = [training_clip(recipe.first_clip + n, recipe.anomalous) for n in range(first, min(first + shard, recipe.clips))]
-            made = [vae.encode(to_signal(np.stack([c[0] for c in clips[n : n + 8]]))).latent_dist.mode() for n in range(0, len(clips), 8)]
+            clips = [
+                training_clip(recipe.first_clip + n, recipe.anomalous) for n in range(first, min(first + shard, recipe.clips))
+            ]
+            made = [
+                vae.encode(to_signal(np.stack([c[0] for c in clips[n : n + 8]]))).latent_dist.mode()
+                for n in range(0, len(clips), 8)
+            ]
             packed = ((torch.cat(made) - mean) / std).half().numpy()
             with file.with_suffix(".tmp").open("wb") as opened:
                 np.savez(opened, latents=packed, prompts=np.array([c[1] for c in clips]))
@@ -577,7 +587,9 @@ def evaluate(folder: Path, recipe: WanRecipe) -> dict[str, Any]:
     return {
         "clips": len(videos),
         "anomaly_rate": float(np.mean([verdict.status == "abnormal" for verdict in verdicts])),
-        "follows": float(np.mean([all(verdict.follows[name] for name in ("entity", "colour", "motion")) for verdict in verdicts])),
+        "follows": float(
+            np.mean([all(verdict.follows[name] for name in ("entity", "colour", "motion")) for verdict in verdicts])
+        ),
         "followed": {name: round(followed[name] / count, 3) for name, count in asked.items()},
         "types": dict(Counter(name for verdict in verdicts for name in verdict.types)),
         "speed_px_s": float(np.mean([verdict.displacement_px for verdict in verdicts])),

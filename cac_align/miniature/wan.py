@@ -3,8 +3,10 @@
 vocabulary → tokenizer ┐
 numbers (MiniWan) → UMT5 encoder, AutoencoderKLWan, WanTransformer3DModel, UniPC → WanPipeline → a folder any Wan code can load
 
-Only the numbers are small. The strides are the real ones: 8 in space and 4 in time with the first frame alone, 16 latent channels,
-DiT patches (1, 2, 2), flow matching with a shifted schedule. A 33-frame 64 × 64 clip is 16 × 9 × 8 × 8 latents, 144 tokens.
+Only the numbers are small, and half as large where size forbids more: the VAE's strides are 4 in space and 2 in time with the first
+frame alone (Wan: 8 and 4), the DiT's patches (1, 4, 4) (Wan: (1, 2, 2)), so that a token is 16 × 16 pixels of one latent frame in both.
+A 33-frame 64 × 64 clip is 8 × 17 × 16 × 16 latents, 272 tokens of 128 numbers: fewer than the DiT is wide, as they must be, because what
+it predicts holds the noise of every one of them. Everything reads strides and patches from the checkpoint; nothing assumes these.
 """
 
 from __future__ import annotations
@@ -42,7 +44,6 @@ class MiniWan:
     vae_dim: int = 16
     vae_mult: tuple[int, ...] = (1, 2)
     vae_blocks: int = 1
-    vae_residual: bool = False
     latent_channels: int = 8
     text_dim: int = 64
     text_layers: int = 1
@@ -54,7 +55,7 @@ class MiniWan:
     ffn_dim: int = 480
     freq_dim: int = 64
     patch: tuple[int, int, int] = (1, 4, 4)
-    flow_shift: float = 3.0
+    flow_shift: float = 5.0
 
 
 def build_tokenizer(vocabulary: Sequence[str], prompt_tokens: int) -> PreTrainedTokenizerFast:
@@ -67,12 +68,18 @@ def build_tokenizer(vocabulary: Sequence[str], prompt_tokens: int) -> PreTrained
 
     words = list(vocabulary)
     if len(set(words)) != len(words) or any(not word or word.split() != [word] for word in words):
-        raise ValueError("vocabulary must be distinct words without blanks; received a duplicate, an empty word or one with a blank")
+        raise ValueError(
+            "vocabulary must be distinct words without blanks; received a duplicate, an empty word or one with a blank"
+        )
     pieces = [(piece, 0.0) for piece in SPECIAL_PIECES]
     pieces += [("▁" + word, -1.0) for word in words]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(pattern=" ", behavior="removed"), pre_tokenizers.Punctuation("isolated"), pre_tokenizers.Metaspace()]
+        [
+            pre_tokenizers.Split(pattern=" ", behavior="removed"),
+            pre_tokenizers.Punctuation("isolated"),
+            pre_tokenizers.Metaspace(),
+        ]
     )
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
@@ -99,9 +106,9 @@ def build_text_encoder(shape: MiniWan, vocabulary_size: int) -> UMT5EncoderModel
 
 
 def build_vae(shape: MiniWan) -> AutoencoderKLWan:
-    """A Wan VAE: 2 × 2 pixels folded into channels, then one level that halves space and time: strides 4 and 2.
+    """A Wan VAE: 2 × 2 pixels folded into channels, then levels that halve space and time; one by default: strides 4 and 2.
 
-    Half of the real Wan's strides: at 8 and 4 a network of this size needed hours to learn even the colours of small things.
+    With two (8 and 4, as the real one) a network of this size still blurred limbs and letters when this one drew them.
     """
     from diffusers import AutoencoderKLWan
 
@@ -113,7 +120,6 @@ def build_vae(shape: MiniWan) -> AutoencoderKLWan:
         num_res_blocks=shape.vae_blocks,
         attn_scales=[],
         temperal_downsample=[True] * halvings,
-        is_residual=shape.vae_residual,
         patch_size=2,
         in_channels=12,
         out_channels=12,
@@ -122,65 +128,6 @@ def build_vae(shape: MiniWan) -> AutoencoderKLWan:
         latents_mean=[0.0] * shape.latent_channels,
         latents_std=[1.0] * shape.latent_channels,
     )
-
-
-def start_as_block_means(vae: AutoencoderKLWan) -> None:
-    """Set the weights of an untrained VAE so that it encodes and decodes the mean colour of blocks of pixels and frames.
-
-    From random weights the first signal through two normalised, 30-layer halves is brightness alone, and colour follows hundreds of steps
-    later. Here the shortcuts carry it from the beginning: each colour c travels as the pair of channels (c, −c) beside a constant
-    channel, so that normalisation keeps its size, and SiLU its sign, because silu(c) − silu(−c) = c. Residual branches start at zero;
-    all channels and latents not used here keep their random weights. Needs multipliers (1, m, m) and ``is_residual``.
-    """
-    import torch
-
-    colours, last = 3, -1  # a causal convolution's last tap is the present frame
-    with torch.no_grad():
-        for block in (m for m in vae.modules() if type(m).__name__ in ("WanResidualBlock", "WanAttentionBlock", "WanResample")):
-            out = {"WanResidualBlock": "conv2", "WanAttentionBlock": "proj"}.get(type(block).__name__)
-            layer = getattr(block, out) if out else block.resample[1]
-            layer.weight.mul_(0.0 if out else 0.1)
-            layer.bias.zero_()
-
-        encoder, copies = vae.encoder, vae.config.dim_mult[-1]  # averaging from 1 to m channels leaves m copies of each, by time
-        conv = encoder.conv_in
-        for channel in range(2 * colours + 1):
-            conv.weight[channel] = 0
-            conv.bias[channel] = float(channel == 2 * colours)
-        for colour in range(colours):
-            for sign in (0, 1):
-                conv.weight[2 * colour + sign, 4 * colour : 4 * colour + 4, last, 1, 1] = (1 - 2 * sign) / 4
-        conv, latents = encoder.conv_out, vae.config.z_dim
-        conv.weight[latents:] *= 0.01
-        for colour in range(colours):
-            for copy in range(copies):
-                row = conv.weight[colour * copies + copy]
-                row.zero_()
-                conv.bias[colour * copies + copy] = 0
-                row[2 * colour * copies + copy, last, 1, 1] = 0.5
-                row[(2 * colour + 1) * copies + copy, last, 1, 1] = -0.5
-        for conv in (vae.quant_conv, vae.post_quant_conv):
-            conv.weight.copy_(torch.eye(len(conv.weight))[..., None, None, None])
-            conv.bias.zero_()
-
-        decoder = vae.decoder
-        conv = decoder.conv_in
-        for channel in range(2 * colours + 1):
-            conv.weight[channel] = 0
-            conv.bias[channel] = 2.0 * (channel == 2 * colours)
-        for colour in range(colours):
-            for sign in (0, 1):
-                conv.weight[2 * colour + sign, colour * copies : (colour + 1) * copies, last, 1, 1] = (1 - 2 * sign) / copies
-        for block in decoder.modules():
-            if type(block).__name__ == "WanResidualBlock" and block.in_dim != block.out_dim:
-                block.conv_shortcut.weight[: 2 * colours + 1] = torch.eye(2 * colours + 1, block.in_dim)[..., None, None, None]
-                block.conv_shortcut.bias[: 2 * colours + 1] = 0
-        conv = decoder.conv_out
-        conv.weight *= 0.1
-        conv.bias.zero_()
-        for colour in range(colours):
-            for sign in (0, 1):
-                conv.weight[4 * colour : 4 * colour + 4, 2 * colour + sign, last, 1, 1] += 0.4 * (1 - 2 * sign)
 
 
 def build_transformer(shape: MiniWan) -> WanTransformer3DModel:

@@ -193,27 +193,31 @@ def open_pixels(pixels: Any, fps: float, layout: Layout | None, name: str) -> Vi
     """A host's video as a Video at ``fps``; a leading batch axis of one is dropped. Raises ``ValueError`` as ``Video.open`` does."""
     if getattr(pixels, "ndim", 0) == 5 and pixels.shape[0] == 1:
         pixels = pixels[0]
-    if hasattr(pixels, "detach") and pixels.is_floating_point():
-        pixels = _to_uint8(pixels)
+    if hasattr(pixels, "detach") and pixels.is_floating_point() and pixels.ndim == 4:
+        channels = ["THWC", "TCHW", "CTHW"] if layout is None else [layout]
+        axes = [order.index("C") for order in channels if pixels.shape[order.index("C")] == 3]
+        if len(axes) == 1:  # else Video.open says what is wrong with the shape
+            pixels, layout = _to_uint8(pixels, axes[0]), "THWC"
     return Video.open(pixels, fps=fps, layout=layout, name=None if isinstance(pixels, str) else name)
 
 
-def _to_uint8(pixels: Any) -> Any:
-    """A float tensor in [0, 1] as uint8 on the CPU, made on the tensor's own device: a quarter of the bytes cross the bus."""
+def _to_uint8(pixels: Any, channel_axis: int) -> Any:
+    """A float tensor in [0, 1] as uint8 (T, H, W, 3) on the CPU, frame by frame on the tensor's own device: a quarter of the bytes
+    cross the bus, and there is never a second float copy of the whole video."""
     import torch
 
-    pixels = pixels.detach()
-    if pixels.numel() == 0:
+    channels = pixels.detach().movedim(channel_axis, 0)  # (3, T, H, W)
+    if channels.numel() == 0:
         raise ValueError(f"pixels are empty, shape {tuple(pixels.shape)}")
-    low, high = (float(end) for end in torch.aminmax(pixels))  # NaN comes through both
+    low, high = (float(end) for end in torch.aminmax(channels))  # NaN comes through both
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("pixels hold NaN or infinite values; the generator diverged")
     if low < -1e-3 or high > 1 + 1e-3:
         raise ValueError(
             f"float pixels must lie in [0, 1], received [{low:.3g}, {high:.3g}]; rescale, or pass uint8 for [0, 255]"
         )
-    out = torch.empty(pixels.shape, dtype=torch.uint8)
-    for start in range(0, pixels.shape[0], 8):  # a few frames at a time: no second float copy of the whole video
-        piece = pixels[start : start + 8].float().clamp(0, 1).mul_(255).round_()
-        out[start : start + 8] = piece.to(torch.uint8)
+    out = torch.empty((*channels.shape[1:], 3), dtype=torch.uint8)
+    for index in range(len(out)):
+        frame = channels[:, index].float().mul(255).round_().clamp_(0, 255).to(torch.uint8)
+        out[index] = torch.stack(list(frame), dim=-1)
     return out

@@ -1,7 +1,7 @@
 """Running real hosts: their checkouts, an interpreter that has their dependencies, and a tiny random Wan for them to train.
 
 FLOW_FACTORY_DIR, FLOW_GRPO_DIR, UNIRL_DIR name checkouts; UPSTREAM_PYTHON an interpreter with the hosts' own dependencies beside
-ours (default: this one). Nothing of theirs is copied here.
+ours (default: this one), UPSTREAM_REWARD the reward they train with (default: scripted judges). Nothing of theirs is copied here.
 """
 
 import os
@@ -14,6 +14,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 PYTHON = os.environ.get("UPSTREAM_PYTHON", sys.executable)
+REWARD = os.environ.get("UPSTREAM_REWARD", "hosting:telling")  # a recipe file or module:Name, e.g. recipes/reward/miniature.yaml
 PROMPTS = ("a red ball rolls right", "a blue square falls", "a green ball jumps", "a red square turns")
 
 
@@ -63,11 +64,26 @@ def run(arguments: list[str], cwd: Path, path: list[Path], timeout_s: float = 17
 
 
 def tiny_wan(folder: Path) -> Path:
-    """An untrained Wan pipeline of a few hundred thousand weights: the real classes, 8 × 8 × 4 strides."""
-    from cac_align.miniature.wan import MiniWan, build_pipeline
+    """An untrained Wan pipeline of about a hundred thousand weights: the real classes, strides 8 in space and 4 in time."""
+    import torch
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-    vae = {"vae_dim": 4, "vae_mult": (1, 1, 1), "vae_residual": False}
-    shape = MiniWan(**vae, text_dim=32, text_layers=1, text_heads=2, prompt_tokens=512, dim=32, heads=2, layers=1, ffn_dim=64)
     words = sorted({word for prompt in PROMPTS for word in prompt.split()})
-    build_pipeline(shape, words, seed=0).save_pretrained(folder)
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *(("▁" + word, -1.0) for word in words)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    torch.manual_seed(0)
+    text = UMT5Config(vocab_size=len(pieces), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, tie_word_embeddings=False)
+    vae = {"base_dim": 4, "z_dim": 16, "dim_mult": [1, 1, 1], "num_res_blocks": 1, "attn_scales": [], "patch_size": 2}
+    dit = {"patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 16, "out_channels": 16}
+    WanPipeline(
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"),
+        text_encoder=UMT5EncoderModel(text),
+        vae=AutoencoderKLWan(**vae, temperal_downsample=[True, True], in_channels=12, out_channels=12),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        transformer=WanTransformer3DModel(**dit, text_dim=32, freq_dim=32, ffn_dim=64, num_layers=1),
+    ).save_pretrained(folder)
     return folder

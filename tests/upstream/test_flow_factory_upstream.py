@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from hosting import serving, telling
+from hosting import serving
 
-from upstream.hosts import PROMPTS, PYTHON, checkout, need, run, tiny_wan
+from cac_align.recipe import load_reward
+from upstream.hosts import PROMPTS, PYTHON, REWARD, checkout, need, run, tiny_wan
 
 pytestmark = [pytest.mark.upstream, pytest.mark.timeout(1800)]
 
@@ -47,8 +48,8 @@ def test_its_grpo_trains_two_epochs_with_our_rewards(tmp_path, processes, asynch
     launch = [PYTHON, "-m", "flow_factory.train", "config.yaml"]
     if processes > 1:
         launch = [PYTHON, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=29617", *launch[1:]]
-    with serving(telling()) as (url, _):
-        text = CONFIG.format(**values, reward=url if remote else "hosting:telling")
+    with serving(load_reward(REWARD)) as (url, _):
+        text = CONFIG.format(**values, reward=url if remote else REWARD)
         (tmp_path / "config.yaml").write_text(text)
         output = run(launch, tmp_path, [home / "src"], LOG_FILE=str(tmp_path / "log.jsonl"))
     assert "Training completed successfully" in output
@@ -58,7 +59,7 @@ def test_its_grpo_trains_two_epochs_with_our_rewards(tmp_path, processes, asynch
     for name in ("cac", "unified"):
         assert sum(fact["host"] == f"flow-factory/{name}" for fact in facts) == samples
     judged = [row for row in rows if row["kind"] == "score" and row["reward"] == "cac"]
-    assert judged and all(row["judgement"]["status"] in ("normal", "abnormal") for row in judged)
+    assert len(judged) == samples and all(row["judgement"]["status"] in ("normal", "abnormal") for row in judged)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     ratios = [value for row in log for key, value in row.items() if key.startswith("train/ratio")]
     assert len([row for row in log if "train/ratio_mean" in row]) == 2  # one optimiser step per epoch

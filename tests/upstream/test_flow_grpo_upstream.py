@@ -4,9 +4,10 @@ import hashlib
 import json
 
 import pytest
-from hosting import serving, telling
+from hosting import serving
 
-from upstream.hosts import PROMPTS, PYTHON, checkout, need, run, tiny_wan
+from cac_align.recipe import load_reward
+from upstream.hosts import PROMPTS, PYTHON, REWARD, checkout, need, run, tiny_wan
 
 pytestmark = [pytest.mark.upstream, pytest.mark.timeout(1800)]
 
@@ -54,7 +55,7 @@ def test_the_unmodified_wan_script_trains_two_epochs(tmp_path):
     names = {"base": str(home / "config" / "base.py"), "model": str(tiny_wan(tmp_path / "wan")), "data": str(data)}
     (tmp_path / "config.py").write_text(CONFIG.format(**names, save=str(tmp_path / "save")))
     ledger = tmp_path / "ledger.jsonl"
-    with serving(telling()) as (url, _):
+    with serving(load_reward(REWARD)) as (url, _):
         ours = ["-m", "cac_align.plugins.flow_grpo", "--reward", url, "--ledger", str(ledger), "--fps", "8"]
         run([*LAUNCH, *ours, str(script), "--config", "config.py"], tmp_path, [home])
     assert hashlib.sha256(script.read_bytes()).hexdigest() == before
@@ -63,4 +64,4 @@ def test_the_unmodified_wan_script_trains_two_epochs(tmp_path):
     trained, evaluated = 2 * 2 * 4, len(PROMPTS)  # epochs × batches × batch size; every test prompt once, in epoch 3
     assert facts.count("flow_grpo/cac") == facts.count("flow_grpo/unifiedreward_video") == trained + evaluated
     judged = [row for row in rows if row["kind"] == "score" and row["reward"] == "cac"]
-    assert judged and all(row["judgement"]["turns"] for row in judged)
+    assert len(judged) == trained + evaluated and all(row["judgement"]["turns"] for row in judged)

@@ -1,0 +1,140 @@
+"""The command line: what goes to stdout, what to stderr, exit statuses, and hostile or broken input."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from cac_align.cli import _parser, main
+from cac_align.cli.prompts import read_prompts
+from cac_align.cli.scoring import score_files, score_table, video_prompts
+from cac_align.encoding import write_mp4
+from cac_align.rewards.reward import Score
+
+
+class Brightness:
+    """A real, small reward: the mean brightness, no model behind it."""
+
+    name, bounds = "brightness", (0.0, 1.0)
+
+    @property
+    def passport(self):
+        return {"reward": "brightness"}
+
+    def __call__(self, prompts, videos):
+        return [Score(float(video.sample(4).pixels.mean()) / 255, passport=self.passport) for video in videos]
+
+
+@pytest.fixture
+def clip(tmp_path):
+    path = tmp_path / "clip.mp4"
+    write_mp4(path, np.full((17, 32, 32, 3), 128, np.uint8), fps=16)
+    return path
+
+
+REWARD = ["--reward", f"{__name__}:Brightness"]
+
+
+def test_score_prints_one_json_object_per_video_and_nothing_else(clip, capsys):
+    assert main(["score", str(clip), str(clip), "--prompt", "p", "--json", *REWARD]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["video"] for row in rows] == [str(clip)] * 2
+    assert set(rows[0]) == {"video", "prompt", "score", "parts", "judgement", "error", "passport"}
+    assert rows[0]["score"] == pytest.approx(0.5, abs=0.02) and rows[0]["error"] is None
+
+
+def test_broken_files_cost_only_themselves_and_the_exit_status_says_so(clip, tmp_path, capsys):
+    empty, text, short = tmp_path / "empty.mp4", tmp_path / "text.mp4", tmp_path / "short.mp4"
+    empty.write_bytes(b"")
+    text.write_text("not a video")
+    short.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    missing = tmp_path / "nowhere.mp4"
+    videos = [str(path) for path in (empty, clip, text, missing, short)]
+    assert main(["score", *videos, "--prompt", "p", "--json", *REWARD]) == 1
+    captured = capsys.readouterr()
+    rows = [json.loads(line) for line in captured.out.splitlines()]
+    assert [row["score"] is None for row in rows] == [True, False, True, True, True]
+    assert all(row["error"].startswith("video:") for row in rows if row["score"] is None)
+    assert "4 of 5 videos have no score" in captured.err
+
+
+def test_the_ledger_serves_a_second_run(clip, tmp_path, capsys):
+    ledger = tmp_path / "scores.jsonl"
+    command = ["score", str(clip), "--prompt", "p", "--json", "--ledger", str(ledger), *REWARD]
+    assert main(command) == 0 and main(command) == 0
+    assert len(ledger.read_text().splitlines()) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert json.loads(first)["score"] == json.loads(second)["score"]
+
+
+def test_hostile_prompts_pass_through(clip):
+    hostile = 'a {prompt} "quoted" <script>\u2028' + "x" * 50_000
+    (row,) = score_files(Brightness(), [str(clip)], [hostile], None)
+    assert json.loads(json.dumps(row))["prompt"] == hostile
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["score", "a.mp4"], "pass either --prompt TEXT or --prompts FILE"),
+        (["score", "a.mp4", "--prompt", "p", "--reward", "no.yaml"], "no such recipe file"),
+        (["score", "a.mp4", "--prompt", "p", "--set", "normalize=range"], "did you mean 'normalise'"),
+        (["best-of-n", "--prompts", "nowhere.txt", "--out", "x"], "nowhere.txt: cannot be read as prompts"),
+        (["doctor", "--host", "nobody"], "unknown host 'nobody'"),
+        (["evaluate", "experts", "nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_status_2(arguments, told, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.startswith(f"cac-align {arguments[0]}:") and "Traceback" not in error
+
+
+def test_prompt_files(tmp_path):
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("one\n\n  two  \n")
+    assert [row["prompt"] for row in read_prompts(lines)] == ["one", "two"]
+    rows = tmp_path / "prompts.jsonl"
+    rows.write_text('{"video": "b.mp4", "prompt": "B"}\n{"video": "a.mp4", "prompt": "A"}\n')
+    assert video_prompts(["x/a.mp4", "b.mp4"], None, rows) == ["A", "B"]
+    with pytest.raises(ValueError, match=re.escape("has no prompt for c.mp4")):
+        video_prompts(["c.mp4"], None, rows)
+    with pytest.raises(ValueError, match="holds 2 prompts for 1 videos"):
+        video_prompts(["a.mp4"], None, lines)
+    rows.write_text('{"prompt": "A"}\n{"video": 1}\n')
+    with pytest.raises(ValueError, match="prompts.jsonl:2: expected a JSON object with a prompt"):
+        read_prompts(rows)
+    rows.write_text("\n\n")
+    with pytest.raises(ValueError, match="holds no prompts"):
+        read_prompts(rows)
+
+
+def test_the_table_shows_reasons_for_people():
+    judged = {
+        "status": "abnormal",
+        "anomalies": [{"type": "Object Distortion", "window": {"start_s": 0.5, "end_s": 1.0}, "reason": "the ball melts"}],
+    }
+    rows = [
+        {"video": "a.mp4", "score": 0.25, "parts": {"p_normal": 0.2}, "error": None, "judgement": judged},
+        {"video": "b.mp4", "score": None, "parts": {}, "error": "no server", "judgement": None},
+    ]
+    table = score_table(rows)
+    assert "0.2500" in table and "Object Distortion, 0.50-1.00 s: the ball melts" in table
+    assert "no score: no server" in table and " 0.0" not in table.split("b.mp4")[0].splitlines()[-1]
+
+
+VERBS = {"demo", "score", "best-of-n", "world", "evaluate", "report", "annotate", "serve", "doctor", "vbench-env"}
+
+
+def test_the_verbs_are_these():
+    """Adding a verb is a conscious act."""
+    choices = next(action.choices for action in _parser()._actions if action.dest == "verb")
+    assert set(choices) == VERBS
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_has_help(verb, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([verb, "--help"])
+    assert left.value.code == 0 and "usage: cac-align" in capsys.readouterr().out

@@ -92,9 +92,7 @@ def store(tmp_path):
 
 
 def add(store, kind, detail, *, rater="ann", seen, client, task="t"):
-    return store.add(
-        rater=rater, task=task, lengths=LENGTHS, clip="c", kind=kind, detail=detail, seen=seen, client=client
-    )
+    return store.add(rater=rater, task=task, lengths=LENGTHS, clip="c", kind=kind, detail=detail, seen=seen, client=client)
 
 
 def test_actions_are_on_disk_at_once_and_survive_a_second_opening(store):

@@ -10,18 +10,16 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "cac_align"
 
 # Each room may import the rooms listed. Modules at the top level are named by themselves.
-VALUES = {"video", "decoding", "encoding", "judgement", "overlap", "weights"}
+VALUES = {"video", "decoding", "encoding", "judgement", "answer", "overlap", "weights"}
 ALLOWED = {
     **{name: VALUES for name in VALUES},
     "vlm": VALUES | {"vlm"},
     "cac": VALUES | {"vlm", "cac"},
     "rewards": VALUES | {"vlm", "cac", "rewards"},
     "generation": VALUES | {"rewards", "generation"},
-    "flow_grpo": VALUES | {"rewards", "generation", "flow_grpo", "recipe"},
     "recipe": VALUES | {"vlm", "cac", "rewards", "generation", "recipe"},
     "plugins": VALUES | {"vlm", "cac", "rewards", "plugins", "recipe"},
     "data": VALUES | {"data"},
-    "training": VALUES | {"vlm", "cac", "data", "training", "recipe"},
     "evaluation": VALUES | {"rewards", "generation", "data", "evaluation", "recipe"},
     "miniature": None,  # anything but the command line
     "cli": None,
@@ -65,8 +63,8 @@ def test_imports_point_down(path):
 
 def test_the_walk_sees_an_arrow_that_points_up(tmp_path):
     file = tmp_path / "wrong.py"
-    file.write_text("def f():\n    from cac_align.training import sft\n    import cac_align.cli\n")
-    assert imported_rooms(file) == {"training", "cli"}
+    file.write_text("def f():\n    from cac_align.evaluation import bench\n    import cac_align.cli\n")
+    assert imported_rooms(file) == {"evaluation", "cli"}
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -90,7 +88,7 @@ def test_files_stay_readable():
     long = {
         str(path.relative_to(PACKAGE)): n for path in FILES if (n := len(path.read_text(encoding="utf-8").splitlines())) > 400
     }
-    assert long == {"judgement.py": long.get("judgement.py")} or not long, f"files above 400 lines: {long}"
+    assert not long, f"files above 400 lines: {long}"
 
 
 def test_every_module_opens_with_a_docstring():
@@ -103,14 +101,28 @@ def test_every_module_opens_with_a_docstring():
 def test_every_module_has_its_test():
     """tests/test_<module>.py, one to one; a module whose test stands elsewhere is named here with the place."""
     elsewhere = {
-        "connect": "server",
-        "protocol": "local",
-        "schema": "constrained",
+        "__main__": "cli",
         "prompts": "two_turn",
+        "scoring": "service",
+        "selecting": "cli",
+        "judging": "cli",
+        "serving": "cli",
+        "schema": "constrained",
         "cac": "two_turn",
-        "encoding": "best_of_n",
-        "normalise": "combine",
-        "__init__": "public_names",
+        "connect": "unified",
+        "protocol": "local",
+        "records": "world",
+        "flow_grpo": "flow_grpo_host",
+        "incoming": "service",
+        "wire": "client",
+        "configs": "doctor",
+        "inspection": "doctor",
+        "vbench_runner": "vbench",
+        **dict.fromkeys(("defects", "draw", "grammar", "render", "scene"), "world"),
+        **dict.fromkeys(("judge", "lessons", "seeing", "train_judge"), "mini_judge"),
+        "train_wan": "mini_wan",
+        "oracle_fit": "oracle",
+        **dict.fromkeys(("vif_cot", "geneva", "broken_videos", "videophy2", "spotlight"), "external"),
     }
     have = {path.stem for path in Path(__file__).parent.glob("test_*.py")}
     missing = sorted(

@@ -149,7 +149,7 @@ def test_every_clip_is_seen_once_per_epoch_however_steps_are_cut():
 
 
 def test_salience_marks_the_entity_and_pieces_hold_it():
-    clip = make_clip(3, replace(STUDIO, kinds=("ball",), motions=("left", "right")), anomalous=False)
+    clip = make_clip(4, replace(STUDIO, kinds=("ball",), motions=("left", "right")), anomalous=False)
     weight = training.salience(clip.pixels)
     assert weight.shape == (33, 64, 64) and weight.min() >= 0 and weight.max() == 1
     ball = weight > 0.5

@@ -17,7 +17,7 @@ from cac_align.rewards.combine import combine
 from cac_align.rewards.reward import Score
 from cac_align.video import Video
 
-HOSTILE = '<img src=x onerror=alert(1)>"\'</script><script>alert(2)</script>'
+HOSTILE = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
 
 
 class Dark:
@@ -108,8 +108,8 @@ def test_it_opens_in_chromium_offline_without_complaints_and_plays_with_boxes(ma
         page.wait_for_function(
             "() => [...document.querySelectorAll('.pair:first-of-type video, .pair video')].slice(0, 2).every(v => v.currentTime > 0.2)"
         )
-        page.locator(".pair").first.locator("button.play").click()  # pause; then go to the boxed frame
-        page.locator(".pair").first.locator(".side.before .timeline").click(position={"x": 130, "y": 4})
+        page.locator(".pair").first.locator("button.play").click()  # pause; then go to 0.36 s: boxed from 0.25 s on
+        page.locator(".pair").first.locator(".side.before .timeline").click(position={"x": 200, "y": 4})
         page.wait_for_selector(".pair >> nth=0 >> .side.before .screen .box")
         box = page.locator(".pair").first.locator(".side.before .screen .box").bounding_box()
         screen = page.locator(".pair").first.locator(".side.before .screen").bounding_box()

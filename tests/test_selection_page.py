@@ -17,7 +17,10 @@ class Judge:
     """Scores by brightness; candidate 3 cannot be scored, and a prompt that says so has no score at all."""
 
     name = "judge"
-    passport = {"reward": HOSTILE}
+
+    @property
+    def passport(self):
+        return {"reward": HOSTILE}
 
     def __call__(self, prompts, videos):
         scores = []

@@ -74,10 +74,13 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _uri(figure: Any) -> str:
+    import matplotlib
+
     for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
     buffer = io.BytesIO()
-    # No date and no creator: the same numbers give the same page.
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    # No date, no creator and no random ids: the same numbers give the same page.
+    with matplotlib.rc_context({"svg.hashsalt": "cac-align"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -131,10 +131,10 @@ def build_vae(shape: MiniWan) -> AutoencoderKLWan:
 
 
 def build_transformer(shape: MiniWan) -> WanTransformer3DModel:
-    """A Wan DiT, freshly initialised from torch's current random state."""
+    """A Wan DiT, freshly initialised from torch's current random state; its last layer starts at zero, so that it first predicts nothing."""
     from diffusers import WanTransformer3DModel
 
-    return WanTransformer3DModel(
+    transformer = WanTransformer3DModel(
         patch_size=shape.patch,
         num_attention_heads=shape.heads,
         attention_head_dim=shape.dim // shape.heads,
@@ -145,6 +145,9 @@ def build_transformer(shape: MiniWan) -> WanTransformer3DModel:
         ffn_dim=shape.ffn_dim,
         num_layers=shape.layers,
     )
+    transformer.proj_out.weight.data.zero_()
+    transformer.proj_out.bias.data.zero_()
+    return transformer
 
 
 def build_scheduler(shape: MiniWan) -> UniPCMultistepScheduler:

@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check bench weights clean install
+.PHONY: install demo test check bench weights clean
 
 install: $(VENV)/.installed
 
@@ -19,11 +19,22 @@ demo: install
 	$(BIN)/cac-align demo --out out/demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+bench: install
+	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+# Rebuilds every shipped weight file from its recipe (hours on two cores); see recipes/miniature.
+weights: install
+	$(BIN)/python -m cac_align.miniature.train_wan recipes/miniature/vae.yaml
+	$(BIN)/python -m cac_align.miniature.train_wan recipes/miniature/wan.yaml
+	$(BIN)/python -m cac_align.miniature.train_judge recipes/miniature/cac_sft.yaml
+	$(BIN)/python -m cac_align.miniature.train_judge recipes/miniature/unified.yaml
+	$(BIN)/python -m cac_align.weights
 
 clean:
 	rm -rf out .pytest_cache .ruff_cache

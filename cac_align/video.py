@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import UInt8
@@ -32,6 +32,22 @@ if TYPE_CHECKING:
 Layout = Literal["THWC", "TCHW", "CTHW"]
 
 
+class Encoded(Protocol):
+    """Frames that nobody has looked at yet. Picklable."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]: ...
+
+    @property
+    def jpegs(self) -> tuple[bytes, ...] | None:
+        """The frames as whole RGB JPEG files; None where any of them is something else."""
+        ...
+
+    def decode(self) -> UInt8[np.ndarray, "T H W 3"]:
+        """Raises ``ValueError`` that names the frame that cannot be read."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Frames:
     """Some frames of a video, in order: ``pixels[n]`` is source frame ``indices[n]`` at ``times_s[n]`` seconds.
@@ -39,16 +55,45 @@ class Frames:
     pixels: uint8, shape (T, H, W, 3), RGB. indices: strictly increasing source indices. times_s: source clock.
     fps: the rate that was asked for (frames per second); may be higher than the source could give.
     num_source_frames: how many frames the whole video has.
+    Frames that arrived as encoded images are decoded when ``pixels`` is first read, and that read raises ``ValueError`` when one of
+    them is broken; ``shape`` and ``encoded`` never decode.
     """
 
-    pixels: UInt8[np.ndarray, "T H W 3"]
+    pixels: UInt8[np.ndarray, "T H W 3"] = field(repr=False)
     indices: tuple[int, ...]
     times_s: tuple[float, ...]
     fps: float
     num_source_frames: int
 
+    @classmethod
+    def undecoded(
+        cls, images: Encoded, indices: tuple[int, ...], times_s: tuple[float, ...], fps: float, num_source_frames: int
+    ) -> Frames:
+        """Frames whose pixels are decoded on first use."""
+        frames = cls.__new__(cls)
+        clock = {"indices": indices, "times_s": times_s, "fps": fps, "num_source_frames": num_source_frames}
+        frames.__dict__.update(clock, _images=images)
+        return frames
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only for what an instance lacks: ``pixels`` of undecoded frames, once.
+        if name != "pixels" or "_images" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        pixels = self.__dict__["pixels"] = self._images.decode()
+        return pixels
+
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(T, H, W, 3)."""
+        return self.__dict__["_images"].shape if "_images" in self.__dict__ else self.pixels.shape
+
+    @property
+    def encoded(self) -> tuple[bytes, ...] | None:
+        """One whole RGB JPEG file per frame, as it arrived; None where the frames came as anything else."""
+        return self.__dict__["_images"].jpegs if "_images" in self.__dict__ else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +162,7 @@ class Video:
         return Video(float(fps), times, self.height, self.width, self.name, self._source)
 
     def frames(self, indices: Sequence[int], *, fps: float | None = None) -> Frames:
-        """The frames at these source indices (strictly increasing), decoded now.
+        """The frames at these source indices (strictly increasing), decoded now (those sent as images: on first use).
 
         Raises ``ValueError`` when an index is out of range, out of order, or the file breaks off before it.
         """
@@ -126,9 +171,10 @@ class Video:
             raise ValueError(f"{self.name}: no frames asked for; expected at least one source index")
         if list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= len(self):
             raise ValueError(f"{self.name}: expected increasing source indices in [0, {len(self) - 1}], received {indices}")
-        picked = self._source[list(indices)] if isinstance(self._source, np.ndarray) else self._source.read(indices)
         times = tuple(self.times_s[index] for index in indices)
-        return Frames(picked, indices, times, self.fps if fps is None else fps, len(self))
+        clock = (indices, times, self.fps if fps is None else fps, len(self))
+        picked = self._source[list(indices)] if isinstance(self._source, np.ndarray) else self._source.read(indices)
+        return Frames(picked, *clock) if isinstance(picked, np.ndarray) else Frames.undecoded(picked, *clock)
 
     def indices_at(self, fps: float, window: Window | None = None) -> tuple[int, ...]:
         """Source indices that sample the video (or its window) at ``fps`` frames per second. No pixels are decoded.

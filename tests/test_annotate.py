@@ -189,6 +189,8 @@ def plan(position):
     return [*keys, "r", *anomaly[-1].replace(" ", "_"), "Enter"], anomaly
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # some 300 keys, each saved before the next; minutes on a machine that others use too
 def test_a_person_rates_ten_clips_by_keyboard_while_the_server_is_killed_half_way(tmp_path):
     require_chromium()
     folder = tmp_path / "clips"
@@ -245,6 +247,7 @@ def test_a_person_rates_ten_clips_by_keyboard_while_the_server_is_killed_half_wa
     assert sum(anomaly.region == "left hand" for record in records for anomaly in record.anomalies) == 1
 
 
+@pytest.mark.slow
 def test_pairs_play_in_step_and_hostile_prompts_are_inert(pairs, tmp_path):
     require_chromium()
     server = uvicorn.Server(

@@ -138,3 +138,27 @@ def test_every_verb_has_help(verb, capsys):
     with pytest.raises(SystemExit) as left:
         main([verb, "--help"])
     assert left.value.code == 0 and "usage: cac-align" in capsys.readouterr().out
+
+
+def test_score_judges_a_real_mp4_with_the_shipped_qwen3_vl_through_its_real_processor(tmp_path, capsys):
+    from cac_align.miniature.world import STUDIO, make_clip
+
+    paths = []
+    for seed in (2_000_000, 2_000_001):
+        made = make_clip(seed, STUDIO)
+        paths.append(tmp_path / f"{seed}.mp4")
+        write_mp4(paths[-1], made.pixels, fps=16)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(make_clip(seed, STUDIO).prompt for seed in (2_000_000, 2_000_001)))
+    status = main(["score", *map(str, paths), "--prompts", str(prompts), "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert status == (1 if any(row["score"] is None for row in rows) else 0)
+    for row in rows:
+        assert (row["score"] is None) == bool(row["error"])
+        judgement = row["judgement"]
+        assert judgement["turns"] and judgement["turns"][0]["frames"] == list(range(0, 33, 4))  # 33 frames at 16 fps, 4 fps
+        assert any(key.startswith("cac/vlm/") for key in row["passport"]) and row["passport"]["cac/wording"] == "brief"
+        if row["score"] is not None:
+            # range: the mean of (UR - 1) / 4 and CaC
+            expected = ((row["parts"]["unified"] - 1) / 4 + row["parts"]["cac"]) / 2
+            assert row["score"] == pytest.approx(expected, abs=1e-6)

@@ -300,7 +300,7 @@ def test_deciding_tokens_weigh_more(processor, pool):
     kept = heavy["weights"][0] == 8.0
     pieces = [processor.tokenizer.decode([token]) for token in heavy["input_ids"][0][kept].tolist()]
     frames = len(lesson.conversation[0].frames)
-    assert len(pieces) == frames + 1  # one verdict per frame, and the status
+    assert len(pieces) == 2 * frames + 1  # a place and a verdict per frame, and the status
     assert pieces[-1] in ("normal", "ab") and all(piece.startswith(" ") for piece in pieces[:-1])
     tokens = heavy["labels"][0][1:] != -100
     model = build_model(processor.tokenizer, SMALL, seed=2)

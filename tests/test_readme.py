@@ -40,7 +40,7 @@ def on_disk() -> set[str]:
         if path.parts[0] == "cac_align" and path.suffix == ".py" and path.name != "__init__.py":
             shown.add(str(path))
             shown.update(str(parent) for parent in path.parents if str(parent) != ".")
-    return {name for name in shown if not name.startswith(".git")}
+    return {name for name in shown if not name.startswith(".")}
 
 
 def test_the_tree_equals_the_disk():

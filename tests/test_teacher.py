@@ -6,8 +6,8 @@ import pytest
 from cac_align.answer import read_answer
 from cac_align.judgement import Anomaly, Box, Window
 from cac_align.miniature import teacher
-from cac_align.miniature.grammar import parse_prompt
-from cac_align.miniature.world import FULL, make_clip
+from cac_align.miniature.grammar import COLOURS, parse_prompt
+from cac_align.miniature.world import FULL, STUDIO, make_clip
 from cac_align.rewards.unified import read_axes, write_axes
 
 
@@ -48,6 +48,30 @@ def test_every_frame_gets_its_verdict():
         "Step 1: Frame 0: fine. Frame 1: fine. Frame 2: ball split. Frame 3: ball split. Frame 4: ball split. Frame 5: fine. "
         "Step 2: motion fine. Step 3: Object Distortion."
     )
+
+
+def test_places_are_cells_of_a_four_by_four_grid():
+    assert [teacher.place(*at) for at in ((0, 0), (0.26, 0.1), (0.99, 0.5), (-0.2, 1.3))] == ["a1", "a2", "c4", "d1"]
+    assert teacher.chain_of_thought([], [0.0, 0.25], ["a1", "b2"]).startswith("Step 1: Frame 0: a1 fine. Frame 1: b2 fine. Step 2:")
+
+
+@pytest.mark.parametrize("seed", range(1_300_000, 1_300_040))
+def test_places_follow_the_pixels(seed):
+    """The main entity's colour lies in its cell or next to it, on frames where it is not hidden; and a missing one is away."""
+    clip = make_clip(seed, STUDIO, anomalous=seed % 2 == 0)
+    found = teacher.places(clip.scene, clip.anomalies)
+    assert len(found) == len(clip.pixels)
+    gone = [a for a in clip.anomalies if "appears" in a.reason]  # appears, disappears
+    rgb = np.array(COLOURS[clip.scene.spec.colour])
+    for frame, where in enumerate(found):
+        if where == teacher.AWAY:
+            assert any(a.window.start_s <= frame / 16 <= a.window.end_s and frame not in a.boxes for a in gone)
+            continue
+        if any("flickers" in a.reason and a.window.start_s <= frame / 16 <= a.window.end_s for a in clip.anomalies):
+            continue  # it may be see-through just now
+        rows, columns = np.nonzero(np.abs(clip.pixels[frame].astype(int) - rgb).max(-1) < 40)
+        row, column = "abcd".index(where[0]), int(where[1]) - 1
+        assert len(rows) and abs(np.median(rows) / 16 - 0.5 - row) <= 1.2 and abs(np.median(columns) / 16 - 0.5 - column) <= 1.2
 
 
 def test_what_no_shown_frame_can_show_is_not_claimed():

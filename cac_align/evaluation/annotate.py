@@ -13,12 +13,10 @@ The server answers on loopback only and only to pages of its own; the ratings st
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import sys
 import threading
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -31,15 +29,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from cac_align.data.records import write_records
-from cac_align.evaluation.annotation_store import AnnotationStore, Export, Member, Outdated, Task, TaskState, export
+from cac_align.evaluation.annotation_store import AnnotationStore, Export, Member, Outdated, Task, export
+from cac_align.evaluation.frame_images import FrameImages, exact
 from cac_align.evaluation.page import environment
 from cac_align.evaluation.pairing import Clip, Fault, Pairing, pair_up, read_folder
+from cac_align.evaluation.rating import TaskState
 from cac_align.judgement import ANOMALY_TYPES
-from cac_align.video import Video
 
 LOOPBACK = ("127.0.0.1", "localhost")
-CHUNK = 48  # frames decoded together: stepping asks for neighbours
-CACHED_BYTES = 512 * 2**20
 _POLICY = (
     "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -139,56 +136,6 @@ def order(tasks: Sequence[Task], rater: str, seed: str) -> list[Task]:
         random.Random(f"{seed}/{rater}/{task.name}").shuffle(members)
         arranged.append(Task(task.token, task.name, tuple(members)))
     return arranged
-
-
-# ---- frames -------------------------------------------------------------------------------------------------------
-
-
-class FrameImages:
-    """Encoded frames by clip and index; whole chunks are decoded at once and the least used ones are forgotten."""
-
-    def __init__(self, clips: dict[str, Video]) -> None:
-        self.clips = clips
-        self._locks = {token: threading.Lock() for token in clips}
-        self._lock = threading.Lock()
-        self._chunks: OrderedDict[tuple[str, int], list[bytes]] = OrderedDict()
-        self._bytes = 0
-
-    def image(self, token: str, index: int) -> bytes:
-        """One frame as PNG (small videos, every pixel counts) or JPEG. Raises ``ValueError`` when it cannot be decoded."""
-        chunk = index // CHUNK
-        with self._locks[token]:
-            with self._lock:
-                found = self._chunks.get((token, chunk))
-                if found is not None:
-                    self._chunks.move_to_end((token, chunk))
-            if found is None:
-                found = self._decoded(self.clips[token], chunk)
-                with self._lock:
-                    self._chunks[token, chunk] = found
-                    self._bytes += sum(map(len, found))
-                    while self._bytes > CACHED_BYTES and len(self._chunks) > 1:
-                        self._bytes -= sum(map(len, self._chunks.popitem(last=False)[1]))
-        return found[index % CHUNK]
-
-    @staticmethod
-    def _decoded(video: Video, chunk: int) -> list[bytes]:
-        import PIL.Image
-
-        frames = video.frames(range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(video))))
-        images = []
-        for pixels in frames.pixels:
-            buffer = io.BytesIO()
-            if exact(video):
-                PIL.Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-            else:
-                PIL.Image.fromarray(pixels).save(buffer, "JPEG", quality=93, subsampling=0)
-            images.append(buffer.getvalue())
-        return images
-
-
-def exact(video: Video) -> bool:
-    return video.height * video.width <= 256 * 256
 
 
 # ---- the application ----------------------------------------------------------------------------------------------

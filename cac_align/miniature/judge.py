@@ -60,6 +60,7 @@ PIECES = "|".join(
         r" ?[A-Z]\p{L}*(?: \p{L}+)+(?=[.,?:])",  # a short sentence's beginning, as the instructions have them
         r", then(?: \p{L}+)+",
         r" \([\p{L}, ]+\)",
+        r" [a-d][1-4](?= )",  # a place in the frame: row and column
         r' ?\p{L}+\.(?=[ "])',  # "fine."
         r"[\p{N}]{1,4}",
         r" ?\p{L}+",
@@ -284,7 +285,8 @@ def write_folder(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
+    # The word table serves at both ends; stored once, from_pretrained ties it again.
+    weights = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"weight {name} is not finite in {dtype}; the training diverged, or write the folder in float32")

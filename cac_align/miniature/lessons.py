@@ -42,8 +42,8 @@ class LessonPlan:
     """
 
     wording: str = "brief"
-    studio: float = 0.35
-    studio_batches: float = 0.7
+    studio: float = 0.8
+    studio_batches: float = 0.8
     degraded: float = 0.5
     look: float = 0.4
     pair: float = 0.1
@@ -63,12 +63,16 @@ class Lesson:
 
 @dataclass(frozen=True, eq=False)
 class PoolClip:
-    """A rendered clip. pixels: uint8 (K, H, W, 3), source frames 0, 2, 4, …; ``clock`` knows all source frames' times."""
+    """A rendered clip. pixels: uint8 (K, H, W, 3), source frames 0, 2, 4, …; ``clock`` knows all source frames' times.
+
+    places: where the main entity is, by source frame (``teacher.places``).
+    """
 
     seed: int
     prompt: str
     anomalies: tuple[Anomaly, ...]
     clock: Video
+    places: tuple[str, ...]
     pixels: UInt8[np.ndarray, "K H W 3"]
 
     def frames(self, indices: Sequence[int], fps: float) -> Frames:
@@ -86,8 +90,9 @@ class ClipPool:
         self.pixels = np.memmap(folder / "pixels.u8", np.uint8, "r")
         self.groups: dict[tuple[bool, int, bool], list[int]] = {}
         for number, row in enumerate(self.rows):
-            # A defect that falls between two frames of the first scan cannot be learned from: it is left out.
-            if not row["anomalies"] or row["scannable"]:
+            # Left out: a defect that falls between two frames of the first scan (it cannot be learned from), and one whose scene
+            # without it is another scene.
+            if not row["anomalies"] or (row["scannable"] and row["prompt"] == self.rows[number - 1]["prompt"]):
                 key = (is_plain(row["seed"], row["studio"]), row["num_frames"], bool(row["anomalies"]))
                 self.groups.setdefault(key, []).append(number)
         self._abnormal = {
@@ -107,7 +112,7 @@ class ClipPool:
         times = tuple(frame / row["fps"] for frame in range(row["num_frames"]))
         clock = Video(row["fps"], times, row["height"], row["width"], f"world {row['seed']}", None)
         anomalies = tuple(Anomaly.from_json(item) for item in row["anomalies"])
-        return PoolClip(row["seed"], row["prompt"], anomalies, clock, pixels)
+        return PoolClip(row["seed"], row["prompt"], anomalies, clock, tuple(row["places"]), pixels)
 
     def draw(self, rng: np.random.Generator, plan: LessonPlan) -> tuple[bool, int]:
         """Which world a batch comes from (True: the plain one), and a number of frames, as often as its abnormal clips have it."""
@@ -174,6 +179,7 @@ class ClipPool:
                     "height": kept.shape[1],
                     "width": kept.shape[2],
                     "anomalies": [anomaly.to_json() for anomaly in clip.anomalies],
+                    "places": teacher.places(clip.scene, clip.anomalies),
                     "scannable": len(teacher.visible(clip.anomalies, scan_s)) == len(clip.anomalies),
                     "offset": end,
                     "bytes": kept.nbytes,
@@ -279,8 +285,12 @@ def cac_lessons(pool: ClipPool, plan: LessonPlan, batch: int, *, seed: tuple[int
 def _scan(clip: PoolClip, rng: np.random.Generator, plan: LessonPlan) -> Lesson:
     """Turn 1: the whole clip."""
     frames = _shown(clip, clip.clock.indices_at(plan.scan_fps), plan.scan_fps, rng, plan)
-    answer = teacher.answer(clip.anomalies, number=1, frames=frames.indices, times_s=frames.times_s)
+    answer = teacher.answer(clip.anomalies, number=1, frames=frames.indices, times_s=frames.times_s, places=_at(clip, frames))
     return Lesson(turn_one_conversation(clip.prompt, frames, wording=plan.wording), answer)
+
+
+def _at(clip: PoolClip, frames: Frames) -> list[str]:
+    return [clip.places[index] for index in frames.indices]
 
 
 def _pairs(normal: PoolClip, abnormal: PoolClip, rng: np.random.Generator, plan: LessonPlan) -> list[Lesson]:
@@ -357,7 +367,7 @@ def _second_turn(clip: PoolClip, indices: Sequence[int], claim: Anomaly, rng: np
     frames = _shown(clip, indices, plan.look_fps, rng, plan)
     window = Window(frames.times_s[0], frames.times_s[-1])
     turn_one = Turn(1, "", frames.indices, "abnormal", (Anomaly(claim.type, window, claim.reason, claim.region),))
-    answer = teacher.answer(clip.anomalies, number=2, frames=frames.indices, times_s=frames.times_s)
+    answer = teacher.answer(clip.anomalies, number=2, frames=frames.indices, times_s=frames.times_s, places=_at(clip, frames))
     return Lesson(turn_two_conversation(clip.prompt, frames, turn_one, wording=plan.wording), answer)
 
 
@@ -415,7 +425,7 @@ def lesson_texts(job: str, plan: LessonPlan, *, clips: int = 400, first_seed: in
         return texts + [make_clip(first_seed + number, FULL, anomalous=False).prompt for number in range(clips // 2)]
     for number in range(clips):
         clip = make_clip(first_seed + number, FULL, anomalous=number % 4 != 0)
-        video = clip.video()
+        video, all_places = clip.video(), teacher.places(clip.scene, clip.anomalies)
         for turn, indices in ((1, video.indices_at(plan.scan_fps)), (2, video.indices_at(plan.look_fps))):
             times = [video.times_s[index] for index in indices]
             frames = Frames(clip.pixels[:1], tuple(indices), tuple(times), plan.scan_fps * turn, len(video))
@@ -425,5 +435,6 @@ def lesson_texts(job: str, plan: LessonPlan, *, clips: int = 400, first_seed: in
                 if turn == 1
                 else turn_two_conversation(clip.prompt, frames, claim, wording=plan.wording)
             )
-            texts += [asked[0].text, teacher.answer(clip.anomalies, number=turn, frames=indices, times_s=times)]
+            where = [all_places[index] for index in indices]
+            texts += [asked[0].text, teacher.answer(clip.anomalies, number=turn, frames=indices, times_s=times, places=where)]
     return texts

@@ -38,12 +38,14 @@ CANNOT: tuple[str, ...] = (
 )
 """What it does not look for."""
 
-RIVAL_FROM = 17.0
-GONE, FAINT = 0.35, 0.62
-JERK_PX = 3.4
-LEAP_PX = 6.4
-LIFT_PX = 3.0
-BACK_PX = 1.6
+# Thresholds, chosen on TRAIN seeds. Lengths are px at a frame side of 64; blots are grey levels.
+RIVAL_FROM = 17.0  # blot from which another object's silhouette is tried
+GONE, FAINT = 0.35, 0.62  # share of the usual mass, and of the usual solidity, below which the entity counts as missing
+JERK_PX = 3.4  # second difference of the path that no force of this world gives
+LEAP_PX = 6.4  # step along a bounce that gravity cannot give
+LIFT_PX = 3.0  # height above the usual level at which a grounded entity floats
+BACK_PX = 1.6  # ground lost against the prompt's direction
+STIR = 16.0  # blot above the usual one between a frame and the median frame of a still figure
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def _judge(spec: Spec, pixels: np.ndarray, fps: float) -> Verdict:
         return Verdict("normal", (), None, follows, path, "")
     frames = np.flatnonzero(np.any([seen[name] for name in types], 0))
     reason = "; ".join(notes[name] for name in types)
-    return Verdict("abnormal", types, Window(frames[0] / fps, frames[-1] / fps), follows, path, reason)
+    return Verdict("abnormal", types, Window(float(frames[0] / fps), float(frames[-1] / fps)), follows, path, reason)
 
 
 def _resembles_another(fit: Fit, pixels: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
@@ -156,6 +158,14 @@ def _faults(spec: Spec, fit: Fit, pixels: np.ndarray, backdrop: np.ndarray) -> t
     if motion.any():
         seen["Motion Anomalies"] = motion
         notes["Motion Anomalies"] = f"the {spec.kind} is missing" if gone.any() else f"the {spec.kind} jumps"
+    if not seen and spec.kind == "figure" and spec.motion == "still":
+        # Legs that stand together hide a missing one; but nothing in a still figure may change at all.
+        change = residual_blot(pixels - np.median(pixels, axis=0))
+        stirs = change > np.median(change) + STIR
+        if stirs[0]:  # most of the clip is the changed part: it begins sound
+            stirs = ~stirs
+        if stirs.any():
+            seen["Human Distortion"], notes["Human Distortion"] = stirs, "the body of a still figure changes"
     return seen, notes
 
 
@@ -319,7 +329,7 @@ def agreement(seeds: Iterable[int], world: World = STUDIO, *, blurred: bool = Fa
 def main() -> None:
     parser = argparse.ArgumentParser(description="Agreement of the oracle with the world's ground truth (TEST seeds by default).")
     parser.add_argument("--n", type=int, default=1000, help="clips, half of them anomalous")
-    parser.add_argument("--seed", type=int, default=TEST_SEEDS.start, help="first seed")
+    parser.add_argument("--seed", type=int, default=TEST_SEEDS.start + 1000, help="first seed")
     parser.add_argument("--show", action="store_true", help="list the clips on which it errs")
     options = parser.parse_args()
     for name, blurred in (("clean", False), ("blurred", True)):

@@ -7,7 +7,7 @@ it too slowly (two verdicts in sixty tokens). So each visual token first learns,
 part of the picture it stands for looks in either frame of its pair, where the broken thing begins and ends, and what is in the scene.
 
 Loss: 3 · binary cross-entropy over looks (summed over looks, mean over cells) + softplus(s(whole) − s(broken)) of every couple, with s a
-soft maximum of linear scores of the tokens + L1 of box edges where something is broken + 0.1 · binary cross-entropy over the kinds and colours that
+soft maximum of linear scores of the tokens + L1 of box edges where something is broken + 0.5 · cross-entropy of the main entity's cell + 0.1 · binary cross-entropy over the kinds and colours that
 the prompt names (from the mean token). Couples differ in the defect only, so their difference is about nothing else.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 
 from cac_align.judgement import Box
 from cac_align.miniature import teacher
@@ -37,19 +37,21 @@ class Pairs:
     """N pairs of frames and what their cells show. pixels: uint8. looks: 1 where a cell of a frame shows a defect of that look.
 
     edges: left, top, right, bottom in [0, 1] of the broken thing (NaN where a cell shows none). words: kinds and colours in the prompt.
+    cells: where the main entity is in either frame, counted row by row; −1 while it is missing.
     """
 
     pixels: UInt8[np.ndarray, "N 2 H W 3"]
     looks: Float[np.ndarray, "N 2 16 L"]
     edges: Float[np.ndarray, "N 2 16 4"]
     words: Float[np.ndarray, "N 17"]
+    cells: Int64[np.ndarray, "N 2"]
 
 
 def draw_pairs(pool: ClipPool, plan: LessonPlan, count: int, *, seed: tuple[int, int]) -> Pairs:
     """``count`` pairs, every second one broken in at least one of its frames where the pool keeps such a frame; 2 or 4 source frames
     apart, as turn 2 and turn 1 pair them."""
     rng = np.random.default_rng((*seed, 1))
-    pixels, looks, edges, words = [], [], [], []
+    pixels, looks, edges, words, cells = [], [], [], [], []
     for _ in range(count // 2):
         normal, abnormal = pool.couple(rng, pool.draw(rng, plan)[0])
         gap = KEPT_EVERY * int(rng.integers(1, 3))
@@ -65,13 +67,18 @@ def draw_pairs(pool: ClipPool, plan: LessonPlan, count: int, *, seed: tuple[int,
             edges.append(np.stack([one for _, one in found]))
             actors = parse_prompt(clip.prompt).actors
             named = {actor.kind for actor in actors} | {actor.colour for actor in actors}
+            cells.append([_cell(clip.places[frame]) for frame in pair])
             words.append(np.array([word in named for word in _WORDS], np.float32))
     shown = np.stack(pixels)
     for first in range(0, count, _TOGETHER):
         if rng.random() < plan.degraded:
             part = shown[first : first + _TOGETHER]
             shown[first : first + _TOGETHER] = degrade(part.reshape(-1, *part.shape[2:]), rng).reshape(part.shape)
-    return Pairs(shown, np.stack(looks), np.stack(edges), np.stack(words))
+    return Pairs(shown, np.stack(looks), np.stack(edges), np.stack(words), np.array(cells))
+
+
+def _cell(place: str) -> int:
+    return -1 if place == teacher.AWAY else "abcd".index(place[0]) * CELLS + int(place[1]) - 1
 
 
 def _cells(clip: PoolClip, frame: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,6 +115,7 @@ class Seeing(torch.nn.Module):
             self.edges = torch.nn.Linear(hidden, 2 * 4)
             self.words = torch.nn.Linear(hidden, len(_WORDS))
             self.broken = torch.nn.Linear(hidden, 1)
+            self.here = torch.nn.Linear(hidden, 2)
         torch.nn.init.constant_(self.looks.bias, -5.0)  # almost no cell shows almost any look
 
     def forward(self, tokens: Float[torch.Tensor, "N 16 D"], pairs: Pairs) -> tuple[torch.Tensor, float]:
@@ -126,6 +134,9 @@ class Seeing(torch.nn.Module):
         score = score.logsumexp(1)
         whole, broken = score[0::2], score[1::2]
         told = looks[1::2].amax((1, 2, 3)) > 0
+        here = self.here(tokens).transpose(1, 2).reshape(2 * count, CELLS * CELLS)
+        where = torch.from_numpy(pairs.cells).reshape(-1)
+        loss = loss + 0.5 * torch.nn.functional.cross_entropy(here, where, ignore_index=-1)
         loss = loss + torch.nn.functional.softplus(whole - broken)[told].mean() + 0.1 * named
         return loss, (broken > whole)[told].float().mean().item()
 

@@ -2,8 +2,8 @@
 
 anomalies (windows, boxes, reasons) + frames shown → three-step chain of thought → ``write_answer`` → text that reads back exactly
 
-The chain of thought is compact but walks through *every* frame ("Frame 2: ball melted."): one verdict per frame is the dense
-supervision from which a small model learns. Step 2 compares the frames, step 3 concludes. The truth is never mentioned as given.
+The chain of thought is compact but walks through *every* frame ("Frame 2: b3 ball melted."): where the main entity is and
+whether it is whole, per frame, is the dense supervision from which a small model learns to look. Step 2 compares the frames, step 3 concludes. The truth is never mentioned as given.
 For the holistic judge the teacher grades alignment, physics and style from 1 to 5 in coarse steps, seeing large defects only.
 
 Source: CaC (arXiv 2605.11723) Figs. S4 and S5 (structure of the answer), Appendix B.1.3 (boxes of transitions).
@@ -14,11 +14,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cac_align.answer import write_answer
-from cac_align.judgement import SINGLE_FRAME_TYPES, Anomaly, Box, shown_frames
+from cac_align.judgement import BOX_MAX, SINGLE_FRAME_TYPES, Anomaly, Box, shown_frames
 from cac_align.miniature.grammar import COLOURS, KINDS, Spec, parse_prompt
+
+if TYPE_CHECKING:
+    from cac_align.miniature.scene import Scene
 
 LOOKS: tuple[tuple[str, str, str], ...] = (
     ("stretched", "stretched", ""),
@@ -78,20 +81,54 @@ def _looks(anomaly: Anomaly) -> tuple[str, str]:
     return ("broken", "") if anomaly.type in SINGLE_FRAME_TYPES else ("odd", "moves oddly")
 
 
-def chain_of_thought(anomalies: Sequence[Anomaly], times_s: Sequence[float]) -> str:
-    """The three steps for frames shown at ``times_s`` seconds. No anomaly gives the chain of a normal video."""
+def chain_of_thought(anomalies: Sequence[Anomaly], times_s: Sequence[float], places: Sequence[str] | None = None) -> str:
+    """The three steps for frames shown at ``times_s`` seconds. No anomaly gives the chain of a normal video.
+
+    places: where the main entity is on each of these frames (``place``); None leaves that out, as for records without a scene.
+    """
     at = [set(shown_frames(anomaly.window, times_s)) if anomaly.window else set() for anomaly in anomalies]
     lines = []
     for number in range(len(times_s)):
         wrong = [
             f"{who(anomaly)[1]} {_looks(anomaly)[0]}" for anomaly, frames in zip(anomalies, at, strict=True) if number in frames
         ]
-        lines.append(f"Frame {number}: {', '.join(dict.fromkeys(wrong)) or 'fine'}.")
+        where = f"{places[number]} " if places is not None else ""
+        lines.append(f"Frame {number}: {where}{', '.join(dict.fromkeys(wrong)) or 'fine'}.")
     happenings = [f"{who(anomaly)[1]} {_looks(anomaly)[1]}" for anomaly in anomalies if _looks(anomaly)[1]]
     types = [anomaly.type for anomaly in anomalies]
     compared = ", ".join(dict.fromkeys(happenings)) or "motion fine"
     concluded = ", ".join(dict.fromkeys(types)) or "no anomaly"
     return f"Step 1: {' '.join(lines)} Step 2: {compared}. Step 3: {concluded}."
+
+
+AWAY = "away"
+"""The place of an entity that is not to be seen."""
+
+
+def place(x: float, y: float) -> str:
+    """The cell of a 4 × 4 grid that holds a point of the frame ((0, 0) to (1, 1)): rows a to d from the top, columns 1 to 4 from the left."""
+    row, column = (min(max(int(4 * value), 0), 3) for value in (y, x))
+    return f"{'abcd'[row]}{column + 1}"
+
+
+def places(scene: Scene, anomalies: Sequence[Anomaly]) -> list[str]:
+    """Where the scene's main entity is seen on every source frame: where it should be, or where its defect has put it (its box's
+    middle), or ``AWAY`` while it is missing."""
+    entity, actor = scene.entities[0], scene.spec.actors[0]
+    x = (entity.track["x"] - scene.camera[:, 0]) / scene.width
+    y = (entity.track["y"] - scene.camera[:, 1]) / scene.height
+    found = [place(float(a), float(b)) for a, b in zip(x, y, strict=True)]
+    for anomaly in anomalies:
+        if anomaly.type in SINGLE_FRAME_TYPES or who(anomaly) != (actor.colour, actor.kind):
+            continue
+        first, last = (round(t * scene.fps) for t in (anomaly.window.start_s, anomaly.window.end_s))
+        for frame in range(first, last + 1):
+            if frame in anomaly.boxes:
+                box = anomaly.boxes[frame][0]
+                found[frame] = place((box.xmin + box.xmax) / 2 / BOX_MAX, (box.ymin + box.ymax) / 2 / BOX_MAX)
+            elif _looks(anomaly)[0] == "gone":
+                found[frame] = AWAY
+    return found
 
 
 def visible(anomalies: Sequence[Anomaly], times_s: Sequence[float]) -> tuple[Anomaly, ...]:
@@ -119,14 +156,21 @@ def with_shown_boxes(anomaly: Anomaly, frames: Sequence[int]) -> Anomaly:
     return replace(anomaly, boxes=shown)
 
 
-def answer(anomalies: Sequence[Anomaly], *, number: Literal[1, 2], frames: Sequence[int], times_s: Sequence[float]) -> str:
-    """The right answer of turn ``number`` to these frames. Only what the frames can show is reported: with none of an anomaly's
+def answer(
+    anomalies: Sequence[Anomaly],
+    *,
+    number: Literal[1, 2],
+    frames: Sequence[int],
+    times_s: Sequence[float],
+    places: Sequence[str] | None = None,
+) -> str:
+    """The right answer of turn ``number`` to these frames; ``places`` as in ``chain_of_thought``. Only what the frames can show is reported: with none of an anomaly's
     frames among them the answer is normal."""
     seen = visible(anomalies, times_s)
     if number == 2:
         seen = tuple(with_shown_boxes(anomaly, frames) for anomaly in seen)
     return write_answer(
-        chain_of_thought=chain_of_thought(seen, times_s), anomalies=seen, number=number, frames=frames, times_s=times_s
+        chain_of_thought=chain_of_thought(seen, times_s, places), anomalies=seen, number=number, frames=frames, times_s=times_s
     )
 
 

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 from transformers import AttentionInterface, AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from cac_align.cac import two_turn
@@ -51,7 +52,8 @@ class JudgeTraining:
     pairs; steps: of the joint stage. batch: answers per step.
     lr, final_lr: peak and last learning rate of each stage; matrix_lr: peak of Muon's, for the inner matrices (0: AdamW for all).
     verdict_weight: how much a token that gives a verdict (a frame's, the status) weighs in the loss, the others weighing 1. seed: of weights, batches and augmentation.
-    save_every, eval_every: steps; eval_clips: held-out clips per evaluation (0 switches it off). threads: of torch.
+    save_every, eval_every: steps; eval_clips: held-out clips per evaluation (0 switches it off). threads: of torch. encoder: a trained judge's folder whose image
+    encoder this one starts from (empty: fresh weights).
     """
 
     job: str = "cac"
@@ -78,6 +80,7 @@ class JudgeTraining:
     eval_every: int = 500
     eval_clips: int = 100
     threads: int = 1
+    encoder: str = ""
     size: JudgeSize = field(default_factory=JudgeSize)
     plan: LessonPlan = field(default_factory=LessonPlan)
 
@@ -123,16 +126,18 @@ def collate(processor: Qwen3VLProcessor, lessons: Sequence[Lesson], verdict_weig
 
 
 _MARK = re.compile(r" ?Frame \d+:$")
+_PLACE = re.compile(r" (?:[a-d][1-4]|away)")
 
 
 def _deciding(tokenizer: Any, answer: Sequence[int]) -> list[bool]:
-    """Which of an answer's tokens give a verdict: those right behind a frame's mark, and the first of the status value."""
-    pieces = [tokenizer.decode([token]) for token in answer]
-    return [
-        at > 0
-        and (bool(_MARK.fullmatch(pieces[at - 1])) or (at > 1 and pieces[at - 2] == ' "status":' and pieces[at - 1] == ' "'))
-        for at in range(len(answer))
-    ]
+    """Which of an answer's tokens need eyes: those right behind a frame's mark (a place, a verdict) or its place, and the status."""
+    pieces = ["", "", *(tokenizer.decode([token]) for token in answer)]
+    flags = []
+    for at in range(2, len(pieces)):
+        before, last = pieces[at - 2 : at]
+        place = bool(_MARK.fullmatch(before)) and bool(_PLACE.fullmatch(last))
+        flags.append(bool(_MARK.fullmatch(last)) or place or (before == ' "status":' and last == ' "'))
+    return flags
 
 
 def answer_loss(model: Qwen3VLForConditionalGeneration, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
@@ -203,6 +208,8 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     pool = ClipPool.open(Path(recipe.pool or out / "pool"), recipe.plan, recipe.first_seed, recipe.clips, progress=_say)
     processor = _processor(out, recipe)
     model = build_model(processor.tokenizer, recipe.size, seed=recipe.seed)
+    if recipe.encoder:
+        _take_encoder(model, Path(recipe.encoder))
     batch_vision_attention(model)
     model.train()
     heads = Seeing(recipe.size.text_hidden, seed=recipe.seed)
@@ -254,9 +261,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
             seconds = (time.time() - began) / (step + 1 - since)
             row = {"step": step + 1, "of": total, "lr": lr, "loss": sum(losses) / len(losses), "exact": sum(right) / len(right)}
             log.write({**row, "stage": ("see", "pair", "joint")[stage], "length": length, "seconds_per_step": round(seconds, 3)})
-            _say(
-                f"step {step + 1}/{total} loss {row['loss']:.4f} exact {row['exact']:.3f} length {length} {seconds:.2f} s/step"
-            )
+            _say(f"step {step + 1}/{total} loss {row['loss']:.4f} exact {row['exact']:.3f} length {length} {seconds:.2f} s/step")
             losses, right = [], []
         if (step + 1) % recipe.save_every == 0 or step + 1 == total:
             _save(
@@ -410,6 +415,21 @@ def _stage(step: int, stages: Sequence[int]) -> tuple[int, int]:
             return stage, step
         step -= length
     raise AssertionError("a step beyond the last stage")
+
+
+def _take_encoder(model: Qwen3VLForConditionalGeneration, folder: Path) -> None:
+    """Start from another judge's image encoder. Raises ``ValueError`` when there is none or its size differs."""
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"encoder: {path} does not exist; train that judge first, or leave encoder empty")
+    taken = {name: tensor.float() for name, tensor in load_file(path).items() if ".visual." in name}
+    try:
+        missing, unexpected = model.load_state_dict(taken, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"encoder: {folder} has another size than this recipe's: {error}") from error
+    lacking = [name for name in missing if ".visual." in name]
+    if unexpected or lacking:
+        raise ValueError(f"encoder: {folder} has another depth than this recipe's: {sorted([*unexpected, *lacking])[:3]}")
 
 
 def _optimizers(model: Qwen3VLForConditionalGeneration, heads: Seeing, recipe: JudgeTraining) -> list[torch.optim.Optimizer]:

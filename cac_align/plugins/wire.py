@@ -18,10 +18,11 @@ import binascii
 import io
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -30,6 +31,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer
 from cac_align.judgement import Window
 from cac_align.rewards.reward import Score
 from cac_align.video import MAX_FRAMES, Video
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 JPEG_QUALITY = 90
 
@@ -280,8 +284,9 @@ def _override(video: Video) -> float | None:
 
 @dataclass(frozen=True, eq=False)
 class SentFrames:
-    """The pixels behind a rebuilt video: encoded images by source index, decoded when read. Picklable.
+    """The pixels behind a rebuilt video: encoded images by source index. Picklable.
 
+    jpegs: every image is a whole RGB JPEG file, which may be passed on as it is.
     missed: source indices that were asked for and are not here; the service sends them back so that the client can send more.
     """
 
@@ -289,51 +294,82 @@ class SentFrames:
     height: int
     width: int
     name: str = "video"
+    jpegs: bool = False
     missed: list[int] = field(default_factory=list)
 
-    def read(self, indices: tuple[int, ...]) -> UInt8[np.ndarray, "T H W 3"]:
-        """Raises ``ValueError`` when a frame was not sent, or is not an image of the video's size."""
+    def read(self, indices: tuple[int, ...]) -> SentImages:
+        """Raises ``ValueError`` when a frame was not sent."""
         absent = [index for index in indices if index not in self.images]
         if absent:
             self.missed.extend(absent)
             raise ValueError(f"{self.name}: frames {absent} were not sent; the client sends the whole video when told so")
-        pixels = np.empty((len(indices), self.height, self.width, 3), dtype=np.uint8)
-
-        def fill(position: int) -> None:
-            index = indices[position]
-            pixels[position] = _decode(self.images[index], f"{self.name}: frame {index}", (self.height, self.width))
-
-        # Pillow decodes outside the interpreter's lock: one judge thread must not leave the other cores idle.
-        with ThreadPoolExecutor(min(len(indices), os.cpu_count() or 1)) as pool:
-            list(pool.map(fill, range(len(indices))))
-        return pixels
+        return SentImages(self, indices)
 
     def data(self) -> bytes:
         """The encoded images with their indices: what the content hash is taken over."""
         return b"".join(index.to_bytes(4, "little") + image for index, image in sorted(self.images.items()))
 
 
-def _decode(image: bytes, label: str, size: tuple[int, int]) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class SentImages:
+    """Some of the sent frames, not decoded yet (``video.Encoded``)."""
+
+    sent: SentFrames
+    indices: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return len(self.indices), self.sent.height, self.sent.width, 3
+
+    @property
+    def jpegs(self) -> tuple[bytes, ...] | None:
+        return tuple(self.sent.images[index] for index in self.indices) if self.sent.jpegs else None
+
+    def decode(self) -> UInt8[np.ndarray, "T H W 3"]:
+        """Raises ``ValueError`` for an image whose body is broken, naming the frame."""
+        pixels = np.empty(self.shape, dtype=np.uint8)
+
+        def fill(position: int) -> None:
+            index = self.indices[position]
+            with _opened(self.sent.images[index], f"{self.sent.name}: frame {index}") as image:
+                pixels[position] = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+        # Pillow decodes outside the interpreter's lock: one judge thread must not leave the other cores idle.
+        with ThreadPoolExecutor(min(len(self.indices), os.cpu_count() or 1)) as pool:
+            list(pool.map(fill, range(len(self.indices))))
+        return pixels
+
+
+@contextmanager
+def _opened(image: bytes, label: str) -> Iterator[PIL.Image.Image]:
+    """The image with its header read. Raises ``ValueError`` when header, or body as it is decoded, is no JPEG or PNG."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as opened:
-            if (opened.height, opened.width) != size:
-                raise ValueError(f"{label} is {opened.height}×{opened.width} px, the first frame is {size[0]}×{size[1]}")
-            return np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))
+            yield opened
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{label} is not a readable JPEG or PNG: {error}") from error
 
 
-def image_size(image: bytes, label: str) -> tuple[int, int]:
-    """(height, width) from the header alone. Raises ``ValueError`` when it is no JPEG or PNG."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as opened:
-            return opened.height, opened.width
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{label} is not a readable JPEG or PNG: {error}") from error
+def _sent_frames(images: Mapping[int, bytes], name: str, max_pixels: int) -> SentFrames:
+    """The images behind a video, their headers read: format and size, no pixel. Raises ``ValueError`` naming the frame that is none,
+    larger than ``max_pixels``, or not of the first one's size."""
+    first: tuple[int, int] | None = None
+    jpegs = True
+    for index, image in images.items():
+        with _opened(image, f"{name}: frame {index}") as opened:
+            size = opened.height, opened.width
+            # One that ends early, is grey, or is turned by its EXIF entry may be read otherwise on the other side: those are decoded here.
+            plain = opened.format == "JPEG" and opened.mode == "RGB" and "exif" not in opened.info
+        jpegs = jpegs and plain and image.endswith(b"\xff\xd9")
+        first = first or size
+        if size[0] * size[1] > max_pixels:
+            raise ValueError(f"{name}: frames of {size[0]}×{size[1]} px, this service accepts {max_pixels} pixels")
+        if size != first:
+            raise ValueError(f"{name}: frame {index} is {size[0]}×{size[1]} px, the first frame is {first[0]}×{first[1]}")
+    assert first is not None
+    return SentFrames(images, *first, name, jpegs)
 
 
 def media_bytes(media: Binary, label: str) -> bytes:
@@ -367,7 +403,5 @@ def opened_frames(part: FramesPart, limits: Limits) -> Video:
     images = {
         index: media_bytes(image, f"{part.name}: frame {index}") for index, image in zip(part.indices, part.images, strict=True)
     }
-    height, width = image_size(images[part.indices[0]], f"{part.name}: frame {part.indices[0]}")
-    if height * width > limits.max_pixels:
-        raise ValueError(f"{part.name}: frames of {height}×{width} px, this service accepts {limits.max_pixels} pixels")
-    return Video(part.fps, part.times_s, height, width, part.name, SentFrames(images, height, width, part.name))
+    sent = _sent_frames(images, part.name, limits.max_pixels)
+    return Video(part.fps, part.times_s, sent.height, sent.width, part.name, sent)

@@ -337,7 +337,7 @@ def _dtype(dtype: str | torch.dtype | None, device: str) -> torch.dtype:
 
 def _cost(conversation: Conversation) -> int:
     """Roughly how long the prompt will be: conversations of similar length share a batch."""
-    return sum(len(message.text) + (message.frames.pixels.size // 1024 if message.frames else 0) for message in conversation)
+    return sum(len(message.text) + (math.prod(message.frames.shape) // 1024 if message.frames else 0) for message in conversation)
 
 
 def _place(table: Any, readout: Readout, begun: str, text: str, tokens: list[int]) -> tuple[int, bytes] | None:

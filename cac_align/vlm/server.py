@@ -203,7 +203,7 @@ class ServerVlm:
                 if readout is None:
                     return reply
                 return replace(reply, log_p=self._log_p(request, conversation, reply.text, choice, readout, stop))
-        except _Failed as error:
+        except (_Failed, ValueError) as error:  # ValueError: frames that turn out broken as they are decoded
             return Reply("", error=str(error))
 
     def _request(

@@ -20,7 +20,10 @@ from cac_align.vlm.protocol import Conversation
 
 
 def chat(conversation: Conversation, *, as_video: bool, quality: int) -> dict[str, Any]:
-    """The fields of the request that carry the conversation. ``quality``: of the JPEGs, 1 to 100."""
+    """The fields of the request that carry the conversation. ``quality``: of the JPEGs made here, 1 to 100.
+
+    Raises ``ValueError`` when a frame turns out broken as it is decoded.
+    """
     clips = [message.frames for message in conversation if message.frames is not None and not message.as_images]
     as_video = as_video and len(clips) == 1
     messages = []
@@ -57,7 +60,9 @@ def response_format(schema: Mapping[str, Any], dialect: str) -> dict[str, Any]:
 
 
 def _jpegs(frames: Frames, quality: int) -> list[str]:
-    """Every frame as base64 JPEG."""
+    """Every frame as base64 JPEG: as it arrived where it is one already. Raises ``ValueError`` for frames that cannot be decoded."""
+    if frames.encoded is not None:  # encoding a second time would cost milliseconds per frame, and detail
+        return [base64.b64encode(jpeg).decode("ascii") for jpeg in frames.encoded]
     from PIL import Image
 
     encoded = []

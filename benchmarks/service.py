@@ -1,9 +1,10 @@
 """Service throughput: 16 clients post packed requests of 21 JPEG frames of 480 × 832, the judge is scripted; what is lost, what it costs.
 
-    python benchmarks/service.py [--frames photo|shapes|undecoded] [--clients 16] [--seconds 10]
+    python benchmarks/service.py [--frames shapes|photo|forwarded|decoded] [--clients 16] [--seconds 10]
 
-shapes: flat shapes on flat ground. photo: a photograph (matplotlib's sample), three times the bytes. undecoded: the photograph, with
-a reward that looks at no pixel: the service's own cost. Clients run in a process of their own. Also measured: bytes of one
+shapes: flat shapes on flat ground. photo: a photograph (matplotlib's sample), seven times the bytes. Their judge is scripted and looks at
+no frame. forwarded: the photograph, with a judge that also writes the chat request a remote model would be sent, of the JPEGs as they
+came. decoded: the photograph, with a judge that reads every pixel, as a model in this process does. Clients run in a process of their own. Also measured: bytes of one
 81 × 480 × 832 video on the wire, and what an adapter adds per sample beyond turning floats into pixels.
 Target (two cores): ≥ 50 requests/s, none lost; ≤ 5 MB per video; ≤ 20 ms per sample.
 """
@@ -28,9 +29,23 @@ from cac_align.plugins.wire import PACKED, FramePlan, Item, ScoreRequest, frames
 from cac_align.rewards.cac import CaC
 from cac_align.rewards.reward import Score
 from cac_align.video import Video
+from cac_align.vlm.protocol import Conversation
 from cac_align.vlm.scripted import ScriptedVlm
+from cac_align.vlm.server_chat import chat
 
 NORMAL = json.dumps({"COT": "looked", "status": "normal", "anomalies": []})
+
+
+def passing_on(conversation: Conversation) -> str:
+    """A judge behind a server, but for the server: the whole request is written."""
+    json.dumps(chat(conversation, as_video=False, quality=90))
+    return NORMAL
+
+
+def looking(conversation: Conversation) -> str:
+    """A judge that runs here: it needs pixels."""
+    assert all(message.frames is None or message.frames.pixels.any() for message in conversation)
+    return NORMAL
 
 
 class Blind:
@@ -93,7 +108,9 @@ def clients(url: str, body: bytes, count: int, seconds: float, results: multipro
 def throughput(kind: str, count: int, seconds: float) -> None:
     video = clip("shapes" if kind == "shapes" else "photo")
     body = pack(ScoreRequest(items=(Item(prompt="a red ball", video=frames_part(video, video.indices_at(4.0))),)))
-    reward = Blind() if kind == "undecoded" else CaC(ScriptedVlm(lambda conversation: NORMAL))
+    script = {"forwarded": passing_on, "decoded": looking}.get(kind, lambda conversation: NORMAL)
+    vlm = ScriptedVlm(lambda conversation: vlm.asked.clear() or script(conversation))  # it remembers all it was asked: 1 GB here
+    reward = CaC(vlm)
     settings = Settings()
     with bound("127.0.0.1", 0, settings) as listening:
         server = uvicorn.Server(uvicorn_config(create_app(reward, settings), settings))
@@ -115,7 +132,9 @@ def throughput(kind: str, count: int, seconds: float) -> None:
     print(
         f"{kind}: {len(body) / 1e6:.2f} MB per request of 21 frames, {count} clients, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     )
-    print(f"  {done / elapsed:.1f} requests/s ({done} in {elapsed:.1f} s); lost {tally['lost']}, refused with 429 {tally['busy']}")
+    print(
+        f"  {done / elapsed:.1f} requests/s ({done} in {elapsed:.1f} s); lost {tally['lost']}, refused with 429 {tally['busy']}"
+    )
     print(f"  {1e3 * cpu / max(done, 1):.1f} ms of processor time per request in the service")
 
 
@@ -146,10 +165,10 @@ def bytes_and_overhead() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", choices=("photo", "shapes", "undecoded"), action="append")
+    parser.add_argument("--frames", choices=("shapes", "photo", "forwarded", "decoded"), action="append")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=10)
     options = parser.parse_args()
-    for kind in options.frames or ("shapes", "photo", "undecoded"):
+    for kind in options.frames or ("shapes", "photo", "forwarded", "decoded"):
         throughput(kind, options.clients, options.seconds)
     bytes_and_overhead()

@@ -69,9 +69,10 @@ class RewardRecipe:
 
 @dataclass
 class GeneratorRecipe:
-    """A text-to-video model. ``model``: "miniature", or a diffusers Wan checkpoint (folder or hub id). None: the checkpoint's default."""
+    """Who makes the videos. ``model``: a diffusers Wan checkpoint (folder or hub id), or "module:Name" of a callable class
+    (default: the miniature world's renderer, which breaks two clips in five). None: the checkpoint's default."""
 
-    model: str = "miniature"
+    model: str = "cac_align.miniature.world:Renderer"
     height: int | None = None
     width: int | None = None
     num_frames: int | None = None
@@ -236,13 +237,18 @@ def _backend_options(recipe: JudgeRecipe) -> dict[str, Any]:
 
 def load_generator(recipe: GeneratorRecipe) -> Callable[[str, int], Video]:
     """The generator a recipe describes: a callable from prompt and seed to Video. Raises ``ValueError`` when it cannot be loaded."""
-    from cac_align.generation.wan import Wan
-    from cac_align.weights import shipped
+    if ":" in recipe.model and not Path(recipe.model).exists():
+        return import_name(recipe.model)()
+    import torch
 
-    options = {
+    from cac_align.generation.wan import Wan
+
+    options: dict[str, Any] = {
         name: value for name in recipe.__dataclass_fields__ if name != "model" and (value := getattr(recipe, name)) is not None
     }
-    return Wan.load(str(shipped("wan")) if recipe.model == "miniature" else recipe.model, **options)
+    if recipe.dtype is not None:
+        options["dtype"] = getattr(torch, recipe.dtype)
+    return Wan.load(recipe.model, **options)
 
 
 def import_name(name: str) -> Any:

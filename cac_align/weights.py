@@ -20,7 +20,7 @@ def weights_folder() -> Path:
 
 @cache
 def shipped(name: str) -> Path:
-    """The folder of a shipped model ("wan", "cac" or "unified"), loadable with ``from_pretrained``.
+    """The folder of a shipped model ("cac", "unified", "wan_first"), loadable with ``from_pretrained``.
 
     Raises ``ValueError`` when it is unknown, missing, truncated or changed.
     """

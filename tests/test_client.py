@@ -1,27 +1,34 @@
 """The service as a Reward: the same scores as in-process, only sampled frames sent, every failure a reason, nothing hangs."""
 
+import base64
+import io
 import pickle
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import numpy as np
 import pytest
 from hosting import Brightness, clip, scripted, serving
+from PIL import Image
 
 from cac_align.encoding import write_mp4
 from cac_align.plugins.client import RemoteReward
 from cac_align.plugins.service import Settings
-from cac_align.plugins.wire import Limits
+from cac_align.plugins.wire import FramesPart, Limits, frames_part, opened_frames
 from cac_align.rewards.cac import CaC
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Reward, Score
+from cac_align.rewards.unified import UnifiedReward
 from cac_align.video import Video
+from cac_align.vlm.protocol import Message
 from cac_align.vlm.scripted import ScriptedVlm
+from cac_align.vlm.server_chat import chat
 
 
 def videos(*levels, num_frames=81):
@@ -286,3 +293,93 @@ def test_another_reward_behind_the_same_address_is_noticed():
     with impostor(lambda handler, _: handler.send(200, other)) as (url, _):
         (score,) = brief(url)(["p"], videos(200))
     assert "another reward than when this run began" in score.error
+
+
+# ---- sent frames are decoded only when somebody looks ---------------------------------------------------------------
+
+
+def noisy(num_frames=5, height=64, width=64, kind="JPEG", mode="RGB", **options):
+    """A FramesPart of noise, every frame encoded by Pillow; and the encoded images."""
+    images = []
+    for pixels in np.random.default_rng(7).integers(0, 256, (num_frames, height, width, 3), dtype=np.uint8):
+        out = io.BytesIO()
+        Image.fromarray(pixels).convert(mode).save(out, kind, **options)
+        images.append(out.getvalue())
+    times_s = tuple(n / 16 for n in range(num_frames))
+    return FramesPart(fps=16, times_s=times_s, indices=tuple(range(num_frames)), images=tuple(images)), images
+
+
+def test_sent_frames_are_decoded_on_first_use_and_once():
+    part, images = noisy()
+    frames = pickle.loads(pickle.dumps(opened_frames(part, Limits()).frames((0, 2, 4))))
+    assert frames.shape == (3, 64, 64, 3) and len(frames) == 3 and "times_s" in repr(frames)
+    assert frames.encoded == (images[0], images[2], images[4]) and "pixels" not in vars(frames)
+    expected = np.stack([np.asarray(Image.open(io.BytesIO(images[n]))) for n in (0, 2, 4)])
+    assert np.array_equal(frames.pixels, expected) and frames.pixels is frames.pixels
+    # other pixels: what had arrived must not be sent in their place
+    other = replace(frames, pixels=255 - expected)
+    assert other.encoded is None and np.array_equal(other.pixels, 255 - expected) and other.indices == (0, 2, 4)
+    with pytest.raises(AttributeError, match="'Frames' object has no attribute 'pixel'"):
+        _ = frames.pixel
+
+
+def test_jpegs_reach_a_remote_judge_as_they_came():
+    part, images = noisy()
+    frames = opened_frames(part, Limits()).frames((0, 1))
+    sent = chat((Message("user", "look", frames, as_images=True),), as_video=False, quality=20)["messages"][0]["content"]
+    urls = [item["image_url"]["url"].removeprefix("data:image/jpeg;base64,") for item in sent[:2]]
+    assert [base64.b64decode(url) for url in urls] == images[:2] and "pixels" not in vars(frames)
+
+
+def turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees": some readers do, some do not
+    return exif
+
+
+@pytest.mark.parametrize("how", [{"kind": "PNG"}, {"mode": "L"}, {"exif": turned()}], ids=["png", "grey", "turned"])
+def test_what_two_readers_may_see_differently_is_decoded_here(how):
+    part, images = noisy(**how)
+    frames = opened_frames(part, Limits()).frames((1,))
+    assert frames.encoded is None
+    assert np.array_equal(frames.pixels[0], np.asarray(Image.open(io.BytesIO(images[1])).convert("RGB")))
+
+
+def test_a_frame_of_another_size_is_named_on_arrival():
+    part, images = noisy()
+    _, small = noisy(height=32)
+    with pytest.raises(ValueError, match="frame 3 is 32×64 px"):
+        opened_frames(part.model_copy(update={"images": (*images[:3], small[3], images[4])}), Limits())
+
+
+def cut_short(part):
+    """The same with frame 4 cut in the middle: its header is sound."""
+    images = [*part.images[:4], part.images[4][: len(part.images[4]) // 2], *part.images[5:]]
+    return part.model_copy(update={"images": tuple(images)})
+
+
+def test_a_broken_body_is_its_own_videos_missing_score():
+    sound, _ = noisy(17)
+    broken = opened_frames(cut_short(sound), Limits())
+    clips = [opened_frames(sound, Limits()), broken, Video.open(clip(200), fps=16)]
+    assert broken.sample(4).encoded is None
+
+    def script(conversation):
+        assert conversation[-1].frames.pixels.size
+        return '{"COT": "x", "status": "normal", "anomalies": []}'
+
+    calls = []
+    vlm = ScriptedVlm(lambda conversation: calls.append(1) or script(conversation))
+    scores = CaC(vlm)(["a", "b", "c"], clips)
+    assert [score.scored for score in scores] == [True, False, True] and len(calls) == 3  # one batch, nothing asked again
+    assert "video: frame 4 is not a readable JPEG or PNG" in scores[1].error
+    axes = "Alignment Score (1-5): 3\nPhysics Score (1-5): 3\nStyle Score (1-5): 3"
+    unified = UnifiedReward(ScriptedVlm(lambda conversation: axes if script(conversation) else ""))
+    scores = unified(["a", "b", "c"], clips)
+    assert [score.scored for score in scores] == [True, False, True] and "frame 4" in scores[1].error
+
+
+def test_two_videos_in_flight_do_not_share_what_was_sent():
+    one, other = Video.open(clip(200), fps=16), Video.open(clip(90), fps=16)
+    first, second = (opened_frames(frames_part(video, (0, 4)), Limits()).frames((0, 4)) for video in (one, other))
+    assert first.pixels[0, 0, 0, 0] == 200 and second.pixels[0, 0, 0, 0] == 90

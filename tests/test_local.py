@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 
+from cac_align.video import Frames
 from cac_align.vlm.local import LocalVlm
 from cac_align.vlm.protocol import Message, Readout, Vlm
 from tests import tiny_qwen
@@ -32,6 +33,18 @@ def test_batches_agree_with_one_by_one_and_failures_stay_alone(small):
         assert alone.text == reply.text
         assert all(math.isclose(alone.log_p[word], reply.log_p[word], abs_tol=1e-4) for word in WORDS.words)
     assert isinstance(small, Vlm) and small.answer([], max_new_tokens=3) == []
+
+
+def test_frames_that_turn_out_broken_fail_their_own_conversation(small):
+    class Broken:
+        shape, jpegs = (2, 64, 64, 3), None
+
+        def decode(self):
+            raise ValueError("clip: frame 1 is not a readable JPEG or PNG")
+
+    broken = Frames.undecoded(Broken(), (0, 1), (0.0, 0.25), 4.0, 2)
+    replies = small.answer([ask("look", frames()), ask("look", broken)], max_new_tokens=2)
+    assert replies[0].error is None and "clip: frame 1 is not a readable JPEG" in replies[1].error
 
 
 def test_nan_and_out_of_memory_touch_only_what_they_must(caplog):

@@ -22,17 +22,12 @@ from cac_align.miniature.judge import (
     train_merges,
     write_folder,
 )
-from cac_align.miniature.lessons import ClipPool, LessonPlan, cac_lessons, degrade, lesson_texts, unified_lessons
+from cac_align.miniature.judge_figures import evaluate
+from cac_align.miniature.judge_loss import answer_loss, batch_vision_attention, collate
+from cac_align.miniature.lessons import cac_lessons, lesson_texts, unified_lessons
+from cac_align.miniature.pool import ClipPool, LessonPlan, degrade
 from cac_align.miniature.seeing import Seeing, _overlap, draw_pairs, look_loss
-from cac_align.miniature.train_judge import (
-    JudgeTraining,
-    answer_loss,
-    batch_vision_attention,
-    collate,
-    evaluate,
-    learning_rate,
-    train,
-)
+from cac_align.miniature.train_judge import JudgeTraining, learning_rate, train
 from cac_align.recipe import read_recipe
 from cac_align.rewards.unified import read_axes
 from cac_align.video import Frames

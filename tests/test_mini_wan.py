@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from cac_align.miniature import train_wan as training
-from cac_align.miniature.train_wan import Schedule, VaeRecipe, WanRecipe
+from cac_align.miniature import optimise, train_vae, train_wan
+from cac_align.miniature.optimise import Schedule
+from cac_align.miniature.train_vae import VaeRecipe
+from cac_align.miniature.train_wan import WanRecipe
 from cac_align.miniature.wan import WEIGHTS, MiniWan, build_pipeline, build_tokenizer, build_vae
 from cac_align.miniature.world import PROMPT_SEEDS, STUDIO, VOCABULARY, make_clip, make_prompts, parse_prompt
 
@@ -85,7 +87,7 @@ def test_the_unclamped_decoder_is_the_decoder_without_its_clamp():
     with torch.no_grad():
         vae.decoder.conv_out.weight *= 10
         latents = torch.randn(1, 4, 3, 4, 4)
-        free = training.decode_unclamped(vae, latents)
+        free = train_vae.decode_unclamped(vae, latents)
         assert free.abs().max() > 1
         assert torch.equal(free.clamp(-1, 1), vae.decode(latents).sample)
 
@@ -95,7 +97,7 @@ def test_embeddings_are_those_of_the_pipeline():
     prompts = ["a red ball bounces on grass", ""]
     expected, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=16)
     tokens = pipeline.tokenizer(prompts, padding="max_length", max_length=16, return_tensors="pt")
-    torch.testing.assert_close(training.embed(pipeline.text_encoder, tokens.input_ids, tokens.attention_mask), expected)
+    torch.testing.assert_close(train_wan.embed(pipeline.text_encoder, tokens.input_ids, tokens.attention_mask), expected)
 
 
 # ---- the objective ------------------------------------------------------------------------------------------------
@@ -116,7 +118,7 @@ def test_the_flow_target_takes_the_samplers_steps_back_to_the_clip():
 
 def test_noise_levels_follow_the_samplers_shift():
     recipe = WanRecipe()
-    sigma = training.draw_sigmas(200_000, recipe, torch.Generator().manual_seed(0))
+    sigma = train_wan.draw_sigmas(200_000, recipe, torch.Generator().manual_seed(0))
     assert sigma.min() > 0 and sigma.max() < 1
     shift = recipe.model.flow_shift  # the logit-normal's median is 1/2; the shift s takes it to (s/2) / (1 + (s − 1)/2)
     assert abs(sigma.median().item() - shift / (shift + 1)) < 0.005
@@ -124,33 +126,33 @@ def test_noise_levels_follow_the_samplers_shift():
 
 def test_reconstruction_loss_is_worked_by_hand():
     target, even = torch.zeros(1, 3, 4, 4, 4), torch.ones(1, 1, 4, 4, 4)
-    grey = training.reconstruction_loss(target + 0.2, target, even, 0.0).item()
+    grey = train_vae.reconstruction_loss(target + 0.2, target, even, 0.0).item()
     assert grey == pytest.approx((0.2 + 2 * 0.04) / 3, rel=1e-4)  # grey errs in brightness alone, one axis of three
     red = target.clone()
     red[:, 0] = 0.2  # brightness .2 / 3, red − green .2, yellow − blue .1
     expected = sum(e + 2 * e**2 for e in (0.2 / 3, 0.2, 0.1)) / 3
-    assert training.reconstruction_loss(red, target, even, 0.0).item() == pytest.approx(expected, rel=1e-4)
+    assert train_vae.reconstruction_loss(red, target, even, 0.0).item() == pytest.approx(expected, rel=1e-4)
     weight = even.clone()
     weight[0, 0, 0, 0, 0] = 5.0
     spot = target.clone()
     spot[:, :, 0, 0, 0] = 0.2  # one pixel of 64, five times the weight of another: 5/68 of the grey loss
-    assert training.reconstruction_loss(spot, target, weight, 0.0).item() == pytest.approx(grey * 5 / 68, rel=1e-4)
-    assert training.reconstruction_loss(spot, target, weight, 0.5).item() > grey * 5 / 68
-    assert training.reconstruction_loss(target, target, weight, 0.5).item() == 0.0
+    assert train_vae.reconstruction_loss(spot, target, weight, 0.0).item() == pytest.approx(grey * 5 / 68, rel=1e-4)
+    assert train_vae.reconstruction_loss(spot, target, weight, 0.5).item() > grey * 5 / 68
+    assert train_vae.reconstruction_loss(target, target, weight, 0.5).item() == 0.0
 
 
 def test_every_clip_is_seen_once_per_epoch_however_steps_are_cut():
-    long = training.epoch_indices(7, 0, 21, seed=3).tolist()
+    long = train_wan.epoch_indices(7, 0, 21, seed=3).tolist()
     assert [sorted(long[n : n + 7]) for n in (0, 7, 14)] == [list(range(7))] * 3
     assert long[:7] != long[7:14]
-    pieces = [training.epoch_indices(7, start, 3, seed=3).tolist() for start in range(0, 21, 3)]
+    pieces = [train_wan.epoch_indices(7, start, 3, seed=3).tolist() for start in range(0, 21, 3)]
     assert [n for piece in pieces for n in piece] == long
-    assert training.epoch_indices(2, 0, 7, seed=0).shape == (7,)
+    assert train_wan.epoch_indices(2, 0, 7, seed=0).shape == (7,)
 
 
 def test_salience_marks_the_entity_and_pieces_hold_it():
     clip = make_clip(4, replace(STUDIO, kinds=("ball",), motions=("left", "right")), anomalous=False)
-    weight = training.salience(clip.pixels)
+    weight = train_vae.salience(clip.pixels)
     assert weight.shape == (33, 64, 64) and weight.min() >= 0 and weight.max() == 1
     ball = weight > 0.5
     ys, xs = np.nonzero(ball[10])
@@ -158,7 +160,7 @@ def test_salience_marks_the_entity_and_pieces_hold_it():
     assert abs(xs.mean() - track["x"][10]) < 1.5 and abs(ys.mean() - track["y"][10]) < 1.5
     inside = []
     for n in range(20):
-        piece = training.cut(weight, 9, 24, training.step_generator(0, n))
+        piece = train_vae.cut(weight, 9, 24, optimise.step_generator(0, n))
         assert weight[piece].shape == (9, 24, 24)
         inside.append(ball[piece].mean())
     assert np.mean(inside) > 2 * ball.mean()
@@ -167,23 +169,23 @@ def test_salience_marks_the_entity_and_pieces_hold_it():
 def test_muon_steps_are_orthogonal():
     matrix = torch.randn(6, 15, generator=torch.Generator().manual_seed(0))
     for one in (matrix, matrix.T):
-        values = torch.linalg.svdvals(training.orthogonalise(one))
+        values = torch.linalg.svdvals(optimise.orthogonalise(one))
         assert values.min() > 0.6 and values.max() < 1.3
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    assert torch.cosine_similarity(training.orthogonalise(matrix).flatten(), (left @ right).flatten(), 0) > 0.97
+    assert torch.cosine_similarity(optimise.orthogonalise(matrix).flatten(), (left @ right).flatten(), 0) > 0.97
 
 
 def test_training_stays_inside_its_seeds():
-    pixels, prompt = training.training_clip(5, 0.4)
+    pixels, prompt = train_vae.training_clip(5, 0.4)
     assert np.array_equal(pixels, make_clip(5, STUDIO).pixels) and prompt == make_clip(5, STUDIO).prompt
     with pytest.raises(ValueError, match="outside the training range"):
-        training.training_clip(1_000_000, 0.4)
+        train_vae.training_clip(1_000_000, 0.4)
     shares = [make_clip(n, replace(STUDIO, anomaly_share=1.0)).status for n in range(4)]
     assert shares == ["abnormal"] * 4
 
 
 def test_learning_rate_by_hand():
-    factor = training.learning_rate_factor
+    factor = optimise.learning_rate_factor
     assert [factor(n, 100, 4) for n in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert factor(99, 100, 4) == pytest.approx(0.05)
 
@@ -200,16 +202,26 @@ def vae_recipe(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vae_folder(vae_recipe):
-    return training.train_vae(vae_recipe)
+    return train_vae.train_vae(vae_recipe)
 
 
 def test_an_interrupted_vae_training_ends_with_the_same_weights(vae_recipe, vae_folder, tmp_path):
     cut = replace(vae_recipe, out=str(tmp_path / "cut"))
-    assert training.train_vae(cut, stop_at=1) is None
+    assert train_vae.train_vae(cut, stop_at=1) is None
     torch.manual_seed(99)  # a new process has another random state
-    resumed = training.train_vae(cut)
+    resumed = train_vae.train_vae(cut)
     assert same_weights(vae_folder, resumed)
     assert json.loads((vae_folder / "config.json").read_text()) == json.loads((resumed / "config.json").read_text())
+
+
+def test_a_decoder_is_trained_alone_and_the_latents_stay(vae_recipe, vae_folder, tmp_path):
+    from safetensors.torch import load_file
+
+    folder = train_vae.train_vae(replace(vae_recipe, out=str(tmp_path), start=str(vae_folder), latent_noise=0.1, seed=1))
+    name = "diffusion_pytorch_model.safetensors"
+    before, after = load_file(vae_folder / name), load_file(folder / name)
+    changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"decoder", "post_quant_conv"}
 
 
 def test_the_latents_mean_and_spread_are_measured(vae_recipe, vae_folder):
@@ -217,7 +229,7 @@ def test_the_latents_mean_and_spread_are_measured(vae_recipe, vae_folder):
 
     vae = AutoencoderKLWan.from_pretrained(vae_folder)
     first = vae_recipe.schedule.steps * vae_recipe.schedule.batch
-    clips = torch.cat([training.to_signal(training.training_clip(first + n, 0.4)[0])[None] for n in range(vae_recipe.measure)])
+    clips = torch.cat([train_vae.to_signal(train_vae.training_clip(first + n, 0.4)[0])[None] for n in range(vae_recipe.measure)])
     with torch.no_grad():
         latents = vae.encode(clips).latent_dist.mode().transpose(0, 1).flatten(1)
     np.testing.assert_allclose(vae.config.latents_mean, latents.mean(1), atol=1e-4)
@@ -226,44 +238,44 @@ def test_the_latents_mean_and_spread_are_measured(vae_recipe, vae_folder):
 
 def test_an_interrupted_wan_training_ends_with_the_same_pipeline(vae_folder, tmp_path):
     recipe = WanRecipe(
-        out=str(tmp_path / "whole"), vae=str(vae_folder), clips=3, evaluate_every=0, evaluate_clips=0,
+        out=str(tmp_path / "whole"), vae=str(vae_folder), clips=3, latents=str(tmp_path / "latents"), evaluate_every=0, evaluate_clips=0,
         num_inference_steps=2, model=TINY, schedule=QUICK,
     )  # fmt: skip
-    whole = training.train_wan(recipe)
+    whole = train_wan.train_wan(recipe)
     cut = replace(recipe, out=str(tmp_path / "cut"))
-    assert training.train_wan(cut, stop_at=2) is None
+    assert train_wan.train_wan(cut, stop_at=2) is None
     torch.manual_seed(99)
-    assert same_weights(whole, training.train_wan(cut))
+    assert same_weights(whole, train_wan.train_wan(cut))
 
     from cac_align.generation.wan import Wan
 
     wan = Wan.load(whole)
     assert (wan.setting.num_frames, wan.setting.height, wan.setting.num_inference_steps) == (33, 64, 2)
     assert len(wan("a red ball bounces on grass", 0)) == 33
-    assert training.train_wan(recipe) == whole  # finished: nothing left to do
+    assert train_wan.train_wan(recipe) == whole  # finished: nothing left to do
 
 
 def test_a_folder_with_another_recipes_run_is_refused(vae_recipe, vae_folder):
     with pytest.raises(ValueError, match=r"another recipe \(kl, seed differ\)"):
-        training.train_vae(replace(vae_recipe, seed=1, kl=0.5))
+        train_vae.train_vae(replace(vae_recipe, seed=1, kl=0.5))
 
 
 def test_wrong_requests_are_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="no trained VAE"):
-        training.train_wan(WanRecipe(out=str(tmp_path), vae=str(tmp_path / "none")))
+        train_wan.train_wan(WanRecipe(out=str(tmp_path), vae=str(tmp_path / "none")))
     recipe = ROOT / "recipes/miniature/vae.yaml"
-    assert training.main([str(recipe), "schedule.stepz=3"]) == 2
+    assert train_wan.main([str(recipe), "schedule.stepz=3"]) == 2
     assert "stepz" in capsys.readouterr().err
-    assert training.main([str(tmp_path / "none.yaml")]) == 2
+    assert train_wan.main([str(tmp_path / "none.yaml")]) == 2
     (tmp_path / "odd.yaml").write_text("job: audio\n")
     with pytest.raises(ValueError, match="job must be one of vae, wan; received 'audio'"):
-        training.load_job(tmp_path / "odd.yaml")
+        train_wan.load_job(tmp_path / "odd.yaml")
 
 
-@pytest.mark.parametrize("name", ["vae", "wan"])
-def test_recipes_read(name):
-    recipe = training.load_job(ROOT / f"recipes/miniature/{name}.yaml", ["out=/elsewhere"])
-    assert recipe.job == name and recipe.out == "/elsewhere"
+@pytest.mark.parametrize(("name", "job"), [("vae", "vae"), ("vae_decoder", "vae"), ("wan_first", "wan"), ("wan", "wan")])
+def test_recipes_read(name, job):
+    recipe = train_wan.load_job(ROOT / f"recipes/miniature/{name}.yaml", ["out=/elsewhere"])
+    assert recipe.job == job and recipe.out == "/elsewhere"
 
 
 # ---- what ships ---------------------------------------------------------------------------------------------------

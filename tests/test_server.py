@@ -647,3 +647,17 @@ def test_a_url_connects_to_a_server(serve: Any) -> None:
     assert isinstance(vlm, ServerVlm) and (vlm.model, vlm.timeout_s, vlm.frames) == ("cac", 5, "video")
     with pytest.raises(ValueError, match="pass served_model="):
         connect(server.url)
+
+
+def test_frames_that_turn_out_broken_fail_their_own_conversation(serve: Callable[..., Server]) -> None:
+    class Broken:
+        shape, jpegs = (2, 8, 8, 3), None
+
+        def decode(self) -> np.ndarray:
+            raise ValueError("clip: frame 1 is not a readable JPEG or PNG: truncated")
+
+    server = serve(lambda request, number: Answer(completion("fine")))
+    broken = Frames.undecoded(Broken(), (0, 1), (0.0, 0.25), 4.0, 2)
+    replies = vlm_for(server).answer([user("a"), user("b", broken), user("c", some_frames(9))], max_new_tokens=5)
+    assert [reply.text for reply in replies] == ["fine", "", "fine"] and len(server.requests) == 2
+    assert replies[1].error == "clip: frame 1 is not a readable JPEG or PNG: truncated"

@@ -52,7 +52,9 @@ def test_every_frame_gets_its_verdict():
 
 def test_places_are_cells_of_a_four_by_four_grid():
     assert [teacher.place(*at) for at in ((0, 0), (0.26, 0.1), (0.99, 0.5), (-0.2, 1.3))] == ["a1", "a2", "c4", "d1"]
-    assert teacher.chain_of_thought([], [0.0, 0.25], ["a1", "b2"]).startswith("Step 1: Frame 0: a1 fine. Frame 1: b2 fine. Step 2:")
+    assert teacher.chain_of_thought([], [0.0, 0.25], ["a1", "b2"]).startswith(
+        "Step 1: Frame 0: a1 fine. Frame 1: b2 fine. Step 2:"
+    )
 
 
 @pytest.mark.parametrize("seed", range(1_300_000, 1_300_040))

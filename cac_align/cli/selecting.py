@@ -13,7 +13,7 @@ from cac_align.cli.prompts import read_prompts
 def run_best_of_n(options: argparse.Namespace) -> int:
     from cac_align.evaluation.selection_page import write_selection_page
     from cac_align.generation.best_of_n import best_of_n, read_candidates
-    from cac_align.recipe import BestOfNRecipe, load_generator, load_reward, read_recipe
+    from cac_align.recipe import BestOfNRecipe, GeneratorRecipe, load_generator, load_reward, read_recipe
 
     recipe = read_recipe(BestOfNRecipe, options.recipe, options.overrides)
     prompts = [row["prompt"] for row in read_prompts(options.prompts)]
@@ -23,7 +23,7 @@ def run_best_of_n(options: argparse.Namespace) -> int:
     if options.candidates is not None:
         source: Any = read_candidates(options.candidates, prompts)
     else:
-        if recipe.generator.model == "miniature":
+        if recipe.generator == GeneratorRecipe():
             _check_world_prompts(prompts)
         source = load_generator(recipe.generator)
     selections = best_of_n(prompts, source, reward, n=n, seed=seed, out=options.out, progress=_bar)
@@ -40,7 +40,7 @@ def run_best_of_n(options: argparse.Namespace) -> int:
 
 
 def _check_world_prompts(prompts: Sequence[str]) -> None:
-    """The miniature generator knows a small world: say at once when a prompt lies outside it."""
+    """The miniature's renderer knows a small world: say at once when a prompt lies outside it."""
     from cac_align.miniature.world import parse_prompt
 
     for number, prompt in enumerate(prompts, 1):

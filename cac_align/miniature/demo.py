@@ -1,6 +1,6 @@
-"""The main job on the miniature: Best-of-N with UnifiedReward + CaC, judged afterwards by an oracle that the reward never saw.
+"""The main job on the miniature: Best-of-N with UnifiedReward + CaC, compared afterwards with the exact truth.
 
-held-out prompts → mini-Wan, N seeds each → best_of_n (UR + CaC) → oracle on every candidate → summary.json, report.html
+held-out prompts → N rendered candidates each, two in five broken → best_of_n (UR + CaC) → truth → summary.json, report.html
 
 The summary answers one question: how often is a clip anomalous if one takes a random candidate, UnifiedReward's favourite, or the
 favourite of UnifiedReward + CaC? All three from the same candidates, so differences are paired.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from cac_align.evaluation.selection_page import write_selection_page
 from cac_align.evaluation.statistics import Estimate, mcnemar, mean_interval, share
 from cac_align.generation.best_of_n import Selection, best_of_n
 from cac_align.miniature.oracle import Verdict, judge
-from cac_align.miniature.world import PROMPT_SEEDS, STUDIO, make_clip
-from cac_align.recipe import GeneratorRecipe, load_generator, load_reward
+from cac_align.miniature.world import PROMPT_SEEDS, Renderer, make_candidate, make_prompts
+from cac_align.recipe import load_reward
 from cac_align.rewards.normalise import quantise
 from cac_align.video import Video
+from cac_align.vlm.local import set_threads
 
 CARDS = 40  # prompts shown on the page; all of them are in selection.jsonl
 
@@ -45,7 +46,7 @@ def held_out_prompts(count: int) -> list[str]:
     """The first ``count`` different prompts of the prompt seeds, which no model of the miniature was trained on."""
     prompts: dict[str, None] = {}
     for seed in PROMPT_SEEDS:
-        prompts.setdefault(make_clip(seed, STUDIO).prompt)
+        prompts.setdefault(make_prompts([seed])[0])
         if len(prompts) == count:
             return list(prompts)
     raise ValueError(f"expected at most {len(prompts)} prompts, asked for {count}")
@@ -58,10 +59,10 @@ def demo(
 
     Raises ``ValueError`` when the shipped weights are missing or damaged.
     """
+    set_threads(1)  # the small judges' matrices are too small to share: two threads cost ten times the time on a busy machine
     prompts = held_out_prompts(num_prompts)
-    generator = load_generator(GeneratorRecipe())
-    selections = best_of_n(prompts, generator, load_reward(), n=n, seed=seed, out=out, progress=progress)
-    choices, comparison = summarise(selections, oracle_verdicts(selections))
+    selections = best_of_n(prompts, Renderer(), load_reward(), n=n, seed=seed, out=out, progress=progress)
+    choices, comparison = summarise(selections, true_verdicts(selections))
     summary = {"prompts": len(prompts), "n": n, "seed": seed, "choices": [choice.to_json() for choice in choices], **comparison}
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     tiles = [(f"{100 * choice.anomaly_rate.value:.0f} %", f"anomalous: {choice.name}") for choice in choices]
@@ -70,9 +71,15 @@ def demo(
     yield f"report: {page}"
 
 
-def oracle_verdicts(selections: Sequence[Selection]) -> list[list[Verdict]]:
-    """What the oracle says of every candidate, by prompt. It tracks pixels and knows the prompt, never the reward's words."""
-    return [[judge(selection.prompt, Video.open(path)) for path in selection.candidates] for selection in selections]
+def true_verdicts(selections: Sequence[Selection]) -> list[list[Verdict]]:
+    """The truth about every rendered candidate, by prompt: whether it is broken, as rendered; motion and prompt following by the oracle."""
+    return [
+        [
+            replace(judge(selection.prompt, Video.open(path)), status=make_candidate(selection.prompt, seed).status)
+            for path, seed in zip(selection.candidates, selection.seeds, strict=True)
+        ]
+        for selection in selections
+    ]
 
 
 def summarise(selections: Sequence[Selection], verdicts: Sequence[Sequence[Verdict]]) -> tuple[list[Choice], dict[str, Any]]:
@@ -124,7 +131,7 @@ def _choice(name: str, verdicts: Sequence[Verdict]) -> Choice:
 
 def lines(choices: Sequence[Choice], comparison: dict[str, Any], prompts: int, n: int) -> Iterator[str]:
     """The summary for people."""
-    yield f"{prompts} prompts x {n} candidates; anomalies counted by the oracle, which the reward never sees (95 % intervals)"
+    yield f"{prompts} prompts x {n} candidates; anomalies counted from the exact truth, which the reward never sees (95 % intervals)"
     for choice in choices:
         rate, motion, follows = choice.anomaly_rate, choice.motion, choice.follows
         if rate.value is None:

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int64, UInt8
 from cac_align.judgement import Box
 from cac_align.miniature import teacher
 from cac_align.miniature.grammar import COLOURS, KINDS, parse_prompt
-from cac_align.miniature.lessons import KEPT_EVERY, ClipPool, LessonPlan, PoolClip, degrade
+from cac_align.miniature.pool import KEPT_EVERY, ClipPool, LessonPlan, PoolClip, degrade
 
 CELLS = 4
 """Visual tokens per side of a 64-px frame."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -27,19 +26,16 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from transformers import AttentionInterface, AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+from transformers import AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
-from cac_align.cac import two_turn
-from cac_align.cac.two_turn import TwoTurn
 from cac_align.miniature.judge import JudgeSize, build_model, build_processor, build_tokenizer, write_folder
-from cac_align.miniature.lessons import ClipPool, Lesson, LessonPlan, cac_lessons, lesson_texts, unified_lessons
+from cac_align.miniature.judge_figures import evaluate
+from cac_align.miniature.judge_loss import answer_loss, batch_vision_attention, collate
+from cac_align.miniature.lessons import cac_lessons, lesson_texts, unified_lessons
+from cac_align.miniature.pool import ClipPool, LessonPlan
 from cac_align.miniature.seeing import Seeing, draw_pairs, look_loss
 from cac_align.miniature.train_wan import Muon
-from cac_align.overlap import interval_iou, spatial_iou
 from cac_align.recipe import read_recipe
-from cac_align.rewards.unified import UnifiedReward
-from cac_align.vlm.inputs import collate as join_rows
-from cac_align.vlm.inputs import encode_one, pad_id
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,8 @@ class JudgeTraining:
     lr, final_lr: peak and last learning rate of each stage; matrix_lr: peak of Muon's, for the inner matrices (0: AdamW for all).
     verdict_weight: how much a token that gives a verdict (a frame's, the status) weighs in the loss, the others weighing 1. seed: of weights, batches and augmentation.
     save_every, eval_every: steps; eval_clips: held-out clips per evaluation (0 switches it off). threads: of torch. encoder: a trained judge's folder whose image
-    encoder this one starts from (empty: fresh weights).
+    encoder this one starts from; start: one from which it takes everything, tokenizer included (both empty: fresh weights).
+    stop_after: write the final weights after this step, whatever the schedule still had in mind (0: all steps).
     """
 
     job: str = "cac"
@@ -81,6 +78,8 @@ class JudgeTraining:
     eval_clips: int = 100
     threads: int = 1
     encoder: str = ""
+    start: str = ""
+    stop_after: int = 0
     size: JudgeSize = field(default_factory=JudgeSize)
     plan: LessonPlan = field(default_factory=LessonPlan)
 
@@ -90,97 +89,6 @@ class JudgeTraining:
         for name in ("clips", "steps", "batch", "save_every", "log_every", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
-
-
-# ---- one batch ----------------------------------------------------------------------------------------------------
-
-
-def collate(processor: Qwen3VLProcessor, lessons: Sequence[Lesson], verdict_weight: float = 1.0) -> dict[str, torch.Tensor]:
-    """What the model needs for these lessons: the prompt exactly as at inference, then the answer and <|im_end|>; left-padded.
-
-    ``weights`` (B, L) is ``verdict_weight`` on the tokens that decide: the first behind every "Frame n:" of the walk, and the status.
-    ``labels`` (B, L) is −100 except on the answer's tokens and the <|im_end|> that closes it. Raises ``ValueError`` when an answer
-    holds one of the tokenizer's special tokens.
-    """
-    tokenizer = processor.tokenizer
-    special = set(tokenizer.all_special_ids)
-    rows, labels, weights = [], [], []
-    for lesson in lessons:
-        answer = tokenizer(lesson.answer, add_special_tokens=False).input_ids
-        if special & set(answer):
-            raise ValueError(f"the answer {lesson.answer[:80]!r} holds a special token; answers are plain text")
-        row = encode_one(processor, lesson.conversation, add_generation_prompt=True)
-        tail = torch.tensor([[*answer, tokenizer.eos_token_id]])
-        labels.append(torch.cat([torch.full_like(row["input_ids"], -100), tail], dim=1))
-        decides = [verdict_weight if flag else 1.0 for flag in _deciding(tokenizer, answer)] + [1.0]
-        weights.append(torch.tensor([[*[1.0] * row["input_ids"].shape[1], *decides]]))
-        row["input_ids"] = torch.cat([row["input_ids"], tail], dim=1)
-        row["attention_mask"] = torch.ones_like(row["input_ids"])
-        row["mm_token_type_ids"] = torch.nn.functional.pad(row["mm_token_type_ids"], (0, tail.shape[1]))
-        rows.append(row)
-    batch = join_rows(rows, pad_id=pad_id(processor))
-    length = batch["input_ids"].shape[1]
-    batch["labels"] = torch.cat([torch.nn.functional.pad(row, (length - row.shape[1], 0), value=-100) for row in labels])
-    batch["weights"] = torch.cat([torch.nn.functional.pad(row, (length - row.shape[1], 0), value=1.0) for row in weights])
-    return batch
-
-
-_MARK = re.compile(r" ?Frame \d+:$")
-_PLACE = re.compile(r" (?:[a-d][1-4]|away)")
-
-
-def _deciding(tokenizer: Any, answer: Sequence[int]) -> list[bool]:
-    """Which of an answer's tokens need eyes: those right behind a frame's mark (a place, a verdict) or its place, and the status."""
-    pieces = ["", "", *(tokenizer.decode([token]) for token in answer)]
-    flags = []
-    for at in range(2, len(pieces)):
-        before, last = pieces[at - 2 : at]
-        place = bool(_MARK.fullmatch(before)) and bool(_PLACE.fullmatch(last))
-        flags.append(bool(_MARK.fullmatch(last)) or place or (before == ' "status":' and last == ' "'))
-    return flags
-
-
-def answer_loss(model: Qwen3VLForConditionalGeneration, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
-    """Weighted mean cross-entropy over the answers' tokens, and the share of the deciding tokens (all, without any) that is right.
-
-    The word table is applied to the positions that carry a label only.
-    """
-    inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", "weights")}
-    hidden = model.model(**inputs, use_cache=False).last_hidden_state
-    wanted = batch["labels"][:, 1:]
-    chosen = wanted != -100
-    logits = model.lm_head(hidden[:, :-1][chosen])
-    target, weights = wanted[chosen], batch["weights"][:, 1:][chosen]
-    loss = (torch.nn.functional.cross_entropy(logits.float(), target, reduction="none") * weights).sum() / weights.sum()
-    deciding = weights > 1 if bool((weights > 1).any()) else weights > 0
-    return loss, (logits.argmax(-1) == target)[deciding].float().mean().item()
-
-
-def _equal_chunks(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, **_):
-    """Vision attention of all equally long chunks in one batched call; exact, and much faster on a CPU than one call per chunk."""
-    lengths = (cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).tolist()
-    if len(set(lengths)) == 1:
-        groups = [(0, len(lengths), lengths[0])]
-    else:
-        groups, start = [], 0
-        for length in lengths:
-            groups.append((start, 1, length))
-            start += length
-    outputs = []
-    for start, count, length in groups:
-        q, k, v = (
-            tensor[0, :, start : start + count * length].unflatten(1, (count, length)).transpose(0, 1)
-            for tensor in (query, key, value)
-        )
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)
-        outputs.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)[None], None
-
-
-def batch_vision_attention(model: Qwen3VLForConditionalGeneration) -> None:
-    """Let this model's image encoder attend to all frames of a batch at once (same numbers, fewer calls)."""
-    AttentionInterface.register("flash_equal_chunks", _equal_chunks)
-    model.model.visual.config._attn_implementation = "flash_equal_chunks"
 
 
 # ---- the run ------------------------------------------------------------------------------------------------------
@@ -208,7 +116,9 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     pool = ClipPool.open(Path(recipe.pool or out / "pool"), recipe.plan, recipe.first_seed, recipe.clips, progress=_say)
     processor = _processor(out, recipe)
     model = build_model(processor.tokenizer, recipe.size, seed=recipe.seed)
-    if recipe.encoder:
+    if recipe.start:
+        model.load_state_dict(Qwen3VLForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32).state_dict())
+    elif recipe.encoder:
         _take_encoder(model, Path(recipe.encoder))
     batch_vision_attention(model)
     model.train()
@@ -225,7 +135,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
         done = state["step"]
         _say(f"resuming at step {done}")
     stages = (recipe.see_steps, recipe.pair_steps, recipe.steps)
-    total = sum(stages)
+    total = min(sum(stages), recipe.stop_after or sum(stages))
     log = _Log(out / "log.jsonl", done)
     lessons_for = cac_lessons if recipe.job == "cac" else unified_lessons
     began, since, right, losses = time.time(), done, [], []
@@ -282,102 +192,6 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     return out / "final"
 
 
-# ---- how good it is -----------------------------------------------------------------------------------------------
-
-
-def evaluate(folder: Path, job: str, clips: int, *, first_seed: int | None = None) -> dict[str, Any]:
-    """Held-out figures of the weights in ``folder``: half of the clips normal, two thirds FULL and one third STUDIO (VALID_SEEDS).
-
-    cac: accuracy and recalls of turn 1 alone and of both turns, interval IoU of turn 1's windows and mean IoU of turn 2's boxes over
-    the anomalous clips that were caught, AUROC of R, how many had no verdict, recall by type. unified: mean scores and AUROC.
-    """
-    from cac_align.miniature.world import FULL, STUDIO, VALID_SEEDS, make_clip
-    from cac_align.vlm.local import LocalVlm
-
-    first = VALID_SEEDS.start if first_seed is None else first_seed
-    vlm = LocalVlm.load(folder, device="cpu", batch_size=32)
-    found: dict[str, Any] = {}
-    for world, count in ((FULL, clips - clips // 3), (STUDIO, clips // 3)):
-        shown = [make_clip(first + number, world, anomalous=number % 2 == 1) for number in range(count)]
-        found[world.name] = (_cac_figures if job == "cac" else _unified_figures)(vlm, shown)
-    return found
-
-
-def _cac_figures(vlm: Any, shown: Sequence[Any]) -> dict[str, Any]:
-    settings = TwoTurn(wording="brief", max_new_tokens=640)
-    judgements = two_turn.judge(vlm, [clip.prompt for clip in shown], [clip.video() for clip in shown], settings)
-    first, final, times, boxes, types = {"normal": [], "abnormal": []}, {"normal": [], "abnormal": []}, [], [], {}
-    scores: tuple[list[float], list[float]] = ([], [])
-    for clip, judgement in zip(shown, judgements, strict=True):
-        if judgement.error is not None:
-            continue
-        turn_one = [turn for turn in judgement.turns if turn.number == 1][-1]
-        first[clip.status].append(turn_one.status == clip.status)
-        final[clip.status].append(judgement.status == clip.status)
-        scores[clip.status == "normal"].append(judgement.reward)
-        if clip.status == "abnormal":
-            types.setdefault(clip.anomalies[0].type, []).append(judgement.status == "abnormal")
-            truth = [anomaly.window for anomaly in clip.anomalies]
-            if turn_one.status == "abnormal":
-                times.append(interval_iou([a.window for a in turn_one.anomalies if a.window], truth))
-            if judgement.status == "abnormal":
-                boxes.append(_box_overlap(judgement.turns[-1], clip.anomalies))
-    return {
-        "clips": len(shown),
-        "no_verdict": sum(judgement.error is not None for judgement in judgements),
-        "faults": sum(bool(turn.faults) for judgement in judgements for turn in judgement.turns),
-        "turn_1_accuracy": _mean(first["normal"] + first["abnormal"]),
-        "turn_1_recall_normal": _mean(first["normal"]),
-        "turn_1_recall_abnormal": _mean(first["abnormal"]),
-        "accuracy": _mean(final["normal"] + final["abnormal"]),
-        "recall_normal": _mean(final["normal"]),
-        "recall_abnormal": _mean(final["abnormal"]),
-        "temporal_iou": _mean(times),
-        "spatial_iou": _mean(boxes),
-        "auroc": _auroc(*scores),
-        "recall_by_type": {name: _mean(hits) for name, hits in sorted(types.items())},
-    }
-
-
-def _box_overlap(turn: Any, truth: Sequence[Any]) -> float:
-    """Mean IoU over the frames on which both the answer and the truth have boxes; 0 when there is no such frame."""
-    said = {frame: found for anomaly in turn.anomalies for frame, found in anomaly.boxes.items()}
-    right: dict[int, tuple[Any, ...]] = {}
-    for anomaly in truth:
-        for frame, found in anomaly.boxes.items():
-            right[frame] = right.get(frame, ()) + tuple(found)
-    common = sorted(set(said) & set(right))
-    return sum(spatial_iou({f: said[f]}, {f: right[f]}) for f in common) / len(common) if common else 0.0
-
-
-def _unified_figures(vlm: Any, shown: Sequence[Any]) -> dict[str, Any]:
-    scores = UnifiedReward(vlm, max_new_tokens=64)([clip.prompt for clip in shown], [clip.video() for clip in shown])
-    rows = [(clip.status, score) for clip, score in zip(shown, scores, strict=True) if score.scored]
-    by = {status: [score.value for label, score in rows if label == status] for status in ("normal", "abnormal")}
-    swapped = UnifiedReward(vlm, max_new_tokens=64)(
-        [clip.prompt for clip in shown[1:] + shown[:1]], [clip.video() for clip in shown]
-    )
-    return {
-        "clips": len(shown),
-        "unscored": len(shown) - len(rows),
-        "mean_normal": _mean(by["normal"]),
-        "mean_abnormal": _mean(by["abnormal"]),
-        "alignment": _mean([score.parts["alignment"] for _, score in rows]),
-        "alignment_of_another_prompt": _mean([score.parts["alignment"] for score in swapped if score.scored]),
-        "auroc": _auroc(by["abnormal"], by["normal"]),
-    }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return round(sum(values) / len(values), 4) if values else None
-
-
-def _auroc(low: Sequence[float], high: Sequence[float]) -> float | None:
-    """Share of pairs in which the second list's value is the higher one, ties counted half."""
-    pairs = [(h > l) + 0.5 * (h == l) for l in low for h in high]
-    return _mean(pairs)
-
-
 # ---- keeping a run --------------------------------------------------------------------------------------------------
 
 
@@ -401,7 +215,7 @@ def _claim(out: Path, recipe: JudgeTraining) -> None:
 
 def _processor(out: Path, recipe: JudgeTraining) -> Qwen3VLProcessor:
     """The run's processor: built once from the recipe's texts, then read back, so that a resumed run has the same tokens."""
-    folder = out / "processor"
+    folder = Path(recipe.start) if recipe.start else out / "processor"
     if not (folder / "tokenizer.json").is_file():
         tokenizer = build_tokenizer(lesson_texts(recipe.job, recipe.plan, clips=recipe.text_clips), recipe.size.num_merges)
         build_processor(tokenizer, recipe.size).save_pretrained(folder)

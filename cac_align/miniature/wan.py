@@ -11,10 +11,9 @@ it predicts holds the noise of every one of them. Everything reads strides and p
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -179,11 +178,6 @@ def save_pipeline(pipeline: WanPipeline, folder: Path, defaults: dict[str, float
     folder.mkdir(parents=True, exist_ok=True)
     pipeline.save_pretrained(folder, safe_serialization=True)
     (folder / "cac_align.json").write_text(json.dumps(defaults, indent=2) + "\n")
-
-
-def shape_hash(shape: MiniWan) -> str:
-    """Eight hexadecimal digits that change when a number of the shape does."""
-    return hashlib.sha256(json.dumps(asdict(shape), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def load(**settings: object) -> Wan:

@@ -9,6 +9,7 @@ PROMPT_SEEDS for prompts of generated clips. Prompts: ``grammar``; geometry: ``s
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -189,6 +190,42 @@ def make_clip(seed: int, world: World = FULL, *, anomalous: bool | None = None) 
     raise ValueError(f"no anomaly of the types {', '.join(world.types)} fits the scenes of world {world.name!r} at seed {seed}")
 
 
+def make_candidate(prompt: str, seed: int, world: World = STUDIO) -> Clip:
+    """A clip of a given prompt, as a generator that errs would make it: broken with probability ``world.anomaly_share``.
+
+    Deterministic by (prompt, seed, world). Raises ``ValueError`` for a prompt outside the grammar.
+    """
+    spec = parse_prompt(prompt)
+    digest = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big")
+    broken = np.random.default_rng((0xCAD, digest, seed)).random() < world.anomaly_share
+    for attempt in range(60):
+        rng = np.random.default_rng((0xCAD, digest, seed, attempt))
+        scene = build_scene(rng, world, spec)
+        if not broken:
+            frames = np.arange(scene.num_frames)
+            pixels = compose(scene, frames, paint_backdrop(scene, frames), scene.entities)
+            return Clip(spec.prompt, pixels, world.fps, "normal", (), scene, seed)
+        want = world.types[int(rng.integers(len(world.types)))]
+        clip = _with_defect(rng, scene, world, want, dict(world.subtypes), seed)
+        if clip is not None:
+            return clip
+    raise ValueError(f"no anomaly of the types {', '.join(world.types)} fits the prompt {prompt!r}")
+
+
+class Renderer:
+    """A stand-in for a text-to-video model: renders the prompt's scene, broken as often as ``world.anomaly_share`` says."""
+
+    def __init__(self, world: World = STUDIO) -> None:
+        self.world = world
+
+    @property
+    def passport(self) -> dict[str, str]:
+        return {"generator": "miniature world", "world": self.world.name, "anomaly_share": repr(self.world.anomaly_share)}
+
+    def __call__(self, prompt: str, seed: int) -> Video:
+        return make_candidate(prompt, seed, self.world).video()
+
+
 def _with_defect(
     rng: np.random.Generator, scene: Scene, world: World, want: str, subtypes: Mapping[str, tuple[str, ...]], seed: int
 ) -> Clip | None:
@@ -290,6 +327,6 @@ def write_mp4(pixels: UInt8[np.ndarray, "T H W 3"], fps: float, path: str | Path
 
 
 __all__ = [
-    "FULL", "PROMPT_SEEDS", "STUDIO", "TEST_SEEDS", "TRAIN_SEEDS", "VALID_SEEDS", "VOCABULARY", "Actor", "Clip", "Scene", "Spec", "World",
-    "make_clip", "make_prompts", "parse_prompt", "pixel_boxes", "render", "stream", "write_mp4", "write_world",
+    "FULL", "PROMPT_SEEDS", "STUDIO", "TEST_SEEDS", "TRAIN_SEEDS", "VALID_SEEDS", "VOCABULARY", "Actor", "Clip", "Renderer", "Scene", "Spec", "World",
+    "make_candidate", "make_clip", "make_prompts", "parse_prompt", "pixel_boxes", "render", "stream", "write_mp4", "write_world",
 ]  # fmt: skip

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -31,9 +31,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer
 from cac_align.judgement import Window
 from cac_align.rewards.reward import Score
 from cac_align.video import MAX_FRAMES, Video
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 JPEG_QUALITY = 90
 
@@ -329,20 +326,19 @@ class SentImages:
         """Raises ``ValueError`` for an image whose body is broken, naming the frame."""
         pixels = np.empty(self.shape, dtype=np.uint8)
 
-        def fill(position: int) -> None:
-            index = self.indices[position]
+        def fill(position: int, index: int) -> None:
             with _opened(self.sent.images[index], f"{self.sent.name}: frame {index}") as image:
                 pixels[position] = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
         # Pillow decodes outside the interpreter's lock: one judge thread must not leave the other cores idle.
         with ThreadPoolExecutor(min(len(self.indices), os.cpu_count() or 1)) as pool:
-            list(pool.map(fill, range(len(self.indices))))
+            list(pool.map(fill, range(len(self.indices)), self.indices))
         return pixels
 
 
 @contextmanager
-def _opened(image: bytes, label: str) -> Iterator[PIL.Image.Image]:
-    """The image with its header read. Raises ``ValueError`` when header, or body as it is decoded, is no JPEG or PNG."""
+def _opened(image: bytes, label: str) -> Iterator[Any]:
+    """The PIL image with its header read. Raises ``ValueError`` when header, or body as it is decoded, is no JPEG or PNG."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -353,23 +349,21 @@ def _opened(image: bytes, label: str) -> Iterator[PIL.Image.Image]:
 
 
 def _sent_frames(images: Mapping[int, bytes], name: str, max_pixels: int) -> SentFrames:
-    """The images behind a video, their headers read: format and size, no pixel. Raises ``ValueError`` naming the frame that is none,
-    larger than ``max_pixels``, or not of the first one's size."""
-    first: tuple[int, int] | None = None
+    """The images behind a video, only their headers read. Raises ``ValueError`` naming one that is none, too large, or of another size."""
+    sizes: set[tuple[int, int]] = set()
     jpegs = True
     for index, image in images.items():
         with _opened(image, f"{name}: frame {index}") as opened:
-            size = opened.height, opened.width
-            # One that ends early, is grey, or is turned by its EXIF entry may be read otherwise on the other side: those are decoded here.
+            height, width = opened.height, opened.width
+            # Grey ones, and those that EXIF turns or that end early, may be read otherwise on the other side: decoded here.
             plain = opened.format == "JPEG" and opened.mode == "RGB" and "exif" not in opened.info
-        jpegs = jpegs and plain and image.endswith(b"\xff\xd9")
-        first = first or size
-        if size[0] * size[1] > max_pixels:
-            raise ValueError(f"{name}: frames of {size[0]}×{size[1]} px, this service accepts {max_pixels} pixels")
-        if size != first:
-            raise ValueError(f"{name}: frame {index} is {size[0]}×{size[1]} px, the first frame is {first[0]}×{first[1]}")
-    assert first is not None
-    return SentFrames(images, *first, name, jpegs)
+            jpegs = jpegs and plain and image.endswith(b"\xff\xd9")
+        sizes.add((height, width))
+        if height * width > max_pixels:
+            raise ValueError(f"{name}: frames of {height}×{width} px, this service accepts {max_pixels} pixels")
+        if len(sizes) > 1:
+            raise ValueError(f"{name}: frame {index} is {height}×{width} px, frames before it are not; send frames of one size")
+    return SentFrames(images, height, width, name, jpegs)
 
 
 def media_bytes(media: Binary, label: str) -> bytes:
@@ -387,8 +381,7 @@ def opened_frames(part: FramesPart, limits: Limits) -> Video:
 
     Raises ``ValueError`` for a clock that does not increase from 0, indices that do not fit, images that are none, or a limit passed.
     """
-    count = len(part.times_s)
-    if not count:
+    if not (count := len(part.times_s)):
         raise ValueError(f"{part.name}: a video needs at least one frame, received none")
     if count > limits.max_frames:
         raise ValueError(f"{part.name}: {count} frames, this service accepts {limits.max_frames}; send a shorter video")

@@ -1,0 +1,107 @@
+"""How good a small judge is on clips it has never seen: one dictionary of figures per world.
+
+weights folder → LocalVlm → two_turn.judge / UnifiedReward on held-out clips → accuracy, recalls, IoU, AUROC
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cac_align.cac import two_turn
+from cac_align.cac.two_turn import TwoTurn
+from cac_align.miniature.world import FULL, STUDIO, VALID_SEEDS, make_clip
+from cac_align.overlap import interval_iou, spatial_iou
+from cac_align.rewards.unified import UnifiedReward
+from cac_align.vlm.local import LocalVlm
+
+
+def evaluate(folder: Path, job: str, clips: int, *, first_seed: int | None = None) -> dict[str, Any]:
+    """Held-out figures of the weights in ``folder``: half of the clips normal, two thirds FULL and one third STUDIO (VALID_SEEDS).
+
+    cac: accuracy and recalls of turn 1 alone and of both turns, interval IoU of turn 1's windows and mean IoU of turn 2's boxes over
+    the anomalous clips that were caught, AUROC of R, how many had no verdict, recall by type. unified: mean scores and AUROC.
+    """
+    first = VALID_SEEDS.start if first_seed is None else first_seed
+    vlm = LocalVlm.load(folder, device="cpu", batch_size=32)
+    found: dict[str, Any] = {}
+    for world, count in ((FULL, clips - clips // 3), (STUDIO, clips // 3)):
+        shown = [make_clip(first + number, world, anomalous=number % 2 == 1) for number in range(count)]
+        found[world.name] = (_cac_figures if job == "cac" else _unified_figures)(vlm, shown)
+    return found
+
+
+def _cac_figures(vlm: Any, shown: Sequence[Any]) -> dict[str, Any]:
+    settings = TwoTurn(wording="brief", max_new_tokens=640)
+    judgements = two_turn.judge(vlm, [clip.prompt for clip in shown], [clip.video() for clip in shown], settings)
+    first, final, times, boxes, types = {"normal": [], "abnormal": []}, {"normal": [], "abnormal": []}, [], [], {}
+    scores: tuple[list[float], list[float]] = ([], [])
+    for clip, judgement in zip(shown, judgements, strict=True):
+        if judgement.error is not None:
+            continue
+        turn_one = [turn for turn in judgement.turns if turn.number == 1][-1]
+        first[clip.status].append(turn_one.status == clip.status)
+        final[clip.status].append(judgement.status == clip.status)
+        scores[clip.status == "normal"].append(judgement.reward)
+        if clip.status == "abnormal":
+            types.setdefault(clip.anomalies[0].type, []).append(judgement.status == "abnormal")
+            truth = [anomaly.window for anomaly in clip.anomalies]
+            if turn_one.status == "abnormal":
+                times.append(interval_iou([a.window for a in turn_one.anomalies if a.window], truth))
+            if judgement.status == "abnormal":
+                boxes.append(_box_overlap(judgement.turns[-1], clip.anomalies))
+    return {
+        "clips": len(shown),
+        "no_verdict": sum(judgement.error is not None for judgement in judgements),
+        "faults": sum(bool(turn.faults) for judgement in judgements for turn in judgement.turns),
+        "turn_1_accuracy": _mean(first["normal"] + first["abnormal"]),
+        "turn_1_recall_normal": _mean(first["normal"]),
+        "turn_1_recall_abnormal": _mean(first["abnormal"]),
+        "accuracy": _mean(final["normal"] + final["abnormal"]),
+        "recall_normal": _mean(final["normal"]),
+        "recall_abnormal": _mean(final["abnormal"]),
+        "temporal_iou": _mean(times),
+        "spatial_iou": _mean(boxes),
+        "auroc": _auroc(*scores),
+        "recall_by_type": {name: _mean(hits) for name, hits in sorted(types.items())},
+    }
+
+
+def _box_overlap(turn: Any, truth: Sequence[Any]) -> float:
+    """Mean IoU over the frames on which both the answer and the truth have boxes; 0 when there is no such frame."""
+    said = {frame: found for anomaly in turn.anomalies for frame, found in anomaly.boxes.items()}
+    right: dict[int, tuple[Any, ...]] = {}
+    for anomaly in truth:
+        for frame, found in anomaly.boxes.items():
+            right[frame] = right.get(frame, ()) + tuple(found)
+    common = sorted(set(said) & set(right))
+    return sum(spatial_iou({f: said[f]}, {f: right[f]}) for f in common) / len(common) if common else 0.0
+
+
+def _unified_figures(vlm: Any, shown: Sequence[Any]) -> dict[str, Any]:
+    scores = UnifiedReward(vlm, max_new_tokens=64)([clip.prompt for clip in shown], [clip.video() for clip in shown])
+    rows = [(clip.status, score) for clip, score in zip(shown, scores, strict=True) if score.scored]
+    by = {status: [score.value for label, score in rows if label == status] for status in ("normal", "abnormal")}
+    swapped = UnifiedReward(vlm, max_new_tokens=64)(
+        [clip.prompt for clip in shown[1:] + shown[:1]], [clip.video() for clip in shown]
+    )
+    return {
+        "clips": len(shown),
+        "unscored": len(shown) - len(rows),
+        "mean_normal": _mean(by["normal"]),
+        "mean_abnormal": _mean(by["abnormal"]),
+        "alignment": _mean([score.parts["alignment"] for _, score in rows]),
+        "alignment_of_another_prompt": _mean([score.parts["alignment"] for score in swapped if score.scored]),
+        "auroc": _auroc(by["abnormal"], by["normal"]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(sum(values) / len(values), 4) if values else None
+
+
+def _auroc(low: Sequence[float], high: Sequence[float]) -> float | None:
+    """Share of pairs in which the second list's value is the higher one, ties counted half."""
+    pairs = [(h > l) + 0.5 * (h == l) for l in low for h in high]
+    return _mean(pairs)

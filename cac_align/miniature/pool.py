@@ -1,0 +1,217 @@
+"""World clips in a pool: rendered once, kept on disk at 8 fps, and made to look generated when they are shown.
+
+seeds → make_clip → ClipPool.open (resumable) → couple: one scene without and with its defect → degrade (blur, noise, tint) → pixels
+
+A couple differs in nothing but the defect, which is what makes it worth more than two clips.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cac_align.judgement import Anomaly
+from cac_align.miniature import teacher
+from cac_align.miniature.world import FULL, STUDIO, make_clip
+from cac_align.video import Frames, Video
+
+KEPT_EVERY = 2
+"""Source frames kept in the pool: every second one of 16 fps, because turn 2 looks at 8."""
+
+
+@dataclass(frozen=True)
+class LessonPlan:
+    """Shares and strengths of what the judge is shown. Shares lie in [0, 1].
+
+    wording: the instructions' wording (``cac_align.cac.prompts``). studio: share of the pool's clips from the plain world;
+    studio_batches: share of the batches that are drawn from those.
+    degraded: share of clips that are made to look generated. look: share of turn-2 batches in the joint stage; pair: of frame pairs.
+    hard_looks: among turn 2's abnormal windows, the share that is shifted or too wide; wrong_claim: share of looks whose suspicion
+    names another defect than the window shows. scan_fps, look_fps: as in ``cac_align.cac.two_turn.TwoTurn``.
+    """
+
+    wording: str = "brief"
+    studio: float = 0.8
+    studio_batches: float = 0.8
+    degraded: float = 0.5
+    look: float = 0.4
+    pair: float = 0.1
+    hard_looks: float = 0.3
+    wrong_claim: float = 0.2
+    scan_fps: float = 4.0
+    look_fps: float = 8.0
+
+
+@dataclass(frozen=True, eq=False)
+class PoolClip:
+    """A rendered clip. pixels: uint8 (K, H, W, 3), source frames 0, 2, 4, …; ``clock`` knows all source frames' times.
+
+    places: where the main entity is, by source frame (``teacher.places``).
+    """
+
+    seed: int
+    prompt: str
+    anomalies: tuple[Anomaly, ...]
+    clock: Video
+    places: tuple[str, ...]
+    pixels: UInt8[np.ndarray, "K H W 3"]
+
+    def frames(self, indices: Sequence[int], fps: float) -> Frames:
+        """These source frames; an odd one shows its even neighbour's pixels."""
+        picked = self.pixels[[index // KEPT_EVERY for index in indices]]
+        return Frames(picked, tuple(indices), tuple(self.clock.times_s[i] for i in indices), fps, len(self.clock))
+
+
+class ClipPool:
+    """Rendered clips on disk: ``pixels.u8`` (all clips one after another) and ``clips.jsonl`` (where each begins, and its truth)."""
+
+    def __init__(self, folder: Path) -> None:
+        lines = (folder / "clips.jsonl").read_text(encoding="utf-8").splitlines()
+        self.rows = [json.loads(line) for line in lines]
+        self.pixels = np.memmap(folder / "pixels.u8", np.uint8, "r")
+        self.groups: dict[tuple[bool, int, bool], list[int]] = {}
+        for number, row in enumerate(self.rows):
+            # Left out: a defect that falls between two frames of the first scan (it cannot be learned from), and one whose scene
+            # without it is another scene.
+            if not row["anomalies"] or (row["scannable"] and row["prompt"] == self.rows[number - 1]["prompt"]):
+                key = (is_plain(row["seed"], row["studio"]), row["num_frames"], bool(row["anomalies"]))
+                self.groups.setdefault(key, []).append(number)
+        self._abnormal = {
+            plain: sorted(
+                n for (kind, _, abnormal), members in self.groups.items() if abnormal and kind == plain for n in members
+            )
+            for plain in (False, True)
+        }
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> PoolClip:
+        row = self.rows[number]
+        shape = (-(-row["num_frames"] // KEPT_EVERY), row["height"], row["width"], 3)
+        pixels = self.pixels[row["offset"] : row["offset"] + int(np.prod(shape))].reshape(shape)
+        times = tuple(frame / row["fps"] for frame in range(row["num_frames"]))
+        clock = Video(row["fps"], times, row["height"], row["width"], f"world {row['seed']}", None)
+        anomalies = tuple(Anomaly.from_json(item) for item in row["anomalies"])
+        return PoolClip(row["seed"], row["prompt"], anomalies, clock, tuple(row["places"]), pixels)
+
+    def draw(self, rng: np.random.Generator, plan: LessonPlan) -> tuple[bool, int]:
+        """Which world a batch comes from (True: the plain one), and a number of frames, as often as its abnormal clips have it."""
+        plain = bool(rng.random() < plan.studio_batches)
+        options = self._abnormal[plain] or self._abnormal[not plain]
+        number = options[int(rng.integers(len(options)))]
+        return is_plain(self.rows[number]["seed"], self.rows[number]["studio"]), self.rows[number]["num_frames"]
+
+    def couple(self, rng: np.random.Generator, plain: bool, length: int | None = None) -> tuple[PoolClip, PoolClip]:
+        """A normal and an abnormal clip of one world and length: the same scene where possible. Any length when None."""
+        options = self._abnormal[plain] if length is None else self.groups[plain, length, True]
+        number = options[int(rng.integers(len(options)))]
+        wanted = self.rows[number]["num_frames"]
+        twin = number - 1
+        if self.rows[twin]["num_frames"] != wanted:
+            others = self.groups.get((plain, wanted, False)) or [twin]
+            twin = others[int(rng.integers(len(others)))]
+        return self[twin], self[number]
+
+    @classmethod
+    def open(
+        cls, folder: Path, plan: LessonPlan, first_seed: int, clips: int, *, progress: Callable[[str], None] | None = None
+    ) -> ClipPool:
+        """The pool in this folder, rendering what is missing; goes on where a former call was stopped.
+
+        Clips 2k and 2k + 1 share seed ``first_seed + k``: the scene without and with its defect. Raises ``ValueError`` when the folder holds another pool.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        rows: list[str] = []
+        end = 0
+        if (folder / "clips.jsonl").is_file():
+            for line in (folder / "clips.jsonl").read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:  # a kill tore the last line
+                    break
+                rows.append(line)
+                end = row["offset"] + row["bytes"]
+            if rows and (json.loads(rows[0])["seed"], json.loads(rows[0])["studio"]) != (first_seed, plan.studio):
+                raise ValueError(
+                    f"{folder} holds clips from seed {json.loads(rows[0])['seed']}, expected {first_seed}; give another pool"
+                )
+        rows = rows[:clips] if len(rows) > clips else rows
+        with open(folder / "pixels.u8", "ab") as pixels, open(folder / "clips.jsonl", "w", encoding="utf-8") as lines:
+            pixels.truncate(end)
+            pixels.seek(end)
+            lines.write("".join(line + "\n" for line in rows))
+            for number in range(len(rows), clips):
+                seed = first_seed + number // 2
+                clip = make_clip(seed, STUDIO if is_plain(seed, plan.studio) else FULL, anomalous=number % 2 == 1)
+                kept = np.ascontiguousarray(clip.pixels[::KEPT_EVERY])
+                video = clip.video()
+                scan_s = [video.times_s[index] for index in video.indices_at(plan.scan_fps)]
+                pixels.write(kept.tobytes())
+                pixels.flush()
+                row = {
+                    "seed": seed,
+                    "studio": plan.studio,
+                    "prompt": clip.prompt,
+                    "fps": clip.fps,
+                    "num_frames": len(clip.pixels),
+                    "height": kept.shape[1],
+                    "width": kept.shape[2],
+                    "anomalies": [anomaly.to_json() for anomaly in clip.anomalies],
+                    "places": teacher.places(clip.scene, clip.anomalies),
+                    "scannable": len(teacher.visible(clip.anomalies, scan_s)) == len(clip.anomalies),
+                    "offset": end,
+                    "bytes": kept.nbytes,
+                }
+                end += kept.nbytes
+                lines.write(json.dumps(row) + "\n")
+                if progress is not None and (number + 1) % 500 == 0:
+                    lines.flush()
+                    progress(f"rendered {number + 1}/{clips} clips")
+        return cls(folder)
+
+
+def is_plain(seed: int, share: float) -> bool:
+    """Whether a pool's clip of this seed comes from the plain world."""
+    return bool(np.random.default_rng((seed, 1)).random() < share)
+
+
+# ---- making clips look generated ----------------------------------------------------------------------------------
+
+
+def degrade(
+    pixels: UInt8[np.ndarray, "T H W 3"], rng: np.random.Generator, strength: float = 1.0
+) -> UInt8[np.ndarray, "T H W 3"]:
+    """Blur, blotches, grain, block averages and a tint, the same for all frames but for grain and blotches: what a small VAE does.
+
+    ``strength`` scales all of them; 1 is the strength of training. Labels stay true: nothing is moved or mirrored.
+    """
+    import torch
+
+    count, height, width, _ = pixels.shape
+    x = torch.from_numpy(pixels.astype(np.float32) / 255).permute(0, 3, 1, 2)
+    resize = torch.nn.functional.interpolate
+    if rng.random() < 0.7:  # lost detail
+        scale = 1 - strength * rng.uniform(0.1, 0.45)
+        small = resize(x, size=(max(8, round(height * scale)), max(8, round(width * scale))), mode="bilinear", antialias=True)
+        x = resize(small, size=(height, width), mode="bilinear")
+    if rng.random() < 0.5:  # blotches that come and go
+        coarse = rng.standard_normal((count, 3, height // 8, width // 8)).astype(np.float32)
+        x = x + float(strength * rng.uniform(0.005, 0.03)) * resize(
+            torch.from_numpy(coarse), size=(height, width), mode="bilinear"
+        )
+    if rng.random() < 0.4:  # block averages, as in a coarse JPEG
+        mix = float(strength * rng.uniform(0.1, 0.45))
+        blocks = resize(torch.nn.functional.avg_pool2d(x, 4), size=(height, width), mode="nearest")
+        x = (1 - mix) * x + mix * blocks
+    if rng.random() < 0.5:  # grain
+        x = x + float(strength * rng.uniform(0.005, 0.035)) * torch.from_numpy(rng.standard_normal(x.shape).astype(np.float32))
+    gain = torch.from_numpy((1 + strength * rng.uniform(-0.08, 0.08, (1, 3, 1, 1))).astype(np.float32))
+    shift = float(strength * rng.uniform(-0.05, 0.05))
+    x = (x * gain + shift).clamp(0, 1)
+    return (x.permute(0, 2, 3, 1) * 255 + 0.5).to(torch.uint8).numpy()

@@ -1,0 +1,267 @@
+"""Evidence where a run is watched: the boxed clip beside its advantage, in TensorBoard or Weights & Biases.
+
+ledger rows (a score and what its host said about it: step, group, advantage) → Logged rows → strip of boxed frames + a card of text,
+and per step: mean score, share of videos without a score, what each component contributed
+
+    writer = SummaryWriter("runs/wan")        # or wandb.init(...): anything of the two
+    log_evidence(Path("runs/wan/ledger.jsonl"), writer)
+
+Reading is all it does: the ledger stays the truth, and may be logged again or later. A video is drawn where its row names a file that
+is still there; everything else about the row is logged in any case. A missing score is shown as missing, never as a number.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cac_align.judgement import Anomaly
+from cac_align.rewards.ledger import Ledger
+from cac_align.rewards.reward import Score
+from cac_align.video import Video
+
+log = logging.getLogger(__name__)
+
+STEP_FIELDS = ("step", "host_step", "epoch")
+"""Names under which hosts annotate their step; the first that is there counts."""
+
+_SHOWN = ("prompt", "reward", "video")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One scored (or unscored) video of a run. ``facts``: all the host said: group, advantage, …; the last word on each counts.
+
+    step: the host's; None where it gave none. kind: "score", "missing" or "combined" (see ``rewards.ledger``).
+    """
+
+    key: str
+    kind: str
+    prompt: str
+    video: str
+    reward: str
+    score: Score
+    facts: Mapping[str, Any]
+
+    @property
+    def step(self) -> int | None:
+        value = next((self.facts[name] for name in STEP_FIELDS if self.facts.get(name) is not None), None)
+        return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+    @property
+    def advantage(self) -> float | None:
+        value = self.facts.get("advantage")
+        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def read_evidence(ledger: Path) -> list[Evidence]:
+    """Every row that says what a run was rewarded with, in the order of the file, with the facts that were added to its key later.
+
+    Where a reward is a combination, these are its combined rows; its components' own rows stay in the ledger. A video that was tried
+    again counts once, as it ended. Raises ``ValueError`` when there is no such file.
+    """
+    if not ledger.is_file():
+        raise ValueError(f"{ledger}: no such ledger; expected the JSONL file a run wrote (ledger= of its host adapter)")
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    for row in Ledger(ledger).rows():
+        if row["kind"] == "extra":
+            facts.setdefault(row["key"], {}).update(row["extra"])
+        else:
+            rows[row["key"], row["kind"]] = row
+            facts.setdefault(row["key"], {}).update(row["extra"])
+    for key, kind in list(rows):
+        if kind == "missing" and (key, "score") in rows:
+            del rows[key, kind]
+    combined = any(kind == "combined" for _, kind in rows)
+    chosen = [row for (_, kind), row in rows.items() if kind == "combined" or not combined]
+    return [
+        Evidence(row["key"], row["kind"], row["prompt"], row["video"], row["reward"], Score.from_json(row), facts[row["key"]])
+        for row in chosen
+    ]
+
+
+def log_evidence(ledger: Path, writer: Any, *, clips_per_step: int = 4, frames: int = 6, width_px: int = 240) -> int:
+    """Log a run's evidence; returns how many clips (drawn or not) were logged.
+
+    ledger: the run's JSONL. writer: a TensorBoard ``SummaryWriter`` or a W&B run. clips_per_step: per step, those with the lowest and
+    the highest advantage (score where there is none), unscored ones first: they say what went wrong. frames, width_px: of a strip.
+    Rows without a step are logged as step 0.
+    Raises ``ValueError`` for a writer that is neither of the two, a count below 1, or a ledger that is not there.
+    """
+    if clips_per_step < 1 or frames < 1 or width_px < 16:
+        raise ValueError(
+            f"expected clips_per_step >= 1, frames >= 1 and width_px >= 16; received {clips_per_step}, {frames}, {width_px}"
+        )
+    send = _sender(writer)
+    steps: dict[int, list[Evidence]] = {}
+    for item in read_evidence(ledger):
+        steps.setdefault(item.step or 0, []).append(item)
+    logged = 0
+    for step, items in sorted(steps.items()):
+        clips = [
+            (f"evidence/{number}", strip_of(item, frames=frames, width_px=width_px), card(item))
+            for number, item in enumerate(telling(items, clips_per_step))
+        ]
+        send(step, step_numbers(items), clips)
+        logged += len(clips)
+    return logged
+
+
+def step_numbers(items: Sequence[Evidence]) -> dict[str, float]:
+    """The scalars of one step: mean over the scored videos, share without a score, mean share of each component.
+
+    What cannot be computed (no video scored, no spread in the group) is left out, never written as 0.
+    """
+    scored = [item.score.value for item in items if item.score.scored]
+    numbers = {"reward/unscored_share": 1 - len(scored) / len(items)}
+    if scored:
+        numbers["reward/mean_score"] = math.fsum(scored) / len(scored)
+    shares: dict[str, list[float]] = {}
+    for item in items:
+        for name, value in item.score.parts.items():
+            if name.startswith("share/") and math.isfinite(value):
+                shares.setdefault(name, []).append(value)
+    return numbers | {f"reward/{name}": math.fsum(values) / len(values) for name, values in shares.items()}
+
+
+def telling(items: Sequence[Evidence], count: int) -> list[Evidence]:
+    """At most ``count`` of a step's videos: the first unscored one, then lowest and highest in turn, by advantage or else by score."""
+    unscored = [item for item in items if not item.score.scored][:1]
+    by_advantage = all(item.advantage is not None for item in items if item.score.scored)
+    ranked = sorted(
+        (item for item in items if item.score.scored),
+        key=lambda item: (item.advantage if by_advantage else item.score.value, item.key),
+    )
+    ends = [ranked[n // 2] if n % 2 == 0 else ranked[-1 - n // 2] for n in range(len(ranked))]
+    return [*unscored, *ends][:count]
+
+
+def card(item: Evidence) -> str:
+    """Everything about one video as Markdown; what a prompt, a model or a host wrote is escaped."""
+    score = item.score
+    lines = [("score", f"{score.value:.6g}" if score.scored else f"none: {score.error}")]
+    lines += [(name, _plain(value)) for name, value in item.facts.items()]
+    lines += [(name, getattr(item, name)) for name in _SHOWN]
+    lines += [(name, f"{value:.4g}") for name, value in score.parts.items() if math.isfinite(value)]
+    if score.evidence is not None:
+        lines.append(("verdict", score.evidence.status or "none"))
+        for anomaly in score.evidence.anomalies:
+            when = f"{anomaly.window.start_s:.2f}-{anomaly.window.end_s:.2f} s: " if anomaly.window else ""
+            lines.append((anomaly.type, f"{when}{anomaly.reason} ({anomaly.region})"))
+    return "\n".join(f"- **{_escaped(name)}**: {_escaped(str(value))}" for name, value in lines)
+
+
+def strip_of(item: Evidence, *, frames: int = 6, width_px: int = 240) -> UInt8[np.ndarray, "H W 3"] | None:
+    """The frames that show what was found, side by side, boxes drawn; None when the row's video is no file (any more).
+
+    Advantage and score stand above. A file that cannot be decoded is reported in the log and gives None.
+    """
+    path = Path(item.video)
+    try:
+        if not path.is_file():
+            return None
+        video = Video.open(path, fps=_fps(item))
+        anomalies = item.score.evidence.anomalies if item.score.evidence is not None else ()
+        shown = video.frames(telling_frames(video, anomalies, frames))
+        return _drawn(shown.pixels, shown.indices, anomalies, _headline(item), width_px)
+    except (ValueError, OSError) as error:
+        log.warning("%s: not drawn: %s", item.video, error)
+        return None
+
+
+def telling_frames(video: Video, anomalies: Sequence[Anomaly], count: int) -> list[int]:
+    """Source indices: boxed frames first, then frames of the windows, then evenly spaced ones; at most ``count``, in order."""
+    boxed = sorted({frame for anomaly in anomalies for frame in anomaly.boxes if frame < len(video)})
+    windows = [anomaly.window for anomaly in anomalies if anomaly.window is not None]
+    inside = [n for n, t in enumerate(video.times_s) if any(w.start_s - 1e-6 <= t <= w.end_s + 1e-6 for w in windows)]
+    chosen: set[int] = set()
+    for source in (boxed, inside, range(len(video))):
+        left = [index for index in source if index not in chosen]
+        room = min(count - len(chosen), len(left))
+        chosen.update(left[round(n * (len(left) - 1) / max(room - 1, 1))] for n in range(room))
+    return sorted(chosen)
+
+
+# ---- drawing and sending -------------------------------------------------------------------------------------------
+
+
+def _drawn(
+    pixels: UInt8[np.ndarray, "T H W 3"], indices: Sequence[int], anomalies: Sequence[Anomaly], headline: str, width_px: int
+) -> UInt8[np.ndarray, "H2 W2 3"]:
+    from PIL import Image, ImageDraw
+
+    height_px = max(round(pixels.shape[1] * width_px / pixels.shape[2]), 1)
+    sheet = Image.new("RGB", (width_px * len(indices), height_px + 32), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((4, 3), headline, fill="black")
+    for place, (frame, index) in enumerate(zip(pixels, indices, strict=True)):
+        left = place * width_px
+        sheet.paste(Image.fromarray(frame).resize((width_px, height_px)), (left, 32))
+        pen.text((left + 4, 18), f"frame {index}", fill="black")
+        for box in (box for anomaly in anomalies for box in anomaly.boxes.get(index, ())):
+            x0, y0, x1, y1 = box.to_pixels(width_px, height_px)
+            edges = (left + round(x0), 32 + round(y0), left + max(round(x1) - 1, round(x0)), 32 + max(round(y1) - 1, round(y0)))
+            pen.rectangle(edges, outline=(255, 0, 0), width=2)
+    return np.asarray(sheet)
+
+
+def _headline(item: Evidence) -> str:
+    advantage = "advantage not given" if item.advantage is None else f"advantage {item.advantage:+.3f}"
+    score = f"score {item.score.value:.4f}" if item.score.scored else "no score"
+    group = f" · group {item.facts['group']}" if "group" in item.facts else ""
+    return f"{advantage} · {score}{group}".encode("latin-1", "replace").decode("latin-1")  # Pillow's own font holds no more
+
+
+def _fps(item: Evidence) -> float | None:
+    """The clock the boxes were found on, where the host said so: its files carry a wrong one."""
+    fps = item.facts.get("fps")
+    return float(fps) if isinstance(fps, (int, float)) and math.isfinite(fps) and fps > 0 else None
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _escaped(text: str) -> str:
+    flat = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]!#|])", r"\\\1", flat)
+
+
+Clip = tuple[str, UInt8[np.ndarray, "H W 3"] | None, str]
+
+
+def _sender(writer: Any) -> Callable[[int, Mapping[str, float], Sequence[Clip]], None]:
+    """How this writer takes a step's numbers and its clips (tag, strip, card)."""
+    if hasattr(writer, "add_scalar"):
+
+        def to_tensorboard(step: int, numbers: Mapping[str, float], clips: Sequence[Clip]) -> None:
+            for name, value in numbers.items():
+                writer.add_scalar(name, value, step)
+            for tag, strip, text in clips:
+                if strip is not None:
+                    writer.add_image(tag, strip, step, dataformats="HWC")
+                writer.add_text(tag, text, step)
+
+        return to_tensorboard
+    if hasattr(writer, "log") and hasattr(writer, "config"):
+
+        def to_wandb(step: int, numbers: Mapping[str, float], clips: Sequence[Clip]) -> None:
+            import wandb
+
+            table = wandb.Table(columns=["clip", "card"])
+            for _, strip, text in clips:
+                table.add_data(None if strip is None else wandb.Image(strip), text)
+            # A step of its own: W&B refuses steps that go back, and a run may be logged while it trains.
+            writer.log({**numbers, "evidence": table, "evidence_step": step})
+
+        return to_wandb
+    raise ValueError(f"writer must be a TensorBoard SummaryWriter or a W&B run, received {type(writer).__name__}")

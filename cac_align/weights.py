@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -22,7 +23,8 @@ def weights_folder() -> Path:
 def shipped(name: str) -> Path:
     """The folder of a shipped model ("cac", "unified", "wan_first"), loadable with ``from_pretrained``.
 
-    Raises ``ValueError`` when it is unknown, missing, truncated or changed.
+    Weights that are not good yet carry a NOTICE.txt; its text is shown as a warning. Raises ``ValueError`` when the name is unknown, or
+    a file is missing, truncated or changed.
     """
     manifest = read_manifest()
     if name not in manifest:
@@ -41,6 +43,9 @@ def shipped(name: str) -> Path:
             raise ValueError(
                 f"shipped weights {name!r}: {relative} was changed: expected sha256 {expected['sha256'][:12]}, found {found[:12]}; {_REBUILD}"
             )
+    notice = folder / "NOTICE.txt"
+    if notice.is_file():
+        warnings.warn(f"shipped weights {name!r}: {notice.read_text(encoding='utf-8').strip()}", stacklevel=2)
     return folder
 
 

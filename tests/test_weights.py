@@ -57,6 +57,6 @@ def test_what_really_ships_is_whole_and_small():
     for name in manifest:
         weights.shipped.cache_clear()
         assert weights.shipped(name).is_dir()
-    on_disk = {p for p in weights.weights_folder().rglob("*.safetensors")}
+    on_disk = set(weights.weights_folder().rglob("*.safetensors"))
     listed = {weights.weights_folder() / name / file for name, files in manifest.items() for file in files}
     assert on_disk <= listed

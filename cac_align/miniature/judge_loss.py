@@ -19,10 +19,13 @@ from cac_align.vlm.inputs import collate as join_rows
 from cac_align.vlm.inputs import encode_one, pad_id
 
 
-def collate(processor: Qwen3VLProcessor, lessons: Sequence[Lesson], verdict_weight: float = 1.0) -> dict[str, torch.Tensor]:
+def collate(
+    processor: Qwen3VLProcessor, lessons: Sequence[Lesson], verdict_weight: float = 1.0, miss_weight: float = 1.0
+) -> dict[str, torch.Tensor]:
     """What the model needs for these lessons: the prompt exactly as at inference, then the answer and <|im_end|>; left-padded.
 
-    ``weights`` (B, L) is ``verdict_weight`` on the tokens that decide: the first behind every "Frame n:" of the walk, and the status.
+    ``weights`` (B, L) is ``verdict_weight`` on the tokens that decide: the first behind every "Frame n:" of the walk, and the status; a broken frame's
+    verdict in turn 1 has ``miss_weight`` times that.
     ``labels`` (B, L) is −100 except on the answer's tokens and the <|im_end|> that closes it. Raises ``ValueError`` when an answer
     holds one of the tokenizer's special tokens.
     """
@@ -36,7 +39,12 @@ def collate(processor: Qwen3VLProcessor, lessons: Sequence[Lesson], verdict_weig
         row = encode_one(processor, lesson.conversation, add_generation_prompt=True)
         tail = torch.tensor([[*answer, tokenizer.eos_token_id]])
         labels.append(torch.cat([torch.full_like(row["input_ids"], -100), tail], dim=1))
-        decides = [verdict_weight if flag else 1.0 for flag in _deciding(tokenizer, answer)] + [1.0]
+        # Turn 1 had better suspect too much than too little, for turn 2 can still say no: what it must not miss weighs more.
+        missed = miss_weight if '"BBOX"' not in lesson.answer else 1.0
+        decides = [
+            1.0 if not flag else verdict_weight if tokenizer.decode([token]) in _CALM else verdict_weight * missed
+            for flag, token in zip(_deciding(tokenizer, answer), answer, strict=True)
+        ] + [1.0]
         weights.append(torch.tensor([[*[1.0] * row["input_ids"].shape[1], *decides]]))
         row["input_ids"] = torch.cat([row["input_ids"], tail], dim=1)
         row["attention_mask"] = torch.ones_like(row["input_ids"])
@@ -50,6 +58,7 @@ def collate(processor: Qwen3VLProcessor, lessons: Sequence[Lesson], verdict_weig
 
 
 _MARK = re.compile(r" ?Frame \d+:$")
+_CALM = frozenset((" fine.", "normal", "ab", *(f" {row}{column}" for row in "abcd" for column in range(1, 5))))
 _PLACE = re.compile(r" (?:[a-d][1-4]|away)")
 
 

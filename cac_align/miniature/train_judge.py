@@ -32,9 +32,9 @@ from cac_align.miniature.judge import JudgeSize, build_model, build_processor, b
 from cac_align.miniature.judge_figures import evaluate
 from cac_align.miniature.judge_loss import answer_loss, batch_vision_attention, collate
 from cac_align.miniature.lessons import cac_lessons, lesson_texts, unified_lessons
+from cac_align.miniature.optimise import Muon
 from cac_align.miniature.pool import ClipPool, LessonPlan
 from cac_align.miniature.seeing import Seeing, draw_pairs, look_loss
-from cac_align.miniature.train_wan import Muon
 from cac_align.recipe import read_recipe
 
 
@@ -47,7 +47,8 @@ class JudgeTraining:
     see_steps: steps of the image encoder's own schooling on see_batch frame pairs; pair_steps: optimiser steps of the warm-up on frame
     pairs; steps: of the joint stage. batch: answers per step.
     lr, final_lr: peak and last learning rate of each stage; matrix_lr: peak of Muon's, for the inner matrices (0: AdamW for all).
-    verdict_weight: how much a token that gives a verdict (a frame's, the status) weighs in the loss, the others weighing 1. seed: of weights, batches and augmentation.
+    verdict_weight: how much a token that gives a verdict (a frame's, the status) weighs in the loss, the others weighing 1;
+    miss_weight: how much more it weighs where turn 1 must not miss a broken frame. seed: of weights, batches and augmentation.
     save_every, eval_every: steps; eval_clips: held-out clips per evaluation (0 switches it off). threads: of torch. encoder: a trained judge's folder whose image
     encoder this one starts from; start: one from which it takes everything, tokenizer included (both empty: fresh weights).
     stop_after: write the final weights after this step, whatever the schedule still had in mind (0: all steps).
@@ -68,6 +69,7 @@ class JudgeTraining:
     final_lr: float = 5e-5
     matrix_lr: float = 0.02
     verdict_weight: float = 8.0
+    miss_weight: float = 1.0
     warmup_steps: int = 60
     weight_decay: float = 0.02
     clip_norm: float = 1.0
@@ -152,7 +154,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
             length = 0
         else:
             lessons = lessons_for(pool, recipe.plan, recipe.batch, seed=(recipe.seed, step), pairs=stage == 1)
-            batch = collate(processor, lessons, recipe.verdict_weight)
+            batch = collate(processor, lessons, recipe.verdict_weight, recipe.miss_weight)
             loss, exact = answer_loss(model, batch)
             length = batch["input_ids"].shape[1]
         if not torch.isfinite(loss):

@@ -275,11 +275,13 @@ function list() {
     writer.focus();
     const keys = ahead || [];
     ahead = null;
-    for (const key of keys) {
+    while (keys.length) {
+      const key = keys.shift();
       if (key.length === 1) writer.value += key;
       else if (key === "Backspace") writer.value = writer.value.slice(0, -1);
       else if (key === "Enter" || key === "Escape") { writer.dispatchEvent(new KeyboardEvent("keydown", { key })); break; }
     }
+    for (const key of keys) document.dispatchEvent(new KeyboardEvent("keydown", { key })); // typed after the field was closed
   }
 }
 

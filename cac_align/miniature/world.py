@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt8
 
+from cac_align.encoding import write_mp4
 from cac_align.judgement import ANOMALY_TYPES, Anomaly, Status
 from cac_align.miniature.annotate import annotate, pixel_boxes
 from cac_align.miniature.defects import SUBTYPES, Defect, defect_order, sample_defect
@@ -304,29 +305,14 @@ def write_world(n: int, seed: int, out_dir: str | Path, world: World = FULL) -> 
         for index in range(n):
             clip = make_clip(seed + index, world, anomalous=bool(index % 2))
             name = f"videos/{clip.seed}-{clip.status}.mp4"
-            write_mp4(clip.pixels, clip.fps, out / name)
+            write_mp4(out / name, clip.pixels, clip.fps)
             yield clip.record(name)
 
     write_records(out / "records.jsonl", records())
     return out / "records.jsonl"
 
 
-def write_mp4(pixels: UInt8[np.ndarray, "T H W 3"], fps: float, path: str | Path) -> None:
-    """Encode RGB frames with libx264 (crf 12, yuv420p) at ``fps``."""
-    from fractions import Fraction
-
-    import av
-
-    with av.open(str(path), "w") as container:
-        track = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-        track.height, track.width, track.pix_fmt = pixels.shape[1], pixels.shape[2], "yuv420p"
-        track.options = {"crf": "12", "threads": "1"}
-        for frame in pixels:
-            container.mux(track.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(track.encode())
-
-
 __all__ = [
     "FULL", "PROMPT_SEEDS", "STUDIO", "TEST_SEEDS", "TRAIN_SEEDS", "VALID_SEEDS", "VOCABULARY", "Actor", "Clip", "Renderer", "Scene", "Spec", "World",
-    "make_candidate", "make_clip", "make_prompts", "parse_prompt", "pixel_boxes", "render", "stream", "write_mp4", "write_world",
+    "make_candidate", "make_clip", "make_prompts", "parse_prompt", "pixel_boxes", "render", "stream", "write_world",
 ]  # fmt: skip

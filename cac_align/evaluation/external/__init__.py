@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cac_align.data.records import Record
+from cac_align.judgement import Anomaly
 from cac_align.video import Video
 
 
@@ -88,6 +89,25 @@ def opened(path: Path) -> Video | str:
         return Video.open(path)
     except (ValueError, OSError) as error:
         return f"video unreadable: {error}"
+
+
+def record_of(
+    video: Video, *, id: str, prompt: str, anomalies: tuple[Anomaly, ...], annotator: str, extra: Mapping[str, Any]
+) -> Record:
+    """A record of an opened video: clock, length and size are the video's own, and anomalies make it abnormal."""
+    return Record(
+        id=id,
+        video=str(video.path.absolute()),
+        prompt=prompt,
+        fps=video.fps,
+        num_frames=len(video),
+        width=video.width,
+        height=video.height,
+        status="abnormal" if anomalies else "normal",
+        anomalies=anomalies,
+        annotator=annotator,
+        extra=extra,
+    )
 
 
 def finished(records: list[Record], left_out: dict[str, str], unverified: tuple[str, ...], where: str) -> Loaded:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cac_align.data.records import Record
-from cac_align.evaluation.external import Loaded, check_fields, finished, mapped, opened
+from cac_align.evaluation.external import Loaded, check_fields, finished, mapped, opened, record_of
 from cac_align.judgement import ANOMALY_TYPES, Anomaly, Box, Window
 from cac_align.video import Video
 
@@ -92,15 +92,10 @@ def load(
             for (kind, label, words), frames in groups.items()
         )
         records.append(
-            Record(
+            record_of(
+                video,
                 id=name,
-                video=str(video.path.absolute()),
                 prompt=row[fields.prompt],
-                fps=video.fps,
-                num_frames=len(video),
-                width=video.width,
-                height=video.height,
-                status="abnormal" if anomalies else "normal",
                 anomalies=anomalies,
                 annotator="GeneVA",
                 extra={key: row[key] for key in fields.ratings if key in row},

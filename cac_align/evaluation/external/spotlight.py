@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cac_align.data.records import Record
-from cac_align.evaluation.external import Loaded, check_fields, finished, mapped, opened
+from cac_align.evaluation.external import Loaded, check_fields, finished, mapped, opened, record_of
 from cac_align.judgement import Anomaly, Window
 from cac_align.video import Video
 
@@ -66,15 +66,10 @@ def load(path: str | Path, *, videos: str | Path, table: Mapping[str, str | None
             left_out[name] = f"out of scope: {sorted({error['type'] for error in row['errors']})}"
             continue
         records.append(
-            Record(
+            record_of(
+                video,
                 id=name,
-                video=str(video.path.absolute()),
                 prompt=row["prompt"],
-                fps=video.fps,
-                num_frames=len(video),
-                width=video.width,
-                height=video.height,
-                status="abnormal" if anomalies else "normal",
                 anomalies=anomalies,
                 annotator="Spotlight",
                 extra={"model": row.get("model", ""), "dropped": sum(kind is None for kind in kinds)},

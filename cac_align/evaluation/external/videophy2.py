@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from cac_align.data.records import Record
-from cac_align.evaluation.external import Loaded, check_fields, finished, opened
+from cac_align.evaluation.external import Loaded, check_fields, finished, opened, record_of
 from cac_align.judgement import Anomaly
 
 PASS = 4
@@ -60,15 +60,10 @@ def load(path: str | Path, *, videos: str | Path) -> Loaded:
                 left_out[name] = video
                 continue
             records.append(
-                Record(
+                record_of(
+                    video,
                     id=name,
-                    video=str(video.path.absolute()),
                     prompt=row["caption"],
-                    fps=video.fps,
-                    num_frames=len(video),
-                    width=video.width,
-                    height=video.height,
-                    status="abnormal" if broken else "normal",
                     anomalies=tuple(Anomaly("Physical Violations", None, rule) for rule in broken),
                     annotator="VideoPhy-2",
                     extra={"sa": sa, "pc": pc, "joint": sa >= PASS and pc >= PASS}

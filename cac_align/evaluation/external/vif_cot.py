@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from cac_align.data.records import Record
-from cac_align.evaluation.external import Loaded, check_fields, finished, mapped, opened
+from cac_align.evaluation.external import Loaded, check_fields, finished, mapped, opened, record_of
 from cac_align.judgement import ANOMALY_TYPES, Anomaly, Box, Window, shown_frames
 from cac_align.video import Video
 
@@ -132,15 +132,10 @@ def load(
             continue
         anomalies = tuple(_anomaly(text, found, kind, video, box_units, where) for found, kind in kept) if truth == "fake" else ()
         records.append(
-            Record(
+            record_of(
+                video,
                 id=name,
-                video=str(video.path.absolute()),
                 prompt="",
-                fps=video.fps,
-                num_frames=len(video),
-                width=video.width,
-                height=video.height,
-                status="abnormal" if anomalies else "normal",
                 anomalies=anomalies,
                 annotator="ViF-CoT-4K",
                 extra={

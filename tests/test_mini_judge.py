@@ -1,6 +1,7 @@
 """The small judge is a real Qwen3-VL: its tokenizer's facts, its folder, its lessons, its training that survives a kill, its weights."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VL
 from cac_align.answer import read_answer
 from cac_align.cac.prompts import turn_one_conversation
 from cac_align.judgement import Box
+from cac_align.miniature import teacher
 from cac_align.miniature.judge import (
     SPECIAL_TOKENS,
     JudgeSize,
@@ -25,9 +27,10 @@ from cac_align.miniature.judge import (
 from cac_align.miniature.judge_figures import evaluate
 from cac_align.miniature.judge_loss import answer_loss, batch_vision_attention, collate
 from cac_align.miniature.lessons import cac_lessons, lesson_texts, unified_lessons
+from cac_align.miniature.marks import Heads, marks_of, overlap
 from cac_align.miniature.pool import ClipPool, LessonPlan, degrade
-from cac_align.miniature.seeing import Seeing, _overlap, draw_pairs, look_loss
-from cac_align.miniature.train_judge import JudgeTraining, learning_rate, train
+from cac_align.miniature.seeing import draw_pairs, look_loss, patch
+from cac_align.miniature.train_judge import JudgeTraining, _lesson_loss, learning_rate, train
 from cac_align.recipe import read_recipe
 from cac_align.rewards.unified import read_axes
 from cac_align.video import Frames
@@ -241,35 +244,69 @@ def test_wear_grows_with_strength_and_keeps_the_shape():
 
 def test_cells_of_a_box_worked_by_hand():
     # A 64-px frame has 16-px cells; the box covers x 8-40 and y 16-24 px: half of cell (1, 0) across, all of (1, 1), half of (1, 2).
-    share, held = _overlap(Box(125, 250, 625, 375))
+    share, held = overlap(Box(125, 250, 625, 375))
     assert share.reshape(4, 4)[1].tolist() == [0.25, 0.5, 0.25, 0.0] and share.sum() == 1.0
     assert held.reshape(4, 4)[1].tolist() == [0.25, 0.5, 0.25, 0.0]
 
 
 def test_pairs_are_a_scene_with_and_without_its_defect(pool):
     pairs = draw_pairs(pool, LessonPlan(degraded=0.0), 16, seed=(0, 0))
-    assert not pairs.looks[0::2].any() and np.isnan(pairs.edges[0::2]).all()
-    assert pairs.looks[1::2].any((1, 2, 3)).mean() >= 0.75
-    same = pairs.words[0::2] == pairs.words[1::2]
+    marks = pairs.marks
+    assert not marks.cells[0::2].any() and not marks.frames[0::2].any() and np.isnan(marks.edges[0::2]).all()
+    assert marks.frames[1::2].any((1, 2)).mean() >= 0.75
+    same = marks.words[0::2] == marks.words[1::2]
     assert same.all(1).mean() >= 0.75  # the same prompt, where the twin has the same length
     again = draw_pairs(pool, LessonPlan(degraded=0.0), 16, seed=(0, 0))
     assert np.array_equal(pairs.pixels, again.pixels)
 
 
+def test_marks_agree_with_the_teachers_words(pool):
+    clips = [pool[number] for number in range(len(pool))]
+    for clip in clips:
+        indices = clip.clock.indices_at(4.0)
+        marks = marks_of([(clip, indices)])
+        times = [clip.clock.times_s[index] for index in indices]
+        said = teacher.answer(clip.anomalies, number=1, frames=indices, times_s=times, places=[clip.places[i] for i in indices])
+        walk = re.findall(r"Frame \d+: (\S+) ([^.]*)\.", said)
+        pairs = -(-len(indices) // 2)
+        assert marks.frames.shape[0] == pairs and marks.clips.tolist() == [0] * pairs
+        for number, (where, verdict) in enumerate(walk):
+            slot = number // 2, number % 2
+            assert bool(marks.frames[slot].any()) == (verdict != "fine")
+            assert marks.places[slot] == (-1 if where == "away" else "abcd".index(where[0]) * 4 + int(where[1]) - 1)
+            # a look that stands in no cell of a broken frame is not asked for there
+            assert (marks.known[slot] == ((marks.frames[slot] == 0) | marks.cells[slot].any(0))).all()
+
+
+def test_patches_are_the_processors(processor, pool):
+    pairs = draw_pairs(pool, LessonPlan(), 4, seed=(0, 3)).pixels
+    videos = [torch.from_numpy(pair).permute(0, 3, 1, 2) for pair in pairs]
+    real = processor.video_processor(videos=videos, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt")
+    assert (real["pixel_values_videos"] - patch(pairs, SMALL.patch_px)).abs().max() < 1e-6
+    assert real["video_grid_thw"].tolist() == [[1, 8, 8]] * 4
+
+
 def test_schooling_loss_falls_on_one_batch(processor, tokenizer, pool):
-    model = build_model(tokenizer, SMALL, seed=1)
-    heads = Seeing(SMALL.text_hidden)
-    pairs = draw_pairs(pool, LessonPlan(), 16, seed=(0, 1))
-    optimizer = torch.optim.AdamW([*model.model.visual.parameters(), *heads.parameters()], lr=3e-3)
-    losses = []
-    for _ in range(12):
-        loss, told = look_loss(model, processor, heads, pairs)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-        assert 0 <= told <= 1
-    assert losses[-1] < 0.8 * losses[0]
+    for what in ("see", "watch"):
+        model = build_model(tokenizer, SMALL, seed=1)
+        heads = Heads(SMALL.text_hidden)
+        pairs = draw_pairs(pool, LessonPlan(), 16, seed=(0, 1))
+        lessons = cac_lessons(pool, LessonPlan(), 4, seed=(0, 1), pairs=False)
+        optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=3e-3)
+        losses = []
+        for _ in range(12):
+            if what == "see":
+                loss, right = look_loss(model, heads, pairs)
+            else:
+                loss, right, _ = _lesson_loss(model, processor, heads, lessons, JudgeTraining(size=SMALL), answers=False)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            assert 0 <= right <= 1
+        assert losses[-1] < 0.8 * losses[0]
+        reads = model.model.language_model.layers[0].mlp.up_proj.weight.grad
+        assert (reads is not None) == (what == "watch")
 
 
 # ---- training ----
@@ -340,7 +377,16 @@ def test_learning_rate_rises_and_falls():
 
 
 def recipe_for(folder: Path, pool: Path, **changes) -> JudgeTraining:
-    settings = {"clips": 40, "text_clips": 4, "see_steps": 1, "see_batch": 4, "pair_steps": 1, "steps": 2, "batch": 4}
+    settings = {
+        "clips": 40,
+        "text_clips": 4,
+        "see_steps": 1,
+        "see_batch": 4,
+        "watch_steps": 1,
+        "pair_steps": 1,
+        "steps": 2,
+        "batch": 4,
+    }
     settings |= {"save_every": 2, "log_every": 1, "eval_clips": 0, "seed": 7}
     return JudgeTraining(out=str(folder), pool=str(pool), size=SMALL, **{**settings, **changes})
 
@@ -356,7 +402,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path):
     one, two = (torch.load(folder / "checkpoint.pt", weights_only=True)["model"] for folder in (whole, killed))
     assert all(torch.equal(one[name], two[name]) for name in one)
     steps = [json.loads(line) for line in (killed / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in steps] == [1, 2, 3, 4]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5]
     assert [row["loss"] for row in steps] == [json.loads(line)["loss"] for line in (whole / "log.jsonl").read_text().splitlines()]
     assert Qwen3VLForConditionalGeneration.from_pretrained(killed / "final").config.model_type == "qwen3_vl"
     with pytest.raises(ValueError, match=r"holds a run with lr=0\.002, received lr=0.1"):

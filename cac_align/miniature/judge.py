@@ -107,14 +107,14 @@ class JudgeSize:
     """
 
     text_hidden: int = 96
-    text_layers: int = 3
+    text_layers: int = 5
     text_heads: int = 4
     text_kv_heads: int = 4
     text_intermediate: int = 256
-    vision_hidden: int = 64
+    vision_hidden: int = 96
     vision_depth: int = 3
     vision_heads: int = 4
-    vision_intermediate: int = 192
+    vision_intermediate: int = 256
     deepstack: tuple[int, ...] = (0, 1)
     patch_px: int = 8
     merge: int = 2

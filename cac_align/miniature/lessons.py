@@ -28,10 +28,11 @@ from cac_align.vlm.protocol import Conversation, Message
 
 @dataclass(frozen=True)
 class Lesson:
-    """A conversation that ends with the user's message, and the answer that is right."""
+    """A conversation that ends with the user's message, the answer that is right, and the clip it is about."""
 
     conversation: Conversation
     answer: str
+    clip: PoolClip
 
 
 _CLAIMS: tuple[Anomaly, ...] = tuple(
@@ -87,7 +88,7 @@ def _scan(clip: PoolClip, rng: np.random.Generator, plan: LessonPlan) -> Lesson:
     """Turn 1: the whole clip."""
     frames = _shown(clip, clip.clock.indices_at(plan.scan_fps), plan.scan_fps, rng, plan)
     answer = teacher.answer(clip.anomalies, number=1, frames=frames.indices, times_s=frames.times_s, places=_at(clip, frames))
-    return Lesson(turn_one_conversation(clip.prompt, frames, wording=plan.wording), answer)
+    return Lesson(turn_one_conversation(clip.prompt, frames, wording=plan.wording), answer, clip)
 
 
 def _at(clip: PoolClip, frames: Frames) -> list[str]:
@@ -169,7 +170,7 @@ def _second_turn(clip: PoolClip, indices: Sequence[int], claim: Anomaly, rng: np
     window = Window(frames.times_s[0], frames.times_s[-1])
     turn_one = Turn(1, "", frames.indices, "abnormal", (Anomaly(claim.type, window, claim.reason, claim.region),))
     answer = teacher.answer(clip.anomalies, number=2, frames=frames.indices, times_s=frames.times_s, places=_at(clip, frames))
-    return Lesson(turn_two_conversation(clip.prompt, frames, turn_one, wording=plan.wording), answer)
+    return Lesson(turn_two_conversation(clip.prompt, frames, turn_one, wording=plan.wording), answer, clip)
 
 
 # ---- lessons for the holistic judge -------------------------------------------------------------------------------
@@ -190,7 +191,7 @@ def unified_lessons(pool: ClipPool, plan: LessonPlan, batch: int, *, seed: tuple
         frames = Frames(pixels, frames.indices, frames.times_s, frames.fps, frames.num_source_frames)
         text = fill_prompt(own_prompt(), asked.prompt)
         answer = write_axes(teacher.grades(asked, shown, clip.anomalies, wear))
-        lessons.append(Lesson((Message("user", text, frames, as_images=True),), answer))
+        lessons.append(Lesson((Message("user", text, frames, as_images=True),), answer, clip))
     return lessons
 
 

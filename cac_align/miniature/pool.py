@@ -81,6 +81,7 @@ class ClipPool:
             if not row["anomalies"] or (row["scannable"] and row["prompt"] == self.rows[number - 1]["prompt"]):
                 key = (is_plain(row["seed"], row["studio"]), row["num_frames"], bool(row["anomalies"]))
                 self.groups.setdefault(key, []).append(number)
+        self._read: dict[int, PoolClip] = {}
         self._abnormal = {
             plain: sorted(
                 n for (kind, _, abnormal), members in self.groups.items() if abnormal and kind == plain for n in members
@@ -92,6 +93,11 @@ class ClipPool:
         return len(self.rows)
 
     def __getitem__(self, number: int) -> PoolClip:
+        if number not in self._read:
+            self._read[number] = self._open(number)
+        return self._read[number]
+
+    def _open(self, number: int) -> PoolClip:
         row = self.rows[number]
         shape = (-(-row["num_frames"] // KEPT_EVERY), row["height"], row["width"], 3)
         pixels = self.pixels[row["offset"] : row["offset"] + int(np.prod(shape))].reshape(shape)

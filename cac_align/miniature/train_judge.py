@@ -1,6 +1,6 @@
 """Train a small judge by supervised fine-tuning: one recipe in, one folder of weights out, resumable at any moment.
 
-recipe → tokenizer, processor, fresh model → warm-up on frame pairs → whole clips and close looks together → folder + log.jsonl
+recipe → tokenizer, processor, fresh model → its eyes (see, watch) → frame pairs → whole clips and close looks → folder + log.jsonl
 
 Every step is a function of (seed, step): the batch is drawn from a generator seeded with both, so a run that was killed and started
 again goes on with the same batches and ends with the same weights. A checkpoint replaces the former one atomically.
@@ -31,11 +31,17 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VL
 from cac_align.miniature.judge import JudgeSize, build_model, build_processor, build_tokenizer, write_folder
 from cac_align.miniature.judge_figures import evaluate
 from cac_align.miniature.judge_loss import answer_loss, batch_vision_attention, collate
-from cac_align.miniature.lessons import cac_lessons, lesson_texts, unified_lessons
+from cac_align.miniature.lessons import Lesson, cac_lessons, lesson_texts, unified_lessons
+from cac_align.miniature.marks import Heads
 from cac_align.miniature.optimise import Muon
 from cac_align.miniature.pool import ClipPool, LessonPlan
-from cac_align.miniature.seeing import Seeing, draw_pairs, look_loss
+from cac_align.miniature.seeing import draw_pairs, look_loss
+from cac_align.miniature.watching import tapped, watch_loss
 from cac_align.recipe import read_recipe
+from cac_align.vlm.inputs import collate as join_rows
+from cac_align.vlm.inputs import encode_one, pad_id
+
+STAGES = ("see", "watch", "pair", "joint")
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,9 @@ class JudgeTraining:
 
     job: "cac" (two-turn judge) or "unified" (alignment, physics, style). out: folder for checkpoints, log and the final weights.
     clips, first_seed: how many world clips, and the first of their seeds; text_clips: of how many the tokenizer reads the texts. pool: where rendered clips are kept (default: out/pool).
-    see_steps: steps of the image encoder's own schooling on see_batch frame pairs; pair_steps: optimiser steps of the warm-up on frame
-    pairs; steps: of the joint stage. batch: answers per step.
+    Optimiser steps of the four stages: see_steps (the image encoder's schooling, see_batch frame pairs each), watch_steps (the language
+    model's: what is broken, asked of the visual tokens, before any answer), pair_steps (answers about frame pairs), steps (turn 1 and
+    turn 2 together). batch: clips per step. watch_weight: how much the visual tokens' questions go on counting beside the answers.
     lr, final_lr: peak and last learning rate of each stage; matrix_lr: peak of Muon's, for the inner matrices (0: AdamW for all).
     verdict_weight: how much a token that gives a verdict (a frame's, the status) weighs in the loss, the others weighing 1;
     miss_weight: how much more it weighs where turn 1 must not miss a broken frame. seed: of weights, batches and augmentation.
@@ -62,6 +69,8 @@ class JudgeTraining:
     pool: str = ""
     see_steps: int = 0
     see_batch: int = 128
+    watch_steps: int = 0
+    watch_weight: float = 0.0
     pair_steps: int = 300
     steps: int = 1500
     batch: int = 32
@@ -124,7 +133,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
         _take_encoder(model, Path(recipe.encoder))
     batch_vision_attention(model)
     model.train()
-    heads = Seeing(recipe.size.text_hidden, seed=recipe.seed)
+    heads = torch.nn.ModuleDict({name: Heads(recipe.size.text_hidden, seed=recipe.seed) for name in ("see", "watch")})
     optimizers = _optimizers(model, heads, recipe)
     checkpoint = out / "checkpoint.pt"
     done = 0
@@ -136,7 +145,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
             optimizer.load_state_dict(kept)
         done = state["step"]
         _say(f"resuming at step {done}")
-    stages = (recipe.see_steps, recipe.pair_steps, recipe.steps)
+    stages = (recipe.see_steps, recipe.watch_steps, recipe.pair_steps, recipe.steps)
     total = min(sum(stages), recipe.stop_after or sum(stages))
     log = _Log(out / "log.jsonl", done)
     lessons_for = cac_lessons if recipe.job == "cac" else unified_lessons
@@ -148,15 +157,12 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * lr / recipe.lr
         if stage == 0:
-            loss, exact = look_loss(
-                model, processor, heads, draw_pairs(pool, recipe.plan, recipe.see_batch, seed=(recipe.seed, step))
-            )
+            pairs = draw_pairs(pool, recipe.plan, recipe.see_batch, seed=(recipe.seed, step))
+            loss, exact = look_loss(model, heads["see"], pairs)
             length = 0
         else:
-            lessons = lessons_for(pool, recipe.plan, recipe.batch, seed=(recipe.seed, step), pairs=stage == 1)
-            batch = collate(processor, lessons, recipe.verdict_weight, recipe.miss_weight)
-            loss, exact = answer_loss(model, batch)
-            length = batch["input_ids"].shape[1]
+            lessons = lessons_for(pool, recipe.plan, recipe.batch, seed=(recipe.seed, step), pairs=stage == 2)
+            loss, exact, length = _lesson_loss(model, processor, heads["watch"], lessons, recipe, answers=stage > 1)
         if not torch.isfinite(loss):
             raise ValueError(
                 f"loss is {loss.item()} at step {step} of {recipe.out}; lower lr (now {lr:.2e}) and start from a fresh folder"
@@ -172,7 +178,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
         if (step + 1) % recipe.log_every == 0 or step + 1 == total:
             seconds = (time.time() - began) / (step + 1 - since)
             row = {"step": step + 1, "of": total, "lr": lr, "loss": sum(losses) / len(losses), "exact": sum(right) / len(right)}
-            log.write({**row, "stage": ("see", "pair", "joint")[stage], "length": length, "seconds_per_step": round(seconds, 3)})
+            log.write({**row, "stage": STAGES[stage], "length": length, "seconds_per_step": round(seconds, 3)})
             _say(f"step {step + 1}/{total} loss {row['loss']:.4f} exact {row['exact']:.3f} length {length} {seconds:.2f} s/step")
             losses, right = [], []
         if (step + 1) % recipe.save_every == 0 or step + 1 == total:
@@ -185,13 +191,38 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
                     "step": step + 1,
                 },
             )
-        if recipe.eval_clips and recipe.eval_every and ((step + 1) % recipe.eval_every == 0 or step + 1 == total) and stage == 2:
+        if recipe.eval_clips and recipe.eval_every and ((step + 1) % recipe.eval_every == 0 or step + 1 == total) and stage == 3:
             write_folder(out / "final", model, processor)
             log.write({"step": step + 1, "held_out": evaluate(out / "final", recipe.job, recipe.eval_clips)})
         if until is not None and step + 1 >= until:
             return out / "final"
     write_folder(out / "final", model, processor)
     return out / "final"
+
+
+def _lesson_loss(
+    model: Qwen3VLForConditionalGeneration,
+    processor: Qwen3VLProcessor,
+    heads: Heads,
+    lessons: Sequence[Lesson],
+    recipe: JudgeTraining,
+    *,
+    answers: bool,
+) -> tuple[torch.Tensor, float, int]:
+    """Loss, share of right verdict tokens (without ``answers``: of right verdicts of the visual tokens) and length of these lessons."""
+    with tapped(model, max(1, recipe.size.text_layers - 2)) as kept:
+        if answers:
+            batch = collate(processor, lessons, recipe.verdict_weight, recipe.miss_weight)
+            loss, exact = answer_loss(model, batch)
+        else:
+            rows = [encode_one(processor, lesson.conversation, add_generation_prompt=False) for lesson in lessons]
+            batch = join_rows(rows, pad_id=pad_id(processor))
+            model.model(**batch, use_cache=False)
+            loss, exact = torch.zeros(()), 0.0
+    if not answers or recipe.watch_weight:
+        watched, told = watch_loss(kept[0], batch, lessons, heads)
+        loss, exact = (loss + recipe.watch_weight * watched, exact) if answers else (watched, told)
+    return loss, exact, batch["input_ids"].shape[1]
 
 
 # ---- keeping a run --------------------------------------------------------------------------------------------------
@@ -248,7 +279,9 @@ def _take_encoder(model: Qwen3VLForConditionalGeneration, folder: Path) -> None:
         raise ValueError(f"encoder: {folder} has another depth than this recipe's: {sorted([*unexpected, *lacking])[:3]}")
 
 
-def _optimizers(model: Qwen3VLForConditionalGeneration, heads: Seeing, recipe: JudgeTraining) -> list[torch.optim.Optimizer]:
+def _optimizers(
+    model: Qwen3VLForConditionalGeneration, heads: torch.nn.Module, recipe: JudgeTraining
+) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside both transformers (``matrix_lr`` > 0), AdamW for everything else."""
     inner, outer, plain = [], [], []
     for name, parameter in model.named_parameters():

@@ -70,17 +70,17 @@ def cac_lessons(pool: ClipPool, plan: LessonPlan, batch: int, *, seed: tuple[int
         raise ValueError(f"batch must be even (half normal, half abnormal), received {batch}")
     rng = np.random.default_rng(seed)
     draw = 0.0 if pairs else rng.random()
-    plain, length = pool.draw(rng, plan)
+    world, length = pool.draw(rng, plan)
     if draw < plan.pair or pairs:
-        couples = [pool.couple(rng, plain) for _ in range(batch // 2)]
+        couples = [pool.couple(rng, world) for _ in range(batch // 2)]
         return [lesson for couple in couples for lesson in _pairs(*couple, rng, plan)]
     if draw < plan.pair + plan.look:
         # Three times as many windows as needed, sorted by length: a run of neighbours wastes nothing on padding.
-        looks = [_window(*pool.couple(rng, plain), rng, plan) for _ in range(3 * batch // 2)]
+        looks = [_window(*pool.couple(rng, world), rng, plan) for _ in range(3 * batch // 2)]
         looks.sort(key=lambda look: look[2].end_s - look[2].start_s)
         start = int(rng.integers(len(looks) - batch // 2 + 1))
         return [lesson for look in looks[start : start + batch // 2] for lesson in _looks(*look, rng, plan)]
-    couples = [pool.couple(rng, plain, length) for _ in range(batch // 2)]
+    couples = [pool.couple(rng, world, length) for _ in range(batch // 2)]
     return [_scan(clip, rng, plan) for couple in couples for clip in couple]
 
 
@@ -181,10 +181,10 @@ def unified_lessons(pool: ClipPool, plan: LessonPlan, batch: int, *, seed: tuple
     rng = np.random.default_rng(seed)
     lessons = []
     for number in range(batch):
-        plain, _ = pool.draw(rng, plan)
-        clip = pool.couple(rng, plain)[number % 2]
+        world, _ = pool.draw(rng, plan)
+        clip = pool.couple(rng, world)[number % 2]
         shown = parse_prompt(clip.prompt)
-        asked = shown if rng.random() < 0.5 else _altered(shown, parse_prompt(pool.couple(rng, plain)[0].prompt), rng)
+        asked = shown if rng.random() < 0.5 else _altered(shown, parse_prompt(pool.couple(rng, world)[0].prompt), rng)
         frames = clip.frames(sample_indices(len(clip.clock)), clip.clock.fps)
         wear = float(rng.choice([0.0, 0.4, 0.8, 1.2], p=[0.4, 0.25, 0.2, 0.15]))
         pixels = degrade(frames.pixels, rng, wear) if wear else frames.pixels

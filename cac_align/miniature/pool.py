@@ -17,19 +17,23 @@ from jaxtyping import UInt8
 
 from cac_align.judgement import Anomaly
 from cac_align.miniature import teacher
-from cac_align.miniature.world import FULL, STUDIO, make_clip
+from cac_align.miniature.world import FULL, PLAYGROUND, STUDIO, make_clip
 from cac_align.video import Frames, Video
 
 KEPT_EVERY = 2
 """Source frames kept in the pool: every second one of 16 fps, because turn 2 looks at 8."""
 
 
+WORLDS = {world.name: world for world in (FULL, STUDIO, PLAYGROUND)}
+"""The worlds a pool may draw from, by name."""
+
+
 @dataclass(frozen=True)
 class LessonPlan:
     """Shares and strengths of what the judge is shown. Shares lie in [0, 1].
 
-    wording: the instructions' wording (``cac_align.cac.prompts``). studio: share of the pool's clips from the plain world;
-    studio_batches: share of the batches that are drawn from those.
+    wording: the instructions' wording (``cac_align.cac.prompts``). studio, playground: shares of clips, and of batches, from these
+    worlds; the rest comes from FULL.
     degraded: share of clips that are made to look generated. look: share of turn-2 batches in the joint stage; pair: of frame pairs.
     hard_looks: among turn 2's abnormal windows, the share that is shifted or too wide; wrong_claim: share of looks whose suspicion
     names another defect than the window shows. scan_fps, look_fps: as in ``cac_align.cac.two_turn.TwoTurn``.
@@ -37,7 +41,7 @@ class LessonPlan:
 
     wording: str = "brief"
     studio: float = 0.8
-    studio_batches: float = 0.8
+    playground: float = 0.0
     degraded: float = 0.5
     look: float = 0.4
     pair: float = 0.1
@@ -74,20 +78,18 @@ class ClipPool:
         lines = (folder / "clips.jsonl").read_text(encoding="utf-8").splitlines()
         self.rows = [json.loads(line) for line in lines]
         self.pixels = np.memmap(folder / "pixels.u8", np.uint8, "r")
-        self.groups: dict[tuple[bool, int, bool], list[int]] = {}
+        self.groups: dict[tuple[str, int, bool], list[int]] = {}
         for number, row in enumerate(self.rows):
             # Left out: a defect that falls between two frames of the first scan (it cannot be learned from), and one whose scene
             # without it is another scene.
             if not row["anomalies"] or (row["scannable"] and row["prompt"] == self.rows[number - 1]["prompt"]):
-                key = (is_plain(row["seed"], row["studio"]), row["num_frames"], bool(row["anomalies"]))
+                key = (row["world"], row["num_frames"], bool(row["anomalies"]))
                 self.groups.setdefault(key, []).append(number)
         self._read: dict[int, PoolClip] = {}
-        self._abnormal = {
-            plain: sorted(
-                n for (kind, _, abnormal), members in self.groups.items() if abnormal and kind == plain for n in members
-            )
-            for plain in (False, True)
-        }
+        self._abnormal: dict[str, list[int]] = {}
+        for (world, _, abnormal), members in self.groups.items():
+            if abnormal:
+                self._abnormal.setdefault(world, []).extend(members)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -106,21 +108,21 @@ class ClipPool:
         anomalies = tuple(Anomaly.from_json(item) for item in row["anomalies"])
         return PoolClip(row["seed"], row["prompt"], anomalies, clock, tuple(row["places"]), pixels)
 
-    def draw(self, rng: np.random.Generator, plan: LessonPlan) -> tuple[bool, int]:
-        """Which world a batch comes from (True: the plain one), and a number of frames, as often as its abnormal clips have it."""
-        plain = bool(rng.random() < plan.studio_batches)
-        options = self._abnormal[plain] or self._abnormal[not plain]
-        number = options[int(rng.integers(len(options)))]
-        return is_plain(self.rows[number]["seed"], self.rows[number]["studio"]), self.rows[number]["num_frames"]
+    def draw(self, rng: np.random.Generator, plan: LessonPlan) -> tuple[str, int]:
+        """Which world a batch comes from, and a number of frames, as often as its abnormal clips have it."""
+        world = _world(rng.random(), plan)
+        options = self._abnormal.get(world) or next(iter(self._abnormal.values()))
+        row = self.rows[options[int(rng.integers(len(options)))]]
+        return row["world"], row["num_frames"]
 
-    def couple(self, rng: np.random.Generator, plain: bool, length: int | None = None) -> tuple[PoolClip, PoolClip]:
+    def couple(self, rng: np.random.Generator, world: str, length: int | None = None) -> tuple[PoolClip, PoolClip]:
         """A normal and an abnormal clip of one world and length: the same scene where possible. Any length when None."""
-        options = self._abnormal[plain] if length is None else self.groups[plain, length, True]
+        options = self._abnormal[world] if length is None else self.groups[world, length, True]
         number = options[int(rng.integers(len(options)))]
         wanted = self.rows[number]["num_frames"]
         twin = number - 1
         if self.rows[twin]["num_frames"] != wanted:
-            others = self.groups.get((plain, wanted, False)) or [twin]
+            others = self.groups.get((world, wanted, False)) or [twin]
             twin = others[int(rng.integers(len(others)))]
         return self[twin], self[number]
 
@@ -143,10 +145,13 @@ class ClipPool:
                     break
                 rows.append(line)
                 end = row["offset"] + row["bytes"]
-            if rows and (json.loads(rows[0])["seed"], json.loads(rows[0])["studio"]) != (first_seed, plan.studio):
-                raise ValueError(
-                    f"{folder} holds clips from seed {json.loads(rows[0])['seed']}, expected {first_seed}; give another pool"
-                )
+            for number, line in enumerate(rows[:40]):
+                row, seed = json.loads(line), first_seed + number // 2
+                if (row["seed"], row["world"]) != (seed, world_of(seed, plan)):
+                    raise ValueError(
+                        f"{folder} holds clips from other seeds or worlds: clip {number} is {row['world']} {row['seed']}, expected "
+                        f"{world_of(seed, plan)} {seed}; give another pool"
+                    )
         rows = rows[:clips] if len(rows) > clips else rows
         with open(folder / "pixels.u8", "ab") as pixels, open(folder / "clips.jsonl", "w", encoding="utf-8") as lines:
             pixels.truncate(end)
@@ -154,7 +159,7 @@ class ClipPool:
             lines.write("".join(line + "\n" for line in rows))
             for number in range(len(rows), clips):
                 seed = first_seed + number // 2
-                clip = make_clip(seed, STUDIO if is_plain(seed, plan.studio) else FULL, anomalous=number % 2 == 1)
+                clip = make_clip(seed, WORLDS[world_of(seed, plan)], anomalous=number % 2 == 1)
                 kept = np.ascontiguousarray(clip.pixels[::KEPT_EVERY])
                 video = clip.video()
                 scan_s = [video.times_s[index] for index in video.indices_at(plan.scan_fps)]
@@ -162,7 +167,7 @@ class ClipPool:
                 pixels.flush()
                 row = {
                     "seed": seed,
-                    "studio": plan.studio,
+                    "world": world_of(seed, plan),
                     "prompt": clip.prompt,
                     "fps": clip.fps,
                     "num_frames": len(clip.pixels),
@@ -182,9 +187,15 @@ class ClipPool:
         return cls(folder)
 
 
-def is_plain(seed: int, share: float) -> bool:
-    """Whether a pool's clip of this seed comes from the plain world."""
-    return bool(np.random.default_rng((seed, 1)).random() < share)
+def world_of(seed: int, plan: LessonPlan) -> str:
+    """The name of the world from which a pool takes its clips of this seed."""
+    return _world(np.random.default_rng((seed, 1)).random(), plan)
+
+
+def _world(draw: float, plan: LessonPlan) -> str:
+    if draw < plan.studio:
+        return "studio"
+    return "playground" if draw < plan.studio + plan.playground else "full"
 
 
 # ---- making clips look generated ----------------------------------------------------------------------------------

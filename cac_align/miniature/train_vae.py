@@ -49,15 +49,15 @@ class VaeRecipe:
     schedule: Schedule = field(default_factory=Schedule)
 
 
-def training_clip(seed: int, anomalous: float) -> tuple[UInt8[np.ndarray, "T H W 3"], str]:
-    """One Studio clip of the world and its prompt; a share ``anomalous`` of the seeds shows an anomaly."""
-    from cac_align.miniature.world import STUDIO, TRAIN_SEEDS, make_clip
+def training_clip(seed: int, anomalous: float, world: str = "studio") -> tuple[UInt8[np.ndarray, "T H W 3"], str]:
+    """One clip of the world "studio" or "playground" and its prompt; a share ``anomalous`` of the seeds shows an anomaly."""
+    from cac_align.miniature.world import PLAYGROUND, STUDIO, TRAIN_SEEDS, make_clip
 
     if seed not in TRAIN_SEEDS:
         raise ValueError(
             f"clip seed {seed} lies outside the training range {TRAIN_SEEDS}; lower first_clip, clips or schedule.steps"
         )
-    clip = make_clip(seed, replace(STUDIO, anomaly_share=anomalous))
+    clip = make_clip(seed, replace(PLAYGROUND if world == "playground" else STUDIO, anomaly_share=anomalous))
     return clip.pixels, clip.prompt
 
 

@@ -34,7 +34,7 @@ from cac_align.recipe import read_recipe
 
 @dataclass(frozen=True)
 class WanRecipe:
-    """Job ``wan``. ``vae`` is the folder the first job wrote; ``clips`` are encoded once and kept in the folder ``latents``.
+    """Job ``wan``. ``world``: "playground" or "studio". ``vae`` is the folder the first job wrote; ``clips`` are encoded once and kept in the folder ``latents``.
 
     start: a pipeline folder whose text encoder and DiT to go on from (empty: from random weights). first_weight: how much more the first
     latent frame counts; it is one of many, holds a single frame where the others hold several, and would be learnt last.
@@ -44,6 +44,7 @@ class WanRecipe:
     """
 
     job: str = "wan"
+    world: str = "playground"
     out: str = "runs/miniature/wan"
     vae: str = "runs/miniature/vae/final"
     latents: str = "runs/miniature/latents"
@@ -86,7 +87,7 @@ def encode_clips(vae: nn.Module, recipe: WanRecipe, shard: int = 250) -> tuple[F
         file = folder / f"{first:06d}.npz"
         if not file.is_file():
             clips = [
-                training_clip(recipe.first_clip + n, recipe.anomalous) for n in range(first, min(first + shard, recipe.clips))
+                training_clip(recipe.first_clip + n, recipe.anomalous, recipe.world) for n in range(first, min(first + shard, recipe.clips))
             ]
             made = [
                 vae.encode(to_signal(np.stack([c[0] for c in clips[n : n + 8]]))).latent_dist.mode()
@@ -188,7 +189,7 @@ def save_final(pipeline: Any, recipe: WanRecipe, folder: Path) -> Path:
     frozen = copy.deepcopy(pipeline)
     for module in (frozen.text_encoder, frozen.transformer, frozen.vae):
         module.eval().half()
-    clip, _ = training_clip(recipe.first_clip, recipe.anomalous)
+    clip, _ = training_clip(recipe.first_clip, recipe.anomalous, recipe.world)
     defaults = {
         "height": clip.shape[1],
         "width": clip.shape[2],
@@ -212,10 +213,10 @@ def evaluate(folder: Path, recipe: WanRecipe) -> dict[str, Any]:
 
     from cac_align.generation.wan import Wan
     from cac_align.miniature.oracle import judge
-    from cac_align.miniature.world import VALID_SEEDS, make_prompts
+    from cac_align.miniature.world import PLAYGROUND, STUDIO, VALID_SEEDS, make_prompts
 
     wan = Wan.load(folder)
-    prompts = make_prompts(VALID_SEEDS[: recipe.evaluate_clips])
+    prompts = make_prompts(VALID_SEEDS[: recipe.evaluate_clips], PLAYGROUND if recipe.world == "playground" else STUDIO)
     began = time.time()
     videos = [v for n in range(0, len(prompts), 8) for v in wan.batch(prompts[n : n + 8], range(n, min(n + 8, len(prompts))))]
     seconds = time.time() - began

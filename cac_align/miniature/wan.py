@@ -48,10 +48,10 @@ class MiniWan:
     text_layers: int = 1
     text_heads: int = 4
     prompt_tokens: int = 16
-    dim: int = 160
+    dim: int = 224
     heads: int = 4
     layers: int = 4
-    ffn_dim: int = 480
+    ffn_dim: int = 672
     freq_dim: int = 64
     patch: tuple[int, int, int] = (1, 4, 4)
     flow_shift: float = 5.0

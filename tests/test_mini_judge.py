@@ -182,7 +182,7 @@ def test_pool_goes_on_where_it_was_torn(tmp_path, pool):
     resumed = ClipPool.open(tmp_path, plan, 0, 40)
     assert resumed.rows == pool.rows
     assert np.array_equal(resumed.pixels, pool.pixels)
-    with pytest.raises(ValueError, match="clip 0 is studio 0, expected .* 5"):
+    with pytest.raises(ValueError, match=r"clip 0 is full 0, expected \w+ 5"):
         ClipPool.open(tmp_path, plan, 5, 40)
 
 

@@ -69,10 +69,11 @@ class RewardRecipe:
 
 @dataclass
 class GeneratorRecipe:
-    """Who makes the videos. ``model``: a diffusers Wan checkpoint (folder or hub id), or "module:Name" of a callable class
-    (default: the miniature world's renderer, which breaks two clips in five). None: the checkpoint's default."""
+    """Who makes the videos. ``model``: "miniature" (the shipped small Wan), a diffusers Wan checkpoint (folder or hub id), or
+    "module:Name" of a callable class. lora: a folder of LoRA weights that `cac-align align` wrote. None: the checkpoint's default."""
 
-    model: str = "cac_align.miniature.world:Renderer"
+    model: str = "miniature"
+    lora: str | None = None
     height: int | None = None
     width: int | None = None
     num_frames: int | None = None
@@ -242,13 +243,14 @@ def load_generator(recipe: GeneratorRecipe) -> Callable[[str, int], Video]:
     import torch
 
     from cac_align.generation.wan import Wan
+    from cac_align.weights import shipped
 
     options: dict[str, Any] = {
         name: value for name in recipe.__dataclass_fields__ if name != "model" and (value := getattr(recipe, name)) is not None
     }
     if recipe.dtype is not None:
         options["dtype"] = getattr(torch, recipe.dtype)
-    return Wan.load(recipe.model, **options)
+    return Wan.load(shipped("wan") if recipe.model == "miniature" else recipe.model, **options)
 
 
 def import_name(name: str) -> Any:

@@ -52,11 +52,12 @@ class Setting:
 class Wan:
     """A loaded Wan. Make one with ``Wan.load``; ``pipeline`` is diffusers' own and may be used directly."""
 
-    def __init__(self, pipeline: WanPipeline, setting: Setting, folder: Path) -> None:
+    def __init__(self, pipeline: WanPipeline, setting: Setting, folder: Path, lora: Path | None = None) -> None:
         check_setting(pipeline, setting)
         self.pipeline = pipeline
         self.setting = setting
         self.folder = folder
+        self.lora = lora
 
     @classmethod
     def load(
@@ -72,11 +73,13 @@ class Wan:
         guidance_scale: float | None = None,
         fps: float | None = None,
         negative_prompt: str | None = None,
+        lora: str | os.PathLike[str] | None = None,
     ) -> Wan:
         """Load a checkpoint from a folder or the hub. What is not given comes from its ``cac_align.json``, then from ``Setting``.
 
         device: default is CUDA where there is one, else the CPU. dtype: of text encoder and DiT; default is bfloat16 on CUDA and
         float32 elsewhere. The VAE always runs in float32, as Wan's authors do: in bfloat16 it bands and flickers.
+        lora: a folder with LoRA weights in diffusers' format, as ``cac-align align`` writes them.
         Raises ``ValueError`` when there is no such checkpoint, it is not a Wan text-to-video one, or it cannot do this size.
         """
         import torch
@@ -106,11 +109,15 @@ class Wan:
         except OSError as error:
             raise ValueError(f"{path_or_id}: the Wan checkpoint is incomplete or unreadable; fetch it again ({error})") from error
         pipeline.set_progress_bar_config(disable=True)
-        return cls(pipeline.to(device), setting, folder)
+        if lora is not None:
+            if not any(Path(lora).glob("*.safetensors")):
+                raise ValueError(f"lora: no safetensors file in {lora}; expected a folder that `cac-align align` wrote")
+            pipeline.load_lora_weights(str(lora))
+        return cls(pipeline.to(device), setting, folder, None if lora is None else Path(lora))
 
     def with_setting(self, **changes: Any) -> Wan:
         """The same weights, sampled differently; see ``Setting`` for the names."""
-        return Wan(self.pipeline, replace(self.setting, **changes), self.folder)
+        return Wan(self.pipeline, replace(self.setting, **changes), self.folder, self.lora)
 
     def __call__(self, prompt: str, seed: int) -> Video:
         """Generate one video. The same prompt and seed give the same pixels on one machine."""
@@ -160,6 +167,7 @@ class Wan:
         return {
             "generator": str(self.folder.name),
             "weights_sha256": self.weights_hash,
+            **({} if self.lora is None else {"lora_sha256": hash_weights(self.lora)}),
             "scheduler": f"{type(scheduler).__name__}, flow_shift {getattr(scheduler.config, 'flow_shift', None)}",
             "dtype": str(self.pipeline.transformer.dtype).removeprefix("torch."),
             **{name: str(value) for name, value in asdict(self.setting).items()},

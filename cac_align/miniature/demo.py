@@ -1,6 +1,6 @@
-"""The main job on the miniature: Best-of-N with UnifiedReward + CaC, compared afterwards with the exact truth.
+"""The main job on the miniature: Best-of-N with UnifiedReward + CaC, compared afterwards with what the oracle says.
 
-held-out prompts → N rendered candidates each, two in five broken → best_of_n (UR + CaC) → truth → summary.json, report.html
+prompts → N clips each by the small Wan → best_of_n (UR + CaC) → oracle → summary.json, report.html
 
 The summary answers one question: how often is a clip anomalous if one takes a random candidate, UnifiedReward's favourite, or the
 favourite of UnifiedReward + CaC? All three from the same candidates, so differences are paired.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from cac_align.evaluation.selection_page import write_selection_page
 from cac_align.evaluation.statistics import Estimate, mcnemar, mean_interval, share
 from cac_align.generation.best_of_n import Selection, best_of_n
 from cac_align.miniature.oracle import Verdict, judge
-from cac_align.miniature.world import PROMPT_SEEDS, Renderer, make_candidate, make_prompts
-from cac_align.recipe import load_reward
+from cac_align.miniature.world import PLAYGROUND, PROMPT_SEEDS, make_prompts
+from cac_align.recipe import GeneratorRecipe, load_generator, load_reward
 from cac_align.rewards.normalise import quantise
 from cac_align.video import Video
 from cac_align.vlm.local import set_threads
@@ -42,11 +42,12 @@ class Choice:
         return {"name": self.name, **{key: getattr(self, key).to_json() for key in ("anomaly_rate", "motion", "follows")}}
 
 
-def held_out_prompts(count: int) -> list[str]:
-    """The first ``count`` different prompts of the prompt seeds, which no model of the miniature was trained on."""
+def playground_prompts(count: int) -> list[str]:
+    """The first ``count`` different prompts of the prompt seeds. The playground has 216 prompts in all, so training has met most of
+    these words, never these noises. Raises ``ValueError`` when more are asked for."""
     prompts: dict[str, None] = {}
-    for seed in PROMPT_SEEDS:
-        prompts.setdefault(make_prompts([seed])[0])
+    for seed in PROMPT_SEEDS[:20_000]:
+        prompts.setdefault(make_prompts([seed], PLAYGROUND)[0])
         if len(prompts) == count:
             return list(prompts)
     raise ValueError(f"expected at most {len(prompts)} prompts, asked for {count}")
@@ -60,9 +61,9 @@ def demo(
     Raises ``ValueError`` when the shipped weights are missing or damaged.
     """
     set_threads(1)  # the small judges' matrices are too small to share: two threads cost ten times the time on a busy machine
-    prompts = held_out_prompts(num_prompts)
-    selections = best_of_n(prompts, Renderer(), load_reward(), n=n, seed=seed, out=out, progress=progress)
-    choices, comparison = summarise(selections, true_verdicts(selections))
+    prompts = playground_prompts(num_prompts)
+    selections = best_of_n(prompts, load_generator(GeneratorRecipe()), load_reward(), n=n, seed=seed, out=out, progress=progress)
+    choices, comparison = summarise(selections, oracle_verdicts(selections))
     summary = {"prompts": len(prompts), "n": n, "seed": seed, "choices": [choice.to_json() for choice in choices], **comparison}
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     tiles = [(f"{100 * choice.anomaly_rate.value:.0f} %", f"anomalous: {choice.name}") for choice in choices]
@@ -71,15 +72,9 @@ def demo(
     yield f"report: {page}"
 
 
-def true_verdicts(selections: Sequence[Selection]) -> list[list[Verdict]]:
-    """The truth about every rendered candidate, by prompt: whether it is broken, as rendered; motion and prompt following by the oracle."""
-    return [
-        [
-            replace(judge(selection.prompt, Video.open(path)), status=make_candidate(selection.prompt, seed).status)
-            for path, seed in zip(selection.candidates, selection.seeds, strict=True)
-        ]
-        for selection in selections
-    ]
+def oracle_verdicts(selections: Sequence[Selection]) -> list[list[Verdict]]:
+    """What the oracle says of every candidate, by prompt; the reward never sees it."""
+    return [[judge(selection.prompt, Video.open(path)) for path in selection.candidates] for selection in selections]
 
 
 def summarise(selections: Sequence[Selection], verdicts: Sequence[Sequence[Verdict]]) -> tuple[list[Choice], dict[str, Any]]:
@@ -131,7 +126,7 @@ def _choice(name: str, verdicts: Sequence[Verdict]) -> Choice:
 
 def lines(choices: Sequence[Choice], comparison: dict[str, Any], prompts: int, n: int) -> Iterator[str]:
     """The summary for people."""
-    yield f"{prompts} prompts x {n} candidates; anomalies counted from the exact truth, which the reward never sees (95 % intervals)"
+    yield f"{prompts} prompts x {n} candidates; anomalies counted by the oracle, which the reward never sees (95 % intervals)"
     for choice in choices:
         rate, motion, follows = choice.anomaly_rate, choice.motion, choice.follows
         if rate.value is None:

@@ -1,8 +1,7 @@
 """Train the small Wan's text encoder and DiT by flow matching; and the command that trains every part of it.
 
 recipes/miniature/vae.yaml          world clips → AutoencoderKLWan (``train_vae``), then vae_decoder.yaml → its decoder once more
-recipes/miniature/wan_first.yaml    clips encoded once (fp16 shards) → x_σ = (1 − σ) x0 + σ ε, v = ε − x0, MSE of v → WanPipeline folder
-recipes/miniature/wan.yaml          the same, from there on, at the higher noise levels where a scene's layout is decided
+recipes/miniature/wan.yaml          clips encoded once (fp16 shards) → x_σ = (1 − σ) x0 + σ ε, v = ε − x0, MSE of v → WanPipeline folder
 
     python -m cac_align.miniature.train_wan RECIPE [key=value …]
 
@@ -87,7 +86,8 @@ def encode_clips(vae: nn.Module, recipe: WanRecipe, shard: int = 250) -> tuple[F
         file = folder / f"{first:06d}.npz"
         if not file.is_file():
             clips = [
-                training_clip(recipe.first_clip + n, recipe.anomalous, recipe.world) for n in range(first, min(first + shard, recipe.clips))
+                training_clip(recipe.first_clip + n, recipe.anomalous, recipe.world)
+                for n in range(first, min(first + shard, recipe.clips))
             ]
             made = [
                 vae.encode(to_signal(np.stack([c[0] for c in clips[n : n + 8]]))).latent_dist.mode()

@@ -1,0 +1,121 @@
+"""Table 2 in miniature: how often the small Wan's clips break before and after alignment, with the oracle as the expert.
+
+LoRA folders by name → the same prompts and first noises for each → oracle → anomaly rate, motion, prompt following → docs/table2.md
+
+    python -m cac_align.miniature.table2 OUT ur=RUN ur=RUN2 ur+cac=RUN …
+
+Several runs of one name are training seeds of one method: the table shows their mean and standard deviation, and the difference to
+the base with a paired bootstrap interval over prompts. Verdicts are kept in ``OUT/NAME-K.jsonl``, so that a second call goes on.
+Source: CaC (arXiv 2605.11723) Table 2.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cac_align.evaluation.statistics import Estimate, mean_interval
+from cac_align.generation.wan import Wan
+from cac_align.miniature.demo import playground_prompts
+from cac_align.miniature.oracle import judge
+from cac_align.vlm.local import set_threads
+from cac_align.weights import shipped
+
+PROMPTS, BATCH, FIRST_SEED = 200, 10, 500_000
+"""Prompts judged per model, one clip each, and the first clip's seed (no training uses it)."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the oracle said of one clip. motion_px: mean path of the entity in px per second (NaN while it is not to be seen)."""
+
+    prompt: str
+    broken: bool
+    follows: bool
+    motion_px: float
+
+
+def judged(name: str, lora: str | None, out: Path) -> list[Judged]:
+    """The verdicts on this model's clips, generated now where ``out`` does not hold them yet."""
+    file = out / f"{name}.jsonl"
+    rows = [Judged(**json.loads(line)) for line in file.read_text().splitlines()] if file.is_file() else []
+    prompts = playground_prompts(PROMPTS)
+    if len(rows) < PROMPTS:
+        wan = Wan.load(shipped("wan"), lora=lora, device="cpu")
+        with file.open("a", encoding="utf-8") as lines:
+            for first in range(len(rows), PROMPTS, BATCH):
+                asked = prompts[first : first + BATCH]
+                for prompt, video in zip(
+                    asked, wan.batch(asked, range(FIRST_SEED + first, FIRST_SEED + first + len(asked))), strict=True
+                ):
+                    verdict = judge(prompt, video)
+                    rows.append(
+                        Judged(prompt, verdict.status == "abnormal", all(verdict.follows.values()), verdict.displacement_px)
+                    )
+                    lines.write(json.dumps(rows[-1].__dict__) + "\n")
+                lines.flush()
+                print(f"{name}: {len(rows)} of {PROMPTS} clips", file=sys.stderr, flush=True)
+    return rows
+
+
+def table(found: Mapping[str, Sequence[Sequence[Judged]]]) -> str:
+    """The table in Markdown. ``found``: by name, the verdicts of each training seed; "base" must be among them.
+
+    Raises ``ValueError`` when the base is missing or a model was judged on other prompts.
+    """
+    if "base" not in found:
+        raise ValueError(f"the table needs the base, received {', '.join(found)}")
+    base = found["base"][0]
+    lines = [
+        "| model | seeds | anomaly rate | minus base, paired (95 %) | motion, px/s | follows the prompt |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, runs in found.items():
+        for run in runs:
+            if [row.prompt for row in run] != [row.prompt for row in base]:
+                raise ValueError(f"{name} was judged on other prompts than the base; start with an empty folder")
+        rates = [np.mean([row.broken for row in run]) for run in runs]
+        motion = [np.nanmean([row.motion_px for row in run]) for run in runs]
+        follows = [np.mean([row.follows for row in run]) for run in runs]
+        apart = "–" if name == "base" else str(_difference(runs, base))
+        lines.append(f"| {name} | {len(runs)} | {_spread(rates)} | {apart} | {_spread(motion, 1)} | {_spread(follows)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _difference(runs: Sequence[Sequence[Judged]], base: Sequence[Judged]) -> Estimate:
+    """Mean over prompts of (mean over runs of broken) − (base broken): pairs share the prompt and the first noise."""
+    return mean_interval(
+        [float(np.mean([run[at].broken for run in runs])) - float(row.broken) for at, row in enumerate(base)], resamples=5000
+    )
+
+
+def _spread(values: Sequence[float], digits: int = 3) -> str:
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``table2 OUT [NAME=LORA …]``: judges the base and every LoRA, prints the table and writes ``OUT/table2.md``."""
+    if not arguments or any("=" not in part for part in arguments[1:]):
+        print(__doc__, file=sys.stderr)
+        return 2
+    set_threads(1)
+    out = Path(arguments[0])
+    out.mkdir(parents=True, exist_ok=True)
+    found: dict[str, list[list[Judged]]] = {"base": [judged("base", None, out)]}
+    for part in arguments[1:]:
+        name, lora = part.split("=", 1)
+        found.setdefault(name, []).append(judged(f"{name}-{len(found.get(name, []))}", lora, out))
+    text = table(found)
+    (out / "table2.md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

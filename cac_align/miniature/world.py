@@ -289,7 +289,7 @@ def stream(seeds: Iterable[int], world: World = FULL, *, anomalous: bool | None 
         yield make_clip(seed, world, anomalous=anomalous)
 
 
-def make_prompts(seeds: Iterable[int], world: World = STUDIO) -> list[str]:
+def make_prompts(seeds: Iterable[int], world: World = PLAYGROUND) -> list[str]:
     """Prompts of this world without drawing anything: what generation is asked for. Use PROMPT_SEEDS."""
     prompts = []
     for seed in seeds:

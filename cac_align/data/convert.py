@@ -48,12 +48,13 @@ class Converted:
 
 
 def to_coco(records: Iterable[Record]) -> dict[str, Any]:
-    """A COCO dictionary of the records; ``from_coco`` reads it back to equal ones (without ``extra``)."""
+    """A COCO dictionary of the records; ``from_coco`` reads it back to equal ones."""
     categories = [{"id": number, "name": name} for number, name in enumerate(ANOMALY_TYPES, 1)]
     coco: dict[str, Any] = {"videos": [], "images": [], "annotations": [], "tracks": [], "categories": categories}
     for video_id, record in enumerate(records, 1):
         kept = ("prompt", "fps", "num_frames", "width", "height", "status", "annotator", "review")
         video = {"id": video_id, "name": record.id, "file_name": record.video, **{name: getattr(record, name) for name in kept}}
+        video["extra"] = dict(record.extra)
         coco["videos"].append(video)
         images: dict[int, int] = {}
         for anomaly in record.anomalies:
@@ -160,6 +161,7 @@ def _record(
         anomalies=anomalies,
         annotator=source.get("annotator", "coco"),
         review=source.get("review", "accepted"),
+        extra=source.get("extra", {}),
     )
 
 

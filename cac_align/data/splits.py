@@ -18,6 +18,7 @@ import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,10 +144,11 @@ def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 def _hashes(items: Sequence[tuple[Path, Record]], progress: Callable[[int, int], None] | None) -> np.ndarray:
     hashes = []
-    for number, (root, record) in enumerate(items, 1):
-        hashes.append(fingerprint(open_video(record, root)))
-        if progress is not None:
-            progress(number, len(items))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding leaves Python's lock
+        for number, found in enumerate(pool.map(lambda item: fingerprint(open_video(item[1], item[0])), items), 1):
+            hashes.append(found)
+            if progress is not None:
+                progress(number, len(items))
     return np.stack(hashes) if hashes else np.zeros((0, 0), bool)
 
 

@@ -262,8 +262,8 @@ def _boxes(
 
 
 def _frame(where: str, entry: Any) -> Iterator[Found]:
-    if not isinstance(entry, list) or not entry:
-        yield where, "box", f"expected a list of boxes, received {entry!r}"
+    if not isinstance(entry, list) or not entry or not isinstance(entry[0], list):
+        yield where, "box", f"expected a list of boxes [[xmin, ymin, xmax, ymax], …], received {entry!r}"
         return
     seen: list[Any] = []
     for position, corners in enumerate(entry):

@@ -49,7 +49,9 @@ class GroundTruth:
 
     def _reply(self, conversation: Conversation) -> Reply:
         tokens = sum(len(message.text) for message in conversation) // 4
-        if '"consistent"' in conversation[-1].text:  # asked to review a chain that was verified against the same records
+        if (
+            len(conversation) == 1 and '"consistent"' in conversation[0].text
+        ):  # asked to review a chain that was verified against the same records
             return Reply('{"consistent": true, "why": "it is what the records say"}', num_prompt_tokens=tokens, num_tokens=12)
         sample = next((found for message in conversation if (found := _SAMPLE.search(message.text))), None)
         record = None if sample is None else self._records.get(sample[1])

@@ -86,11 +86,21 @@ def _parser() -> argparse.ArgumentParser:
     world.add_argument("--world", choices=("full", "studio"), default="full")
     add_data_verbs(verb("data", "data", "run_validate", "annotated videos: check, convert, explain, split into stages"), _late)
     _evaluate_verbs(verb("evaluate", "judging", "run_bench", "how good is a judge, how good are the videos"), _late)
-    report = verb("report", "judging", "run_report", "one self-contained HTML page: before against after")
+    report = verb(
+        "report", "judging", "run_report", "one self-contained HTML page: before against after, or what a training run rewarded"
+    )
     report.add_argument(
-        "before", type=Path, help="folder of videos; alone: a Best-of-N folder, a random candidate against the chosen"
+        "before",
+        type=Path,
+        nargs="?",
+        help="folder of videos; alone: a Best-of-N folder (a random candidate against the chosen), or a run's folder with ledger.jsonl",
     )
     report.add_argument("after", type=Path, nargs="?")
+    report.add_argument(
+        "--ledger", type=Path, help="a run's ledger: the boxed clips beside the advantages its host gave them, step by step"
+    )
+    report.add_argument("--clips-per-step", type=int, default=4, help="run: clips shown per step (default: 4)")
+    report.add_argument("--max-steps", type=int, default=12, help="run: steps shown; all are in the table (default: 12)")
     report.add_argument("--out", type=Path, default=Path("report.html"))
     report.add_argument("--ratings", type=Path, action="append", default=[], help="ratings exported by the rating page")
     report.add_argument("--max-pairs", type=int, default=50, help="pairs shown; all are counted (default: 50)")

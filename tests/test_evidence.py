@@ -117,13 +117,15 @@ def read_history(folder):
 
     (path,) = folder.rglob("run-*.wandb")
     data, at, begun, steps, ended = path.read_bytes(), 7, b"", [], False
-    assert data[:4] == b":W&B"
+    assert data[:4] == b":W&B"[: len(data)]
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:  # a block's end too short for a record's head
             at += 32768 - at % 32768
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
         piece, at = data[at + 7 : at + 7 + length], at + 7 + length
+        if at > len(data):  # still being written
+            break
         begun = piece if kind in (1, 2) else begun + piece
         if kind in (1, 4):
             record = wandb_internal_pb2.Record.FromString(begun)

@@ -1,7 +1,9 @@
-"""Evidence in TensorBoard: real event files written by the real writer, read back by TensorBoard's own reader."""
+"""Evidence in TensorBoard and W&B: real files written by the real writers, read back from the disk."""
 
 import io
 import json
+import struct
+import time
 
 import numpy as np
 import pytest
@@ -98,12 +100,70 @@ def test_tensorboard_shows_the_boxed_clip_beside_its_advantage(run, tmp_path):
     assert "- **score**: none: judge: told not to" in texts["evidence/0/text_summary", 7]
 
 
+def wandb_history(folder, patience_s=60):
+    """What ``read_history`` gives once W&B's own process has written the run's end; it may lag behind ``finish``."""
+    for _ in range(10 * patience_s):
+        steps, ended = read_history(folder)
+        if ended:
+            return steps
+        time.sleep(0.1)
+    raise AssertionError(f"the run under {folder} was not finished within {patience_s} s")
+
+
+def read_history(folder):
+    """({key: value} of every step an offline run logged, from the run file itself, LevelDB's log format (blocks of 32 KiB) behind a
+    header of 7 bytes; each record is a protocol buffer; and whether the run's end is there."""
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = folder.rglob("run-*.wandb")
+    data, at, begun, steps, ended = path.read_bytes(), 7, b"", [], False
+    assert data[:4] == b":W&B"[: len(data)]
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # a block's end too short for a record's head
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        piece, at = data[at + 7 : at + 7 + length], at + 7 + length
+        if at > len(data):  # still being written
+            break
+        begun = piece if kind in (1, 2) else begun + piece
+        if kind in (1, 4):
+            record = wandb_internal_pb2.Record.FromString(begun)
+            ended = ended or record.WhichOneof("record_type") == "exit"
+            if record.WhichOneof("record_type") == "history":
+                step = {}
+                for item in record.history.item:  # a picture's or table's own fields come one by one, as ("evidence", "path")
+                    name, *inside = item.nested_key or [item.key]
+                    value = json.loads(item.value_json)
+                    step[name] = {**step.get(name, {}), inside[0]: value} if inside else value
+                steps.append(step)
+    return steps, ended
+
+
 def test_weights_and_biases_gets_the_same(run, monkeypatch, tmp_path):
     wandb = pytest.importorskip("wandb", reason="W&B is an extra")
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name, value in (("MODE", "offline"), ("SILENT", "true"), ("DATA_DIR", str(tmp_path)), ("CACHE_DIR", str(tmp_path))):
+        monkeypatch.setenv(f"WANDB_{name}", value)
     with wandb.init(dir=tmp_path, project="test") as going:
         assert log_evidence(run, going, frames=3) == 4
-        assert going.summary["reward/mean_score"] == pytest.approx(200 / 255, abs=0.01)
+    third, seventh = wandb_history(tmp_path)
+    own = {"evidence", "evidence_step", "reward/mean_score", "reward/unscored_share"}
+    assert {key for key in third if key[0] != "_"} == own | {"evidence/0", "evidence/1"}
+    assert {key for key in seventh if key[0] != "_"} == own | {"evidence/0"}  # the other clip's file is gone
+    assert (third["evidence_step"], seventh["evidence_step"]) == (3, 7)
+    assert third["reward/mean_score"] == pytest.approx(150 / 255, abs=0.01) and third["reward/unscored_share"] == 0
+    assert seventh["reward/mean_score"] == pytest.approx(200 / 255, abs=0.01) and seventh["reward/unscored_share"] == 0.5
+    dark = third["evidence/0"]
+    assert (
+        "- **advantage**: -0.5" in dark["caption"] and "- **score**: none: judge: told not to" in seventh["evidence/0"]["caption"]
+    )
+    (files,) = (tmp_path / "wandb").glob("offline-run-*/files")
+    strip = np.asarray(Image.open(files / dark["path"]).convert("RGB")).astype(int)
+    assert strip.shape == (160 + 32, 3 * 240, 3)  # three frames of 96 x 64 px, 240 px wide, below two lines of text
+    assert ((strip[..., 0] > 200) & (strip[..., 1] < 60)).any()  # the box
+    table = json.loads((files / third["evidence"]["path"]).read_text())
+    assert table["columns"] == ["clip", "card"] and [row[0] for row in table["data"]] == ["evidence/0", "evidence/1"]
+    assert third["evidence"]["nrows"] == 2 and "melts &lt;b&gt;" in table["data"][0][1]
 
 
 def test_component_shares_are_those_of_the_combination(tmp_path):

@@ -1,6 +1,6 @@
 """`cac-align`: every verb of the package. Progress goes to stderr, results to stdout; exit status 0 means: it did what was asked.
 
-demo | score | best-of-n | world | evaluate | report | annotate | serve | doctor | vbench-env
+demo | score | best-of-n | world | data | evaluate | report | annotate | serve | doctor | vbench-env
 
 Each verb runs again where it stopped. ``--set key=value`` overrides a recipe's keys (OmegaConf's dot notation).
 """
@@ -37,6 +37,7 @@ def _late(module: str, name: str) -> Callable[[argparse.Namespace], int]:
 
 def _parser() -> argparse.ArgumentParser:
     from cac_align import __version__
+    from cac_align.cli.data import add_verbs as add_data_verbs
 
     parser = argparse.ArgumentParser(prog="cac-align", description="The reward that makes generated video stop breaking.")
     parser.add_argument("--version", action="version", version=f"cac-align {__version__}")
@@ -83,12 +84,23 @@ def _parser() -> argparse.ArgumentParser:
     world.add_argument("--seed", type=int, default=2_000_000, help="first seed; held-out seeds start at 2000000 (default)")
     world.add_argument("--out", type=Path, required=True)
     world.add_argument("--world", choices=("full", "studio"), default="full")
+    add_data_verbs(verb("data", "data", "run_validate", "annotated videos: check, convert, explain, split into stages"), _late)
     _evaluate_verbs(verb("evaluate", "judging", "run_bench", "how good is a judge, how good are the videos"), _late)
-    report = verb("report", "judging", "run_report", "one self-contained HTML page: before against after")
+    report = verb(
+        "report", "judging", "run_report", "one self-contained HTML page: before against after, or what a training run rewarded"
+    )
     report.add_argument(
-        "before", type=Path, help="folder of videos; alone: a Best-of-N folder, a random candidate against the chosen"
+        "before",
+        type=Path,
+        nargs="?",
+        help="folder of videos; alone: a Best-of-N folder (a random candidate against the chosen), or a run's folder with ledger.jsonl",
     )
     report.add_argument("after", type=Path, nargs="?")
+    report.add_argument(
+        "--ledger", type=Path, help="a run's ledger: the boxed clips beside the advantages its host gave them, step by step"
+    )
+    report.add_argument("--clips-per-step", type=int, default=4, help="run: clips shown per step (default: 4)")
+    report.add_argument("--max-steps", type=int, default=12, help="run: steps shown; all are in the table (default: 12)")
     report.add_argument("--out", type=Path, default=Path("report.html"))
     report.add_argument("--ratings", type=Path, action="append", default=[], help="ratings exported by the rating page")
     report.add_argument("--max-pairs", type=int, default=50, help="pairs shown; all are counted (default: 50)")

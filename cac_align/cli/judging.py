@@ -95,6 +95,10 @@ def run_report(options: argparse.Namespace) -> int:
     from cac_align.evaluation.report import report, report_selection
     from cac_align.recipe import load_reward
 
+    ledger = _run_ledger(options)
+    if ledger is not None:
+        print(_report_run(ledger, options))
+        return 0
     chosen = None if options.reward is None else load_reward(options.reward, options.overrides)
     shared = {"reward": chosen, "ratings": options.ratings, "max_pairs": options.max_pairs, "seed": options.seed}
     if options.after is None:
@@ -103,6 +107,46 @@ def run_report(options: argparse.Namespace) -> int:
         report(options.before, options.after, options.out, **shared)
     print(options.out)
     return 0
+
+
+def _run_ledger(options: argparse.Namespace) -> Path | None:
+    """The ledger to report a training run from: --ledger, a ledger file, or a folder that holds one and no Best-of-N selection."""
+    if options.ledger is not None:
+        if options.before is not None:
+            raise ValueError(
+                f"--ledger reports one run by itself; leave out {options.before}, or compare the folders without --ledger"
+            )
+        return options.ledger
+    if options.before is None:
+        raise ValueError("pass the folders BEFORE and AFTER, one Best-of-N or run folder, or --ledger LEDGER")
+    if options.after is not None:
+        return None
+    if options.before.is_file():
+        return options.before
+    alone = options.before / "ledger.jsonl"
+    return alone if alone.is_file() and not (options.before / "selection.jsonl").is_file() else None
+
+
+def _report_run(ledger: Path, options: argparse.Namespace) -> Path:
+    """The page of a training run: all steps in its table, cards for the first, the last and evenly spaced ones between."""
+    from cac_align.evaluation.evidence_page import Step, write_evidence_page
+    from cac_align.evaluation.page import spread
+    from cac_align.plugins.evidence import read_evidence, telling
+
+    if options.clips_per_step < 1 or options.max_steps < 1:
+        raise ValueError(
+            f"expected --clips-per-step and --max-steps of at least 1, received {options.clips_per_step}, {options.max_steps}"
+        )
+    by_step: dict[int | None, list[Any]] = {}
+    for item in read_evidence(ledger):
+        by_step.setdefault(item.step, []).append(item)
+    numbers = sorted(by_step, key=lambda number: (number is not None, number or 0))
+    shown = set(spread(range(len(numbers)), options.max_steps)) | {len(numbers) - 1}
+    steps = [
+        Step(number, by_step[number], telling(by_step[number], options.clips_per_step) if place in shown else [])
+        for place, number in enumerate(numbers)
+    ]
+    return write_evidence_page(steps, options.out, root=ledger.parent)
 
 
 def run_annotate(options: argparse.Namespace) -> int:

@@ -8,8 +8,9 @@ frame ([0, 1000] integers), saliency. The conventions are the paper's Appendix B
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,3 +74,10 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
             lines.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
             count += 1
     return count
+
+
+def moved(record: Record, root: Path, out: Path) -> Record:
+    """The record for a file in folder ``out`` instead of ``root``: its video's path follows. An absolute path stays."""
+    if Path(record.video).is_absolute():
+        return record
+    return replace(record, video=os.path.relpath((root / record.video).resolve(), out.resolve()))

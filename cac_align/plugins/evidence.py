@@ -257,11 +257,11 @@ def _sender(writer: Any) -> Callable[[int, Mapping[str, float], Sequence[Clip]],
         def to_wandb(step: int, numbers: Mapping[str, float], clips: Sequence[Clip]) -> None:
             import wandb
 
-            table = wandb.Table(columns=["clip", "card"])
-            for _, strip, text in clips:
-                table.add_data(None if strip is None else wandb.Image(strip), text)
+            table = wandb.Table(columns=["clip", "card"], data=[[tag, text] for tag, _, text in clips])
+            # Beside the table and not in it: W&B keeps a table's pictures out of the run's own files until it is synced.
+            strips = {tag: wandb.Image(strip, caption=text) for tag, strip, text in clips if strip is not None}
             # A step of its own: W&B refuses steps that go back, and a run may be logged while it trains.
-            writer.log({**numbers, "evidence": table, "evidence_step": step})
+            writer.log({**numbers, **strips, "evidence": table, "evidence_step": step})
 
         return to_wandb
     raise ValueError(f"writer must be a TensorBoard SummaryWriter or a W&B run, received {type(writer).__name__}")

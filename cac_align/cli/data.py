@@ -1,0 +1,281 @@
+"""`cac-align data validate | import | export | synthesise | split`: annotated videos in, training samples out.
+
+import → records.jsonl → validate → synthesise (chains.jsonl, records.jsonl) → split (stage1.jsonl, stage2.jsonl, stage3.jsonl)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+EXTERNAL = ("vif-cot", "geneva", "broken-videos", "videophy2", "spotlight")
+"""Data sets of other people that have a loader."""
+
+Late = Callable[[str, str], Callable[[argparse.Namespace], int]]
+
+
+def add_verbs(data: argparse.ArgumentParser, late: Late) -> None:
+    """The five verbs below `cac-align data`."""
+    kinds = data.add_subparsers(dest="kind", required=True, metavar="validate|import|export|synthesise|split")
+
+    validate = kinds.add_parser("validate", help="Appendix B.1's conventions; each violation by record, field and rule")
+    validate.set_defaults(run=late("data", "run_validate"))
+    validate.add_argument("records", type=Path, help="records.jsonl; its videos lie relative to it")
+    validate.add_argument("--skip", action="append", default=[], metavar="RULE", help="leave a rule out, e.g. boxed")
+    validate.add_argument("--no-videos", action="store_true", help="do not open the videos")
+    validate.add_argument("--json", action="store_true")
+
+    take = kinds.add_parser("import", help="ratings, COCO boxes, or a known data set as records.jsonl")
+    take.set_defaults(run=late("data", "run_import"))
+    take.add_argument("format", choices=("rating", "coco", *EXTERNAL))
+    take.add_argument("source", type=Path, help="the rating page's file or folder; COCO JSON; a data set's annotations")
+    take.add_argument("out", type=Path, help="records.jsonl to write")
+    take.add_argument("--videos", type=Path, help="folder of the videos (coco: default beside the JSON)")
+    take.add_argument("--masks", type=Path, help="broken-videos: folder of the masks (source: the videos)")
+    take.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="THEIRS=OURS",
+        help="coco, geneva: a label of theirs; nothing after =: drop",
+    )
+    take.add_argument("--unannotated", choices=("normal", "leave out"), default="leave out", help="coco: videos without boxes")
+    take.add_argument("--review", choices=("draft", "accepted", "audited"), help="rating: set the review state")
+
+    give = kinds.add_parser("export", help="records as COCO JSON (with videos and tracks)")
+    give.set_defaults(run=late("data", "run_export"))
+    give.add_argument("format", choices=("coco",))
+    give.add_argument("records", type=Path)
+    give.add_argument("out", type=Path)
+
+    synthesise = kinds.add_parser("synthesise", help="chains of thought by a teacher who is told what people found; resumes")
+    synthesise.set_defaults(run=late("data", "run_synthesise"))
+    synthesise.add_argument("records", type=Path)
+    synthesise.add_argument(
+        "--teacher", help="miniature (knows the world's truth) | recipe YAML | URL | checkpoint | module:Name of a Vlm"
+    )
+    synthesise.add_argument("--out", type=Path, required=True)
+    synthesise.add_argument("--recipe", type=Path, help="YAML with synthesis: (and teacher:)")
+    synthesise.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override; the teacher's as teacher.KEY"
+    )
+    synthesise.add_argument("--json", action="store_true")
+
+    split = kinds.add_parser("split", help="three stages: disjoint by video and near-duplicate, 1:1, proven")
+    split.set_defaults(run=late("data", "run_split"))
+    split.add_argument("folder", type=Path, help="what synthesise wrote; with --check: what split wrote")
+    split.add_argument("--out", type=Path, help="folder for the stages")
+    split.add_argument("--check", action="store_true", help="only prove the splits that lie in FOLDER")
+    split.add_argument("--apart", action="append", default=[], type=Path, metavar="RECORDS", help="a benchmark to stay clear of")
+    split.add_argument("--recipe", type=Path)
+    split.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
+    split.add_argument("--json", action="store_true")
+
+
+def _bar(about: str, total: int | None = None) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(desc=about, total=total, file=sys.stderr, disable=None)
+
+
+def run_validate(options: argparse.Namespace) -> int:
+    from cac_align.data.validate import validate
+
+    with _bar("records") as bar:
+        found = validate(options.records, skip=options.skip, videos=not options.no_videos, progress=bar.update)
+    if options.json:
+        print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+    else:
+        for violation in found.violations:
+            print(violation)
+        print(f"{found.records} records, {len(found.violations)} violations", file=sys.stderr)
+    return 1 if found.violations else 0
+
+
+# ---- import and export --------------------------------------------------------------------------------------------
+
+
+def run_import(options: argparse.Namespace) -> int:
+    from cac_align.data.convert import from_coco, one_per_video
+    from cac_align.data.records import write_records
+
+    out: Path = options.out
+    if options.format == "coco":
+        loaded: Any = from_coco(
+            options.source, videos=options.videos, labels=_labels(options.label), unannotated=options.unannotated
+        )
+    elif options.format == "rating":
+        from cac_align.evaluation.experts import read_ratings
+
+        ratings, faults = read_ratings(options.source)
+        for fault in faults:
+            print(f"{fault.kind}: {fault.name}: {fault.why}", file=sys.stderr)
+        folder = options.source if options.source.is_dir() else options.source.parent
+        # Absolute first: two rating files may call the same video by different relative paths.
+        loaded = one_per_video(
+            [replace(rating, video=str((folder / rating.video).resolve())) for rating in ratings], review=options.review
+        )
+    else:
+        loaded = _external(options)
+        for doubt in loaded.unverified:
+            print(f"not verified against the real files: {doubt}", file=sys.stderr)
+    for name, reason in loaded.left_out.items():
+        print(f"left out: {name}: {reason}", file=sys.stderr)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    root = out.parent.resolve()
+    part = out.with_name(f".{out.name}.part")
+    write_records(part, (_relative(record, root) for record in loaded.records))
+    part.replace(out)
+    print(f"{loaded.summary()}: {out}; check them with `cac-align data validate {out}`", file=sys.stderr)
+    print(out)
+    return 0
+
+
+def _relative(record: Any, root: Path) -> Any:
+    """Videos by relative path where they lie below the records' own folder: the folder can then be moved."""
+    path = Path(record.video)
+    if not path.is_absolute() or not path.resolve().is_relative_to(root):
+        return record
+    return replace(record, video=str(path.resolve().relative_to(root)))
+
+
+def _labels(pairs: Sequence[str]) -> dict[str, str | None]:
+    table: dict[str, str | None] = {}
+    for pair in pairs:
+        theirs, sign, ours = pair.partition("=")
+        if not sign:
+            raise ValueError(f"--label expects THEIRS=OURS, received {pair!r}")
+        table[theirs] = ours or None
+    return table
+
+
+def _external(options: argparse.Namespace) -> Any:
+    from importlib import import_module
+
+    loader = import_module(f"cac_align.evaluation.external.{options.format.replace('-', '_')}")
+    if options.format == "broken-videos":
+        if options.masks is None:
+            raise ValueError("broken-videos needs --masks, the folder of the masks; SOURCE is the folder of the videos")
+        return loader.load(options.source, options.masks)
+    if options.videos is None:
+        raise ValueError(f"{options.format} needs --videos, the folder its videos lie in")
+    if options.format == "geneva":
+        return loader.load(options.source, videos=options.videos, table=_labels(options.label))
+    return loader.load(options.source, videos=options.videos)
+
+
+def run_export(options: argparse.Namespace) -> int:
+    from cac_align.data.convert import to_coco
+    from cac_align.data.records import moved, read_records
+
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    records = (moved(record, options.records.parent, options.out.parent) for record in read_records(options.records))
+    part = options.out.with_name(f".{options.out.name}.part")
+    part.write_text(json.dumps(to_coco(records), ensure_ascii=False), encoding="utf-8")
+    part.replace(options.out)
+    print(options.out)
+    return 0
+
+
+# ---- synthesise ---------------------------------------------------------------------------------------------------
+
+
+def run_synthesise(options: argparse.Namespace) -> int:
+    from cac_align.data.records import read_records
+    from cac_align.data.synthesise import Synthesis, synthesise
+    from cac_align.recipe import read_recipe
+
+    records = list(read_records(options.records))
+    about_teacher = [item.removeprefix("teacher.") for item in options.overrides if item.startswith("teacher.")]
+    overrides = [item for item in options.overrides if not item.startswith("teacher.")]
+    small = options.teacher == "miniature"
+    settings = read_recipe(
+        Synthesis, options.recipe, ["wording=brief", *overrides] if small and options.recipe is None else overrides,
+        section="synthesis",
+    )  # fmt: skip
+    teacher = teacher_of(options.teacher, options.recipe, about_teacher, records)
+    with _bar("records", len(records)) as bar:
+
+        def show(done: int, total: int, counts: Mapping[str, Any]) -> None:
+            bar.total = total
+            cost = "" if counts["cost"] is None else f", cost {counts['cost']:.2f}"
+            tokens = counts["prompt_tokens"] + counts["answer_tokens"]
+            bar.set_postfix_str(f"{counts.get('discarded', 0)} discarded, {counts['rejected']} rejected, {tokens} tokens{cost}")
+            bar.update(done - bar.n)
+
+        report = synthesise(records, options.records.parent, teacher, options.out, settings, progress=show)
+    if options.json:
+        print(json.dumps(report, indent=1))
+    else:
+        for name, value in report.items():
+            print(f"{name:>16}  {value}")
+    if report["unanswered"]:
+        print(f"{report['unanswered']} records are without an answer of the teacher; the same command resumes", file=sys.stderr)
+    return 1 if report["unanswered"] or not report["accepted"] else 0
+
+
+def teacher_of(name: str | None, recipe: Path | None, overrides: Sequence[str], records: Sequence[Any]) -> Any:
+    """The teacher: the miniature's ground truth, or the model behind a judge recipe, URL, checkpoint or "module:Name"."""
+    from omegaconf import OmegaConf
+
+    from cac_align.recipe import JudgeRecipe, RewardRecipe, import_name, load_reward, read_recipe
+
+    if name == "miniature":
+        from cac_align.miniature.ground_truth import GroundTruth
+
+        return GroundTruth(records)
+    if name is None:
+        if recipe is None or not recipe.is_file() or "teacher" not in OmegaConf.load(recipe):
+            raise ValueError("pass --teacher (miniature, a recipe, a URL, a checkpoint), or a --recipe with a teacher: section")
+        name = str(recipe)
+    if ":" in name and not name.startswith(("http://", "https://")) and not Path(name).exists():
+        return import_name(name)()
+    if not name.endswith((".yaml", ".yml")):
+        judge = read_recipe(JudgeRecipe, None, [f"model={name}", *overrides])
+    elif Path(name).is_file() and {"components", "reward"} & set(OmegaConf.load(name)):
+        components = read_recipe(RewardRecipe, name, section="reward").components
+        judges = [component for component in components.values() if component.kind == "cac"]
+        if not judges:
+            raise ValueError(f"{name}: none of its components is of kind cac; a teacher is the model of a cac component")
+        judge = judges[0]
+    else:
+        judge = read_recipe(JudgeRecipe, name, overrides, section="teacher")
+    return load_reward(RewardRecipe(components={"teacher": replace(judge, kind="cac")})).vlm  # type: ignore[attr-defined]
+
+
+# ---- split --------------------------------------------------------------------------------------------------------
+
+
+def run_split(options: argparse.Namespace) -> int:
+    from cac_align.data.splits import Splits, check_folder, split
+    from cac_align.recipe import read_recipe
+
+    settings = read_recipe(Splits, options.recipe, options.overrides, section="splits")
+    with _bar("videos") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        if options.check:
+            stages, wrong = check_folder(options.folder, settings, apart=options.apart, progress=show)
+            report: dict[str, Any] = {"stages": stages, "findings": wrong}
+        elif options.out is None:
+            raise ValueError("pass --out, the folder for the three stages, or --check to prove the splits in FOLDER")
+        else:
+            wrong = []
+            report = split(options.folder, options.out, settings, apart=options.apart, progress=show)
+    if options.json:
+        print(json.dumps(report, indent=1))
+    else:
+        for stage, figures in report["stages"].items():
+            print(f"{stage}: {figures['samples']} samples of {figures['videos']} videos: {figures['tasks']}")
+        for finding in wrong:
+            print(finding)
+        print("no video and no near-duplicate in two stages" if not wrong else f"{len(wrong)} findings", file=sys.stderr)
+    return 1 if wrong else 0

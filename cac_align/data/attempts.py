@@ -1,0 +1,111 @@
+"""Every answer a teacher ever gave, kept: an append-only JSONL that is the resume point and the audit trail of a synthesis.
+
+Attempt → AttemptLog.add (one line, on disk before the next question) · AttemptLog(path) → what was asked before, by question
+
+A last line torn by a dead process is moved to ``<file>.torn``. One process writes at a time; a second one is refused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One answer. reasons: against it (empty: verified). error: the teacher gave no answer; this counts as no round.
+
+    key: the question's (``Question.key``). round: 1 is the first. num_prompt_tokens, num_tokens: a reviewer's included.
+    """
+
+    key: str
+    record: str
+    task: str
+    round: int
+    text: str = ""
+    reasons: tuple[str, ...] = ()
+    error: str | None = None
+    num_prompt_tokens: int = 0
+    num_tokens: int = 0
+
+    @property
+    def verified(self) -> bool:
+        return self.error is None and not self.reasons
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Attempt:
+        return cls(**{**row, "reasons": tuple(row["reasons"])})
+
+
+class AttemptLog:
+    """The log at ``path``, made when it does not exist. Thread-safe. Raises ``ValueError`` while another process writes it, or for a
+    line in the middle that is damaged."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._fd)
+            raise ValueError(f"{self.path}: another process is writing it; wait for it, or give another folder") from error
+        self.by_key: dict[str, list[Attempt]] = {}
+        self._repair()
+        with open(self.path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    self._keep(Attempt.from_json(json.loads(line)))
+                except (ValueError, TypeError, KeyError) as error:
+                    self.close()
+                    raise ValueError(f"{self.path}:{number}: not an attempt: {error}; delete the line to ask again") from error
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def rounds(self, key: str) -> list[Attempt]:
+        """The answers to a question so far, in order; what brought no answer is left out."""
+        with self._lock:
+            return [attempt for attempt in self.by_key.get(key, ()) if attempt.error is None]
+
+    def add(self, attempt: Attempt) -> None:
+        """Keep an attempt; on return it is in the file. Raises ``OSError`` when it cannot be written whole."""
+        # ASCII, because a teacher's text may hold U+2028 and its like, at which many a reader splits lines.
+        line = (json.dumps(asdict(attempt)) + "\n").encode("ascii")
+        with self._lock:
+            start = os.fstat(self._fd).st_size
+            if os.write(self._fd, line) != len(line):
+                os.ftruncate(self._fd, start)
+                raise OSError(f"{self.path}: a line could not be written whole; is the disk full? Free space and run again")
+            self._keep(attempt)
+
+    def totals(self) -> dict[str, int]:
+        """Answers, failures and tokens of everything in the file."""
+        with self._lock:
+            every = [attempt for attempts in self.by_key.values() for attempt in attempts]
+        return {
+            "answers": sum(attempt.error is None for attempt in every),
+            "rejected": sum(bool(attempt.reasons) for attempt in every),
+            "failures": sum(attempt.error is not None for attempt in every),
+            "prompt_tokens": sum(attempt.num_prompt_tokens for attempt in every),
+            "answer_tokens": sum(attempt.num_tokens for attempt in every),
+        }
+
+    def _keep(self, attempt: Attempt) -> None:
+        self.by_key.setdefault(attempt.key, []).append(attempt)
+
+    def _repair(self) -> None:
+        data = self.path.read_bytes()
+        end = data.rfind(b"\n") + 1
+        if end == len(data):
+            return
+        with open(f"{self.path}.torn", "ab") as torn:
+            torn.write(data[end:] + b"\n")
+        os.ftruncate(self._fd, end)

@@ -1,0 +1,246 @@
+"""What is asked about a record: the whole video (scan), clips around its anomalies (look), single frames (frame).
+
+records → plan → Question (record, task, window or frame, false claim) → shown → Frames → conversation (as the judge is asked) → teacher
+
+scan: turn 1, at 4 fps. look: turn 2, at 8 fps, told what turn 1 claimed; clips shorter than a second where the anomaly is, so that
+no anomaly is cut. On a normal video the claim is borrowed from the anomalous record whose words are nearest, and clips are as long as
+anomalous ones: neither the claim nor the length may give the verdict away. frame: frames that show a single-frame category by
+themselves (stage 1). Every choice is drawn from (seed, record id): files in another order give the same questions.
+
+Source: CaC (arXiv 2605.11723) Sec. 3.1-3.2, Appendices B.2 and C.2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from cac_align.answer import read_answer, write_answer
+from cac_align.cac.prompts import turn_one_conversation, turn_two_conversation
+from cac_align.data.prompts import filled
+from cac_align.data.records import Record
+from cac_align.data.truth import cover, events, length_s, seen, stretch
+from cac_align.judgement import SINGLE_FRAME_TYPES, Anomaly, Turn, Window, hull
+from cac_align.video import Frames, Video
+from cac_align.vlm.protocol import Conversation, Message
+
+Task = Literal["scan", "look", "frame"]
+TASKS: tuple[Task, ...] = ("scan", "look", "frame")
+SCAN_FPS, LOOK_FPS = 4.0, 8.0
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing to ask about a record. window (seconds) for look, frame (source index) for frame, else None.
+
+    claim: for look on a normal record, the anomaly that turn 1 falsely claims; on an abnormal one turn 1's own answer is the claim.
+    """
+
+    record: Record
+    task: Task
+    window: Window | None = None
+    frame: int | None = None
+    claim: Anomaly | None = None
+
+    @property
+    def number(self) -> Literal[1, 2]:
+        """Which turn's answer format it has: a single frame is answered with boxes, like turn 2."""
+        return 1 if self.task == "scan" else 2
+
+    @property
+    def key(self) -> str:
+        """What its attempts are filed under: the annotation and the question, so that a corrected record is asked anew."""
+        asked = [self.record.to_json(), self.task, self.window and self.window.to_json(), self.frame]
+        asked.append(self.claim and self.claim.to_json())
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:20]
+
+
+# ---- which questions ----------------------------------------------------------------------------------------------
+
+
+def plan(
+    records: Sequence[Record],
+    *,
+    tasks: Sequence[Task] = TASKS,
+    frames_per_video: int = 2,
+    max_clip_s: float = 1.0,
+    seed: int = 0,
+) -> dict[str, list[Question]]:
+    """The questions of every record, by record id; scan before look, because look is told what scan found.
+
+    frames_per_video: at most so many single frames (2: the paper's 20 K frames are 10 K anomalous ones of 5 K videos, and as many
+    normal ones). max_clip_s: clips last less than this, in seconds.
+    """
+    anomalous = [record for record in records if record.status == "abnormal"]
+    lengths = [length_s(_clip(record, event, max_clip_s, seed), record.fps) for record in anomalous for event in events(record)]
+    short = [length for length in lengths if length < max_clip_s] or [max_clip_s / 2]
+    claims = [(set(_words(record.prompt)), anomaly) for record in anomalous for anomaly in record.anomalies]
+    questions: dict[str, list[Question]] = {}
+    for record in records:
+        asked: list[Question] = []
+        if "scan" in tasks:
+            asked.append(Question(record, "scan"))
+        if "look" in tasks:
+            asked += _looks(record, short, claims, max_clip_s, seed)
+        if "frame" in tasks:
+            asked += [Question(record, "frame", frame=frame) for frame in _frames(record, frames_per_video, seed)]
+        questions[record.id] = asked
+    return questions
+
+
+def _draw(record: Record, about: str, seed: int) -> random.Random:
+    return random.Random(f"{seed}|{about}|{record.id}")
+
+
+def _clip(record: Record, event: Window, max_clip_s: float, seed: int) -> Window:
+    draw = _draw(record, f"clip {event.start_s:.6f}", seed)
+    return cover(event, record, max_s=max_clip_s, look_fps=LOOK_FPS, draw=draw)
+
+
+def _looks(
+    record: Record, lengths_s: Sequence[float], claims: Sequence[tuple[set[str], Anomaly]], max_clip_s: float, seed: int
+) -> list[Question]:
+    if record.status == "abnormal":
+        windows = dict.fromkeys(_clip(record, event, max_clip_s, seed) for event in events(record))
+        return [Question(record, "look", window) for window in windows]
+    if not claims:
+        return []
+    draw = _draw(record, "look", seed)
+    words = set(_words(record.prompt))
+    offered = draw.sample(claims, min(32, len(claims)))
+    near = max(offered, key=lambda claim: len(words & claim[0]))[1]
+    return [Question(record, "look", stretch(record, draw.choice(lengths_s), draw), claim=near)]
+
+
+def _frames(record: Record, most: int, seed: int) -> list[int]:
+    """Frames that show what is wrong by themselves: boxed ones of single-frame categories, outside every cross-frame event."""
+    if record.status == "normal":
+        open_to = list(range(record.num_frames))
+    else:
+        open_to = []
+        for frame in sorted({frame for anomaly in record.anomalies for frame in anomaly.boxes}):
+            there = seen(record.anomalies, (frame,), (frame / record.fps,))
+            if there and all(anomaly.type in SINGLE_FRAME_TYPES for anomaly in there):
+                boxed = [a for a in record.anomalies if frame in a.boxes and a.type in SINGLE_FRAME_TYPES]
+                if len(boxed) == len(there):
+                    open_to.append(frame)
+    return sorted(_draw(record, "frame", seed).sample(open_to, min(most, len(open_to))))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W\d_]{3,}", text.lower())
+
+
+# ---- how they are asked -------------------------------------------------------------------------------------------
+
+
+def shown(question: Question, video: Video) -> Frames:
+    """The frames that judge and teacher see. Raises ``ValueError`` when the video does not hold them."""
+    if question.task == "scan":
+        return video.sample(SCAN_FPS)
+    if question.task == "look":
+        assert question.window is not None
+        return video.clip(question.window, LOOK_FPS)
+    assert question.frame is not None
+    return video.frames((question.frame,), fps=LOOK_FPS)
+
+
+def truth(question: Question, frames: Frames) -> tuple[Anomaly, ...]:
+    """What a perfect answer to these frames names."""
+    return seen(question.record.anomalies, frames.indices, frames.times_s)
+
+
+def claim_text(question: Question, scanned: Frames, scan_answer: str | None) -> str:
+    """Turn 1's answer that a look is told: the accepted one on an abnormal record, a false alarm in its format on a normal one."""
+    if question.claim is None:
+        if scan_answer is None:
+            raise ValueError(f"record {question.record.id}: a look at an abnormal video needs the answer to its scan")
+        return scan_answer
+    alarm = Anomaly(question.claim.type, question.window, question.claim.reason, question.claim.region)
+    thought = f"Step 1: something looks wrong. Step 2: {question.claim.reason}. Step 3: {question.claim.type}."
+    return write_answer(chain_of_thought=thought, anomalies=[alarm], number=1, frames=scanned.indices, times_s=scanned.times_s)
+
+
+def conversation(question: Question, frames: Frames, *, claim: Turn | None = None, wording: str = "full") -> Conversation:
+    """The question as the judge itself is asked; a look needs ``claim``, turn 1's answer as read."""
+    prompt = question.record.prompt
+    if question.task == "scan":
+        return turn_one_conversation(prompt, frames, wording=wording)
+    if question.task == "look":
+        assert claim is not None
+        return turn_two_conversation(prompt, frames, claim, wording=wording)
+    return (Message("user", filled("frame", prompt=prompt), frames, as_images=True),)
+
+
+def read_claim(text: str, scanned: Frames) -> Turn:
+    """Turn 1's answer as turn 2 is told it."""
+    return read_answer(text, number=1, frames=scanned.indices, times_s=scanned.times_s)
+
+
+# ---- what only the teacher is told ---------------------------------------------------------------------------------
+
+
+def told(question: Question, frames: Frames, video: Video, *, close_ups: bool) -> Conversation:
+    """What comes before the question when a teacher is asked: the findings, and for a scan the anomaly enlarged."""
+    text = filled("hints", record=question.record.id, task=question.task, found=found(question, frames))
+    close_up = _close_up(question.record, video) if close_ups and question.task == "scan" else None
+    if close_up is None:
+        return (Message("system", text),)
+    about = filled("close_up", first_s=f"{close_up.times_s[0]:.2f}", last_s=f"{close_up.times_s[-1]:.2f}")
+    return (Message("system", text), Message("user", about, close_up, as_images=True))
+
+
+def found(question: Question, frames: Frames) -> str:
+    """The annotation in the numbers of the frames shown, as the answer's own JSON writes it; without a chain of thought."""
+    meant: Sequence[Anomaly] = truth(question, frames)
+    text = write_answer(
+        chain_of_thought="", anomalies=meant, number=question.number, frames=frames.indices, times_s=frames.times_s
+    )
+    return json.dumps({name: value for name, value in json.loads(text).items() if name != "COT"}, ensure_ascii=False)
+
+
+def _close_up(record: Record, video: Video, most: int = 8) -> Frames | None:
+    """At most ``most`` frames of the anomaly, cut out with half its size around it; None where there is nothing boxed."""
+    boxes = [box for anomaly in record.anomalies for found in anomaly.boxes.values() for box in found]
+    windows = [anomaly.window for anomaly in record.anomalies if anomaly.window is not None]
+    if not boxes or not windows:
+        return None
+    indices = video.indices_at(8.0, hull(windows))
+    frames = video.frames(indices[:: -(-len(indices) // most)], fps=8.0)
+    corners = [box.to_pixels(video.width, video.height) for box in boxes]
+    left, top = min(corner[0] for corner in corners), min(corner[1] for corner in corners)
+    right, bottom = max(corner[2] for corner in corners), max(corner[3] for corner in corners)
+    beside, above = max((right - left) / 4, 16), max((bottom - top) / 4, 16)
+    rows = slice(max(0, int(top - above)), min(video.height, int(bottom + above) + 1))
+    columns = slice(max(0, int(left - beside)), min(video.width, int(right + beside) + 1))
+    return replace(frames, pixels=frames.pixels[:, rows, columns])
+
+
+# ---- samples and videos ---------------------------------------------------------------------------------------------
+
+
+def open_video(record: Record, root: Path) -> Video:
+    """The record's video on the record's own clock. Raises ``ValueError`` when it cannot be read or is not what the record states."""
+    path = root / record.video
+    if not path.is_file():
+        raise ValueError(f"record {record.id}: video missing: expected {path}")
+    video = Video.open(path)
+    if (len(video), video.height, video.width) != (record.num_frames, record.height, record.width):
+        raise ValueError(
+            f"record {record.id}: states {record.num_frames} frames of {record.width}x{record.height}, {path.name} has "
+            f"{len(video)} of {video.width}x{video.height}; correct the record or the file"
+        )
+    return video if abs(video.fps - record.fps) <= 0.01 * record.fps else video.with_fps(record.fps)
+
+
+def as_sample(question: Question, answer: str, **more: Any) -> dict[str, Any]:
+    """A line of a stage's sample file."""
+    window = None if question.window is None else [question.window.start_s, question.window.end_s]
+    row = {"record": question.record.id, "task": question.task, "window": window, "frame": question.frame, "answer": answer}
+    return {**row, **more}

@@ -1,0 +1,323 @@
+"""Three stages that share no video: frames, videos with clips, and videos for rollouts, as many normal as anomalous in each.
+
+chains + records → families of near-duplicates → each family to one stage → balanced → check → stage1.jsonl, stage2.jsonl, stage3.jsonl
+
+    stage 1   single frames (20 K in the paper)      stage 2   full videos (20 K) and clips shorter than 1 s that cover their anomaly
+    stage 3   videos for two-turn GRPO (7.5 K)                 whole (15 K)
+
+With fewer records every stage shrinks by the same factor. ``check`` is a second pair of eyes: it knows nothing of how the files were
+made, reads them and the videos anew, and names whatever two stages share, near-duplicates included.
+
+Source: CaC (arXiv 2605.11723) Sec. 3.2, Appendix C.2.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cac_align.data.fingerprint import NEAR, families, fingerprint, near_pairs
+from cac_align.data.questions import open_video
+from cac_align.data.records import Record, moved, read_records, write_records
+from cac_align.data.truth import covers, length_s
+from cac_align.judgement import Window
+
+STAGES: Mapping[str, tuple[str, ...]] = {"stage1": ("frame",), "stage2": ("scan", "look"), "stage3": ("scan",)}
+"""Which tasks a stage's samples are of."""
+
+Samples = Mapping[str, Sequence[Mapping[str, Any]]]
+"""A stage's samples by its name."""
+
+
+@dataclass
+class Splits:
+    """How much goes into each stage, normal and anomalous together (the paper's sizes; scaled down to what is there).
+
+    frames: stage 1's samples. videos, clips: stage 2's. rollouts: stage 3's. max_clip_s: clips last less.
+    near: share of hash bits in which near-duplicates may differ. seed: draws which.
+    """
+
+    frames: int = 20_000
+    videos: int = 20_000
+    clips: int = 15_000
+    rollouts: int = 7_500
+    max_clip_s: float = 1.0
+    near: float = NEAR
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "videos", "clips", "rollouts"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2 (one normal, one anomalous), received {getattr(self, name)}")
+
+
+def split(
+    folder: str | Path,
+    out: str | Path,
+    settings: Splits | None = None,
+    *,
+    apart: Sequence[str | Path] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Split the folder that a synthesis wrote (records.jsonl, chains.jsonl) into ``out``; returns the report.
+
+    apart: records files whose videos, and near-duplicates of them, must not be learned from (a benchmark).
+    Written: stage1.jsonl, stage2.jsonl, stage3.jsonl, records.jsonl (the records they use), report.json; all of them or none.
+    Raises ``ValueError`` when a class is missing, a stage would be empty, a video is not readable, or the check finds anything.
+    """
+    settings, folder, out = settings or Splits(), Path(folder), Path(out)
+    records = {record.id: record for record in read_records(folder / "records.jsonl")}
+    samples = _samples(folder / "chains.jsonl", records)
+    names = sorted(name for name in records if samples[name])
+    classes = Counter(records[name].status for name in names)
+    for status in ("normal", "abnormal"):
+        if not classes[status]:
+            raise ValueError(
+                f"{folder}: no {status} record has a chain of thought; every stage needs as many normal as anomalous ones"
+            )
+    benchmark = [(Path(path).parent, record) for path in apart for record in read_records(path)]
+    hashes = _hashes([(folder, records[name]) for name in names] + benchmark, progress)
+    own, foreign = hashes[: len(names)], hashes[len(names) :]
+    forbidden = {row for row, _, _ in near_pairs(own, foreign, near=settings.near)} if len(foreign) else set()
+    groups = families(len(names), list(near_pairs(own, near=settings.near)))
+    kept = [[names[row] for row in group] for group in groups if not forbidden & set(group)]
+    chosen, factor = _assign(kept, records, samples, settings)
+    stages = _stages(chosen, records, samples, settings, factor)
+    used = sorted({row["record"] for rows in stages.values() for row in rows})
+    row_of = {name: row for row, name in enumerate(names)}
+    wrong = check(stages, records, own[[row_of[name] for name in used]], used, settings, foreign)
+    if wrong:
+        raise ValueError(f"the splits are not clean: {wrong[0]} ({len(wrong)} findings); nothing was written")
+    report = {
+        "records": len(records),
+        "factor": round(factor, 6),
+        "families": len(groups),
+        "largest_family": max(map(len, groups)),
+        "near_benchmark": sum(len(group) for group in groups if forbidden & set(group)),
+        "unused": len(names) - len(used),
+        "stages": {name: summary(rows, records) for name, rows in stages.items()},
+        "shared": 0,
+        "near_duplicates_across": 0,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    texts = {f"{name}.jsonl": "".join(json.dumps(row) + "\n" for row in rows) for name, rows in stages.items()}
+    write_records(out / ".records.jsonl.part", (moved(records[name], folder, out) for name in used))
+    for name, text in {**texts, "report.json": json.dumps(report, indent=1) + "\n"}.items():
+        (out / f".{name}.part").write_text(text, encoding="utf-8")
+    for name in (*texts, "records.jsonl", "report.json"):
+        os.replace(out / f".{name}.part", out / name)
+    return report
+
+
+def _samples(path: Path, records: Mapping[str, Record]) -> dict[str, list[dict[str, Any]]]:
+    samples: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for number, row in _rows(path):
+        if row["record"] not in records:
+            raise ValueError(f"{path}:{number}: record {row['record']!r} is not in {path.parent / 'records.jsonl'}")
+        samples[row["record"]].append(row)
+    return samples
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    rows = []
+    try:
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                row = json.loads(line)
+                missing = [name for name in ("record", "task", "window", "frame", "answer") if name not in row]
+                if missing:
+                    raise ValueError(f"{path}:{number}: a sample lacks {missing}")
+                rows.append((number, row))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}; make it with `cac-align data synthesise`") from error
+    return rows
+
+
+def _hashes(items: Sequence[tuple[Path, Record]], progress: Callable[[int, int], None] | None) -> np.ndarray:
+    hashes = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding leaves Python's lock
+        for number, found in enumerate(pool.map(lambda item: fingerprint(open_video(item[1], item[0])), items), 1):
+            hashes.append(found)
+            if progress is not None:
+                progress(number, len(items))
+    return np.stack(hashes) if hashes else np.zeros((0, 0), bool)
+
+
+def _assign(
+    groups: Sequence[Sequence[str]],
+    records: Mapping[str, Record],
+    samples: Mapping[str, Sequence[Mapping[str, Any]]],
+    settings: Splits,
+) -> tuple[dict[str, list[str]], float]:
+    """Each family goes to the stage that lacks most of what it offers. Returns record ids by stage, and the common factor."""
+    draw = random.Random(settings.seed)
+    frames_each = max((_count(samples[name], "frame") for group in groups for name in group), default=0) or 1
+    full = {"stage1": settings.frames / frames_each, "stage2": settings.videos, "stage3": settings.rollouts}
+    classes = Counter(records[name].status for group in groups for name in group)
+    factor = min(1.0, 2 * min(classes["normal"], classes["abnormal"]) / sum(full.values()))
+    wanted = {(stage, status): max(1.0, factor * size / 2) for stage, size in full.items() for status in ("normal", "abnormal")}
+    lacks = dict(wanted)
+    chosen: dict[str, list[str]] = {stage: [] for stage in full}
+    order = list(groups)
+    draw.shuffle(order)
+    for group in sorted(order, key=len, reverse=True):
+        gains = {stage: _offer(group, stage, records, samples) for stage in full}
+        worth = {
+            stage: sum(min(count, max(0.0, lacks[stage, status])) * lacks[stage, status] / wanted[stage, status]
+                       for status, count in offered.items())
+            for stage, offered in gains.items()
+        }  # fmt: skip
+        best = max(worth, key=lambda stage: worth[stage])
+        if worth[best] <= 0:
+            continue
+        chosen[best] += sorted(group)
+        for status, count in gains[best].items():
+            lacks[best, status] -= count
+    return chosen, factor
+
+
+def _offer(
+    group: Sequence[str], stage: str, records: Mapping[str, Record], samples: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Counter[str]:
+    return Counter(records[name].status for name in group if _count(samples[name], STAGES[stage][0]))
+
+
+def _count(rows: Sequence[Mapping[str, Any]], task: str) -> int:
+    return sum(row["task"] == task for row in rows)
+
+
+def _stages(
+    chosen: Mapping[str, Sequence[str]],
+    records: Mapping[str, Record],
+    samples: Mapping[str, Sequence[Mapping[str, Any]]],
+    settings: Splits,
+    factor: float,
+) -> dict[str, list[Mapping[str, Any]]]:
+    """As many normal as anomalous samples of each task; raises ``ValueError`` where that leaves none."""
+    most = {
+        ("stage1", "frame"): settings.frames,
+        ("stage2", "scan"): settings.videos,
+        ("stage2", "look"): settings.clips,
+        ("stage3", "scan"): settings.rollouts,
+    }
+    stages: dict[str, list[Mapping[str, Any]]] = {}
+    for stage, tasks in STAGES.items():
+        stages[stage] = []
+        for task in tasks:
+            draw = random.Random(f"{settings.seed}|{stage}|{task}")
+            of: dict[str, list[Mapping[str, Any]]] = {"normal": [], "abnormal": []}
+            for name in chosen[stage]:
+                record = records[name]
+                fits = [row for row in samples[name] if row["task"] == task and _fits(row, record, settings)]
+                of[record.status] += fits
+            # Scaled like the rest, so that one stage's clips do not outgrow its videos.
+            cap = max(1, round(factor * most[stage, task] / 2)) if task == "look" else max(1, most[stage, task] // 2)
+            each = min(cap, *map(len, of.values()))
+            if not each:
+                lacking = " and ".join(f"no {status} {_NAMED[task]}" for status, rows in of.items() if not rows)
+                raise ValueError(
+                    f"{stage} would be empty: {lacking} among its {len(chosen[stage])} records of {len(records)}; add records"
+                    f"{' of single-frame categories' if task == 'frame' else ''}, or ask less of the other stages"
+                )
+            for status in ("abnormal", "normal"):
+                stages[stage] += sorted(
+                    draw.sample(of[status], each), key=lambda row: (row["record"], str(row["window"] or row["frame"]))
+                )
+    return stages
+
+
+_NAMED = {"frame": "frame", "scan": "video", "look": "clip that is short enough and cuts no anomaly"}
+
+
+def _fits(row: Mapping[str, Any], record: Record, settings: Splits) -> bool:
+    if row["task"] != "look":
+        return True
+    window = Window(*row["window"])
+    return length_s(window, record.fps) < settings.max_clip_s - 1e-9 and covers(window, record)
+
+
+def summary(rows: Sequence[Mapping[str, Any]], records: Mapping[str, Record]) -> dict[str, Any]:
+    """Samples by task and class, videos, and how often each type and saliency occurs among them."""
+    named = {row["record"] for row in rows}
+    anomalies = [anomaly for name in named for anomaly in records[name].anomalies]
+    tasks = Counter((row["task"], records[row["record"]].status) for row in rows)
+    return {
+        "samples": len(rows),
+        "videos": len(named),
+        "tasks": {f"{task} {status}": count for (task, status), count in sorted(tasks.items())},
+        "types": dict(sorted(Counter(anomaly.type for anomaly in anomalies).items())),
+        "saliency": dict(sorted(Counter(str(anomaly.saliency) for anomaly in anomalies).items())),
+    }
+
+
+# ---- the proof ----------------------------------------------------------------------------------------------------
+
+
+def check(
+    stages: Samples,
+    records: Mapping[str, Record],
+    hashes: np.ndarray,
+    names: Sequence[str],
+    settings: Splits,
+    foreign: np.ndarray | None = None,
+) -> list[str]:
+    """Everything that is wrong with three stages, one sentence each. hashes: of the records ``names``, in that order."""
+    wrong: list[str] = []
+    place: dict[str, str] = {}
+    files: dict[str, str] = {}
+    for stage, rows in stages.items():
+        for name in dict.fromkeys(row["record"] for row in rows):
+            if name not in records:
+                wrong.append(f"{stage}: record {name} does not exist")
+                continue
+            file = os.path.normpath(records[name].video)
+            for table, key, what in ((place, name, f"record {name}"), (files, file, f"video {file}")):
+                if table.setdefault(key, stage) != stage:
+                    wrong.append(f"{stage} and {table[key]} share {what}")
+        for task in STAGES[stage]:
+            of = Counter(records[row["record"]].status for row in rows if row["task"] == task and row["record"] in records)
+            if not of["normal"] or of["normal"] != of["abnormal"]:
+                wrong.append(
+                    f"{stage}: {of['normal']} normal and {of['abnormal']} anomalous samples of task {task}, expected 1:1"
+                )
+        for row in rows:
+            if row["task"] not in STAGES[stage]:
+                wrong.append(f"{stage}: a sample of task {row['task']} of record {row['record']}")
+            elif row["record"] in records and not _fits(row, records[row["record"]], settings):
+                wrong.append(f"{stage}: the clip {row['window']} of record {row['record']} is too long or cuts an anomaly")
+    for one, other, apart in near_pairs(hashes, near=settings.near):
+        if place.get(names[one]) != place.get(names[other]):
+            pair = f"{names[one]} ({place.get(names[one])}) and {names[other]} ({place.get(names[other])})"
+            wrong.append(f"near-duplicates in two stages: {pair} differ in {apart:.1%} of their hash")
+    if foreign is not None and len(foreign):
+        for one, _, apart in near_pairs(hashes, foreign, near=settings.near):
+            wrong.append(f"record {names[one]} differs in {apart:.1%} of its hash from a video that is to be kept apart")
+    return wrong
+
+
+def check_folder(
+    out: str | Path,
+    settings: Splits | None = None,
+    *,
+    apart: Sequence[str | Path] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """Prove the splits in a folder from its files and videos alone. Returns (summary by stage, findings)."""
+    settings, out = settings or Splits(), Path(out)
+    records = {record.id: record for record in read_records(out / "records.jsonl")}
+    stages = {name: [row for _, row in _rows(out / f"{name}.jsonl")] for name in STAGES}
+    names = sorted({row["record"] for rows in stages.values() for row in rows if row["record"] in records})
+    benchmark = [(Path(path).parent, record) for path in apart for record in read_records(path)]
+    hashes = _hashes([(out, records[name]) for name in names] + benchmark, progress)
+    wrong = check(stages, records, hashes[: len(names)], names, settings, hashes[len(names) :])
+    known = {stage: [row for row in rows if row["record"] in records] for stage, rows in stages.items()}
+    return {stage: summary(rows, records) for stage, rows in known.items()}, wrong

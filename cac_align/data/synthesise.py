@@ -1,0 +1,361 @@
+"""Chains of thought from annotations: a teacher who knows what is wrong explains it, and only what agrees with people is kept.
+
+records → questions.plan → teacher (told what people found) → verify → again with the reasons, five rounds at most → chains.jsonl
+
+A record is verified in the round in which the last of its scan and looks is: within three rounds its anomalies are salient, in the
+fourth or fifth non-salient, else it is discarded with the reason (Sec. 3.1). Decoding is greedy, so a further round quotes what was
+wrong; what the student will see is the question and the accepted answer alone. A single frame that fails costs only itself.
+
+    out/attempts.jsonl   every answer, rejected ones with their reasons: the resume point     out/synthesis.json   who made it, how
+    out/chains.jsonl     accepted answers as samples          out/records.jsonl   the records they belong to, with saliency
+    out/discarded.jsonl  record, task, reason                 out/report.json     counts, tokens, cost
+
+Source: CaC (arXiv 2605.11723) Sec. 3.1, Appendix B.2, Figs. S4 to S6.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cac_align.cac.prompts import wording_hash
+from cac_align.cac.schema import answer_schema
+from cac_align.data.attempts import Attempt, AttemptLog
+from cac_align.data.prompts import filled, texts_hash
+from cac_align.data.questions import (
+    TASKS,
+    Question,
+    as_sample,
+    claim_text,
+    conversation,
+    found,
+    open_video,
+    plan,
+    read_claim,
+    shown,
+    told,
+    truth,
+)
+from cac_align.data.records import Record, moved, write_records
+from cac_align.data.verify import faults
+from cac_align.video import Frames, Video
+from cac_align.vlm.protocol import Conversation, Message, Vlm
+
+
+@dataclass
+class Synthesis:
+    """How chains of thought are made; also the recipe of `cac-align data synthesise`.
+
+    rounds, salient_rounds: answers per question at most; verified within ``salient_rounds``: salient. strict: ``verify``'s stricter rule.
+    review: the teacher also reads each verified chain against the annotation (Fig. S6). wording: the judge's instructions.
+    close_ups: a scan also shows the teacher the anomaly enlarged. saliency: "fill" sets it where the annotation has none, "all" always.
+    tasks, frames_per_video, max_clip_s, seed: see ``questions.plan``. workers: records in flight.
+    give_up_after: so many records in a row without a chain stop the run (0: never). price_prompt, price_answer: per million tokens.
+    """
+
+    rounds: int = 5
+    salient_rounds: int = 3
+    strict: bool = False
+    review: bool = False
+    wording: str = "full"
+    close_ups: bool = True
+    saliency: str = "fill"
+    tasks: list[str] = field(default_factory=lambda: list(TASKS))
+    frames_per_video: int = 2
+    max_clip_s: float = 1.0
+    seed: int = 0
+    workers: int = 8
+    max_new_tokens: int = 4096
+    constrained: bool = False
+    give_up_after: int = 20
+    price_prompt: float | None = None
+    price_answer: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.salient_rounds <= self.rounds or self.workers < 1 or self.max_clip_s <= 0:
+            raise ValueError(
+                f"expected 1 <= salient_rounds <= rounds, workers >= 1, max_clip_s > 0; received {self.salient_rounds}, "
+                f"{self.rounds}, {self.workers}, {self.max_clip_s}"
+            )
+        unknown = sorted(set(self.tasks) - set(TASKS))
+        if unknown or not self.tasks or ("look" in self.tasks and "scan" not in self.tasks):
+            raise ValueError(f"tasks must be some of {', '.join(TASKS)}, and look needs scan; received {self.tasks}")
+        if self.saliency not in ("fill", "all"):
+            raise ValueError(f"saliency must be 'fill' or 'all', received {self.saliency!r}")
+
+    def identity(self) -> dict[str, str]:
+        """What must not change between a run and its resumption."""
+        free = {"workers", "give_up_after", "price_prompt", "price_answer", "rounds", "salient_rounds", "saliency"}
+        fixed = {name: str(value) for name, value in asdict(self).items() if name not in free}
+        return {**fixed, "texts_sha256": texts_hash(), "wording_sha256": wording_hash(self.wording)}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one record. discarded: why there is nothing of it; unanswered: the teacher failed, run again."""
+
+    record: Record
+    samples: tuple[dict[str, Any], ...] = ()
+    rounds: int = 0
+    discarded: str | None = None
+    unanswered: str | None = None
+    lost: tuple[tuple[str, str], ...] = ()
+    """(task, reason) of what was discarded: the record's reason, and single frames that failed alone."""
+
+
+class _Unanswered(Exception):
+    pass
+
+
+class _Discarded(Exception):
+    def __init__(self, task: str, reason: str) -> None:
+        super().__init__(reason)
+        self.task = task
+
+
+def synthesise(
+    records: Iterable[Record],
+    root: str | os.PathLike[str],
+    teacher: Vlm,
+    out: str | os.PathLike[str],
+    settings: Synthesis | None = None,
+    *,
+    progress: Callable[[int, int, Mapping[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Make chains of thought for accepted records whose videos lie relative to ``root``; the same call resumes. Returns the report.
+
+    progress: called with (records done, records, counts) after each record.
+    Raises ``ValueError`` for no usable record, a folder made by another teacher or other settings, or a teacher that gives up.
+    """
+    settings, out, root = settings or Synthesis(), Path(out), Path(root)
+    every = list(records)
+    usable = [record for record in every if record.review in ("accepted", "audited")]
+    if not usable:
+        raise ValueError(f"none of {len(every)} records is accepted or audited; only reviewed annotations are learned from")
+    if twice := [name for name, count in Counter(record.id for record in usable).items() if count > 1]:
+        raise ValueError(f"record {twice[0]} stands twice; ids must be unique (see `cac-align data validate`)")
+    questions = plan(
+        usable, tasks=settings.tasks, frames_per_video=settings.frames_per_video, max_clip_s=settings.max_clip_s, seed=settings.seed
+    )  # fmt: skip
+    log = AttemptLog(out / "attempts.jsonl")
+    try:
+        _claim_folder(out, teacher, settings)
+        ask = _Asking(root, teacher, settings, log)
+        outcomes = _all(ask, usable, questions, settings, progress)
+        report = _report(outcomes, log, settings, len(every) - len(usable))
+        _write(out, root, outcomes, report, settings)
+    finally:
+        log.close()
+    return report
+
+
+def _claim_folder(out: Path, teacher: Vlm, settings: Synthesis) -> None:
+    made = {**{f"teacher/{name}": value for name, value in teacher.passport.items()}, **settings.identity()}
+    path = out / "synthesis.json"
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        other = sorted(name for name in {*made, *before} if made.get(name) != before.get(name))
+        if other:
+            name = other[0]
+            raise ValueError(
+                f"{out}: was made with {name} = {before.get(name)}, now it is {made.get(name)}; use the same, or another folder"
+            )
+    _replace(path, json.dumps(made, indent=1, sort_keys=True) + "\n")
+
+
+def _all(
+    ask: _Asking,
+    records: Sequence[Record],
+    questions: Mapping[str, Sequence[Question]],
+    settings: Synthesis,
+    progress: Callable[[int, int, Mapping[str, Any]], None] | None,
+) -> list[Outcome]:
+    """Every record's outcome, in the order of the records; ``settings.workers`` at a time."""
+    lock, tally, stop = threading.Lock(), Counter(), threading.Event()
+    in_a_row: list[Outcome] = []
+
+    def one(record: Record) -> Outcome | None:
+        if stop.is_set():
+            return None
+        outcome = ask.record(record, questions[record.id])
+        with lock:
+            failed = outcome.discarded or outcome.unanswered
+            tally["unanswered" if outcome.unanswered else "discarded" if outcome.discarded else "accepted"] += 1
+            if failed and not (outcome.discarded or "").startswith(("video:", "not shown:")):
+                in_a_row.append(outcome)
+            elif not failed:
+                in_a_row.clear()
+            if settings.give_up_after and len(in_a_row) >= settings.give_up_after:
+                stop.set()
+            if progress is not None:
+                progress(sum(tally.values()), len(records), {**tally, **ask.log.totals(), "cost": _cost(ask.log, settings)})
+        return outcome
+
+    pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="teacher")
+    try:
+        outcomes = list(pool.map(one, records))
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+    if None in outcomes or (settings.give_up_after and len(in_a_row) >= settings.give_up_after):
+        reasons = Counter((item.unanswered or item.discarded or "").split(";")[0] for item in in_a_row)
+        raise ValueError(
+            f"gave up: {len(in_a_row)} records in a row brought no chain of thought, most often because of: "
+            f"{reasons.most_common(1)[0][0]}; look into {ask.log.path}, then change the teacher, or set give_up_after=0"
+        )
+    return outcomes
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """The loop over one record's questions."""
+
+    root: Path
+    teacher: Vlm
+    settings: Synthesis
+    log: AttemptLog
+
+    def record(self, record: Record, questions: Sequence[Question]) -> Outcome:
+        try:
+            video = open_video(record, self.root)
+            scanned = video.sample(4.0)
+        except (ValueError, OSError) as error:
+            return Outcome(record, discarded=f"video: {error}", lost=(("video", str(error)),))
+        samples, lost, rounds, scan_answer = [], [], 0, None
+        try:
+            for question in questions:
+                try:
+                    frames = scanned if question.task == "scan" else shown(question, video)
+                    if not truth(question, frames) and record.status == "abnormal":
+                        raise _Discarded(question.task, f"not shown: no frame of the {question.task} shows the anomaly")
+                    claim = claim_text(question, scanned, scan_answer) if question.task == "look" else None
+                    answer, needed = self._chain(question, frames, video, scanned, claim)
+                except _Discarded as error:
+                    if question.task != "frame":
+                        raise
+                    lost.append(("frame", str(error)))
+                    continue
+                if question.task == "scan":
+                    scan_answer = answer
+                if question.task != "frame":
+                    rounds = max(rounds, needed)
+                more = {"rounds": needed} if claim is None else {"claim": claim, "rounds": needed}
+                samples.append(as_sample(question, answer, **more))
+        except _Unanswered as error:
+            return Outcome(record, unanswered=str(error))
+        except _Discarded as error:
+            return Outcome(record, discarded=str(error), lost=((error.task, str(error)),))
+        return Outcome(record, tuple(samples), rounds, lost=tuple(lost))
+
+    def _chain(self, question: Question, frames: Frames, video: Video, scanned: Frames, claim: str | None) -> tuple[str, int]:
+        """The verified answer and its round. Raises ``_Discarded`` after the last round, ``_Unanswered`` when the teacher fails."""
+        settings = self.settings
+        read = read_claim(claim, scanned) if claim is not None else None
+        asked = told(question, frames, video, close_ups=settings.close_ups) + conversation(
+            question, frames, claim=read, wording=settings.wording
+        )
+        before = self.log.rounds(question.key)
+        while not (before and before[-1].verified):
+            if len(before) >= settings.rounds:
+                why = "; ".join(before[-1].reasons) if before else "no round was asked for"
+                raise _Discarded(question.task, f"{why} ({question.task}, after {len(before)} rounds)")
+            again = asked if not before else (
+                *asked,
+                Message("assistant", before[-1].text[:8000]),
+                Message("user", filled("again", reasons="; ".join(before[-1].reasons)[:800])),
+            )  # fmt: skip
+            attempt = self._attempt(question, frames, again, len(before) + 1)
+            self.log.add(attempt)
+            if attempt.error is not None:
+                raise _Unanswered(f"{question.task}: the teacher gave no answer: {attempt.error}")
+            before = [*before, attempt]
+        text = before[-1].text
+        return text[text.find("{") : text.rfind("}") + 1], len(before)
+
+    def _attempt(self, question: Question, frames: Frames, asked: Conversation, number: int) -> Attempt:
+        settings = self.settings
+        schema = answer_schema(question.number) if settings.constrained else None
+        reply = self.teacher.answer([asked], max_new_tokens=settings.max_new_tokens, schema=schema)[0]
+        attempt = Attempt(question.key, question.record.id, question.task, number, reply.text, error=reply.error,
+                          num_prompt_tokens=reply.num_prompt_tokens, num_tokens=reply.num_tokens)  # fmt: skip
+        if reply.error is not None:
+            return attempt
+        meant = truth(question, frames)
+        against = faults(reply.text, meant, frames, number=question.number, strict=settings.strict)
+        if reply.truncated:
+            against = (*against, "format: the answer hit the token limit")
+        attempt = replace(attempt, reasons=against)
+        if not settings.review or against:
+            return attempt
+        text = filled("review", found=found(question, frames), answer=reply.text)
+        verdict = self.teacher.answer([(Message("user", text, frames),)], max_new_tokens=settings.max_new_tokens)[0]
+        agreed = re.search(r'"consistent"\s*:\s*(true|false)', verdict.text)
+        if verdict.error is not None or agreed is None:
+            reasons, error = (), f"review: {verdict.error or 'no verdict in ' + repr(verdict.text[:80])}"
+        else:
+            reasons, error = (() if agreed[1] == "true" else (f"review: {verdict.text[:300]}",)), None
+        tokens = (reply.num_prompt_tokens + verdict.num_prompt_tokens, reply.num_tokens + verdict.num_tokens)
+        return replace(attempt, reasons=reasons, error=error, num_prompt_tokens=tokens[0], num_tokens=tokens[1])
+
+
+# ---- what is written ----------------------------------------------------------------------------------------------
+
+
+def _cost(log: AttemptLog, settings: Synthesis) -> float | None:
+    if settings.price_prompt is None or settings.price_answer is None:
+        return None
+    used = log.totals()
+    return (used["prompt_tokens"] * settings.price_prompt + used["answer_tokens"] * settings.price_answer) / 1e6
+
+
+def _report(outcomes: Sequence[Outcome], log: AttemptLog, settings: Synthesis, unreviewed: int) -> dict[str, Any]:
+    accepted = [item for item in outcomes if not item.discarded and not item.unanswered]
+    reasons = Counter(reason.split(":")[0] for item in outcomes for _, reason in item.lost)
+    return {
+        "records": len(outcomes),
+        "accepted": len(accepted),
+        "salient": sum(item.record.status == "abnormal" and item.rounds <= settings.salient_rounds for item in accepted),
+        "non_salient": sum(item.record.status == "abnormal" and item.rounds > settings.salient_rounds for item in accepted),
+        "discarded": sum(item.discarded is not None for item in outcomes),
+        "unanswered": sum(item.unanswered is not None for item in outcomes),
+        "unreviewed": unreviewed,
+        "samples": dict(Counter(sample["task"] for item in accepted for sample in item.samples)),
+        "rounds": dict(sorted(Counter(item.rounds for item in accepted).items())),
+        "reasons": dict(reasons.most_common()),
+        **log.totals(),
+        "cost": _cost(log, settings),
+    }
+
+
+def _write(out: Path, root: Path, outcomes: Sequence[Outcome], report: Mapping[str, Any], settings: Synthesis) -> None:
+    accepted = [item for item in outcomes if not item.discarded and not item.unanswered]
+    _replace(out / "chains.jsonl", "".join(json.dumps(sample) + "\n" for item in accepted for sample in item.samples))
+    lost = [{"record": item.record.id, "task": task, "reason": reason} for item in outcomes for task, reason in item.lost]
+    _replace(out / "discarded.jsonl", "".join(json.dumps(row) + "\n" for row in lost))
+    part = out / ".records.jsonl.part"
+    write_records(part, (moved(_with_saliency(item, settings), root, out) for item in accepted))
+    os.replace(part, out / "records.jsonl")
+    _replace(out / "report.json", json.dumps(report, indent=1) + "\n")
+
+
+def _with_saliency(item: Outcome, settings: Synthesis) -> Record:
+    label = "salient" if item.rounds <= settings.salient_rounds else "non-salient"
+    marked = tuple(
+        anomaly if anomaly.saliency is not None and settings.saliency == "fill" else replace(anomaly, saliency=label)
+        for anomaly in item.record.anomalies
+    )
+    return replace(item.record, anomalies=marked)
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

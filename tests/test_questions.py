@@ -1,0 +1,125 @@
+"""What is asked about a record: clips that cut no anomaly, frames that show it alone, claims that do not give the verdict away."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from cac_align.data.questions import plan, shown, told, truth
+from cac_align.data.records import Record
+from cac_align.data.truth import cover, covers, events, length_s, seen, stretch
+from cac_align.judgement import Anomaly, Box, Window
+from cac_align.miniature.world import make_clip
+from cac_align.video import Video
+
+BOX = (Box(100, 100, 200, 200),)
+
+
+def anomaly(start, end, kind="Object Distortion", frames=(), fps=16):
+    return Anomaly(kind, Window(start / fps, end / fps), f"it melts at {start}", "box", dict.fromkeys(frames, BOX))
+
+
+def record(*anomalies, name="r", frames=49, prompt="a red ball"):
+    status = "abnormal" if anomalies else "normal"
+    return Record(name, f"{name}.mp4", prompt, 16.0, frames, 64, 64, status, anomalies, "ann")
+
+
+def test_only_what_is_shown_is_seen_and_windows_and_boxes_are_cut_to_it():
+    both = (anomaly(4, 10, frames=range(4, 11)), anomaly(13, 14, frames=(13, 14)))
+    shown_at = (0, 4, 8, 12, 16)
+    (only,) = seen(both, shown_at, [frame / 16 for frame in shown_at])  # 13-14 falls between two frames shown
+    assert only.window == Window(4 / 16, 8 / 16) and sorted(only.boxes) == [4, 8]
+
+
+def test_an_absence_keeps_its_nearest_boundary_box():
+    gone = anomaly(5, 20, "Motion Anomalies", frames=(5, 20))
+    (only,) = seen([gone], (0, 8, 16), (0.0, 0.5, 1.0))
+    assert only.boxes == {8: BOX} and only.window == Window(0.5, 1.0)  # frame 8 is 3 away from 5, frame 16 is 4 away from 20
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_clips_are_shorter_than_a_second_cut_nothing_and_show_the_first_frame(seed):
+    draw = random.Random(seed)
+    start = draw.randint(0, 40)
+    one = anomaly(start, min(48, start + draw.randint(0, 6)))
+    other = anomaly(45, 48) if start < 30 else anomaly(0, 2)
+    of = record(one, other)
+    window = cover(one.window, of, max_s=1.0, look_fps=8, draw=draw)
+    assert window.start_s <= one.window.start_s and one.window.end_s <= window.end_s <= 48 / 16
+    assert length_s(window, 16) < 1.0
+    for each in of.anomalies:  # inside or outside, worked out here in frames
+        first, last = round(window.start_s * 16), round(window.end_s * 16)
+        a, b = round(each.window.start_s * 16), round(each.window.end_s * 16)
+        assert (first <= a and b <= last) or b < first or a > last
+    steps = (one.window.start_s - window.start_s) * 8
+    assert steps == pytest.approx(round(steps))
+
+
+def test_an_event_that_is_longer_is_its_own_window_and_touching_ones_are_one():
+    of = record(anomaly(0, 20), anomaly(15, 30), anomaly(40, 41))
+    assert events(of) == [Window(0, 30 / 16), Window(40 / 16, 41 / 16)]
+    assert cover(events(of)[0], of, max_s=1.0, look_fps=8, draw=random.Random(0)) == Window(0, 30 / 16)
+    assert not covers(Window(0, 1), of) and covers(Window(0, 31 / 16), of) and covers(Window(32 / 16, 39 / 16), of)
+
+
+def test_stretches_have_the_length_asked_for_and_stay_inside():
+    for seed in range(50):
+        window = stretch(record(), 0.75, random.Random(seed))
+        assert length_s(window, 16) == pytest.approx(0.75) and window.start_s >= 0 and window.end_s <= 3.0
+    assert length_s(stretch(record(frames=5), 0.75, random.Random(0)), 16) == pytest.approx(5 / 16)
+
+
+def test_questions_do_not_depend_on_the_order_of_the_records_and_normal_clips_are_as_long_as_anomalous_ones():
+    bad = [record(anomaly(n, n + 4, frames=(n, n + 2)), name=f"bad{n}", prompt=f"a ball number {n}") for n in range(8)]
+    good = [record(name=f"good{n}") for n in range(30)]
+    questions = plan(bad + good)
+    again = plan(bad + good[::-1])
+    assert {name: [q.key for q in asked] for name, asked in questions.items()} == {
+        name: [q.key for q in asked] for name, asked in again.items()
+    }
+    lengths = {
+        status: {round(length_s(q.window, 16), 6) for name, asked in questions.items() for q in asked if q.window and name[:3] == start}
+        for status, start in (("normal", "goo"), ("abnormal", "bad"))
+    }  # fmt: skip
+    assert lengths["normal"] <= lengths["abnormal"] and len(lengths["normal"]) > 1
+    claims = [q.claim for name, asked in questions.items() for q in asked if q.task == "look" and name.startswith("good")]
+    assert len(claims) == 30 and all(claims)
+    assert [q.task for q in questions["bad0"]] == ["scan", "look", "frame", "frame"]
+
+
+def test_a_claim_is_borrowed_from_the_video_whose_words_are_nearest():
+    sign = record(anomaly(1, 4), name="sign", prompt="a yellow sign saying TEA at night")
+    ball = record(replace(anomaly(1, 4), reason="the ball melts"), name="ball", prompt="a red ball bounces on grass")
+    normal = record(name="n", prompt="a blue ball bounces on sand")
+    (look,) = [question for question in plan([sign, ball, normal])["n"] if question.task == "look"]
+    assert look.claim.reason == "the ball melts"
+
+
+def test_single_frames_show_a_single_frame_category_alone():
+    of = record(anomaly(2, 9, frames=range(2, 10)), anomaly(6, 12, "Motion Anomalies", frames=(6, 12)))
+    frames = [question.frame for question in plan([of, record(name="n")], frames_per_video=99)["r"] if question.task == "frame"]
+    assert frames == [2, 3, 4, 5]  # from 6 on something moves wrongly as well, and one frame cannot show that
+    motion = record(anomaly(6, 12, "Motion Anomalies", frames=(6, 12)))
+    assert [question.task for question in plan([motion])["r"]] == ["scan", "look"]
+
+
+def test_a_corrected_record_is_asked_anew():
+    of = record(anomaly(2, 9, frames=(2, 9)))
+    (before, *_), (after, *_) = (plan([one])["r"] for one in (of, replace(of, prompt="another")))
+    assert before.task == after.task == "scan" and before.key != after.key
+
+
+def test_the_teacher_sees_the_anomaly_enlarged_and_is_told_in_the_frames_own_numbers():
+    clip = make_clip(1_420_001, anomalous=True)
+    of, video = clip.record("x.mp4"), Video.open(clip.pixels, fps=16)
+    scan = plan([of])[of.id][0]
+    frames = shown(scan, video)
+    system, close = told(scan, frames, video, close_ups=True)
+    assert system.role == "system" and f"(sample {of.id}, scan)" in system.text and '"status": "abnormal"' in system.text
+    first = min(n for n, t in enumerate(frames.times_s) if t >= truth(scan, frames)[0].window.start_s)
+    assert f'"Attributed Time Region": "Frame {first}-' in system.text and "COT" not in system.text
+    assert close.as_images and len(close.frames) <= 8
+    height, width = close.frames.shape[1:3]
+    assert 16 <= height <= 64 and 16 <= width <= 64 and height * width < 64 * 64
+    (alone,) = told(scan, frames, video, close_ups=False)
+    assert alone.text == system.text and alone.frames is None

@@ -122,7 +122,7 @@ def train_grpo(recipe: GrpoRecipe) -> Path:
                 lines.writelines(json.dumps({"step": run.step, **one}) + "\n" for one in everyone)
             stop = alarm(run.log.rows, recipe.watch)
         (stop,) = _agreed(run, [stop])
-        due = recipe.run.eval_every and (run.step % recipe.run.eval_every == 0 or run.step == recipe.run.last)
+        due = recipe.run.eval_every and (run.step % recipe.run.eval_every == 0 or run.step == recipe.run.steps)
         if due and stage.held_out:
             measured = trial(run, stage, recipe.rollout, recipe.weights, recipe.model.max_pixels, recipe.eval_videos)
             best = run.keep_best(measured["held_out_reward"], "held_out_reward")

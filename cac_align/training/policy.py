@@ -60,9 +60,14 @@ class ModelRecipe:
 
 def load(recipe: ModelRecipe) -> tuple[Any, Any]:
     """(model in train mode, processor). Raises ``ValueError`` when there is no such Qwen3-VL or weights are missing."""
-    from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
+    from transformers import AutoConfig, AutoProcessor, Qwen3VLForConditionalGeneration
+    from transformers.utils import logging as loud
 
+    loud.disable_progress_bar()  # a stage shows its own
     try:
+        kind = AutoConfig.from_pretrained(recipe.source, revision=recipe.revision).model_type
+        if kind != "qwen3_vl":
+            raise ValueError(f"its model_type is {kind!r}, expected 'qwen3_vl'")
         processor = AutoProcessor.from_pretrained(recipe.source, revision=recipe.revision)
         model, found = Qwen3VLForConditionalGeneration.from_pretrained(
             recipe.source,
@@ -71,7 +76,7 @@ def load(recipe: ModelRecipe) -> tuple[Any, Any]:
             attn_implementation=recipe.attention,
             output_loading_info=True,
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"model.path: {recipe.path} could not be loaded as a folder or hub id of a Qwen3-VL: {error}") from error
     if absent := sorted([*found["missing_keys"], *map(str, found["mismatched_keys"])]):
         raise ValueError(f"model.path: {recipe.path} lacks {len(absent)} weights, e.g. {absent[0]}; the checkpoint is broken")

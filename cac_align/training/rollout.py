@@ -267,7 +267,7 @@ def prefill(
     length = max(segment.ids.shape[1] for segment in segments)
     merged, states, masks, nexts = None, [], [], []
     for at in range(0, len(segments), rows):
-        part = segments[at : at + rows]
+        part = [replace(segment, answer=()) for segment in segments[at : at + rows]]
         batch = make_batch(processor, part, store)
         batch = {name: batch[name] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
         short = length - batch["input_ids"].shape[1]  # one length for all parts: their caches are joined

@@ -15,6 +15,7 @@ Everything random in step n is drawn from (seed, n, …): no generator state has
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -81,6 +82,8 @@ def start_accelerator(keeping: Keeping, mixed_precision: str, accumulation: int)
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin
 
+    # Qwen3-VL may tie its word table to its head; that the table is stored once is meant, not worth a warning per checkpoint.
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
     if keeping.threads:
         torch.set_num_threads(keeping.threads)
     plugin = GradientAccumulationPlugin(num_steps=accumulation, sync_with_dataloader=False)

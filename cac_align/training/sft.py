@@ -79,7 +79,7 @@ def train_sft(recipe: SftRecipe) -> Path:
         if run.step % recipe.run.log_every == 0 or run.step == recipe.run.last:
             row = {"loss": loss, "norm": norm, "lr": run.optimizer.param_groups[0]["lr"], "tokens": int(count)}
             run.write({**row, "left_out": len(stage.bad), "seconds": round(time.time() - began, 2)})
-        due = recipe.run.eval_every and (run.step % recipe.run.eval_every == 0 or run.step == recipe.run.last)
+        due = recipe.run.eval_every and (run.step % recipe.run.eval_every == 0 or run.step == recipe.run.steps)
         if due and stage.held_out:
             held_out = evaluate(run, stage, recipe)
             best = run.keep_best(-held_out, "-held_out_loss")

@@ -113,7 +113,10 @@ def test_a_stopped_run_ends_with_the_same_weights_and_table(root):
     train_grpo(made)
     assert same(root / "whole" / "final", root / "parts" / "final") and not same(root / "whole" / "final", root / "model")
     assert rows(root / "whole", "rollouts.jsonl") == rows(root / "parts", "rollouts.jsonl")
-    timeless = [[{k: v for k, v in row.items() if k not in ("seconds", "rollout_s")} for row in rows(root / o)] for o in ("whole", "parts")]
+    timeless = [
+        [{k: v for k, v in row.items() if k not in ("seconds", "rollout_s")} for row in rows(root / o)]
+        for o in ("whole", "parts")
+    ]
     assert timeless[0] == timeless[1]
 
 
@@ -159,7 +162,15 @@ def test_collapse_stops_the_run_and_keeps_the_checkpoint(root):
 
 
 def test_rollouts_without_a_score_are_counted_and_do_not_enter_the_mean():
-    row = {"slot": 0, "advantage": 0.0, "status": ["normal"], "truth": "normal", "tokens": 3, "malformed": False, "ending": "normal"}
+    row = {
+        "slot": 0,
+        "advantage": 0.0,
+        "status": ["normal"],
+        "truth": "normal",
+        "tokens": 3,
+        "malformed": False,
+        "ending": "normal",
+    }
     scored = {"total": -2.0, "format": 0.0, "status": -1.0, "type": None, "temporal": None, "spatial": None}
     found = summary([{**row, "terms": scored}, {**row, "terms": None}])
     assert found["unscored"] == 0.5 and found["reward"] == -2.0 and math.isnan(found["term_type"]) and found["dead_groups"] == 1.0
@@ -174,6 +185,7 @@ def test_wrong_recipes(root):
         train_grpo(recipe(root, "uneven", micro_batch=5))
 
 
+HERE = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(__file__))}
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -190,12 +202,14 @@ def test_two_processes_give_what_one_gives(root):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29612"]
     here = os.path.dirname(__file__)
-    subprocess.run([*launch, str(root / "script.py"), here, str(root), "two"], check=True)
-    subprocess.run([sys.executable, str(root / "script.py"), here, str(root), "one"], check=True)
+    subprocess.run([*launch, str(root / "script.py"), here, str(root), "two"], check=True, env=HERE)
+    subprocess.run([sys.executable, str(root / "script.py"), here, str(root), "one"], check=True, env=HERE)
     for a, b in zip(rows(root / "one"), rows(root / "two"), strict=True):
         for name in {"reward", "loss", "norm", "kl", "held_out_reward", "answer_tokens", "term_temporal"} & a.keys():
             assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-6), name
-    table = [[(r["slot"], r["rollout"], r["record"], r["status"]) for r in rows(root / o, "rollouts.jsonl")] for o in ("one", "two")]
+    table = [
+        [(r["slot"], r["rollout"], r["record"], r["status"]) for r in rows(root / o, "rollouts.jsonl")] for o in ("one", "two")
+    ]
     assert table[0] == table[1] and len(table[0]) == 4 * 32
     one, two, start = (weights(root / name) for name in ("one/final", "two/final", "model"))
     moved = max((one[name] - start[name]).abs().max().item() for name in one)

@@ -87,9 +87,7 @@ def test_sampled_frequencies_are_the_scored_probabilities(parts):
     drawn = sample(model, processor, [first], store, recipe, noise, repeats=4000)
     allowed = ~banned(processor, model.lm_head.weight.shape[0])
     answers = [processor.tokenizer.convert_tokens_to_ids(text) for text in tiny_stage.ANSWERS]
-    scored = {
-        token: make_batch(processor, [dataclasses.replace(first, answer=(token,))], store) for token in answers
-    }
+    scored = {token: make_batch(processor, [dataclasses.replace(first, answer=(token,))], store) for token in answers}
     with torch.no_grad():
         log_p = {token: AnswerLogProbs(model)(batch)[answer_mask(batch)].item() for token, batch in scored.items()}
         _, state, _, _ = prefill(model, processor, [first], store, 1)

@@ -27,14 +27,15 @@ def test_every_batch_is_half_normal_and_looks_keep_their_share(folder):
     assert [sample.task for sample in drawn[::2]] == [sample.task for sample in drawn[1::2]]
     assert sum(sample.task == "look" for sample in drawn) == 8  # a quarter of 32
     # every sample of a class comes once before any comes twice
-    scans = [sample.record for sample in drawn if sample.task == "scan" and "normal" == found.records[sample.record].status]
+    scans = [sample.record for sample in drawn if sample.task == "scan" and found.records[sample.record].status == "normal"]
     assert len(set(scans[:4])) == 4 and len(set(scans[4:8])) == 4
 
 
 def test_a_step_does_not_depend_on_the_steps_before(folder):
     assert draw(stage(folder), 5, 4) == draw(stage(folder), 5, 4)
     found = stage(folder)
-    list(draw(found, step, 4) for step in range(5))
+    for step in range(5):
+        draw(found, step, 4)
     assert draw(found, 5, 4) == draw(stage(folder), 5, 4)
 
 

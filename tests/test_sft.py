@@ -101,7 +101,9 @@ def test_a_stopped_run_ends_with_the_same_weights(root, stage):
 
 
 def test_the_best_evaluation_is_kept(root):
-    made = recipe(root, "best", run=replace(recipe(root, "").run, steps=4, lr=1.0, clip_norm=1e3, eval_every=1))  # soon much worse
+    made = recipe(
+        root, "best", run=replace(recipe(root, "").run, steps=4, lr=1.0, clip_norm=1e3, eval_every=1)
+    )  # soon much worse
     train_sft(made)
     losses = {row["step"]: row["held_out_loss"] for row in rows(root / "best") if "held_out_loss" in row}
     state = json.loads((root / "best" / "checkpoint.json").read_text())
@@ -127,12 +129,14 @@ def test_another_recipe_in_the_same_folder_is_refused(root):
 
 def test_a_nan_loss_stops_before_anything_is_applied(root, tmp_path):
     folder = tiny_stage.model_folder(tmp_path / "model")
-    model, processor = load(ModelRecipe(path=str(folder)))
+    model, _ = load(ModelRecipe(path=str(folder)))
     with torch.no_grad():
         model.model.language_model.norm.weight[0] = float("nan")
     model.save_pretrained(folder)
     made = recipe(root, "nan", model=ModelRecipe(path=str(folder)))
-    with pytest.raises(ValueError, match="step 0: the loss is nan; nothing of this step was applied, no checkpoint was written yet"):
+    with pytest.raises(
+        ValueError, match="step 0: the loss is nan; nothing of this step was applied, no checkpoint was written yet"
+    ):
         train_sft(made)
     assert not (root / "nan" / "checkpoint.json").exists() and not (root / "nan" / "final").exists()
 
@@ -146,6 +150,7 @@ def test_wrong_recipes(root):
         SftRecipe(stage=3)
 
 
+HERE = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(__file__))}
 SCRIPT = """
 import json, sys
 sys.path.insert(0, sys.argv[3])
@@ -168,10 +173,10 @@ def command(root, out, *more):
 def test_a_run_killed_at_any_moment_ends_with_the_same_weights(root):
     more = ["run.steps=40", "run.save_every=1", "run.eval_every=7"]
     (root / "script.py").write_text(SCRIPT)
-    subprocess.run([sys.executable, str(root / "script.py"), *command(root, "unkilled", *more)], check=True)
+    subprocess.run([sys.executable, str(root / "script.py"), *command(root, "unkilled", *more)], check=True, env=HERE)
     kills = 0
     for wait_s in (0.0, 0.3, 0.05, 0.6, 0.2):
-        process = subprocess.Popen([sys.executable, str(root / "script.py"), *command(root, "killed", *more)])
+        process = subprocess.Popen([sys.executable, str(root / "script.py"), *command(root, "killed", *more)], env=HERE)
         log = root / "killed" / "log.jsonl"
         size = log.stat().st_size if log.exists() else 0
         while process.poll() is None and (not log.exists() or log.stat().st_size <= size):
@@ -180,7 +185,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(root):
         kills += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
-    subprocess.run([sys.executable, str(root / "script.py"), *command(root, "killed", *more)], check=True)
+    subprocess.run([sys.executable, str(root / "script.py"), *command(root, "killed", *more)], check=True, env=HERE)
     assert kills and same(root / "unkilled" / "final", root / "killed" / "final")
     assert [row["loss"] for row in rows(root / "killed") if "loss" in row] == [
         row["loss"] for row in rows(root / "unkilled") if "loss" in row
@@ -193,8 +198,8 @@ def test_two_processes_give_what_one_gives(root):
     more = ["run.steps=3", "run.save_every=3", "run.eval_every=3"]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29611"]
-    subprocess.run([*launch, str(root / "script.py"), *command(root, "two", *more)], check=True)
-    subprocess.run([sys.executable, str(root / "script.py"), *command(root, "one", *more)], check=True)
+    subprocess.run([*launch, str(root / "script.py"), *command(root, "two", *more)], check=True, env=HERE)
+    subprocess.run([sys.executable, str(root / "script.py"), *command(root, "one", *more)], check=True, env=HERE)
     for a, b in zip(rows(root / "one"), rows(root / "two"), strict=True):
         for name in {"loss", "norm", "held_out_loss"} & a.keys():
             assert a[name] == pytest.approx(b[name], rel=1e-4)

@@ -34,7 +34,14 @@ def test_a_perfect_rollout_earns_nine_and_a_correct_normal_zero():
     found = terms(first, second, "second turn", TRUTH, TIMES)
     assert (found.format, found.status, found.type, found.temporal, found.spatial, found.total) == (0, 0, 1, 1, 1, 9.0)
     normal = terms(said(1), None, "normal", record(), TIMES)
-    assert (normal.format, normal.status, normal.type, normal.temporal, normal.spatial, normal.total) == (0, 0, None, None, None, 0)
+    assert (normal.format, normal.status, normal.type, normal.temporal, normal.spatial, normal.total) == (
+        0,
+        0,
+        None,
+        None,
+        None,
+        0,
+    )
 
 
 def test_a_partly_right_rollout_by_hand():
@@ -107,9 +114,7 @@ def naive(first, second, bad_window, truth) -> float:
         true_boxes = [b for a in truth.anomalies for b in a.boxes.get(frame, ())]
         guesses = [b for a in (second.anomalies if second else ()) for b in a.boxes.get(frame, ())]
         if true_boxes and guesses:  # at most one of each in this test
-            pixels = [
-                {(x, y) for x in range(b.xmin, b.xmax) for y in range(b.ymin, b.ymax)} for b in (true_boxes[0], guesses[0])
-            ]
+            pixels = [{(x, y) for x in range(b.xmin, b.xmax) for y in range(b.ymin, b.ymax)} for b in (true_boxes[0], guesses[0])]
             ious.append(len(pixels[0] & pixels[1]) / len(pixels[0] | pixels[1]))
     spatial = sum(ious) / len(ious) if ious else 0.0
     kept = [1 - gamma * (1 - value) for value in (kind, temporal, spatial)]

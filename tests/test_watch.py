@@ -21,7 +21,10 @@ def test_all_is_well_or_too_early():
 @pytest.mark.parametrize(
     "changes, told",
     [
-        ({"normal_rate": 1.0, "answer_tokens": 11.0}, "100.0% of all rollouts say normal over the last 5 steps, with answers of 11 tokens"),
+        (
+            {"normal_rate": 1.0, "answer_tokens": 11.0},
+            "100.0% of all rollouts say normal over the last 5 steps, with answers of 11 tokens",
+        ),
         ({"normal_rate": 0.0}, "say abnormal"),
         ({"answer_tokens": 10.0}, "answers shrank from 100 to 10 tokens"),
         ({"malformed": 0.8}, "80.0% of rollouts are malformed"),

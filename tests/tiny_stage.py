@@ -34,13 +34,16 @@ TRUE = Anomaly(
 
 
 def answer(anomalies, number, frames) -> str:
-    return write_answer(chain_of_thought="", anomalies=anomalies, number=number, frames=frames, times_s=[TIMES[f] for f in frames])
+    return write_answer(
+        chain_of_thought="", anomalies=anomalies, number=number, frames=frames, times_s=[TIMES[f] for f in frames]
+    )
 
 
 NORMAL = answer((), 1, SCAN)
 WINDOW = answer((TRUE,), 1, SCAN)
-BOXED = '{"COT": "", "status": "abnormal", "anomalies": [{"Attributed Label": "Object Distortion", "Reason for Anomaly": "it melts", ' + (
-    '"Problem Region": "ball", "Attributed Time Region": "Frame 0-1", "BBOX": {"Frame 0": [100, 200, 500, 600]}}]}'
+BOXED = (
+    '{"COT": "", "status": "abnormal", "anomalies": [{"Attributed Label": "Object Distortion", "Reason for Anomaly": "it melts", '
+    + ('"Problem Region": "ball", "Attributed Time Region": "Frame 0-1", "BBOX": {"Frame 0": [100, 200, 500, 600]}}]}')
 )
 BROKEN = '{"COT": "no end'
 ANSWERS = (NORMAL, WINDOW, BOXED, BROKEN)
@@ -48,7 +51,12 @@ ANSWERS = (NORMAL, WINDOW, BOXED, BROKEN)
 
 def tokenizer():
     made = tiny_qwen.small_tokenizer.__wrapped__(300)
-    lines = {line for wording in ("full", "brief") for turn in ("one", "two") for line in wording_text(wording, f"turn_{turn}").split("\n")}
+    lines = {
+        line
+        for wording in ("full", "brief")
+        for turn in ("one", "two")
+        for line in wording_text(wording, f"turn_{turn}").split("\n")
+    }
     whole = [*ANSWERS, *sorted(line for line in lines if len(line) > 8 and "{prompt}" not in line and "{num_frames}" not in line)]
     made.add_tokens([AddedToken(text, special=False, normalized=False) for text in whole])
     return made

@@ -28,7 +28,7 @@ from cac_align.training.rollout import Asking, Prompt, Rollout, RolloutRecipe, o
 from cac_align.training.run import Keeping, Run, bar, read_rows, replace_text, shares, start_accelerator
 from cac_align.training.samples import DataRecipe, Sample, Stage, draw, read_stage
 from cac_align.training.terms import NAMES, Terms, TermWeights, terms
-from cac_align.training.trial import trial
+from cac_align.training.trial import mean, trial
 from cac_align.training.watch import WatchRecipe, alarm
 
 
@@ -124,7 +124,8 @@ def train_grpo(recipe: GrpoRecipe) -> Path:
         (stop,) = _agreed(run, [stop])
         due = recipe.run.eval_every and (run.step % recipe.run.eval_every == 0 or run.step == recipe.run.steps)
         if due and stage.held_out:
-            measured = trial(run, stage, recipe.rollout, recipe.weights, recipe.model.max_pixels, recipe.eval_videos)
+            asking = _asking(recipe, run.step)
+            measured = trial(run, stage, asking, recipe.weights, videos=recipe.eval_videos, together=recipe.rollout_videos)
             best = run.keep_best(measured["held_out_reward"], "held_out_reward")
             run.write({**measured, "best": best})
         if due or run.step % recipe.run.save_every == 0 or run.step == recipe.run.last or stop:
@@ -161,8 +162,7 @@ def _collect(stage: Stage, recipe: GrpoRecipe, run: Run) -> _Collected:
     drawn = list(enumerate(draw(stage, run.step, recipe.batch)))
     own = [part[0] for part in shares(drawn, 1, accelerator.process_index, accelerator.num_processes)]
     prompts = [_open(stage, slot, sample) for slot, sample in own]
-    data = recipe.data
-    asking = Asking(recipe.rollout, data.wording, data.look_fps, recipe.model.max_pixels, recipe.run.seed, run.step)
+    asking = _asking(recipe, run.step)
     store: dict[Any, tuple[Tensor, Tensor]] = {}
     rollouts: list[Rollout] = []
     run.module.eval()  # no gradient checkpointing while a cache is in use
@@ -177,6 +177,10 @@ def _collect(stage: Stage, recipe: GrpoRecipe, run: Run) -> _Collected:
     gains = objective.advantages(rewards, recipe.grpo.eps_advantage).flatten().tolist()
     rows = [rollout_row(*each) for each in zip(rollouts, earned, gains, strict=True)]
     return _Collected(rollouts, gains, store, rows)
+
+
+def _asking(recipe: GrpoRecipe, step: int) -> Asking:
+    return Asking(recipe.rollout, recipe.data.wording, recipe.data.look_fps, recipe.model.max_pixels, recipe.run.seed, step)
 
 
 def _open(stage: Stage, slot: int, sample: Sample) -> Prompt:
@@ -220,7 +224,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         groups.setdefault(row["slot"], []).append(row["advantage"])
     said = [row["status"][-1] for row in rows]
     figures = {
-        "reward": _mean([one["total"] for one in scored]),
+        "reward": mean([one["total"] for one in scored]),
         "accuracy": sum(one == row["truth"] for one, row in zip(said, rows, strict=True)) / count,
         "normal_rate": said.count("normal") / count,
         "answer_tokens": sum(row["tokens"] for row in rows) / count,
@@ -230,12 +234,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         "second_turns": sum(row["ending"] == "second turn" for row in rows) / count,
     }
     for name in NAMES:
-        figures[f"term_{name}"] = _mean([one[name] for one in scored if one[name] is not None])
+        figures[f"term_{name}"] = mean([one[name] for one in scored if one[name] is not None])
     return figures
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
 
 
 def _agreed(run: Run, said: list[Any]) -> list[Any]:

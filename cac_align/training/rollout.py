@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -113,20 +113,27 @@ def open_prompt(slot: int, record: Record, video: Video, scan_fps: float) -> Pro
 
 @torch.no_grad()
 def roll_out(
-    model: Any, processor: Any, prompts: Sequence[Prompt], asking: Asking, store: dict[Any, tuple[Tensor, Tensor]]
+    model: Any,
+    processor: Any,
+    prompts: Sequence[Prompt],
+    asking: Asking,
+    store: dict[Any, tuple[Tensor, Tensor]],
+    *,
+    greedy: bool = False,
 ) -> list[Rollout]:
-    """G rollouts of every prompt, in order. Patches of all videos that were shown are put into ``store``, for scoring.
+    """G rollouts of every prompt, in order (greedy: one, of the likeliest tokens). Patches of all videos that were shown are put into ``store``, for scoring.
 
     Raises ``ValueError`` when the model's logits are not finite.
     """
-    group = asking.rollout.group
+    group = 1 if greedy else asking.rollout.group
     firsts: list[Segment] = []
     conversations: list[Conversation] = []
     for prompt in prompts:
         asked = turn_one_conversation(prompt.record.prompt, prompt.scan, wording=asking.wording)
         conversations.append(asked)
         firsts.append(_segment(processor, asked, [(prompt.slot, prompt.scan.indices)], store, asking.max_pixels))
-    noise = torch.stack([_noise(asking, prompt.slot, number, 1) for prompt in prompts for number in range(group)])
+    own = [(prompt.slot, number) for prompt in prompts for number in range(group)]
+    noise = None if greedy else torch.stack([_noise(asking, slot, number, 1) for slot, number in own])
     answers = sample(model, processor, firsts, store, asking.rollout, noise, repeats=group)
     rollouts = []
     for at, answer in enumerate(answers):
@@ -150,7 +157,8 @@ def roll_out(
         except ValueError:
             continue  # the first answer holds a control token in its text: nothing can be asked about it
     if looks:
-        noise = torch.stack([_noise(asking, rollouts[at].slot, rollouts[at].number, 2) for at, _, _ in looks])
+        own = [(rollouts[at].slot, rollouts[at].number) for at, _, _ in looks]
+        noise = None if greedy else torch.stack([_noise(asking, slot, number, 2) for slot, number in own])
         said_again = sample(model, processor, [segment for _, segment, _ in looks], store, asking.rollout, noise)
         for (at, segment, clip), answer in zip(looks, said_again, strict=True):
             second = _read(processor, answer, 2, clip)
@@ -207,10 +215,11 @@ def sample(
     segments: Sequence[Segment],
     store: Mapping[Any, tuple[Tensor, Tensor]],
     recipe: RolloutRecipe,
-    noise: Float[Tensor, "R N"],
+    noise: Float[Tensor, "R N"] | None,
     repeats: int = 1,
 ) -> list[tuple[int, ...]]:
     """``repeats`` sampled answers to each prompt, row by row (R = prompts × repeats), the end token included where it was drawn.
+    ``noise``: numbers in [0, 1) at which tokens are drawn; None takes the likeliest token.
 
     Raises ``ValueError`` when the logits are not finite.
     """
@@ -222,7 +231,7 @@ def sample(
         state, mask, following = (tensor.repeat_interleave(repeats, 0) for tensor in (state, mask, following))
     device = state.device
     forbidden = banned(processor, net.lm_head.weight.shape[0]).to(device)
-    noise = noise.to(device, torch.float32)
+    noise = None if noise is None else noise.to(device, torch.float32)
     rows = mask.shape[0]
     drawn = torch.full((rows, recipe.max_new_tokens), end, dtype=torch.long, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -232,9 +241,9 @@ def sample(
         logits = net.lm_head(state).float() / recipe.temperature
         if not torch.isfinite(logits).all():
             raise ValueError("the policy's logits are NaN or infinite while sampling; lower run.lr and start from a fresh out=")
-        heaped = logits.masked_fill(forbidden, -torch.inf).softmax(-1).cumsum(-1)
-        chosen = torch.searchsorted(heaped, noise[:, step : step + 1] * heaped[:, -1:], right=True).squeeze(1)
-        chosen = torch.where(ended, end, chosen.clamp(max=heaped.shape[1] - 1))
+        logits = logits.masked_fill(forbidden, -torch.inf)
+        chosen = logits.argmax(-1) if noise is None else drawn_at(logits.softmax(-1), noise[:, step])
+        chosen = torch.where(ended, end, chosen)
         drawn[:, step] = chosen
         ended |= chosen == end
         if step + 1 == recipe.max_new_tokens or bool(ended.all()):
@@ -250,6 +259,14 @@ def sample(
     for row in drawn[:, : step + 1].tolist():
         answers.append(tuple(row[: row.index(end) + 1] if end in row else row))
     return answers
+
+
+def drawn_at(shares: Float[Tensor, "R V"], at: Float[Tensor, " R"]) -> Int64[Tensor, " R"]:
+    """The token whose stretch of the summed-up distribution holds each number in [0, 1). One of probability 0 is never drawn."""
+    heaped = shares.cumsum(-1)
+    chosen = torch.searchsorted(heaped, at[:, None] * heaped[:, -1:], right=True).squeeze(1)
+    last = shares.shape[1] - 1 - (shares > 0).flip(1).int().argmax(1)  # rounding may point behind the last stretch
+    return torch.minimum(chosen, last)
 
 
 def prefill(

@@ -21,6 +21,7 @@ ALLOWED = {
     "plugins": VALUES | {"vlm", "cac", "rewards", "plugins", "recipe"},
     "data": VALUES | {"vlm", "cac", "data"},
     "evaluation": VALUES | {"rewards", "generation", "data", "evaluation", "recipe"},
+    "training": VALUES | {"vlm", "cac", "data", "recipe", "training"},
     "miniature": None,  # anything but the command line
     "cli": None,
     "__init__": {"video"},

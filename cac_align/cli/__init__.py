@@ -1,6 +1,6 @@
 """`cac-align`: every verb of the package. Progress goes to stderr, results to stdout; exit status 0 means: it did what was asked.
 
-demo | score | best-of-n | world | data | evaluate | report | annotate | serve | doctor | vbench-env
+demo | score | best-of-n | train | world | data | evaluate | report | annotate | serve | doctor | vbench-env
 
 Each verb runs again where it stopped. ``--set key=value`` overrides a recipe's keys (OmegaConf's dot notation).
 """
@@ -85,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     world.add_argument("--out", type=Path, required=True)
     world.add_argument("--world", choices=("full", "studio"), default="full")
     add_data_verbs(verb("data", "data", "run_validate", "annotated videos: check, convert, explain, split into stages"), _late)
+    train = verb("train", "train", "run_train", "train CaC: single frames, then clips, then two-turn GRPO")
+    train.add_argument("stage", choices=("stage1", "stage2", "stage3"))
+    train.add_argument("recipe", type=Path, help="YAML, see recipes/cac and recipes/miniature")
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="out=DIR and any other key of the recipe")
     _evaluate_verbs(verb("evaluate", "judging", "run_bench", "how good is a judge, how good are the videos"), _late)
     report = verb(
         "report", "judging", "run_report", "one self-contained HTML page: before against after, or what a training run rewarded"

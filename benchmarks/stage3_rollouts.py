@@ -1,0 +1,113 @@
+"""How many two-turn rollouts a second stage 3 takes, against a plain loop that encodes the video again for each of them.
+
+python benchmarks/stage3_rollouts.py [--model miniature|FOLDER] [--videos 4] [--group 8] [--tokens 320] [--wording brief] [--threads 1]
+
+Clips of the miniature world, G rollouts each. "shared" is ``training.rollout.roll_out``; "plain" is, per rollout, the processor, then
+transformers' ``generate`` with sampling, for each turn. Printed: rollouts per second, tokens, and the ratio of one run. Goal: 3 ×.
+On a GPU also the peak of memory beyond weights at G and at 2 G, and the size of one rollout's keys and values, which alone may grow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import torch
+
+from cac_align.answer import read_answer
+from cac_align.cac.prompts import turn_one_conversation, turn_two_conversation
+from cac_align.cac.two_turn import unusable
+from cac_align.data.records import Record
+from cac_align.judgement import hull
+from cac_align.training.policy import ModelRecipe, load
+from cac_align.training.rollout import Asking, Prompt, RolloutRecipe, banned, open_prompt, roll_out
+from cac_align.vlm.inputs import encode_one
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="miniature")
+    parser.add_argument("--videos", type=int, default=4)
+    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=320)
+    parser.add_argument("--wording", default="brief")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, processor = load(ModelRecipe(path=options.model, dtype="bfloat16" if device == "cuda" else "float32"))
+    model = model.to(device).eval()
+    prompts = clips(options.videos)
+    asking = Asking(RolloutRecipe(options.group, 1.0, options.tokens), options.wording, 8.0, None, 0, 0)
+    roll_out(model, processor, prompts[:1], asking, {})  # warm
+    began = time.perf_counter()
+    shared = roll_out(model, processor, prompts, asking, {})
+    shared_s = time.perf_counter() - began
+    began = time.perf_counter()
+    torch.manual_seed(0)
+    plain = [plainly(model, processor, prompt, asking) for prompt in prompts for _ in range(options.group)]
+    plain_s = time.perf_counter() - began
+    count = len(shared)
+    for name, seconds, tokens in (("shared", shared_s, sum(r.num_tokens for r in shared)), ("plain", plain_s, sum(plain))):
+        print(f"{name:7s} {seconds:7.2f} s  {count / seconds:7.2f} rollouts/s  {tokens} tokens  {tokens / seconds:8.1f} tokens/s")
+    print(
+        f"ratio, rollouts per second: {plain_s / shared_s:.2f}x (goal 3x); per token: {plain_s / sum(plain) * sum(r.num_tokens for r in shared) / shared_s:.2f}x"
+    )
+    if device == "cuda":
+        memory(model, processor, prompts, asking)
+
+
+def clips(count: int) -> list[Prompt]:
+    from cac_align.miniature.world import STUDIO, make_clip
+
+    prompts = []
+    for slot in range(count):
+        clip = make_clip(2_000_000 + slot, STUDIO, anomalous=bool(slot % 2))
+        length, height, width, _ = clip.pixels.shape
+        record = Record(str(slot), "", clip.prompt, clip.fps, length, width, height, clip.status, clip.anomalies)
+        prompts.append(open_prompt(slot, record, clip.video(), 4.0))
+    return prompts
+
+
+@torch.no_grad()
+def plainly(model: Any, processor: Any, prompt: Prompt, asking: Asking) -> int:
+    """One rollout with nothing shared; returns how many tokens it wrote."""
+    asked = turn_one_conversation(prompt.record.prompt, prompt.scan, wording=asking.wording)
+    text, count = generate(model, processor, asked, asking)
+    first = read_answer(text, number=1, frames=prompt.scan.indices, times_s=prompt.scan.times_s)
+    if unusable(first) is not None or first.status == "normal":
+        return count
+    clip = prompt.video.clip(hull([a.window for a in first.anomalies if a.window is not None]), asking.look_fps)
+    asked = turn_two_conversation(prompt.record.prompt, clip, first, wording=asking.wording)
+    return count + generate(model, processor, asked, asking)[1]
+
+
+def generate(model: Any, processor: Any, asked: Any, asking: Asking) -> tuple[str, int]:
+    row = {name: tensor.to(model.device) for name, tensor in encode_one(processor, asked).items()}
+    forbidden = banned(processor, model.lm_head.weight.shape[0]).nonzero().flatten().tolist()
+    limits = {"max_new_tokens": asking.rollout.max_new_tokens, "suppress_tokens": forbidden}
+    out = model.generate(**row, do_sample=True, top_k=0, top_p=1.0, temperature=1.0, **limits)[0, row["input_ids"].shape[1] :]
+    return processor.tokenizer.decode(out, skip_special_tokens=True), len(out)
+
+
+def memory(model: Any, processor: Any, prompts: list[Prompt], asking: Asking) -> None:
+    from dataclasses import replace
+
+    for factor in (1, 2):
+        more = replace(asking, rollout=replace(asking.rollout, group=factor * asking.rollout.group))
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        rollouts = roll_out(model, processor, prompts, more, {})
+        peak = (torch.cuda.max_memory_allocated() - before) / 2**20
+        config = model.config.text_config
+        longest = max(sum(segment.ids.shape[1] for segment in r.segments[-1:]) + asking.rollout.max_new_tokens for r in rollouts)
+        row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2 * longest / 2**20
+        print(
+            f"G = {more.rollout.group}: peak beyond weights {peak:.0f} MiB; keys and values of one rollout at most {row:.2f} MiB"
+        )
+
+
+if __name__ == "__main__":
+    main()

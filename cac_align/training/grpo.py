@@ -1,0 +1,323 @@
+"""Stage 3: two-turn GRPO. Sample whole two-turn rollouts, score them, and move the policy towards the better of each group.
+
+GrpoRecipe → draw(step) → roll_out (G per video) → terms → advantages → log p under policy and reference → loss (Eq. 12) → out/final
+
+A step is one batch of videos with G rollouts each and ``updates`` optimiser steps on them. The reference is the model the stage started
+from, frozen. ``rollouts.jsonl`` shows every rollout: both answers, judgement, terms, advantage.
+Under FSDP a rank's sampling would have to meet the others' token by token; use DDP or DeepSpeed ZeRO-2 for this stage.
+
+Source: CaC (arXiv 2605.11723) Sec. 3.2-3.3, Appendix C.1-C.2.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cac_align.training import objective
+from cac_align.training.policy import AnswerLogProbs, ModelRecipe, answer_mask, load, make_batch, on
+from cac_align.training.rollout import Asking, Prompt, Rollout, RolloutRecipe, open_prompt, roll_out
+from cac_align.training.run import Keeping, Run, bar, read_rows, replace_text, shares, start_accelerator
+from cac_align.training.samples import DataRecipe, Sample, Stage, draw, read_stage
+from cac_align.training.terms import NAMES, Terms, TermWeights, terms
+from cac_align.training.trial import mean, trial
+from cac_align.training.watch import WatchRecipe, alarm
+
+
+@dataclass(frozen=True)
+class ObjectiveRecipe:
+    """epsilon: clip of Eq. 9. beta: weight of the KL term (Eq. 12; 0 loads no reference). updates: optimiser steps per batch of rollouts.
+
+    eps_advantage: ε_A of Eq. 8. reference_dtype: of the frozen copy.
+    """
+
+    epsilon: float = 0.2
+    beta: float = 0.04
+    updates: int = 1
+    eps_advantage: float = 1e-4
+    reference_dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class GrpoRecipe:
+    """batch: videos per step over all processes (even: half normal). rollout_videos: rolled out together on a process.
+
+    micro_batch: rollouts per forward and backward pass; must divide the rollouts of a process. eval_videos: held-out records per evaluation.
+    """
+
+    out: str = "runs/cac/stage3"
+    batch: int = 8
+    rollout_videos: int = 4
+    micro_batch: int = 8
+    eval_videos: int = 32
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    rollout: RolloutRecipe = field(default_factory=RolloutRecipe)
+    weights: TermWeights = field(default_factory=TermWeights)
+    grpo: ObjectiveRecipe = field(default_factory=ObjectiveRecipe)
+    watch: WatchRecipe = field(default_factory=WatchRecipe)
+    run: Keeping = field(default_factory=lambda: Keeping(steps=250, warmup_steps=0, lr=1e-6, final_lr=1.0))
+
+    def __post_init__(self) -> None:
+        if self.batch < 2 or self.batch % 2:
+            raise ValueError(f"batch must be even and at least 2 (half normal, half abnormal), received {self.batch}")
+        if self.grpo.updates < 1 or self.rollout_videos < 1 or self.micro_batch < 1:
+            raise ValueError("expected grpo.updates, rollout_videos and micro_batch to be at least 1")
+        if self.grpo.beta < 0 or not 0 < self.grpo.epsilon < 1:
+            raise ValueError(f"expected grpo.beta >= 0 and epsilon in (0, 1), received {self.grpo.beta} and {self.grpo.epsilon}")
+
+
+def train_grpo(recipe: GrpoRecipe) -> Path:
+    """Run or resume stage 3; returns the folder with the final weights (``out/final``). ``out/best``: the best evaluation's.
+
+    Raises ``ValueError`` for unusable data, another recipe's folder, a loss that is not finite, and when the watch says collapse.
+    """
+    stage = read_stage(recipe.data, ("scan",), recipe.run.seed)
+    accelerator = start_accelerator(recipe.run, recipe.model.mixed_precision, 1)
+    if str(accelerator.distributed_type).endswith("FSDP"):
+        raise ValueError("stage 3 samples from whole weights: use recipes/cac/accelerate/ddp.yaml or zero2.yaml instead of FSDP")
+    rank, world = accelerator.process_index, accelerator.num_processes
+    own = len(shares(range(recipe.batch), 1, rank, world)) * recipe.rollout.group
+    accelerator.gradient_accumulation_steps = len(shares(range(own), recipe.micro_batch, 0, 1))
+    model, processor = load(recipe.model)
+    run = Run(recipe.out, recipe, recipe.run, accelerator, AnswerLogProbs(model, recipe.rollout.temperature), processor)
+    if run.finished:
+        return run.out / "final"
+    reference = _reference(recipe, run) if recipe.grpo.beta else None
+    table = run.out / "rollouts.jsonl"
+    if run.log is not None:
+        kept = [row for row in read_rows(table) if row["step"] <= run.step]
+        replace_text(table, "".join(json.dumps(row) + "\n" for row in kept))
+    progress = bar(run, "stage 3")
+    while run.step < recipe.run.last:
+        began = time.time()
+        batch = _collect(stage, recipe, run)
+        sampled_s = time.time() - began
+        row = _update(batch, recipe, run, reference)
+        run.step += 1
+        progress.update(1)
+        everyone = _gather(run, batch.rows)
+        figures = summary(everyone)
+        progress.set_postfix(reward=f"{figures['reward']:.3f}", normal=f"{figures['normal_rate']:.2f}", refresh=False)
+        run.write(
+            {
+                **figures,
+                **row,
+                "left_out": len(stage.bad),
+                "rollout_s": round(sampled_s, 3),
+                "seconds": round(time.time() - began, 3),
+            }
+        )
+        stop = None
+        if run.log is not None:
+            with table.open("a", encoding="utf-8") as lines:
+                lines.writelines(json.dumps({"step": run.step, **one}) + "\n" for one in everyone)
+            stop = alarm(run.log.rows, recipe.watch)
+        (stop,) = _agreed(run, [stop])
+        due = recipe.run.eval_every and (run.step % recipe.run.eval_every == 0 or run.step == recipe.run.steps)
+        if due and stage.held_out:
+            asking = _asking(recipe, run.step)
+            measured = trial(run, stage, asking, recipe.weights, videos=recipe.eval_videos, together=recipe.rollout_videos)
+            best = run.keep_best(measured["held_out_reward"], "held_out_reward")
+            run.write({**measured, "best": best})
+        if due or run.step % recipe.run.save_every == 0 or run.step == recipe.run.last or stop:
+            run.save()
+        if stop:
+            raise ValueError(f"{run.out}: stopped after step {run.step}: {stop}")
+    progress.close()
+    return run.write_model("final")
+
+
+def _reference(recipe: GrpoRecipe, run: Run) -> AnswerLogProbs:
+    """The model the stage started from, frozen."""
+    from dataclasses import replace
+
+    model, _ = load(replace(recipe.model, dtype=recipe.grpo.reference_dtype, gradient_checkpointing=False))
+    return AnswerLogProbs(model.to(run.device).eval().requires_grad_(False), recipe.rollout.temperature)
+
+
+# ---- a batch of rollouts --------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Collected:
+    """This process's rollouts of one step, with their advantages, the videos they saw, and one table row each."""
+
+    rollouts: list[Rollout]
+    advantages: list[float]
+    store: dict[Any, tuple[Tensor, Tensor]]
+    rows: list[dict[str, Any]]
+
+
+def _collect(stage: Stage, recipe: GrpoRecipe, run: Run) -> _Collected:
+    accelerator = run.accelerator
+    drawn = list(enumerate(draw(stage, run.step, recipe.batch)))
+    own = [part[0] for part in shares(drawn, 1, accelerator.process_index, accelerator.num_processes)]
+    prompts = [_open(stage, slot, sample) for slot, sample in own]
+    asking = _asking(recipe, run.step)
+    store: dict[Any, tuple[Tensor, Tensor]] = {}
+    rollouts: list[Rollout] = []
+    run.module.eval()  # no gradient checkpointing while a cache is in use
+    for at in range(0, len(prompts), recipe.rollout_videos):
+        with run.autocast():
+            rollouts += roll_out(run.model, run.processor, prompts[at : at + recipe.rollout_videos], asking, store)
+    run.module.train()
+    earned = [None if r.error else terms(r.first, r.second, r.ending, r.record, r.scan_times_s, recipe.weights) for r in rollouts]
+    rewards = torch.tensor([math.nan if one is None else one.total for one in earned], dtype=torch.float64).view(
+        len(prompts), recipe.rollout.group
+    )
+    gains = objective.advantages(rewards, recipe.grpo.eps_advantage).flatten().tolist()
+    rows = [rollout_row(*each) for each in zip(rollouts, earned, gains, strict=True)]
+    return _Collected(rollouts, gains, store, rows)
+
+
+def _asking(recipe: GrpoRecipe, step: int) -> Asking:
+    return Asking(recipe.rollout, recipe.data.wording, recipe.data.look_fps, recipe.model.max_pixels, recipe.run.seed, step)
+
+
+def _open(stage: Stage, slot: int, sample: Sample) -> Prompt:
+    """The drawn video, or the next readable one of its class where it cannot be read (it is counted)."""
+    pool = stage.training[sample.task, stage.records[sample.record].status]
+    at = pool.index(sample)
+    for step in range(len(pool)):
+        candidate = pool[(at + step) % len(pool)]
+        record = stage.records[candidate.record]
+        try:
+            return open_prompt(slot, record, stage.video(record), stage.recipe.scan_fps)
+        except ValueError as error:
+            stage.leave_out(candidate, str(error))
+    raise ValueError(f"no readable {stage.records[sample.record].status} video is left")
+
+
+def rollout_row(rollout: Rollout, earned: Terms | None, advantage: float) -> dict[str, Any]:
+    """One line of rollouts.jsonl."""
+    return {
+        "slot": rollout.slot,
+        "rollout": rollout.number,
+        "record": rollout.record.id,
+        "truth": rollout.record.status,
+        "ending": rollout.ending,
+        "status": [turn.status for turn in (rollout.first, rollout.second) if turn is not None],
+        "malformed": rollout.malformed,
+        "tokens": rollout.num_tokens,
+        "error": rollout.error,
+        "terms": None if earned is None else earned.to_json(),
+        "advantage": advantage,
+        "turns": [turn.to_json() for turn in (rollout.first, rollout.second) if turn is not None],
+    }
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The step's figures over all processes' rollouts; IoU terms over anomalous videos."""
+    count = len(rows)
+    scored = [row["terms"] for row in rows if row["terms"] is not None]
+    groups: dict[int, list[float]] = {}
+    for row in rows:
+        groups.setdefault(row["slot"], []).append(row["advantage"])
+    said = [row["status"][-1] for row in rows]
+    figures = {
+        "reward": mean([one["total"] for one in scored]),
+        "accuracy": sum(one == row["truth"] for one, row in zip(said, rows, strict=True)) / count,
+        "normal_rate": said.count("normal") / count,
+        "answer_tokens": sum(row["tokens"] for row in rows) / count,
+        "dead_groups": sum(not any(group) for group in groups.values()) / len(groups),
+        "malformed": sum(row["malformed"] for row in rows) / count,
+        "unscored": 1 - len(scored) / count,
+        "second_turns": sum(row["ending"] == "second turn" for row in rows) / count,
+    }
+    for name in NAMES:
+        figures[f"term_{name}"] = mean([one[name] for one in scored if one[name] is not None])
+    return figures
+
+
+def _agreed(run: Run, said: list[Any]) -> list[Any]:
+    """What the main process said, on every process."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list(said) if run.accelerator.num_processes > 1 else said
+
+
+def _gather(run: Run, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from accelerate.utils import gather_object
+
+    everyone = gather_object(rows) if run.accelerator.num_processes > 1 else rows
+    return sorted(everyone, key=lambda row: (row["slot"], row["rollout"]))
+
+
+# ---- the update -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Micro:
+    """Some rollouts ready to be scored: their segments' batch, which rollout each segment belongs to, and what does not change."""
+
+    batch: dict[str, Tensor]
+    owners: list[list[int]]
+    advantage: Tensor
+    reference: Tensor | None = None
+    old: Tensor | None = None
+
+
+def _update(collected: _Collected, recipe: GrpoRecipe, run: Run, reference: AnswerLogProbs | None) -> dict[str, float]:
+    """``updates`` optimiser steps on these rollouts; returns the figures of the last one."""
+    device = run.device
+    total = recipe.batch * recipe.rollout.group
+    micros = [_micro(run, collected, at, recipe.micro_batch) for at in range(0, len(collected.rollouts), recipe.micro_batch)]
+    for micro in micros:
+        with torch.no_grad(), run.autocast():
+            if reference is not None:
+                micro.reference = side_by_side(reference(on(device, micro.batch)), micro.owners)
+            if recipe.grpo.updates > 1:
+                micro.old = side_by_side(run.module(on(device, micro.batch)), micro.owners)
+    figures: dict[str, float] = {}
+    for _ in range(recipe.grpo.updates):
+        seen: list[tuple[float, float, float]] = []
+        norm = run.descend(_losses(micros, recipe, run, total, seen))
+        sums = torch.tensor(seen, dtype=torch.float64, device=device).sum(0) if seen else torch.zeros(3, device=device)
+        loss, kl, outside = run.accelerator.reduce(sums, "sum").tolist()
+        figures = {"loss": loss, "kl": kl / total, "clipped_share": outside / total, "norm": norm}
+    return {**figures, "lr": run.optimizer.param_groups[0]["lr"]}
+
+
+def _micro(run: Run, collected: _Collected, at: int, size: int) -> _Micro:
+    part = collected.rollouts[at : at + size]
+    segments = [segment for rollout in part for segment in rollout.segments]
+    owners, count = [], 0
+    for rollout in part:
+        owners.append(list(range(count, count + len(rollout.segments))))
+        count += len(rollout.segments)
+    gains = torch.tensor(collected.advantages[at : at + size], dtype=torch.float32, device=run.device)
+    return _Micro(make_batch(run.processor, segments, collected.store), owners, gains)
+
+
+def _losses(
+    micros: Sequence[_Micro], recipe: GrpoRecipe, run: Run, total: int, seen: list[tuple[float, float, float]]
+) -> Iterator[Any]:
+    for micro in micros:
+
+        def part(micro: _Micro = micro) -> Tensor:
+            log_p = side_by_side(run.module(on(run.device, micro.batch)), micro.owners)
+            mask = side_by_side(answer_mask(micro.batch).to(run.device), micro.owners)
+            old = log_p.detach() if micro.old is None else micro.old
+            found = objective.loss(
+                log_p, old, micro.reference, micro.advantage, mask, epsilon=recipe.grpo.epsilon, beta=recipe.grpo.beta
+            )
+            value = found.loss / total
+            seen.append((value.item(), found.kl, found.clipped_share))
+            return value
+
+        yield part
+
+
+def side_by_side(values: Tensor, owners: Sequence[Sequence[int]]) -> Tensor:
+    """(segments, T) → (rollouts, 2 T): each rollout's turns in one row, zeros (False) where there was no second turn."""
+    blank = torch.zeros_like(values[0])
+    return torch.stack([torch.cat([values[rows[0]], values[rows[1]] if len(rows) > 1 else blank]) for rows in owners])

@@ -1,0 +1,323 @@
+"""Two-turn rollouts of the policy: G sampled first turns per video, each cropped along its own window, G second turns.
+
+prompt + video → turn 1 prompt, prefilled once → its cache repeated G times → G answers → G windows → G clips → G answers → Rollout
+
+The vision encoder runs once per distinct video and turn, whatever G is, and turn 1's prompt goes through the language model once.
+Prompts are prefilled a few rows at a time, so only the cache of keys and values grows with G. Tokens are drawn by inverting the
+distribution at numbers that belong to (seed, step, video, rollout, turn): what else shares the batch does not matter. Tokens that
+stand for no text (vision placeholders, the chat's marks) are never drawn.
+
+Source: CaC (arXiv 2605.11723) Sec. 3.2 (stage 3), Appendix C.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from transformers import DynamicCache
+
+from cac_align.answer import read_answer
+from cac_align.cac.prompts import turn_one_conversation, turn_two_conversation
+from cac_align.cac.two_turn import unusable
+from cac_align.data.records import Record
+from cac_align.judgement import Turn, hull
+from cac_align.training.policy import Segment, core, keep_videos, make_batch, on, position_ids
+from cac_align.training.samples import end_token, seeded
+from cac_align.training.terms import Ending
+from cac_align.video import Frames, Video
+from cac_align.vlm.inputs import encode_one
+from cac_align.vlm.protocol import Conversation
+from cac_align.vlm.spelling import text_and_ends, vocabulary
+
+
+@dataclass(frozen=True)
+class RolloutRecipe:
+    """group: G rollouts per video. temperature: of sampling and of scoring. max_new_tokens: per turn. context: as in ``TwoTurn``.
+
+    prefill_rows: prompts that go through the language model together. scan_fps, look_fps, wording come from the data's recipe.
+    """
+
+    group: int = 8
+    temperature: float = 1.0
+    max_new_tokens: int = 1024
+    context: Literal["fresh", "continued"] = "fresh"
+    prefill_rows: int = 4
+
+    def __post_init__(self) -> None:
+        if self.group < 2:
+            raise ValueError(f"rollout.group must be at least 2 (advantages compare rollouts), received {self.group}")
+        if self.temperature <= 0 or self.max_new_tokens < 1 or self.prefill_rows < 1:
+            raise ValueError("rollout: expected temperature > 0, max_new_tokens >= 1 and prefill_rows >= 1")
+        if self.context not in ("fresh", "continued"):
+            raise ValueError(f"rollout.context must be 'fresh' or 'continued', received {self.context!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One video to be judged. slot: its place in the step's batch, from which its random numbers come."""
+
+    slot: int
+    record: Record
+    video: Video
+    scan: Frames
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """One complete rollout: what was said in both turns, how it ended, and the segments that are scored.
+
+    ``error``: why it has no score (its clip could not be read: not the policy's fault), or None.
+    """
+
+    slot: int
+    number: int
+    record: Record
+    first: Turn
+    second: Turn | None
+    ending: Ending
+    scan_times_s: tuple[float, ...]
+    segments: tuple[Segment, ...]
+    error: str | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(segment.answer) for segment in self.segments)
+
+    @property
+    def malformed(self) -> bool:
+        """An answer broke its schema, or no clip could be cut."""
+        return self.ending == "window" or not self.first.valid or (self.second is not None and not self.second.valid)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How turns are asked and drawn: the recipe's parts, gathered."""
+
+    rollout: RolloutRecipe
+    wording: str
+    look_fps: float
+    max_pixels: int | None
+    seed: int
+    step: int
+
+
+def open_prompt(slot: int, record: Record, video: Video, scan_fps: float) -> Prompt:
+    """Raises ``ValueError`` when the video cannot be read."""
+    return Prompt(slot, record, video, video.sample(scan_fps))
+
+
+@torch.no_grad()
+def roll_out(
+    model: Any,
+    processor: Any,
+    prompts: Sequence[Prompt],
+    asking: Asking,
+    store: dict[Any, tuple[Tensor, Tensor]],
+    *,
+    greedy: bool = False,
+) -> list[Rollout]:
+    """G rollouts of every prompt, in order (greedy: one, of the likeliest tokens). Patches of all videos that were shown are put into ``store``, for scoring.
+
+    Raises ``ValueError`` when the model's logits are not finite.
+    """
+    group = 1 if greedy else asking.rollout.group
+    firsts: list[Segment] = []
+    conversations: list[Conversation] = []
+    for prompt in prompts:
+        asked = turn_one_conversation(prompt.record.prompt, prompt.scan, wording=asking.wording)
+        conversations.append(asked)
+        firsts.append(_segment(processor, asked, [(prompt.slot, prompt.scan.indices)], store, asking.max_pixels))
+    own = [(prompt.slot, number) for prompt in prompts for number in range(group)]
+    noise = None if greedy else torch.stack([_noise(asking, slot, number, 1) for slot, number in own])
+    answers = sample(model, processor, firsts, store, asking.rollout, noise, repeats=group)
+    rollouts = []
+    for at, answer in enumerate(answers):
+        prompt, number = prompts[at // group], at % group
+        said = _read(processor, answer, 1, prompt.scan)
+        ending: Ending = "normal" if unusable(said) is None and said.status == "normal" else "window"
+        scored = replace(firsts[at // group], answer=answer)
+        rollouts.append(Rollout(prompt.slot, number, prompt.record, said, None, ending, prompt.scan.times_s, (scored,)))
+    looks = []
+    for at, rollout in enumerate(rollouts):
+        if rollout.ending == "normal" or unusable(rollout.first) is not None:
+            continue
+        try:
+            clip, asked = _look(prompts[at // group], conversations[at // group], rollout, asking)
+        except ValueError as error:
+            rollouts[at] = replace(rollout, error=f"its clip cannot be read: {error}")
+            continue
+        videos = [*firsts[at // group].videos * (asking.rollout.context == "continued"), (rollout.slot, clip.indices)]
+        try:
+            looks.append((at, _segment(processor, asked, videos, store, asking.max_pixels), clip))
+        except ValueError:
+            continue  # the first answer holds a control token in its text: nothing can be asked about it
+    if looks:
+        own = [(rollouts[at].slot, rollouts[at].number) for at, _, _ in looks]
+        noise = None if greedy else torch.stack([_noise(asking, slot, number, 2) for slot, number in own])
+        said_again = sample(model, processor, [segment for _, segment, _ in looks], store, asking.rollout, noise)
+        for (at, segment, clip), answer in zip(looks, said_again, strict=True):
+            second = _read(processor, answer, 2, clip)
+            segments = (*rollouts[at].segments, replace(segment, answer=answer))
+            rollouts[at] = replace(rollouts[at], second=second, ending="second turn", segments=segments)
+    return rollouts
+
+
+def _look(prompt: Prompt, before: Conversation, rollout: Rollout, asking: Asking) -> tuple[Frames, Conversation]:
+    """crop(f, y1), and what the second turn is asked about it. Raises ``ValueError`` when the clip cannot be read."""
+    window = hull([anomaly.window for anomaly in rollout.first.anomalies if anomaly.window is not None])
+    clip = prompt.video.clip(window, asking.look_fps)
+    chat = before if asking.rollout.context == "continued" else None
+    return clip, turn_two_conversation(prompt.record.prompt, clip, rollout.first, wording=asking.wording, before=chat)
+
+
+def _segment(
+    processor: Any, asked: Conversation, videos: Sequence[Any], store: dict[Any, tuple[Tensor, Tensor]], max_pixels: int | None
+) -> Segment:
+    row = encode_one(processor, asked, max_pixels=max_pixels)
+    keep_videos(row, videos, store)
+    return Segment(row["input_ids"], (), tuple(videos))
+
+
+def _noise(asking: Asking, slot: int, number: int, turn: int) -> Float[Tensor, " N"]:
+    """The numbers in [0, 1) at which this rollout's tokens are drawn."""
+    source = seeded(asking.seed, asking.step, slot, number, turn)
+    return torch.rand(asking.rollout.max_new_tokens, generator=source, dtype=torch.float64)
+
+
+def _read(processor: Any, answer: tuple[int, ...], number: Literal[1, 2], shown: Frames) -> Turn:
+    text, _ = text_and_ends(vocabulary(processor.tokenizer), answer)
+    turn = read_answer(text, number=number, frames=shown.indices, times_s=shown.times_s)
+    if answer and answer[-1] == end_token(processor):
+        return turn
+    return replace(turn, faults=(*turn.faults, "truncated: the answer hit the token limit"))
+
+
+# ---- sampling -------------------------------------------------------------------------------------------------------
+
+
+def banned(processor: Any, size: int) -> Bool[Tensor, " V"]:
+    """Tokens that may never be drawn: every special token but the end, and ids that stand for no text."""
+    known = [index for index, piece in enumerate(vocabulary(processor.tokenizer).of_id[:size]) if piece is not None]
+    out = torch.ones(size, dtype=torch.bool)
+    out[[*known, end_token(processor)]] = False
+    return out
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    processor: Any,
+    segments: Sequence[Segment],
+    store: Mapping[Any, tuple[Tensor, Tensor]],
+    recipe: RolloutRecipe,
+    noise: Float[Tensor, "R N"] | None,
+    repeats: int = 1,
+) -> list[tuple[int, ...]]:
+    """``repeats`` sampled answers to each prompt, row by row (R = prompts × repeats), the end token included where it was drawn.
+    ``noise``: numbers in [0, 1) at which tokens are drawn; None takes the likeliest token.
+
+    Raises ``ValueError`` when the logits are not finite.
+    """
+    net = core(model)
+    end = end_token(processor)
+    cache, state, mask, following = prefill(model, processor, segments, store, recipe.prefill_rows)
+    if repeats > 1:
+        cache.batch_repeat_interleave(repeats)
+        state, mask, following = (tensor.repeat_interleave(repeats, 0) for tensor in (state, mask, following))
+    device = state.device
+    forbidden = banned(processor, net.lm_head.weight.shape[0]).to(device)
+    noise = None if noise is None else noise.to(device, torch.float32)
+    rows = mask.shape[0]
+    drawn = torch.full((rows, recipe.max_new_tokens), end, dtype=torch.long, device=device)
+    ended = torch.zeros(rows, dtype=torch.bool, device=device)
+    mask = torch.nn.functional.pad(mask, (0, recipe.max_new_tokens), value=1)
+    length = mask.shape[1] - recipe.max_new_tokens
+    for step in range(recipe.max_new_tokens):
+        logits = net.lm_head(state).float() / recipe.temperature
+        if not torch.isfinite(logits).all():
+            raise ValueError("the policy's logits are NaN or infinite while sampling; lower run.lr and start from a fresh out=")
+        logits = logits.masked_fill(forbidden, -torch.inf)
+        chosen = logits.argmax(-1) if noise is None else drawn_at(logits.softmax(-1), noise[:, step])
+        chosen = torch.where(ended, end, chosen)
+        drawn[:, step] = chosen
+        ended |= chosen == end
+        if step + 1 == recipe.max_new_tokens or bool(ended.all()):
+            break
+        state = net.model.language_model(
+            inputs_embeds=net.get_input_embeddings()(chosen)[:, None],
+            attention_mask=mask[:, : length + step + 1],
+            position_ids=(following + step)[None, :, None].expand(3, rows, 1),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+    answers = []
+    for row in drawn[:, : step + 1].tolist():
+        answers.append(tuple(row[: row.index(end) + 1] if end in row else row))
+    return answers
+
+
+def drawn_at(shares: Float[Tensor, "R V"], at: Float[Tensor, " R"]) -> Int64[Tensor, " R"]:
+    """The token whose stretch of the summed-up distribution holds each number in [0, 1). One of probability 0 is never drawn."""
+    heaped = shares.cumsum(-1)
+    chosen = torch.searchsorted(heaped, at[:, None] * heaped[:, -1:], right=True).squeeze(1)
+    last = shares.shape[1] - 1 - (shares > 0).flip(1).int().argmax(1)  # rounding may point behind the last stretch
+    return torch.minimum(chosen, last)
+
+
+def prefill(
+    model: Any, processor: Any, segments: Sequence[Segment], store: Mapping[Any, tuple[Tensor, Tensor]], rows: int
+) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
+    """Cache, last hidden state (B, H), mask (B, L) and next positions (B) of prompts, ``rows`` at a time: activations never hold more.
+
+    Each distinct video goes through the encoder once.
+    """
+    net = core(model)
+    features: dict[Any, Any] = {}
+    for key in dict.fromkeys(key for segment in segments for key in segment.videos):
+        patches, grid = (tensor.to(net.device) for tensor in store[key])
+        features[key] = net.model.get_video_features(patches, grid, return_dict=True)
+    length = max(segment.ids.shape[1] for segment in segments)
+    merged, states, masks, nexts = None, [], [], []
+    for at in range(0, len(segments), rows):
+        part = [replace(segment, answer=()) for segment in segments[at : at + rows]]
+        batch = make_batch(processor, part, store)
+        batch = {name: batch[name] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
+        short = length - batch["input_ids"].shape[1]  # one length for all parts: their caches are joined
+        batch = on(net.device, {name: torch.nn.functional.pad(tensor, (short, 0)) for name, tensor in batch.items()})
+        shown = [key for segment in part for key in segment.videos]
+        seen = _joined([features[key] for key in shown])
+        grids = torch.cat([store[key][1] for key in shown]).to(net.device) if shown else None
+        positions, following = position_ids(model, batch, grids)
+        cache = DynamicCache(config=net.config.text_config)
+        out = net.model(**batch, **seen, position_ids=positions, past_key_values=cache, use_cache=True)
+        states.append(out.last_hidden_state[:, -1])
+        masks.append(batch["attention_mask"])
+        nexts.append(following)
+        merged = cache if merged is None else _stacked(merged, cache, net.config.text_config)
+    return merged, torch.cat(states), torch.cat(masks), torch.cat(nexts)
+
+
+def _joined(outputs: Sequence[Any]) -> dict[str, Any]:
+    if not outputs:
+        return {}
+    kind = type(outputs[0])
+    levels = zip(*(output.deepstack_features for output in outputs), strict=True)
+    spread = kind(
+        pooler_output=tuple(output.pooler_output[0] for output in outputs),
+        deepstack_features=[tuple(level[0] for level in same) for same in levels],
+    )
+    return {"mm_encoder_outputs": {"video": spread}}
+
+
+def _stacked(first: DynamicCache, second: DynamicCache, config: Any) -> DynamicCache:
+    """One cache with the rows of both. Layer by layer, so that no more than one layer stands in memory twice."""
+    joined = DynamicCache(config=config)
+    for index, (a, b) in enumerate(zip(first.layers, second.layers, strict=True)):
+        joined.update(torch.cat([a.keys, b.keys]), torch.cat([a.values, b.values]), index)
+        a.keys = a.values = b.keys = b.values = None
+    return joined

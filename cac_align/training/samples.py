@@ -1,0 +1,283 @@
+"""A stage's training samples: read, checked, balanced, and turned into segments whose prompts are those of inference.
+
+records.jsonl + stage JSONL → read_stage → Stage (by task and class) → draw(step) → segment → policy.make_batch
+
+One line per sample: {"record", "task": frame | scan | look, "window": [start_s, end_s] (look), "frame": source index (frame),
+"answer", optionally "suspicion": [{"type", "reason"}] (look)}. Draws are a function of (seed, step) alone: pairs of one normal and one
+abnormal sample of the same task, each class walked through in its own shuffled order, so 1:1 holds in every batch.
+A look without a suspicion of its own is told the record's true anomalies, or (normal ones, and a share of the others) another
+record's, so that a suspicion alone does not give the answer away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from cac_align.cac.prompts import turn_one_conversation, turn_two_conversation
+from cac_align.data.records import Record, read_records
+from cac_align.judgement import Anomaly, Turn, Window
+from cac_align.training.policy import Segment, keep_videos
+from cac_align.video import Frames, Video
+from cac_align.vlm.inputs import encode_one
+from cac_align.vlm.protocol import Conversation
+
+Task = Literal["frame", "scan", "look"]
+TASKS: tuple[str, ...] = ("frame", "scan", "look")
+CLASSES: tuple[str, str] = ("normal", "abnormal")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One line of a stage file. ``window``: of a look, in seconds. ``frame``: source index of a single frame."""
+
+    record: str
+    task: Task
+    answer: str
+    window: Window | None = None
+    frame: int | None = None
+    suspicion: tuple[Anomaly, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """folder: holds records.jsonl and the videos. samples: the stage's JSONL, relative to it ("": every record, stage 3 only).
+
+    held_out: share of the records of each class that are kept for evaluation (at least one of each where > 0).
+    bad: a sample whose video is missing or broken is left out and counted ("skip"), or ends the run ("stop"); more than ``max_bad``
+    of all samples end it in any case. scan_fps, look_fps, wording: as in inference. look_share: of the pairs of stage 2.
+    foreign_suspicion: share of abnormal looks that are told another record's anomaly.
+    """
+
+    folder: str = "data"
+    samples: str = ""
+    held_out: float = 0.02
+    bad: str = "skip"
+    max_bad: float = 0.05
+    scan_fps: float = 4.0
+    look_fps: float = 8.0
+    wording: str = "full"
+    look_share: float = 3 / 7
+    foreign_suspicion: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.bad not in ("skip", "stop"):
+            raise ValueError(f"data.bad must be 'skip' or 'stop', received {self.bad!r}")
+        for name in ("held_out", "max_bad", "look_share", "foreign_suspicion"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.{name} is a share in [0, 1], received {getattr(self, name)}")
+
+
+@dataclass(eq=False)
+class Stage:
+    """What one stage learns from. ``training`` and ``held_out`` share no record. ``bad``: why samples were left out, by sample."""
+
+    folder: Path
+    records: Mapping[str, Record]
+    training: Mapping[tuple[str, str], tuple[Sample, ...]]
+    held_out: tuple[Sample, ...]
+    recipe: DataRecipe
+    seed: int
+    bad: dict[str, str] = field(default_factory=dict)
+    num_samples: int = 0
+
+    def video(self, record: Record) -> Video:
+        return Video.open(self.folder / record.video, fps=record.fps, name=record.id)
+
+    def leave_out(self, sample: Sample, why: str) -> None:
+        """Count a bad sample. Raises ``ValueError`` where the recipe says stop, or when there are too many."""
+        self.bad[f"{sample.record}/{sample.task}"] = why
+        if self.recipe.bad == "stop":
+            raise ValueError(
+                f"sample {sample.record}/{sample.task}: {why}; mend it, or set data.bad=skip to leave such samples out"
+            )
+        if len(self.bad) > self.recipe.max_bad * self.num_samples:
+            raise ValueError(
+                f"{len(self.bad)} of {self.num_samples} samples of {self.folder} cannot be used, more than data.max_bad="
+                f"{self.recipe.max_bad:g} allows; the last one, {sample.record}/{sample.task}: {why}"
+            )
+
+
+def read_stage(recipe: DataRecipe, tasks: Sequence[str], seed: int) -> Stage:
+    """Read and check a stage's records and samples.
+
+    Raises ``ValueError`` naming file and line for what cannot be read, and for an empty split, a missing class or task.
+    """
+    folder = Path(recipe.folder)
+    path = folder / "records.jsonl"
+    if not path.is_file():
+        raise ValueError(f"data.folder: {path} does not exist; expected records.jsonl there")
+    records = {record.id: record for record in read_records(path)}
+    if recipe.samples:
+        samples = [sample for sample in read_samples(folder / recipe.samples, records, tasks) if sample.task in tasks]
+    else:
+        samples = [Sample(record.id, "scan", "") for record in records.values()]
+    where = folder / recipe.samples if recipe.samples else path
+    if not samples:
+        raise ValueError(f"{where}: the split is empty; expected samples of task {' or '.join(tasks)}")
+    kept_aside = _held_out(records, {sample.record for sample in samples}, recipe.held_out, seed)
+    stage = Stage(folder, records, {}, (), recipe, seed, num_samples=len(samples))
+    present = []
+    exists = {record: (folder / records[record].video).is_file() for record in {sample.record for sample in samples}}
+    for sample in samples:
+        if exists[sample.record]:
+            present.append(sample)
+        else:
+            stage.leave_out(sample, f"its video {folder / records[sample.record].video} does not exist")
+    stage.held_out = tuple(sample for sample in present if sample.record in kept_aside)
+    by: dict[tuple[str, str], list[Sample]] = {(task, status): [] for task in tasks for status in CLASSES}
+    for sample in present:
+        if sample.record not in kept_aside:
+            by[sample.task, records[sample.record].status].append(sample)
+    for (task, status), found in by.items():
+        if not found:
+            raise ValueError(
+                f"{where}: no {status} sample of task {task!r} is left to train on; each stage needs both classes, 1:1"
+            )
+    stage.training = {key: tuple(found) for key, found in by.items()}
+    return stage
+
+
+def read_samples(path: Path, records: Mapping[str, Record], tasks: Sequence[str] = TASKS) -> Iterable[Sample]:
+    """Stream a stage file. Raises ``ValueError`` naming the line and what is wrong with it."""
+    if not path.is_file():
+        raise ValueError(f"data.samples: {path} does not exist")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                yield _sample(json.loads(line), records, tasks)
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}:{number}: not a sample: {error}") from error
+
+
+def _sample(row: Mapping[str, Any], records: Mapping[str, Record], tasks: Sequence[str]) -> Sample:
+    if row["record"] not in records:
+        raise ValueError(f"record {row['record']!r} is not in records.jsonl")
+    if row["task"] not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, received {row['task']!r}")
+    window = Window(*row["window"]) if row.get("window") is not None else None
+    if row["task"] == "look" and window is None:
+        raise ValueError("a look needs its window, [start_s, end_s]")
+    if row["task"] == "frame" and not isinstance(row.get("frame"), int):
+        raise ValueError(f"a frame sample needs its source index, received {row.get('frame')!r}")
+    if row["task"] in tasks and not isinstance(row.get("answer"), str):
+        raise ValueError("answer must be a string")
+    claims = tuple(Anomaly(item["type"], None, item.get("reason", "")) for item in row.get("suspicion") or ())
+    return Sample(row["record"], row["task"], row.get("answer") or "", window, row.get("frame"), claims)
+
+
+def _held_out(records: Mapping[str, Record], used: set[str], share: float, seed: int) -> set[str]:
+    """The records kept for evaluation: per class, those whose hash is lowest. The same whatever the order of the files."""
+    kept: set[str] = set()
+    for status in CLASSES:
+        names = [name for name in used if records[name].status == status]
+        names.sort(key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())
+        kept |= set(names[: math.ceil(share * len(names))])
+    return kept
+
+
+# ---- drawing --------------------------------------------------------------------------------------------------------
+
+
+def draw(stage: Stage, step: int, batch: int) -> list[Sample]:
+    """The samples of one step: ``batch`` / 2 pairs, normal then abnormal. A function of (seed, step) alone."""
+    pairs = batch // 2
+    tasks = sorted({task for task, _ in stage.training}, key=TASKS.index)
+    drawn = []
+    for pair in range(step * pairs, (step + 1) * pairs):
+        task, number = _task_of(pair, tasks, stage.recipe.look_share)
+        for status in CLASSES:
+            pool = stage.training[task, status]
+            drawn.append(pool[_shuffled(stage.seed, task, status, number // len(pool), len(pool))[number % len(pool)]])
+    return drawn
+
+
+def _task_of(pair: int, tasks: Sequence[str], look_share: float) -> tuple[str, int]:
+    """Task of the pair-th pair, and how many of that task came before it: looks are spread evenly among scans."""
+    if len(tasks) == 1:
+        return tasks[0], pair
+    before, after = math.floor(pair * look_share + 1e-9), math.floor((pair + 1) * look_share + 1e-9)
+    return ("look", before) if after > before else ("scan", pair - before)
+
+
+@lru_cache(maxsize=16)
+def _shuffled(seed: int, task: str, status: str, epoch: int, length: int) -> np.ndarray:
+    return np.random.default_rng(_number(seed, task, status, epoch)).permutation(length)
+
+
+# ---- from sample to segment -----------------------------------------------------------------------------------------
+
+NO_FIRST_LOOK = "There was no first look: this is a single frame."
+
+
+def conversation(stage: Stage, sample: Sample) -> tuple[Conversation, Frames]:
+    """What the model is asked for this sample, exactly as at inference. Raises ``ValueError`` when the video cannot be read."""
+    record, recipe = stage.records[sample.record], stage.recipe
+    video = stage.video(record)
+    if sample.task == "scan":
+        frames = video.sample(recipe.scan_fps)
+        return turn_one_conversation(record.prompt, frames, wording=recipe.wording), frames
+    if sample.task == "frame":
+        frames = video.frames([sample.frame], fps=recipe.look_fps)
+        first = Turn(1, "", frames.indices, "abnormal", (), NO_FIRST_LOOK)
+    else:
+        frames = video.clip(sample.window, recipe.look_fps)
+        first = Turn(1, "", frames.indices, "abnormal", sample.suspicion or _suspicion(stage, sample, record))
+    return turn_two_conversation(record.prompt, frames, first, wording=recipe.wording), frames
+
+
+def _suspicion(stage: Stage, sample: Sample, record: Record) -> tuple[Anomaly, ...]:
+    rng = np.random.default_rng(_number(stage.seed, sample))
+    if record.status == "abnormal" and rng.random() >= stage.recipe.foreign_suspicion:
+        return record.anomalies
+    others = stage.training["look", "abnormal"]
+    return stage.records[others[int(rng.integers(len(others)))].record].anomalies
+
+
+def segment(stage: Stage, sample: Sample, processor: Any, store: dict[Any, Any], max_pixels: int | None = None) -> Segment:
+    """The sample as token ids, its video put into ``store``. Raises ``ValueError`` when video or answer cannot be used."""
+    asked, frames = conversation(stage, sample)
+    answer = processor.tokenizer(sample.answer, add_special_tokens=False).input_ids
+    if set(answer) & set(processor.tokenizer.all_special_ids):
+        raise ValueError(f"the answer {sample.answer[:60]!r} holds a special token; answers are plain text")
+    row = encode_one(processor, asked, max_pixels=max_pixels)
+    key = (sample.record, frames.indices)
+    keep_videos(row, [key], store)
+    return Segment(row["input_ids"], (*answer, end_token(processor)), (key,))
+
+
+def usable(stage: Stage, sample: Sample, processor: Any, store: dict[Any, Any], max_pixels: int | None = None) -> Segment:
+    """``segment``, or that of the next usable sample of the same task and class where this one cannot be used (it is counted)."""
+    pool = stage.training[sample.task, stage.records[sample.record].status]
+    at = pool.index(sample)
+    for step in range(len(pool)):
+        candidate = pool[(at + step) % len(pool)]
+        try:
+            return segment(stage, candidate, processor, store, max_pixels)
+        except ValueError as error:
+            stage.leave_out(candidate, str(error))
+    raise ValueError(f"no usable {sample.task} sample of class {stage.records[sample.record].status} is left")
+
+
+def end_token(processor: Any) -> int:
+    return int(processor.tokenizer.convert_tokens_to_ids("<|im_end|>"))
+
+
+def seeded(*parts: object) -> torch.Generator:
+    """A CPU generator that is a function of its parts alone."""
+    return torch.Generator().manual_seed(_number(*parts))
+
+
+def _number(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1

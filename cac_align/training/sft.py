@@ -1,0 +1,146 @@
+"""Stages 1 and 2: supervised fine-tuning on single frames (LoRA), then on whole videos and close looks (all weights).
+
+SftRecipe → read_stage → draw(step) → segments → log p of the answers → mean cross-entropy over the batch's answer tokens → out/final
+
+Stage 1 adapts vision encoder, merger and language model with LoRA and merges it at the end; stage 2 trains every weight on turn-1 tasks
+(4 fps, whole video) and turn-2 tasks (8 fps, one window) mixed. Evaluation is the same loss on held-out records; the best is kept.
+
+Source: CaC (arXiv 2605.11723) Sec. 3.2, Appendix C.2.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cac_align.training.policy import AnswerLogProbs, ModelRecipe, Segment, answer_mask, load, make_batch, on, with_lora
+from cac_align.training.run import Keeping, Run, bar, shares, start_accelerator
+from cac_align.training.samples import DataRecipe, Sample, Stage, draw, read_stage, segment, usable
+
+TASKS_OF: dict[int, tuple[str, ...]] = {1: ("frame",), 2: ("scan", "look")}
+
+
+@dataclass(frozen=True)
+class SftRecipe:
+    """stage: 1 or 2. batch: samples per step over all processes (even: half normal). micro_batch: samples per forward pass.
+
+    lora_rank: 0 trains all weights; then lora_alpha has no meaning. eval_batches: held-out micro-batches per evaluation and process.
+    """
+
+    stage: int = 1
+    out: str = "runs/cac/stage1"
+    batch: int = 16
+    micro_batch: int = 2
+    lora_rank: int = 32
+    lora_alpha: int = 64
+    eval_batches: int = 16
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    run: Keeping = field(default_factory=Keeping)
+
+    def __post_init__(self) -> None:
+        if self.stage not in TASKS_OF:
+            raise ValueError(f"stage must be 1 (single frames) or 2 (videos and clips), received {self.stage}")
+        if self.batch < 2 or self.batch % 2:
+            raise ValueError(f"batch must be even and at least 2 (half normal, half abnormal), received {self.batch}")
+        if self.micro_batch < 1 or self.lora_rank < 0:
+            raise ValueError(f"expected micro_batch >= 1 and lora_rank >= 0, received {self.micro_batch} and {self.lora_rank}")
+
+
+def train_sft(recipe: SftRecipe) -> Path:
+    """Run or resume stage 1 or 2; returns the folder with the final weights (``out/final``). ``out/best``: the best evaluation's.
+
+    Raises ``ValueError`` for unusable data, another recipe's folder, a batch that the processes cannot share, or a loss that is not finite.
+    """
+    stage = read_stage(recipe.data, TASKS_OF[recipe.stage], recipe.run.seed)
+    accelerator = start_accelerator(recipe.run, recipe.model.mixed_precision, 1)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    accelerator.gradient_accumulation_steps = len(shares(range(recipe.batch), recipe.micro_batch, rank, world))
+    model, processor = load(recipe.model)
+    if recipe.lora_rank:
+        model = with_lora(model, recipe.lora_rank, recipe.lora_alpha, recipe.run.seed)
+    run = Run(recipe.out, recipe, recipe.run, accelerator, AnswerLogProbs(model), processor)
+    if run.finished:
+        return run.out / "final"
+    progress, began = bar(run, f"stage {recipe.stage}"), time.time()
+    while run.step < recipe.run.last:
+        batches, count = _prepare(stage, draw(stage, run.step, recipe.batch), recipe, run)
+        norm, loss = _descend(run, batches, count)
+        run.step += 1
+        progress.update(1)
+        progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        if run.step % recipe.run.log_every == 0 or run.step == recipe.run.last:
+            row = {"loss": loss, "norm": norm, "lr": run.optimizer.param_groups[0]["lr"], "tokens": int(count)}
+            run.write({**row, "left_out": len(stage.bad), "seconds": round(time.time() - began, 2)})
+        due = recipe.run.eval_every and (run.step % recipe.run.eval_every == 0 or run.step == recipe.run.steps)
+        if due and stage.held_out:
+            held_out = evaluate(run, stage, recipe)
+            best = run.keep_best(-held_out, "-held_out_loss")
+            run.write({"held_out_loss": held_out, "best": best})
+        if due or run.step % recipe.run.save_every == 0 or run.step == recipe.run.last:
+            run.save()
+    progress.close()
+    return run.write_model("final")
+
+
+def _prepare(stage: Stage, samples: Sequence[Sample], recipe: SftRecipe, run: Run) -> tuple[list[dict[str, Any]], float]:
+    """This process's micro-batches, and the number of answer tokens in the batch of all processes."""
+    accelerator = run.accelerator
+    batches = []
+    for part in shares(samples, recipe.micro_batch, accelerator.process_index, accelerator.num_processes):
+        store: dict[Any, Any] = {}
+        segments = [usable(stage, sample, run.processor, store, recipe.model.max_pixels) for sample in part]
+        batches.append(make_batch(run.processor, segments, store))
+    own = sum(int(answer_mask(batch).sum()) for batch in batches)
+    return batches, accelerator.reduce(torch.tensor(float(own), device=run.device), "sum").item()
+
+
+def _descend(run: Run, batches: Sequence[dict[str, Any]], count: float) -> tuple[float, float]:
+    """One step on the mean cross-entropy per answer token; returns the gradient's norm and the loss over all processes."""
+    seen: list[torch.Tensor] = []
+
+    def part(batch: dict[str, Any]) -> torch.Tensor:
+        value = -run.module(on(run.device, batch)).sum() / count
+        seen.append(value.detach())
+        return value
+
+    norm = run.descend(partial(part, batch) for batch in batches)
+    return norm, run.accelerator.reduce(torch.stack(seen).sum(), "sum").item()
+
+
+@torch.no_grad()
+def evaluate(run: Run, stage: Stage, recipe: SftRecipe) -> float:
+    """Mean cross-entropy per answer token on the held-out samples (the first ``eval_batches`` micro-batches of every process)."""
+    accelerator = run.accelerator
+    rank, world = accelerator.process_index, accelerator.num_processes
+    asked = stage.held_out[: recipe.eval_batches * recipe.micro_batch * world]
+    groups = [asked[at : at + recipe.micro_batch] for at in range(0, len(asked), recipe.micro_batch)]
+    rounds = math.ceil(len(groups) / world)
+    total = torch.zeros(2, device=run.device)
+    run.module.eval()
+    for number in range(rounds):  # every process takes as many passes: FSDP's must meet
+        own = groups[min(number * world + rank, len(groups) - 1)]
+        counts = number * world + rank < len(groups)
+        store: dict[Any, Any] = {}
+        segments: list[Segment] = []
+        for sample in own:
+            try:
+                segments.append(segment(stage, sample, run.processor, store, recipe.model.max_pixels))
+            except ValueError as error:
+                stage.leave_out(sample, str(error))
+        if not segments:
+            continue
+        batch = make_batch(run.processor, segments, store)
+        value = -run.module(on(run.device, batch)).sum()
+        if counts:
+            total += torch.stack([value.float(), answer_mask(batch).sum().to(run.device).float()])
+    run.module.train()
+    total = accelerator.reduce(total, "sum")
+    return (total[0] / total[1]).item() if total[1] else math.nan

@@ -1,0 +1,139 @@
+"""What a two-turn rollout earns: format, status, type, temporal and spatial terms, and their sum R(y) (Eq. 2-6).
+
+Turn 1, Turn 2 (or none) + Record → terms → Terms (each named, with the total)
+
+    R_fmt  = 1/2 Σ_t {0 if Valid_t, −1 otherwise}                                                                (2)
+    R_type, R_temp, R_spa: set, frame and box IoU against the truth (``cac_align.overlap``)                      (3-5)
+    R = w1 R_fmt + w2 γ̄ R_stat + m (w3 R̃_type + w4 R̃_temp + w5 R̃_spa),   R̃_k = 1 − γ̄ (1 − R_k)              (6)
+
+m is 1 for an anomalous video and 0 for a normal one; γ̄ is 1 for a normal one, else the mean of γ over its true anomalies (0.5 for a
+non-salient one, 1 otherwise). Where the paper is silent: on a normal video a wrong first turn costs −1 even if turn 2 takes it
+back; a rollout that ended in turn 1 has 0 for what turn 2 would have earned, and where it ended because no clip could be
+cut, −1 for turn 2's format. Eq. 5's M counts, as everywhere in this package, the true boxes on frames that both have boxed.
+
+Source: CaC (arXiv 2605.11723) Sec. 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cac_align.data.records import Record
+from cac_align.judgement import Anomaly, Box, Turn, Window
+from cac_align.overlap import spatial_iou, temporal_iou, two_turn_type_iou
+
+NAMES = ("format", "status", "type", "temporal", "spatial")
+
+Ending = Literal["normal", "window", "second turn"]
+"""How a rollout ended: turn 1 said normal; no clip could be cut along what turn 1 said; turn 2 was asked."""
+
+
+@dataclass(frozen=True)
+class TermWeights:
+    """w1 … w5 of Eq. 6, and γ of a salient and of a non-salient anomaly. Set a weight to 0 to train without that term."""
+
+    format: float = 1.0
+    status: float = 2.0
+    type: float = 2.0
+    temporal: float = 2.0
+    spatial: float = 5.0
+    salient: float = 1.0
+    non_salient: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("salient", "non_salient"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"weights.{name} is a discount in [0, 1], received {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Eq. 2-5 before weights and discount, and R(y) of Eq. 6. format, status in [−1, 0]; type, temporal, spatial in [0, 1].
+
+    The IoU terms of a normal video are None: they are masked out, not zero. discount: γ̄.
+    """
+
+    format: float
+    status: float
+    type: float | None
+    temporal: float | None
+    spatial: float | None
+    discount: float
+    total: float
+
+    def to_json(self) -> dict[str, float | None]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def terms(
+    first: Turn,
+    second: Turn | None,
+    ending: Ending,
+    record: Record,
+    times_s: Sequence[float],
+    weights: TermWeights = TermWeights(),
+) -> Terms:
+    """Eq. 2-6 for one rollout. ``times_s``: time stamps (seconds, source clock) of the frames that turn 1 was shown.
+
+    Raises ``ValueError`` when ``ending`` does not go with ``second``.
+    """
+    if (ending == "second turn") != (second is not None):
+        raise ValueError(f"ending {ending!r} does not go with {'a' if second else 'no'} second turn")
+    format_ = (_format(first.valid) + _format(ending != "window" if second is None else second.valid)) / 2
+    if record.status == "normal":
+        status = 0.0 if first.status == "normal" and ending == "normal" else -1.0
+        return Terms(format_, status, None, None, None, 1.0, weights.format * format_ + weights.status * status)
+    both = first.status == "abnormal" and second is not None and second.status == "abnormal"
+    status = 0.0 if both else -1.0
+    found = Terms(
+        format=format_,
+        status=status,
+        type=two_turn_type_iou(
+            types(first.anomalies), None if second is None else types(second.anomalies), types(record.anomalies)
+        ),
+        temporal=temporal_iou(windows(first.anomalies), windows(record.anomalies), times_s),
+        spatial=0.0 if second is None else spatial_iou(boxes(second.anomalies), boxes(record.anomalies)),
+        discount=discount(record.anomalies, weights),
+        total=0.0,
+    )
+    return _with_total(found, weights)
+
+
+def _with_total(found: Terms, weights: TermWeights) -> Terms:
+    """Eq. 6 for an anomalous video (m = 1)."""
+    gamma = found.discount
+    total = weights.format * found.format + weights.status * gamma * found.status
+    for name in ("type", "temporal", "spatial"):
+        total += getattr(weights, name) * (1 - gamma * (1 - getattr(found, name)))
+    return Terms(found.format, found.status, found.type, found.temporal, found.spatial, gamma, total)
+
+
+def discount(anomalies: Collection[Anomaly], weights: TermWeights = TermWeights()) -> float:
+    """γ̄: the mean discount over the true anomalies; one without a saliency label counts as salient. 1 when there are none."""
+    if not anomalies:
+        return 1.0
+    values = [weights.non_salient if anomaly.saliency == "non-salient" else weights.salient for anomaly in anomalies]
+    return sum(values) / len(values)
+
+
+def _format(valid: bool) -> float:
+    return 0.0 if valid else -1.0
+
+
+def types(anomalies: Collection[Anomaly]) -> set[str]:
+    return {anomaly.type for anomaly in anomalies}
+
+
+def windows(anomalies: Collection[Anomaly]) -> tuple[Window, ...]:
+    return tuple(anomaly.window for anomaly in anomalies if anomaly.window is not None)
+
+
+def boxes(anomalies: Collection[Anomaly]) -> dict[int, tuple[Box, ...]]:
+    """All boxes of all anomalies, by source frame."""
+    merged: dict[int, tuple[Box, ...]] = {}
+    for anomaly in anomalies:
+        for frame, found in anomaly.boxes.items():
+            merged[frame] = merged.get(frame, ()) + tuple(found)
+    return merged

@@ -1,0 +1,69 @@
+"""Stage 3's evaluation: the policy as it would be used, greedy and in two turns, on held-out records.
+
+held-out records → roll_out (greedy, one rollout each) → terms → mean reward, accuracy, IoUs
+
+One answer per turn, no retry: an answer that cannot be used is wrong and is counted as malformed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from cac_align.training.rollout import Asking, Prompt, Rollout, open_prompt, roll_out
+from cac_align.training.run import Run
+from cac_align.training.samples import Sample, Stage
+from cac_align.training.terms import TermWeights, terms
+
+
+def trial(run: Run, stage: Stage, asking: Asking, weights: TermWeights, *, videos: int, together: int) -> dict[str, float]:
+    """Figures over at most ``videos`` held-out records, half of each class where there are enough; every process judges its share."""
+    records = [stage.records[name] for name in dict.fromkeys(sample.record for sample in stage.held_out)]
+    sides = [[record for record in records if record.status == status] for status in ("normal", "abnormal")]
+    chosen = [record for side in sides for record in side[: max(1, videos // 2)]]
+    rank, world = run.accelerator.process_index, run.accelerator.num_processes
+    prompts: list[Prompt] = []
+    for slot, record in list(enumerate(chosen))[rank::world]:
+        try:
+            prompts.append(open_prompt(slot, record, stage.video(record), stage.recipe.scan_fps))
+        except ValueError as error:
+            stage.leave_out(Sample(record.id, "scan", ""), str(error))
+    rows: list[dict[str, Any]] = []
+    run.module.eval()
+    for at in range(0, len(prompts), together):
+        with run.autocast():
+            said = roll_out(run.model, run.processor, prompts[at : at + together], asking, {}, greedy=True)
+        rows += [judged(rollout, weights) for rollout in said if rollout.error is None]
+    run.module.train()
+    if world > 1:
+        from accelerate.utils import gather_object
+
+        rows = gather_object(rows)
+    return figures(rows)
+
+
+def judged(rollout: Rollout, weights: TermWeights) -> dict[str, Any]:
+    """One held-out video's verdict and terms. A rollout that never came to a verdict says None, which is wrong."""
+    earned = terms(rollout.first, rollout.second, rollout.ending, rollout.record, rollout.scan_times_s, weights)
+    deciding = rollout.second or rollout.first
+    said = None if rollout.ending == "window" else deciding.status
+    return {"truth": rollout.record.status, "said": said, "malformed": rollout.malformed, "terms": earned.to_json()}
+
+
+def figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Means over the rows; IoUs over anomalous videos, where a missed one counts 0."""
+    found = [row["terms"] for row in rows]
+    broken = [one for one in found if one["temporal"] is not None]
+    return {
+        "held_out_reward": mean([one["total"] for one in found]),
+        "held_out_accuracy": mean([float(row["said"] == row["truth"]) for row in rows]),
+        "held_out_temporal_iou": mean([one["temporal"] for one in broken]),
+        "held_out_spatial_iou": mean([one["spatial"] for one in broken]),
+        "held_out_malformed": mean([float(row["malformed"]) for row in rows]),
+        "held_out_videos": len(rows),
+    }
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

@@ -1,0 +1,71 @@
+"""Keeping a run: schedule, the log's cut, folders that are whole or absent, what may differ on resume, shares of a batch."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from cac_align.training.run import Keeping, Log, claim, flat, learning_rate, read_rows, replace_text, shares
+from cac_align.training.sft import SftRecipe
+
+
+def test_the_learning_rate_by_hand():
+    keeping = Keeping(steps=11, warmup_steps=2, lr=1.0, final_lr=0.2)
+    rates = [learning_rate(step, keeping) for step in range(11)]
+    assert rates[:3] == [0.5, 1.0, 1.0] and rates[10] == pytest.approx(0.2)
+    assert rates[6] == pytest.approx(0.2 + 0.8 * 0.5)  # half way down the cosine
+    assert all(a >= b for a, b in zip(rates[2:], rates[3:], strict=False))
+    constant = Keeping(steps=5, warmup_steps=0, lr=1e-6, final_lr=1.0)
+    assert {learning_rate(step, constant) for step in range(5)} == {1e-6}
+
+
+def test_the_log_is_cut_back_to_the_checkpoint_and_a_torn_line_is_dropped(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n{"step": 3, "lo')
+    log = Log(tmp_path, 1, Keeping(), SftRecipe())
+    log.write({"step": 2, "loss": 0.123456789, "kl": float("nan")})
+    assert read_rows(path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.123457, "kl": None}] == log.rows
+
+
+def test_tensorboard_gets_the_numbers(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = Log(tmp_path, 0, Keeping(tensorboard=True), SftRecipe())
+    log.write({"step": 1, "loss": 2.5, "best": True})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("loss")] == [2.5]
+
+
+def test_a_folder_belongs_to_one_recipe(tmp_path):
+    recipe = SftRecipe()
+    claim(tmp_path, recipe)
+    claim(tmp_path, replace(recipe, run=replace(recipe.run, threads=3, save_every=7)))  # these may differ
+    with pytest.raises(ValueError, match=r"holds a run with model.path=miniature, received model.path=other; give another out="):
+        claim(tmp_path, replace(recipe, model=replace(recipe.model, path="other")))
+    assert json.loads((tmp_path / "recipe.json").read_text())["run.lr"] == 1e-4 == flat(recipe)["run.lr"]
+
+
+def test_text_is_replaced_whole(tmp_path):
+    path = tmp_path / "checkpoint.json"
+    replace_text(path, "one")
+    replace_text(path, "two")
+    assert path.read_text() == "two" and [found.name for found in tmp_path.iterdir()] == ["checkpoint.json"]
+
+
+def test_shares_are_disjoint_complete_and_equally_many():
+    parts = [shares(range(16), 2, rank, 4) for rank in range(4)]
+    assert [len(part) for part in parts] == [2] * 4
+    assert sorted(item for part in parts for micro in part for item in micro) == list(range(16))
+    with pytest.raises(
+        ValueError, match="a batch of 6 cannot be cut into micro-batches of 2 on 2 processes; make it a multiple of 4"
+    ):
+        shares(range(6), 2, 0, 2)
+
+
+def test_wrong_schedules():
+    with pytest.raises(ValueError, match="run.steps must be at least 1"):
+        Keeping(steps=0)
+    with pytest.raises(ValueError, match="run.lr and run.clip_norm must be positive"):
+        Keeping(lr=0.0)

@@ -1,0 +1,138 @@
+"""Stage files: reading, balance, draws that depend on (seed, step) alone, prompts of inference, and bad input."""
+
+import json
+
+import pytest
+import tiny_qwen
+import tiny_stage
+
+from cac_align.training.samples import DataRecipe, Sample, conversation, draw, read_stage, segment, usable
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_stage.data_folder(tmp_path_factory.mktemp("data"), clips=8)
+
+
+def stage(folder, number=2, **changes):
+    recipe = DataRecipe(folder=str(folder), samples=f"stage{number}.jsonl", wording="brief", **{"held_out": 0.0, **changes})
+    return read_stage(recipe, {1: ("frame",), 2: ("scan", "look"), 3: ("scan",)}[number], 0)
+
+
+def test_every_batch_is_half_normal_and_looks_keep_their_share(folder):
+    found = stage(folder, look_share=0.25)
+    drawn = [sample for step in range(8) for sample in draw(found, step, 4)]
+    statuses = [found.records[sample.record].status for sample in drawn]
+    assert statuses == ["normal", "abnormal"] * 16
+    assert [sample.task for sample in drawn[::2]] == [sample.task for sample in drawn[1::2]]
+    assert sum(sample.task == "look" for sample in drawn) == 8  # a quarter of 32
+    # every sample of a class comes once before any comes twice
+    scans = [sample.record for sample in drawn if sample.task == "scan" and found.records[sample.record].status == "normal"]
+    assert len(set(scans[:4])) == 4 and len(set(scans[4:8])) == 4
+
+
+def test_a_step_does_not_depend_on_the_steps_before(folder):
+    assert draw(stage(folder), 5, 4) == draw(stage(folder), 5, 4)
+    found = stage(folder)
+    for step in range(5):
+        draw(found, step, 4)
+    assert draw(found, 5, 4) == draw(stage(folder), 5, 4)
+
+
+def test_held_out_records_are_of_both_classes_and_never_trained_on(folder):
+    found = stage(folder, held_out=0.25)
+    kept = {sample.record for sample in found.held_out}
+    assert {found.records[name].status for name in kept} == {"normal", "abnormal"} and len(kept) == 2
+    assert not kept & {sample.record for pool in found.training.values() for sample in pool}
+
+
+def test_prompts_are_those_of_inference(folder):
+    found = stage(folder)
+    (scan,) = (s for s in found.training["scan", "abnormal"] if s.record == "clip1")
+    asked, frames = conversation(found, scan)
+    assert frames.indices == (0, 4, 8, 12, 16) and "a ball 1" in asked[0].text and "5 frames" in asked[0].text
+    (look,) = (s for s in found.training["look", "normal"] if s.record == "clip0")
+    asked, frames = conversation(found, look)
+    assert frames.indices == (4, 6, 8, 10) and "Suspicion: Object Distortion: the ball melts" in asked[0].text
+    own = Sample("clip0", "look", "", look.window, suspicion=(tiny_stage.TRUE,))
+    assert "the ball melts" in conversation(found, own)[0][0].text
+    single = stage(folder, 1)
+    asked, frames = conversation(single, single.training["frame", "abnormal"][0])
+    assert frames.indices == (6,) and len(asked) == 1 and "the ball melts" not in asked[0].text
+
+
+def test_a_segment_ends_with_the_end_token_and_holds_the_answer(folder):
+    processor = tiny_qwen.processor(tiny_stage.tokenizer())
+    found, store = stage(folder), {}
+    sample = found.training["scan", "abnormal"][0]
+    made = segment(found, sample, processor, store)
+    ids = processor.tokenizer.convert_tokens_to_ids
+    assert made.answer == (ids(sample.answer), ids("<|im_end|>")) and len(store) == 1
+    with pytest.raises(ValueError, match="holds a special token"):
+        segment(found, Sample(sample.record, "scan", "<|im_end|>"), processor, store)
+
+
+def test_a_broken_video_is_replaced_by_one_of_its_class_and_counted(tmp_path):
+    folder = tiny_stage.data_folder(tmp_path)
+    (folder / "clip1.mp4").write_bytes(b"broken")
+    processor = tiny_qwen.processor(tiny_stage.tokenizer())
+    found = stage(folder, 3, max_bad=0.5)
+    bad = next(s for s in found.training["scan", "abnormal"] if s.record == "clip1")
+    made = usable(found, bad, processor, {})
+    assert made.videos[0][0] in ("clip3", "clip5") and list(found.bad) == ["clip1/scan"]
+    with pytest.raises(ValueError, match="sample clip1/scan: .*data.bad=skip"):
+        usable(stage(folder, 3, bad="stop"), bad, processor, {})
+
+
+def test_missing_videos(tmp_path):
+    folder = tiny_stage.data_folder(tmp_path)
+    (folder / "clip1.mp4").unlink()
+    found = stage(folder, 3, max_bad=0.2)
+    assert "does not exist" in found.bad["clip1/scan"]
+    assert {s.record for s in found.training["scan", "abnormal"]} == {"clip3", "clip5"}
+    with pytest.raises(ValueError, match="1 of 6 samples .* more than data.max_bad=0.1 allows"):
+        stage(folder, 3, max_bad=0.1)
+    with pytest.raises(ValueError, match="clip1.mp4 does not exist; mend it"):
+        stage(folder, 3, bad="stop")
+
+
+def rewrite(folder, rows):
+    (folder / "stage2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"record": "nobody"}, "stage2.jsonl:1: not a sample: record 'nobody' is not in records.jsonl"),
+        ({"task": "glance"}, "task must be one of frame, scan, look, received 'glance'"),
+        ({"task": "look", "window": None}, "a look needs its window"),
+        ({"task": "look", "window": [2, 1]}, "Window is inverted"),
+        ({"task": "frame", "frame": None}, "a frame sample needs its source index"),
+        ({"answer": None}, "answer must be a string"),
+    ],
+)
+def test_wrong_lines_are_named(folder, tmp_path, change, told):
+    made = tiny_stage.data_folder(tmp_path)
+    rewrite(made, [{"record": "clip0", "task": "scan", "window": None, "frame": None, "answer": "x", **change}])
+    with pytest.raises(ValueError, match=told):
+        stage(made)
+
+
+def test_empty_splits_and_missing_classes(tmp_path):
+    made = tiny_stage.data_folder(tmp_path)
+    rewrite(made, [])
+    with pytest.raises(ValueError, match="stage2.jsonl: the split is empty; expected samples of task scan or look"):
+        stage(made)
+    rows = [{"record": "clip0", "task": task, "window": [0, 0.5], "frame": None, "answer": "x"} for task in ("scan", "look")]
+    rewrite(made, rows)
+    with pytest.raises(ValueError, match="no abnormal sample of task 'scan' is left"):
+        stage(made)
+    with pytest.raises(ValueError, match="records.jsonl does not exist"):
+        stage(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="data.samples: .*nothing.jsonl does not exist"):
+        read_stage(DataRecipe(folder=str(made), samples="nothing.jsonl"), ("scan",), 0)
+
+
+def test_stage_three_needs_no_samples_file(folder):
+    found = read_stage(DataRecipe(folder=str(folder), held_out=0.0), ("scan",), 0)
+    assert sum(map(len, found.training.values())) == 8

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from cac_align.answer import read_answer
 from cac_align.cac.prompts import retry_conversation, turn_one_conversation, turn_two_conversation, wording_hash
@@ -208,6 +208,6 @@ def _decide(deciding: Sequence[_Asked], before: tuple[Turn, ...], claimed: Seque
     return Judgement(status, anomalies, turns, worst.turn.log_p_normal, worst.turn.log_p_abnormal)
 
 
-def passport(settings: TwoTurn, vlm: Vlm) -> Mapping[str, str]:
+def passport(settings: Any, vlm: Vlm) -> Mapping[str, str]:
     """Everything that identifies a judgement: the settings, the prompt hash, and the model's own passport."""
     return {**settings.passport(), **{f"vlm/{name}": value for name, value in vlm.passport.items()}}

@@ -23,6 +23,7 @@ from PIL import Image
 from cac_align.cac.readout import STATUS
 from cac_align.video import Frames, Video
 from cac_align.vlm.connect import connect
+from cac_align.vlm.dialogue import Question, hold
 from cac_align.vlm.protocol import Message, Readout, Vlm
 from cac_align.vlm.server import ServerVlm
 
@@ -570,6 +571,51 @@ def test_concurrency_holds_over_all_callers(serve: Any) -> None:
         for replies in callers.map(lambda _: vlm.answer([user()] * 4, max_new_tokens=5), range(4)):
             assert [reply.text for reply in replies] == ["fine"] * 4
     assert server.most_in_flight == 3 and len(server.requests) == 16
+
+
+def talk(name: str, *turns: str) -> Any:
+    """A dialogue of several turns; returns what it heard."""
+    heard = []
+    for turn in turns:
+        heard += [reply.text or reply.error for reply in (yield [Question(user(f"{name} {turn}"), 5)])]
+    return heard
+
+
+def test_a_second_turn_does_not_wait_for_the_first_turns_of_others(serve: Any) -> None:
+    second = threading.Event()
+
+    def respond(body: dict[str, Any], number: int) -> Answer:
+        text = body["messages"][0]["content"]
+        if text == "quick two":
+            second.set()
+        waited = second.wait(8) if text == "slow one" else True  # answered only once the other dialogue is at its second turn
+        return Answer(completion(f"{text}: {waited}"))
+
+    finished = []
+    vlm_for(serve(respond), concurrency=2).hold(
+        [talk("slow", "one"), talk("quick", "one", "two")], lambda number, heard: finished.append((number, heard))
+    )
+    assert sorted(finished) == [(0, ["slow one: True"]), (1, ["quick one: True", "quick two: True"])]
+
+
+def test_dialogues_keep_the_server_full_but_no_fuller(serve: Any) -> None:
+    server = serve(lambda body, number: Answer(completion("fine")).after(0.05))
+    results = hold(vlm_for(server, concurrency=3), [talk(str(n), "one", "two") for n in range(8)])
+    assert results == [["fine", "fine"]] * 8 and server.most_in_flight == 3 and len(server.requests) == 16
+
+
+def test_a_dialogue_that_raises_ends_the_call(serve: Any) -> None:
+    def broken() -> Any:
+        yield [Question(user("x"), 5)]
+        raise ValueError("no such wording")
+
+    def asks_nobody() -> Any:
+        yield [Question((), 5)]
+
+    with pytest.raises(ValueError, match="no such wording"):
+        hold(vlm_for(serve(lambda body, number: Answer(completion("fine")))), [broken()])
+    with pytest.raises(ValueError, match="dialogue 0's question has no user message"):
+        hold(vlm_for(serve(lambda body, number: Answer(completion("fine")))), [asks_nobody()])
 
 
 # ---- identity -----------------------------------------------------------------------------------------------------

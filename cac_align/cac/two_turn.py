@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from cac_align.answer import read_answer
 from cac_align.cac.prompts import retry_conversation, turn_one_conversation, turn_two_conversation, wording_hash
@@ -19,6 +19,7 @@ from cac_align.cac.readout import STATUS
 from cac_align.cac.schema import answer_schema
 from cac_align.judgement import Anomaly, Judgement, Turn, Window, hull
 from cac_align.video import Frames, Video, check_pairs
+from cac_align.vlm.dialogue import Dialogue, Question, hold
 from cac_align.vlm.protocol import Conversation, Reply, Vlm
 
 
@@ -57,9 +58,8 @@ class TwoTurn:
 
 @dataclass(frozen=True)
 class _Asked:
-    """One question of one turn: for which video, what was shown, what came back so far."""
+    """One question of one turn: what was shown, what came back so far."""
 
-    video: int
     number: Literal[1, 2]
     conversation: Conversation
     shown: Frames
@@ -79,51 +79,35 @@ def judge(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> list[Judgement]:
-    """Judge every video in two turns; all videos of a turn are asked together. One Judgement per video, in order.
+    """Judge every video in two turns, many at once; each goes on to turn 2 (or leaves) as soon as its own turn 1 is answered.
 
-    A video that cannot be read or judged gets a Judgement with ``error`` and touches no other. ``progress`` is called with the number
-    of videos that were finished. Raises ``ValueError`` when ``prompts`` and ``videos`` differ in length.
+    One Judgement per video, in order. A video that cannot be read or judged gets a Judgement with ``error`` and touches no other.
+    ``progress`` is called with the number of videos that were finished. Raises ``ValueError`` when ``prompts`` and ``videos`` differ
+    in length.
     """
     check_pairs(prompts, videos)
-    done: dict[int, Judgement] = {}
+    dialogues = [judge_one(prompt, video, settings) for prompt, video in zip(prompts, videos, strict=True)]
+    return hold(vlm, dialogues, progress=progress)
 
-    def finish(video: int, judgement: Judgement) -> None:
-        done[video] = judgement
-        if progress is not None:
-            progress(1)
 
-    scans = []
-    for video, (prompt, source) in enumerate(zip(prompts, videos, strict=True)):
-        try:
-            frames = source.sample(settings.scan_fps)
-        except ValueError as error:
-            finish(video, Judgement(None, error=f"video: {error}"))
-            continue
-        scans.append(_Asked(video, 1, turn_one_conversation(prompt, frames, wording=settings.wording), frames))
-
-    looks: list[_Asked] = []
-    turn_ones: dict[int, _Asked] = {}
-    for scan in _ask(vlm, scans, settings):
-        if scan.error is not None:
-            finish(scan.video, Judgement(None, turns=scan.turns, error=f"turn 1: {scan.error}"))
-        elif scan.turn.status == "normal":
-            finish(scan.video, _decide([scan], (), ()))
-        else:
-            turn_ones[scan.video] = scan
-            looks.extend(_second_looks(scan, prompts[scan.video], videos[scan.video], settings))
-
-    answers: dict[int, list[_Asked]] = {}
-    for look in _ask(vlm, looks, settings):
-        answers.setdefault(look.video, []).append(look)
-    for video, looked in answers.items():
-        scan = turn_ones[video]
-        failed = next((look for look in looked if look.error is not None), None)
-        if failed is not None:
-            turns = scan.turns + tuple(turn for look in looked for turn in look.turns)
-            finish(video, Judgement(None, turns=turns, error=f"turn 2: {failed.error}"))
-        else:
-            finish(video, _decide(looked, scan.turns, scan.turn.anomalies))
-    return [done[video] for video in range(len(videos))]
+def judge_one(prompt: str, video: Video, settings: TwoTurn) -> Dialogue[Judgement]:
+    """The method, for one video: a dialogue that asks its questions and returns the Judgement."""
+    try:
+        frames = video.sample(settings.scan_fps)
+    except ValueError as error:
+        return Judgement(None, error=f"video: {error}")
+    conversation = turn_one_conversation(prompt, frames, wording=settings.wording)
+    (scan,) = yield from _ask([_Asked(1, conversation, frames)], settings)
+    if scan.error is not None:
+        return Judgement(None, turns=scan.turns, error=f"turn 1: {scan.error}")
+    if scan.turn.status == "normal":
+        return _decide([scan], (), ())
+    looks = yield from _ask(_second_looks(scan, prompt, video, settings), settings)
+    failed = next((look for look in looks if look.error is not None), None)
+    if failed is not None:
+        turns = scan.turns + tuple(turn for look in looks for turn in look.turns)
+        return Judgement(None, turns=turns, error=f"turn 2: {failed.error}")
+    return _decide(looks, scan.turns, scan.turn.anomalies)
 
 
 def _second_looks(scan: _Asked, prompt: str, video: Video, settings: TwoTurn) -> list[_Asked]:
@@ -137,10 +121,10 @@ def _second_looks(scan: _Asked, prompt: str, video: Video, settings: TwoTurn) ->
         try:
             clip = video.clip(window, settings.look_fps)
         except ValueError as error:
-            looks.append(_Asked(scan.video, 2, (), scan.shown, error=f"clip {window.start_s:.2f}-{window.end_s:.2f} s: {error}"))
+            looks.append(_Asked(2, (), scan.shown, error=f"clip {window.start_s:.2f}-{window.end_s:.2f} s: {error}"))
             continue
         asked = turn_two_conversation(prompt, clip, turn_one, wording=settings.wording, before=before)
-        looks.append(_Asked(scan.video, 2, asked, clip))
+        looks.append(_Asked(2, asked, clip))
     return looks
 
 
@@ -155,17 +139,14 @@ def disjoint(windows: Sequence[Window]) -> list[Window]:
     return merged
 
 
-def _ask(vlm: Vlm, asked: Sequence[_Asked], settings: TwoTurn) -> list[_Asked]:
-    """Ask all questions together; whatever cannot be used is asked again, ``settings.retries`` times."""
+def _ask(asked: Sequence[_Asked], settings: TwoTurn) -> Dialogue[list[_Asked]]:
+    """Ask these questions; whatever cannot be used is asked again, ``settings.retries`` times."""
     results = list(asked)
     open_questions = [position for position, item in enumerate(results) if item.error is None]
     for attempt in range(settings.retries + 1):
         if not open_questions:
             break
-        conversations = [_next_conversation(results[position]) for position in open_questions]
-        number = results[open_questions[0]].number
-        schema = answer_schema(number) if settings.constrained else None
-        replies = vlm.answer(conversations, max_new_tokens=settings.max_new_tokens, schema=schema, readout=STATUS)
+        replies = yield [_question(results[position], settings) for position in open_questions]
         again = []
         for position, reply in zip(open_questions, replies, strict=True):
             results[position], retry = _read(results[position], reply, last=attempt == settings.retries)
@@ -175,8 +156,10 @@ def _ask(vlm: Vlm, asked: Sequence[_Asked], settings: TwoTurn) -> list[_Asked]:
     return results
 
 
-def _next_conversation(item: _Asked) -> Conversation:
-    return retry_conversation(item.conversation, item.turn) if item.turns else item.conversation
+def _question(item: _Asked, settings: TwoTurn) -> Question:
+    conversation = retry_conversation(item.conversation, item.turn) if item.turns else item.conversation
+    schema = answer_schema(item.number) if settings.constrained else None
+    return Question(conversation, settings.max_new_tokens, schema, STATUS)
 
 
 def _read(item: _Asked, reply: Reply, *, last: bool) -> tuple[_Asked, bool]:
@@ -225,6 +208,6 @@ def _decide(deciding: Sequence[_Asked], before: tuple[Turn, ...], claimed: Seque
     return Judgement(status, anomalies, turns, worst.turn.log_p_normal, worst.turn.log_p_abnormal)
 
 
-def passport(settings: TwoTurn, vlm: Vlm) -> Mapping[str, str]:
+def passport(settings: Any, vlm: Vlm) -> Mapping[str, str]:
     """Everything that identifies a judgement: the settings, the prompt hash, and the model's own passport."""
     return {**settings.passport(), **{f"vlm/{name}": value for name, value in vlm.passport.items()}}

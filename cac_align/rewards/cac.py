@@ -1,6 +1,8 @@
 """The CaC reward: judge in two turns, read R = P(normal) / (P(normal) + P(abnormal)) off the deciding turn (Eq. 7).
 
 prompts, videos → two_turn.judge → Judgement → Score in [0, 1], with the judgement as its evidence
+
+With ``VerdictOnly`` settings it is a different, cheaper reward under a name and passport of its own (see ``cac.verdict_only``).
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cac_align.cac import two_turn
+from cac_align.cac import two_turn, verdict_only
 from cac_align.cac.two_turn import TwoTurn
+from cac_align.cac.verdict_only import VerdictOnly
 from cac_align.judgement import Judgement
 from cac_align.rewards.reward import Score, check_pairs
 from cac_align.video import Video
@@ -23,18 +26,22 @@ from cac_align.weights import shipped
 class CaC:
     """CaC behind any vision-language model; a ``Reward``.
 
-    vlm: who is asked. settings: how (see ``TwoTurn``). min_mass: P(normal) + P(abnormal) below this means that the model wanted to
+    vlm: who is asked. settings: how (see ``TwoTurn``); with ``VerdictOnly`` the name is "cac_verdict_only" unless given. min_mass: P(normal) + P(abnormal) below this means that the model wanted to
     write something else, and there is no score. bounds: the range of its values, for ``normalise="range"``.
     """
 
     vlm: Vlm
-    settings: TwoTurn = field(default_factory=TwoTurn)
+    settings: TwoTurn | VerdictOnly = field(default_factory=TwoTurn)
     min_mass: float = 0.01
-    name: str = "cac"
+    name: str = ""
     bounds: tuple[float, float] = (0.0, 1.0)
 
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", "cac" if isinstance(self.settings, TwoTurn) else "cac_verdict_only")
+
     @classmethod
-    def load(cls, model: str, *, settings: TwoTurn | None = None, min_mass: float = 0.01, **backend: Any) -> CaC:
+    def load(cls, model: str, *, settings: TwoTurn | VerdictOnly | None = None, min_mass: float = 0.01, **backend: Any) -> CaC:
         """``model``: a checkpoint (folder or hub id) to run here, or the URL of an OpenAI-compatible server.
 
         backend: passed to ``LocalVlm.load`` (device, dtype, batch_size, …) or ``ServerVlm`` (served_model, concurrency, timeout_s, …).
@@ -49,13 +56,15 @@ class CaC:
 
     @property
     def passport(self) -> Mapping[str, str]:
-        return {"reward": "cac", "min_mass": repr(self.min_mass), **two_turn.passport(self.settings, self.vlm)}
+        kind = "cac" if isinstance(self.settings, TwoTurn) else "cac verdict only"
+        return {"reward": kind, "min_mass": repr(self.min_mass), **two_turn.passport(self.settings, self.vlm)}
 
     def judge(
         self, prompts: Sequence[str], videos: Sequence[Video], *, progress: Callable[[int], None] | None = None
     ) -> list[Judgement]:
         """The judgements themselves, one per video, in order."""
-        return two_turn.judge(self.vlm, prompts, videos, self.settings, progress=progress)
+        ask = two_turn.judge if isinstance(self.settings, TwoTurn) else verdict_only.judge
+        return ask(self.vlm, prompts, videos, self.settings, progress=progress)
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
         check_pairs(prompts, videos)

@@ -10,7 +10,7 @@ and older servers do not: ``layout`` records what this processor writes, and the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,34 +64,86 @@ def encode_one(
     device: torch.device | str | None = None,
 ) -> dict[str, torch.Tensor]:
     """One conversation, unpadded; keys and shapes as ``encode`` gives for a batch of one. Raises ``ValueError`` if it cannot be read."""
-    check(conversation)
-    for message in conversation:
-        _reject_control_tokens(processor.tokenizer, message)
-    prefix = conversation[-1].text if conversation[-1].role == "assistant" else None
-    asked = conversation if prefix is None else conversation[:-1]
-    text = processor.apply_chat_template(
-        [{"role": message.role, "content": _parts(message)} for message in asked],
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt or prefix is not None,
-    )
-    videos = [message.frames for message in asked if message.frames is not None and not message.as_images]
-    images = [message.frames for message in asked if message.frames is not None and message.as_images]
+    (row,) = _together(processor, [conversation], max_pixels, device, add_generation_prompt)
+    return row
+
+
+def _together(
+    processor: Any,
+    conversations: Sequence[Conversation],
+    max_pixels: int | None,
+    device: torch.device | str | None,
+    add_generation_prompt: bool = True,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """One call of the processor for all; then each conversation's own tokens, patches and grids."""
+    texts, shown = [], []
+    for conversation in conversations:
+        check(conversation)
+        for message in conversation:
+            _reject_control_tokens(processor.tokenizer, message)
+        asked = conversation[:-1] if conversation[-1].role == "assistant" else conversation
+        texts.append(
+            processor.apply_chat_template(
+                [{"role": message.role, "content": _parts(message)} for message in asked],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt or asked is not conversation,
+            )
+        )
+        shown.append([message for message in asked if message.frames is not None])
+    videos = [message.frames for messages in shown for message in messages if not message.as_images]
+    images = [message.frames for messages in shown for message in messages if message.as_images]
     encoded = processor(
-        text=[text],
+        text=texts,
         **_video_arguments(processor, videos, max_pixels, device),
         **_image_arguments(processor, images, max_pixels, device),
+        padding=True,
         return_tensors="pt",
     )
-    ids = encoded["input_ids"]
-    if prefix:
-        ids = torch.cat(
-            [ids, torch.tensor([processor.tokenizer(prefix, add_special_tokens=False).input_ids], dtype=ids.dtype)], dim=1
-        )
-    row = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": modality(processor, ids)}
-    for key in ("pixel_values_videos", "video_grid_thw", "pixel_values", "image_grid_thw"):
-        if key in encoded:
-            row[key] = encoded[key]
-    return row
+    at = {"pixel_values_videos": 0, "pixel_values": 0, "video_grid_thw": 0, "image_grid_thw": 0}
+    for number, (conversation, messages) in enumerate(zip(conversations, shown, strict=True)):
+        ids = encoded["input_ids"][number][encoded["attention_mask"][number].bool()][None]
+        if conversation[-1].role == "assistant" and conversation[-1].text:
+            begun = processor.tokenizer(conversation[-1].text, add_special_tokens=False).input_ids
+            ids = torch.cat([ids, torch.tensor([begun], dtype=ids.dtype)], dim=1)
+        row = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": modality(processor, ids)}
+        grids = {
+            "video": sum(not message.as_images for message in messages),
+            "image": sum(len(message.frames) for message in messages if message.as_images),
+        }
+        for kind, pixels in (("video", "pixel_values_videos"), ("image", "pixel_values")):
+            if not grids[kind]:
+                continue
+            grid = f"{kind}_grid_thw"
+            row[grid] = encoded[grid][at[grid] : at[grid] + grids[kind]].cpu()
+            patches = int(row[grid].prod(1).sum())
+            row[pixels] = encoded[pixels][at[pixels] : at[pixels] + patches]
+            at[grid], at[pixels] = at[grid] + grids[kind], at[pixels] + patches
+        yield row
+
+
+def encode_each(
+    processor: Any,
+    conversations: Sequence[Conversation],
+    *,
+    max_pixels: int | None = None,
+    device: torch.device | str | None = None,
+) -> list[dict[str, torch.Tensor] | Exception]:
+    """``encode_one`` of each, frames of all of them preprocessed together; in place of a row that failed, why.
+
+    The same rows come out as one by one: frames of one size are resized in one batch, pixel by pixel alike.
+    """
+    if len(conversations) > 1:
+        try:
+            return list(_together(processor, conversations, max_pixels, device))
+        except Exception:  # someone's failure: find out whose
+            pass
+    rows: list[dict[str, torch.Tensor] | Exception] = []
+    for conversation in conversations:
+        try:
+            rows.append(encode_one(processor, conversation, max_pixels=max_pixels, device=device))
+        except Exception as error:  # one conversation's failure is its own, whatever the processor raises
+            rows.append(error)
+    return rows
 
 
 def collate(rows: Sequence[Mapping[str, torch.Tensor]], *, pad_id: int) -> dict[str, torch.Tensor]:
@@ -189,7 +241,7 @@ def _image_arguments(processor: Any, images: Sequence[Frames], max_pixels: int |
 
 
 def _limit(half: Any, max_pixels: int | None, device: Any) -> dict[str, Any]:
-    options: dict[str, Any] = {} if device is None else {"device": torch.device(device).type}
+    options: dict[str, Any] = {} if device is None else {"device": str(torch.device(device))}
     if max_pixels is not None:
         smallest = min(half.size["shortest_edge"], max_pixels)
         options["size"] = {"shortest_edge": smallest, "longest_edge": max_pixels}

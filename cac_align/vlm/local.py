@@ -1,9 +1,9 @@
-"""A vision-language model in this process: transformers' Qwen3-VL through its own processor, batched and greedy.
+"""A vision-language model in this process: transformers' Qwen3-VL through its own processor, many answers at once, greedy.
 
-conversations → encode_one each (a bad one fails alone) → batches of similar length → decode → text → word_log_p → Reply
+dialogues → questions → encode_each (a bad one fails alone) → Engine (slots, refilled at once) → Reply → the dialogue goes on
 
-The same conversation gives the same text; probabilities agree to rounding whatever else shares its batch. A batch that does not fit
-into memory is halved. The inner loop (``greedy.decode``) knows batches and tensors only, so another engine can take its place.
+The same conversation gives the same text, and probabilities agree to rounding, whatever else is decoded beside it. What does not fit
+into memory is asked again with half as many at a time. How answers are decoded is ``engine``'s business alone.
 """
 
 from __future__ import annotations
@@ -11,35 +11,25 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import logging
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cac_align.vlm.greedy import decode, word_log_p
-from cac_align.vlm.inputs import check, collate, encode, encode_one, layout, pad_id
+from cac_align.vlm.dialogue import Dialogue, Floor, Question, hold
+from cac_align.vlm.engine import Engine
+from cac_align.vlm.inputs import encode, encode_each, encode_one, layout
+from cac_align.vlm.loading import check_torchvision, hash_files, hash_weights, load_model, usable_dtype
 from cac_align.vlm.protocol import Conversation, Readout, Reply
-from cac_align.vlm.spelling import text_and_ends, token_at, vocabulary
+from cac_align.vlm.row import Answer, Prompt
+from cac_align.vlm.spelling import vocabulary
 
 __all__ = ["LocalVlm", "check_torchvision", "encode", "encode_one", "set_threads"]
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class _Row:
-    """One conversation ready for the model. begun: text of the message to be continued. length: prompt tokens. limit: new tokens."""
-
-    inputs: Mapping[str, torch.Tensor]
-    begun: str
-    length: int
-    limit: int
 
 
 class LocalVlm:
@@ -81,41 +71,25 @@ class LocalVlm:
         batch_size: int = 16,
         max_pixels: int | None = None,
         revision: str | None = None,
+        attention: str = "sdpa",
     ) -> LocalVlm:
         """Load a folder or a hub id. device: default "cuda" where there is one, else "cpu". dtype: default bfloat16 on a GPU that
-        computes in it, float16 on older ones, float32 on the CPU.
+        computes in it, float16 on older ones, float32 on the CPU. attention: of the vision encoder, e.g. "flash_attention_2".
+        A dtype or attention that this device lacks is replaced, with a warning; the passport names what is really used.
 
         Raises ``ValueError`` when torchvision does not fit torch, or the checkpoint is not a Qwen3-VL.
         """
-        check_torchvision()
-        from transformers import AutoConfig, AutoProcessor, Qwen3VLForConditionalGeneration
-
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        kind = _dtype(dtype, device)
+        kind = usable_dtype(dtype, device)
         source = str(Path(path_or_id).resolve()) if Path(path_or_id).is_dir() else str(path_or_id)
-        try:
-            config = AutoConfig.from_pretrained(source, revision=revision)
-            if config.model_type != "qwen3_vl":
-                raise ValueError(f"{source}: expected a Qwen3-VL checkpoint (model_type qwen3_vl), found {config.model_type!r}")
-            processor = AutoProcessor.from_pretrained(source, revision=revision)
-            model, loading = Qwen3VLForConditionalGeneration.from_pretrained(
-                source, revision=revision, dtype=kind, attn_implementation="sdpa", output_loading_info=True
-            )
-        except OSError as error:
-            raise ValueError(f"{source}: could not be loaded as a folder or hub id of a Qwen3-VL: {error}") from error
-        # transformers fills absent weights with random numbers and only warns; a judge with random weights must not score.
-        if absent := sorted([*loading["missing_keys"], *map(str, loading["mismatched_keys"])]):
-            raise ValueError(
-                f"{source}: {len(absent)} weights are missing or have another shape, e.g. {absent[0]}; the checkpoint is broken"
-            )
-        model = model.to(device).eval()
+        model, processor = load_model(source, device=device, dtype=kind, revision=revision, attention=attention)
         commit = getattr(model.config, "_commit_hash", None) or revision
-        digest = _hash_files(Path(source)) if Path(source).is_dir() else (commit or "unknown")
+        digest = hash_files(Path(source)) if Path(source).is_dir() else (commit or "unknown")
         name = Path(source).resolve().name if Path(source).is_dir() else source
         found = cls(
             model, processor, name=name, batch_size=batch_size, max_pixels=max_pixels, weights_hash=digest, revision=commit
         )
-        found._reload = (source, device, str(kind).removeprefix("torch."), batch_size, max_pixels, revision)
+        found._reload = (source, device, str(kind).removeprefix("torch."), batch_size, max_pixels, revision, attention)
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -160,94 +134,59 @@ class LocalVlm:
             raise ValueError(f"max_new_tokens must not be negative, received {max_new_tokens}")
         if readout is not None and (not readout.words or not all(readout.words)):
             raise ValueError(f"readout needs at least one word and no empty ones, received {readout.words!r}")
-        with self._lock:
-            constraint = self._constraint(schema)
-            replies: list[Reply | None] = [None] * len(conversations)
-            order = sorted(range(len(conversations)), key=lambda number: (_cost(conversations[number]), number))
-            for at in range(0, len(order), self.batch_size):
-                batch = []
-                for number in order[at : at + self.batch_size]:
-                    try:
-                        batch.append((number, self._encode(conversations[number], max_new_tokens, constraint)))
-                    except Exception as error:  # one conversation's failure is its own reply, whatever the processor raises
-                        replies[number] = Reply("", error=f"could not be encoded: {error}")
-                for number, reply in self._in_parts(batch, constraint, readout):
-                    replies[number] = reply
-            return replies
+        self._constraint(schema)  # a schema that cannot be compiled is wrong for all
+        questions = [Question(conversation, max_new_tokens, schema, readout) for conversation in conversations]
+        return hold(self, [_one_question(question) for question in questions])
 
-    def _encode(self, conversation: Conversation, max_new_tokens: int, constraint: Any) -> _Row:
-        check(conversation)
+    def hold(self, dialogues: Sequence[Dialogue[Any]], done: Callable[[int, Any], None]) -> None:
+        """Carry on many dialogues at once, ``batch_size`` answers at a time; ``done(number, result)`` as each of them ends.
+
+        What is asked next starts as soon as there is a free slot, whatever the other dialogues are at, and keeps the keys and values
+        that its prompt shares with the question before. Raises whatever a dialogue raises.
+        """
+        with self._lock:
+            floor = Floor(dialogues, done)
+            engine = Engine(self._core, self.processor.tokenizer, slots=self.batch_size, eos=self._eos, banned=self._banned)
+
+            def take(count: int) -> list[Prompt]:
+                prompts: list[Prompt] = []
+                while len(prompts) < count and (items := floor.take(count - len(prompts))):
+                    for item, prompt in zip(items, self._encode([item.question for item in items]), strict=True):
+                        if isinstance(prompt, Exception):
+                            floor.give(item, Reply("", error=f"could not be encoded: {prompt}"))
+                        else:
+                            prompts.append(replace(prompt, tag=item, after=item.after))
+                return prompts
+
+            def finish(prompt: Prompt, answer: Answer) -> None:
+                floor.give(prompt.tag, _reply(prompt, answer))
+
+            engine.run(take, finish)
+
+    def _encode(self, questions: Sequence[Question]) -> list[Prompt | Exception]:
+        """Each question's prompt, or why it has none."""
+        device = self._core.device if self._core.device.type == "cuda" else None
+        conversations = [question.conversation for question in questions]
+        rows = encode_each(self.processor, conversations, max_pixels=self._max_pixels, device=device)
+        prompts: list[Prompt | Exception] = []
+        for question, row in zip(questions, rows, strict=True):
+            try:
+                prompts.append(row if isinstance(row, Exception) else self._prompt(question, row))
+            except ValueError as error:
+                prompts.append(error)
+        return prompts
+
+    def _prompt(self, question: Question, inputs: Mapping[str, torch.Tensor]) -> Prompt:
+        conversation = question.conversation
         begun = conversation[-1].text if conversation[-1].role == "assistant" else ""
+        constraint = self._constraint(question.schema)
         if constraint:
             constraint.start(begun)
-        inputs = encode_one(self.processor, conversation, max_pixels=self._max_pixels)
         length, room = inputs["input_ids"].shape[1], self._core.config.text_config.max_position_embeddings
         if length >= room:
             raise ValueError(f"the prompt has {length} tokens, but the model was made for {room}; show fewer or smaller frames")
-        return _Row(inputs, begun, length, min(max_new_tokens, room - length))
-
-    def _in_parts(
-        self, batch: Sequence[tuple[int, _Row]], constraint: Any, readout: Readout | None
-    ) -> Iterator[tuple[int, Reply]]:
-        """Numbered replies for one batch; in halves where the whole fails, down to the one conversation whose failure it is."""
-        if not batch:
-            return
-        numbers, rows = zip(*batch, strict=True)
-        found, fault = self._try(rows, constraint, readout)
-        if fault is None:
-            yield from zip(numbers, found, strict=True)
-        elif len(batch) == 1:
-            yield numbers[0], Reply("", error=fault, num_prompt_tokens=rows[0].length)
-        else:
-            half = (len(batch) + 1) // 2
-            log.warning("a batch of %d conversations failed, going on with batches of %d: %s", len(batch), half, fault)
-            yield from self._in_parts(batch[:half], constraint, readout)
-            yield from self._in_parts(batch[half:], constraint, readout)
-
-    def _try(self, *batch: Any) -> tuple[list[Reply], str | None]:
-        """Replies, or why the batch as a whole failed. The exception is let go of here, so that its tensors are freed before a retry."""
-        try:
-            return self._answer_batch(*batch), None
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            fault = f"out of memory: {error}"
-        except RuntimeError as error:
-            fault = f"out of memory: {error}" if "allocate memory" in str(error) else f"the model failed: {error}"
-            if not fault.startswith("out of memory"):
-                log.warning("model failure", exc_info=True)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return [], fault
-
-    def _answer_batch(self, rows: Sequence[_Row], constraint: Any, readout: Readout | None) -> list[Reply]:
-        tokenizer, core = self.processor.tokenizer, self._core
-        batch = collate([row.inputs for row in rows], pad_id=pad_id(self.processor))
-        decoded = decode(
-            core,
-            {key: value.to(core.device) for key, value in batch.items()},
-            limits=[row.limit for row in rows],
-            eos=self._eos,
-            banned=self._banned,
-            constraint=constraint,
-            matchers=[constraint.start(row.begun) for row in rows] if constraint else (),
-        )
-        table = vocabulary(tokenizer)
-        texts = [text_and_ends(table, tokens)[0] for tokens in decoded.tokens]
-        log_p: Sequence[Mapping[str, float] | None] = [None] * len(texts)
-        if readout is not None:
-            answers = zip(rows, texts, decoded.tokens, decoded.errors, strict=True)
-            places = [None if error else _place(table, readout, row.begun, text, tokens) for row, text, tokens, error in answers]
-            log_p = word_log_p(core, tokenizer, decoded, places, readout.words)
-        return [
-            Reply(
-                text="" if decoded.errors[number] else texts[number],
-                log_p=None if decoded.errors[number] else _finite(log_p[number]),
-                error=decoded.errors[number],
-                truncated=not decoded.ended[number] and decoded.errors[number] is None,
-                num_prompt_tokens=row.length,
-                num_tokens=len(decoded.tokens[number]) + decoded.ended[number],
-            )
-            for number, row in enumerate(rows)
-        ]
+        seen = tuple(message.frames for message in conversation if message.frames is not None)
+        return Prompt(inputs, seen, begun, min(question.max_new_tokens, room - length), constraint, question.readout)
 
     @property
     def _core(self) -> Any:
@@ -281,71 +220,35 @@ class LocalVlm:
         return self._constraints[key]
 
 
+def _one_question(question: Question) -> Dialogue[Reply]:
+    (reply,) = yield [question]
+    return reply
+
+
+def _reply(prompt: Prompt, answer: Answer) -> Reply:
+    failed = answer.error is not None
+    return Reply(
+        text="" if failed else answer.text,
+        log_p=None if failed else _finite(answer.log_p),
+        error=answer.error,
+        truncated=not answer.ended and not failed,
+        num_prompt_tokens=prompt.length,
+        num_tokens=len(answer.tokens) + answer.ended,
+    )
+
+
 def set_threads(count: int) -> None:
     """Use ``count`` CPU threads for torch. On shared cores one is often several times faster than two: measure."""
     torch.set_num_threads(count)
 
 
-def check_torchvision() -> None:
-    """Raise ``ValueError`` when torchvision is missing or was built for another torch: Qwen3-VL's processor needs it."""
-    try:
-        import torchvision
-    except Exception as error:
-        raise ValueError(
-            f"Qwen3-VL's video processor needs the torchvision that belongs to torch {torch.__version__}, but importing it failed "
-            f"({type(error).__name__}: {error}); install both from the same index: pip install --upgrade torch torchvision"
-        ) from error
-    del torchvision
-
-
-def hash_weights(model: Any) -> str:
-    """sha256 over names, shapes and values of all parameters and buffers that a checkpoint holds."""
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _hash_files(folder: Path) -> str:
-    digest = hashlib.sha256()
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
-    for path in files:
-        digest.update(path.name.encode())
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _load_again(source: str, device: str, dtype: str, batch_size: int, max_pixels: int | None, revision: str | None) -> LocalVlm:
+def _load_again(source: str, device: str, *others: Any) -> LocalVlm:
     if device.startswith("cuda") and not torch.cuda.is_available():
         device = "cpu"
-    return LocalVlm.load(source, device=device, dtype=dtype, batch_size=batch_size, max_pixels=max_pixels, revision=revision)
-
-
-def _dtype(dtype: str | torch.dtype | None, device: str) -> torch.dtype:
-    if dtype is None:
-        if not device.startswith("cuda"):
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"dtype must name a torch dtype such as bfloat16 or float32, received {dtype!r}")
-    return found
-
-
-def _cost(conversation: Conversation) -> int:
-    """Roughly how long the prompt will be: conversations of similar length share a batch."""
-    return sum(len(message.text) + (math.prod(message.frames.shape) // 1024 if message.frames else 0) for message in conversation)
-
-
-def _place(table: Any, readout: Readout, begun: str, text: str, tokens: list[int]) -> tuple[int, bytes] | None:
-    """Where the word starts among the generated tokens; None when the answer has no such place or it lies in the begun text."""
-    offset = readout.locate(begun + text)
-    if offset is None or offset < len(begun):
-        return None
-    return token_at(table, tokens, offset - len(begun))
+    dtype, batch_size, max_pixels, revision, attention = others
+    return LocalVlm.load(
+        source, device=device, dtype=dtype, batch_size=batch_size, max_pixels=max_pixels, revision=revision, attention=attention
+    )
 
 
 def _finite(log_p: Mapping[str, float] | None) -> Mapping[str, float] | None:

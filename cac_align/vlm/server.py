@@ -14,24 +14,23 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import random
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
 
+from cac_align.vlm.dialogue import Dialogue, Question, converse
 from cac_align.vlm.protocol import Conversation, Readout, Reply
 from cac_align.vlm.server_chat import chat, continuation, response_format
 from cac_align.vlm.server_readout import Uncovered, read_words
+from cac_align.vlm.server_reply import Failed, choice_of, excerpt, reply_of, retry_after_s, server_message
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,11 +41,8 @@ TOP_LOGPROBS = 20
 
 _RETRIED = frozenset({429, 500, 502, 503, 504})
 _LONGEST_WAIT_S = 30.0
+_READERS = 4
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-
-
-class _Failed(Exception):
-    """This request has no answer; the message says why, for a person."""
 
 
 class ServerVlm:
@@ -165,52 +161,62 @@ class ServerVlm:
         log_p is None (and a warning is logged once per cause) when the server gives no usable log-probabilities. A word whose first
         piece is not among the likeliest 20 gets the smallest probability that is: an upper bound of its own.
         """
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, received {max_new_tokens}")
-        if readout is not None and (not readout.words or not all(readout.words)):
-            raise ValueError(f"readout needs words to read, received {readout.words!r}")
-        for number, conversation in enumerate(conversations):
-            if not any(message.role == "user" for message in conversation):
-                raise ValueError(f"conversation {number} has no user message; expected at least one")
-        if not conversations:
+        questions = [Question(conversation, max_new_tokens, schema, readout) for conversation in conversations]
+        for number, question in enumerate(questions):
+            _check(question, f"conversation {number}")
+        return self._at_once(self._answer_one, questions, self.concurrency)
+
+    def hold(self, dialogues: Sequence[Dialogue[Any]], done: Callable[[int, Any], None]) -> None:
+        """Carry on many dialogues at once, each on a thread of its own; ``done(number, result)`` as each of them ends.
+
+        A dialogue's next request leaves as soon as its last one came back. A few more dialogues than ``concurrency`` are under way,
+        so that frames are read while other requests are out. Raises whatever a dialogue raises.
+        """
+        lock = threading.Lock()
+
+        def carry_on(number: int, *, stop: threading.Event) -> None:
+            def ask(question: Question) -> Reply:
+                _check(question, f"dialogue {number}'s question")
+                return self._answer_one(question, stop=stop)
+
+            result = converse(dialogues[number], ask)
+            with lock:
+                done(number, result)
+
+        self._at_once(carry_on, range(len(dialogues)), self.concurrency + _READERS)
+
+    def _at_once(self, work: Callable[..., Any], items: Sequence[Any], threads: int) -> list[Any]:
+        if not items:
             return []
         stop = threading.Event()
-        ask = partial(self._answer_one, max_new_tokens=max_new_tokens, schema=schema, readout=readout, stop=stop)
-        pool = ThreadPoolExecutor(min(self.concurrency, len(conversations)), thread_name_prefix="vlm")
+        pool = ThreadPoolExecutor(min(threads, len(items)), thread_name_prefix="vlm")
         try:
-            return list(pool.map(ask, conversations))
+            return list(pool.map(partial(work, stop=stop), items))
         except BaseException:
-            stop.set()  # Ctrl-C: whoever waits for another attempt gives up now
+            stop.set()  # Ctrl-C, or a dialogue that failed: whoever waits for another attempt gives up now
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _answer_one(
-        self,
-        conversation: Conversation,
-        *,
-        max_new_tokens: int,
-        schema: Mapping[str, Any] | None,
-        readout: Readout | None,
-        stop: threading.Event,
-    ) -> Reply:
+    def _answer_one(self, question: Question, *, stop: threading.Event) -> Reply:
+        conversation, readout = question.conversation, question.readout
         try:
             with self._slots:  # also around the encoding, so that waiting requests do not pile up in memory
-                request = self._request(conversation, max_new_tokens, schema, readout)
+                request = self._request(conversation, question.max_new_tokens, question.schema, readout)
                 completion = self._post(request, stop)
-                choice = _choice(completion)
-                reply = _reply(completion, choice)
+                choice = choice_of(completion)
+                reply = reply_of(completion, choice)
                 if readout is None:
                     return reply
                 return replace(reply, log_p=self._log_p(request, conversation, reply.text, choice, readout, stop))
-        except (_Failed, ValueError) as error:  # ValueError: frames that turn out broken as they are decoded
+        except (Failed, ValueError) as error:  # ValueError: frames that turn out broken as they are decoded
             return Reply("", error=str(error))
 
     def _request(
         self, conversation: Conversation, max_new_tokens: int, schema: Mapping[str, Any] | None, readout: Readout | None
     ) -> dict[str, Any]:
         if conversation[-1].role == "assistant" and self.dialect == "openai":
-            raise _Failed("an answer can only be continued by vLLM or SGLang; the dialect is 'openai'")
+            raise Failed("an answer can only be continued by vLLM or SGLang; the dialect is 'openai'")
         request = {"model": self.model, **GREEDY, "max_tokens": max_new_tokens}
         request |= chat(conversation, as_video=self.frames == "video", quality=self.image_quality)
         if conversation[-1].role == "assistant":
@@ -250,8 +256,8 @@ class ServerVlm:
         again |= {"messages": [*messages, {"role": "assistant", "content": begun + text[:place]}], "max_tokens": 1}
         again |= continuation(self.dialect)
         try:
-            return read_words(_choice(self._post(again, stop)).get("logprobs"), "", 0, readout.words, self.word_token_ids)
-        except (_Failed, Uncovered) as error:
+            return read_words(choice_of(self._post(again, stop)).get("logprobs"), "", 0, readout.words, self.word_token_ids)
+        except (Failed, Uncovered) as error:
             self._warn(f"no probabilities for {readout.words}: {error}")
             return None
 
@@ -263,7 +269,7 @@ class ServerVlm:
     # ---- HTTP ---------------------------------------------------------------------------------------------------
 
     def _post(self, request: Mapping[str, Any], stop: threading.Event) -> Any:
-        """The JSON that came back. Raises ``_Failed`` when no attempt succeeded."""
+        """The JSON that came back. Raises ``Failed`` when no attempt succeeded."""
         body = json.dumps(request, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
         for attempt in range(self.retries + 1):
             outcome = self._attempt(body)
@@ -271,10 +277,10 @@ class ServerVlm:
                 return outcome
             if attempt == self.retries:
                 tried = f"{attempt + 1} attempts" if attempt else "one attempt"
-                raise _Failed(f"{outcome.why} (gave up after {tried})")
+                raise Failed(f"{outcome.why} (gave up after {tried})")
             wait_s = min(self.backoff_s * 2**attempt, _LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
             if stop.wait(max(wait_s, min(outcome.after_s, self.timeout_s))):
-                raise _Failed("interrupted")
+                raise Failed("interrupted")
         raise AssertionError("unreachable")
 
     def _attempt(self, body: bytes) -> Any:
@@ -286,13 +292,13 @@ class ServerVlm:
         except httpx.RequestError as error:
             return _Again(f"the connection to the server failed: {error or type(error).__name__}")
         if response.status_code in _RETRIED:
-            return _Again(f"the server answered {response.status_code}: {_server_message(response)}", _retry_after_s(response))
+            return _Again(f"the server answered {response.status_code}: {server_message(response)}", retry_after_s(response))
         if response.status_code != 200:
-            raise _Failed(f"the server answered {response.status_code}: {_server_message(response)}")
+            raise Failed(f"the server answered {response.status_code}: {server_message(response)}")
         try:
             return response.json()
         except ValueError as error:
-            raise _Failed(f"the server's answer is not JSON: {_excerpt(response.text)}") from error
+            raise Failed(f"the server's answer is not JSON: {excerpt(response.text)}") from error
 
     def _http(self) -> httpx.Client:
         with self._lock:
@@ -325,6 +331,17 @@ class ServerVlm:
             return self.model
 
 
+def _check(question: Question, where: str) -> None:
+    """Raise ``ValueError`` for a question that is wrong whatever the server says."""
+    if question.max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, received {question.max_new_tokens}")
+    readout = question.readout
+    if readout is not None and (not readout.words or not all(readout.words)):
+        raise ValueError(f"readout needs words to read, received {readout.words!r}")
+    if not any(message.role == "user" for message in question.conversation):
+        raise ValueError(f"{where} has no user message; expected at least one")
+
+
 @dataclass(frozen=True)
 class _Again:
     """An attempt that may succeed later: why it failed, and how long the server asks us to wait."""
@@ -339,62 +356,3 @@ def _base_url(url: str) -> str:
         raise ValueError(f"url must look like http://host:8000 or http://host:8000/v1, received {url!r}")
     base = url.rstrip("/").removesuffix("/chat/completions")
     return base if parts.path.strip("/") else f"{base}/v1"
-
-
-# ---- reading what came back ---------------------------------------------------------------------------------------
-
-
-def _choice(completion: Any) -> Mapping[str, Any]:
-    """The first choice. Raises ``_Failed`` when there is none."""
-    choices = completion.get("choices") if isinstance(completion, dict) else None
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise _Failed(f"the server's answer holds no choices: {_excerpt(json.dumps(completion))}")
-    if choices[0].get("finish_reason") in ("content_filter", "abort", "error"):
-        raise _Failed(f"the server broke the answer off: finish_reason {choices[0]['finish_reason']!r}")
-    return choices[0]
-
-
-def _reply(completion: Mapping[str, Any], choice: Mapping[str, Any]) -> Reply:
-    """Text and token counts. Raises ``_Failed`` when there is no text."""
-    message, finish = choice.get("message"), choice.get("finish_reason")
-    text = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(text, str) or not text:
-        thought = isinstance(message, dict) and (message.get("reasoning_content") or message.get("reasoning"))
-        why = "only reasoning; turn the server's thinking off" if thought else f"no text, finish_reason {finish!r}"
-        raise _Failed(f"the server's answer is empty ({why})")
-    usage = completion.get("usage") or {}
-    return Reply(
-        text,
-        truncated=finish == "length",
-        num_prompt_tokens=int(usage.get("prompt_tokens") or 0),
-        num_tokens=int(usage.get("completion_tokens") or 0),
-    )
-
-
-def _server_message(response: httpx.Response) -> str:
-    """What the server says went wrong: the error's message where it is JSON, else the beginning of the body."""
-    try:
-        body = response.json()
-        error = body.get("error", body)
-        message = error if isinstance(error, str) else error.get("message") or body.get("detail")
-        return _excerpt(message if isinstance(message, str) else json.dumps(body))
-    except (ValueError, AttributeError):
-        return _excerpt(response.text) or response.reason_phrase
-
-
-def _excerpt(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 300 else text[:300] + "…"
-
-
-def _retry_after_s(response: httpx.Response) -> float:
-    """Seconds that the Retry-After header asks for (a number or a date); 0 without one."""
-    header = response.headers.get("Retry-After", "")
-    try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return 0.0
-    return max(seconds, 0.0) if math.isfinite(seconds) else 0.0

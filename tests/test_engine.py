@@ -1,4 +1,4 @@
-"""Greedy decoding and P(word): against transformers' generate, and against brute force over every spelling."""
+"""The engine: against transformers' generate one by one, and P(word) against brute force over every spelling."""
 
 import math
 
@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from cac_align.vlm.constrained import SchemaConstraint, SchemaLogitsProcessor
+from cac_align.vlm.dialogue import Question, hold
 from cac_align.vlm.inputs import encode
 from cac_align.vlm.local import LocalVlm
 from cac_align.vlm.protocol import Message, Readout
 from cac_align.vlm.spelling import spellings
 from tests import tiny_qwen
-from tests.tiny_qwen import WORDS, ask, conversations, frames
+from tests.tiny_qwen import WORDS, after_status, ask, conversations, frames
 
 
 def inside_status(text: str) -> int | None:
@@ -152,3 +154,138 @@ def test_bfloat16_reads_the_same_verdict(table):
         [ask("judge", frames(4))], max_new_tokens=12, readout=WORDS
     )
     assert reply.text == '{"status": "abnormal"}' and reply.log_p["abnormal"] - reply.log_p["normal"] > 5
+
+
+BEGUN = '{"status": "'
+SHORT = Readout(("on", "off"), after_status)
+
+
+def two_turns(scan, clip, tokens, context, said):
+    """A judge's two turns, of ragged lengths, whose answers are begun so that the readout stands at a known place."""
+    first = (Message("user", "is it broken", scan), Message("assistant", BEGUN))
+    (one,) = yield [Question(first, tokens[0], None, SHORT)]
+    ask = Message("user", "look again", clip)
+    before = () if context == "fresh" else (first[0], Message("assistant", BEGUN + one.text))
+    second = (*before, ask, Message("assistant", BEGUN))
+    (two,) = yield [Question(second, tokens[1], None, SHORT)]
+    said[id(scan)] = [(first, one), (second, two)]
+
+
+def naive(vlm, conversation, tokens):
+    """transformers' generate from scratch, then every spelling of every word by a forward of its own."""
+    row, tokenizer = encode(vlm.processor, [conversation]), vlm.processor.tokenizer
+    banned = vlm._banned.nonzero()[:, 0].tolist()
+    out = vlm.model.generate(**row, max_new_tokens=tokens, do_sample=False, suppress_tokens=banned)
+    new = out[0, row["input_ids"].shape[1] :].tolist()
+    log_p = brute_force(vlm.model, row, [], {word: spellings(tokenizer, word) for word in SHORT.words})
+    return tokenizer.decode(new, skip_special_tokens=True), log_p
+
+
+@pytest.mark.parametrize("context", ["fresh", "continued"])
+def test_two_turns_equal_the_naive_loop_with_more_videos_than_slots_and_ragged_lengths(context):
+    vlm = LocalVlm(tiny_qwen.model(seed=3), tiny_qwen.processor(), name="x", batch_size=3)
+    patches = []
+    vlm.model.model.visual.register_forward_pre_hook(lambda module, args: patches.append(len(args[0])))
+    lengths = [(20, 7), (3, 25), (18, 18), (1, 5), (33, 2)]
+    videos = [(frames(3 + n, seed=n), frames(2 + n % 2, seed=90 + n)) for n in range(len(lengths))]
+    said = {}
+    hold(vlm, [two_turns(*video, tokens, context, said) for video, tokens in zip(videos, lengths, strict=True)])
+    # Whatever the context, each turn's own frames went through the vision encoder once: 16 patches per pair of frames.
+    assert sum(patches) == sum(16 * (-(-len(shown) // 2)) for video in videos for shown in video)
+    for (scan, _), tokens in zip(videos, lengths, strict=True):
+        for (conversation, reply), limit in zip(said[id(scan)], tokens, strict=True):
+            text, log_p = naive(vlm, conversation, limit)
+            assert reply.error is None and reply.text == text
+            r, expected = (1 / (1 + math.exp(p["off"] - p["on"])) for p in (reply.log_p, log_p))
+            assert math.isclose(r, expected, abs_tol=1e-4)
+
+
+def test_constrained_answers_equal_generate_with_the_same_grammar_under_refill():
+    vlm = LocalVlm(tiny_qwen.model(seed=2), tiny_qwen.processor(), name="x", batch_size=2)
+    schema = {
+        "type": "object",
+        "properties": {"note": {"type": "string", "maxLength": 9}, "status": {"enum": ["normal", "abnormal"]}},
+        "required": ["note", "status"],
+        "additionalProperties": False,
+    }
+    replies = vlm.answer(conversations(), max_new_tokens=60, schema=schema, readout=WORDS)
+    constraint, read = SchemaConstraint(vlm.processor.tokenizer, schema, eos=vlm._eos), 0
+    for conversation, reply in zip(conversations(), replies, strict=True):
+        row = encode(vlm.processor, [conversation])
+        start = row["input_ids"].shape[1]
+        out = vlm.model.generate(
+            **row,
+            max_new_tokens=60,
+            do_sample=False,
+            logits_processor=[SchemaLogitsProcessor(constraint, start)],
+            suppress_tokens=vlm._banned.nonzero()[:, 0].tolist(),
+        )
+        assert reply.text == vlm.processor.tokenizer.decode(out[0, start:], skip_special_tokens=True)
+        at = vlm.processor.tokenizer(reply.text[: after_status(reply.text)], add_special_tokens=False).input_ids
+        if vlm.processor.tokenizer(reply.text).input_ids[: len(at)] == at == out[0, start : start + len(at)].tolist():
+            table = {word: spellings(vlm.processor.tokenizer, word) for word in WORDS.words}
+            expected = brute_force(vlm.model, row, at, table)
+            assert all(math.isclose(reply.log_p[word], expected[word], abs_tol=1e-3) for word in WORDS.words)
+            read += 1
+    assert read  # where the tokenizer cuts the text as the model wrote it
+
+
+def forwards(vlm, work):
+    """How many forward passes of the language model some work takes."""
+    count = []
+    hook = vlm.model.model.language_model.register_forward_pre_hook(lambda module, args: count.append(1))
+    work()
+    hook.remove()
+    return len(count)
+
+
+def test_a_readout_costs_no_forward_pass_of_its_own():
+    vlm = LocalVlm(tiny_qwen.model(seed=3), tiny_qwen.processor(), name="x", batch_size=4)
+    asked = [ask("a", frames(n), Message("assistant", BEGUN)) for n in (3, 4, 5)]
+    with_it, without = (forwards(vlm, lambda r=r: vlm.answer(asked, max_new_tokens=20, readout=r)) for r in (WORDS, None))
+    assert with_it == without == 20  # one prefill, which gives the first token, and a step for each of the other 19
+
+
+def test_an_answer_that_ends_makes_room_at_once_and_a_video_called_normal_leaves_early():
+    vlm = LocalVlm(tiny_qwen.model(), tiny_qwen.processor(), name="x", batch_size=2)
+    order = []
+
+    def talk(name, *lengths):
+        for length in lengths:
+            (reply,) = yield [Question(ask(name), length)]
+            assert reply.num_tokens == length
+        order.append(name)
+
+    steps = forwards(vlm, lambda: hold(vlm, [talk("long", 60), talk("short", 4), talk("twice", 5, 5), talk("last", 20)]))
+    assert order == ["short", "twice", "last", "long"] and steps < 60 + 4 * 2
+
+
+def test_memory_that_runs_out_in_the_middle_of_an_answer_halves_the_batch_and_changes_no_answer(caplog):
+    vlm = LocalVlm(tiny_qwen.model(), tiny_qwen.processor(), name="x", batch_size=4)
+    asked = [ask("abcd"[n], frames(3 + n)) for n in range(4)]
+    expected = vlm.answer(asked, max_new_tokens=12, readout=None)
+    calls = []
+
+    def greedy_allocation(module, args, kwargs):
+        calls.append(kwargs["inputs_embeds"].shape[0])
+        if len(calls) > 4 and calls[-1] > 2:
+            torch.empty(1 << 48)  # a real failure of the real allocator, three steps into four answers
+
+    vlm.model.model.language_model.register_forward_pre_hook(greedy_allocation, with_kwargs=True)
+    assert vlm.answer(asked, max_new_tokens=12) == expected
+    assert calls[:4] == [4] * 4 and max(calls[5:]) == 2
+    assert (
+        "4 answers at once failed, going on with at most 2: out of memory" in caplog.text and "DefaultCPUAllocator" in caplog.text
+    )
+
+
+def test_memory_too_small_for_one_answer_is_that_answers_error():
+    vlm = LocalVlm(tiny_qwen.model(), tiny_qwen.processor(), name="x", batch_size=4)
+
+    def too_wide(module, args, kwargs):
+        if kwargs["position_ids"].shape[2] > 80:
+            raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+
+    vlm.model.model.language_model.register_forward_pre_hook(too_wide, with_kwargs=True)
+    replies = vlm.answer([ask("x"), ask("x " * 90), ask("y")], max_new_tokens=3)
+    assert [reply.error for reply in replies] == [None, "out of memory: tried to allocate 9 GiB", None]

@@ -1,0 +1,110 @@
+"""The verdict without a chain of thought and without a second look: many times cheaper, and a different reward.
+
+video → turn 1's question (4 fps) → the verdict's place at once: {"COT": "", "status": "▮ → P(normal), P(abnormal) → Judgement
+
+Two forms. "readout" writes nothing: the answer is begun up to the verdict and one distribution is read there. "json" lets the model
+write that object under a grammar and reads what it wrote. The judge was trained to think before it decides, so neither form is what the
+paper's Eq. 7 measures: the passport says so, and benchmarks/verdict_only.py measures how far the two agree.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cac_align.cac.prompts import turn_one_conversation, wording_hash
+from cac_align.cac.readout import STATUS, WORDS
+from cac_align.judgement import Judgement, Turn
+from cac_align.video import Frames, Video, check_pairs
+from cac_align.vlm.dialogue import Dialogue, Question, hold
+from cac_align.vlm.protocol import Message, Reply, Vlm
+
+BEGUN = '{"COT": "", "status": "'
+SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {"COT": {"const": ""}, "status": {"enum": list(WORDS)}},
+    "required": ["COT", "status"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True)
+class VerdictOnly:
+    """How the verdict alone is asked for. Every field is part of the reward's passport.
+
+    form: "readout" (nothing is written) or "json" (the verdict is written, under a grammar). scan_fps: frames per second.
+    wording: turn 1's instruction: "full", "brief", or a folder.
+    """
+
+    form: Literal["readout", "json"] = "readout"
+    scan_fps: float = 4.0
+    wording: str = "full"
+
+    def __post_init__(self) -> None:
+        if self.form not in ("readout", "json"):
+            raise ValueError(f"form must be 'readout' or 'json', received {self.form!r}")
+
+    def passport(self) -> dict[str, str]:
+        fields = {name: str(getattr(self, name)) for name in self.__dataclass_fields__}
+        return {
+            "mode": "verdict only: no chain of thought, no second look",
+            **fields,
+            "prompt_sha256": wording_hash(self.wording),
+        }
+
+
+def judge(
+    vlm: Vlm,
+    prompts: Sequence[str],
+    videos: Sequence[Video],
+    settings: VerdictOnly = VerdictOnly(),
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> list[Judgement]:
+    """One Judgement per video, in order, from one short question each; it names no anomalies.
+
+    A video that cannot be read or judged gets a Judgement with ``error`` and touches no other. Raises ``ValueError`` when ``prompts``
+    and ``videos`` differ in length.
+    """
+    check_pairs(prompts, videos)
+    return hold(vlm, [_judge_one(*pair, settings) for pair in zip(prompts, videos, strict=True)], progress=progress)
+
+
+def _judge_one(prompt: str, video: Video, settings: VerdictOnly) -> Dialogue[Judgement]:
+    try:
+        frames = video.sample(settings.scan_fps)
+    except ValueError as error:
+        return Judgement(None, error=f"video: {error}")
+    asked = turn_one_conversation(prompt, frames, wording=settings.wording)
+    if settings.form == "readout":
+        question = Question((*asked, Message("assistant", BEGUN)), 1, None, STATUS)
+    else:
+        question = Question(asked, 64, SCHEMA, STATUS)
+    (reply,) = yield [question]
+    return _read(reply, frames, settings)
+
+
+def _read(reply: Reply, frames: Frames, settings: VerdictOnly) -> Judgement:
+    if reply.error is not None:
+        return Judgement(None, error=f"verdict: {reply.error}")
+    if reply.log_p is None:
+        return Judgement(None, error="verdict: the backend gave no probabilities for it")
+    normal, abnormal = (reply.log_p[word] for word in WORDS)
+    if settings.form == "readout":
+        text, status = BEGUN, "normal" if normal >= abnormal else "abnormal"
+    else:
+        text, status = reply.text, _written(reply.text)
+        if status is None:
+            return Judgement(None, error=f"verdict: not the JSON that was asked for: {reply.text[:120]!r}")
+    turn = Turn(1, text, frames.indices, status, log_p_normal=normal, log_p_abnormal=abnormal)
+    return Judgement(status, (), (turn,), normal, abnormal)
+
+
+def _written(text: str) -> Literal["normal", "abnormal"] | None:
+    try:
+        status = json.loads(text)["status"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return status if status in WORDS else None

@@ -1,0 +1,122 @@
+"""Bringing a Qwen3-VL into memory: what does not fit together is said, and what has a working substitute gets it.
+
+folder or hub id → checks (torchvision, architecture, no missing weights) → dtype and attention that this device really has → model
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
+"""How attention inside the vision encoder is computed. The language model's goes through sdpa: its slots need a mask."""
+
+
+def load_model(source: str, *, device: str, dtype: torch.dtype, revision: str | None, attention: str = "sdpa") -> tuple[Any, Any]:
+    """(model in evaluation mode on ``device``, its processor).
+
+    Raises ``ValueError`` when torchvision does not fit torch, the checkpoint is not a Qwen3-VL, lacks weights or cannot be read.
+    """
+    check_torchvision()
+    from transformers import AutoConfig, AutoProcessor, Qwen3VLForConditionalGeneration
+
+    kinds = {"text_config": "sdpa", "vision_config": usable_attention(attention, device)}
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        if config.model_type != "qwen3_vl":
+            raise ValueError(f"{source}: expected a Qwen3-VL checkpoint (model_type qwen3_vl), found {config.model_type!r}")
+        processor = AutoProcessor.from_pretrained(source, revision=revision)
+        model, loading = Qwen3VLForConditionalGeneration.from_pretrained(
+            source, revision=revision, dtype=dtype, attn_implementation=kinds, output_loading_info=True
+        )
+    except OSError as error:
+        raise ValueError(f"{source}: could not be loaded as a folder or hub id of a Qwen3-VL: {error}") from error
+    # transformers fills absent weights with random numbers and only warns; a judge with random weights must not score.
+    if absent := sorted([*loading["missing_keys"], *map(str, loading["mismatched_keys"])]):
+        raise ValueError(
+            f"{source}: {len(absent)} weights are missing or have another shape, e.g. {absent[0]}; the checkpoint is broken"
+        )
+    return model.to(device).eval(), processor
+
+
+def usable_attention(attention: str, device: str) -> str:
+    """``attention`` where it can run here, else "sdpa" and a warning. Raises ``ValueError`` for an unknown name."""
+    if attention not in ATTENTION:
+        raise ValueError(f"attention must be one of {', '.join(ATTENTION)}; received {attention!r}")
+    if not attention.startswith("flash"):
+        return attention
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+    installed = is_flash_attn_2_available() if attention.endswith("2") else is_flash_attn_3_available()
+    if device.startswith("cuda") and installed:
+        return attention
+    why = "its package is not installed" if device.startswith("cuda") else f"it needs a CUDA device, this one is {device!r}"
+    log.warning("%s cannot be used: %s; going on with sdpa (the same result, slower on long videos)", attention, why)
+    return "sdpa"
+
+
+def usable_dtype(dtype: str | torch.dtype | None, device: str) -> torch.dtype:
+    """The dtype asked for where the device computes in it, else the nearest one that it does, and a warning.
+
+    None: bfloat16 on a GPU that has it, float16 on older ones, float32 on the CPU. Raises ``ValueError`` for what names no dtype.
+    """
+    cuda = device.startswith("cuda")
+    if dtype is None:
+        if not cuda:
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"dtype must name a torch dtype such as bfloat16 or float32, received {dtype!r}")
+    if found == torch.bfloat16 and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        log.warning("this GPU (%s) has no bfloat16 arithmetic; computing in float16", torch.cuda.get_device_name(device))
+        return torch.float16
+    if found in (torch.bfloat16, torch.float16) and device == "cpu" and not _cpu_computes_in(found):
+        log.warning("this CPU has no %s arithmetic (it would be emulated, many times slower); computing in float32", found)
+        return torch.float32
+    return found
+
+
+def _cpu_computes_in(dtype: torch.dtype) -> bool:
+    name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
+    supported = getattr(torch.ops.mkldnn, name, None)
+    return supported is None or bool(supported())
+
+
+def check_torchvision() -> None:
+    """Raise ``ValueError`` when torchvision is missing or was built for another torch: Qwen3-VL's processor needs it."""
+    try:
+        import torchvision
+    except Exception as error:
+        raise ValueError(
+            f"Qwen3-VL's video processor needs the torchvision that belongs to torch {torch.__version__}, but importing it failed "
+            f"({type(error).__name__}: {error}); install both from the same index: pip install --upgrade torch torchvision"
+        ) from error
+    del torchvision
+
+
+def hash_weights(model: Any) -> str:
+    """sha256 over names, shapes and values of all parameters and buffers that a checkpoint holds."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def hash_files(folder: Path) -> str:
+    """sha256 over all weight files of a folder."""
+    digest = hashlib.sha256()
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    for path in files:
+        digest.update(path.name.encode())
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()

@@ -124,7 +124,7 @@ def test_the_table_shows_reasons_for_people():
     assert "no score: no server" in table and " 0.0" not in table.split("b.mp4")[0].splitlines()[-1]
 
 
-VERBS = {"demo", "score", "best-of-n", "world", "evaluate", "report", "annotate", "serve", "doctor", "vbench-env"}
+VERBS = {"demo", "score", "best-of-n", "align", "world", "evaluate", "report", "annotate", "serve", "doctor", "vbench-env"}
 
 
 def test_the_verbs_are_these():

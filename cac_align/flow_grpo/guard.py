@@ -15,6 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -99,13 +101,27 @@ def _fell(before: float, after: float, tolerance: float) -> bool:
     return math.isfinite(before) and math.isfinite(after) and before - after > tolerance * abs(before)
 
 
-def unscored_too_often(shares: Sequence[float], limit: float, patience: int, errors: Sequence[str]) -> str | None:
-    """Why to stop when too many videos of the last ``patience`` steps have no score, or None. shares: per step, the last one last."""
-    recent = list(shares)[-patience:]
-    if len(recent) < patience or sum(recent) / len(recent) <= limit:
+def unscored_too_often(rows: Sequence[Mapping[str, Any]], limit: float, patience: int) -> str | None:
+    """Why to stop when too many videos of the last ``patience`` steps have no score, or None. rows: of the log, the last one last."""
+    recent = [row for row in rows if "videos" in row][-patience:]
+    if len(recent) < patience:
         return None
-    reasons = "; ".join(dict.fromkeys(errors)) or "no reason given"
+    share = sum(row["unscored"] for row in recent) / sum(row["videos"] for row in recent)
+    if share <= limit:
+        return None
+    reasons = "; ".join(dict.fromkeys(error for row in recent for error in row.get("errors", ())))
     return (
-        f"{sum(recent) / len(recent):.0%} of the videos of the last {len(recent)} steps have no score (max_unscored is {limit:.0%}): "
-        f"{reasons[:500]}. Mend the reward and run the same command: it goes on from the last checkpoint."
+        f"{share:.0%} of the videos of the last {len(recent)} steps have no score (max_unscored is {limit:.0%}): {reasons[:500]}. "
+        "Mend the reward and run the same command: it goes on from the last checkpoint"
+    )
+
+
+def skipped_too_often(rows: Sequence[Mapping[str, Any]], limit: int, samples: Path) -> str | None:
+    """Why to stop when more than ``limit`` steps were skipped for numbers that are not finite, or None."""
+    skipped = [row for row in rows if row.get("skipped")]
+    if len(skipped) <= limit:
+        return None
+    return (
+        f"{len(skipped)} steps were skipped (max_skipped is {limit}), the last because {skipped[-1]['skipped']}; their latents are in "
+        f"{samples}. Lower lr or noise_level in a new out=, or raise max_skipped and run again"
     )

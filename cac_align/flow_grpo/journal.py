@@ -95,3 +95,10 @@ def track(tracker: Any, row: Mapping[str, Any]) -> None:
             tracker.add_scalar(name, value, row["step"])
     else:
         tracker.log({**numbers, "align_step": row["step"]})
+
+
+def seconds_of(step_s: float, seconds: Mapping[str, float], judge_s: float, wait_s: float) -> dict[str, float]:
+    """Where a step's time went. saved: judging that nobody waited for. other: all beyond model, VAE, optimizer and waiting for scores."""
+    parts = {name: seconds.get(name, 0.0) for name in ("model", "vae", "backward", "optimizer")}
+    other = step_s - sum(parts.values()) - wait_s
+    return {"step": step_s, **parts, "judge": judge_s, "wait": wait_s, "saved": max(judge_s - wait_s, 0.0), "other": other}

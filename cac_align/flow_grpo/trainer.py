@@ -32,12 +32,12 @@ from torch import Tensor
 from cac_align.flow_grpo import crediting, setup, state
 from cac_align.flow_grpo.adapter import copy_of, follow, lora_of, save_lora, swapped, whole, zeroed
 from cac_align.flow_grpo.crediting import Credit
-from cac_align.flow_grpo.guard import unscored_too_often
-from cac_align.flow_grpo.journal import Rows, open_tracker, track
+from cac_align.flow_grpo.guard import skipped_too_often, unscored_too_often
+from cac_align.flow_grpo.journal import Rows, open_tracker, seconds_of, track
 from cac_align.flow_grpo.judging import Judging, verdict
 from cac_align.flow_grpo.nft import nft_loss, noised
 from cac_align.flow_grpo.objective import grpo_loss
-from cac_align.flow_grpo.rollout import Flow, Rollout, Stopwatch, sample, sample_seed, velocity
+from cac_align.flow_grpo.rollout import Flow, Rollout, sample, sample_seed, velocity
 from cac_align.flow_grpo.sde import transition
 from cac_align.flow_grpo.settings import FlowGrpoRecipe, prompts_at, window_steps
 from cac_align.flow_grpo.watching import watch
@@ -120,7 +120,7 @@ class Run:
                     self.log.add(row)
                     track(self.tracker, row)
                 self._say_row(row)
-                self._stop_if_broken(row)
+                self._stop_if_broken()
                 if self.step % recipe.save_every == 0 or last:
                     self.save()
                 told += (fresh := watch(self))
@@ -155,13 +155,13 @@ class Run:
             self._collect(step, first, prompts[first : first + self.chunk_prompts], window)
             for first in range(0, len(prompts), self.chunk_prompts)
         ]
-        broken = [video is None for chunk in chunks for video in chunk.videos]
+        broken = sum(gather_object([sum(video is None for chunk in chunks for video in chunk.videos)]))
         row: dict[str, Any] = {"step": step, "prompts": prompts, "window": list(window)}
         credits: list[Credit] = []
-        if any(gather_object([any(broken)])):
+        if broken:
             for chunk in chunks:
                 self.judging.wait(chunk.scores)
-            row["skipped"] = self._inspect(step, chunks, f"{sum(broken)} videos are not finite")
+            row["skipped"] = self._inspect(step, chunks, f"{broken} videos are not finite")
         else:
             numbers: dict[str, float] = {}
             for _ in range(recipe.updates):
@@ -175,7 +175,7 @@ class Run:
         if self.slow is not None:
             follow(self.slow, self.lora, recipe.nft_decay)
         judged_s, waited_s = self.judging.busy_s - busy_s, self.judging.waited_s - waited_s
-        row["seconds"] = _seconds(time.perf_counter() - began, self.flow.watch, judged_s, waited_s)
+        row["seconds"] = seconds_of(time.perf_counter() - began, self.flow.watch.seconds, judged_s, waited_s)
         return row
 
     def _collect(self, step: int, first: int, prompts: Sequence[str], window: Sequence[int]) -> Chunk:
@@ -347,17 +347,13 @@ class Run:
         torch.save({"step": step, "why": why, "rollouts": rollouts}, folder / f"step-{step:06d}-{self.rank}.pt")
         return why
 
-    def _stop_if_broken(self, row: dict[str, Any]) -> None:
+    def _stop_if_broken(self) -> None:
         """Raise ``ValueError`` when videos stay without scores, or steps keep being skipped. Decided by the same rows on all processes."""
         rows = gather_object([self.log.rows if self.main else []])[0]
-        shares = [past["unscored"] / past["videos"] for past in rows if "videos" in past]
-        why = unscored_too_often(shares, self.recipe.max_unscored, self.recipe.patience, row.get("errors", ()))
-        skipped = [past["step"] for past in rows if past.get("skipped")]
-        if why is None and len(skipped) > self.recipe.max_skipped:
-            why = (
-                f"{len(skipped)} steps were skipped (max_skipped is {self.recipe.max_skipped}), the last because {row.get('skipped')}; "
-                f"their samples are in {self.out / 'inspect'}; lower lr or noise_level and start from a checkpoint before them"
-            )
+        recipe = self.recipe
+        why = unscored_too_often(rows, recipe.max_unscored, recipe.patience) or skipped_too_often(
+            rows, recipe.max_skipped, self.out / "inspect"
+        )
         if why is not None:
             raise ValueError(f"step {self.step - 1}: {why}")
 
@@ -395,13 +391,6 @@ class Run:
             f"step {self.step}/{self.recipe.steps}  {shown}  dead {row.get('dead_groups', 0)} unscored {row.get('unscored', 0)}  "
             f"{row['seconds']['step']:.1f} s" + (f"  skipped: {row['skipped']}" if row.get("skipped") else "")
         )
-
-
-def _seconds(step_s: float, watch: Stopwatch, judge_s: float, wait_s: float) -> dict[str, float]:
-    """Where a step's time went. saved: judging that nobody waited for. other: all beyond model, VAE, optimizer and waiting for scores."""
-    parts = {name: watch.seconds.get(name, 0.0) for name in ("model", "vae", "backward", "optimizer")}
-    other = step_s - sum(parts.values()) - wait_s
-    return {"step": step_s, **parts, "judge": judge_s, "wait": wait_s, "saved": max(judge_s - wait_s, 0.0), "other": other}
 
 
 def align(recipe: FlowGrpoRecipe, say: Say = lambda line: None) -> Outcome:

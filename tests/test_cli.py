@@ -125,6 +125,7 @@ def test_the_table_shows_reasons_for_people():
 
 
 VERBS = {
+    "align",
     "annotate",
     "best-of-n",
     "data",

@@ -1,6 +1,6 @@
 """`cac-align`: every verb of the package. Progress goes to stderr, results to stdout; exit status 0 means: it did what was asked.
 
-demo | score | best-of-n | train | world | data | evaluate | report | annotate | serve | doctor | vbench-env
+demo | score | best-of-n | align | train | world | data | evaluate | report | annotate | serve | doctor | vbench-env
 
 Each verb runs again where it stopped. ``--set key=value`` overrides a recipe's keys (OmegaConf's dot notation).
 """
@@ -76,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     best.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
     best.add_argument("--json", action="store_true", help="print selection.jsonl instead of a table")
+
+    align = verb("align", "align", "run_align", "align a Wan model with a reward: Flow-GRPO or DiffusionNFT, a LoRA")
+    align.add_argument("recipe", type=Path, help="YAML, e.g. recipes/flow_grpo/miniature.yaml")
+    align.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="override recipe keys, e.g. out=DIR")
+    align.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
 
     world = verb(
         "world", "selecting", "run_world", "render miniature clips as mp4 with exact records, half normal, half anomalous"

@@ -1,0 +1,127 @@
+"""The guards: how much moves in a video, and an alarm in plain sentences when the reward rises while something else falls.
+
+video → ``motion`` → number      watched readings (the same prompts and seeds, step after step) → ``alarms`` → sentences
+
+A reward that sees only defects is satisfied by a scene that hardly moves: in a first trial DiffusionNFT cut anomalies from 40 % to 1 %
+and slowed the motion by a quarter. So the same prompts and seeds are sampled again and again, and compared with the model before training.
+
+Motion is the normal-flow speed, without an optical-flow network. Brightness constancy, I_t = −u·∇I, says that a pattern with gradient
+|∇I| that moves by u changes by about |u||∇I| per frame; so Σ|I_t| / Σ|∇I| over a frame is a speed in pixels per frame, whatever the
+contrast. The median over frame pairs ignores the few frames in which something vanishes or jumps: losing those is no loss of motion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cac_align.video import Video
+
+STILL = 2 / 255
+"""Changes of brightness below this are compression and the decoder's flicker, not motion."""
+
+
+def motion(video: Video) -> float:
+    """Normal-flow speed in frame heights per second, >= 0; 0 for one frame. Compare it with the same prompt's and seed's only."""
+    if len(video) < 2:
+        return 0.0
+    grey = video.frames(range(len(video))).pixels.astype(np.float32).mean(-1) / 255  # (T, H, W)
+    grey = (grey[:, :-1, :-1] + grey[:, 1:, :-1] + grey[:, :-1, 1:] + grey[:, 1:, 1:]) / 4
+    change = np.abs(np.diff(grey, axis=0))
+    change[change < STILL] = 0.0
+    rise, run = np.diff(grey, axis=1)[:, :, :-1], np.diff(grey, axis=2)[:, :-1]
+    gradient = np.sqrt(rise**2 + run**2).sum((1, 2))
+    steps = change.sum((1, 2)) / np.maximum((gradient[:-1] + gradient[1:]) / 2, 1e-6)
+    return float(np.median(steps) * video.fps / video.height)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The watched videos at one step: means over the same prompts and seeds. NaN: not measured, or no video scored."""
+
+    step: int
+    total: float
+    motion: float
+    held_out: float = math.nan
+    parts: Mapping[str, float] | None = None
+
+    def to_json(self) -> dict[str, object]:
+        plain = {name: None if math.isnan(value) else value for name, value in (self.parts or {}).items()}
+        numbers = {"total": self.total, "motion": self.motion, "held_out": self.held_out}
+        return {
+            "step": self.step,
+            **{name: None if math.isnan(value) else value for name, value in numbers.items()},
+            "parts": plain,
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, object]) -> Reading:
+        total, moved, held_out = (math.nan if row[name] is None else float(row[name]) for name in ("total", "motion", "held_out"))
+        parts = {name: math.nan if value is None else float(value) for name, value in dict(row["parts"]).items()}
+        return cls(int(row["step"]), total, moved, held_out, parts)
+
+
+def alarms(readings: Sequence[Reading], tolerance: float) -> list[str]:
+    """What the last reading says against the first, in sentences; empty when all is well or there is nothing to compare.
+
+    tolerance: how far a number may fall, as a share of its first value. Motion speaks even when the total does not rise.
+    """
+    if len(readings) < 2:
+        return []
+    first, last = readings[0], readings[-1]
+    rises = last.total > first.total
+    told = []
+    if _fell(first.motion, last.motion, tolerance):
+        told.append(
+            f"Step {last.step}: the watched videos move {1 - last.motion / first.motion:.0%} less than before training "
+            f"({first.motion:.3f} → {last.motion:.3f} frame heights per second) while the reward goes from {first.total:.4f} to "
+            f"{last.total:.4f}: it may be paying for standing still."
+        )
+    falling = {"the held-out reward": (first.held_out, last.held_out)}
+    falling |= {
+        f"prompt alignment ({name})": (value, (last.parts or {}).get(name, math.nan))
+        for name, value in (first.parts or {}).items()
+        if name.split("/")[-1] == "alignment"
+    }
+    for name, (before, after) in falling.items():
+        if rises and _fell(before, after, tolerance):
+            told.append(
+                f"Step {last.step}: {name} fell from {before:.4f} to {after:.4f} while the reward rose from {first.total:.4f} to "
+                f"{last.total:.4f}: the reward is probably being hacked."
+            )
+    return told
+
+
+def _fell(before: float, after: float, tolerance: float) -> bool:
+    return math.isfinite(before) and math.isfinite(after) and before - after > tolerance * abs(before)
+
+
+def unscored_too_often(rows: Sequence[Mapping[str, Any]], limit: float, patience: int) -> str | None:
+    """Why to stop when too many videos of the last ``patience`` steps have no score, or None. rows: of the log, the last one last."""
+    recent = [row for row in rows if "videos" in row][-patience:]
+    if len(recent) < patience:
+        return None
+    share = sum(row["unscored"] for row in recent) / sum(row["videos"] for row in recent)
+    if share <= limit:
+        return None
+    reasons = "; ".join(dict.fromkeys(error for row in recent for error in row.get("errors", ())))
+    return (
+        f"{share:.0%} of the videos of the last {len(recent)} steps have no score (max_unscored is {limit:.0%}): {reasons[:500]}. "
+        "Mend the reward and run the same command: it goes on from the last checkpoint"
+    )
+
+
+def skipped_too_often(rows: Sequence[Mapping[str, Any]], limit: int, samples: Path) -> str | None:
+    """Why to stop when more than ``limit`` steps were skipped for numbers that are not finite, or None."""
+    skipped = [row for row in rows if row.get("skipped")]
+    if len(skipped) <= limit:
+        return None
+    return (
+        f"{len(skipped)} steps were skipped (max_skipped is {limit}), the last because {skipped[-1]['skipped']}; their latents are in "
+        f"{samples}. Lower lr or noise_level in a new out=, or raise max_skipped and run again"
+    )

@@ -1,0 +1,76 @@
+"""Before the first step: the processes, the checkpoint with its LoRA, the prompts, the reward and its ledger.
+
+recipe → check → Accelerator, Wan + LoRA, prompts, chunk size        recipe → reward in a ledger, in a thread (Judging)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate import Accelerator, DistributedDataParallelKwargs
+
+from cac_align.flow_grpo.adapter import add_lora
+from cac_align.flow_grpo.credit import Grid
+from cac_align.flow_grpo.judging import Judging
+from cac_align.flow_grpo.settings import FlowGrpoRecipe, check, chunk_prompts, prompts_at, read_prompts
+from cac_align.generation.wan import Wan
+from cac_align.recipe import load_reward
+from cac_align.rewards.ledger import Ledger
+from cac_align.rewards.normalise import NEEDS_GROUP
+from cac_align.weights import read_manifest, shipped
+
+
+def prepare(recipe: FlowGrpoRecipe) -> tuple[Accelerator, Wan, list[str], int]:
+    """(processes, Wan with a LoRA on its DiT, training prompts, prompts per chunk).
+
+    Raises ``ValueError`` for a recipe that cannot run, a checkpoint that is not Wan, or prompts that cannot be read.
+    """
+    check(recipe)
+    # LoRA gradients are few: they are averaged in every backward pass. Buffers (rotary tables) never change.
+    accelerator = Accelerator(
+        cpu=recipe.device == "cpu", kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)]
+    )
+    chunk = chunk_prompts(recipe, accelerator.num_processes)
+    prompts = read_prompts(recipe.prompts, recipe.prompt_first, recipe.prompt_count, note=accelerator.is_main_process)
+    prompts_at(0, prompts, recipe)
+    wan = load_wan(recipe, accelerator.device)
+    transformer = wan.pipeline.transformer
+    for part in (wan.pipeline.vae, wan.pipeline.text_encoder):
+        part.requires_grad_(False)
+    add_lora(transformer, rank=recipe.lora_rank, alpha=recipe.lora_alpha, ffn=recipe.lora_ffn, seed=recipe.seed)
+    if recipe.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    return accelerator, wan, prompts, chunk
+
+
+def load_wan(recipe: FlowGrpoRecipe, device: object = None) -> Wan:
+    """The recipe's checkpoint at the recipe's size, length, steps and guidance."""
+    names = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale", "negative_prompt", "fps", "dtype")
+    given = {name: value for name in names if (value := getattr(recipe, name)) is not None}
+    return Wan.load(model_folder(recipe.model), device=device, **given)
+
+
+def model_folder(model: str) -> str:
+    """A folder or hub id as it is; "miniature": the shipped small Wan."""
+    if model != "miniature":
+        return model
+    return str(shipped("wan" if "wan" in read_manifest() else "wan_first"))
+
+
+def grid_of(wan: Wan) -> Grid:
+    """The latent grid of the videos this Wan makes, with its VAE's own strides."""
+    pipeline, setting = wan.pipeline, wan.setting
+    strides = int(pipeline.vae_scale_factor_temporal), int(pipeline.vae_scale_factor_spatial)
+    return Grid(setting.num_frames, setting.height, setting.width, *strides)
+
+
+def build_judging(recipe: FlowGrpoRecipe, out: Path, processes: int) -> Judging:
+    """The recipe's reward behind ``out/ledger.jsonl``. Raises ``ValueError`` when it compares videos that lie on different processes."""
+    reward = load_reward(recipe.reward or None)
+    normalise = getattr(reward, "normalise", None)
+    if processes > 1 and normalise in NEEDS_GROUP:
+        raise ValueError(
+            f"reward normalise={normalise} compares the videos of a prompt, which lie on {processes} processes; use range or reference "
+            "(advantages are normalised within the whole group in any case)"
+        )
+    return Judging(reward, Ledger(out / "ledger.jsonl"), overlap=recipe.overlap)

@@ -1,0 +1,142 @@
+"""Checkpoints: everything a run needs to go on exactly where it was, written so that a kill leaves the old one or the new one.
+
+weights, averages, optimizer, step, recipe → checkpoints/step-000010/ (state.pt, lora/) → newest complete one → the same run again
+
+Random numbers need no state: each is drawn from a generator seeded by (seed, step, sample). Scores need none: the ledger has them. A step
+that was cut short is sampled again, to the same videos, and finds those already judged in the ledger.
+Under FSDP 2 sharded tensors are gathered before they are written and cut again when read, so the number of processes may change.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cac_align.flow_grpo.adapter import Weights, whole
+from cac_align.flow_grpo.settings import FlowGrpoRecipe
+
+FREE = ("out", "steps", "device", "overlap", "max_unscored", "patience", "max_skipped", "save_every", "keep_checkpoints", "track")
+FREE_WATCH = ("tolerance", "stop")
+"""Keys that may change between a run and its continuation."""
+
+
+def fingerprint(recipe: FlowGrpoRecipe) -> dict[str, Any]:
+    """The recipe's keys that decide what is learnt."""
+    kept = {name: value for name, value in asdict(recipe).items() if name not in FREE}
+    kept["watch"] = {name: value for name, value in kept["watch"].items() if name not in FREE_WATCH}
+    return kept
+
+
+def to_text(recipe: FlowGrpoRecipe) -> str:
+    """The fingerprint as a checkpoint stores it."""
+    return json.dumps(fingerprint(recipe))
+
+
+def newest(out: Path) -> Path | None:
+    """The last complete checkpoint below ``out``."""
+    found = sorted((out / "checkpoints").glob("step-*"))
+    return found[-1] if found else None
+
+
+def write(out: Path, step: int, files: Mapping[str, Any], recipe: FlowGrpoRecipe) -> Path:
+    """Write a checkpoint beside its place, then move it there; older ones beyond ``keep_checkpoints`` go.
+
+    files: name → a state for torch.save, or a function that writes the folder of that name. Raises ``OSError`` when the disk is full.
+    """
+    place = out / "checkpoints" / f"step-{step:06d}"
+    part = out / "checkpoints" / f".{place.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        for name, content in files.items():
+            if callable(content):
+                content(part / name)
+            else:
+                torch.save(content, part / name)
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(part, place)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    for old in sorted((out / "checkpoints").glob("step-*"))[: -recipe.keep_checkpoints]:
+        shutil.rmtree(old, ignore_errors=True)
+    return place
+
+
+def publish(out: Path, checkpoint: Path | None) -> None:
+    """Copy a checkpoint's LoRA folders to ``out``, whole or not at all."""
+    for source in sorted(checkpoint.glob("lora*")) if checkpoint is not None else ():
+        part = out / f".{source.name}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(source, part)
+        shutil.rmtree(out / source.name, ignore_errors=True)
+        os.replace(part, out / source.name)
+
+
+def read(folder: Path, recipe: FlowGrpoRecipe) -> dict[str, Any]:
+    """The state in a checkpoint. Raises ``ValueError`` when it is damaged or comes from a run of another recipe."""
+    try:
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{folder}: cannot be read ({error}); remove this folder to go on from the checkpoint before it"
+        ) from error
+    before, now = json.loads(state["recipe"]), json.loads(json.dumps(fingerprint(recipe)))
+    changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    if changed:
+        name = changed[0]
+        raise ValueError(
+            f"{folder.parents[1]}: holds a run of another recipe ({', '.join(changed)} differ; {name} was {before.get(name)!r}, now "
+            f"{now.get(name)!r}); choose another out=, or go on with the same recipe"
+        )
+    return state
+
+
+def place_weights(parameters: Mapping[str, Tensor], stored: Weights) -> None:
+    """Write stored weights into parameters (or copies of them). Raises ``ValueError`` when the names do not fit."""
+    if set(stored) != set(parameters):
+        odd = sorted(set(stored) ^ set(parameters))[0]
+        raise ValueError(f"the checkpoint's LoRA does not fit this model: {odd} is only in one of them")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.data.copy_(_cut(stored[name], parameter))
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state on the CPU, sharded tensors gathered."""
+    state = optimizer.state_dict()
+    moments = {
+        number: {name: whole(value).cpu() if torch.is_tensor(value) else value for name, value in row.items()}
+        for number, row in state["state"].items()
+    }
+    return {"state": moments, "param_groups": state["param_groups"]}
+
+
+def place_optimizer(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
+    """The inverse of ``optimizer_state``."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    rows = {
+        number: {
+            name: _cut(value, parameters[number]) if torch.is_tensor(value) and value.ndim else value
+            for name, value in row.items()
+        }
+        for number, row in stored["state"].items()
+    }
+    optimizer.load_state_dict({"state": rows, "param_groups": stored["param_groups"]})
+
+
+def _cut(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's share of a whole tensor."""
+    if not hasattr(like, "full_tensor"):
+        return tensor.to(like.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)

@@ -1,0 +1,386 @@
+"""The alignment loop on a tiny real Wan: exact ratios, learning, interruption, several processes, and everything that can go wrong."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_flow import WORDS, Brightness, environment, lora, recipe, rows, same, write_wan
+
+from cac_align.cli import main
+from cac_align.flow_grpo.adapter import copy_of
+from cac_align.flow_grpo.rollout import sample_with_lora, velocity
+from cac_align.flow_grpo.sde import log_prob, transition
+from cac_align.flow_grpo.settings import Watch, Window
+from cac_align.flow_grpo.trainer import Run, align
+from cac_align.rewards.ledger import Ledger
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_wan(tmp_path_factory.mktemp("wan"))
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    """A run that nobody interrupts, with everything that has a state: average, optimizer, two updates per batch."""
+    out = tmp_path_factory.mktemp("whole")
+    align(recipe(model, out, ema=0.5))
+    return out
+
+
+@pytest.fixture(autouse=True)
+def fresh_counter():
+    Brightness.calls.clear()
+    Brightness.fail_after = None
+    yield
+    Brightness.fail_after = None
+
+
+# ---- it learns, and exactly ----------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_it_promises(whole):
+    log = rows(whole)
+    assert [row["step"] for row in log] == [0, 1, 2]
+    for row in log:
+        assert row["ratio"] == 1.0 and row["ratio_off"] == 0.0, "recomputed log-probabilities of unchanged weights"
+        assert row["videos"] == 8 and row["unscored"] == 0 and row["grad_norm"] > 0 and row["seconds"]["other"] >= 0
+        assert len(row["window"]) == 2 and set(row["window"]) <= {0, 1, 2}
+    assert len({tuple(row["prompts"]) for row in log}) == 3 and len({tuple(row["window"]) for row in log}) > 1
+    assert {path.name for path in (whole / "checkpoints").iterdir()} == {"step-000002", "step-000003"}
+    assert (whole / "lora_last").is_dir() and not same(lora(whole), load_last(whole))
+    assert len(list((whole / "samples").rglob("*.mp4"))) == 3
+
+
+def load_last(out):
+    from safetensors.torch import load_file
+
+    return load_file(out / "lora_last" / "pytorch_lora_weights.safetensors")
+
+
+def test_every_advantage_is_linked_to_its_score(whole):
+    ledger = Ledger(whole / "ledger.jsonl")
+    scored = [row for row in ledger.rows() if row["kind"] == "score"]
+    assert len(scored) == 24
+    groups = {}
+    for row in scored:
+        (facts,) = ledger.extra(row["key"])
+        groups.setdefault((facts["step"], facts["group"]), []).append((row["score"], facts["advantage"], facts["sample"]))
+    assert len(groups) == 6
+    for members in groups.values():
+        scores = np.array([score for score, _, _ in members])
+        expected = (scores - scores.mean()) / scores.std()
+        np.testing.assert_allclose([advantage for _, advantage, _ in members], expected, atol=1e-3)
+        assert sorted(place for _, _, place in members) == [0, 1, 2, 3]
+
+
+def test_an_update_makes_better_videos_likelier_than_worse_ones(model, tmp_path):
+    run = Run(recipe(model, tmp_path, lr=3e-3, prompts_per_step=1, sde_window=Window(0, 0, 2)))
+    before = run._collect(0, 0, ["a red ball"], (0, 1, 2))
+    credits = []
+    run._update(0, [before], credits)
+    advantage = torch.from_numpy(credits[0].advantage)
+    (rollout,) = before.rollouts
+    gain = torch.zeros(4)
+    with torch.no_grad():
+        for step in rollout.steps:
+            v = velocity(run.flow, step.x, step.index, rollout.embeds)
+            mean = transition("flow", step.x, v, run.flow.schedule.sigmas, step.index, 0.7).mean
+            gain += log_prob(step.x_next, mean, step.std) - log_prob(step.x_next, step.mean, step.std)
+    run.judging.close()
+    assert (gain * advantage).sum() > 0
+    assert gain[advantage.argmax()] > gain[advantage.argmin()]
+
+
+def test_bfloat16_recomputes_within_a_thousandth(model, tmp_path):
+    align(recipe(model, tmp_path, dtype="bfloat16", steps=1, micro_batch=2))
+    (row,) = rows(tmp_path)
+    assert row["ratio_off"] < 1e-3
+
+
+def test_memory_does_not_grow_with_the_number_of_stochastic_steps(model, tmp_path):
+    def most_bytes_at_once(size):
+        run = Run(recipe(model, tmp_path / str(size), sde_window=Window(size, 0, 2)))
+        chunk = run._collect(0, 0, ["a red ball"], tuple(range(size)))
+        held, most, backward = 0, 0, run._accumulate
+
+        def pack(tensor):
+            nonlocal held, most
+            held += tensor.numel() * tensor.element_size()
+            most = max(most, held)
+            return tensor
+
+        def counted(losses, weight):
+            nonlocal held
+            backward(losses, weight)
+            held = 0
+
+        run._accumulate = counted
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            run._update(0, [chunk], [])
+        run.judging.close()
+        return most
+
+    one, three = most_bytes_at_once(1), most_bytes_at_once(3)
+    assert one > 0 and three == one
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "nft", "nft_decay": 0.5},
+        {"objective": "nft", "credit": "local", "reward": "tiny_flow:located"},
+        {"credit": "local", "reward": "tiny_flow:located"},
+        {"aggregation": "decoupled", "reward": "tiny_flow:both"},
+        {"dynamics": "cps", "kl_beta": 0.1, "normalise_ratio": True, "updates": 2, "lora_ffn": True},
+        {"dynamics": "dance", "gradient_checkpointing": True, "overlap": False, "guidance_scale": 1.0, "micro_batch": 3},
+    ],
+    ids=lambda changes: "-".join(str(value) for value in changes.values()).replace("/", "_"),
+)
+def test_every_objective_and_option_trains(changes, model, tmp_path):
+    align(recipe(model, tmp_path, steps=2, save_every=2, **changes))
+    log = rows(tmp_path)
+    assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in log)
+    if "kl_beta" in changes:
+        assert log[0]["kl"] > 0, "the second update of the first batch has left the reference"
+    elif "objective" not in changes:
+        assert log[1]["ratio_off"] == 0.0
+    if "reward" in changes:
+        assert set(log[0]["components"]) == set(log[0]["shares"]) and sum(log[0]["shares"].values()) == pytest.approx(1)
+    assert any(tensor.abs().max() > 0 for name, tensor in lora(tmp_path).items() if "lora_B" in name)
+
+
+def test_the_lora_loads_with_diffusers_and_makes_the_same_velocities(whole, model):
+    from diffusers import WanPipeline
+
+    run = Run(recipe(model, whole, ema=0.5))  # resumes at the end: its average is what was saved
+    run.judging.close()
+    pipeline = WanPipeline.from_pretrained(model)
+    pipeline.load_lora_weights(str(whole / "lora"))
+    x = torch.randn(2, 4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    embeds = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(1))
+    asked = {"hidden_states": x, "timestep": torch.tensor([500, 500]), "encoder_hidden_states": embeds, "return_dict": False}
+    with torch.no_grad():
+        for name, parameter in run.lora.items():
+            parameter.copy_(run.ema[name])
+        expected = run.transformer(**asked)[0]
+        torch.testing.assert_close(pipeline.transformer(**asked)[0], expected)
+        pipeline.transformer.disable_adapters()
+        assert not torch.allclose(pipeline.transformer(**asked)[0], expected)
+
+
+def test_videos_of_a_trained_lora_come_from_the_checkpoints_own_sampler(whole, model):
+    plain = sample_with_lora(model, None, ["a red ball", "a blue box"], [1, 2])
+    tuned = sample_with_lora(model, whole / "lora", ["a red ball", "a blue box"], [1, 2])
+    assert [len(video) for video in plain] == [5, 5]
+    assert plain[0].content_hash != tuned[0].content_hash
+    with pytest.raises(ValueError, match="no LoRA that fits"):
+        sample_with_lora(model, model, ["a red ball"], [1])
+
+
+# ---- the watched videos --------------------------------------------------------------------------------------------
+
+
+def test_the_same_prompts_and_seeds_are_watched_before_and_after(model, tmp_path):
+    watched = Watch(every=2, prompts=3, source="tiny_flow:prompts", reward="tiny_flow:Still", tolerance=0.0)
+    outcome = align(recipe(model, tmp_path, steps=2, lr=5e-2, watch=watched))
+    readings = [json.loads(line) for line in (tmp_path / "watch.jsonl").read_text().splitlines()]
+    assert [reading["step"] for reading in readings] == [0, 2]
+    assert readings[0]["total"] != readings[1]["total"] and readings[0]["held_out"] is not None
+    names = [sorted(p.name for p in (tmp_path / "watch" / f"step-00000{n}").glob("*.mp4")) for n in (0, 2)]
+    assert names[0] == names[1] and len(names[0]) == 3
+    listed = [json.loads(line) for line in (tmp_path / "watch/step-000002/prompts.jsonl").read_text().splitlines()]
+    assert sorted(row["video"] for row in listed) == names[0]
+    fell = readings[1]["motion"] < readings[0]["motion"]
+    assert any("move" in sentence for sentence in outcome.alarms) == fell
+
+
+# ---- interruption --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_cut_between_steps_ends_with_the_same_lora(whole, model, tmp_path):
+    cut = recipe(model, tmp_path, ema=0.5)
+    assert align_until(cut, 1).lora is None
+    torch.manual_seed(99)  # a new process has another random state
+    align(cut)
+    assert same(lora(whole), lora(tmp_path)) and same(load_last(whole), load_last(tmp_path))
+    assert [without_time(row) for row in rows(tmp_path)] == [without_time(row) for row in rows(whole)]
+
+
+def align_until(given, step):
+    return Run(given).go(stop_after=step)
+
+
+def without_time(row):
+    return {name: value for name, value in row.items() if name != "seconds"}
+
+
+def test_a_half_judged_batch_is_not_judged_again(whole, model, tmp_path):
+    cut = recipe(model, tmp_path, ema=0.5)
+    Brightness.fail_after = 12  # in the middle of the second step: its first group is judged, its second is not
+    with pytest.raises(KeyboardInterrupt):
+        align(cut)
+    assert len(rows(tmp_path)) == 1
+    Brightness.fail_after = None
+    Brightness.calls.clear()
+    align(cut)
+    assert len(Brightness.calls) == 24 - 12
+    assert same(lora(whole), lora(tmp_path))
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    assert all(len(ledger.extra(row["key"])) == 1 for row in ledger.rows() if row["kind"] == "score")
+
+
+@pytest.mark.slow
+def test_sigkill_anywhere_and_the_same_command_end_in_the_same_lora(whole, model, tmp_path):
+    command = [sys.executable, "-m", "cac_align.cli", "align", write_recipe(recipe(model, tmp_path / "run", ema=0.5), tmp_path)]
+    running = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    log = tmp_path / "run" / "log.jsonl"
+    until = time.time() + 200
+    while time.time() < until and not (log.exists() and log.read_text()):
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    assert not (tmp_path / "run" / "lora").exists()
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert same(lora(whole), lora(tmp_path / "run"))
+
+
+def write_recipe(given, folder):
+    from omegaconf import OmegaConf
+
+    path = folder / "recipe.yaml"
+    OmegaConf.save(OmegaConf.structured(given), path)
+    return str(path)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_same_curve_as_one(model, tmp_path):
+    given = recipe(model, tmp_path / "two", micro_batch=2, steps=2, watch=Watch(every=2, prompts=3, source="tiny_flow:prompts"))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "cac_align.cli", "align"]
+    done = subprocess.run([*launch, write_recipe(given, tmp_path)], env=environment(), capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stderr[-3000:]
+    align(replace(given, out=str(tmp_path / "one")))
+    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert one["videos"] == two["videos"] == 8 and one["prompts"] == two["prompts"]
+        for name in ("score", "score_std", "motion", "grad_norm", "ratio"):
+            assert two[name] == pytest.approx(one[name], rel=1e-3), name
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    first, second = lora(tmp_path / "one"), lora(tmp_path / "two")
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=2e-3, rtol=1e-2)
+    assert len((tmp_path / "two" / "watch.jsonl").read_text().splitlines()) == 2
+
+
+# ---- what can go wrong ---------------------------------------------------------------------------------------------
+
+
+def test_videos_that_are_not_finite_skip_the_step_are_kept_and_end_the_run(model, tmp_path):
+    run = Run(recipe(model, tmp_path, steps=5, max_skipped=1))
+    with torch.no_grad():
+        next(iter(run.lora.values())).fill_(float("nan"))
+    before = copy_of(run.lora)
+    with pytest.raises(
+        ValueError, match=re.escape("2 steps were skipped (max_skipped is 1), the last because 8 videos are not finite")
+    ):
+        run.go()
+    assert [row["skipped"] for row in rows(tmp_path)] == ["8 videos are not finite"] * 2
+    kept = torch.load(tmp_path / "inspect" / "step-000001-0.pt", weights_only=True)
+    assert len(kept["rollouts"]) == 2 and kept["rollouts"][0]["latents"].isnan().any()
+    assert all(torch.equal(before[name].nan_to_num(7), run.lora[name].nan_to_num(7)) for name in before)
+
+
+def test_gradients_that_are_not_finite_leave_the_weights_alone(model, tmp_path):
+    run = Run(recipe(model, tmp_path, steps=1))
+    before = copy_of(run.lora)
+    handle = run.lora[next(iter(run.lora))].register_hook(lambda grad: grad * float("inf"))
+    run.go()
+    handle.remove()
+    (row,) = rows(tmp_path)
+    assert "the gradient's norm is" in row["skipped"] and row["ratio"] == 1.0
+    assert all(torch.equal(before[name], run.lora[name]) for name in before)
+
+
+def test_a_reward_that_fails_stops_the_run_with_its_own_words_and_changes_nothing(model, tmp_path):
+    broken = recipe(model, tmp_path, reward="tiny_flow:Broken", patience=2, steps=4)
+    told = "100% of the videos of the last 2 steps have no score (max_unscored is 10%): reward broken failed: ConnectionError: no server"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        align(broken)
+    for row in rows(tmp_path):
+        assert row["unscored"] == 8 and row["dead_groups"] == 2 and row["live"] == 0 and "score" not in row
+    mended = replace(broken, reward="tiny_flow:Brightness")
+    with pytest.raises(ValueError, match="another recipe \\(reward differ; reward was 'tiny_flow:Broken'"):
+        align(mended)
+
+
+def test_a_full_disk_is_said_and_the_run_resumes(whole, model, tmp_path, monkeypatch):
+    import errno
+
+    from cac_align.flow_grpo import state
+
+    real = torch.save
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(state.torch, "save", full)
+    with pytest.raises(ValueError, match="No space left on device; free space or mend the path, then run the same command"):
+        align(recipe(model, tmp_path, ema=0.5))
+    assert not list((tmp_path / "checkpoints").iterdir()), "no half of a checkpoint stays"
+    monkeypatch.setattr(state.torch, "save", real)
+    align(recipe(model, tmp_path, ema=0.5))
+    assert same(lora(whole), lora(tmp_path))
+
+
+def test_a_folder_that_is_not_wan_is_refused(model, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    index = json.loads((other / "model_index.json").read_text())
+    (other / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
+    with pytest.raises(ValueError, match="expected a Wan text-to-video checkpoint"):
+        Run(recipe(other, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"sde_window": Window(2, 1, 3)}, "sde_window needs 0 <= first <= last <= 2"),
+        ({"prompts_per_step": 7}, "prompts_per_step is 7, but there are only 6 prompts"),
+        ({"height": 20}, "height must be a positive multiple of 16"),
+        ({"reward": "no.yaml"}, "no.yaml: no such recipe file"),
+        ({"prompts": "nowhere.txt"}, "prompts: nowhere.txt cannot be read"),
+        ({"objective": "ppo"}, "objective must be one of grpo, nft; received 'ppo'"),
+    ],
+)
+def test_a_recipe_that_cannot_run_is_refused_at_once(changes, told, model, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        Run(recipe(model, tmp_path, **changes))
+
+
+def test_local_credit_needs_a_component_with_boxes(model, tmp_path):
+    with pytest.raises(ValueError, match="credit_component 'cac' is no component of the reward; it has brightness"):
+        align(recipe(model, tmp_path, credit="local", steps=1))
+
+
+def test_the_command_line(model, tmp_path, capsys):
+    path = write_recipe(recipe(model, "unused", steps=1), tmp_path)
+    assert main(["align", path, f"out={tmp_path / 'run'}", "group_size=2"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip() == str(tmp_path / "run" / "lora") and "step 1/1" in captured.err
+    assert main(["align", path, "group_sise=2"]) == 2
+    assert "did you mean 'group_size'" in capsys.readouterr().err
+
+
+def test_the_words_of_the_tiny_vocabulary_cover_its_prompts():
+    from tiny_flow import prompts
+
+    assert {word for prompt in prompts(range(6)) for word in prompt.split()} <= set(WORDS)

@@ -153,6 +153,26 @@ def test_a_teacher_that_is_down_costs_no_round_and_the_same_call_resumes(world, 
     assert (report["unanswered"], report["accepted"], report["rounds"]) == (0, 4, {1: 4})
 
 
+def test_several_records_are_asked_at_once_and_progress_counts_them(world, records, tmp_path):
+    pupil, together = Pupil(records), threading.Barrier(3, timeout=60)
+    shown = []
+
+    def teacher(conversation):
+        with pupil.lock:
+            first = len(pupil.asked) < 3
+            pupil.asked.append(None)
+        if first:
+            together.wait()  # comes back only when three questions are in flight
+        return pupil.truth.answer([conversation], max_new_tokens=400)[0]
+
+    settings = replace(BRIEF, tasks=["scan"], price_prompt=1.0, price_answer=1.0)
+    synthesise(records, world.parent, ScriptedVlm(teacher), tmp_path, settings, progress=lambda *counts: shown.append(counts))
+    assert [(done, total) for done, total, _ in shown] == [(n, 4) for n in (1, 2, 3, 4)]
+    last = shown[-1][2]
+    assert last["accepted"] == last["answers"] == 4
+    assert last["cost"] == pytest.approx((last["prompt_tokens"] + last["answer_tokens"]) / 1e6) and last["cost"] > 0
+
+
 def test_bad_records_are_discarded_by_name_and_the_others_go_on(world, records, tmp_path):
     broken = [replace(records[0], video="gone.mp4"), replace(records[1], num_frames=99), *records[2:]]
     report = synthesise(broken, world.parent, GroundTruth(broken), tmp_path, BRIEF)

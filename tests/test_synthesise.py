@@ -173,6 +173,25 @@ def test_several_records_are_asked_at_once_and_progress_counts_them(world, recor
     assert last["cost"] == pytest.approx((last["prompt_tokens"] + last["answer_tokens"]) / 1e6) and last["cost"] > 0
 
 
+def test_a_real_model_and_a_server_take_the_conversation(world, records, tmp_path):
+    from cac_align.vlm.local import LocalVlm
+    from cac_align.vlm.server_chat import chat
+    from tests import tiny_qwen
+
+    abnormal = [record for record in records if record.status == "abnormal"][:1]
+    settings = replace(BRIEF, tasks=["scan"], rounds=2, salient_rounds=1, max_new_tokens=4)
+    untaught = LocalVlm(tiny_qwen.model(), tiny_qwen.processor(), name="untaught")
+    report = synthesise(abnormal, world.parent, untaught, tmp_path / "local", settings)
+    assert (report["failures"], report["answers"], report["discarded"]) == (0, 2, 1)  # it answers garbage, and that twice
+    assert report["prompt_tokens"] > 400 and report["answer_tokens"] == 8
+    teacher = ScriptedVlm(lambda _: "<|video_pad|> no json")
+    synthesise(abnormal, world.parent, teacher, tmp_path / "scripted", settings)
+    first, second = teacher.asked
+    roles = [message["role"] for message in chat(second, as_video=False, quality=90)["messages"]]
+    assert roles == ["system", "user", "user", "assistant", "user"] and len(first) == 3
+    assert second[3].text == " no json"  # a control token would end the model's own prompt
+
+
 def test_bad_records_are_discarded_by_name_and_the_others_go_on(world, records, tmp_path):
     broken = [replace(records[0], video="gone.mp4"), replace(records[1], num_frames=99), *records[2:]]
     report = synthesise(broken, world.parent, GroundTruth(broken), tmp_path, BRIEF)

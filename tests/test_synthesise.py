@@ -3,6 +3,7 @@
 import json
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -302,6 +303,19 @@ def test_teachers_by_recipe_by_url_and_what_is_wrong_with_them(world, tmp_path, 
     ):
         assert main([*base, *more]) == 2
         assert told in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_the_recipes_that_ship_are_read():
+    from cac_align.cli.data import teacher_of
+    from cac_align.data.splits import Splits
+    from cac_align.recipe import read_recipe
+
+    folder = Path(__file__).parent.parent / "recipes" / "data"
+    full = read_recipe(Synthesis, folder / "synthesise.yaml", section="synthesis")
+    assert (full.rounds, full.salient_rounds, full.review, full.wording) == (5, 3, True, "full")
+    assert teacher_of(None, folder / "synthesise.yaml", ["served_model=other"], []).passport["model"] == "other"
+    assert read_recipe(Synthesis, folder / "miniature.yaml", section="synthesis").wording == "brief"
+    assert read_recipe(Splits, folder / "splits.yaml", section="splits") == Splits()  # the paper's sizes are the defaults
 
 
 def test_places_come_from_the_clip_drawn_again_and_other_records_do_without(tmp_path):

@@ -142,6 +142,23 @@ def test_exports_of_records_with_several_boxes_and_no_window():
     assert coco["annotations"][0]["bbox"] == pytest.approx([0, 0, 0.64, 0.64]) and len(coco["images"]) == 1
 
 
+def test_a_known_data_set_is_imported_and_its_doubts_are_said(world, tmp_path, capsys):
+    names = [Path(record.video).name for record in read_records(world)]
+    error = {"type": "Appearance/Disappearance", "explanation": "it vanishes", "start_s": 0.25, "end_s": 0.5}
+    listed = [{"video": names[1], "prompt": "a box", "errors": [error]}, {"video": "gone.mp4", "prompt": "p", "errors": []}]
+    source = tmp_path / "spotlight.json"
+    source.write_text(json.dumps(listed))
+    out = world.with_name("spotlight.jsonl")
+    assert main(["data", "import", "spotlight", str(source), str(out), "--videos", str(world.parent / "videos")]) == 0
+    told = capsys.readouterr().err
+    assert "not verified against the real files" in told and "left out: gone.mp4: video missing" in told
+    (record,) = read_records(out)
+    assert record.video == f"videos/{names[1]}"  # below the records' folder: relative, so that the folder can be moved
+    assert record.anomalies[0].type == "Motion Anomalies" and record.anomalies[0].window == Window(0.25, 0.5)
+    assert [violation.rule for violation in validate(out).violations] == ["boxed"]
+    assert validate(out, skip=["boxed"]).violations == ()
+
+
 @pytest.mark.parametrize(
     "arguments, told",
     [

@@ -208,6 +208,7 @@ def test_a_benchmark_and_its_near_duplicates_are_kept_out(chains, tmp_path):
         ({"normal": 4, "abnormal": 0}, "no abnormal record has a chain of thought"),
         ({"single": 0.0}, "stage1 would be empty: no abnormal frame .* add records of single-frame categories"),
         ({"normal": 2, "abnormal": 2, "single": 1.0}, "would be empty"),
+        ({"copies": tuple((n, 0) for n in range(1, 28))}, "28 of 28 videos are near-duplicates of one another.*lower near"),
         ({"long": tuple(range(14, 28))}, "stage2 would be empty: no abnormal clip that is short enough"),
     ],
 )

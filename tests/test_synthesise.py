@@ -3,6 +3,7 @@
 import json
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -153,6 +154,45 @@ def test_a_teacher_that_is_down_costs_no_round_and_the_same_call_resumes(world, 
     assert (report["unanswered"], report["accepted"], report["rounds"]) == (0, 4, {1: 4})
 
 
+def test_several_records_are_asked_at_once_and_progress_counts_them(world, records, tmp_path):
+    pupil, together = Pupil(records), threading.Barrier(3, timeout=60)
+    shown = []
+
+    def teacher(conversation):
+        with pupil.lock:
+            first = len(pupil.asked) < 3
+            pupil.asked.append(None)
+        if first:
+            together.wait()  # comes back only when three questions are in flight
+        return pupil.truth.answer([conversation], max_new_tokens=400)[0]
+
+    settings = replace(BRIEF, tasks=["scan"], price_prompt=1.0, price_answer=1.0)
+    synthesise(records, world.parent, ScriptedVlm(teacher), tmp_path, settings, progress=lambda *counts: shown.append(counts))
+    assert [(done, total) for done, total, _ in shown] == [(n, 4) for n in (1, 2, 3, 4)]
+    last = shown[-1][2]
+    assert last["accepted"] == last["answers"] == 4
+    assert last["cost"] == pytest.approx((last["prompt_tokens"] + last["answer_tokens"]) / 1e6) and last["cost"] > 0
+
+
+def test_a_real_model_and_a_server_take_the_conversation(world, records, tmp_path):
+    from cac_align.vlm.local import LocalVlm
+    from cac_align.vlm.server_chat import chat
+    from tests import tiny_qwen
+
+    abnormal = [record for record in records if record.status == "abnormal"][:1]
+    settings = replace(BRIEF, tasks=["scan"], rounds=2, salient_rounds=1, max_new_tokens=4)
+    untaught = LocalVlm(tiny_qwen.model(), tiny_qwen.processor(), name="untaught")
+    report = synthesise(abnormal, world.parent, untaught, tmp_path / "local", settings)
+    assert (report["failures"], report["answers"], report["discarded"]) == (0, 2, 1)  # it answers garbage, and that twice
+    assert report["prompt_tokens"] > 400 and report["answer_tokens"] == 8
+    teacher = ScriptedVlm(lambda _: "<|video_pad|> no json")
+    synthesise(abnormal, world.parent, teacher, tmp_path / "scripted", settings)
+    first, second = teacher.asked
+    roles = [message["role"] for message in chat(second, as_video=False, quality=90)["messages"]]
+    assert roles == ["system", "user", "user", "assistant", "user"] and len(first) == 3
+    assert second[3].text == " no json"  # a control token would end the model's own prompt
+
+
 def test_bad_records_are_discarded_by_name_and_the_others_go_on(world, records, tmp_path):
     broken = [replace(records[0], video="gone.mp4"), replace(records[1], num_frames=99), *records[2:]]
     report = synthesise(broken, world.parent, GroundTruth(broken), tmp_path, BRIEF)
@@ -263,6 +303,19 @@ def test_teachers_by_recipe_by_url_and_what_is_wrong_with_them(world, tmp_path, 
     ):
         assert main([*base, *more]) == 2
         assert told in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_the_recipes_that_ship_are_read():
+    from cac_align.cli.data import teacher_of
+    from cac_align.data.splits import Splits
+    from cac_align.recipe import read_recipe
+
+    folder = Path(__file__).parent.parent / "recipes" / "data"
+    full = read_recipe(Synthesis, folder / "synthesise.yaml", section="synthesis")
+    assert (full.rounds, full.salient_rounds, full.review, full.wording) == (5, 3, True, "full")
+    assert teacher_of(None, folder / "synthesise.yaml", ["served_model=other"], []).passport["model"] == "other"
+    assert read_recipe(Synthesis, folder / "miniature.yaml", section="synthesis").wording == "brief"
+    assert read_recipe(Splits, folder / "splits.yaml", section="splits") == Splits()  # the paper's sizes are the defaults
 
 
 def test_places_come_from_the_clip_drawn_again_and_other_records_do_without(tmp_path):

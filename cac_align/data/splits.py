@@ -91,7 +91,14 @@ def split(
     groups = families(len(names), list(near_pairs(own, near=settings.near)))
     kept = [[names[row] for row in group] for group in groups if not forbidden & set(group)]
     chosen, factor = _assign(kept, records, samples, settings)
-    stages = _stages(chosen, records, samples, settings, factor)
+    try:
+        stages = _stages(chosen, records, samples, settings, factor)
+    except ValueError as error:
+        largest = max(map(len, groups))
+        if largest <= len(names) // 2:
+            raise
+        alike = f"{largest} of {len(names)} videos are near-duplicates of one another and stay together"
+        raise ValueError(f"{error}; {alike}: add other videos, or lower near (now {settings.near:g})") from error
     used = sorted({row["record"] for rows in stages.values() for row in rows})
     row_of = {name: row for row, name in enumerate(names)}
     wrong = check(stages, records, own[[row_of[name] for name in used]], used, settings, foreign)

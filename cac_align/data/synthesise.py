@@ -49,6 +49,9 @@ from cac_align.data.verify import faults
 from cac_align.video import Frames, Video
 from cac_align.vlm.protocol import Conversation, Message, Vlm
 
+_CONTROL = re.compile(r"<\|[^|<>]*\|>")
+"""Control tokens that a teacher wrote: quoted back to it, they would break its own prompt."""
+
 
 @dataclass
 class Synthesis:
@@ -269,7 +272,7 @@ class _Asking:
                 raise _Discarded(question.task, f"{why} ({question.task}, after {len(before)} rounds)")
             again = asked if not before else (
                 *asked,
-                Message("assistant", before[-1].text[:8000]),
+                Message("assistant", _CONTROL.sub("", before[-1].text)[:8000]),
                 Message("user", filled("again", reasons="; ".join(before[-1].reasons)[:800])),
             )  # fmt: skip
             attempt = self._attempt(question, frames, again, len(before) + 1)

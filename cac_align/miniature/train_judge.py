@@ -57,7 +57,8 @@ class JudgeTraining:
     verdict_weight: how much a token that gives a verdict (a frame's, the status) weighs in the loss, the others weighing 1;
     miss_weight: how much more it weighs where turn 1 must not miss a broken frame. seed: of weights, batches and augmentation.
     save_every, eval_every: steps; eval_clips: held-out clips per evaluation (0 switches it off). threads: of torch. encoder: a trained judge's folder whose image
-    encoder this one starts from; start: one from which it takes everything, tokenizer included (both empty: fresh weights).
+    encoder this one starts from; body: one from which it takes all layers, and the vectors of the words that both tokenizers know; start: one
+    from which it takes everything, tokenizer included (all empty: fresh weights).
     stop_after: write the final weights after this step, whatever the schedule still had in mind (0: all steps).
     """
 
@@ -89,6 +90,7 @@ class JudgeTraining:
     eval_clips: int = 100
     threads: int = 1
     encoder: str = ""
+    body: str = ""
     start: str = ""
     stop_after: int = 0
     size: JudgeSize = field(default_factory=JudgeSize)
@@ -129,6 +131,8 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     model = build_model(processor.tokenizer, recipe.size, seed=recipe.seed)
     if recipe.start:
         model.load_state_dict(Qwen3VLForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32).state_dict())
+    elif recipe.body:
+        _take_body(model, processor, Path(recipe.body))
     elif recipe.encoder:
         _take_encoder(model, Path(recipe.encoder))
     batch_vision_attention(model)
@@ -277,6 +281,25 @@ def _take_encoder(model: Qwen3VLForConditionalGeneration, folder: Path) -> None:
     lacking = [name for name in missing if ".visual." in name]
     if unexpected or lacking:
         raise ValueError(f"encoder: {folder} has another depth than this recipe's: {sorted([*unexpected, *lacking])[:3]}")
+
+
+def _take_body(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, folder: Path) -> None:
+    """Take another judge's layers, and its word vectors where a token's text is the same. Raises ``ValueError`` when the sizes differ."""
+    if not (folder / "model.safetensors").is_file():
+        raise ValueError(f"body: {folder} holds no judge; train that one first, or leave body empty")
+    taken = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+    table = "model.language_model.embed_tokens.weight"
+    theirs = AutoProcessor.from_pretrained(folder).tokenizer.get_vocab()
+    words = model.state_dict()[table].clone()
+    for word, row in processor.tokenizer.get_vocab().items():
+        if word in theirs and words.shape[1] == taken[table].shape[1]:
+            words[row] = taken[table][theirs[word]]
+    try:
+        missing, unexpected = model.load_state_dict({**taken, table: words}, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"body: {folder} has another size than this recipe's: {error}") from error
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise ValueError(f"body: {folder} has another depth than this recipe's: {sorted([*unexpected, *missing])[:3]}")
 
 
 def _optimizers(

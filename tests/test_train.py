@@ -55,14 +55,10 @@ def two_steps_and_resume(root, stage, capsys):
     assert (out / "final" / "model.safetensors").is_file() and not (out / "checkpoint-000002").exists()
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_paper_size_recipe_starts_and_resumes(root, stage, capsys):
     two_steps_and_resume(root, stage, capsys)
-
-
-@pytest.mark.slow
-def test_the_paper_size_stage_three_starts_and_resumes(root, capsys):
-    two_steps_and_resume(root, 3, capsys)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """What keeps a training alive: checkpoints that a kill cannot tear, exact resume, the log, the best weights.
 
-Keeping (recipe) + AnswerLogProbs → open_run → Run: step, micro-batches → descend → log, save, best, finish
+Keeping (recipe) + AnswerLogProbs → Run (resumed where a checkpoint lies) → descend, write, keep_best, save → write_model
 
-All three stages use this one loop on accelerate, not TRL's trainers. What decided: (1) transformers' Trainer writes a checkpoint in place, so
-a kill while it writes leaves a half folder that its resume then picks up; here a checkpoint is written beside its place and
-becomes current when one small file is replaced. (2) SFTTrainer's loss and data order depend on the number of processes; here a
-batch is a function of (seed, step) and the loss a sum over the whole batch divided by the whole batch's count, so one process and two agree to rounding.
-(3) GRPOTrainer scores text and images only; a video that is specific to a rollout needs three private methods overridden
+All three stages use this one loop on accelerate, not TRL's trainers. What decided: (1) transformers' Trainer writes a checkpoint in
+place, so a kill while it writes leaves a half folder that its resume then picks up; here a checkpoint becomes current when one small
+file is replaced. (2) Here a batch is a function of (seed, step), so 1:1 balance and the mix of tasks hold in every batch and a
+resumed run replays nothing; its loss is a sum over the whole batch divided by the whole batch's count, so one process and two agree
+to rounding. (3) GRPOTrainer scores text and images only; a video that belongs to one rollout needs three private methods overridden
 (TRL 1.16), which the next release may rename. accelerate carries devices, DDP, FSDP2, ZeRO-2 and mixed precision; peft carries LoRA.
 
 Everything random in step n is drawn from (seed, n, …): no generator state has to be kept.

@@ -83,11 +83,6 @@ def _uniform(
 def _local(rows: Sequence[Verdict], recipe: FlowGrpoRecipe, judging: Judging) -> Credit:
     size, where = recipe.group_size, recipe.credit_component
     weights = judging.components
-    if where not in weights:
-        raise ValueError(
-            f"credit_component {where!r} is no component of the reward; it has {', '.join(weights)}, and local credit needs the one "
-            "whose judgements have boxes"
-        )
     others = {name: weight for name, weight in weights.items() if name != where}
     maps, deads = [], []
     for start in range(0, len(rows), size):

@@ -8,7 +8,7 @@ finished latents z, advantage → x = (1 − σ)z + σε at a few σ → v (LoRA
 
 Any sampler may have made z. Local credit: r may differ by latent position, r(p) = r̄ + d(p) with mean_p d = 0; the loss is linear in r, so
 mean_p r(p)·plus(p) + (1 − r(p))·minus(p) = [the loss at r̄] + mean_p d(p)·(plus(p) − minus(p)), and a uniform r adds exactly nothing.
-Source: DiffusionNFT (arXiv 2509.16117) Eq. 5-6 and Algorithm 1.
+Source: DiffusionNFT (arXiv 2509.16117).
 """
 
 from __future__ import annotations

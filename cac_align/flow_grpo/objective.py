@@ -6,7 +6,7 @@
     ratio  = exp(δ),  or with ratio normalisation  exp((δ + ‖μ − μ_old‖² / 2std²)·std)
     loss   = max(−A·ratio, −A·clip(ratio, 1 − c, 1 + c)) + β·(μ − μ_ref)² / 2std²
 
-Ratio normalisation (GRPO-Guard, arXiv 2510.22319): E[δ] is −‖μ − μ_old‖² / 2std², so without the correction the ratio's mean lies below
+Ratio normalisation (GRPO-Guard): E[δ] is −‖μ − μ_old‖² / 2std², so without the correction the ratio's mean lies below
 1 and differs between steps, and the clip holds back one sign only; the loss is divided by −dt to weigh steps alike.
 
 Local credit: A may differ by latent position, A(p) = Ā + D(p) with mean_p D = 0. The base Ā acts on the sample's ratio as above, and the

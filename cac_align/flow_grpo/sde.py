@@ -11,7 +11,7 @@ noise level. All three leave the ODE's marginals as they are (CPS: where x̂0 is
 
 First step: s of ``flow`` is infinite at σ = 1 (and enormous at UniPC's 0.999999), so σ inside s, and there only, is capped at the
 second σ of the schedule. Log-probabilities are means over elements: sums would make the ratio's size depend on the video's.
-Sources: Flow-GRPO (arXiv 2505.05470) Eq. 8-9, DanceGRPO (arXiv 2505.07818), CPS (arXiv 2509.05952).
+Sources: Flow-GRPO (arXiv 2505.05470), DanceGRPO (arXiv 2505.07818), CPS (arXiv 2509.05952).
 """
 
 from __future__ import annotations

@@ -73,4 +73,10 @@ def build_judging(recipe: FlowGrpoRecipe, out: Path, processes: int) -> Judging:
             f"reward normalise={normalise} compares the videos of a prompt, which lie on {processes} processes; use range or reference "
             "(advantages are normalised within the whole group in any case)"
         )
-    return Judging(reward, Ledger(out / "ledger.jsonl"), overlap=recipe.overlap)
+    judging = Judging(reward, Ledger(out / "ledger.jsonl"), overlap=recipe.overlap)
+    if recipe.credit == "local" and recipe.credit_component not in judging.components:
+        raise ValueError(
+            f"credit_component {recipe.credit_component!r} is no component of the reward; it has {', '.join(judging.components)}, and "
+            "local credit needs the one whose judgements have boxes"
+        )
+    return judging

@@ -91,7 +91,7 @@ class Run:
         self.slow = copy_of(self.lora) if recipe.objective == "nft" else None
         self.step = 0
         self._restore()
-        self.log = Rows(self.out / "log.jsonl", before=self.step)
+        self.log = Rows(self.out / "log.jsonl", before=self.step) if self.main else None
         self.tracker = open_tracker(recipe.track, self.out, self.step) if self.main else None
 
     def _restore(self) -> None:
@@ -116,7 +116,7 @@ class Run:
                 row = self._take_step()
                 self.step += 1
                 last = self.step == recipe.steps
-                if self.main:
+                if self.log is not None:
                     self.log.add(row)
                     track(self.tracker, row)
                 self._say_row(row)
@@ -349,7 +349,7 @@ class Run:
 
     def _stop_if_broken(self) -> None:
         """Raise ``ValueError`` when videos stay without scores, or steps keep being skipped. Decided by the same rows on all processes."""
-        rows = gather_object([self.log.rows if self.main else []])[0]
+        rows = gather_object([self.log.rows if self.log is not None else []])[0]
         recipe = self.recipe
         why = unscored_too_often(rows, recipe.max_unscored, recipe.patience) or skipped_too_often(
             rows, recipe.max_skipped, self.out / "inspect"

@@ -138,7 +138,10 @@ def test_every_module_has_its_test():
         "inspection": "doctor",
         "vbench_runner": "vbench",
         **dict.fromkeys(("defects", "draw", "grammar", "render", "scene"), "world"),
-        **dict.fromkeys(("judge", "judge_figures", "judge_loss", "lessons", "marks", "pool", "seeing", "watching", "train_judge"), "mini_judge"),
+        **dict.fromkeys(
+            ("judge", "judge_figures", "judge_loss", "lessons", "marks", "pool", "seeing", "watching", "train_judge"),
+            "mini_judge",
+        ),
         **dict.fromkeys(("train_wan", "train_vae", "optimise"), "mini_wan"),
         "table2": "demo",
         "oracle_fit": "oracle",

@@ -31,6 +31,7 @@ from cac_align.miniature.marks import Heads, marks_of, overlap
 from cac_align.miniature.pool import ClipPool, LessonPlan, degrade
 from cac_align.miniature.seeing import draw_pairs, look_loss, patch
 from cac_align.miniature.train_judge import JudgeTraining, _lesson_loss, learning_rate, train
+from cac_align.miniature.world import PLAYGROUND, STUDIO
 from cac_align.recipe import read_recipe
 from cac_align.rewards.unified import read_axes
 from cac_align.video import Frames
@@ -445,24 +446,27 @@ def test_both_judges_weigh_at_most_nine_megabytes():
 
 
 def test_the_shipped_cac_judges_held_out_clips():
-    figures = evaluate(needs("cac"), "cac", 36, first_seed=2_500_000)["studio"]
-    assert figures["no_verdict"] == 0
+    # Measured on 100 clips (dev/LOG.md): accuracy .82, no false alarm, AUROC .84, interval IoU .59, box IoU .27.
+    figures = evaluate(needs("cac"), "cac", 60, first_seed=2_500_000, worlds=(PLAYGROUND,))["playground"]
+    assert figures["no_verdict"] <= 1
+    assert figures["accuracy"] >= 0.7 and figures["recall_normal"] >= 0.9 and figures["auroc"] >= 0.75
+    assert figures["temporal_iou"] >= 0.4 and figures["spatial_iou"] >= 0.15
 
 
-@pytest.mark.xfail(strict=True, reason="the first weights judge at chance (dev/LOG.md); the day they do not, this mark must go")
-def test_the_shipped_cac_is_clearly_right_on_held_out_clips():
-    assert evaluate(needs("cac"), "cac", 36, first_seed=2_500_000)["studio"]["accuracy"] >= 0.85
+@pytest.mark.xfail(strict=True, reason="letters and limbs are not learnt yet (dev/LOG.md); the day they are, this mark must go")
+def test_the_shipped_cac_is_clearly_right_about_the_studio():
+    assert evaluate(needs("cac"), "cac", 36, first_seed=2_500_000, worlds=(STUDIO,))["studio"]["accuracy"] >= 0.85
 
 
 def test_the_shipped_unified_scores_held_out_clips():
-    assert evaluate(needs("unified"), "unified", 36, first_seed=2_500_000)["full"]["unscored"] == 0
+    assert evaluate(needs("unified"), "unified", 12, first_seed=2_500_000, worlds=(PLAYGROUND,))["playground"]["unscored"] == 0
 
 
 @pytest.mark.xfail(
     strict=True, reason="the first weights say 5 to everything (dev/LOG.md); the day they do not, this mark must go"
 )
 def test_the_shipped_unified_tells_a_fitting_prompt_from_another():
-    figures = evaluate(needs("unified"), "unified", 36, first_seed=2_500_000)["full"]
+    figures = evaluate(needs("unified"), "unified", 40, first_seed=2_500_000, worlds=(PLAYGROUND,))["playground"]
     assert figures["alignment"] > figures["alignment_of_another_prompt"] + 0.5
 
 

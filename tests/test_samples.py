@@ -6,6 +6,8 @@ import pytest
 import tiny_qwen
 import tiny_stage
 
+from cac_align.answer import read_answer
+from cac_align.cac.prompts import turn_two_conversation
 from cac_align.training.samples import DataRecipe, Sample, conversation, draw, read_stage, segment, usable
 
 
@@ -15,7 +17,7 @@ def folder(tmp_path_factory):
 
 
 def stage(folder, number=2, **changes):
-    recipe = DataRecipe(folder=str(folder), samples=f"stage{number}.jsonl", wording="brief", **{"held_out": 0.0, **changes})
+    recipe = DataRecipe(folder=str(folder), samples=f"stage{number}.jsonl", **{"wording": "brief", "held_out": 0.0, **changes})
     return read_stage(recipe, {1: ("frame",), 2: ("scan", "look"), 3: ("scan",)}[number], 0)
 
 
@@ -56,6 +58,15 @@ def test_prompts_are_those_of_inference(folder):
     assert frames.indices == (4, 6, 8, 10) and "Suspicion: Object Distortion: the ball melts" in asked[0].text
     own = Sample("clip0", "look", "", look.window, suspicion=(tiny_stage.TRUE,))
     assert "the ball melts" in conversation(found, own)[0][0].text
+    # turn 1's whole answer, where the file carries it, is told as at inference (the full wording quotes its chain of thought)
+    answer = tiny_stage.WINDOW.replace('"COT": ""', '"COT": "it sags at frame 2"')
+    full = stage(folder, wording="full")
+    claimed = Sample("clip0", "look", "", look.window, claim=answer)
+    scanned = full.video(full.records["clip0"]).sample(4.0)
+    first = read_answer(answer, number=1, frames=scanned.indices, times_s=scanned.times_s)
+    asked, frames = conversation(full, claimed)
+    assert asked == turn_two_conversation(full.records["clip0"].prompt, frames, first, wording="full")
+    assert "it sags at frame 2" in asked[0].text
     single = stage(folder, 1)
     asked, frames = conversation(single, single.training["frame", "abnormal"][0])
     assert frames.indices == (6,) and len(asked) == 1 and "the ball melts" not in asked[0].text

@@ -11,14 +11,16 @@ from typing import Any
 
 from cac_align.cac import two_turn
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.miniature.world import FULL, PLAYGROUND, STUDIO, VALID_SEEDS, make_clip
+from cac_align.miniature.world import FULL, PLAYGROUND, STUDIO, VALID_SEEDS, World, make_clip
 from cac_align.overlap import interval_iou, spatial_iou
 from cac_align.rewards.unified import UnifiedReward
 from cac_align.vlm.local import LocalVlm
 
 
-def evaluate(folder: Path, job: str, clips: int, *, first_seed: int | None = None) -> dict[str, Any]:
-    """Held-out figures of the weights in ``folder``: half of the clips normal, a third of each world (VALID_SEEDS).
+def evaluate(
+    folder: Path, job: str, clips: int, *, first_seed: int | None = None, worlds: Sequence[World] = (FULL, STUDIO, PLAYGROUND)
+) -> dict[str, Any]:
+    """Held-out figures of the weights in ``folder``: ``clips`` in all, half of them normal, as many of each world (VALID_SEEDS).
 
     cac: accuracy and recalls of turn 1 alone and of both turns, interval IoU of turn 1's windows and mean IoU of turn 2's boxes over
     the anomalous clips that were caught, AUROC of R, how many had no verdict, recall by type. unified: mean scores and AUROC.
@@ -26,8 +28,8 @@ def evaluate(folder: Path, job: str, clips: int, *, first_seed: int | None = Non
     first = VALID_SEEDS.start if first_seed is None else first_seed
     vlm = LocalVlm.load(folder, device="cpu", batch_size=32)
     found: dict[str, Any] = {}
-    for world in (FULL, STUDIO, PLAYGROUND):
-        shown = [make_clip(first + number, world, anomalous=number % 2 == 1) for number in range(clips // 3)]
+    for world in worlds:
+        shown = [make_clip(first + number, world, anomalous=number % 2 == 1) for number in range(clips // len(worlds))]
         found[world.name] = (_cac_figures if job == "cac" else _unified_figures)(vlm, shown)
     return found
 

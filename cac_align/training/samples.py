@@ -3,7 +3,7 @@
 records.jsonl + stage JSONL → read_stage → Stage (by task and class) → draw(step) → segment → policy.make_batch
 
 One line per sample: {"record", "task": frame | scan | look, "window": [start_s, end_s] (look), "frame": source index (frame),
-"answer", optionally "suspicion": [{"type", "reason"}] (look)}. Draws are a function of (seed, step) alone: pairs of one normal and one
+"answer", and for a look "claim" (turn 1's answer) or "suspicion": [{"type", "reason"}]}. Draws are a function of (seed, step) alone: pairs of one normal and one
 abnormal sample of the same task, each class walked through in its own shuffled order, so 1:1 holds in every batch.
 A look without a suspicion of its own is told the record's true anomalies, or (normal ones, and a share of the others) another
 record's, so that a suspicion alone does not give the answer away.
@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from cac_align.answer import read_answer
 from cac_align.cac.prompts import turn_one_conversation, turn_two_conversation
 from cac_align.data.records import Record, read_records
 from cac_align.judgement import Anomaly, Turn, Window
@@ -46,6 +47,7 @@ class Sample:
     window: Window | None = None
     frame: int | None = None
     suspicion: tuple[Anomaly, ...] = ()
+    claim: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def _sample(row: Mapping[str, Any], records: Mapping[str, Record], tasks: Sequen
     if row["task"] in tasks and not isinstance(row.get("answer"), str):
         raise ValueError("answer must be a string")
     claims = tuple(Anomaly(item["type"], None, item.get("reason", "")) for item in row.get("suspicion") or ())
-    return Sample(row["record"], row["task"], row.get("answer") or "", window, row.get("frame"), claims)
+    return Sample(row["record"], row["task"], row.get("answer") or "", window, row.get("frame"), claims, row.get("claim") or "")
 
 
 def _held_out(records: Mapping[str, Record], used: set[str], share: float, seed: int) -> set[str]:
@@ -233,8 +235,16 @@ def conversation(stage: Stage, sample: Sample) -> tuple[Conversation, Frames]:
         first = Turn(1, "", frames.indices, "abnormal", (), NO_FIRST_LOOK)
     else:
         frames = video.clip(sample.window, recipe.look_fps)
-        first = Turn(1, "", frames.indices, "abnormal", sample.suspicion or _suspicion(stage, sample, record))
+        first = _first_turn(stage, sample, record, video)
     return turn_two_conversation(record.prompt, frames, first, wording=recipe.wording), frames
+
+
+def _first_turn(stage: Stage, sample: Sample, record: Record, video: Video) -> Turn:
+    """What turn 2 is told of turn 1: the whole answer where the sample carries one (``claim``), else a suspicion alone."""
+    if sample.claim:
+        scanned = video.sample(stage.recipe.scan_fps)
+        return read_answer(sample.claim, number=1, frames=scanned.indices, times_s=scanned.times_s)
+    return Turn(1, "", (), "abnormal", sample.suspicion or _suspicion(stage, sample, record))
 
 
 def _suspicion(stage: Stage, sample: Sample, record: Record) -> tuple[Anomaly, ...]:

@@ -112,6 +112,10 @@ class LocalVlm:
         }
         if self._revision:
             passport["revision"] = self._revision
+        if (kind := self._core.config.vision_config._attn_implementation) not in (None, "sdpa"):
+            passport["vision_attention"] = kind
+        if self._core.device.type != "cpu":
+            passport["preprocessing"] = self._core.device.type  # resizing rounds differently there
         if self._max_pixels:
             passport["max_pixels"] = str(self._max_pixels)
         return passport

@@ -1,0 +1,203 @@
+"""Memory and seconds per stage at full size for 1, 8 and 32 GPUs, calculated from the published configurations.
+
+python benchmarks/sizing.py [--gpu H200] → the table of docs/sizing.md, every line marked "calculated" with what it was calculated from
+
+Times are throughput: one GPU's time over the number of GPUs, with enough videos to keep all of them busy.
+Rules, and nothing else: a matrix product costs 2 FLOPs per weight and token, attention 4 · tokens² · width per layer (half of it where
+it is causal), a backward pass twice its forward, gradient checkpointing one forward more. A decode step reads all language weights and
+all keys and values once. Time is FLOPs / (peak · MFU) or bytes / (bandwidth · MBU). MFU and MBU are assumptions, printed with the table.
+Not included: VAE, text encoder, video decoding, HTTP, communication between GPUs, stragglers. Nothing here was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from published import PARAMETERS, qwen3vl_8b, wan_1_3b
+
+GIB = 2**30
+MFU, MBU = 0.4, 0.6
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """peak: dense bfloat16 FLOP/s. bandwidth: bytes/s. memory: bytes. From the vendor's data sheets."""
+
+    peak: float
+    bandwidth: float
+    memory: float
+
+
+GPUS = {"H200": Gpu(989e12, 4.8e12, 141e9), "H100": Gpu(989e12, 3.35e12, 80e9), "A100": Gpu(312e12, 2.04e12, 80e9)}
+
+
+@dataclass(frozen=True)
+class Video:
+    """What is judged and generated: 81 frames at 16 fps, 480×832."""
+
+    num_frames: int = 81
+    height: int = 480
+    width: int = 832
+    fps: float = 16.0
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Qwen3-VL-8B's costs, from its configuration. Sizes in bytes (bfloat16), costs in FLOPs."""
+
+    weights: int
+    text_weights: int
+    vision_weights: int
+    kv_per_token: int
+    layers: int
+    hidden: int
+    vision_layers: int
+    vision_hidden: int
+
+
+def judge() -> Judge:
+    config = qwen3vl_8b()
+    text, vision = config.text_config, config.vision_config
+    per_layer = text.hidden_size * text.head_dim * (2 * text.num_attention_heads + 2 * text.num_key_value_heads)
+    per_layer += 3 * text.hidden_size * text.intermediate_size
+    read = text.num_hidden_layers * per_layer + text.vocab_size * text.hidden_size  # the head; the embedding is one row a token
+    total = PARAMETERS["Qwen3-VL-8B-Instruct"]
+    return Judge(
+        weights=2 * total,
+        text_weights=2 * read,
+        vision_weights=2 * (total - read - text.vocab_size * text.hidden_size),
+        kv_per_token=2 * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim,
+        layers=text.num_hidden_layers,
+        hidden=text.num_attention_heads * text.head_dim,
+        vision_layers=vision.depth,
+        vision_hidden=vision.hidden_size,
+    )
+
+
+def visual(frames: int, video: Video) -> tuple[int, int]:
+    """(patches into the vision encoder, tokens into the language model) of ``frames`` frames: 16 px patches, pairs of frames, 2×2 merged."""
+    pairs = -(-frames // 2)
+    patches = pairs * (video.height // 16) * (video.width // 16)
+    return patches, patches // 4
+
+
+def turn(judge: Judge, gpu: Gpu, frames: int, video: Video, *, text: int, answer: int, together: int) -> tuple[float, int]:
+    """(seconds per video of one turn with ``together`` answers decoded at once, its tokens)."""
+    patches, tokens = visual(frames, video)
+    per_frame = patches // -(-frames // 2)
+    vision = judge.vision_weights * patches + 4 * patches * per_frame * judge.vision_hidden * judge.vision_layers
+    prompt = tokens + text
+    prefill = judge.text_weights * prompt + 2 * prompt**2 * judge.hidden * judge.layers
+    step_bytes = judge.text_weights + together * (prompt + answer / 2) * judge.kv_per_token
+    decode_s = answer * step_bytes / (gpu.bandwidth * MBU) / together
+    return (vision + prefill) / (gpu.peak * MFU) + decode_s, prompt + answer
+
+
+def generate_flops(video: Video, steps: int, passes: int) -> tuple[float, float, int]:
+    """(FLOPs of one video, of one forward, tokens) of Wan-1.3B: latents a quarter in time, an eighth in space, 2×2 patches."""
+    shape = wan_1_3b()
+    tokens = ((video.num_frames - 1) // 4 + 1) * (video.height // 16) * (video.width // 16)
+    width = shape["num_attention_heads"] * shape["attention_head_dim"]
+    forward = 2 * PARAMETERS["Wan2.1-T2V-1.3B transformer"] * tokens + 4 * tokens**2 * width * shape["num_layers"]
+    return forward * steps * passes, forward, tokens
+
+
+def rows(gpu: Gpu) -> list[tuple[str, str, str, dict[int, str]]]:
+    """(stage, memory per GPU, what was calculated, {GPUs: time})."""
+    video, brain = Video(), judge()
+    one_s, one_tokens = turn(brain, gpu, 21, video, text=600, answer=512, together=16)
+    two_s, two_tokens = turn(brain, gpu, 13, video, text=600, answer=512, together=16)
+    cache = 16 * max(one_tokens, two_tokens) * brain.kv_per_token
+    judge_s = one_s + two_s
+    video_flops, forward, tokens = generate_flops(video, 50, 2)
+    video_s = video_flops / (gpu.peak * MFU)
+    shape = wan_1_3b()
+    width, layers = shape["num_attention_heads"] * shape["attention_head_dim"], shape["num_layers"]
+    kept = tokens * width * 2 * layers  # gradient checkpointing keeps each block's input
+    block = tokens * (2 * shape["ffn_dim"] + 16 * width) * 2  # one block recomputed: about so many activations at once
+    lora = (
+        32 * layers * (8 * 2 * width + 2 * (width + shape["ffn_dim"]))
+    )  # q, k, v, o of both attentions, both feed-forward layers
+    wan = 2 * PARAMETERS["Wan2.1-T2V-1.3B transformer"]
+    step_s = 4 * forward / (gpu.peak * MFU)
+    full = 16 * PARAMETERS["Qwen3-VL-8B-Instruct"]  # bf16 weights and gradients, float32 master and two Adam moments
+    sft_tokens = one_tokens
+    sft_s = (4 * brain.text_weights * sft_tokens + 8 * sft_tokens**2 * brain.hidden * brain.layers) / (gpu.peak * MFU)
+
+    kept_judge = 2 * brain.layers * one_tokens * brain.hidden  # checkpointing keeps each block's input
+
+    def over(seconds: float, unit: str) -> dict[int, str]:
+        return {gpus: f"{seconds / gpus:.3g} {unit}" for gpus in (1, 8, 32)}
+
+    def shared(total: float, beside: float) -> str:
+        """Bytes per GPU where ``total`` is split over all and ``beside`` stands on each, with a note where that does not fit."""
+        each = {n: total / n + beside for n in (1, 8, 32)}
+        return "; ".join(f"{n}: {b / GIB:.0f} GiB{' (does not fit)' if b > gpu.memory else ''}" for n, b in each.items())
+
+    group = 16
+    sample_s = group * video_s
+    train_s = group * 50 * step_s
+    return [
+        (
+            "judge, two turns",
+            f"{(brain.weights + cache) / GIB:.0f} GiB (weights {brain.weights / GIB:.1f}, keys and values of 16 answers {cache / GIB:.1f})",
+            "21 + 13 frames, 600 tokens of instruction, 512 tokens per turn, 16 together; one judge per GPU",
+            over(judge_s, "s/video"),
+        ),
+        (
+            "generate (Wan-1.3B)",
+            f"{(wan + 3 * block) / GIB:.0f} GiB + text encoder and VAE",
+            f"50 steps with guidance (2 passes), {tokens} tokens; one video per GPU at a time",
+            over(video_s, "s/video"),
+        ),
+        ("Best-of-5, one prompt", "as the two above", "5 × (generate + judge)", over(5 * (video_s + judge_s), "s/prompt")),
+        (
+            "Flow-GRPO, one group of 16: sampling",
+            f"{(wan + 3 * block) / GIB:.0f} GiB",
+            "16 × generate; every step is kept as latents only",
+            over(sample_s, "s"),
+        ),
+        (
+            "Flow-GRPO, one group of 16: judging",
+            "as judge",
+            "16 × judge, beside the next group's sampling",
+            over(group * judge_s, "s"),
+        ),
+        (
+            "Flow-GRPO, one group of 16: learning",
+            f"{(wan + kept + block + 16 * lora) / GIB:.0f} GiB (weights {wan / GIB:.1f}, block inputs {kept / GIB:.1f}, one block "
+            f"{block / GIB:.1f}, LoRA 32 with Adam {16 * lora / GIB:.1f})",
+            "micro-batch 1, all 50 steps trained, checkpointing: 4 forwards each, no guidance in the loss",
+            over(train_s, "s"),
+        ),
+        (
+            "train the judge, all weights (stages 1, 2)",
+            shared(full, kept_judge),
+            f"16 bytes per weight, sharded; one record of {sft_tokens} tokens, checkpointing, vision encoder frozen",
+            over(sft_s, "s/record"),
+        ),
+        (
+            "train the judge by GRPO (stage 3)",
+            shared(full + brain.weights, kept_judge + cache),
+            "one step of 64 prompts × 8 rollouts: judged, then learned from; reference model beside the policy",
+            over(512 * (judge_s + 2 * sft_s), "s/step"),
+        ),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", choices=sorted(GPUS), default="H200")
+    options = parser.parse_args()
+    gpu = GPUS[options.gpu]
+    print(f"{options.gpu}: {gpu.peak / 1e12:.0f} TFLOP/s bf16, {gpu.bandwidth / 1e12:.2f} TB/s, {gpu.memory / GIB:.0f} GiB;")
+    print(f"assumed: {MFU:.0%} of the peak in matrix products, {MBU:.0%} of the bandwidth in decoding.\n")
+    print("| stage | memory per GPU | 1 GPU | 8 GPUs | 32 GPUs | how | |")
+    print("|---|---|---|---|---|---|---|")
+    for stage, memory, how, times in rows(gpu):
+        print(f"| {stage} | {memory} | {' | '.join(times[n] for n in (1, 8, 32))} | {how} | calculated |")
+
+
+if __name__ == "__main__":
+    main()

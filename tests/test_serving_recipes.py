@@ -1,0 +1,24 @@
+"""The serving recipes name rewards that can be built, and a client that fills the server it describes."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cac_align.recipe import RewardRecipe, load_reward, read_recipe
+
+SERVING = sorted((Path(__file__).parent.parent / "recipes" / "serving").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SERVING, ids=lambda path: path.stem)
+def test_client_and_server_agree(path):
+    recipe, head = read_recipe(RewardRecipe, path), path.read_text(encoding="utf-8")
+    reward = load_reward(recipe)
+    served = re.findall(r"--served-model-name (\w+) --port (\d+)", head)
+    assert sorted(served) == sorted(
+        (part.served_model, part.model.split(":")[2].split("/")[0]) for part in recipe.components.values()
+    )
+    in_flight = {int(n) for n in re.findall(r"--max-(?:num-seqs|running-requests) (\d+)", head)}
+    cac = reward.components["cac"]
+    assert in_flight == {cac.vlm.concurrency} == {reward.components["unified"].vlm.concurrency}
+    assert cac.vlm.dialect == path.stem and cac.settings.constrained and "not measured" in head

@@ -23,6 +23,7 @@ T = TypeVar("T")
 class JudgeRecipe:
     """One vision-language reward. ``kind``: cac | unified. ``model``: "miniature", a folder or hub id, or a server's URL.
 
+    mode: two_turn, or the verdict alone as "readout" or "json" (cheaper, a different reward: see ``cac.verdict_only``).
     ``None`` means: the reward's own default. For a server, ``served_model`` names the model and ``api_key_env`` the environment
     variable that holds the key.
     """
@@ -31,6 +32,7 @@ class JudgeRecipe:
     model: str = "miniature"
     weight: float = 1.0
     # cac
+    mode: str = "two_turn"
     wording: str | None = None
     context: str = "fresh"
     windows: str = "hull"
@@ -192,19 +194,25 @@ def _load_component(recipe: JudgeRecipe) -> Reward:
     backend = _backend_options(recipe)
     if recipe.kind == "cac":
         from cac_align.cac.two_turn import TwoTurn
+        from cac_align.cac.verdict_only import VerdictOnly
         from cac_align.rewards.cac import CaC
         from cac_align.weights import shipped
 
         small = recipe.model == "miniature"
+        if recipe.mode not in ("two_turn", "readout", "json"):
+            raise ValueError(f"mode must be two_turn, readout or json, received {recipe.mode!r}")
+        wording = recipe.wording or ("brief" if small else "full")
         settings = TwoTurn(
             scan_fps=recipe.scan_fps,
             look_fps=recipe.look_fps,
             context=recipe.context,
             windows=recipe.windows,
-            wording=recipe.wording or ("brief" if small else "full"),
+            wording=wording,
             constrained=recipe.constrained,
             max_new_tokens=recipe.max_new_tokens or (400 if small else 4096),
         )
+        if recipe.mode != "two_turn":
+            settings = VerdictOnly(form=recipe.mode, scan_fps=recipe.scan_fps, wording=wording)
         model = str(shipped("cac")) if small else recipe.model
         return CaC.load(model, settings=settings, min_mass=recipe.min_mass, **backend)
     if recipe.kind == "unified":

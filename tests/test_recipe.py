@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cac_align.recipe import BestOfNRecipe, RewardRecipe, import_name, load_reward, read_recipe
+from cac_align.recipe import BestOfNRecipe, JudgeRecipe, RewardRecipe, import_name, load_reward, read_recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -25,7 +25,7 @@ def test_best_of_n_recipes_read(path):
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_opens_with_its_command(path):
     head = path.read_text(encoding="utf-8").splitlines()[:12]
-    commands = ("cac-align ", "python -m ", "python ", "ff-train ")
+    commands = ("cac-align ", "python -m ", "python ", "ff-train ", "accelerate launch ", "vllm serve ", "sglang.launch_server ")
     assert head[0].startswith("# ") and any(line.startswith("#") and word in line for line in head for word in commands)
 
 
@@ -86,3 +86,14 @@ def test_unknown_kinds_and_missing_keys_are_refused(monkeypatch):
     ]
     with pytest.raises(ValueError, match="NO_SUCH_KEY, which is not set"):
         load_reward(RewardRecipe(components=read_recipe(RewardRecipe, None, server).components))
+
+
+def test_the_mode_of_a_cac_component_decides_which_reward_it_is():
+    from cac_align.cac.verdict_only import VerdictOnly
+
+    read = load_reward(RewardRecipe(components={"cac": JudgeRecipe(mode="readout")}))
+    assert read.settings == VerdictOnly(form="readout", wording="brief") and read.name == "cac_verdict_only"
+    full = load_reward(RewardRecipe(components={"cac": JudgeRecipe()}))
+    assert full.name == "cac" and full.passport["reward"] != read.passport["reward"]
+    with pytest.raises(ValueError, match="mode must be two_turn, readout or json, received 'quick'"):
+        load_reward(RewardRecipe(components={"cac": JudgeRecipe(mode="quick")}))

@@ -31,8 +31,8 @@ bench: install
 # Rebuilds every shipped weight file from its recipe (hours on two cores); see recipes/miniature.
 weights: install
 	$(BIN)/python -m cac_align.miniature.train_wan recipes/miniature/vae.yaml
-	$(BIN)/python -m cac_align.miniature.train_wan recipes/miniature/wan.yaml
-	$(BIN)/python -m cac_align.miniature.train_judge recipes/miniature/cac_sft.yaml
+	for stage in wan wan_2 wan_3; do $(BIN)/python -m cac_align.miniature.train_wan recipes/miniature/$$stage.yaml || exit 1; done
+	for stage in cac_sft cac_sft_2 cac_sft_3 cac_sft_4; do $(BIN)/python -m cac_align.miniature.train_judge recipes/miniature/$$stage.yaml || exit 1; done
 	$(BIN)/python -m cac_align.miniature.train_judge recipes/miniature/unified.yaml
 	$(BIN)/python -m cac_align.weights
 

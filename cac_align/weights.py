@@ -21,7 +21,7 @@ def weights_folder() -> Path:
 
 @cache
 def shipped(name: str) -> Path:
-    """The folder of a shipped model ("cac", "unified", "wan_first"), loadable with ``from_pretrained``.
+    """The folder of a shipped model ("cac", "unified", "wan"), loadable with ``from_pretrained``.
 
     Weights that are not good yet carry a NOTICE.txt; its text is shown as a warning. Raises ``ValueError`` when the name is unknown, or
     a file is missing, truncated or changed.

@@ -43,6 +43,16 @@ def test_the_paper_is_in_the_recipes():
     assert three.batch * three.rollout.group / three.micro_batch / 16 == 32  # accumulation on the paper's 16 GPUs
 
 
+@pytest.fixture(autouse=True)
+def a_fresh_accelerate():
+    """accelerate keeps its state for the process; a command line begins without any."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def two_steps_and_resume(root, stage, capsys):
     out = root / f"paper{stage}"
     command = ["train", f"stage{stage}", str(RECIPES / "cac" / f"stage{stage}.yaml"), f"model.path={root / 'model'}"]

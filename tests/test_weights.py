@@ -51,7 +51,7 @@ def test_unknown_names_are_refused_with_the_known_ones(folder):
 
 def test_what_really_ships_is_whole_and_small():
     manifest = json.loads((weights.weights_folder() / "manifest.json").read_text())
-    assert set(manifest) == {"cac", "unified", "wan_first"}
+    assert set(manifest) == {"cac", "unified", "wan"}
     total = sum(int(row["bytes"]) for files in manifest.values() for row in files.values())
     assert total <= 20e6
     for name in manifest:

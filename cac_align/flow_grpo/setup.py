@@ -17,7 +17,7 @@ from cac_align.generation.wan import Wan
 from cac_align.recipe import load_reward
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.normalise import NEEDS_GROUP
-from cac_align.weights import read_manifest, shipped
+from cac_align.weights import shipped
 
 
 def prepare(recipe: FlowGrpoRecipe) -> tuple[Accelerator, Wan, list[str], int]:
@@ -54,7 +54,7 @@ def model_folder(model: str) -> str:
     """A folder or hub id as it is; "miniature": the shipped small Wan."""
     if model != "miniature":
         return model
-    return str(shipped("wan" if "wan" in read_manifest() else "wan_first"))
+    return str(shipped("wan"))
 
 
 def grid_of(wan: Wan) -> Grid:

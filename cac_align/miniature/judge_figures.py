@@ -1,20 +1,25 @@
 """How good a small judge is on clips it has never seen: one dictionary of figures per world.
 
 weights folder → LocalVlm → two_turn.judge / UnifiedReward on held-out clips → accuracy, recalls, IoU, AUROC
+
+    python -m cac_align.miniature.judge_figures cac_align/miniature/weights/cac cac 200
 """
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cac_align.cac import two_turn
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.miniature.world import FULL, PLAYGROUND, STUDIO, VALID_SEEDS, World, make_clip
+from cac_align.miniature.generated import held_out_clips
+from cac_align.miniature.world import FULL, PLAYGROUND, STUDIO, TEST_SEEDS, VALID_SEEDS, World, make_clip
 from cac_align.overlap import interval_iou, spatial_iou
 from cac_align.rewards.unified import UnifiedReward
-from cac_align.vlm.local import LocalVlm
+from cac_align.vlm.local import LocalVlm, set_threads
 
 
 def evaluate(
@@ -32,6 +37,21 @@ def evaluate(
         shown = [make_clip(first + number, world, anomalous=number % 2 == 1) for number in range(clips // len(worlds))]
         found[world.name] = (_cac_figures if job == "cac" else _unified_figures)(vlm, shown)
     return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``FOLDER cac|unified COUNT``: figures on ``COUNT`` held-out clips of each world (TEST seeds) and of the small Wan, as JSON lines."""
+    if len(arguments) != 3:
+        print("usage: python -m cac_align.miniature.judge_figures FOLDER cac|unified COUNT", file=sys.stderr)
+        return 2
+    folder, job, count = Path(arguments[0]), arguments[1], int(arguments[2])
+    set_threads(1)
+    for world in (PLAYGROUND, STUDIO):
+        print(json.dumps(evaluate(folder, job, count, first_seed=TEST_SEEDS.start + 100_000, worlds=(world,))), flush=True)
+    vlm = LocalVlm.load(folder, device="cpu", batch_size=32)
+    found = (_cac_figures if job == "cac" else _unified_figures)(vlm, held_out_clips(count))
+    print(json.dumps({"generated": found}))
+    return 0
 
 
 def _cac_figures(vlm: Any, shown: Sequence[Any]) -> dict[str, Any]:
@@ -82,10 +102,10 @@ def _box_overlap(turn: Any, truth: Sequence[Any]) -> float:
 
 
 def _unified_figures(vlm: Any, shown: Sequence[Any]) -> dict[str, Any]:
-    scores = UnifiedReward(vlm, max_new_tokens=64)([clip.prompt for clip in shown], [clip.video() for clip in shown])
+    scores = UnifiedReward(vlm, max_new_tokens=96)([clip.prompt for clip in shown], [clip.video() for clip in shown])
     rows = [(clip.status, score) for clip, score in zip(shown, scores, strict=True) if score.scored]
     by = {status: [score.value for label, score in rows if label == status] for status in ("normal", "abnormal")}
-    swapped = UnifiedReward(vlm, max_new_tokens=64)(
+    swapped = UnifiedReward(vlm, max_new_tokens=96)(
         [clip.prompt for clip in shown[1:] + shown[:1]], [clip.video() for clip in shown]
     )
     return {
@@ -107,3 +127,7 @@ def _auroc(low: Sequence[float], high: Sequence[float]) -> float | None:
     """Share of pairs in which the second list's value is the higher one, ties counted half."""
     pairs = [(h > l) + 0.5 * (h == l) for l in low for h in high]
     return _mean(pairs)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

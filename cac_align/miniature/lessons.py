@@ -20,7 +20,7 @@ from cac_align.judgement import Anomaly, Turn, Window, shown_frames
 from cac_align.miniature import teacher
 from cac_align.miniature.grammar import COLOURS, MOTIONS, Spec, parse_prompt
 from cac_align.miniature.pool import KEPT_EVERY, ClipPool, LessonPlan, PoolClip, degrade
-from cac_align.miniature.world import FULL, make_clip
+from cac_align.miniature.world import FULL, PLAYGROUND, make_clip
 from cac_align.rewards.unified import AXES, fill_prompt, own_prompt, sample_indices, write_axes
 from cac_align.video import Frames
 from cac_align.vlm.protocol import Conversation, Message
@@ -190,7 +190,8 @@ def unified_lessons(pool: ClipPool, plan: LessonPlan, batch: int, *, seed: tuple
         pixels = degrade(frames.pixels, rng, wear) if wear else frames.pixels
         frames = Frames(pixels, frames.indices, frames.times_s, frames.fps, frames.num_source_frames)
         text = fill_prompt(own_prompt(), asked.prompt)
-        answer = write_axes(teacher.grades(asked, shown, clip.anomalies, wear))
+        grade = teacher.grades(asked, shown, clip.anomalies, wear)
+        answer = teacher.caption(shown, grade, wear) + write_axes(grade)
         lessons.append(Lesson((Message("user", text, frames, as_images=True),), answer, clip))
     return lessons
 
@@ -222,7 +223,13 @@ def lesson_texts(job: str, plan: LessonPlan, *, clips: int = 400, first_seed: in
     if job == "unified":
         texts += [own_prompt()] * 50
         texts += ["\n".join(f"{axis.capitalize()} Score (1-5): {half / 2:g}" for axis in AXES) for half in range(2, 11)] * 20
-        return texts + [make_clip(first_seed + number, FULL, anomalous=False).prompt for number in range(clips // 2)]
+        prompts = [
+            make_clip(first_seed + number, world, anomalous=False).prompt
+            for number in range(clips // 2)
+            for world in (FULL, PLAYGROUND)
+        ]
+        ends = [f"{whole}, {worn}.\n" for whole in ("whole", "odd", "broken") for worn in ("clean", "soft", "worn", "poor")]
+        return texts + prompts + [f"Seen: {prompt}, {ends[at % len(ends)]}" for at, prompt in enumerate(prompts)]
     for number in range(clips):
         clip = make_clip(first_seed + number, FULL, anomalous=number % 4 != 0)
         video, all_places = clip.video(), teacher.places(clip.scene, clip.anomalies)

@@ -45,6 +45,7 @@ JERK_PX = 3.4  # second difference of the path that no force of this world gives
 LEAP_PX = 6.4  # step along a bounce that gravity cannot give
 LIFT_PX = 3.0  # height above the usual level at which a grounded entity floats
 BACK_PX = 1.6  # ground lost against the prompt's direction
+GROSS = 1.5  # times the limit: an object this misshapen counts on one frame, a milder one on two in a row (no rater sees 1/16 s)
 STIR = 16.0  # blot above the usual one between a frame and the median frame of a still figure
 
 
@@ -71,35 +72,57 @@ def judge(prompt: str, video: Video) -> Verdict:
     Raises ``ValueError`` for a prompt outside the grammar, with more than one entity or with an entity the Studio lacks, and for a
     video of fewer than 5 frames.
     """
+    return look(prompt, video).verdict
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """All that the oracle saw of one clip: the verdict, the entity laid over it, per type the frames (T booleans) and the words.
+
+    gone: the frames (T booleans) on which the entity is missing.
+    """
+
+    verdict: Verdict
+    spec: Spec
+    colour: str
+    fit: Fit
+    seen: dict[str, np.ndarray]
+    notes: dict[str, str]
+    gone: np.ndarray
+
+
+def look(prompt: str, video: Video) -> Sight:
+    """The verdict with what it rests on. Raises as ``judge``."""
     spec = parse_prompt(prompt)
     if len(spec.actors) != 1 or spec.kind not in STUDIO.kinds:
         raise ValueError(f"the oracle judges prompts with one entity of {', '.join(STUDIO.kinds)}; received {prompt!r}")
     if len(video) < 5:
         raise ValueError(f"{video.name}: the oracle needs at least 5 frames, received {len(video)}")
     pixels = video.frames(range(len(video))).pixels
-    return _judge(spec, pixels.astype(np.float32), video.fps)
+    return _look(spec, pixels.astype(np.float32), video.fps)
 
 
 # ---- judging ------------------------------------------------------------------------------------------------------
 
 
-def _judge(spec: Spec, pixels: np.ndarray, fps: float) -> Verdict:
+def _look(spec: Spec, pixels: np.ndarray, fps: float) -> Sight:
     backdrop = fit_backdrop(spec, pixels)
     dominant, _ = dominant_colour(pixels, backdrop)
     follows = {"entity": True, "colour": dominant == spec.colour, "motion": True}
     colour = dominant or spec.colour
     fit = fit_entity(spec, spec.kind, pixels, backdrop, colour)
-    seen, notes = _faults(spec, fit, pixels, backdrop)
+    seen, notes, gone = _faults(spec, fit, pixels, backdrop)
     follows["entity"] = dominant is not None and bool(np.quantile(fit.blot, 0.25) < 1.25 * LIMITS[spec.kind])
     path, follows["motion"] = _path(spec, fit, fps)
     if spec.kind == "sign":
         follows["text"] = not bool(np.mean(seen.get("Character Anomalies", np.zeros(1))) > 0.8)
     types = tuple(name for name in ANOMALY_TYPES if name in seen and seen[name].any())
-    if not types:
-        return Verdict("normal", (), None, follows, path, "")
-    frames = np.flatnonzero(np.any([seen[name] for name in types], 0))
-    reason = "; ".join(notes[name] for name in types)
-    return Verdict("abnormal", types, Window(float(frames[0] / fps), float(frames[-1] / fps)), follows, path, reason)
+    verdict = Verdict("normal", (), None, follows, path, "")
+    if types:
+        frames = np.flatnonzero(np.any([seen[name] for name in types], 0))
+        window = Window(float(frames[0] / fps), float(frames[-1] / fps))
+        verdict = Verdict("abnormal", types, window, follows, path, "; ".join(notes[name] for name in types))
+    return Sight(verdict, spec, colour, fit, {name: seen[name] for name in types}, notes, gone)
 
 
 def _resembles_another(fit: Fit, pixels: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
@@ -115,8 +138,10 @@ def _resembles_another(fit: Fit, pixels: np.ndarray, backdrop: np.ndarray) -> np
     return paired & better
 
 
-def _faults(spec: Spec, fit: Fit, pixels: np.ndarray, backdrop: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Per type the frames (T booleans) on which it is seen, and a sentence."""
+def _faults(
+    spec: Spec, fit: Fit, pixels: np.ndarray, backdrop: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, str], np.ndarray]:
+    """Per type the frames (T booleans) on which it is seen, and a sentence; and the frames on which the entity is missing."""
     unit = min(pixels.shape[1:3]) / 64
     ratio = fit.mass / max(np.median(fit.expected), 1e-6)
     usual_mass, usual_peak = (float(np.clip(np.quantile(values, 0.8), 0.5, 1)) for values in (ratio, fit.peak))
@@ -128,7 +153,7 @@ def _faults(spec: Spec, fit: Fit, pixels: np.ndarray, backdrop: np.ndarray) -> t
 
     wrong = here & (fit.blot > fit.limit)
     if spec.kind in OBJECTS:
-        wrong |= here & _resembles_another(fit, pixels, backdrop)
+        wrong = _lasting(wrong, fit.blot > GROSS * fit.limit) | (here & _resembles_another(fit, pixels, backdrop))
     if grounded and wrong.any():
         sunk = _sunk(fit, pixels, backdrop, wrong)
         if sunk.any():
@@ -166,7 +191,7 @@ def _faults(spec: Spec, fit: Fit, pixels: np.ndarray, backdrop: np.ndarray) -> t
             stirs = ~stirs
         if stirs.any():
             seen["Human Distortion"], notes["Human Distortion"] = stirs, "the body of a still figure changes"
-    return seen, notes
+    return seen, notes, gone
 
 
 def _sunk(fit: Fit, pixels: np.ndarray, backdrop: np.ndarray, wrong: np.ndarray) -> np.ndarray:
@@ -220,6 +245,14 @@ def _backwards(spec: Spec, fit: Fit, fine: np.ndarray, unit: float) -> np.ndarra
     if np.quantile(lost, 1.0) > BACK_PX * unit:
         found[frames] = lost > 0.5 * BACK_PX * unit
     return found
+
+
+def _lasting(flags: np.ndarray, gross: np.ndarray) -> np.ndarray:
+    """The flags that have a neighbour, or are gross."""
+    beside = np.zeros_like(flags)
+    beside[1:] |= flags[:-1]
+    beside[:-1] |= flags[1:]
+    return flags & (beside | gross)
 
 
 def _longest(flags: np.ndarray) -> int:

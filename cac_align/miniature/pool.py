@@ -34,6 +34,7 @@ class LessonPlan:
 
     wording: the instructions' wording (``cac_align.cac.prompts``). studio, playground: shares of clips, and of batches, from these
     worlds; the rest comes from FULL.
+    generated: share of batches from generated clips (``miniature.generated``), which are never degraded further.
     degraded: share of clips that are made to look generated. look: share of turn-2 batches in the joint stage; pair: of frame pairs.
     hard_looks: among turn 2's abnormal windows, the share that is shifted or too wide; wrong_claim: share of looks whose suspicion
     names another defect than the window shows. scan_fps, look_fps: as in ``cac_align.cac.two_turn.TwoTurn``.
@@ -42,6 +43,7 @@ class LessonPlan:
     wording: str = "brief"
     studio: float = 0.8
     playground: float = 0.0
+    generated: float = 0.0
     degraded: float = 0.5
     look: float = 0.4
     pair: float = 0.1

@@ -193,6 +193,18 @@ def grades(asked: Spec, shown: Spec, anomalies: Sequence[Anomaly], wear: float) 
     return {name: _half(value) for name, value in (("alignment", alignment), ("physics", physics), ("style", style))}
 
 
+def caption(shown: Spec, grade: Mapping[str, float], wear: float) -> str:
+    """What a small holistic judge says aloud before it grades: what is to be seen, whether it holds together, how worn the picture is.
+
+    It is thinking aloud before the three lines of scores: the words shown beside the words asked for make alignment readable, and each
+    of them teaches the eyes more than a grade does. Defects too small for ``grades`` are not mentioned.
+    """
+    lost = 5.0 - grade["physics"] + max(0.0, 5.0 - 2.0 * wear - grade["style"])
+    whole = "whole" if lost < 0.5 else "odd" if lost < 1.5 else "broken"
+    worn = ("clean", "soft", "worn", "poor")[min(3, round(wear / 0.4))]
+    return f"Seen: {shown.prompt}, {whole}, {worn}.\n"
+
+
 def _size(anomaly: Anomaly) -> float:
     """How large an anomaly is to the naked eye, in [0, 1]: area and duration against 8 % of the frame for one second."""
     boxes = [box for boxes in anomaly.boxes.values() for box in boxes]
@@ -213,4 +225,4 @@ def _half(value: float) -> float:
     return min(5.0, max(1.0, round(2 * value) / 2))
 
 
-__all__ = ["answer", "chain_of_thought", "grades", "parse_prompt", "retold", "visible", "who", "with_shown_boxes"]
+__all__ = ["answer", "caption", "chain_of_thought", "grades", "parse_prompt", "retold", "visible", "who", "with_shown_boxes"]

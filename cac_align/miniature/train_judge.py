@@ -19,10 +19,11 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -50,6 +51,7 @@ class JudgeTraining:
 
     job: "cac" (two-turn judge) or "unified" (alignment, physics, style). out: folder for checkpoints, log and the final weights.
     clips, first_seed: how many world clips, and the first of their seeds; text_clips: of how many the tokenizer reads the texts. pool: where rendered clips are kept (default: out/pool).
+    generated: folder of a pool of generated clips (``miniature.generated``), for the plan's share of batches (empty: none).
     Optimiser steps of the four stages: see_steps (the image encoder's schooling, see_batch frame pairs each), watch_steps (the language
     model's: what is broken, asked of the visual tokens, before any answer), pair_steps (answers about frame pairs), steps (turn 1 and
     turn 2 together). batch: clips per step. watch_weight: how much the visual tokens' questions go on counting beside the answers.
@@ -68,6 +70,7 @@ class JudgeTraining:
     text_clips: int = 400
     first_seed: int = 0
     pool: str = ""
+    generated: str = ""
     see_steps: int = 0
     see_batch: int = 128
     watch_steps: int = 0
@@ -127,6 +130,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, recipe)
     pool = ClipPool.open(Path(recipe.pool or out / "pool"), recipe.plan, recipe.first_seed, recipe.clips, progress=_say)
+    drawn = ClipPool(Path(recipe.generated)) if recipe.generated else None
     processor = _processor(out, recipe)
     model = build_model(processor.tokenizer, recipe.size, seed=recipe.seed)
     if recipe.start:
@@ -152,7 +156,6 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     stages = (recipe.see_steps, recipe.watch_steps, recipe.pair_steps, recipe.steps)
     total = min(sum(stages), recipe.stop_after or sum(stages))
     log = _Log(out / "log.jsonl", done)
-    lessons_for = cac_lessons if recipe.job == "cac" else unified_lessons
     began, since, right, losses = time.time(), done, [], []
     for step in range(done, total):
         stage, within = _stage(step, stages)
@@ -165,7 +168,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
             loss, exact = look_loss(model, heads["see"], pairs)
             length = 0
         else:
-            lessons = lessons_for(pool, recipe.plan, recipe.batch, seed=(recipe.seed, step), pairs=stage == 2)
+            lessons = _lessons(recipe, pool, drawn, step, pairs=stage == 2)
             loss, exact, length = _lesson_loss(model, processor, heads["watch"], lessons, recipe, answers=stage > 1)
         if not torch.isfinite(loss):
             raise ValueError(
@@ -202,6 +205,14 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
             return out / "final"
     write_folder(out / "final", model, processor)
     return out / "final"
+
+
+def _lessons(recipe: JudgeTraining, pool: ClipPool, drawn: ClipPool | None, step: int, *, pairs: bool) -> list[Lesson]:
+    """This step's batch, from rendered clips or from generated ones."""
+    teach = cac_lessons if recipe.job == "cac" else unified_lessons
+    if drawn is not None and np.random.default_rng((recipe.seed, step, 2)).random() < recipe.plan.generated:
+        return teach(drawn, replace(recipe.plan, degraded=0.0), recipe.batch, seed=(recipe.seed, step), pairs=pairs)
+    return teach(pool, recipe.plan, recipe.batch, seed=(recipe.seed, step), pairs=pairs)
 
 
 def _lesson_loss(

@@ -127,7 +127,7 @@ class UnifiedReward:
         """The small trained scorer that ships with the package: real architecture, made for the miniature world only."""
         from cac_align.weights import shipped
 
-        return cls.load(str(shipped("unified")), max_new_tokens=64, **backend)
+        return cls.load(str(shipped("unified")), max_new_tokens=96, **backend)
 
     @property
     def passport(self) -> Mapping[str, str]:

@@ -462,12 +462,10 @@ def test_the_shipped_unified_scores_held_out_clips():
     assert evaluate(needs("unified"), "unified", 12, first_seed=2_500_000, worlds=(PLAYGROUND,))["playground"]["unscored"] == 0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the first weights say 5 to everything (dev/LOG.md); the day they do not, this mark must go"
-)
 def test_the_shipped_unified_tells_a_fitting_prompt_from_another():
     figures = evaluate(needs("unified"), "unified", 40, first_seed=2_500_000, worlds=(PLAYGROUND,))["playground"]
-    assert figures["alignment"] > figures["alignment_of_another_prompt"] + 0.5
+    # Measured on 60 clips: 5.0 against 3.3.
+    assert figures["alignment"] > figures["alignment_of_another_prompt"] + 1.0
 
 
 def test_the_shipped_tokenizer_has_the_trap():

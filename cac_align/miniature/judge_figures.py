@@ -66,7 +66,7 @@ def _cac_figures(vlm: Any, shown: Sequence[Any]) -> dict[str, Any]:
         first[clip.status].append(turn_one.status == clip.status)
         final[clip.status].append(judgement.status == clip.status)
         scores[clip.status == "normal"].append(judgement.reward)
-        if clip.status == "abnormal":
+        if clip.status == "abnormal" and clip.anomalies:  # of a generated clip the oracle may have nothing to box
             types.setdefault(clip.anomalies[0].type, []).append(judgement.status == "abnormal")
             truth = [anomaly.window for anomaly in clip.anomalies]
             if turn_one.status == "abnormal":

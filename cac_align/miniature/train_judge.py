@@ -51,7 +51,7 @@ class JudgeTraining:
 
     job: "cac" (two-turn judge) or "unified" (alignment, physics, style). out: folder for checkpoints, log and the final weights.
     clips, first_seed: how many world clips, and the first of their seeds; text_clips: of how many the tokenizer reads the texts. pool: where rendered clips are kept (default: out/pool).
-    generated: folder of a pool of generated clips (``miniature.generated``), for the plan's share of batches (empty: none).
+    generated: folders of pools of generated clips (``miniature.generated``), taken by lot for the plan's share of batches (none: ()).
     Optimiser steps of the four stages: see_steps (the image encoder's schooling, see_batch frame pairs each), watch_steps (the language
     model's: what is broken, asked of the visual tokens, before any answer), pair_steps (answers about frame pairs), steps (turn 1 and
     turn 2 together). batch: clips per step. watch_weight: how much the visual tokens' questions go on counting beside the answers.
@@ -70,7 +70,7 @@ class JudgeTraining:
     text_clips: int = 400
     first_seed: int = 0
     pool: str = ""
-    generated: str = ""
+    generated: tuple[str, ...] = ()
     see_steps: int = 0
     see_batch: int = 128
     watch_steps: int = 0
@@ -130,7 +130,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, recipe)
     pool = ClipPool.open(Path(recipe.pool or out / "pool"), recipe.plan, recipe.first_seed, recipe.clips, progress=_say)
-    drawn = ClipPool(Path(recipe.generated)) if recipe.generated else None
+    drawn = [ClipPool(Path(folder)) for folder in recipe.generated]
     processor = _processor(out, recipe)
     model = build_model(processor.tokenizer, recipe.size, seed=recipe.seed)
     if recipe.start:
@@ -207,11 +207,13 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     return out / "final"
 
 
-def _lessons(recipe: JudgeTraining, pool: ClipPool, drawn: ClipPool | None, step: int, *, pairs: bool) -> list[Lesson]:
+def _lessons(recipe: JudgeTraining, pool: ClipPool, drawn: Sequence[ClipPool], step: int, *, pairs: bool) -> list[Lesson]:
     """This step's batch, from rendered clips or from generated ones."""
     teach = cac_lessons if recipe.job == "cac" else unified_lessons
-    if drawn is not None and np.random.default_rng((recipe.seed, step, 2)).random() < recipe.plan.generated:
-        return teach(drawn, replace(recipe.plan, degraded=0.0), recipe.batch, seed=(recipe.seed, step), pairs=pairs)
+    rng = np.random.default_rng((recipe.seed, step, 2))
+    if drawn and rng.random() < recipe.plan.generated:
+        chosen = drawn[int(rng.integers(len(drawn)))]
+        return teach(chosen, replace(recipe.plan, degraded=0.0), recipe.batch, seed=(recipe.seed, step), pairs=pairs)
     return teach(pool, recipe.plan, recipe.batch, seed=(recipe.seed, step), pairs=pairs)
 
 

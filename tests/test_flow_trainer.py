@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_flow import WORDS, Brightness, environment, lora, recipe, rows, same, write_wan
+from two_processes import run_two
 
 from cac_align.cli import main
 from cac_align.flow_grpo.adapter import copy_of
@@ -265,9 +266,7 @@ def write_recipe(given, folder):
 @pytest.mark.slow
 def test_two_processes_have_the_same_curve_as_one(model, tmp_path):
     given = recipe(model, tmp_path / "two", micro_batch=2, steps=2, watch=Watch(every=2, prompts=3, source="tiny_flow:prompts"))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "cac_align.cli", "align"]
-    done = subprocess.run([*launch, write_recipe(given, tmp_path)], env=environment(), capture_output=True, text=True)
+    done = run_two(["-m", "cac_align.cli", "align", write_recipe(given, tmp_path)], environment())
     assert done.returncode in (0, 1), done.stderr[-3000:]
     align(replace(given, out=str(tmp_path / "one")))
     for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):

@@ -11,6 +11,7 @@ import pytest
 import tiny_stage
 import torch
 from safetensors.torch import load_file
+from two_processes import run_two
 
 from cac_align.training.grpo import GrpoRecipe, ObjectiveRecipe, summary, train_grpo
 from cac_align.training.policy import ModelRecipe, load
@@ -198,10 +199,9 @@ train_grpo(test_grpo.recipe(Path(sys.argv[2]), sys.argv[3], batch=4))
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(root):
     (root / "script.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29612"]
     here = os.path.dirname(__file__)
-    subprocess.run([*launch, str(root / "script.py"), here, str(root), "two"], check=True, env=HERE)
+    done = run_two([str(root / "script.py"), here, str(root), "two"], HERE)
+    assert done.returncode == 0, done.stderr[-3000:]
     subprocess.run([sys.executable, str(root / "script.py"), here, str(root), "one"], check=True, env=HERE)
     for a, b in zip(rows(root / "one"), rows(root / "two"), strict=True):
         for name in {"reward", "loss", "norm", "kl", "held_out_reward", "answer_tokens", "term_temporal"} & a.keys():

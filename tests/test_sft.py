@@ -12,6 +12,7 @@ import pytest
 import tiny_stage
 import torch
 from safetensors.torch import load_file
+from two_processes import run_two
 
 from cac_align.training.policy import ModelRecipe, load
 from cac_align.training.run import Keeping
@@ -196,9 +197,8 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(root):
 def test_two_processes_give_what_one_gives(root):
     (root / "script.py").write_text(SCRIPT)
     more = ["run.steps=3", "run.save_every=3", "run.eval_every=3"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29611"]
-    subprocess.run([*launch, str(root / "script.py"), *command(root, "two", *more)], check=True, env=HERE)
+    done = run_two([str(root / "script.py"), *command(root, "two", *more)], HERE)
+    assert done.returncode == 0, done.stderr[-3000:]
     subprocess.run([sys.executable, str(root / "script.py"), *command(root, "one", *more)], check=True, env=HERE)
     for a, b in zip(rows(root / "one"), rows(root / "two"), strict=True):
         for name in {"loss", "norm", "held_out_loss"} & a.keys():

@@ -57,7 +57,9 @@ def two_steps_and_resume(root, stage, capsys):
     out = root / f"paper{stage}"
     command = ["train", f"stage{stage}", str(RECIPES / "cac" / f"stage{stage}.yaml"), f"model.path={root / 'model'}"]
     command += [f"data.folder={root / 'data'}", f"out={out}", "run.steps=3"]
-    if stage == 3:  # one GPU's share of the 512 rollouts of a step, and no 2,048 tokens of a model that never stops: bf16 is slow here
+    if (
+        stage == 3
+    ):  # one GPU's share of the 512 rollouts of a step, and no 2,048 tokens of a model that never stops: bf16 is slow here
         command += ["batch=2", "eval_videos=2", "rollout.group=4", "rollout.max_new_tokens=64"]
     assert main([*command, "run.until=2"]) == 0
     assert main(command) == 0

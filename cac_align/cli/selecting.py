@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,8 @@ def run_best_of_n(options: argparse.Namespace) -> int:
     from cac_align.recipe import BestOfNRecipe, GeneratorRecipe, load_generator, load_reward, read_recipe
 
     recipe = read_recipe(BestOfNRecipe, options.recipe, options.overrides)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _processes()
     prompts = [row["prompt"] for row in read_prompts(options.prompts)]
     n = recipe.n if options.n is None else options.n
     seed = recipe.seed if options.seed is None else options.seed
@@ -26,7 +29,9 @@ def run_best_of_n(options: argparse.Namespace) -> int:
         if recipe.generator == GeneratorRecipe():
             _check_world_prompts(prompts)
         source = load_generator(recipe.generator)
-    selections = best_of_n(prompts, source, reward, n=n, seed=seed, out=options.out, progress=_bar)
+    selections = _over_processes(best_of_n, prompts, source, reward, n=n, seed=seed, out=options.out, progress=_bar)
+    if selections is None:  # one of several processes: the first one has the word
+        return 0
     page = write_selection_page(selections, options.out / "report.html", title=f"Best of {n}")
     if options.json:
         print((options.out / "selection.jsonl").read_text(encoding="utf-8"), end="")
@@ -37,6 +42,34 @@ def run_best_of_n(options: argparse.Namespace) -> int:
     if undecided:
         print(f"{undecided} of {len(selections)} prompts are undecided: none of their candidates has a score", file=sys.stderr)
     return 1 if undecided else 0
+
+
+def _over_processes(decide: Any, prompts: Sequence[str], source: Any, reward: Any, **settings: Any) -> Any:
+    """``decide`` in this process; under ``accelerate launch`` each process takes its share of the prompts, and the first one then reads
+    everything together. None in the others. A process that dies takes the others with it, and the same command goes on."""
+    count, index = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if count == 1:
+        return decide(prompts, source, reward, **settings)
+    if index < len(set(prompts)):
+        decide(
+            prompts,
+            source,
+            reward,
+            share=(index, count),
+            **{**settings, "progress": settings["progress"] if index == 0 else None},
+        )
+    _processes().wait_for_everyone()
+    return decide(prompts, source, reward, **settings) if index == 0 else None
+
+
+def _processes() -> Any:
+    """accelerate's state, which gives every process its own GPU. A barrier may be long: one process has the longest videos."""
+    from datetime import timedelta
+
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
 
 
 def _check_world_prompts(prompts: Sequence[str]) -> None:

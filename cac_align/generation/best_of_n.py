@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from cac_align.encoding import write_mp4
+from cac_align.generation.selection_log import SelectionLog, write_whole
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.normalise import quantise
 from cac_align.rewards.reward import Reward, Score
@@ -95,13 +96,15 @@ def best_of_n(
     n: int = 5,
     seed: int = 0,
     out: Path | None = None,
+    share: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
 ) -> list[Selection]:
     """The best of several candidates per prompt, in the order of ``prompts`` (a prompt given twice is decided once).
 
     candidates: a generator ``(prompt, seed) → Video``; or given candidates by prompt; or a folder or JSONL (``read_candidates``).
     n: how many to generate per prompt, with seeds ``seed … seed + n − 1``; given candidates are all judged. out: a folder to write
-    to and to resume from. progress: makes the progress bars, e.g. ``lambda total, about: tqdm(total=total, desc=about)``.
+    to and to resume from. share: (i, k): this is process i of k that fill one ``out`` together; it decides every k-th prompt and writes
+    ``selection-i.jsonl``; once all are through, a call without share finds everything made and scored. progress: makes the progress bars, e.g. ``lambda total, about: tqdm(total=total, desc=about)``.
     Raises ``ValueError`` for no prompt, a blank one, n below 1, candidates that cannot be found, or an ``out`` whose videos come from
     a generator with another passport. A candidate that cannot be
     made (``ValueError`` of the generator) or read is one without a score; any other exception of the generator ends the call,
@@ -115,6 +118,9 @@ def best_of_n(
         )
     if n < 1:
         raise ValueError(f"n must be at least 1, received {n}")
+    if not 0 <= share[0] < share[1]:
+        raise ValueError(f"share must be (i, k) with 0 <= i < k, received {share}")
+    prompts = list(dict.fromkeys(prompts))[share[0] :: share[1]] if share[1] > 1 else prompts
     unique = list(dict.fromkeys(prompts))
     if isinstance(candidates, (str, os.PathLike)):
         candidates = read_candidates(Path(candidates), unique)
@@ -125,7 +131,7 @@ def best_of_n(
         reward = Ledger(out / "ledger.jsonl").wrap(reward)
         if callable(candidates):
             _same_generator(out / "generator.json", getattr(candidates, "passport", None))
-        log = _SelectionLog(out / "selection.jsonl")
+        log = SelectionLog(out / ("selection.jsonl" if share[1] == 1 else f"selection-{share[0]}.jsonl"))
     seeds = tuple(range(seed, seed + n)) if callable(candidates) else ()
     total = n * len(unique) if callable(candidates) else sum(len(candidates.get(prompt, ())) for prompt in unique)
     bar = progress(total, "candidates") if progress else None
@@ -264,7 +270,7 @@ def _same_generator(path: Path, passport: Mapping[str, str] | None) -> None:
     if passport is None:
         return
     if not path.exists():
-        _write(path, json.dumps(dict(passport), indent=1, sort_keys=True) + "\n")
+        write_whole(path, json.dumps(dict(passport), indent=1, sort_keys=True) + "\n")
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     changed = [key for key in sorted({*before, *passport}) if before.get(key) != passport.get(key)]
@@ -274,13 +280,6 @@ def _same_generator(path: Path, passport: Mapping[str, str] | None) -> None:
             f"{path.parent}: its videos come from another generator ({', '.join(changed)} differ; {key} was {before.get(key)!r}, now "
             f"{passport.get(key)!r}); write to another folder, or go on with the same generator"
         )
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole file or the old one, never half of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def _scored(reward: Reward, prompt: str, entrants: Sequence[_Entrant]) -> list[Score]:
@@ -365,31 +364,3 @@ def _anomaly_seen(score: Score) -> str:
 def _short(text: str, limit: int = 120) -> str:
     flat = " ".join(text.split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
-
-
-class _SelectionLog:
-    """``selection.jsonl``: a line as each prompt is decided, the whole file in order at the end, both without a half-written state."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._known: dict[str, str] = {}
-        kept = []
-        if path.exists():
-            for line in path.read_text(encoding="ascii", errors="replace").split("\n"):
-                try:
-                    prompt = json.loads(line)["prompt"]
-                except (ValueError, KeyError, TypeError):
-                    continue  # torn by a kill; the ledger holds what it said, and this run decides it again
-                self._known[prompt] = line
-                kept.append(line)
-            _write(path, "".join(line + "\n" for line in kept))
-
-    def add(self, selection: Selection) -> None:
-        line = json.dumps(selection.to_json(), ensure_ascii=True)
-        if self._known.get(selection.prompt) != line:
-            with open(self.path, "ab", buffering=0) as file:
-                file.write(line.encode() + b"\n")
-            self._known[selection.prompt] = line
-
-    def finish(self, selections: Sequence[Selection]) -> None:
-        _write(self.path, "".join(json.dumps(selection.to_json(), ensure_ascii=True) + "\n" for selection in selections))

@@ -1,0 +1,52 @@
+"""``selection.jsonl`` and other small files of a run, written so that a kill leaves the old state or the new one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Row(Protocol):
+    """What is logged: a prompt, and everything about it as JSON."""
+
+    prompt: str
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The whole file or the old one, never half of it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+class SelectionLog:
+    """``selection.jsonl``: a line as each prompt is decided, the whole file in order at the end, both without a half-written state."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[str, str] = {}
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="ascii", errors="replace").split("\n"):
+                try:
+                    prompt = json.loads(line)["prompt"]
+                except (ValueError, KeyError, TypeError):
+                    continue  # torn by a kill; the ledger holds what it said, and this run decides it again
+                self._known[prompt] = line
+                kept.append(line)
+            write_whole(path, "".join(line + "\n" for line in kept))
+
+    def add(self, selection: Row) -> None:
+        line = json.dumps(selection.to_json(), ensure_ascii=True)
+        if self._known.get(selection.prompt) != line:
+            with open(self.path, "ab", buffering=0) as file:
+                file.write(line.encode() + b"\n")
+            self._known[selection.prompt] = line
+
+    def finish(self, selections: Sequence[Row]) -> None:
+        write_whole(self.path, "".join(json.dumps(selection.to_json(), ensure_ascii=True) + "\n" for selection in selections))

@@ -24,7 +24,7 @@ class JudgeRecipe:
     """One vision-language reward. ``kind``: cac | unified. ``model``: "miniature", a folder or hub id, or a server's URL.
 
     mode: two_turn, or the verdict alone as "readout" or "json" (cheaper, a different reward: see ``cac.verdict_only``).
-    ``None`` means: the reward's own default. For a server, ``served_model`` names the model and ``api_key_env`` the environment
+    temperature: T of R = σ(log-odds / T); 1 is the paper's Eq. 7. ``None`` means: the reward's own default. For a server, ``served_model`` names the model and ``api_key_env`` the environment
     variable that holds the key.
     """
 
@@ -41,6 +41,7 @@ class JudgeRecipe:
     look_fps: float = 8.0
     max_new_tokens: int | None = None
     min_mass: float = 0.01
+    temperature: float | None = None
     # unified
     prompt_file: str | None = None
     allow_other_prompt: bool = False
@@ -214,7 +215,7 @@ def _load_component(recipe: JudgeRecipe) -> Reward:
         if recipe.mode != "two_turn":
             settings = VerdictOnly(form=recipe.mode, scan_fps=recipe.scan_fps, wording=wording)
         model = str(shipped("cac")) if small else recipe.model
-        return CaC.load(model, settings=settings, min_mass=recipe.min_mass, **backend)
+        return CaC.load(model, settings=settings, min_mass=recipe.min_mass, temperature=recipe.temperature, **backend)
     if recipe.kind == "unified":
         from cac_align.rewards.unified import UnifiedReward
 

@@ -5,7 +5,14 @@ import random
 
 import pytest
 
-from cac_align.evaluation.calibration import auroc, calibrate, expected_calibration_error, operating_point, reliability
+from cac_align.evaluation.calibration import (
+    auroc,
+    calibrate,
+    expected_calibration_error,
+    fit_temperature,
+    operating_point,
+    reliability,
+)
 
 
 def test_ece_by_hand():
@@ -56,3 +63,16 @@ def test_an_unbounded_reward_has_no_ece_but_an_auroc():
     with pytest.raises(ValueError, match="2 values and 1 truths"):
         calibrate([0.1, 0.2], ["normal"])
     assert calibrate([], []).auroc is None
+
+
+def test_a_temperature_makes_certainty_as_large_as_it_is_right():
+    # All log-odds are 12 and three of four videos are normal: the likelihood is largest at σ(12 / T) = 3/4, T = 12 / ln 3 = 10.923.
+    assert fit_temperature([12.0] * 4, [True, True, True, False]) == pytest.approx(10.923, rel=0.005)
+    rng = random.Random(2)
+    honest = [rng.gauss(0, 2) for _ in range(20_000)]
+    truth = [rng.random() < 1 / (1 + 2.718281828**-z) for z in honest]
+    assert fit_temperature([5 * z for z in honest], truth) == pytest.approx(5, rel=0.05)
+    with pytest.raises(ValueError, match="of normal and of abnormal"):
+        fit_temperature([1.0, 2.0], [True, True])
+    with pytest.raises(ValueError, match="one truth per value"):
+        fit_temperature([1.0], [True, False])

@@ -202,6 +202,31 @@ def test_cac_is_a_reward_with_evidence_and_passport():
     assert not low.scored and "2e-06" in low.error  # the two words hold almost no probability: no number
 
 
+def test_a_temperature_brings_back_what_certainty_ties():
+    # P(abnormal) 1e-8 and 1e-12: log-odds 18.42 and 27.63; at T = 10 these are 1.842 and 2.763, so R = 0.8632 and 0.9407.
+    said = [(answer("normal"), 1 - 1e-8, 1e-8), (answer("normal"), 1 - 1e-12, 1e-12)]
+    plain = CaC(Script(*said))([PROMPT, PROMPT], [video(), video()])
+    tempered = CaC(Script(*said), temperature=10.0)([PROMPT, PROMPT], [video(), video()])
+    assert [round(score.value, 6) for score in plain] == [1.0, 1.0]
+    assert [score.value for score in tempered] == pytest.approx([0.8632, 0.9407], abs=1e-4)
+    assert [score.evidence for score in tempered] == [score.evidence for score in plain]
+    assert tempered[0].passport["temperature"] == "10.0" and "temperature" not in plain[0].passport
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="temperature must be a positive number"):
+            CaC(Script(), temperature=wrong)
+
+
+def test_a_judges_folder_brings_its_temperature(tmp_path):
+    from cac_align.recipe import JudgeRecipe, RewardRecipe, load_reward
+    from cac_align.weights import shipped
+
+    fitted = CaC.miniature().temperature
+    assert fitted == json.loads((shipped("cac") / "cac_align.json").read_text())["temperature"] != 1
+    assert load_reward(RewardRecipe(components={"cac": JudgeRecipe(temperature=1.0)})).passport.get("temperature") is None
+    assert load_reward(RewardRecipe(components={"cac": JudgeRecipe()})).passport["temperature"] == repr(fitted)
+    assert load_reward(RewardRecipe(components={"cac": JudgeRecipe(mode="readout")})).passport.get("temperature") is None
+
+
 def test_changing_any_setting_changes_the_passport():
     base = CaC(Script()).passport
     for change in (TwoTurn(wording="brief"), TwoTurn(windows="each"), TwoTurn(look_fps=4.0), TwoTurn(constrained=True)):

@@ -160,3 +160,20 @@ def calibrate(values: Sequence[float], truth: Sequence[Status], *, false_alarm_r
         int(v.size),
         note,
     )
+
+
+def fit_temperature(log_odds: Sequence[float], normal: Sequence[bool]) -> float:
+    """The T in [0.25, 1000] for which σ(log-odds / T) has the smallest mean negative log-likelihood (Guo et al. 2017, arXiv 1706.04599).
+
+    log_odds: log P(normal) − log P(abnormal) of the deciding turn. Raises ``ValueError`` for other lengths, non-finite values, or
+    when all videos are of one kind.
+    """
+    odds, is_normal = np.asarray(log_odds, np.float64), np.asarray(normal, bool)
+    if odds.shape != is_normal.shape or odds.ndim != 1:
+        raise ValueError(f"expected one truth per value, received {odds.shape} and {is_normal.shape}")
+    if not np.isfinite(odds).all() or is_normal.all() or not is_normal.any():
+        raise ValueError("expected finite log-odds of normal and of abnormal videos")
+    signed = np.where(is_normal, odds, -odds)
+    grid = np.geomspace(0.25, 1000, 2001)
+    losses = [float(np.logaddexp(0, -signed / temperature).mean()) for temperature in grid]
+    return float(grid[int(np.argmin(losses))])

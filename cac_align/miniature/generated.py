@@ -135,15 +135,15 @@ class DrawnClip:
 
 
 def held_out_clips(
-    count: int, *, model: str = "miniature", lora: str | None = None, guidance: float | None = None
+    count: int, *, model: str = "miniature", lora: str | None = None, guidance: float | None = None, first: int = HELD_OUT.start
 ) -> list[DrawnClip]:
-    """``count`` clips by this generator from held-out noise, prompts of the prompt seeds in turn."""
+    """``count`` clips by this generator from held-out noise (from seed ``first``), prompts of the prompt seeds in turn."""
     generator = load_generator(GeneratorRecipe(model=model, lora=lora, guidance_scale=guidance))
     clips = []
-    for first in range(0, count, 20):
-        numbers = range(first, min(first + 20, count))
+    for begin in range(0, count, 20):
+        numbers = range(begin, min(begin + 20, count))
         prompts = make_prompts([PROMPT_SEEDS[number] for number in numbers], PLAYGROUND)
-        videos = generator.batch(prompts, [HELD_OUT[number] for number in numbers])
+        videos = generator.batch(prompts, [first + number for number in numbers])
         for prompt, video in zip(prompts, videos, strict=True):
             sight = look(prompt, video)
             anomalies = anomalies_of(sight, video.fps, video.height, video.width)

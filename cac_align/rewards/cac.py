@@ -7,8 +7,11 @@ With ``VerdictOnly`` settings it is a different, cheaper reward under a name and
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cac_align.cac import two_turn, verdict_only
@@ -27,27 +30,45 @@ class CaC:
     """CaC behind any vision-language model; a ``Reward``.
 
     vlm: who is asked. settings: how (see ``TwoTurn``); with ``VerdictOnly`` the name is "cac_verdict_only" unless given. min_mass: P(normal) + P(abnormal) below this means that the model wanted to
-    write something else, and there is no score. bounds: the range of its values, for ``normalise="range"``.
+    write something else, and there is no score. temperature: T of R_T = σ(log-odds / T); 1 is the paper's Eq. 7. A judge that has thought
+    aloud is almost certain of its verdict, right or wrong, and Eq. 7 then ties what its log-odds still tell apart; T from held-out clips
+    (``evaluation.calibration.fit_temperature``; Guo et al. 2017, arXiv 1706.04599) makes R a probability again and keeps every order.
+    bounds: the range of its values, for ``normalise="range"``.
     """
 
     vlm: Vlm
     settings: TwoTurn | VerdictOnly = field(default_factory=TwoTurn)
     min_mass: float = 0.01
+    temperature: float = 1.0
     name: str = ""
     bounds: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature must be a positive number, received {self.temperature}")
         if not self.name:
             object.__setattr__(self, "name", "cac" if isinstance(self.settings, TwoTurn) else "cac_verdict_only")
 
     @classmethod
-    def load(cls, model: str, *, settings: TwoTurn | VerdictOnly | None = None, min_mass: float = 0.01, **backend: Any) -> CaC:
+    def load(
+        cls,
+        model: str,
+        *,
+        settings: TwoTurn | VerdictOnly | None = None,
+        min_mass: float = 0.01,
+        temperature: float | None = None,
+        **backend: Any,
+    ) -> CaC:
         """``model``: a checkpoint (folder or hub id) to run here, or the URL of an OpenAI-compatible server.
 
+        temperature: None takes the one that stands in the folder's ``cac_align.json``, fitted for the two turns, or else 1.
         backend: passed to ``LocalVlm.load`` (device, dtype, batch_size, …) or ``ServerVlm`` (served_model, concurrency, timeout_s, …).
         Raises ``ValueError`` when the model cannot be loaded or reached.
         """
-        return cls(connect(model, **backend), settings or TwoTurn(), min_mass)
+        settings = settings or TwoTurn()
+        if temperature is None:
+            temperature = _fitted_temperature(Path(model)) if isinstance(settings, TwoTurn) else 1.0
+        return cls(connect(model, **backend), settings, min_mass, temperature)
 
     @classmethod
     def miniature(cls, **backend: Any) -> CaC:
@@ -57,7 +78,8 @@ class CaC:
     @property
     def passport(self) -> Mapping[str, str]:
         kind = "cac" if isinstance(self.settings, TwoTurn) else "cac verdict only"
-        return {"reward": kind, "min_mass": repr(self.min_mass), **two_turn.passport(self.settings, self.vlm)}
+        tempered = {} if self.temperature == 1 else {"temperature": repr(self.temperature)}
+        return {"reward": kind, "min_mass": repr(self.min_mass), **tempered, **two_turn.passport(self.settings, self.vlm)}
 
     def judge(
         self, prompts: Sequence[str], videos: Sequence[Video], *, progress: Callable[[int], None] | None = None
@@ -78,4 +100,14 @@ class CaC:
         if not judgement.mass >= self.min_mass:
             reason = f"cac: the verdict's two words hold only {judgement.mass:.3g} of the probability (limit {self.min_mass:g})"
             return Score.missing(reason, parts=parts, evidence=judgement, passport=passport)
-        return Score(judgement.reward, {**parts, "log_odds": judgement.log_odds}, judgement, None, passport)
+        value = judgement.reward if self.temperature == 1 else _sigmoid(judgement.log_odds / self.temperature)
+        return Score(value, {**parts, "log_odds": judgement.log_odds}, judgement, None, passport)
+
+
+def _sigmoid(odds: float) -> float:
+    return 1 / (1 + math.exp(-odds)) if odds >= 0 else math.exp(odds) / (1 + math.exp(odds))
+
+
+def _fitted_temperature(folder: Path) -> float:
+    path = folder / "cac_align.json"
+    return float(json.loads(path.read_text(encoding="utf-8"))["temperature"]) if path.is_file() else 1.0

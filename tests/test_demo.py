@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cac_align.generation.best_of_n import Selection
-from cac_align.miniature.demo import demo, held_out_prompts, lines, summarise
+from cac_align.miniature.demo import demo, playground_prompts, lines, summarise
 from cac_align.miniature.oracle import Verdict
 from cac_align.miniature.world import PROMPT_SEEDS, parse_prompt
 from cac_align.rewards.reward import Score
@@ -49,11 +49,13 @@ def test_the_summary_compares_the_three_ways_of_choosing_on_the_same_prompts():
     assert "anomalous 0.333" in text and "1 prompts are undecided" in text and "-0.667" in text
 
 
-def test_prompts_are_held_out_distinct_and_inside_the_world():
-    prompts = held_out_prompts(12)
+def test_prompts_are_distinct_and_inside_the_world():
+    prompts = playground_prompts(12)
     assert len(set(prompts)) == 12 and min(PROMPT_SEEDS) >= 3_000_000
     for prompt in prompts:
         parse_prompt(prompt)
+    with pytest.raises(ValueError, match="expected at most 216 prompts"):
+        playground_prompts(217)
 
 
 def test_a_small_run_leaves_everything_on_disk_and_resumes(tmp_path):

@@ -1,0 +1,25 @@
+"""Fitting the shipped judge's temperature: clips of its own, and a file that the judge's folder then brings along."""
+
+import json
+import shutil
+
+from cac_align.miniature import calibrate
+from cac_align.miniature.generated import HELD_OUT
+from cac_align.rewards.cac import CaC
+from cac_align.weights import shipped
+
+
+def test_the_fit_is_written_beside_the_weights_and_read_back(tmp_path, capsys):
+    folder = tmp_path / "judge"
+    shutil.copytree(shipped("cac"), folder)
+    (folder / "cac_align.json").unlink()
+    assert CaC.load(str(folder)).temperature == 1.0
+    assert calibrate.main([str(folder), "16"]) == 0
+    fitted = json.loads((folder / "cac_align.json").read_text())["temperature"]
+    assert CaC.load(str(folder)).temperature == fitted and fitted > 1  # surer of itself than it is right
+    assert f"T = {fitted}" in capsys.readouterr().out
+
+
+def test_its_clips_are_neither_the_lessons_nor_the_held_out_ones():
+    assert calibrate.FIRST >= 51_000_000 + 2_400 and calibrate.FIRST + 10_000 <= HELD_OUT.start
+    assert calibrate.main([]) == 2

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cac_align.generation.best_of_n import Selection
-from cac_align.miniature.demo import demo, playground_prompts, lines, summarise
+from cac_align.miniature.demo import demo, lines, playground_prompts, summarise
 from cac_align.miniature.oracle import Verdict
 from cac_align.miniature.world import PROMPT_SEEDS, parse_prompt
 from cac_align.rewards.reward import Score

@@ -201,7 +201,7 @@ def test_two_turns_equal_the_naive_loop_with_more_videos_than_slots_and_ragged_l
 
 
 def test_constrained_answers_equal_generate_with_the_same_grammar_under_refill():
-    vlm = LocalVlm(tiny_qwen.model(seed=2), tiny_qwen.processor(), name="x", batch_size=2)
+    vlm = LocalVlm(tiny_qwen.model(seed=5), tiny_qwen.processor(), name="x", batch_size=2)
     schema = {
         "type": "object",
         "properties": {"note": {"type": "string", "maxLength": 9}, "status": {"enum": ["normal", "abnormal"]}},
@@ -221,13 +221,14 @@ def test_constrained_answers_equal_generate_with_the_same_grammar_under_refill()
             suppress_tokens=vlm._banned.nonzero()[:, 0].tolist(),
         )
         assert reply.text == vlm.processor.tokenizer.decode(out[0, start:], skip_special_tokens=True)
-        at = vlm.processor.tokenizer(reply.text[: after_status(reply.text)], add_special_tokens=False).input_ids
-        if vlm.processor.tokenizer(reply.text).input_ids[: len(at)] == at == out[0, start : start + len(at)].tolist():
+        if reply.log_p is not None:  # the tokenizer cuts the text as the model wrote it
+            said, before = out[0, start:].tolist(), reply.text[: after_status(reply.text)]
+            (at,) = (said[:k] for k in range(len(said)) if vlm.processor.tokenizer.decode(said[:k]) == before)
             table = {word: spellings(vlm.processor.tokenizer, word) for word in WORDS.words}
             expected = brute_force(vlm.model, row, at, table)
             assert all(math.isclose(reply.log_p[word], expected[word], abs_tol=1e-3) for word in WORDS.words)
             read += 1
-    assert read  # where the tokenizer cuts the text as the model wrote it
+    assert read >= 2
 
 
 def forwards(vlm, work):

@@ -9,6 +9,7 @@ import torch
 
 from cac_align.generation.wan import Setting, Wan, hash_weights
 from cac_align.miniature.wan import MiniWan, build_pipeline, save_pipeline
+from cac_align.weights import weights_folder
 
 TINY = MiniWan(
     vae_dim=8,
@@ -214,3 +215,12 @@ def test_the_hubs_cache_identifies_weights_without_reading_them(tmp_path):
     assert hash_weights(tmp_path / "linked") == hash_weights(tmp_path / "plain")
     with pytest.raises(ValueError, match="no safetensors"):
         hash_weights(tmp_path / "blobs")
+
+
+def test_a_saved_pipeline_and_the_shipped_weights_name_no_folder_of_the_machine_they_came_from(tmp_path):
+    pipeline = Wan.load(weights_folder() / "wan").pipeline  # its VAE's config now holds the folder it was read from
+    save_pipeline(pipeline, tmp_path / "again", DEFAULTS)
+    for file in [*weights_folder().rglob("*.json"), *(tmp_path / "again").rglob("*.json")]:
+        values = json.loads(file.read_text())
+        named = values.get("_name_or_path", "") if isinstance(values, dict) else ""
+        assert not named, f"{file} names {named}"

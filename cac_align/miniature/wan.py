@@ -176,6 +176,8 @@ def build_pipeline(shape: MiniWan, vocabulary: Sequence[str], seed: int) -> WanP
 def save_pipeline(pipeline: WanPipeline, folder: Path, defaults: dict[str, float | int]) -> None:
     """Write a pipeline folder with ``cac_align.json``: the size, frames, steps and guidance it was trained for."""
     folder.mkdir(parents=True, exist_ok=True)
+    for part in (pipeline, pipeline.vae, pipeline.transformer):
+        part.register_to_config(_name_or_path="")  # where it was trained is nobody's business
     pipeline.save_pretrained(folder, safe_serialization=True)
     (folder / "cac_align.json").write_text(json.dumps(defaults, indent=2) + "\n")
 

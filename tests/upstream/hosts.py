@@ -1,7 +1,8 @@
 """Running real hosts: their checkouts, an interpreter that has their dependencies, and a tiny random Wan for them to train.
 
 FLOW_FACTORY_DIR, FLOW_GRPO_DIR, UNIRL_DIR name checkouts; UPSTREAM_PYTHON an interpreter with the hosts' own dependencies beside
-ours (default: this one), UPSTREAM_REWARD the reward they train with (default: scripted judges). Nothing of theirs is copied here.
+ours (default: this one), UPSTREAM_REWARD the reward they train with (default: scripted judges), UPSTREAM_MODEL=miniature the shipped
+small Wan as what they train (default: a random one). Nothing of theirs is copied here.
 """
 
 import os
@@ -12,10 +13,21 @@ from pathlib import Path
 
 import pytest
 
+from cac_align.miniature.demo import playground_prompts
+from cac_align.weights import shipped
+
 REPOSITORY = Path(__file__).parents[2]
 PYTHON = os.environ.get("UPSTREAM_PYTHON", sys.executable)
 REWARD = os.environ.get("UPSTREAM_REWARD", "hosting:telling")  # a recipe file or module:Name, e.g. recipes/reward/miniature.yaml
-PROMPTS = ("a red ball rolls right", "a blue square falls", "a green ball jumps", "a red square turns")
+MINIATURE = os.environ.get("UPSTREAM_MODEL") == "miniature"
+PROMPTS = (
+    playground_prompts(4)
+    if MINIATURE
+    else ("a red ball rolls right", "a blue square falls", "a green ball jumps", "a red square turns")
+)
+
+PX, FRAMES, FPS, STEPS = (64, 17, 16, 10) if MINIATURE else (32, 9, 8, 4)
+"""Side of a clip, its frames, frames per second and denoising steps."""
 
 
 def checkout(variable: str, repository: str, marker: str) -> Path:
@@ -63,7 +75,12 @@ def run(arguments: list[str], cwd: Path, path: list[Path], timeout_s: float = 17
     return text
 
 
-def tiny_wan(folder: Path) -> Path:
+def small_wan(folder: Path) -> Path:
+    """The pipeline that the host trains: the shipped one, or a random one written into ``folder``."""
+    return Path(shipped("wan")) if MINIATURE else random_wan(folder)
+
+
+def random_wan(folder: Path) -> Path:
     """An untrained Wan pipeline of about a hundred thousand weights: the real classes, strides 8 in space and 4 in time."""
     import torch
     from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel

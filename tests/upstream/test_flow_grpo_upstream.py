@@ -7,7 +7,7 @@ import pytest
 from hosting import serving
 
 from cac_align.recipe import load_reward
-from upstream.hosts import PROMPTS, PYTHON, REWARD, checkout, need, run, tiny_wan
+from upstream.hosts import FPS, FRAMES, PROMPTS, PX, PYTHON, REWARD, STEPS, checkout, need, run, small_wan
 
 pytestmark = [pytest.mark.upstream, pytest.mark.timeout(1800)]
 
@@ -27,8 +27,8 @@ def get_config():
     config.dataset = {data!r}
     config.prompt_fn = "general_ocr"
     config.mixed_precision = "no"
-    config.height, config.width, config.frames = 32, 32, 9
-    config.sample.num_steps = config.sample.eval_num_steps = 3
+    config.height, config.width, config.frames = {px}, {px}, {frames}
+    config.sample.num_steps = config.sample.eval_num_steps = {steps}
     config.sample.train_batch_size = config.sample.num_image_per_prompt = 4
     config.sample.num_batches_per_epoch, config.sample.sample_time_per_prompt = 2, 1
     config.sample.test_batch_size, config.sample.kl_reward, config.sample.global_std = 2, 0, False
@@ -52,11 +52,11 @@ def test_the_unmodified_wan_script_trains_two_epochs(tmp_path):
     data.mkdir()
     for split in ("train", "test"):
         (data / f"{split}.txt").write_text("\n".join(PROMPTS) + "\n")
-    names = {"base": str(home / "config" / "base.py"), "model": str(tiny_wan(tmp_path / "wan")), "data": str(data)}
-    (tmp_path / "config.py").write_text(CONFIG.format(**names, save=str(tmp_path / "save")))
+    names = {"base": str(home / "config" / "base.py"), "model": str(small_wan(tmp_path / "wan")), "data": str(data)}
+    (tmp_path / "config.py").write_text(CONFIG.format(**names, px=PX, frames=FRAMES, steps=STEPS, save=str(tmp_path / "save")))
     ledger = tmp_path / "ledger.jsonl"
     with serving(load_reward(REWARD)) as (url, _):
-        ours = ["-m", "cac_align.plugins.flow_grpo", "--reward", url, "--ledger", str(ledger), "--fps", "8"]
+        ours = ["-m", "cac_align.plugins.flow_grpo", "--reward", url, "--ledger", str(ledger), "--fps", str(FPS)]
         run([*LAUNCH, *ours, str(script), "--config", "config.py"], tmp_path, [home])
     assert hashlib.sha256(script.read_bytes()).hexdigest() == before
     rows = [json.loads(line) for line in ledger.read_text().splitlines()]

@@ -19,7 +19,7 @@ from cac_align.cac.prompts import turn_one_conversation, turn_two_conversation
 from cac_align.judgement import Anomaly, Turn, Window, shown_frames
 from cac_align.miniature import teacher
 from cac_align.miniature.grammar import COLOURS, MOTIONS, Spec, parse_prompt
-from cac_align.miniature.pool import KEPT_EVERY, ClipPool, LessonPlan, PoolClip, degrade
+from cac_align.miniature.pool import KEPT_EVERY, ClipPool, LessonPlan, PoolClip, degrade, mirrored
 from cac_align.miniature.world import FULL, PLAYGROUND, make_clip
 from cac_align.rewards.unified import AXES, fill_prompt, own_prompt, sample_indices, write_axes
 from cac_align.video import Frames
@@ -57,7 +57,7 @@ def _shown(clip: PoolClip, indices: Sequence[int], fps: float, rng: np.random.Ge
     frames = clip.frames(indices, fps)
     if rng.random() >= plan.degraded:
         return frames
-    return Frames(degrade(frames.pixels, rng), frames.indices, frames.times_s, frames.fps, frames.num_source_frames)
+    return Frames(degrade(frames.pixels, rng, plan.wear), frames.indices, frames.times_s, frames.fps, frames.num_source_frames)
 
 
 # ---- lessons for the two-turn judge -------------------------------------------------------------------------------
@@ -72,16 +72,25 @@ def cac_lessons(pool: ClipPool, plan: LessonPlan, batch: int, *, seed: tuple[int
     draw = 0.0 if pairs else rng.random()
     world, length = pool.draw(rng, plan)
     if draw < plan.pair or pairs:
-        couples = [pool.couple(rng, world) for _ in range(batch // 2)]
+        couples = [_couple(pool, rng, world, None, plan) for _ in range(batch // 2)]
         return [lesson for couple in couples for lesson in _pairs(*couple, rng, plan)]
     if draw < plan.pair + plan.look:
         # Three times as many windows as needed, sorted by length: a run of neighbours wastes nothing on padding.
-        looks = [_window(*pool.couple(rng, world), rng, plan) for _ in range(3 * batch // 2)]
+        looks = [_window(*_couple(pool, rng, world, None, plan), rng, plan) for _ in range(3 * batch // 2)]
         looks.sort(key=lambda look: look[2].end_s - look[2].start_s)
         start = int(rng.integers(len(looks) - batch // 2 + 1))
         return [lesson for look in looks[start : start + batch // 2] for lesson in _looks(*look, rng, plan)]
-    couples = [pool.couple(rng, world, length) for _ in range(batch // 2)]
+    couples = [_couple(pool, rng, world, length, plan) for _ in range(batch // 2)]
     return [_scan(clip, rng, plan) for couple in couples for clip in couple]
+
+
+def _couple(
+    pool: ClipPool, rng: np.random.Generator, world: str, length: int | None, plan: LessonPlan
+) -> tuple[PoolClip, PoolClip]:
+    normal, abnormal = pool.couple(rng, world, length)
+    if plan.mirrored and rng.random() < plan.mirrored:
+        return mirrored(normal), mirrored(abnormal)
+    return normal, abnormal
 
 
 def _scan(clip: PoolClip, rng: np.random.Generator, plan: LessonPlan) -> Lesson:

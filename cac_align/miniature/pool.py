@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
-from cac_align.judgement import Anomaly
+from cac_align.judgement import BOX_MAX, Anomaly, Box
 from cac_align.miniature import teacher
+from cac_align.miniature.grammar import parse_prompt
 from cac_align.miniature.world import FULL, PLAYGROUND, STUDIO, make_clip
 from cac_align.video import Frames, Video
 
@@ -28,14 +29,19 @@ WORLDS = {world.name: world for world in (FULL, STUDIO, PLAYGROUND)}
 """The worlds a pool may draw from, by name."""
 
 
+GENERATED_WEAR = 0.3
+"""How strongly generated clips are degraded further, where they are: enough that none looks the same twice."""
+
+
 @dataclass(frozen=True)
 class LessonPlan:
     """Shares and strengths of what the judge is shown. Shares lie in [0, 1].
 
     wording: the instructions' wording (``cac_align.cac.prompts``). studio, playground: shares of clips, and of batches, from these
     worlds; the rest comes from FULL.
-    generated: share of batches from generated clips (``miniature.generated``), which are never degraded further.
-    degraded: share of clips that are made to look generated. look: share of turn-2 batches in the joint stage; pair: of frame pairs.
+    generated: share of batches from generated clips (``miniature.generated``); generated_degraded: share of those that are degraded
+    a little further (by GENERATED_WEAR). degraded: share of rendered clips that are made to look generated; wear: how strongly.
+    mirrored: share of couples that are shown left to right, their prompts and truth with them. look: share of turn-2 batches in the joint stage; pair: of frame pairs.
     hard_looks: among turn 2's abnormal windows, the share that is shifted or too wide; wrong_claim: share of looks whose suspicion
     names another defect than the window shows. scan_fps, look_fps: as in ``cac_align.cac.two_turn.TwoTurn``.
     """
@@ -44,7 +50,10 @@ class LessonPlan:
     studio: float = 0.8
     playground: float = 0.0
     generated: float = 0.0
+    generated_degraded: float = 0.0
     degraded: float = 0.5
+    wear: float = 1.0
+    mirrored: float = 0.0
     look: float = 0.4
     pair: float = 0.1
     hard_looks: float = 0.3
@@ -71,6 +80,24 @@ class PoolClip:
         """These source frames; an odd one shows its even neighbour's pixels."""
         picked = self.pixels[[index // KEPT_EVERY for index in indices]]
         return Frames(picked, tuple(indices), tuple(self.clock.times_s[i] for i in indices), fps, len(self.clock))
+
+
+def mirrored(clip: PoolClip) -> PoolClip:
+    """The same clip seen in a mirror: left is right in its pixels, prompt, boxes and places; no reason names a side."""
+    spec = parse_prompt(clip.prompt)
+    sides = {"left": "right", "right": "left"}
+    actors = tuple(replace(actor, motion=sides.get(actor.motion, actor.motion)) for actor in spec.actors)
+    anomalies = tuple(
+        replace(anomaly, boxes={frame: tuple(map(_mirrored_box, boxes)) for frame, boxes in anomaly.boxes.items()})
+        for anomaly in clip.anomalies
+    )
+    places = tuple(place if place == teacher.AWAY else f"{place[0]}{5 - int(place[1])}" for place in clip.places)
+    prompt, pixels = replace(spec, actors=actors).prompt, clip.pixels[:, :, ::-1]
+    return replace(clip, prompt=prompt, anomalies=anomalies, places=places, pixels=pixels)
+
+
+def _mirrored_box(box: Box) -> Box:
+    return Box(BOX_MAX - box.xmax, box.ymin, BOX_MAX - box.xmin, box.ymax)
 
 
 class ClipPool:

@@ -35,7 +35,7 @@ from cac_align.miniature.judge_loss import answer_loss, batch_vision_attention, 
 from cac_align.miniature.lessons import Lesson, cac_lessons, lesson_texts, unified_lessons
 from cac_align.miniature.marks import Heads
 from cac_align.miniature.optimise import Muon
-from cac_align.miniature.pool import ClipPool, LessonPlan
+from cac_align.miniature.pool import GENERATED_WEAR, ClipPool, LessonPlan
 from cac_align.miniature.seeing import draw_pairs, look_loss
 from cac_align.miniature.watching import tapped, watch_loss
 from cac_align.recipe import read_recipe
@@ -213,7 +213,8 @@ def _lessons(recipe: JudgeTraining, pool: ClipPool, drawn: Sequence[ClipPool], s
     rng = np.random.default_rng((recipe.seed, step, 2))
     if drawn and rng.random() < recipe.plan.generated:
         chosen = drawn[int(rng.integers(len(drawn)))]
-        return teach(chosen, replace(recipe.plan, degraded=0.0), recipe.batch, seed=(recipe.seed, step), pairs=pairs)
+        plan = replace(recipe.plan, degraded=recipe.plan.generated_degraded, wear=GENERATED_WEAR)
+        return teach(chosen, plan, recipe.batch, seed=(recipe.seed, step), pairs=pairs)
     return teach(pool, recipe.plan, recipe.batch, seed=(recipe.seed, step), pairs=pairs)
 
 

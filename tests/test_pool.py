@@ -1,0 +1,55 @@
+"""The pool's ways of showing a clip: in a mirror, and worn. (Rendering, resuming and couples: test_mini_judge.py.)"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cac_align.miniature import teacher
+from cac_align.miniature.oracle import look
+from cac_align.miniature.pool import ClipPool, LessonPlan, PoolClip, mirrored
+from cac_align.miniature.train_judge import JudgeTraining, _lessons
+from cac_align.miniature.world import PLAYGROUND, make_clip
+from cac_align.video import Video
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    return ClipPool.open(tmp_path_factory.mktemp("pool"), LessonPlan(studio=0.0, playground=1.0), 0, 24)
+
+
+def test_in_a_mirror_left_is_right_and_the_oracle_agrees():
+    seed = next(
+        s for s in range(2_700_001, 2_800_000, 2) if make_clip(s, PLAYGROUND, anomalous=True).scene.spec.motion == "right"
+    )
+    clip = make_clip(seed, PLAYGROUND, anomalous=True)
+    at = tuple(teacher.places(clip.scene, clip.anomalies))
+    turned = mirrored(PoolClip(seed, clip.prompt, clip.anomalies, clip.video(), at, clip.pixels))
+    assert turned.prompt == clip.prompt.replace("to the right", "to the left") != clip.prompt
+    sight = look(turned.prompt, Video.open(np.ascontiguousarray(turned.pixels), fps=16))
+    assert all(sight.verdict.follows.values()) and sight.verdict.status == "abnormal"  # of the mirrored prompt, in the mirror
+    assert all(look(turned.prompt, clip.video()).verdict.follows.values()) is False  # and the clip itself does not follow it
+    for one, other in zip(clip.anomalies, turned.anomalies, strict=True):
+        for frame, boxes in one.boxes.items():
+            assert [(1000 - b.xmax, b.ymin, 1000 - b.xmin, b.ymax) for b in boxes] == [
+                (b.xmin, b.ymin, b.xmax, b.ymax) for b in other.boxes[frame]
+            ]
+    assert [{"1": "4", "2": "3", "3": "2", "4": "1"}[p[1]] if p != teacher.AWAY else "w" for p in at] == [
+        p[1] for p in turned.places
+    ]
+
+
+def test_generated_lessons_are_worn_and_mirrored_only_where_the_plan_says(pool):
+    plain = replace(LessonPlan(), generated=1.0, degraded=1.0, pair=0.0, look=0.0)
+    recipe = JudgeTraining(plan=plain, batch=8)
+    shown = [(lesson.conversation[-1].frames, lesson.clip) for lesson in _lessons(recipe, pool, [pool], 3, pairs=False)]
+    assert all((frames.pixels == clip.frames(frames.indices, 4.0).pixels).all() for frames, clip in shown)
+    worn = replace(recipe, plan=replace(plain, generated_degraded=1.0))
+    again = [(lesson.conversation[-1].frames, lesson.clip) for lesson in _lessons(worn, pool, [pool], 3, pairs=False)]
+    gaps = [np.abs(f.pixels.astype(int) - c.frames(f.indices, 4.0).pixels).mean() for f, c in again]
+    assert all(0 < gap < 12 for gap in gaps)  # levels of 255: worn, and still the same clip
+    turned = _lessons(replace(recipe, plan=replace(plain, mirrored=1.0)), pool, [pool], 3, pairs=False)
+    originals = {(clip.seed, bool(clip.anomalies)): clip for clip in (pool[number] for number in range(len(pool)))}
+    for lesson in turned:
+        original = originals[lesson.clip.seed, bool(lesson.clip.anomalies)]
+        assert (lesson.clip.pixels[:, :, ::-1] == original.pixels).all()

@@ -70,11 +70,13 @@ def read_answer(
     number: Literal[1, 2],
     frames: Sequence[int],
     times_s: Sequence[float],
+    boxed: bool = False,
 ) -> Turn:
     """Read a model's answer strictly; every violation of the turn's schema becomes a named fault (Eq. 2).
 
     ``frames`` (source indices) and ``times_s`` (seconds) describe what the judge was shown: "Frame n" in the answer is
     ``frames[n]`` at ``times_s[n]``. Turn 1 must give a time region per anomaly, turn 2 boxes on frames of its clip.
+    boxed: turn 1 must give boxes as well (the single-turn formulation).
     A turn with any fault keeps what could be read, so that a person can see it; whether to use it is the caller's decision.
     Never raises on any text.
     """
@@ -104,14 +106,16 @@ def read_answer(
         faults.append("anomalies: must name at least one anomaly when status is abnormal")
     anomalies = []
     for position, item in enumerate(items):
-        anomaly, item_faults = _read_anomaly(item, number, frames, times_s)
+        anomaly, item_faults = _read_anomaly(item, number, frames, times_s, boxed or number == 2)
         faults.extend(f"anomalies[{position}].{name}" for name in item_faults)
         if anomaly is not None:
             anomalies.append(anomaly)
     return Turn(number, text, tuple(frames), status, tuple(anomalies), thought, tuple(faults))
 
 
-def _read_anomaly(item: object, number: int, frames: Sequence[int], times_s: Sequence[float]) -> tuple[Anomaly | None, list[str]]:
+def _read_anomaly(
+    item: object, number: int, frames: Sequence[int], times_s: Sequence[float], boxed: bool
+) -> tuple[Anomaly | None, list[str]]:
     if not isinstance(item, dict):
         return None, ["(object): expected an object with " + ", ".join(_ANOMALY_KEYS)]
     faults: list[str] = []
@@ -126,7 +130,7 @@ def _read_anomaly(item: object, number: int, frames: Sequence[int], times_s: Seq
     window, fault = _read_window(item.get("Attributed Time Region"), times_s, required=number == 1)
     if fault:
         faults.append(f"Attributed Time Region: {fault}")
-    boxes, box_faults = _read_boxes(item.get("BBOX"), frames, required=number == 2)
+    boxes, box_faults = _read_boxes(item.get("BBOX"), frames, required=boxed)
     faults.extend(f"BBOX: {fault}" for fault in box_faults)
     if label not in ANOMALY_TYPES:
         return None, faults
@@ -194,11 +198,12 @@ def write_answer(
     number: Literal[1, 2],
     frames: Sequence[int],
     times_s: Sequence[float],
+    boxed: bool = False,
 ) -> str:
     """The answer a perfect judge would write: the inverse of ``read_answer``, for supervision and for scripted judges.
 
     Windows are widened to the frames shown that they touch (the nearest frame when they fall between two); boxes on source
-    frames that were not shown are dropped. No anomaly means status normal.
+    frames that were not shown are dropped. No anomaly means status normal. boxed: as in ``read_answer``.
     """
     shown_at = {frame: position for position, frame in enumerate(frames)}
     items: list[dict[str, Any]] = []
@@ -210,7 +215,7 @@ def write_answer(
         item["Attributed Label"] = anomaly.type
         item["Reason for Anomaly"] = anomaly.reason
         item["Problem Region"] = anomaly.region
-        if number == 2:
+        if boxed or number == 2:
             item["BBOX"] = {
                 f"Frame {shown_at[frame]}": boxes[0].to_json() if len(boxes) == 1 else [box.to_json() for box in boxes]
                 for frame, boxes in sorted(anomaly.boxes.items())

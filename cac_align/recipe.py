@@ -23,7 +23,7 @@ T = TypeVar("T")
 class JudgeRecipe:
     """One vision-language reward. ``kind``: cac | unified. ``model``: "miniature", a folder or hub id, or a server's URL.
 
-    mode: two_turn, or the verdict alone as "readout" or "json" (cheaper, a different reward: see ``cac.verdict_only``).
+    mode: two_turn; single_turn, or the verdict alone as "readout" or "json" (cheaper, other rewards: ``cac.single_turn``, ``verdict_only``).
     temperature: T of R = σ(log-odds / T); 1 is the paper's Eq. 7. ``None`` means: the reward's own default. For a server, ``served_model`` names the model and ``api_key_env`` the environment
     variable that holds the key.
     """
@@ -194,14 +194,15 @@ def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, ove
 def _load_component(recipe: JudgeRecipe) -> Reward:
     backend = _backend_options(recipe)
     if recipe.kind == "cac":
+        from cac_align.cac.single_turn import SingleTurn
         from cac_align.cac.two_turn import TwoTurn
         from cac_align.cac.verdict_only import VerdictOnly
         from cac_align.rewards.cac import CaC
         from cac_align.weights import shipped
 
         small = recipe.model == "miniature"
-        if recipe.mode not in ("two_turn", "readout", "json"):
-            raise ValueError(f"mode must be two_turn, readout or json, received {recipe.mode!r}")
+        if recipe.mode not in ("two_turn", "single_turn", "readout", "json"):
+            raise ValueError(f"mode must be two_turn, single_turn, readout or json, received {recipe.mode!r}")
         wording = recipe.wording or ("brief" if small else "full")
         settings = TwoTurn(
             scan_fps=recipe.scan_fps,
@@ -212,7 +213,9 @@ def _load_component(recipe: JudgeRecipe) -> Reward:
             constrained=recipe.constrained,
             max_new_tokens=recipe.max_new_tokens or (400 if small else 4096),
         )
-        if recipe.mode != "two_turn":
+        if recipe.mode == "single_turn":
+            settings = SingleTurn(settings.scan_fps, wording, settings.constrained, settings.max_new_tokens, settings.retries)
+        elif recipe.mode != "two_turn":
             settings = VerdictOnly(form=recipe.mode, scan_fps=recipe.scan_fps, wording=wording)
         model = str(shipped("cac")) if small else recipe.model
         return CaC.load(model, settings=settings, min_mass=recipe.min_mass, temperature=recipe.temperature, **backend)

@@ -96,5 +96,5 @@ def test_the_mode_of_a_cac_component_decides_which_reward_it_is():
     assert read.settings == VerdictOnly(form="readout", wording="brief") and read.name == "cac_verdict_only"
     full = load_reward(RewardRecipe(components={"cac": JudgeRecipe()}))
     assert full.name == "cac" and full.passport["reward"] != read.passport["reward"]
-    with pytest.raises(ValueError, match="mode must be two_turn, readout or json, received 'quick'"):
+    with pytest.raises(ValueError, match="mode must be two_turn, single_turn, readout or json, received 'quick'"):
         load_reward(RewardRecipe(components={"cac": JudgeRecipe(mode="quick")}))

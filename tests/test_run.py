@@ -45,7 +45,13 @@ def test_a_folder_belongs_to_one_recipe(tmp_path):
     claim(tmp_path, replace(recipe, run=replace(recipe.run, threads=3, save_every=7)))  # these may differ
     with pytest.raises(ValueError, match=r"holds a run with model.path=miniature, received model.path=other; give another out="):
         claim(tmp_path, replace(recipe, model=replace(recipe.model, path="other")))
-    assert json.loads((tmp_path / "recipe.json").read_text())["run.lr"] == 1e-4 == flat(recipe)["run.lr"]
+    found = json.loads((tmp_path / "recipe.json").read_text())
+    assert found["run.lr"] == 1e-4 == flat(recipe)["run.lr"]
+    del found["data.turns"]  # a run from before the key existed had today's default
+    (tmp_path / "recipe.json").write_text(json.dumps(found))
+    claim(tmp_path, recipe)
+    with pytest.raises(ValueError, match=r"holds a run with data.turns=2, received data.turns=1"):
+        claim(tmp_path, replace(recipe, data=replace(recipe.data, turns=1)))
 
 
 def test_text_is_replaced_whole(tmp_path):

@@ -116,7 +116,7 @@ def rewrite(folder, rows):
     "change, told",
     [
         ({"record": "nobody"}, "stage2.jsonl:1: not a sample: record 'nobody' is not in records.jsonl"),
-        ({"task": "glance"}, "task must be one of frame, scan, look, received 'glance'"),
+        ({"task": "glance"}, "task must be one of frame, scan, look, single, received 'glance'"),
         ({"task": "look", "window": None}, "a look needs its window"),
         ({"task": "look", "window": [2, 1]}, "Window is inverted"),
         ({"task": "frame", "frame": None}, "a frame sample needs its source index"),

@@ -13,8 +13,8 @@ from cac_align.judgement import ANOMALY_TYPES, BOX_MAX
 MAX_ANOMALIES = 8
 
 
-def answer_schema(number: Literal[1, 2]) -> dict[str, Any]:
-    """JSON schema of turn 1's (time regions) or turn 2's (boxes) answer."""
+def answer_schema(number: Literal[1, 2], *, boxed: bool = False) -> dict[str, Any]:
+    """JSON schema of turn 1's (time regions; ``boxed``: and boxes) or turn 2's (boxes) answer."""
     text = {"type": "string", "maxLength": 600}
     corner = {"type": "integer", "minimum": 0, "maximum": BOX_MAX}
     box = {"type": "array", "items": corner, "minItems": 4, "maxItems": 4}
@@ -26,7 +26,7 @@ def answer_schema(number: Literal[1, 2]) -> dict[str, Any]:
         "Problem Region": text,
     }
     required = list(properties)
-    if number == 2:
+    if boxed or number == 2:
         properties["BBOX"] = {
             "type": "object",
             "patternProperties": {"^Frame [0-9]{1,4}$": box},
@@ -34,7 +34,7 @@ def answer_schema(number: Literal[1, 2]) -> dict[str, Any]:
             "minProperties": 1,
             "maxProperties": 64,
         }
-        required = [*(name for name in required if name != "Attributed Time Region"), "BBOX"]
+        required = [*(name for name in required if boxed or name != "Attributed Time Region"), "BBOX"]
     anomaly = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
     def answer(status: str, anomalies: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from cac_align.answer import read_answer
 from cac_align.cac.prompts import retry_conversation, turn_one_conversation, turn_two_conversation, wording_hash
@@ -57,14 +57,15 @@ class TwoTurn:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """One question of one turn: what was shown, what came back so far."""
+class Asked:
+    """One question of one turn: what was shown, what came back so far. single: no other turn follows (``cac.single_turn``)."""
 
     number: Literal[1, 2]
     conversation: Conversation
     shown: Frames
     turns: tuple[Turn, ...] = ()
     error: str | None = None
+    single: bool = False
 
     @property
     def turn(self) -> Turn:
@@ -97,20 +98,20 @@ def judge_one(prompt: str, video: Video, settings: TwoTurn) -> Dialogue[Judgemen
     except ValueError as error:
         return Judgement(None, error=f"video: {error}")
     conversation = turn_one_conversation(prompt, frames, wording=settings.wording)
-    (scan,) = yield from _ask([_Asked(1, conversation, frames)], settings)
+    (scan,) = yield from ask([Asked(1, conversation, frames)], settings)
     if scan.error is not None:
         return Judgement(None, turns=scan.turns, error=f"turn 1: {scan.error}")
     if scan.turn.status == "normal":
-        return _decide([scan], (), ())
-    looks = yield from _ask(_second_looks(scan, prompt, video, settings), settings)
+        return decide([scan], (), ())
+    looks = yield from ask(_second_looks(scan, prompt, video, settings), settings)
     failed = next((look for look in looks if look.error is not None), None)
     if failed is not None:
         turns = scan.turns + tuple(turn for look in looks for turn in look.turns)
         return Judgement(None, turns=turns, error=f"turn 2: {failed.error}")
-    return _decide(looks, scan.turns, scan.turn.anomalies)
+    return decide(looks, scan.turns, scan.turn.anomalies)
 
 
-def _second_looks(scan: _Asked, prompt: str, video: Video, settings: TwoTurn) -> list[_Asked]:
+def _second_looks(scan: Asked, prompt: str, video: Video, settings: TwoTurn) -> list[Asked]:
     """The clips turn 2 has to look at: crop(f, y1) of Sec. 3.2."""
     windows = [anomaly.window for anomaly in scan.turn.anomalies if anomaly.window is not None]
     before = scan.conversation if settings.context == "continued" else None
@@ -121,10 +122,10 @@ def _second_looks(scan: _Asked, prompt: str, video: Video, settings: TwoTurn) ->
         try:
             clip = video.clip(window, settings.look_fps)
         except ValueError as error:
-            looks.append(_Asked(2, (), scan.shown, error=f"clip {window.start_s:.2f}-{window.end_s:.2f} s: {error}"))
+            looks.append(Asked(2, (), scan.shown, error=f"clip {window.start_s:.2f}-{window.end_s:.2f} s: {error}"))
             continue
         asked = turn_two_conversation(prompt, clip, turn_one, wording=settings.wording, before=before)
-        looks.append(_Asked(2, asked, clip))
+        looks.append(Asked(2, asked, clip))
     return looks
 
 
@@ -139,7 +140,18 @@ def disjoint(windows: Sequence[Window]) -> list[Window]:
     return merged
 
 
-def _ask(asked: Sequence[_Asked], settings: TwoTurn) -> Dialogue[list[_Asked]]:
+class Manner(Protocol):
+    """What ``ask`` needs to know of a judging setting."""
+
+    @property
+    def max_new_tokens(self) -> int: ...
+    @property
+    def retries(self) -> int: ...
+    @property
+    def constrained(self) -> bool: ...
+
+
+def ask(asked: Sequence[Asked], settings: Manner) -> Dialogue[list[Asked]]:
     """Ask these questions; whatever cannot be used is asked again, ``settings.retries`` times."""
     results = list(asked)
     open_questions = [position for position, item in enumerate(results) if item.error is None]
@@ -156,39 +168,41 @@ def _ask(asked: Sequence[_Asked], settings: TwoTurn) -> Dialogue[list[_Asked]]:
     return results
 
 
-def _question(item: _Asked, settings: TwoTurn) -> Question:
+def _question(item: Asked, settings: Manner) -> Question:
     conversation = retry_conversation(item.conversation, item.turn) if item.turns else item.conversation
-    schema = answer_schema(item.number) if settings.constrained else None
+    schema = answer_schema(item.number, boxed=item.single) if settings.constrained else None
     return Question(conversation, settings.max_new_tokens, schema, STATUS)
 
 
-def _read(item: _Asked, reply: Reply, *, last: bool) -> tuple[_Asked, bool]:
+def _read(item: Asked, reply: Reply, *, last: bool) -> tuple[Asked, bool]:
     """Read one reply; the second value says whether to ask again. A backend's failure is final: it has had its own retries."""
     if reply.error is not None:
         return replace(item, error=reply.error), False
-    turn = read_answer(reply.text, number=item.number, frames=item.shown.indices, times_s=item.shown.times_s)
+    shown = item.shown
+    turn = read_answer(reply.text, number=item.number, frames=shown.indices, times_s=shown.times_s, boxed=item.single)
     if reply.log_p is not None:
         turn = replace(turn, log_p_normal=reply.log_p["normal"], log_p_abnormal=reply.log_p["abnormal"])
     if reply.truncated:
         turn = replace(turn, faults=(*turn.faults, "truncated: the answer hit the token limit"))
     item = replace(item, turns=(*item.turns, turn))
-    obstacle = unusable(turn)
+    obstacle = unusable(turn, single=item.single)
     if obstacle is None:
         silent = turn.log_p_normal is None or turn.log_p_abnormal is None
         return (replace(item, error="the backend gave no probabilities for the verdict") if silent else item), False
     return (replace(item, error=obstacle), False) if last else (item, True)
 
 
-def unusable(turn: Turn) -> str | None:
+def unusable(turn: Turn, *, single: bool = False) -> str | None:
     """Why this answer cannot be used to go on, or None.
 
-    A status is always needed, one that the anomalies contradict is none, and an abnormal turn 1 must name a window. Other faults
+    A status is always needed, one that the anomalies contradict is none, and an abnormal turn 1 must name a window, unless it is
+    the single one. Other faults
     (a missing region, a box out of range) are kept as evidence but do not stop the verdict. An answer that says its verdict but was
     cut off or mangled afterwards is not used: what it would have gone on to say is unknown.
     """
     if turn.status is None or (turn.status == "normal" and turn.anomalies):
         return _because(turn, "no usable status")
-    if turn.status == "abnormal" and turn.number == 1 and not any(anomaly.window for anomaly in turn.anomalies):
+    if turn.status == "abnormal" and turn.number == 1 and not single and not any(anomaly.window for anomaly in turn.anomalies):
         return _because(turn, "abnormal without a usable window")
     return None
 
@@ -197,7 +211,7 @@ def _because(turn: Turn, what: str) -> str:
     return f"{what} ({'; '.join(turn.faults[:3])})" if turn.faults else what
 
 
-def _decide(deciding: Sequence[_Asked], before: tuple[Turn, ...], claimed: Sequence[Anomaly]) -> Judgement:
+def decide(deciding: Sequence[Asked], before: tuple[Turn, ...], claimed: Sequence[Anomaly]) -> Judgement:
     """The verdict of the deciding turn; of several second looks, the one with the lowest odds for normal."""
     worst = min(deciding, key=lambda item: item.turn.log_p_normal - item.turn.log_p_abnormal)
     confirmed = tuple(anomaly for item in deciding if item.turn.status == "abnormal" for anomaly in item.turn.anomalies)

@@ -5,7 +5,7 @@ records → plan → Question (record, task, window or frame, false claim) → s
 scan: turn 1, at 4 fps. look: turn 2, at 8 fps, told what turn 1 claimed; clips shorter than a second where the anomaly is, so that
 no anomaly is cut. On a normal video the claim is borrowed from the anomalous record whose words are nearest, and clips are as long as
 anomalous ones: neither the claim nor the length may give the verdict away. frame: frames that show a single-frame category by
-themselves (stage 1). Every choice is drawn from (seed, record id): files in another order give the same questions.
+themselves (stage 1). single: windows and boxes at once, at 4 fps (the single-turn formulation; only where asked for). Every choice is drawn from (seed, record id): files in another order give the same questions.
 
 Source: CaC (arXiv 2605.11723) Sec. 3.1-3.2, Appendices B.2 and C.2.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cac_align.answer import read_answer, write_answer
-from cac_align.cac.prompts import turn_one_conversation, turn_two_conversation
+from cac_align.cac.prompts import single_turn_conversation, turn_one_conversation, turn_two_conversation
 from cac_align.data.prompts import filled
 from cac_align.data.records import Record
 from cac_align.data.truth import cover, events, length_s, seen, stretch
@@ -30,8 +30,9 @@ from cac_align.judgement import SINGLE_FRAME_TYPES, Anomaly, Turn, Window, hull
 from cac_align.video import Frames, Video
 from cac_align.vlm.protocol import Conversation, Message
 
-Task = Literal["scan", "look", "frame"]
+Task = Literal["scan", "look", "frame", "single"]
 TASKS: tuple[Task, ...] = ("scan", "look", "frame")
+ALL_TASKS: tuple[Task, ...] = (*TASKS, "single")
 SCAN_FPS, LOOK_FPS = 4.0, 8.0
 
 
@@ -51,7 +52,12 @@ class Question:
     @property
     def number(self) -> Literal[1, 2]:
         """Which turn's answer format it has: a single frame is answered with boxes, like turn 2."""
-        return 1 if self.task == "scan" else 2
+        return 1 if self.task in ("scan", "single") else 2
+
+    @property
+    def boxed(self) -> bool:
+        """Whether its answer holds boxes."""
+        return self.task != "scan"
 
     @property
     def key(self) -> str:
@@ -90,6 +96,8 @@ def plan(
             asked += _looks(record, short, claims, max_clip_s, seed)
         if "frame" in tasks:
             asked += [Question(record, "frame", frame=frame) for frame in _frames(record, frames_per_video, seed)]
+        if "single" in tasks:
+            asked.append(Question(record, "single"))
         questions[record.id] = asked
     return questions
 
@@ -142,7 +150,7 @@ def _words(text: str) -> list[str]:
 
 def shown(question: Question, video: Video) -> Frames:
     """The frames that judge and teacher see. Raises ``ValueError`` when the video does not hold them."""
-    if question.task == "scan":
+    if question.task in ("scan", "single"):
         return video.sample(SCAN_FPS)
     if question.task == "look":
         assert question.window is not None
@@ -172,6 +180,8 @@ def conversation(question: Question, frames: Frames, *, claim: Turn | None = Non
     prompt = question.record.prompt
     if question.task == "scan":
         return turn_one_conversation(prompt, frames, wording=wording)
+    if question.task == "single":
+        return single_turn_conversation(prompt, frames, wording=wording)
     if question.task == "look":
         assert claim is not None
         return turn_two_conversation(prompt, frames, claim, wording=wording)
@@ -187,9 +197,9 @@ def read_claim(text: str, scanned: Frames) -> Turn:
 
 
 def told(question: Question, frames: Frames, video: Video, *, close_ups: bool) -> Conversation:
-    """What comes before the question when a teacher is asked: the findings, and for a scan the anomaly enlarged."""
+    """What comes before the question when a teacher is asked: the findings, and for a whole video the anomaly enlarged."""
     text = filled("hints", record=question.record.id, task=question.task, found=found(question, frames))
-    close_up = _close_up(question.record, video) if close_ups and question.task == "scan" else None
+    close_up = _close_up(question.record, video) if close_ups and question.task in ("scan", "single") else None
     if close_up is None:
         return (Message("system", text),)
     about = filled("close_up", first_s=f"{close_up.times_s[0]:.2f}", last_s=f"{close_up.times_s[-1]:.2f}")
@@ -200,7 +210,12 @@ def found(question: Question, frames: Frames) -> str:
     """The annotation in the numbers of the frames shown, as the answer's own JSON writes it; without a chain of thought."""
     meant: Sequence[Anomaly] = truth(question, frames)
     text = write_answer(
-        chain_of_thought="", anomalies=meant, number=question.number, frames=frames.indices, times_s=frames.times_s
+        chain_of_thought="",
+        anomalies=meant,
+        number=question.number,
+        frames=frames.indices,
+        times_s=frames.times_s,
+        boxed=question.boxed,
     )
     return json.dumps({name: value for name, value in json.loads(text).items() if name != "COT"}, ensure_ascii=False)
 

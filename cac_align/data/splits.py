@@ -5,6 +5,9 @@ chains + records → families of near-duplicates → each family to one stage �
     stage 1   single frames (20 K in the paper)      stage 2   full videos (20 K) and clips shorter than 1 s that cover their anomaly
     stage 3   videos for two-turn GRPO (7.5 K)                 whole (15 K)
 
+Where the chains hold answers in a single turn, stage 2 also carries those of its videos: a training asks for the tasks of its
+formulation, so both formulations learn from the same videos.
+
 With fewer records every stage shrinks by the same factor. ``check`` is a second pair of eyes: it knows nothing of how the files were
 made, reads them and the videos anew, and names whatever two stages share, near-duplicates included.
 
@@ -31,8 +34,8 @@ from cac_align.data.records import Record, moved, read_records, write_records
 from cac_align.data.truth import covers, length_s
 from cac_align.judgement import Window
 
-STAGES: Mapping[str, tuple[str, ...]] = {"stage1": ("frame",), "stage2": ("scan", "look"), "stage3": ("scan",)}
-"""Which tasks a stage's samples are of."""
+STAGES: Mapping[str, tuple[str, ...]] = {"stage1": ("frame",), "stage2": ("scan", "look", "single"), "stage3": ("scan",)}
+"""Which tasks a stage's samples are of. Single-turn answers are there only where they were asked for."""
 
 Samples = Mapping[str, Sequence[Mapping[str, Any]]]
 """A stage's samples by its name."""
@@ -214,13 +217,15 @@ def _stages(
         ("stage1", "frame"): settings.frames,
         ("stage2", "scan"): settings.videos,
         ("stage2", "look"): settings.clips,
+        ("stage2", "single"): settings.videos,
         ("stage3", "scan"): settings.rollouts,
     }
     stages: dict[str, list[Mapping[str, Any]]] = {}
     for stage, tasks in STAGES.items():
         stages[stage] = []
         for task in tasks:
-            draw = random.Random(f"{settings.seed}|{stage}|{task}")
+            like = "scan" if task == "single" else task  # the same draw, so that both formulations keep the same videos
+            draw = random.Random(f"{settings.seed}|{stage}|{like}")
             of: dict[str, list[Mapping[str, Any]]] = {"normal": [], "abnormal": []}
             for name in chosen[stage]:
                 record = records[name]
@@ -229,6 +234,8 @@ def _stages(
             # Scaled like the rest, so that one stage's clips do not outgrow its videos.
             cap = max(1, round(factor * most[stage, task] / 2)) if task == "look" else max(1, most[stage, task] // 2)
             each = min(cap, *map(len, of.values()))
+            if task == "single" and not any(of.values()):
+                continue
             if not each:
                 lacking = " and ".join(f"no {status} {_NAMED[task]}" for status, rows in of.items() if not rows)
                 raise ValueError(
@@ -242,7 +249,12 @@ def _stages(
     return stages
 
 
-_NAMED = {"frame": "frame", "scan": "video", "look": "clip that is short enough and cuts no anomaly"}
+_NAMED = {
+    "frame": "frame",
+    "scan": "video",
+    "single": "single-turn answer",
+    "look": "clip that is short enough and cuts no anomaly",
+}
 
 
 def _fits(row: Mapping[str, Any], record: Record, settings: Splits) -> bool:
@@ -292,7 +304,7 @@ def check(
                     wrong.append(f"{stage} and {table[key]} share {what}")
         for task in STAGES[stage]:
             of = Counter(records[row["record"]].status for row in rows if row["task"] == task and row["record"] in records)
-            if not of["normal"] or of["normal"] != of["abnormal"]:
+            if (task != "single" and not of["normal"]) or of["normal"] != of["abnormal"]:
                 wrong.append(
                     f"{stage}: {of['normal']} normal and {of['abnormal']} anomalous samples of task {task}, expected 1:1"
                 )

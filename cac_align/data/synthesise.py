@@ -4,7 +4,8 @@ records → questions.plan → teacher (told what people found) → verify → a
 
 A record is verified in the round in which the last of its scan and looks is: within three rounds its anomalies are salient, in the
 fourth or fifth non-salient, else it is discarded with the reason (Sec. 3.1). Decoding is greedy, so a further round quotes what was
-wrong; what the student will see is the question and the accepted answer alone. A single frame that fails costs only itself.
+wrong; what the student will see is the question and the accepted answer alone. A single frame
+that fails costs only itself, and so does an answer in a single turn (task "single", for the single-turn formulation).
 
     out/attempts.jsonl   every answer, rejected ones with their reasons: the resume point     out/synthesis.json   who made it, how
     out/chains.jsonl     accepted answers as samples          out/records.jsonl   the records they belong to, with saliency
@@ -28,9 +29,11 @@ from typing import Any
 
 from cac_align.cac.prompts import wording_hash
 from cac_align.cac.schema import answer_schema
+from cac_align.cac.single_turn import single_turn_hash
 from cac_align.data.attempts import Attempt, AttemptLog
 from cac_align.data.prompts import filled, texts_hash
 from cac_align.data.questions import (
+    ALL_TASKS,
     TASKS,
     Question,
     as_sample,
@@ -49,6 +52,8 @@ from cac_align.data.verify import faults
 from cac_align.video import Frames, Video
 from cac_align.vlm.protocol import Conversation, Message, Vlm
 
+ALONE = ("frame", "single")
+"""Tasks whose failure costs only the sample, and does not make a record's anomalies non-salient."""
 _CONTROL = re.compile(r"<\|[^|<>]*\|>")
 """Control tokens that a teacher wrote: quoted back to it, they would break its own prompt."""
 
@@ -88,9 +93,9 @@ class Synthesis:
                 f"expected 1 <= salient_rounds <= rounds, workers >= 1, max_clip_s > 0; received {self.salient_rounds}, "
                 f"{self.rounds}, {self.workers}, {self.max_clip_s}"
             )
-        unknown = sorted(set(self.tasks) - set(TASKS))
+        unknown = sorted(set(self.tasks) - set(ALL_TASKS))
         if unknown or not self.tasks or ("look" in self.tasks and "scan" not in self.tasks):
-            raise ValueError(f"tasks must be some of {', '.join(TASKS)}, and look needs scan; received {self.tasks}")
+            raise ValueError(f"tasks must be some of {', '.join(ALL_TASKS)}, and look needs scan; received {self.tasks}")
         if self.saliency not in ("fill", "all"):
             raise ValueError(f"saliency must be 'fill' or 'all', received {self.saliency!r}")
 
@@ -98,7 +103,8 @@ class Synthesis:
         """What must not change between a run and its resumption."""
         free = {"workers", "give_up_after", "price_prompt", "price_answer", "rounds", "salient_rounds", "saliency"}
         fixed = {name: str(value) for name, value in asdict(self).items() if name not in free}
-        return {**fixed, "texts_sha256": texts_hash(), "wording_sha256": wording_hash(self.wording)}
+        single = {"single_turn_sha256": single_turn_hash(self.wording)} if "single" in self.tasks else {}
+        return {**fixed, **single, "texts_sha256": texts_hash(), "wording_sha256": wording_hash(self.wording)}
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ class Outcome:
     discarded: str | None = None
     unanswered: str | None = None
     lost: tuple[tuple[str, str], ...] = ()
-    """(task, reason) of what was discarded: the record's reason, and single frames that failed alone."""
+    """(task, reason) of what was discarded: the record's reason, and what failed alone (``ALONE``)."""
 
 
 class _Unanswered(Exception):
@@ -236,19 +242,19 @@ class _Asking:
         try:
             for question in questions:
                 try:
-                    frames = scanned if question.task == "scan" else shown(question, video)
+                    frames = scanned if question.task in ("scan", "single") else shown(question, video)
                     if not truth(question, frames) and record.status == "abnormal":
                         raise _Discarded(question.task, f"not shown: no frame of the {question.task} shows the anomaly")
                     claim = claim_text(question, scanned, scan_answer) if question.task == "look" else None
                     answer, needed = self._chain(question, frames, video, scanned, claim)
                 except _Discarded as error:
-                    if question.task != "frame":
+                    if question.task not in ALONE:
                         raise
-                    lost.append(("frame", str(error)))
+                    lost.append((question.task, str(error)))
                     continue
                 if question.task == "scan":
                     scan_answer = answer
-                if question.task != "frame":
+                if question.task not in ALONE:
                     rounds = max(rounds, needed)
                 more = {"rounds": needed} if claim is None else {"claim": claim, "rounds": needed}
                 samples.append(as_sample(question, answer, **more))
@@ -285,14 +291,14 @@ class _Asking:
 
     def _attempt(self, question: Question, frames: Frames, asked: Conversation, number: int) -> Attempt:
         settings = self.settings
-        schema = answer_schema(question.number) if settings.constrained else None
+        schema = answer_schema(question.number, boxed=question.boxed) if settings.constrained else None
         reply = self.teacher.answer([asked], max_new_tokens=settings.max_new_tokens, schema=schema)[0]
         attempt = Attempt(question.key, question.record.id, question.task, number, reply.text, error=reply.error,
                           num_prompt_tokens=reply.num_prompt_tokens, num_tokens=reply.num_tokens)  # fmt: skip
         if reply.error is not None:
             return attempt
         meant = truth(question, frames)
-        against = faults(reply.text, meant, frames, number=question.number, strict=settings.strict)
+        against = faults(reply.text, meant, frames, number=question.number, boxed=question.boxed, strict=settings.strict)
         if reply.truncated:
             against = (*against, "format: the answer hit the token limit")
         attempt = replace(attempt, reasons=against)

@@ -44,13 +44,14 @@ def mentions_hint(text: str) -> str | None:
 
 
 def faults(
-    text: str, truth: Sequence[Anomaly], frames: Frames, *, number: Literal[1, 2], strict: bool = False
+    text: str, truth: Sequence[Anomaly], frames: Frames, *, number: Literal[1, 2], boxed: bool = False, strict: bool = False
 ) -> tuple[str, ...]:
     """Every reason against an answer, each beginning with the rule's name; empty when it is verified. Never raises on any text.
 
     truth: what a perfect answer to ``frames`` names (``truth.seen``). number: 1 for a scan, 2 for a look or a single frame.
+    boxed: a scan must box as well (the single-turn formulation).
     """
-    turn = read_answer(text, number=number, frames=frames.indices, times_s=frames.times_s)
+    turn = read_answer(text, number=number, frames=frames.indices, times_s=frames.times_s, boxed=boxed)
     reasons = [f"format: {fault}" for fault in turn.faults[:3]]
     if told := mentions_hint(text):
         reasons.append(f"hint: the text says {told!r}")
@@ -63,7 +64,7 @@ def faults(
     if said != meant:
         reasons.append(f"labels: {', '.join(sorted(said)) or 'none'}, expected {', '.join(sorted(meant))}")
     reasons += _time_faults(turn.anomalies, truth, frames, strict) if number == 1 else []
-    reasons += _box_faults(turn.anomalies, truth, frames, strict) if number == 2 else []
+    reasons += _box_faults(turn.anomalies, truth, frames, strict) if boxed or number == 2 else []
     return tuple(reasons)
 
 

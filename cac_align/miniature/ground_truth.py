@@ -16,10 +16,10 @@ from typing import Any
 
 from cac_align.data.records import Record
 from cac_align.miniature import teacher
-from cac_align.miniature.world import FULL, STUDIO, make_clip
+from cac_align.miniature.world import FULL, PLAYGROUND, STUDIO, make_clip
 from cac_align.vlm.protocol import Conversation, Readout, Reply
 
-_SAMPLE = re.compile(r"\(sample (.*), (scan|look|frame)\)")
+_SAMPLE = re.compile(r"\(sample (.*), (scan|look|frame|single)\)")
 
 
 class GroundTruth:
@@ -62,9 +62,10 @@ class GroundTruth:
             places = self._places(record.id)
         text = teacher.answer(
             record.anomalies,
-            number=1 if sample[2] == "scan" else 2,
+            number=1 if sample[2] in ("scan", "single") else 2,
             frames=frames.indices,
             times_s=frames.times_s,
+            boxed=sample[2] != "scan",
             places=None if places is None else [places[index] for index in frames.indices],
         )
         return Reply(text, num_prompt_tokens=tokens, num_tokens=len(text) // 4 + 1)
@@ -75,7 +76,7 @@ class GroundTruth:
         seed = record.extra.get("seed")
         if not isinstance(seed, int) or seed < 0:
             return None
-        for world in (FULL, STUDIO):
+        for world in (FULL, STUDIO, PLAYGROUND):
             clip = make_clip(seed, world, anomalous=record.status == "abnormal")
             told = [anomaly.window for anomaly in clip.anomalies] == [anomaly.window for anomaly in record.anomalies]
             if told and clip.prompt == record.prompt and len(clip.pixels) == record.num_frames:

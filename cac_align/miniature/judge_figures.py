@@ -1,6 +1,6 @@
 """How good a small judge is on clips it has never seen: one dictionary of figures per world.
 
-weights folder → LocalVlm → two_turn.judge / UnifiedReward on held-out clips → accuracy, recalls, IoU, AUROC
+weights folder → LocalVlm → CaC (two turns, or as asked) / UnifiedReward on held-out clips → accuracy, recalls, IoU, AUROC
 
     python -m cac_align.miniature.judge_figures cac_align/miniature/weights/cac cac 200
 """
@@ -13,29 +13,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cac_align.cac import two_turn
+from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
+from cac_align.evaluation.localisation import SHORT_S, SMALL_AREA, duration_s, mean_area
 from cac_align.miniature.generated import held_out_clips
 from cac_align.miniature.world import FULL, PLAYGROUND, STUDIO, TEST_SEEDS, VALID_SEEDS, World, make_clip
 from cac_align.overlap import interval_iou, spatial_iou
+from cac_align.rewards.cac import CaC
 from cac_align.rewards.unified import UnifiedReward
 from cac_align.vlm.local import LocalVlm, set_threads
 
+TWO_TURNS = TwoTurn(wording="brief", max_new_tokens=640)
+"""How the small CaC is asked where nothing else is said."""
+
 
 def evaluate(
-    folder: Path, job: str, clips: int, *, first_seed: int | None = None, worlds: Sequence[World] = (FULL, STUDIO, PLAYGROUND)
+    folder: Path,
+    job: str,
+    clips: int,
+    *,
+    first_seed: int | None = None,
+    worlds: Sequence[World] = (FULL, STUDIO, PLAYGROUND),
+    settings: TwoTurn | SingleTurn = TWO_TURNS,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Held-out figures of the weights in ``folder``: ``clips`` in all, half of them normal, as many of each world (VALID_SEEDS).
 
     cac: accuracy and recalls of turn 1 alone and of both turns, interval IoU of turn 1's windows and mean IoU of turn 2's boxes over
-    the anomalous clips that were caught, AUROC of R, how many had no verdict, recall by type. unified: mean scores and AUROC.
+    the anomalous clips that were caught, AUROC of R, how many had no verdict, recall by type and on sparse defects (all of them together
+    shorter than 1 s and on less than 20 % of the frame, as CaC-Bench-Hard measures it). All of these are over the clips with a verdict,
+    but for right_of_all: the share of right verdicts among all clips. settings: how CaC is asked. unified: mean scores and AUROC.
     """
     first = VALID_SEEDS.start if first_seed is None else first_seed
-    vlm = LocalVlm.load(folder, device="cpu", batch_size=32)
+    vlm = LocalVlm.load(folder, device=device, batch_size=32)
     found: dict[str, Any] = {}
     for world in worlds:
         shown = [make_clip(first + number, world, anomalous=number % 2 == 1) for number in range(clips // len(worlds))]
-        found[world.name] = (_cac_figures if job == "cac" else _unified_figures)(vlm, shown)
+        found[world.name] = _cac_figures(vlm, shown, settings) if job == "cac" else _unified_figures(vlm, shown)
     return found
 
 
@@ -54,10 +68,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _cac_figures(vlm: Any, shown: Sequence[Any]) -> dict[str, Any]:
-    settings = TwoTurn(wording="brief", max_new_tokens=640)
-    judgements = two_turn.judge(vlm, [clip.prompt for clip in shown], [clip.video() for clip in shown], settings)
+def _cac_figures(vlm: Any, shown: Sequence[Any], settings: TwoTurn | SingleTurn = TWO_TURNS) -> dict[str, Any]:
+    judgements = CaC(vlm, settings).judge([clip.prompt for clip in shown], [clip.video() for clip in shown])
     first, final, times, boxes, types = {"normal": [], "abnormal": []}, {"normal": [], "abnormal": []}, [], [], {}
+    sparse: list[bool] = []
     scores: tuple[list[float], list[float]] = ([], [])
     for clip, judgement in zip(shown, judgements, strict=True):
         if judgement.error is not None:
@@ -68,6 +82,8 @@ def _cac_figures(vlm: Any, shown: Sequence[Any]) -> dict[str, Any]:
         scores[clip.status == "normal"].append(judgement.reward)
         if clip.status == "abnormal" and clip.anomalies:  # of a generated clip the oracle may have nothing to box
             types.setdefault(clip.anomalies[0].type, []).append(judgement.status == "abnormal")
+            if _is_sparse(clip):
+                sparse.append(judgement.status == "abnormal")
             truth = [anomaly.window for anomaly in clip.anomalies]
             if turn_one.status == "abnormal":
                 times.append(interval_iou([a.window for a in turn_one.anomalies if a.window], truth))
@@ -83,11 +99,20 @@ def _cac_figures(vlm: Any, shown: Sequence[Any]) -> dict[str, Any]:
         "accuracy": _mean(final["normal"] + final["abnormal"]),
         "recall_normal": _mean(final["normal"]),
         "recall_abnormal": _mean(final["abnormal"]),
+        "right_of_all": round(sum(final["normal"] + final["abnormal"]) / len(shown), 4),
+        "sparse_clips": len(sparse),
+        "recall_sparse": _mean(sparse),
         "temporal_iou": _mean(times),
         "spatial_iou": _mean(boxes),
         "auroc": _auroc(*scores),
         "recall_by_type": {name: _mean(hits) for name, hits in sorted(types.items())},
     }
+
+
+def _is_sparse(clip: Any) -> bool:
+    """Whether the clip's defects are short (< 1 s) and small (< 20 % of the frame)."""
+    lasts_s, area = duration_s(clip.anomalies, clip.video().fps), mean_area(clip.anomalies)
+    return lasts_s is not None and area is not None and lasts_s < SHORT_S - 1e-6 and area < SMALL_AREA - 1e-9
 
 
 def _box_overlap(turn: Any, truth: Sequence[Any]) -> float:

@@ -163,15 +163,15 @@ def answer(
     frames: Sequence[int],
     times_s: Sequence[float],
     places: Sequence[str] | None = None,
+    boxed: bool = False,
 ) -> str:
-    """The right answer of turn ``number`` to these frames; ``places`` as in ``chain_of_thought``. Only what the frames can show is reported: with none of an anomaly's
+    """The right answer of turn ``number`` (``boxed``: turn 1 with boxes) to these frames; ``places`` as in ``chain_of_thought``. Only what the frames can show is reported: with none of an anomaly's
     frames among them the answer is normal."""
     seen = visible(anomalies, times_s)
-    if number == 2:
+    if boxed or number == 2:
         seen = tuple(with_shown_boxes(anomaly, frames) for anomaly in seen)
-    return write_answer(
-        chain_of_thought=chain_of_thought(seen, times_s, places), anomalies=seen, number=number, frames=frames, times_s=times_s
-    )
+    thought = chain_of_thought(seen, times_s, places)
+    return write_answer(chain_of_thought=thought, anomalies=seen, number=number, frames=frames, times_s=times_s, boxed=boxed)
 
 
 # ---- the holistic judge -------------------------------------------------------------------------------------------

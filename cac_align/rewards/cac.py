@@ -2,7 +2,8 @@
 
 prompts, videos → two_turn.judge → Judgement → Score in [0, 1], with the judgement as its evidence
 
-With ``VerdictOnly`` settings it is a different, cheaper reward under a name and passport of its own (see ``cac.verdict_only``).
+With ``VerdictOnly`` or ``SingleTurn`` settings it is a different, cheaper reward under a name and passport of its own (see
+``cac.verdict_only``, ``cac.single_turn``).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cac_align.cac import two_turn, verdict_only
+from cac_align.cac import single_turn, two_turn, verdict_only
+from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.cac.verdict_only import VerdictOnly
 from cac_align.judgement import Judgement
@@ -24,12 +26,21 @@ from cac_align.vlm.connect import connect
 from cac_align.vlm.protocol import Vlm
 from cac_align.weights import shipped
 
+Settings = TwoTurn | SingleTurn | VerdictOnly
+
+_REWARDS: Mapping[type, tuple[str, Callable[..., list[Judgement]]]] = {
+    TwoTurn: ("cac", two_turn.judge),
+    SingleTurn: ("cac single turn", single_turn.judge),
+    VerdictOnly: ("cac verdict only", verdict_only.judge),
+}
+"""By the settings' class: which reward it is, and who judges."""
+
 
 @dataclass(frozen=True)
 class CaC:
     """CaC behind any vision-language model; a ``Reward``.
 
-    vlm: who is asked. settings: how (see ``TwoTurn``); with ``VerdictOnly`` the name is "cac_verdict_only" unless given. min_mass: P(normal) + P(abnormal) below this means that the model wanted to
+    vlm: who is asked. settings: how (see ``TwoTurn``); its name follows them unless given. min_mass: P(normal) + P(abnormal) below this means that the model wanted to
     write something else, and there is no score. temperature: T of R_T = σ(log-odds / T); 1 is the paper's Eq. 7. A judge that has thought
     aloud is almost certain of its verdict, right or wrong, and Eq. 7 then ties what its log-odds still tell apart; T from held-out clips
     (``evaluation.calibration.fit_temperature``; Guo et al. 2017, arXiv 1706.04599) makes R a probability again and keeps every order.
@@ -37,7 +48,7 @@ class CaC:
     """
 
     vlm: Vlm
-    settings: TwoTurn | VerdictOnly = field(default_factory=TwoTurn)
+    settings: Settings = field(default_factory=TwoTurn)
     min_mass: float = 0.01
     temperature: float = 1.0
     name: str = ""
@@ -47,14 +58,14 @@ class CaC:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature must be a positive number, received {self.temperature}")
         if not self.name:
-            object.__setattr__(self, "name", "cac" if isinstance(self.settings, TwoTurn) else "cac_verdict_only")
+            object.__setattr__(self, "name", _REWARDS[type(self.settings)][0].replace(" ", "_"))
 
     @classmethod
     def load(
         cls,
         model: str,
         *,
-        settings: TwoTurn | VerdictOnly | None = None,
+        settings: Settings | None = None,
         min_mass: float = 0.01,
         temperature: float | None = None,
         **backend: Any,
@@ -77,7 +88,7 @@ class CaC:
 
     @property
     def passport(self) -> Mapping[str, str]:
-        kind = "cac" if isinstance(self.settings, TwoTurn) else "cac verdict only"
+        kind, _ = _REWARDS[type(self.settings)]
         tempered = {} if self.temperature == 1 else {"temperature": repr(self.temperature)}
         return {"reward": kind, "min_mass": repr(self.min_mass), **tempered, **two_turn.passport(self.settings, self.vlm)}
 
@@ -85,8 +96,8 @@ class CaC:
         self, prompts: Sequence[str], videos: Sequence[Video], *, progress: Callable[[int], None] | None = None
     ) -> list[Judgement]:
         """The judgements themselves, one per video, in order."""
-        ask = two_turn.judge if isinstance(self.settings, TwoTurn) else verdict_only.judge
-        return ask(self.vlm, prompts, videos, self.settings, progress=progress)
+        _, judge = _REWARDS[type(self.settings)]
+        return judge(self.vlm, prompts, videos, self.settings, progress=progress)
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
         check_pairs(prompts, videos)

@@ -29,7 +29,7 @@ from cac_align.training.run import Keeping, Run, bar, read_rows, replace_text, s
 from cac_align.training.samples import DataRecipe, Sample, Stage, draw, read_stage
 from cac_align.training.terms import NAMES, Terms, TermWeights, terms
 from cac_align.training.trial import mean, trial
-from cac_align.training.watch import WatchRecipe, alarm
+from cac_align.training.watch import Stopped, WatchRecipe, alarm
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ class GrpoRecipe:
 def train_grpo(recipe: GrpoRecipe) -> Path:
     """Run or resume stage 3; returns the folder with the final weights (``out/final``). ``out/best``: the best evaluation's.
 
-    Raises ``ValueError`` for unusable data, another recipe's folder, a loss that is not finite, and when the watch says collapse.
+    Raises ``ValueError`` for unusable data and another recipe's folder; ``Stopped`` for a loss that is not finite, and when the watch
+    says collapse. With ``data.turns`` 1 a rollout is a single turn.
     """
     stage = read_stage(recipe.data, ("scan",), recipe.run.seed)
     accelerator = start_accelerator(recipe.run, recipe.model.mixed_precision, 1)
@@ -131,7 +132,7 @@ def train_grpo(recipe: GrpoRecipe) -> Path:
         if due or run.step % recipe.run.save_every == 0 or run.step == recipe.run.last or stop:
             run.save()
         if stop:
-            raise ValueError(f"{run.out}: stopped after step {run.step}: {stop}")
+            raise Stopped(f"stopped after step {run.step}: {stop}", run.out)
     progress.close()
     return run.write_model("final")
 
@@ -180,7 +181,8 @@ def _collect(stage: Stage, recipe: GrpoRecipe, run: Run) -> _Collected:
 
 
 def _asking(recipe: GrpoRecipe, step: int) -> Asking:
-    return Asking(recipe.rollout, recipe.data.wording, recipe.data.look_fps, recipe.model.max_pixels, recipe.run.seed, step)
+    data, seed = recipe.data, recipe.run.seed
+    return Asking(recipe.rollout, data.wording, data.look_fps, recipe.model.max_pixels, seed, step, data.turns)
 
 
 def _open(stage: Stage, slot: int, sample: Sample) -> Prompt:

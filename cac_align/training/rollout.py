@@ -1,6 +1,7 @@
 """Two-turn rollouts of the policy: G sampled first turns per video, each cropped along its own window, G second turns.
 
 prompt + video → turn 1 prompt, prefilled once → its cache repeated G times → G answers → G windows → G clips → G answers → Rollout
+In the single-turn formulation (``Asking.turns`` 1) a rollout ends with the first answer, which holds windows and boxes.
 
 The vision encoder runs once per distinct video and turn, whatever G is, and turn 1's prompt goes through the language model once.
 Prompts are prefilled a few rows at a time, so only the cache of keys and values grows with G. Tokens are drawn by inverting the
@@ -22,13 +23,14 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from cac_align.answer import read_answer
-from cac_align.cac.prompts import turn_one_conversation, turn_two_conversation
+from cac_align.cac.prompts import single_turn_conversation, turn_one_conversation, turn_two_conversation
 from cac_align.cac.two_turn import unusable
 from cac_align.data.records import Record
 from cac_align.judgement import Turn, hull
 from cac_align.training.policy import Segment, core, keep_videos, make_batch, on, position_ids
 from cac_align.training.samples import end_token, seeded
 from cac_align.training.terms import Ending
+from cac_align.training.watch import Stopped
 from cac_align.video import Frames, Video
 from cac_align.vlm.inputs import encode_one
 from cac_align.vlm.protocol import Conversation
@@ -69,7 +71,7 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """One complete rollout: what was said in both turns, how it ended, and the segments that are scored.
+    """One complete rollout: what was said in each turn, how it ended, and the segments that are scored.
 
     ``error``: why it has no score (its clip could not be read: not the policy's fault), or None.
     """
@@ -104,6 +106,7 @@ class Asking:
     max_pixels: int | None
     seed: int
     step: int
+    turns: int = 2
 
 
 def open_prompt(slot: int, record: Record, video: Video, scan_fps: float) -> Prompt:
@@ -123,13 +126,15 @@ def roll_out(
 ) -> list[Rollout]:
     """G rollouts of every prompt, in order (greedy: one, of the likeliest tokens). Patches of all videos that were shown are put into ``store``, for scoring.
 
-    Raises ``ValueError`` when the model's logits are not finite.
+    Raises ``Stopped`` when the model's logits are not finite.
     """
+    single = asking.turns == 1
+    ask_first = single_turn_conversation if single else turn_one_conversation
     group = 1 if greedy else asking.rollout.group
     firsts: list[Segment] = []
     conversations: list[Conversation] = []
     for prompt in prompts:
-        asked = turn_one_conversation(prompt.record.prompt, prompt.scan, wording=asking.wording)
+        asked = ask_first(prompt.record.prompt, prompt.scan, wording=asking.wording)
         conversations.append(asked)
         firsts.append(_segment(processor, asked, [(prompt.slot, prompt.scan.indices)], store, asking.max_pixels))
     own = [(prompt.slot, number) for prompt in prompts for number in range(group)]
@@ -138,13 +143,13 @@ def roll_out(
     rollouts = []
     for at, answer in enumerate(answers):
         prompt, number = prompts[at // group], at % group
-        said = _read(processor, answer, 1, prompt.scan)
-        ending: Ending = "normal" if unusable(said) is None and said.status == "normal" else "window"
+        said = _read(processor, answer, 1, prompt.scan, boxed=single)
+        ending = _first_ending(said, single=single)
         scored = replace(firsts[at // group], answer=answer)
         rollouts.append(Rollout(prompt.slot, number, prompt.record, said, None, ending, prompt.scan.times_s, (scored,)))
     looks = []
     for at, rollout in enumerate(rollouts):
-        if rollout.ending == "normal" or unusable(rollout.first) is not None:
+        if rollout.ending != "window" or unusable(rollout.first, single=single) is not None:
             continue
         try:
             clip, asked = _look(prompts[at // group], conversations[at // group], rollout, asking)
@@ -165,6 +170,13 @@ def roll_out(
             segments = (*rollouts[at].segments, replace(segment, answer=answer))
             rollouts[at] = replace(rollouts[at], second=second, ending="second turn", segments=segments)
     return rollouts
+
+
+def _first_ending(said: Turn, *, single: bool) -> Ending:
+    """How a rollout ends if nothing follows its first answer."""
+    if unusable(said, single=single) is not None:
+        return "window"
+    return "single turn" if single else "normal" if said.status == "normal" else "window"
 
 
 def _look(prompt: Prompt, before: Conversation, rollout: Rollout, asking: Asking) -> tuple[Frames, Conversation]:
@@ -189,9 +201,9 @@ def _noise(asking: Asking, slot: int, number: int, turn: int) -> Float[Tensor, "
     return torch.rand(asking.rollout.max_new_tokens, generator=source, dtype=torch.float64)
 
 
-def _read(processor: Any, answer: tuple[int, ...], number: Literal[1, 2], shown: Frames) -> Turn:
+def _read(processor: Any, answer: tuple[int, ...], number: Literal[1, 2], shown: Frames, *, boxed: bool = False) -> Turn:
     text, _ = text_and_ends(vocabulary(processor.tokenizer), answer)
-    turn = read_answer(text, number=number, frames=shown.indices, times_s=shown.times_s)
+    turn = read_answer(text, number=number, frames=shown.indices, times_s=shown.times_s, boxed=boxed)
     if answer and answer[-1] == end_token(processor):
         return turn
     return replace(turn, faults=(*turn.faults, "truncated: the answer hit the token limit"))
@@ -221,7 +233,7 @@ def sample(
     """``repeats`` sampled answers to each prompt, row by row (R = prompts × repeats), the end token included where it was drawn.
     ``noise``: numbers in [0, 1) at which tokens are drawn; None takes the likeliest token.
 
-    Raises ``ValueError`` when the logits are not finite.
+    Raises ``Stopped`` when the logits are not finite.
     """
     net = core(model)
     end = end_token(processor)
@@ -240,7 +252,7 @@ def sample(
     for step in range(recipe.max_new_tokens):
         logits = net.lm_head(state).float() / recipe.temperature
         if not torch.isfinite(logits).all():
-            raise ValueError("the policy's logits are NaN or infinite while sampling; lower run.lr and start from a fresh out=")
+            raise Stopped("the policy's logits are NaN or infinite while sampling; lower run.lr and start from a fresh out=")
         logits = logits.masked_fill(forbidden, -torch.inf)
         chosen = logits.argmax(-1) if noise is None else drawn_at(logits.softmax(-1), noise[:, step])
         chosen = torch.where(ended, end, chosen)

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from cac_align.training.policy import AnswerLogProbs, core
+from cac_align.training.watch import Stopped
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Run:
     def descend(self, losses: Iterable[Callable[[], Tensor]]) -> float:
         """One optimiser step: each callable gives this process's part of the loss, a part of a sum over all processes' parts.
 
-        Returns the gradient's norm. Raises ``ValueError`` where loss or gradient is not finite; nothing is applied then.
+        Returns the gradient's norm. Raises ``Stopped`` where loss or gradient is not finite; nothing is applied then.
         """
         scale = self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps  # both average; we want the sum
         for group in self.optimizer.param_groups:
@@ -145,12 +146,12 @@ class Run:
             with self.accelerator.accumulate(self.module):
                 value = part()
                 if not torch.isfinite(value):
-                    raise ValueError(self._not_finite("loss", value.item()))
+                    raise Stopped(self._not_finite("loss", value.item()))
                 self.accelerator.backward(value * scale)
                 if self.accelerator.sync_gradients:
                     norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.keeping.clip_norm)
                     if norm is not None and not math.isfinite(float(norm)):
-                        raise ValueError(self._not_finite("gradient's norm", float(norm)))
+                        raise Stopped(self._not_finite("gradient's norm", float(norm)))
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         return float("nan") if norm is None else float(norm)
@@ -270,10 +271,13 @@ def flat(recipe: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def claim(out: Path, recipe: Any) -> None:
-    """Write the recipe into its folder, or make sure that the run found there is this one. Raises ``ValueError`` that names what differs."""
+    """Write the recipe into its folder, or make sure that the run found there is this one. Raises ``ValueError`` that names what differs.
+
+    A key that the run found there did not know yet had the value that is its default now.
+    """
     path, values = out / "recipe.json", flat(recipe)
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = {**flat(type(recipe)()), **json.loads(path.read_text(encoding="utf-8"))}
         free = {key for key in values if key.rpartition(".")[2] in FREE or key.startswith("watch.")}
         differs = [key for key in values if key not in free and found.get(key) != values[key]]
         if differs:

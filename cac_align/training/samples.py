@@ -2,7 +2,7 @@
 
 records.jsonl + stage JSONL → read_stage → Stage (by task and class) → draw(step) → segment → policy.make_batch
 
-One line per sample: {"record", "task": frame | scan | look, "window": [start_s, end_s] (look), "frame": source index (frame),
+One line per sample: {"record", "task": frame | scan | look | single, "window": [start_s, end_s] (look), "frame": source index (frame),
 "answer", and for a look "claim" (turn 1's answer) or "suspicion": [{"type", "reason"}]}. Draws are a function of (seed, step) alone: pairs of one normal and one
 abnormal sample of the same task, each class walked through in its own shuffled order, so 1:1 holds in every batch.
 A look without a suspicion of its own is told the record's true anomalies, or (normal ones, and a share of the others) another
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from cac_align.answer import read_answer
-from cac_align.cac.prompts import turn_one_conversation, turn_two_conversation
+from cac_align.cac.prompts import single_turn_conversation, turn_one_conversation, turn_two_conversation
 from cac_align.data.records import Record, read_records
 from cac_align.judgement import Anomaly, Turn, Window
 from cac_align.training.policy import Segment, keep_videos
@@ -32,8 +32,8 @@ from cac_align.video import Frames, Video
 from cac_align.vlm.inputs import encode_one
 from cac_align.vlm.protocol import Conversation
 
-Task = Literal["frame", "scan", "look"]
-TASKS: tuple[str, ...] = ("frame", "scan", "look")
+Task = Literal["frame", "scan", "look", "single"]
+TASKS: tuple[str, ...] = ("frame", "scan", "look", "single")
 CLASSES: tuple[str, str] = ("normal", "abnormal")
 
 
@@ -57,6 +57,7 @@ class DataRecipe:
     held_out: share of the records of each class that are kept for evaluation (at least one of each where > 0).
     bad: a sample whose video is missing or broken is left out and counted ("skip"), or ends the run ("stop"); more than ``max_bad``
     of all samples end it in any case. scan_fps, look_fps, wording: as in inference. look_share: of the pairs of stage 2.
+    turns: 2, or 1: stages 2 and 3 learn to say windows and boxes in a single turn (``cac.single_turn``).
     foreign_suspicion: share of abnormal looks that are told another record's anomaly.
     """
 
@@ -70,10 +71,13 @@ class DataRecipe:
     wording: str = "full"
     look_share: float = 3 / 7
     foreign_suspicion: float = 0.5
+    turns: int = 2
 
     def __post_init__(self) -> None:
         if self.bad not in ("skip", "stop"):
             raise ValueError(f"data.bad must be 'skip' or 'stop', received {self.bad!r}")
+        if self.turns not in (1, 2):
+            raise ValueError(f"data.turns must be 2 (two turns) or 1 (a single turn), received {self.turns}")
         for name in ("held_out", "max_bad", "look_share", "foreign_suspicion"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.{name} is a share in [0, 1], received {getattr(self, name)}")
@@ -227,9 +231,10 @@ def conversation(stage: Stage, sample: Sample) -> tuple[Conversation, Frames]:
     """What the model is asked for this sample, exactly as at inference. Raises ``ValueError`` when the video cannot be read."""
     record, recipe = stage.records[sample.record], stage.recipe
     video = stage.video(record)
-    if sample.task == "scan":
+    if sample.task in ("scan", "single"):
         frames = video.sample(recipe.scan_fps)
-        return turn_one_conversation(record.prompt, frames, wording=recipe.wording), frames
+        asked = turn_one_conversation if sample.task == "scan" else single_turn_conversation
+        return asked(record.prompt, frames, wording=recipe.wording), frames
     if sample.task == "frame":
         frames = video.frames([sample.frame], fps=recipe.look_fps)
         first = Turn(1, "", frames.indices, "abnormal", (), NO_FIRST_LOOK)

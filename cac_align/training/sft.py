@@ -3,7 +3,7 @@
 SftRecipe → read_stage → draw(step) → segments → log p of the answers → mean cross-entropy over the batch's answer tokens → out/final
 
 Stage 1 adapts vision encoder, merger and language model with LoRA and merges it at the end; stage 2 trains every weight on turn-1 tasks
-(4 fps, whole video) and turn-2 tasks (8 fps, one window) mixed. Evaluation is the same loss on held-out records; the best is kept.
+(4 fps, whole video) and turn-2 tasks (8 fps, one window) mixed; with ``data.turns`` 1 on both at once. Evaluation is the same loss on held-out records; the best is kept.
 
 Source: CaC (arXiv 2605.11723) Sec. 3.2, Appendix C.2.
 """
@@ -25,6 +25,8 @@ from cac_align.training.run import Keeping, Run, bar, shares, start_accelerator
 from cac_align.training.samples import DataRecipe, Sample, Stage, draw, read_stage, segment, usable
 
 TASKS_OF: dict[int, tuple[str, ...]] = {1: ("frame",), 2: ("scan", "look")}
+SINGLE_TURN: dict[int, tuple[str, ...]] = {1: ("frame",), 2: ("single",)}
+"""What the stages learn from in the single-turn formulation (``data.turns`` 1)."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,11 @@ class SftRecipe:
 def train_sft(recipe: SftRecipe) -> Path:
     """Run or resume stage 1 or 2; returns the folder with the final weights (``out/final``). ``out/best``: the best evaluation's.
 
-    Raises ``ValueError`` for unusable data, another recipe's folder, a batch that the processes cannot share, or a loss that is not finite.
+    Raises ``ValueError`` for unusable data, another recipe's folder, or a batch that the processes cannot share; ``Stopped`` for a loss
+    that is not finite.
     """
-    stage = read_stage(recipe.data, TASKS_OF[recipe.stage], recipe.run.seed)
+    tasks = (SINGLE_TURN if recipe.data.turns == 1 else TASKS_OF)[recipe.stage]
+    stage = read_stage(recipe.data, tasks, recipe.run.seed)
     accelerator = start_accelerator(recipe.run, recipe.model.mixed_precision, 1)
     rank, world = accelerator.process_index, accelerator.num_processes
     accelerator.gradient_accumulation_steps = len(shares(range(recipe.batch), recipe.micro_batch, rank, world))

@@ -9,7 +9,7 @@ Turn 1, Turn 2 (or none) + Record → terms → Terms (each named, with the tota
 m is 1 for an anomalous video and 0 for a normal one; γ̄ is 1 for a normal one, else the mean of γ over its true anomalies (0.5 for a
 non-salient one, 1 otherwise). Where the paper is silent: on a normal video a wrong first turn costs −1 even if turn 2 takes it
 back; a rollout that ended in turn 1 has 0 for what turn 2 would have earned, and where it ended because no clip could be
-cut, −1 for turn 2's format. Eq. 5's M counts, as everywhere in this package, the true boxes on frames that both have boxed.
+cut, −1 for turn 2's format. In the single-turn formulation the one answer stands for both turns. Eq. 5's M counts, as everywhere in this package, the true boxes on frames that both have boxed.
 
 Source: CaC (arXiv 2605.11723) Sec. 3.3.
 """
@@ -26,8 +26,9 @@ from cac_align.overlap import spatial_iou, temporal_iou, two_turn_type_iou
 
 NAMES = ("format", "status", "type", "temporal", "spatial")
 
-Ending = Literal["normal", "window", "second turn"]
-"""How a rollout ended: turn 1 said normal; no clip could be cut along what turn 1 said; turn 2 was asked."""
+Ending = Literal["normal", "window", "second turn", "single turn"]
+"""How a rollout ended: turn 1 said normal; what turn 1 said could not be used (no clip to cut, no verdict); turn 2 was asked; the
+verdict was given in a single turn (``cac.single_turn``)."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,11 @@ def terms(
     """
     if (ending == "second turn") != (second is not None):
         raise ValueError(f"ending {ending!r} does not go with {'a' if second else 'no'} second turn")
+    if ending == "single turn":
+        second = first
     format_ = (_format(first.valid) + _format(ending != "window" if second is None else second.valid)) / 2
     if record.status == "normal":
-        status = 0.0 if first.status == "normal" and ending == "normal" else -1.0
+        status = 0.0 if first.status == "normal" and ending in ("normal", "single turn") else -1.0
         return Terms(format_, status, None, None, None, 1.0, weights.format * format_ + weights.status * status)
     both = first.status == "abnormal" and second is not None and second.status == "abnormal"
     status = 0.0 if both else -1.0

@@ -10,7 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+
+class Stopped(ValueError):
+    """A training that stopped itself; nothing is wrong with how it was called. sentence: what happened, and the cure. where: its folder."""
+
+    def __init__(self, sentence: str, where: Path | None = None) -> None:
+        super().__init__(sentence if where is None else f"{where}: {sentence}")
+        self.sentence = sentence
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Every word sent to the judge: the two turns' instructions as text files, and the builders that fill them.
 
 prompt, frames → turn_one_conversation → answer → turn_two_conversation (a fresh context, or the chat continued)
+prompt, frames → single_turn_conversation: windows and boxes asked for at once
 
 Qwen3-VL sees time stamps, never frame numbers, while answers name frames; so the instruction says which number stands at which
 time, and ``read_answer`` converts back. Turn 2 numbers the frames of its clip anew, from 0 (Fig. S5). The wording is ours; its
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -26,22 +27,21 @@ _SLOT = re.compile(r"\{(prompt|num_frames|frame_list|turn_one|faults)\}")
 
 @cache
 def wording_text(wording: str, name: str) -> str:
-    """The text of one instruction. ``wording`` is "full", "brief", or a folder of the user's own turn_one.md and turn_two.md.
+    """The text of one instruction. ``wording`` is "full", "brief", or a folder of the user's own turn_one.md and turn_two.md
+    (single_turn.md, where judging in a single turn is asked for).
 
     Raises ``ValueError`` when there is no such wording.
     """
     folder = files(__name__) if name == "retry" else files(__name__) / wording if wording in WORDINGS else Path(wording)
     source = folder / f"{name}.md"
     if not source.is_file():
-        raise ValueError(
-            f"wording {wording!r} has no {name}.md; expected one of {', '.join(WORDINGS)} or a folder with turn_one.md, turn_two.md"
-        )
+        raise ValueError(f"wording {wording!r} has no {name}.md; expected one of {', '.join(WORDINGS)} or a folder with one")
     return source.read_text(encoding="utf-8").strip()
 
 
-def wording_hash(wording: str) -> str:
-    """First 12 hex digits of the sha256 over all texts of a wording: it goes into the passport."""
-    text = "\0".join(wording_text(wording, name) for name in ("turn_one", "turn_two", "retry"))
+def wording_hash(wording: str, names: Sequence[str] = ("turn_one", "turn_two", "retry")) -> str:
+    """First 12 hex digits of the sha256 over these texts of a wording (the two turns'): it goes into the passport."""
+    text = "\0".join(wording_text(wording, name) for name in names)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -60,6 +60,11 @@ def frame_list(frames: Frames, wording: str) -> str:
 def turn_one_conversation(prompt: str, frames: Frames, *, wording: str = "full") -> Conversation:
     """Turn 1 (Sec. 3.4): the whole video at 4 fps, asked for status, time regions and types."""
     return (Message("user", _instruction("turn_one", prompt, frames, wording), frames),)
+
+
+def single_turn_conversation(prompt: str, frames: Frames, *, wording: str = "full") -> Conversation:
+    """The single-turn formulation (Sec. 4.3): the whole video at 4 fps, asked for status, time regions, types and boxes at once."""
+    return (Message("user", _instruction("single_turn", prompt, frames, wording), frames),)
 
 
 def turn_two_conversation(

@@ -1,0 +1,74 @@
+"""The single-turn formulation: one look at the whole 4 fps video says status, windows and boxes at once.
+
+videos → one turn (4 fps) → Judgement;  unusable answer → one retry with its faults quoted → still unusable: no verdict, and why
+
+What the paper's ablation sets against two turns: nothing is looked at again, so boxes stand on the 4 fps frames and a defect between two
+of them is never seen. A different reward: name, passport and prompt hash say so.
+
+Source: CaC (arXiv 2605.11723) Sec. 4.3, Table 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cac_align.cac.prompts import single_turn_conversation, wording_hash
+from cac_align.cac.two_turn import Asked, ask, decide
+from cac_align.judgement import Judgement
+from cac_align.video import Video, check_pairs
+from cac_align.vlm.dialogue import Dialogue, hold
+from cac_align.vlm.protocol import Vlm
+
+
+@dataclass(frozen=True)
+class SingleTurn:
+    """How the single turn is asked. Every field is part of the reward's passport, and means what it means in ``TwoTurn``."""
+
+    scan_fps: float = 4.0
+    wording: str = "full"
+    constrained: bool = False
+    max_new_tokens: int = 4096
+    retries: int = 1
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.retries < 0:
+            raise ValueError(f"expected max_new_tokens >= 1 and retries >= 0, received {self.max_new_tokens} and {self.retries}")
+
+    def passport(self) -> dict[str, str]:
+        fields = {name: str(getattr(self, name)) for name in self.__dataclass_fields__}
+        return {"mode": "single turn: no second look", **fields, "prompt_sha256": single_turn_hash(self.wording)}
+
+
+def single_turn_hash(wording: str) -> str:
+    """First 12 hex digits of the sha256 over what a single turn is told in this wording."""
+    return wording_hash(wording, ("single_turn", "retry"))
+
+
+def judge(
+    vlm: Vlm,
+    prompts: Sequence[str],
+    videos: Sequence[Video],
+    settings: SingleTurn = SingleTurn(),
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> list[Judgement]:
+    """One Judgement per video, in order, each with one turn (number 1) that holds windows and boxes.
+
+    A video that cannot be read or judged gets a Judgement with ``error`` and touches no other. Raises ``ValueError`` when ``prompts``
+    and ``videos`` differ in length.
+    """
+    check_pairs(prompts, videos)
+    return hold(vlm, [_judge_one(*pair, settings) for pair in zip(prompts, videos, strict=True)], progress=progress)
+
+
+def _judge_one(prompt: str, video: Video, settings: SingleTurn) -> Dialogue[Judgement]:
+    try:
+        frames = video.sample(settings.scan_fps)
+    except ValueError as error:
+        return Judgement(None, error=f"video: {error}")
+    conversation = single_turn_conversation(prompt, frames, wording=settings.wording)
+    (only,) = yield from ask([Asked(1, conversation, frames, single=True)], settings)
+    if only.error is not None:
+        return Judgement(None, turns=only.turns, error=f"single turn: {only.error}")
+    return decide([only], (), ())

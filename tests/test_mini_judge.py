@@ -15,6 +15,7 @@ from cac_align.answer import read_answer
 from cac_align.cac.prompts import turn_one_conversation
 from cac_align.judgement import Box
 from cac_align.miniature import teacher
+from cac_align.miniature.generated import held_out_clips
 from cac_align.miniature.judge import (
     SPECIAL_TOKENS,
     JudgeSize,
@@ -24,7 +25,7 @@ from cac_align.miniature.judge import (
     train_merges,
     write_folder,
 )
-from cac_align.miniature.judge_figures import evaluate
+from cac_align.miniature.judge_figures import _cac_figures, evaluate
 from cac_align.miniature.judge_loss import answer_loss, batch_vision_attention, collate
 from cac_align.miniature.lessons import cac_lessons, lesson_texts, unified_lessons
 from cac_align.miniature.marks import Heads, marks_of, overlap
@@ -446,11 +447,19 @@ def test_both_judges_weigh_at_most_nine_megabytes():
 
 
 def test_the_shipped_cac_judges_held_out_clips():
-    # Measured on 100 clips (dev/LOG.md): accuracy .82, no false alarm, AUROC .84, interval IoU .59, box IoU .27.
+    # Measured on these 60 clips: accuracy .78, recall of normal ones .97, AUROC .81, interval IoU .39, box IoU .46. Before it learnt from
+    # generated clips its intervals were better and its boxes worse (.59, .27; dev/LOG.md).
     figures = evaluate(needs("cac"), "cac", 60, first_seed=2_500_000, worlds=(PLAYGROUND,))["playground"]
     assert figures["no_verdict"] <= 1
     assert figures["accuracy"] >= 0.7 and figures["recall_normal"] >= 0.9 and figures["auroc"] >= 0.75
-    assert figures["temporal_iou"] >= 0.4 and figures["spatial_iou"] >= 0.15
+    assert figures["temporal_iou"] >= 0.3 and figures["spatial_iou"] >= 0.35
+
+
+def test_the_shipped_cac_judges_what_the_shipped_wan_draws():
+    vlm = LocalVlm.load(needs("cac"), device="cpu", batch_size=32)
+    figures = _cac_figures(vlm, held_out_clips(60))
+    assert figures["no_verdict"] <= 2
+    assert figures["accuracy"] >= 0.65 and figures["recall_normal"] >= 0.8 and figures["recall_abnormal"] >= 0.45
 
 
 @pytest.mark.xfail(strict=True, reason="letters and limbs are not learnt yet (dev/LOG.md); the day they are, this mark must go")

@@ -22,6 +22,7 @@ from cac_align.flow_grpo.sde import log_prob, transition
 from cac_align.flow_grpo.settings import Watch, Window
 from cac_align.flow_grpo.trainer import Run, align
 from cac_align.rewards.ledger import Ledger
+from cac_align.video import Video
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +203,9 @@ def test_the_same_prompts_and_seeds_are_watched_before_and_after(model, tmp_path
     assert sorted(row["video"] for row in listed) == names[0]
     fell = readings[1]["motion"] < readings[0]["motion"]
     assert any("move" in sentence for sentence in outcome.alarms) == fell
+    hashes = {Video.open(file).content_hash for file in (tmp_path / "watch").rglob("*.mp4")}
+    judged = {row["video_hash"] for row in Ledger(tmp_path / "watch" / "ledger.jsonl").rows() if "score" in row}
+    assert judged == hashes  # the report finds every judgement by its file
 
 
 # ---- interruption --------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from cac_align.flow_grpo.settings import FlowGrpoRecipe, read_prompts
 from cac_align.generation.best_of_n import slug
 from cac_align.recipe import load_reward
 from cac_align.rewards.ledger import Ledger
+from cac_align.video import Video
 
 if TYPE_CHECKING:
     from cac_align.flow_grpo.trainer import Run
@@ -75,9 +76,10 @@ def _reading(run: Run) -> Reading:
     folder = run.out / "watch" / f"step-{run.step:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{slug(prompts[n])}-{n}.mp4" for n in mine]
-    for name, video in zip(names, videos, strict=True):
-        if video is not None:
+    for n, (name, video) in enumerate(zip(names, videos, strict=True)):
+        if video is not None:  # judged as the file shows it, so that the report finds this judgement in the ledger
             write_mp4(folder / name, video.frames(range(len(video))).pixels, video.fps)
+            videos[n] = Video.open(folder / name)
     scored = _scored(run.judging.plain, run, [prompts[n] for n in mine], videos)
     held_out = None
     if recipe.watch.reward:

@@ -16,7 +16,7 @@ from cac_align.cac import two_turn, verdict_only
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.cac.verdict_only import VerdictOnly
 from cac_align.judgement import Judgement
-from cac_align.miniature.world import FULL, VALID_SEEDS, make_clip
+from cac_align.miniature.world import PLAYGROUND, VALID_SEEDS, make_clip
 from cac_align.vlm.local import LocalVlm, set_threads
 from cac_align.weights import shipped
 
@@ -29,7 +29,7 @@ def main() -> None:
     options = parser.parse_args()
     set_threads(1)
     vlm = LocalVlm.load(options.model or str(shipped("cac")), device="cpu", batch_size=16)
-    clips = [make_clip(VALID_SEEDS.start + number, FULL, anomalous=number % 2 == 1) for number in range(options.clips)]
+    clips = [make_clip(VALID_SEEDS.start + number, PLAYGROUND, anomalous=number % 2 == 1) for number in range(options.clips)]
     prompts, videos = [clip.prompt for clip in clips], [clip.video() for clip in clips]
     truth = [clip.status for clip in clips]
     start = time.process_time()

@@ -5,12 +5,14 @@ LoRA folders by name → the same prompts and first noises for each → oracle �
     python -m cac_align.miniature.table2 OUT ur=RUN ur=RUN2 ur+cac=RUN …
 
 Several runs of one name are training seeds of one method: the table shows their mean and standard deviation, and the difference to
-the base with a paired bootstrap interval over prompts. Verdicts are kept in ``OUT/NAME-K.jsonl``, so that a second call goes on.
+the base with a paired bootstrap interval over prompts. Verdicts are kept in ``OUT/NAME-HASH.jsonl`` (of the LoRA's file), so that a
+second call goes on and another LoRA of the same name is judged anew.
 Source: CaC (arXiv 2605.11723) Table 2.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -94,6 +96,10 @@ def _difference(runs: Sequence[Sequence[Judged]], base: Sequence[Judged]) -> Est
     )
 
 
+def _digest(lora: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(lora.glob("*.safetensors")))).hexdigest()[:12]
+
+
 def _spread(values: Sequence[float], digits: int = 3) -> str:
     mean = f"{np.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
@@ -110,7 +116,7 @@ def main(arguments: Sequence[str]) -> int:
     found: dict[str, list[list[Judged]]] = {"base": [judged("base", None, out)]}
     for part in arguments[1:]:
         name, lora = part.split("=", 1)
-        found.setdefault(name, []).append(judged(f"{name}-{len(found.get(name, []))}", lora, out))
+        found.setdefault(name, []).append(judged(f"{name}-{_digest(Path(lora))}", lora, out))
     text = table(found)
     (out / "table2.md").write_text(text, encoding="utf-8")
     print(text)

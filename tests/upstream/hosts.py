@@ -28,6 +28,8 @@ PROMPTS = (
 
 PX, FRAMES, FPS, STEPS = (64, 17, 16, 10) if MINIATURE else (32, 9, 8, 4)
 """Side of a clip, its frames, frames per second and denoising steps."""
+ON_MISSING = "neutral" if MINIATURE else "raise"
+"""What a clip without a verdict costs: the trained judges have one now and then, the scripted ones never."""
 
 
 def checkout(variable: str, repository: str, marker: str) -> Path:

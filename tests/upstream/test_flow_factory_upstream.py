@@ -6,7 +6,7 @@ import pytest
 from hosting import serving
 
 from cac_align.recipe import load_reward
-from upstream.hosts import FPS, FRAMES, PROMPTS, PX, PYTHON, REWARD, STEPS, checkout, need, run, small_wan
+from upstream.hosts import FPS, FRAMES, ON_MISSING, PROMPTS, PX, PYTHON, REWARD, STEPS, checkout, need, run, small_wan
 
 pytestmark = [pytest.mark.upstream, pytest.mark.timeout(1800)]
 
@@ -28,9 +28,9 @@ scheduler: {{dynamics_type: Flow-SDE, noise_level: 0.3, num_sde_steps: 1, sde_st
 eval: {{resolution: [{px}, {px}], num_frames: {frames}, per_device_batch_size: 1, num_inference_steps: {steps}, guidance_scale: 2.0, eval_freq: 0}}
 rewards:
   - {{name: cac, reward_model: cac_align.plugins.flow_factory.CaCReward, weight: 0.5, batch_size: {batch}, device: cpu,
-     async_reward: {asynchronous}, num_workers: 4, reward: "{reward}", ledger: {ledger}, fps: {fps}}}
+     async_reward: {asynchronous}, num_workers: 4, reward: "{reward}", ledger: {ledger}, fps: {fps}, on_missing: {on_missing}}}
   - {{name: unified, reward_model: cac_align.plugins.flow_factory.UnifiedVideoReward, weight: 0.5, batch_size: {batch}, device: cpu,
-     async_reward: {asynchronous}, num_workers: 4, reward: "{reward}", ledger: {ledger}, fps: {fps}}}
+     async_reward: {asynchronous}, num_workers: 4, reward: "{reward}", ledger: {ledger}, fps: {fps}, on_missing: {on_missing}}}
 """
 
 
@@ -44,7 +44,7 @@ def test_its_grpo_trains_two_epochs_with_our_rewards(tmp_path, processes, asynch
         (data / f"{split}.txt").write_text("\n".join(PROMPTS) + "\n")
     ledger = tmp_path / "ledger.jsonl"
     values = {"processes": processes, "data": data, "cache": tmp_path / "cache", "model": small_wan(tmp_path / "wan")}
-    values |= {"px": PX, "frames": FRAMES, "fps": FPS, "steps": STEPS}
+    values |= {"px": PX, "frames": FRAMES, "fps": FPS, "steps": STEPS, "on_missing": ON_MISSING}
     values |= {"save": tmp_path / "saves", "batch": 1 if remote else 8, "asynchronous": asynchronous, "ledger": ledger}
     launch = [PYTHON, "-m", "flow_factory.train", "config.yaml"]
     if processes > 1:
@@ -59,8 +59,11 @@ def test_its_grpo_trains_two_epochs_with_our_rewards(tmp_path, processes, asynch
     samples = 2 * 2 * 4  # epochs × prompts × group size
     for name in ("cac", "unified"):
         assert sum(fact["host"] == f"flow-factory/{name}" for fact in facts) == samples
-    judged = [row for row in rows if row["kind"] == "score" and row["reward"] == "cac"]
-    assert len(judged) == samples and all(row["judgement"]["status"] in ("normal", "abnormal") for row in judged)
+    judged = [row for row in rows if row["kind"] in ("score", "missing") and row["reward"] == "cac"]
+    assert len(judged) == samples and all(row["judgement"]["turns"] for row in judged)
+    scored = [row for row in judged if row["kind"] == "score"]
+    assert len(scored) >= samples - (2 if ON_MISSING == "neutral" else 0)
+    assert all(row["judgement"]["status"] in ("normal", "abnormal") for row in scored)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     ratios = [value for row in log for key, value in row.items() if key.startswith("train/ratio")]
     assert len([row for row in log if "train/ratio_mean" in row]) == 2  # one optimiser step per epoch

@@ -7,7 +7,7 @@ import pytest
 from hosting import serving
 
 from cac_align.recipe import load_reward
-from upstream.hosts import FPS, FRAMES, PROMPTS, PX, PYTHON, REWARD, STEPS, checkout, need, run, small_wan
+from upstream.hosts import FPS, FRAMES, ON_MISSING, PROMPTS, PX, PYTHON, REWARD, STEPS, checkout, need, run, small_wan
 
 pytestmark = [pytest.mark.upstream, pytest.mark.timeout(1800)]
 
@@ -56,12 +56,24 @@ def test_the_unmodified_wan_script_trains_two_epochs(tmp_path):
     (tmp_path / "config.py").write_text(CONFIG.format(**names, px=PX, frames=FRAMES, steps=STEPS, save=str(tmp_path / "save")))
     ledger = tmp_path / "ledger.jsonl"
     with serving(load_reward(REWARD)) as (url, _):
-        ours = ["-m", "cac_align.plugins.flow_grpo", "--reward", url, "--ledger", str(ledger), "--fps", str(FPS)]
+        ours = [
+            "-m",
+            "cac_align.plugins.flow_grpo",
+            "--reward",
+            url,
+            "--ledger",
+            str(ledger),
+            "--fps",
+            str(FPS),
+            "--on-missing",
+            ON_MISSING,
+        ]
         run([*LAUNCH, *ours, str(script), "--config", "config.py"], tmp_path, [home])
     assert hashlib.sha256(script.read_bytes()).hexdigest() == before
     rows = [json.loads(line) for line in ledger.read_text().splitlines()]
     facts = [row["extra"]["host"] for row in rows if row["kind"] == "extra"]
     trained, evaluated = 2 * 2 * 4, len(PROMPTS)  # epochs × batches × batch size; every test prompt once, in epoch 3
     assert facts.count("flow_grpo/cac") == facts.count("flow_grpo/unifiedreward_video") == trained + evaluated
-    judged = [row for row in rows if row["kind"] == "score" and row["reward"] == "cac"]
+    judged = [row for row in rows if row["kind"] in ("score", "missing") and row["reward"] == "cac"]
+    assert sum(row["kind"] == "missing" for row in judged) <= (2 if ON_MISSING == "neutral" else 0)
     assert len(judged) == trained + evaluated and all(row["judgement"]["turns"] for row in judged)

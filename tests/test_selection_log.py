@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from cac_align.generation.selection_log import SelectionLog, write_whole
+from cac_align.generation.selection_log import SelectionLog
 
 
 @dataclass
@@ -32,9 +32,3 @@ def test_what_a_kill_tore_is_dropped_and_what_stands_is_not_written_twice(tmp_pa
     assert rows(path) == [{"prompt": "b", "chosen": 1}, {"prompt": "a", "chosen": 0}]
     log.finish([Chosen("a", 0), Chosen("b", 2)])
     assert rows(path) == [{"prompt": "a", "chosen": 0}, {"prompt": "b", "chosen": 2}]
-
-
-def test_a_whole_file_leaves_no_part_behind(tmp_path):
-    write_whole(tmp_path / "x.json", "old")
-    write_whole(tmp_path / "x.json", "new")
-    assert [path.name for path in tmp_path.iterdir()] == ["x.json"] and (tmp_path / "x.json").read_text() == "new"

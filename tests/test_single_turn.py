@@ -11,7 +11,7 @@ import tiny_stage
 
 from cac_align.answer import read_answer, write_answer
 from cac_align.cac.schema import answer_schema
-from cac_align.cac.single_turn import SingleTurn, judge, single_turn_hash
+from cac_align.cac.single_turn import SingleTurn, single_turn_hash
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.data.questions import plan
 from cac_align.data.records import read_records
@@ -37,6 +37,10 @@ from cac_align.vlm.protocol import Reply
 from cac_align.vlm.scripted import ScriptedVlm
 
 SCAN_S = tuple(frame / 16 for frame in tiny_stage.SCAN)
+
+
+def judge(vlm, prompts, shown, settings=SingleTurn()):  # through the reward, as a user does
+    return CaC(vlm, settings).judge(prompts, shown)
 
 
 def clip(num_frames=17):

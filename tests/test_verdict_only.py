@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.cac.verdict_only import BEGUN, VerdictOnly, judge
+from cac_align.cac.verdict_only import BEGUN, VerdictOnly
 from cac_align.rewards.cac import CaC
 from cac_align.video import Video
 from cac_align.vlm.local import LocalVlm
 from cac_align.vlm.protocol import Reply
 from cac_align.vlm.scripted import ScriptedVlm
 from tests import tiny_qwen
+
+
+def judge(vlm, prompts, shown, settings=VerdictOnly()):  # through the reward, as a user does
+    return CaC(vlm, settings).judge(prompts, shown)
 
 
 def videos(count=3):

@@ -10,15 +10,13 @@ Source: CaC (arXiv 2605.11723) Sec. 4.3, Table 3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cac_align.cac.prompts import single_turn_conversation, wording_hash
 from cac_align.cac.two_turn import Asked, ask, decide
 from cac_align.judgement import Judgement
-from cac_align.video import Video, check_pairs
-from cac_align.vlm.dialogue import Dialogue, hold
-from cac_align.vlm.protocol import Vlm
+from cac_align.video import Frames, Video
+from cac_align.vlm.dialogue import Dialogue
 
 
 @dataclass(frozen=True)
@@ -45,28 +43,8 @@ def single_turn_hash(wording: str) -> str:
     return wording_hash(wording, ("single_turn", "retry"))
 
 
-def judge(
-    vlm: Vlm,
-    prompts: Sequence[str],
-    videos: Sequence[Video],
-    settings: SingleTurn = SingleTurn(),
-    *,
-    progress: Callable[[int], None] | None = None,
-) -> list[Judgement]:
-    """One Judgement per video, in order, each with one turn (number 1) that holds windows and boxes.
-
-    A video that cannot be read or judged gets a Judgement with ``error`` and touches no other. Raises ``ValueError`` when ``prompts``
-    and ``videos`` differ in length.
-    """
-    check_pairs(prompts, videos)
-    return hold(vlm, [_judge_one(*pair, settings) for pair in zip(prompts, videos, strict=True)], progress=progress)
-
-
-def _judge_one(prompt: str, video: Video, settings: SingleTurn) -> Dialogue[Judgement]:
-    try:
-        frames = video.sample(settings.scan_fps)
-    except ValueError as error:
-        return Judgement(None, error=f"video: {error}")
+def judge_one(prompt: str, video: Video, frames: Frames, settings: SingleTurn) -> Dialogue[Judgement]:
+    """For one video: a dialogue with one turn (number 1), whose answer holds windows and boxes."""
     conversation = single_turn_conversation(prompt, frames, wording=settings.wording)
     (only,) = yield from ask([Asked(1, conversation, frames, single=True)], settings)
     if only.error is not None:

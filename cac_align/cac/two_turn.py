@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from cac_align.answer import read_answer
 from cac_align.cac.prompts import retry_conversation, turn_one_conversation, turn_two_conversation, wording_hash
@@ -72,6 +72,27 @@ class Asked:
         return self.turns[-1]
 
 
+class Scans(Protocol):
+    """What every judging setting says: how many frames per second it scans."""
+
+    @property
+    def scan_fps(self) -> float: ...
+
+
+class Manner(Protocol):
+    """What ``ask`` needs to know of a judging setting."""
+
+    @property
+    def max_new_tokens(self) -> int: ...
+    @property
+    def retries(self) -> int: ...
+    @property
+    def constrained(self) -> bool: ...
+
+
+S = TypeVar("S", bound=Scans)
+
+
 def judge(
     vlm: Vlm,
     prompts: Sequence[str],
@@ -86,17 +107,33 @@ def judge(
     ``progress`` is called with the number of videos that were finished. Raises ``ValueError`` when ``prompts`` and ``videos`` differ
     in length.
     """
+    return judge_each(judge_one, vlm, prompts, videos, settings, progress=progress)
+
+
+def judge_each(
+    one: Callable[[str, Video, Frames, S], Dialogue[Judgement]],
+    vlm: Vlm,
+    prompts: Sequence[str],
+    videos: Sequence[Video],
+    settings: S,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> list[Judgement]:
+    """What ``judge`` promises, for any way of judging. one: prompt, video, its frames at ``scan_fps``, settings → the video's dialogue."""
+
+    def opened(prompt: str, video: Video) -> Dialogue[Judgement]:
+        try:
+            frames = video.sample(settings.scan_fps)
+        except ValueError as error:
+            return Judgement(None, error=f"video: {error}")
+        return (yield from one(prompt, video, frames, settings))
+
     check_pairs(prompts, videos)
-    dialogues = [judge_one(prompt, video, settings) for prompt, video in zip(prompts, videos, strict=True)]
-    return hold(vlm, dialogues, progress=progress)
+    return hold(vlm, [opened(*pair) for pair in zip(prompts, videos, strict=True)], progress=progress)
 
 
-def judge_one(prompt: str, video: Video, settings: TwoTurn) -> Dialogue[Judgement]:
+def judge_one(prompt: str, video: Video, frames: Frames, settings: TwoTurn) -> Dialogue[Judgement]:
     """The method, for one video: a dialogue that asks its questions and returns the Judgement."""
-    try:
-        frames = video.sample(settings.scan_fps)
-    except ValueError as error:
-        return Judgement(None, error=f"video: {error}")
     conversation = turn_one_conversation(prompt, frames, wording=settings.wording)
     (scan,) = yield from ask([Asked(1, conversation, frames)], settings)
     if scan.error is not None:
@@ -138,17 +175,6 @@ def disjoint(windows: Sequence[Window]) -> list[Window]:
         else:
             merged.append(window)
     return merged
-
-
-class Manner(Protocol):
-    """What ``ask`` needs to know of a judging setting."""
-
-    @property
-    def max_new_tokens(self) -> int: ...
-    @property
-    def retries(self) -> int: ...
-    @property
-    def constrained(self) -> bool: ...
 
 
 def ask(asked: Sequence[Asked], settings: Manner) -> Dialogue[list[Asked]]:
@@ -196,9 +222,8 @@ def unusable(turn: Turn, *, single: bool = False) -> str | None:
     """Why this answer cannot be used to go on, or None.
 
     A status is always needed, one that the anomalies contradict is none, and an abnormal turn 1 must name a window, unless it is
-    the single one. Other faults
-    (a missing region, a box out of range) are kept as evidence but do not stop the verdict. An answer that says its verdict but was
-    cut off or mangled afterwards is not used: what it would have gone on to say is unknown.
+    the single one. Other faults (a missing region, a box out of range) are kept as evidence but do not stop the verdict. An answer
+    that says its verdict but was cut off or mangled afterwards is not used: what it would have gone on to say is unknown.
     """
     if turn.status is None or (turn.status == "normal" and turn.anomalies):
         return _because(turn, "no usable status")

@@ -10,16 +10,16 @@ paper's Eq. 7 measures: the passport says so, and benchmarks/verdict_only.py mea
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from cac_align.cac.prompts import turn_one_conversation, wording_hash
 from cac_align.cac.readout import STATUS, WORDS
 from cac_align.judgement import Judgement, Turn
-from cac_align.video import Frames, Video, check_pairs
-from cac_align.vlm.dialogue import Dialogue, Question, hold
-from cac_align.vlm.protocol import Message, Reply, Vlm
+from cac_align.video import Frames, Video
+from cac_align.vlm.dialogue import Dialogue, Question
+from cac_align.vlm.protocol import Message, Reply
 
 BEGUN = '{"COT": "", "status": "'
 SCHEMA: Mapping[str, Any] = {
@@ -55,28 +55,8 @@ class VerdictOnly:
         }
 
 
-def judge(
-    vlm: Vlm,
-    prompts: Sequence[str],
-    videos: Sequence[Video],
-    settings: VerdictOnly = VerdictOnly(),
-    *,
-    progress: Callable[[int], None] | None = None,
-) -> list[Judgement]:
-    """One Judgement per video, in order, from one short question each; it names no anomalies.
-
-    A video that cannot be read or judged gets a Judgement with ``error`` and touches no other. Raises ``ValueError`` when ``prompts``
-    and ``videos`` differ in length.
-    """
-    check_pairs(prompts, videos)
-    return hold(vlm, [_judge_one(*pair, settings) for pair in zip(prompts, videos, strict=True)], progress=progress)
-
-
-def _judge_one(prompt: str, video: Video, settings: VerdictOnly) -> Dialogue[Judgement]:
-    try:
-        frames = video.sample(settings.scan_fps)
-    except ValueError as error:
-        return Judgement(None, error=f"video: {error}")
+def judge_one(prompt: str, video: Video, frames: Frames, settings: VerdictOnly) -> Dialogue[Judgement]:
+    """For one video: a dialogue of one short question; its Judgement names no anomalies."""
     asked = turn_one_conversation(prompt, frames, wording=settings.wording)
     if settings.form == "readout":
         question = Question((*asked, Message("assistant", BEGUN)), 1, None, STATUS)

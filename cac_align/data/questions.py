@@ -52,7 +52,12 @@ class Question:
     @property
     def number(self) -> Literal[1, 2]:
         """Which turn's answer format it has: a single frame is answered with boxes, like turn 2."""
-        return 1 if self.task in ("scan", "single") else 2
+        return 1 if self.whole else 2
+
+    @property
+    def whole(self) -> bool:
+        """Whether the whole video is shown, at 4 fps."""
+        return self.task in ("scan", "single")
 
     @property
     def boxed(self) -> bool:
@@ -150,7 +155,7 @@ def _words(text: str) -> list[str]:
 
 def shown(question: Question, video: Video) -> Frames:
     """The frames that judge and teacher see. Raises ``ValueError`` when the video does not hold them."""
-    if question.task in ("scan", "single"):
+    if question.whole:
         return video.sample(SCAN_FPS)
     if question.task == "look":
         assert question.window is not None
@@ -199,7 +204,7 @@ def read_claim(text: str, scanned: Frames) -> Turn:
 def told(question: Question, frames: Frames, video: Video, *, close_ups: bool) -> Conversation:
     """What comes before the question when a teacher is asked: the findings, and for a whole video the anomaly enlarged."""
     text = filled("hints", record=question.record.id, task=question.task, found=found(question, frames))
-    close_up = _close_up(question.record, video) if close_ups and question.task in ("scan", "single") else None
+    close_up = _close_up(question.record, video) if close_ups and question.whole else None
     if close_up is None:
         return (Message("system", text),)
     about = filled("close_up", first_s=f"{close_up.times_s[0]:.2f}", last_s=f"{close_up.times_s[-1]:.2f}")

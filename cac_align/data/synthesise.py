@@ -4,8 +4,8 @@ records → questions.plan → teacher (told what people found) → verify → a
 
 A record is verified in the round in which the last of its scan and looks is: within three rounds its anomalies are salient, in the
 fourth or fifth non-salient, else it is discarded with the reason (Sec. 3.1). Decoding is greedy, so a further round quotes what was
-wrong; what the student will see is the question and the accepted answer alone. A single frame
-that fails costs only itself, and so does an answer in a single turn (task "single", for the single-turn formulation).
+wrong; what the student will see is the question and the accepted answer alone. A single frame that fails costs only itself, and
+so does an answer in a single turn (task "single", for the single-turn formulation).
 
     out/attempts.jsonl   every answer, rejected ones with their reasons: the resume point     out/synthesis.json   who made it, how
     out/chains.jsonl     accepted answers as samples          out/records.jsonl   the records they belong to, with saliency
@@ -242,7 +242,7 @@ class _Asking:
         try:
             for question in questions:
                 try:
-                    frames = scanned if question.task in ("scan", "single") else shown(question, video)
+                    frames = scanned if question.whole else shown(question, video)
                     if not truth(question, frames) and record.status == "abnormal":
                         raise _Discarded(question.task, f"not shown: no frame of the {question.task} shows the anomaly")
                     claim = claim_text(question, scanned, scan_answer) if question.task == "look" else None

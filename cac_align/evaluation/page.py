@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from cac_align.files import write_whole
 from cac_align.judgement import Anomaly, Box, Judgement, Window
 from cac_align.video import Video
 
@@ -146,8 +147,5 @@ def environment() -> Any:
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
     """Render a template and write it atomically."""
-    text = environment().get_template(template).render(**values)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_whole(path, environment().get_template(template).render(**values))
     return path

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from cac_align.files import write_whole
 
 
 class Rows:
@@ -29,9 +30,7 @@ class Rows:
                         self.rows.append(row)
                 except (ValueError, KeyError, TypeError):
                     continue
-            part = path.with_name(f".{path.name}.part")
-            part.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
-            os.replace(part, path)
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row with one write."""

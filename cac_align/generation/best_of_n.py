@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from cac_align.encoding import write_mp4
-from cac_align.generation.selection_log import SelectionLog, write_whole
+from cac_align.files import write_whole
+from cac_align.generation.selection_log import SelectionLog
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.normalise import quantise
 from cac_align.rewards.reward import Reward, Score

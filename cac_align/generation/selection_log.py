@@ -1,12 +1,13 @@
-"""``selection.jsonl`` and other small files of a run, written so that a kill leaves the old state or the new one."""
+"""``selection.jsonl``: what a run of Best-of-N decided, written so that a kill leaves the old state or the new one."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+from cac_align.files import write_whole
 
 
 class Row(Protocol):
@@ -15,13 +16,6 @@ class Row(Protocol):
     prompt: str
 
     def to_json(self) -> dict[str, Any]: ...
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The whole file or the old one, never half of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 class SelectionLog:

@@ -33,13 +33,14 @@ from cac_align.cac.single_turn import SingleTurn
 from cac_align.data.records import read_records
 from cac_align.data.splits import Splits, split
 from cac_align.data.synthesise import Synthesis, synthesise
+from cac_align.files import write_whole
 from cac_align.miniature.ground_truth import GroundTruth
 from cac_align.miniature.judge_figures import TWO_TURNS, evaluate
 from cac_align.miniature.pool import WORLDS
 from cac_align.miniature.world import TEST_SEEDS, TRAIN_SEEDS, write_world
 from cac_align.recipe import read_recipe
 from cac_align.training.grpo import GrpoRecipe, train_grpo
-from cac_align.training.run import claim, read_rows, replace_text
+from cac_align.training.run import claim, read_rows
 from cac_align.training.sft import SftRecipe, train_sft
 from cac_align.training.terms import NAMES
 from cac_align.training.watch import Stopped
@@ -214,7 +215,7 @@ def train(recipe: Ablations, variant: Variant, seed: int | None, data: Path, out
         except Stopped as error:
             sentence = f"stage {stage}: {error.sentence}".replace(str(folder), "its folder")
             folder.mkdir(parents=True, exist_ok=True)
-            replace_text(note, sentence)
+            write_whole(note, sentence)
             raise Stopped(sentence) from error
         best = folder / "best"
         weights = str(best if stage > 1 and best.is_dir() else folder / "final")
@@ -272,7 +273,7 @@ def run(recipe: Ablations, out: Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     claim(out, replace(recipe, seeds=[0], variants=[], jobs=1))  # these may grow
     results = out / "results.jsonl"
-    replace_text(results, "".join(json.dumps(row) + "\n" for row in read_rows(results)))  # without a line that a kill tore
+    write_whole(results, "".join(json.dumps(row) + "\n" for row in read_rows(results)))  # without a line that a kill tore
     left = [seed for _, seed in open_rows(recipe, read_rows(results))]
     if left:
         data = prepare(recipe, out)
@@ -285,7 +286,7 @@ def run(recipe: Ablations, out: Path) -> str:
                 for done in [pool.submit(work, *call) for call in calls]:
                     done.result()
     text = report(recipe, read_rows(results))
-    replace_text(out / "ablations.md", text)
+    write_whole(out / "ablations.md", text)
     return text
 
 

@@ -12,7 +12,6 @@ Source: CaC (arXiv 2605.11723) Table 2.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from cac_align.evaluation.statistics import Estimate, mean_interval
-from cac_align.generation.wan import Wan
+from cac_align.generation.wan import Wan, hash_weights
 from cac_align.miniature.demo import playground_prompts
 from cac_align.miniature.oracle import judge
 from cac_align.vlm.local import set_threads
@@ -96,10 +95,6 @@ def _difference(runs: Sequence[Sequence[Judged]], base: Sequence[Judged]) -> Est
     )
 
 
-def _digest(lora: Path) -> str:
-    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(lora.glob("*.safetensors")))).hexdigest()[:12]
-
-
 def _spread(values: Sequence[float], digits: int = 3) -> str:
     mean = f"{np.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
@@ -116,7 +111,7 @@ def main(arguments: Sequence[str]) -> int:
     found: dict[str, list[list[Judged]]] = {"base": [judged("base", None, out)]}
     for part in arguments[1:]:
         name, lora = part.split("=", 1)
-        found.setdefault(name, []).append(judged(f"{name}-{_digest(Path(lora))}", lora, out))
+        found.setdefault(name, []).append(judged(f"{name}-{hash_weights(Path(lora))[:12]}", lora, out))
     text = table(found)
     (out / "table2.md").write_text(text, encoding="utf-8")
     print(text)

@@ -23,17 +23,18 @@ from cac_align.judgement import Judgement
 from cac_align.rewards.reward import Score, check_pairs
 from cac_align.video import Video
 from cac_align.vlm.connect import connect
+from cac_align.vlm.dialogue import Dialogue
 from cac_align.vlm.protocol import Vlm
 from cac_align.weights import shipped
 
 Settings = TwoTurn | SingleTurn | VerdictOnly
 
-_REWARDS: Mapping[type, tuple[str, Callable[..., list[Judgement]]]] = {
-    TwoTurn: ("cac", two_turn.judge),
-    SingleTurn: ("cac single turn", single_turn.judge),
-    VerdictOnly: ("cac verdict only", verdict_only.judge),
+_REWARDS: Mapping[type, tuple[str, Callable[..., Dialogue[Judgement]]]] = {
+    TwoTurn: ("cac", two_turn.judge_one),
+    SingleTurn: ("cac single turn", single_turn.judge_one),
+    VerdictOnly: ("cac verdict only", verdict_only.judge_one),
 }
-"""By the settings' class: which reward it is, and who judges."""
+"""By the settings' class: which reward it is, and how it judges a video."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ class CaC:
         self, prompts: Sequence[str], videos: Sequence[Video], *, progress: Callable[[int], None] | None = None
     ) -> list[Judgement]:
         """The judgements themselves, one per video, in order."""
-        _, judge = _REWARDS[type(self.settings)]
-        return judge(self.vlm, prompts, videos, self.settings, progress=progress)
+        _, one = _REWARDS[type(self.settings)]
+        return two_turn.judge_each(one, self.vlm, prompts, videos, self.settings, progress=progress)
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
         check_pairs(prompts, videos)
@@ -111,12 +112,7 @@ class CaC:
         if not judgement.mass >= self.min_mass:
             reason = f"cac: the verdict's two words hold only {judgement.mass:.3g} of the probability (limit {self.min_mass:g})"
             return Score.missing(reason, parts=parts, evidence=judgement, passport=passport)
-        value = judgement.reward if self.temperature == 1 else _sigmoid(judgement.log_odds / self.temperature)
-        return Score(value, {**parts, "log_odds": judgement.log_odds}, judgement, None, passport)
-
-
-def _sigmoid(odds: float) -> float:
-    return 1 / (1 + math.exp(-odds)) if odds >= 0 else math.exp(odds) / (1 + math.exp(odds))
+        return Score(judgement.reward_at(self.temperature), {**parts, "log_odds": judgement.log_odds}, judgement, None, passport)
 
 
 def _fitted_temperature(folder: Path) -> float:

@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cac_align.files import write_whole
 from cac_align.training import objective
 from cac_align.training.policy import AnswerLogProbs, ModelRecipe, answer_mask, load, make_batch, on
 from cac_align.training.rollout import Asking, Prompt, Rollout, RolloutRecipe, open_prompt, roll_out
-from cac_align.training.run import Keeping, Run, bar, read_rows, replace_text, shares, start_accelerator
+from cac_align.training.run import Keeping, Run, bar, read_rows, shares, start_accelerator
 from cac_align.training.samples import DataRecipe, Sample, Stage, draw, read_stage
 from cac_align.training.terms import NAMES, Terms, TermWeights, terms
 from cac_align.training.trial import mean, trial
@@ -96,7 +97,7 @@ def train_grpo(recipe: GrpoRecipe) -> Path:
     table = run.out / "rollouts.jsonl"
     if run.log is not None:
         kept = [row for row in read_rows(table) if row["step"] <= run.step]
-        replace_text(table, "".join(json.dumps(row) + "\n" for row in kept))
+        write_whole(table, "".join(json.dumps(row) + "\n" for row in kept))
     progress = bar(run, "stage 3")
     while run.step < recipe.run.last:
         began = time.time()

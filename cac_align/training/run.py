@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cac_align.files import write_whole
 from cac_align.training.policy import AnswerLogProbs, core
 from cac_align.training.watch import Stopped
 
@@ -176,7 +177,7 @@ class Run:
         self.accelerator.save_state(str(folder))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            replace_text(
+            write_whole(
                 self.out / "checkpoint.json", json.dumps({"folder": name, "step": self.step, "best": self.best}, indent=1) + "\n"
             )
             for other in self.out.glob("checkpoint-*"):
@@ -249,13 +250,6 @@ def merged(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
 # ---- small files ----------------------------------------------------------------------------------------------------
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file in one step."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 FREE = ("out", "until", "threads", "save_every", "log_every", "tensorboard", "wandb", "cpu")
 """Recipe keys that may differ when a run is taken up again; so may all of ``watch``."""
 
@@ -286,7 +280,7 @@ def claim(out: Path, recipe: Any) -> None:
                 f"{out} holds a run with {key}={found.get(key)}, received {key}={values[key]}; give another out=, or remove it"
             )
         return
-    replace_text(path, json.dumps(values, indent=1) + "\n")
+    write_whole(path, json.dumps(values, indent=1) + "\n")
 
 
 class Log:
@@ -295,7 +289,7 @@ class Log:
     def __init__(self, out: Path, done: int, keeping: Keeping, recipe: Any) -> None:
         self.path = out / "log.jsonl"
         self.rows = [row for row in read_rows(self.path) if row["step"] <= done]
-        replace_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self._sinks: list[Callable[[dict[str, Any]], None]] = []
         if keeping.tensorboard:
             from torch.utils.tensorboard import SummaryWriter

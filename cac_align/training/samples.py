@@ -18,13 +18,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from cac_align.answer import read_answer
 from cac_align.cac.prompts import single_turn_conversation, turn_one_conversation, turn_two_conversation
+from cac_align.data.questions import Task
 from cac_align.data.records import Record, read_records
 from cac_align.judgement import Anomaly, Turn, Window
 from cac_align.training.policy import Segment, keep_videos
@@ -32,7 +33,6 @@ from cac_align.video import Frames, Video
 from cac_align.vlm.inputs import encode_one
 from cac_align.vlm.protocol import Conversation
 
-Task = Literal["frame", "scan", "look", "single"]
 TASKS: tuple[str, ...] = ("frame", "scan", "look", "single")
 CLASSES: tuple[str, str] = ("normal", "abnormal")
 

@@ -7,7 +7,7 @@ import pytest
 
 from cac_align.miniature import teacher
 from cac_align.miniature.oracle import look
-from cac_align.miniature.pool import ClipPool, LessonPlan, PoolClip, mirrored
+from cac_align.miniature.pool import CHANNELS, ClipPool, LessonPlan, PoolClip, mirrored, recoloured
 from cac_align.miniature.train_judge import JudgeTraining, _lessons
 from cac_align.miniature.world import PLAYGROUND, make_clip
 from cac_align.video import Video
@@ -53,3 +53,41 @@ def test_generated_lessons_are_worn_and_mirrored_only_where_the_plan_says(pool):
     for lesson in turned:
         original = originals[lesson.clip.seed, bool(lesson.clip.anomalies)]
         assert (lesson.clip.pixels[:, :, ::-1] == original.pixels).all()
+
+
+@pytest.mark.parametrize("order", CHANNELS)
+def test_exchanged_channels_give_each_colour_its_new_name(order):
+    painted = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "cyan": (0, 1, 1), "purple": (1, 0, 1), "yellow": (1, 1, 0)}
+    seeds = {}
+    for seed in range(2_700_001, 2_700_400, 2):
+        clip = make_clip(seed, PLAYGROUND, anomalous=True)
+        seeds.setdefault(clip.scene.spec.colour, clip)
+    assert set(seeds) == set(painted)
+    for colour, clip in seeds.items():
+        at = tuple(teacher.places(clip.scene, clip.anomalies))
+        turned = recoloured(PoolClip(clip.seed, clip.prompt, clip.anomalies, clip.video(), at, clip.pixels), order)
+        after = tuple(painted[colour][channel] for channel in order)
+        name = next(word for word, rgb in painted.items() if rgb == after)
+        assert turned.prompt == clip.prompt.replace(colour, name)
+        for one, other in zip(clip.anomalies, turned.anomalies, strict=True):
+            assert other.reason == one.reason.replace(colour, name) and other.region == one.region.replace(colour, name)
+            assert (other.boxes, other.window) == (one.boxes, one.window)
+        assert all((turned.pixels[..., i] == clip.pixels[..., order[i]]).all() for i in range(3))
+
+
+def test_a_colour_without_a_partner_is_left_alone(pool):
+    clip = replace(pool[0], prompt=pool[0].prompt.replace(pool[0].prompt.split()[1], "white"))
+    assert recoloured(clip, (1, 2, 0)) is clip
+
+
+def test_both_clips_of_a_couple_are_recoloured_alike(pool):
+    plan = replace(LessonPlan(), recoloured=1.0, degraded=0.0, pair=0.0, look=0.0, playground=1.0, studio=0.0)
+    lessons = _lessons(JudgeTraining(plan=plan, batch=16, generated=()), pool, [], 3, pairs=False)
+    originals = {(clip.seed, bool(clip.anomalies)): clip for clip in (pool[number] for number in range(len(pool)))}
+    for first, second in zip(lessons[0::2], lessons[1::2], strict=True):
+        orders = []
+        for lesson in (first, second):
+            original = originals[lesson.clip.seed, bool(lesson.clip.anomalies)].pixels
+            orders.append(next(o for o in CHANNELS if (lesson.clip.pixels == original[..., list(o)]).all()))
+        assert orders[0] == orders[1]
+        assert first.clip.prompt == second.clip.prompt

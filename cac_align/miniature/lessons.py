@@ -19,7 +19,7 @@ from cac_align.cac.prompts import turn_one_conversation, turn_two_conversation
 from cac_align.judgement import Anomaly, Turn, Window, shown_frames
 from cac_align.miniature import teacher
 from cac_align.miniature.grammar import COLOURS, MOTIONS, Spec, parse_prompt
-from cac_align.miniature.pool import KEPT_EVERY, ClipPool, LessonPlan, PoolClip, degrade, mirrored
+from cac_align.miniature.pool import CHANNELS, KEPT_EVERY, ClipPool, LessonPlan, PoolClip, degrade, mirrored, recoloured
 from cac_align.miniature.world import FULL, PLAYGROUND, make_clip
 from cac_align.rewards.unified import AXES, fill_prompt, own_prompt, sample_indices, write_axes
 from cac_align.video import Frames
@@ -89,7 +89,10 @@ def _couple(
 ) -> tuple[PoolClip, PoolClip]:
     normal, abnormal = pool.couple(rng, world, length)
     if plan.mirrored and rng.random() < plan.mirrored:
-        return mirrored(normal), mirrored(abnormal)
+        normal, abnormal = mirrored(normal), mirrored(abnormal)
+    if plan.recoloured and rng.random() < plan.recoloured:
+        order = CHANNELS[int(rng.integers(len(CHANNELS)))]
+        normal, abnormal = recoloured(normal, order), recoloured(abnormal, order)
     return normal, abnormal
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,8 @@ class LessonPlan:
     worlds; the rest comes from FULL.
     generated: share of batches from generated clips (``miniature.generated``); generated_degraded: share of those that are degraded
     a little further (by GENERATED_WEAR). degraded: share of rendered clips that are made to look generated; wear: how strongly.
-    mirrored: share of couples that are shown left to right, their prompts and truth with them. look: share of turn-2 batches in the joint stage; pair: of frame pairs.
+    mirrored: share of couples that are shown left to right, their prompts and truth with them; recoloured: share that is shown with its
+    colour channels exchanged. look: share of turn-2 batches in the joint stage; pair: of frame pairs.
     hard_looks: among turn 2's abnormal windows, the share that is shifted or too wide; wrong_claim: share of looks whose suspicion
     names another defect than the window shows. scan_fps, look_fps: as in ``cac_align.cac.two_turn.TwoTurn``.
     """
@@ -54,6 +56,7 @@ class LessonPlan:
     degraded: float = 0.5
     wear: float = 1.0
     mirrored: float = 0.0
+    recoloured: float = 0.0
     look: float = 0.4
     pair: float = 0.1
     hard_looks: float = 0.3
@@ -98,6 +101,33 @@ def mirrored(clip: PoolClip) -> PoolClip:
 
 def _mirrored_box(box: Box) -> Box:
     return Box(BOX_MAX - box.xmax, box.ymin, BOX_MAX - box.xmin, box.ymax)
+
+
+CHANNELS = tuple(order for order in permutations(range(3)) if order != (0, 1, 2))
+"""The five ways to exchange red, green and blue: channel i of the new picture is channel order[i] of the old one."""
+
+_STRONG = ("red", "green", "blue")
+_WEAK = ("cyan", "purple", "yellow")
+"""Colours by the channel they have most of, and by the one they have least of: exchanged channels turn each into another of its row."""
+
+
+def recoloured(clip: PoolClip, order: tuple[int, int, int]) -> PoolClip:
+    """The same clip with its colour channels exchanged, and every word that names a colour with them.
+
+    A clip with an actor of another colour than the Studio's six comes back as it is: its new colour would have no name.
+    """
+    names = {row[old]: row[new] for row in (_STRONG, _WEAK) for new, old in enumerate(order)}
+    spec = parse_prompt(clip.prompt)
+    if any(actor.colour not in names for actor in spec.actors):
+        return clip
+    actors = tuple(replace(actor, colour=names[actor.colour]) for actor in spec.actors)
+    anomalies = tuple(_repainted(anomaly, names) for anomaly in clip.anomalies)
+    return replace(clip, prompt=replace(spec, actors=actors).prompt, anomalies=anomalies, pixels=clip.pixels[..., list(order)])
+
+
+def _repainted(anomaly: Anomaly, names: dict[str, str]) -> Anomaly:
+    colour, kind = teacher.who(anomaly)
+    return teacher.retold(anomaly, names[colour], kind) if colour in names else anomaly
 
 
 class ClipPool:

@@ -57,7 +57,14 @@ def test_generated_lessons_are_worn_and_mirrored_only_where_the_plan_says(pool):
 
 @pytest.mark.parametrize("order", CHANNELS)
 def test_exchanged_channels_give_each_colour_its_new_name(order):
-    painted = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "cyan": (0, 1, 1), "purple": (1, 0, 1), "yellow": (1, 1, 0)}
+    painted = {
+        "red": (1, 0, 0),
+        "green": (0, 1, 0),
+        "blue": (0, 0, 1),
+        "cyan": (0, 1, 1),
+        "purple": (1, 0, 1),
+        "yellow": (1, 1, 0),
+    }
     seeds = {}
     for seed in range(2_700_001, 2_700_400, 2):
         clip = make_clip(seed, PLAYGROUND, anomalous=True)

@@ -46,20 +46,20 @@ def run_best_of_n(options: argparse.Namespace) -> int:
 
 def _over_processes(decide: Any, prompts: Sequence[str], source: Any, reward: Any, **settings: Any) -> Any:
     """``decide`` in this process; under ``accelerate launch`` each process takes its share of the prompts, and the first one then reads
-    everything together. None in the others. A process that dies takes the others with it, and the same command goes on."""
+    everything together. None in the others. A process that dies takes the others with it (``ProcessLost``), and the same command goes on."""
+    from cac_align.whereabouts import Whereabouts
+
     count, index = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if count == 1:
-        return decide(prompts, source, reward, **settings)
-    if index < len(set(prompts)):
-        decide(
-            prompts,
-            source,
-            reward,
-            share=(index, count),
-            **{**settings, "progress": settings["progress"] if index == 0 else None},
-        )
-    _processes().wait_for_everyone()
-    return decide(prompts, source, reward, **settings) if index == 0 else None
+    here = Whereabouts(settings["out"] / "processes", index, count)
+    settings["doing"] = here.at
+    with here.guard():
+        if count > 1 and index < len(set(prompts)):
+            quiet = {} if index == 0 else {"progress": None}
+            decide(prompts, source, reward, share=(index, count), **{**settings, **quiet})
+        if count > 1:
+            here.at("waiting for the other processes")
+            _processes().wait_for_everyone()
+        return decide(prompts, source, reward, **settings) if index == 0 else None
 
 
 def _processes() -> Any:

@@ -101,3 +101,14 @@ def seconds_of(step_s: float, seconds: Mapping[str, float], judge_s: float, wait
     parts = {name: seconds.get(name, 0.0) for name in ("model", "vae", "backward", "optimizer")}
     other = step_s - sum(parts.values()) - wait_s
     return {"step": step_s, **parts, "judge": judge_s, "wait": wait_s, "saved": max(judge_s - wait_s, 0.0), "other": other}
+
+
+def line_of(row: Mapping[str, Any], step: int, steps: int) -> str:
+    """A row in one line for people. step: how many are done."""
+    shown = " ".join(
+        f"{name} {row[name]:.4f}" for name in ("score", "loss", "ratio", "motion", "grad_norm") if row.get(name) is not None
+    )
+    return (
+        f"step {step}/{steps}  {shown}  dead {row.get('dead_groups', 0)} unscored {row.get('unscored', 0)}  "
+        f"{row['seconds']['step']:.1f} s" + (f"  skipped: {row['skipped']}" if row.get("skipped") else "")
+    )

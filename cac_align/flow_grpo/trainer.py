@@ -33,7 +33,7 @@ from cac_align.flow_grpo import crediting, setup, state
 from cac_align.flow_grpo.adapter import copy_of, follow, lora_of, save_lora, swapped, whole, zeroed
 from cac_align.flow_grpo.crediting import Credit
 from cac_align.flow_grpo.guard import skipped_too_often, unscored_too_often
-from cac_align.flow_grpo.journal import Rows, open_tracker, seconds_of, track
+from cac_align.flow_grpo.journal import Rows, line_of, open_tracker, seconds_of, track
 from cac_align.flow_grpo.judging import Judging, verdict
 from cac_align.flow_grpo.nft import nft_loss, noised
 from cac_align.flow_grpo.objective import grpo_loss
@@ -41,6 +41,7 @@ from cac_align.flow_grpo.rollout import Flow, Rollout, sample, sample_seed, velo
 from cac_align.flow_grpo.sde import transition
 from cac_align.flow_grpo.settings import FlowGrpoRecipe, prompts_at, window_steps
 from cac_align.flow_grpo.watching import watch
+from cac_align.whereabouts import Whereabouts
 
 Say = Callable[[str], None]
 
@@ -90,6 +91,7 @@ class Run:
         self.ema = copy_of(self.lora) if recipe.ema else None
         self.slow = copy_of(self.lora) if recipe.objective == "nft" else None
         self.step = 0
+        self.here = Whereabouts(self.out / "processes", self.rank, self.processes)
         self._restore()
         self.log = Rows(self.out / "log.jsonl", before=self.step) if self.main else None
         self.tracker = open_tracker(recipe.track, self.out, self.step) if self.main else None
@@ -108,7 +110,11 @@ class Run:
         self.say(f"{self.out}: going on after step {self.step}")
 
     def go(self, stop_after: int | None = None) -> Outcome:
-        """Train to the last step (or to ``stop_after``, as if interrupted there)."""
+        """Train to the last step (or to ``stop_after``, as if interrupted there). Raises ``ProcessLost`` when another process is gone."""
+        with self.here.guard():
+            return self._go(stop_after)
+
+    def _go(self, stop_after: int | None) -> Outcome:
         recipe, told = self.recipe, []
         try:
             told += watch(self)
@@ -119,7 +125,7 @@ class Run:
                 if self.log is not None:
                     self.log.add(row)
                     track(self.tracker, row)
-                self._say_row(row)
+                self.say(line_of(row, self.step, recipe.steps))
                 self._stop_if_broken()
                 if self.step % recipe.save_every == 0 or last:
                     self.save()
@@ -188,6 +194,7 @@ class Run:
             for start in range(mine.start, mine.stop, recipe.micro_batch):
                 numbers = range(start, min(start + recipe.micro_batch, mine.stop))
                 asked = [prompts[n // recipe.group_size] for n in numbers]
+                self.here.at(f"step {step}, sampling {asked[0]!r} (video {first * recipe.group_size + start} of the step)")
                 seeds = [sample_seed(recipe.seed, 3, step, first * recipe.group_size + n) for n in numbers]
                 noise = {"dynamics": recipe.dynamics, "noise_level": recipe.noise_level}
                 rollouts.append(sample(self.flow, asked, seeds, window, **noise))
@@ -208,6 +215,7 @@ class Run:
         """Each chunk with its credit, as soon as its scores are there (with decoupled aggregation: once all are)."""
         waiting: list[tuple[Chunk, list[Any]]] = []
         for chunk in chunks:
+            self.here.at(f"step {self.step}, judging {len(chunk.numbers)} videos of {chunk.prompts[0]!r}")
             judged = self.judging.wait(chunk.scores)
             own = [verdict(one, video, self.grid) for one, video in zip(judged, chunk.videos, strict=True)]
             waiting.append((chunk, gather_object(own)))
@@ -228,6 +236,7 @@ class Run:
                 credits.append(credit)
             for index in self._live_batches(chunk, credit):
                 rollout, members = chunk.rollouts[index], self._members(chunk, index)
+                self.here.at(f"step {step}, learning from {rollout.prompts[0]!r} (noise seed {rollout.seeds[0]})")
                 weight = credit.live[members].to(self.flow.device) * (self.processes / total)
                 base, deviation = credit.base[members], None if credit.deviation is None else credit.deviation[members]
                 seen += self._backward(step, rollout, base, deviation, weight)
@@ -382,15 +391,6 @@ class Run:
             state.publish(self.out, state.newest(self.out))
         self.accelerator.wait_for_everyone()
         return self.out / "lora"
-
-    def _say_row(self, row: dict[str, Any]) -> None:
-        shown = " ".join(
-            f"{name} {row[name]:.4f}" for name in ("score", "loss", "ratio", "motion", "grad_norm") if row.get(name) is not None
-        )
-        self.say(
-            f"step {self.step}/{self.recipe.steps}  {shown}  dead {row.get('dead_groups', 0)} unscored {row.get('unscored', 0)}  "
-            f"{row['seconds']['step']:.1f} s" + (f"  skipped: {row['skipped']}" if row.get("skipped") else "")
-        )
 
 
 def align(recipe: FlowGrpoRecipe, say: Say = lambda line: None) -> Outcome:

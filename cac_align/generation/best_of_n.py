@@ -99,6 +99,7 @@ def best_of_n(
     out: Path | None = None,
     share: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
+    doing: Callable[[str], None] | None = None,
 ) -> list[Selection]:
     """The best of several candidates per prompt, in the order of ``prompts`` (a prompt given twice is decided once).
 
@@ -106,6 +107,7 @@ def best_of_n(
     n: how many to generate per prompt, with seeds ``seed … seed + n − 1``; given candidates are all judged. out: a folder to write
     to and to resume from. share: (i, k): this is process i of k that fill one ``out`` together; it decides every k-th prompt and writes
     ``selection-i.jsonl``; once all are through, a call without share finds everything made and scored. progress: makes the progress bars, e.g. ``lambda total, about: tqdm(total=total, desc=about)``.
+    doing: is told of each prompt that it is being made, and then judged (``whereabouts.Whereabouts.at``).
     Raises ``ValueError`` for no prompt, a blank one, n below 1, candidates that cannot be found, or an ``out`` whose videos come from
     a generator with another passport. A candidate that cannot be
     made (``ValueError`` of the generator) or read is one without a score; any other exception of the generator ends the call,
@@ -139,10 +141,14 @@ def best_of_n(
     decided: dict[str, Selection] = {}
     try:
         for prompt in unique:
+            if doing:
+                doing(f"making candidates of {prompt!r}")
             if callable(candidates):
                 entrants = _all_generated(candidates, prompt, seeds, out)
             else:
                 entrants = [_opened(source) for source in candidates.get(prompt, ())]
+            if doing:
+                doing(f"judging {', '.join(Path(entrant.name).name for entrant in entrants)}")
             decided[prompt] = _select(prompt, entrants, _scored(reward, prompt, entrants), seeds)
             if log:
                 log.add(decided[prompt])

@@ -98,6 +98,12 @@ def train_grpo(recipe: GrpoRecipe) -> Path:
     if run.log is not None:
         kept = [row for row in read_rows(table) if row["step"] <= run.step]
         write_whole(table, "".join(json.dumps(row) + "\n" for row in kept))
+    with run.here.guard():
+        _steps(run, stage, recipe, reference, table)
+        return run.write_model("final")
+
+
+def _steps(run: Run, stage: Stage, recipe: GrpoRecipe, reference: AnswerLogProbs | None, table: Path) -> None:
     progress = bar(run, "stage 3")
     while run.step < recipe.run.last:
         began = time.time()
@@ -135,7 +141,6 @@ def train_grpo(recipe: GrpoRecipe) -> Path:
         if stop:
             raise Stopped(f"stopped after step {run.step}: {stop}", run.out)
     progress.close()
-    return run.write_model("final")
 
 
 def _reference(recipe: GrpoRecipe, run: Run) -> AnswerLogProbs:
@@ -169,8 +174,10 @@ def _collect(stage: Stage, recipe: GrpoRecipe, run: Run) -> _Collected:
     rollouts: list[Rollout] = []
     run.module.eval()  # no gradient checkpointing while a cache is in use
     for at in range(0, len(prompts), recipe.rollout_videos):
+        asked = prompts[at : at + recipe.rollout_videos]
+        run.here.at(f"step {run.step}, rolling out {', '.join(prompt.record.id for prompt in asked)}")
         with run.autocast():
-            rollouts += roll_out(run.model, run.processor, prompts[at : at + recipe.rollout_videos], asking, store)
+            rollouts += roll_out(run.model, run.processor, asked, asking, store)
     run.module.train()
     earned = [None if r.error else terms(r.first, r.second, r.ending, r.record, r.scan_times_s, recipe.weights) for r in rollouts]
     rewards = torch.tensor([math.nan if one is None else one.total for one in earned], dtype=torch.float64).view(
@@ -260,8 +267,9 @@ def _gather(run: Run, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @dataclass(eq=False)
 class _Micro:
-    """Some rollouts ready to be scored: their segments' batch, which rollout each segment belongs to, and what does not change."""
+    """Some rollouts ready to be scored: their videos' names, their segments' batch, which rollout each segment belongs to, and what does not change."""
 
+    names: str
     batch: dict[str, Tensor]
     owners: list[list[int]]
     advantage: Tensor
@@ -298,7 +306,8 @@ def _micro(run: Run, collected: _Collected, at: int, size: int) -> _Micro:
         owners.append(list(range(count, count + len(rollout.segments))))
         count += len(rollout.segments)
     gains = torch.tensor(collected.advantages[at : at + size], dtype=torch.float32, device=run.device)
-    return _Micro(make_batch(run.processor, segments, collected.store), owners, gains)
+    names = ", ".join(sorted({rollout.record.id for rollout in part}))
+    return _Micro(names, make_batch(run.processor, segments, collected.store), owners, gains)
 
 
 def _losses(
@@ -307,6 +316,7 @@ def _losses(
     for micro in micros:
 
         def part(micro: _Micro = micro) -> Tensor:
+            run.here.at(f"step {run.step}, learning from {micro.names}")
             log_p = side_by_side(run.module(on(run.device, micro.batch)), micro.owners)
             mask = side_by_side(answer_mask(micro.batch).to(run.device), micro.owners)
             old = log_p.detach() if micro.old is None else micro.old

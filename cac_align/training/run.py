@@ -32,6 +32,7 @@ from torch import Tensor
 from cac_align.files import write_whole
 from cac_align.training.policy import AnswerLogProbs, core
 from cac_align.training.watch import Stopped
+from cac_align.whereabouts import Whereabouts
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Run:
             self.out.mkdir(parents=True, exist_ok=True)
             claim(self.out, recipe)
         accelerator.wait_for_everyone()
+        self.here = Whereabouts(self.out / "processes", accelerator.process_index, accelerator.num_processes)
         vectors = [p for p in scorer.parameters() if p.requires_grad and p.ndim < 2]
         matrices = [p for p in scorer.parameters() if p.requires_grad and p.ndim >= 2]
         groups = [{"params": matrices, "weight_decay": keeping.weight_decay}, {"params": vectors, "weight_decay": 0.0}]

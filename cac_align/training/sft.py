@@ -73,6 +73,12 @@ def train_sft(recipe: SftRecipe) -> Path:
     run = Run(recipe.out, recipe, recipe.run, accelerator, AnswerLogProbs(model), processor)
     if run.finished:
         return run.out / "final"
+    with run.here.guard():
+        _steps(run, stage, recipe)
+        return run.write_model("final")
+
+
+def _steps(run: Run, stage: Stage, recipe: SftRecipe) -> None:
     progress, began = bar(run, f"stage {recipe.stage}"), time.time()
     while run.step < recipe.run.last:
         batches, count = _prepare(stage, draw(stage, run.step, recipe.batch), recipe, run)
@@ -91,31 +97,37 @@ def train_sft(recipe: SftRecipe) -> Path:
         if due or run.step % recipe.run.save_every == 0 or run.step == recipe.run.last:
             run.save()
     progress.close()
-    return run.write_model("final")
 
 
-def _prepare(stage: Stage, samples: Sequence[Sample], recipe: SftRecipe, run: Run) -> tuple[list[dict[str, Any]], float]:
-    """This process's micro-batches, and the number of answer tokens in the batch of all processes."""
+Named = tuple[str, dict[str, Any]]
+"""The names of a micro-batch's videos, and the micro-batch."""
+
+
+def _prepare(stage: Stage, samples: Sequence[Sample], recipe: SftRecipe, run: Run) -> tuple[list[Named], float]:
+    """This process's micro-batches with the names of their videos, and the number of answer tokens in the batch of all processes."""
     accelerator = run.accelerator
     batches = []
     for part in shares(samples, recipe.micro_batch, accelerator.process_index, accelerator.num_processes):
         store: dict[Any, Any] = {}
+        names = ", ".join(sample.record for sample in part)
+        run.here.at(f"step {run.step}, reading {names}")
         segments = [usable(stage, sample, run.processor, store, recipe.model.max_pixels) for sample in part]
-        batches.append(make_batch(run.processor, segments, store))
-    own = sum(int(answer_mask(batch).sum()) for batch in batches)
+        batches.append((names, make_batch(run.processor, segments, store)))
+    own = sum(int(answer_mask(batch).sum()) for _, batch in batches)
     return batches, accelerator.reduce(torch.tensor(float(own), device=run.device), "sum").item()
 
 
-def _descend(run: Run, batches: Sequence[dict[str, Any]], count: float) -> tuple[float, float]:
+def _descend(run: Run, batches: Sequence[Named], count: float) -> tuple[float, float]:
     """One step on the mean cross-entropy per answer token; returns the gradient's norm and the loss over all processes."""
     seen: list[torch.Tensor] = []
 
-    def part(batch: dict[str, Any]) -> torch.Tensor:
+    def part(names: str, batch: dict[str, Any]) -> torch.Tensor:
+        run.here.at(f"step {run.step}, learning from {names}")
         value = -run.module(on(run.device, batch)).sum() / count
         seen.append(value.detach())
         return value
 
-    norm = run.descend(partial(part, batch) for batch in batches)
+    norm = run.descend(partial(part, *each) for each in batches)
     return norm, run.accelerator.reduce(torch.stack(seen).sum(), "sum").item()
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -278,6 +279,29 @@ def test_marks_agree_with_the_teachers_words(pool):
             assert marks.places[slot] == (-1 if where == "away" else "abcd".index(where[0]) * 4 + int(where[1]) - 1)
             # a look that stands in no cell of a broken frame is not asked for there
             assert (marks.known[slot] == ((marks.frames[slot] == 0) | marks.cells[slot].any(0))).all()
+
+
+def test_the_measured_shape_is_asked_for_where_it_was_measured(pool):
+    clip = replace(pool[1], bent=tuple(np.exp(np.linspace(-3, 3, len(pool[1].pixels)))))
+    shown = (0, 4, 8)
+    marks = marks_of([(clip, shown), (pool[0], shown)])
+    logs = np.clip(np.linspace(-3, 3, len(clip.pixels)), -1.5, 1.5)
+    wanted = [np.nan if clip.places[index] == "away" else logs[index // 2] for index in (0, 4, 8, 8)]
+    assert marks.bent.reshape(-1)[:4] == pytest.approx(wanted, nan_ok=True, abs=1e-6)
+    assert np.isnan(marks.bent[2:]).all()  # nobody measured the second clip
+    heads, plain = Heads(8, bent=1.0), Heads(8)
+    tokens = torch.randn(len(marks.bent), 16, 8)
+    with torch.no_grad():
+        plain.load_state_dict(heads.state_dict(), strict=False)
+        difference = (heads(tokens, marks)[0] - plain(tokens, marks)[0]).item()
+        # by hand: each frame's answer is the tokens' answers weighed by where they see the entity
+        weights = torch.nn.functional.linear(tokens, heads.here.weight, heads.here.bias).softmax(1)
+        answers = torch.nn.functional.linear(tokens, heads.bent.weight, heads.bent.bias)
+        guessed = (weights * answers).sum(1).reshape(-1).numpy()
+    held = np.isfinite(marks.bent.reshape(-1))
+    assert difference == pytest.approx(np.abs(guessed - marks.bent.reshape(-1))[held].mean(), rel=1e-4)
+    nothing = marks_of([(pool[0], shown), (pool[1], shown)])
+    assert heads(tokens, nothing)[0].item() == pytest.approx(plain(tokens, nothing)[0].item(), rel=1e-6)
 
 
 def test_patches_are_the_processors(processor, pool):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cac_align.judgement import ANOMALY_TYPES
-from cac_align.miniature.oracle import CANNOT, CLAIMS, agreement, degrade, judge
-from cac_align.miniature.world import STUDIO, TEST_SEEDS, make_clip
+from cac_align.miniature.oracle import CANNOT, CLAIMS, TOLERANCE, agreement, degrade, judge, look
+from cac_align.miniature.world import PLAYGROUND, STUDIO, TEST_SEEDS, make_clip
 from cac_align.video import Video
 
 FIRST = TEST_SEEDS.start + 60_000
@@ -127,3 +127,27 @@ def test_bad_input_is_named():
 
 def test_claims_are_types_and_limits_are_stated():
     assert set(CLAIMS) <= set(ANOMALY_TYPES) and len(CLAIMS) >= 3 and CANNOT
+
+
+def test_a_mild_outline_is_tolerated_and_a_grave_one_is_not():
+    """Around the clip's own limit nothing changes but the factor: the same blots, judged by 1 and by TOLERANCE."""
+    clips = [make_clip(seed, PLAYGROUND, anomalous=True) for seed in range(2_300_001, 2_300_200, 2)]
+    melting = [clip for clip in clips if clip.defects[0].subtype == "melt"][:8]
+    assert len(melting) == 8
+    milder = 0
+    for clip in melting:
+        sound = make_clip(clip.seed, PLAYGROUND, anomalous=False)
+        worst = look(clip.prompt, clip.video()).fit
+        # Mix the melting clip into its sound twin until its worst frame lies between the two limits.
+        for share in np.linspace(0.05, 1.0, 39):
+            mixed = np.clip(sound.pixels * (1 - share) + clip.pixels * share + 0.5, 0, 255).astype(np.uint8)
+            strict = look(clip.prompt, Video.open(mixed, fps=16), tolerance=1.0)
+            if 1.1 < (strict.fit.blot / strict.fit.limit).max() < 1.25:
+                lenient = look(clip.prompt, Video.open(mixed, fps=16))
+                assert np.allclose(lenient.fit.blot, strict.fit.blot)
+                assert lenient.fit.limit == pytest.approx(TOLERANCE * strict.fit.limit)
+                assert "Object Distortion" not in lenient.verdict.types
+                milder += strict.verdict.status == "abnormal"
+                break
+        assert (worst.blot > worst.limit).any()
+    assert milder >= 4  # called broken by a factor of 1, though nobody would report them

@@ -22,7 +22,7 @@ import numpy as np
 from cac_align.judgement import Anomaly, Box, Window
 from cac_align.miniature import teacher
 from cac_align.miniature.draw import extent
-from cac_align.miniature.oracle import Sight, look
+from cac_align.miniature.oracle import TOLERANCE, Sight, look
 from cac_align.miniature.pool import KEPT_EVERY
 from cac_align.miniature.world import PLAYGROUND, PROMPT_SEEDS, TRAIN_SEEDS, make_prompts
 from cac_align.recipe import GeneratorRecipe, load_generator, read_recipe
@@ -51,6 +51,7 @@ class Generated:
     steps: int = 10
     batch: int = 20
     threads: int = 1
+    tolerance: float = TOLERANCE
 
     def __post_init__(self) -> None:
         if self.seed < HELD_OUT.stop and self.seed + self.clips > HELD_OUT.start:
@@ -181,7 +182,7 @@ def draw(recipe: Generated) -> Path:
             for number, prompt, video in zip(
                 numbers, prompts, generator.batch(prompts, [recipe.seed + n for n in numbers]), strict=True
             ):
-                row, kept = _annotated(prompt, video)
+                row, kept = _annotated(prompt, video, recipe.tolerance)
                 rows.append({"seed": recipe.seed + number, **row, "offset": end, "bytes": kept.nbytes})
                 pixels.write(kept.tobytes())
                 end += kept.nbytes
@@ -209,8 +210,8 @@ def couple(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _annotated(prompt: str, video: Video) -> tuple[dict[str, Any], np.ndarray]:
-    sight = look(prompt, video)
+def _annotated(prompt: str, video: Video, tolerance: float) -> tuple[dict[str, Any], np.ndarray]:
+    sight = look(prompt, video, tolerance=tolerance)
     anomalies = anomalies_of(sight, video.fps, video.height, video.width)
     scan_s = [video.times_s[index] for index in video.indices_at(4.0)]
     kept = np.ascontiguousarray(video.frames(range(0, len(video), KEPT_EVERY)).pixels)
@@ -223,6 +224,7 @@ def _annotated(prompt: str, video: Video) -> tuple[dict[str, Any], np.ndarray]:
         "width": video.width,
         "anomalies": [anomaly.to_json() for anomaly in anomalies],
         "places": places_of(sight, video.height, video.width),
+        "bent": [round(float(blot / sight.fit.limit), 3) for blot in sight.fit.blot[::KEPT_EVERY]],
         "scannable": bool(teacher.visible(anomalies, scan_s)),
         "broken": sight.verdict.status == "abnormal",
         "follows": all(sight.verdict.follows.values()),

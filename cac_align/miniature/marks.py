@@ -9,7 +9,9 @@ thrown away afterwards.
 
 Loss = 3 · cross-entropy of looks per cell (summed over looks, mean over cells) + cross-entropy of looks per frame + L1 of box edges
 where something is broken + 0.5 · cross-entropy of the main entity's cell + 0.1 · cross-entropy of the kinds and colours in the prompt
-+ cross-entropy of "this clip is broken" + softplus(s(whole) − s(broken)) of every couple, which differs in the defect only.
++ cross-entropy of "this clip is broken" + softplus(s(whole) − s(broken)) of every couple, which differs in the defect only
++ bent · L1 of the logarithm of how far the entity is off its shape, where that was measured: a defect is a matter of degree, and "melts,
+just about" says far more to a learner than one bit per clip.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from jaxtyping import Bool, Float, Int64
 from cac_align.judgement import Box, shown_frames
 from cac_align.miniature import teacher
 from cac_align.miniature.grammar import COLOURS, KINDS, parse_prompt
-from cac_align.miniature.pool import PoolClip
+from cac_align.miniature.pool import KEPT_EVERY, PoolClip
 
 CELLS = 4
 """Visual tokens per side of a 64-px frame."""
@@ -40,6 +42,7 @@ class Marks:
     (an absence has boxes on its boundary frames only). known: where ``cells`` is asked for: not on a broken frame without a box.
     edges: left, top, right, bottom in [0, 1] of the broken thing (NaN where a cell shows none). words: kinds and colours in the prompt.
     places: the main entity's cell in either frame, counted row by row; −1 while it is missing. clips: which clip a pair belongs to.
+    bent: log of how far the entity is off its shape (0: the oracle's limit), in [−1.5, 1.5]; NaN where nobody measured it.
     """
 
     cells: Float[np.ndarray, "N 2 16 L"]
@@ -49,11 +52,12 @@ class Marks:
     words: Float[np.ndarray, "N 17"]
     places: Int64[np.ndarray, "N 2"]
     clips: Int64[np.ndarray, " N"]
+    bent: Float[np.ndarray, "N 2"]
 
 
 def marks_of(shown: Sequence[tuple[PoolClip, Sequence[int]]]) -> Marks:
     """The marks of these clips, each with the source frames shown of it; of an odd number the last one stands twice, as in the processor."""
-    cells, frames, known, edges, words, places, clips = [], [], [], [], [], [], []
+    cells, frames, known, edges, words, places, clips, bent = [], [], [], [], [], [], [], []
     for number, (clip, indices) in enumerate(shown):
         indices = [*indices, *indices[-1:] * (len(indices) % 2)]
         times = [clip.clock.times_s[index] for index in indices]
@@ -72,7 +76,14 @@ def marks_of(shown: Sequence[tuple[PoolClip, Sequence[int]]]) -> Marks:
         words.append(np.tile(np.array([word in named for word in _WORDS], np.float32), (pairs, 1)))
         places.append(np.array([_place(clip.places[index]) for index in indices]).reshape(pairs, 2))
         clips.append(np.full(pairs, number))
-    return Marks(*(np.concatenate(parts) for parts in (cells, frames, known, edges, words, places, clips)))
+        bent.append(np.array([_bent(clip, index) for index in indices], np.float32).reshape(pairs, 2))
+    return Marks(*(np.concatenate(parts) for parts in (cells, frames, known, edges, words, places, clips, bent)))
+
+
+def _bent(clip: PoolClip, index: int) -> float:
+    if not clip.bent or clip.places[index] == teacher.AWAY:
+        return float("nan")
+    return float(np.clip(np.log(max(clip.bent[index // KEPT_EVERY], 1e-6)), -1.5, 1.5))
 
 
 def _place(place: str) -> int:
@@ -103,10 +114,14 @@ def overlap(box: Box) -> tuple[Float[np.ndarray, " 16"], Float[np.ndarray, " 16"
 
 
 class Heads(torch.nn.Module):
-    """Linear questions to visual tokens of ``hidden`` numbers: per token two frames of looks, edges and presence, per clip one verdict."""
+    """Linear questions to visual tokens of ``hidden`` numbers: per token two frames of looks, edges and presence, per clip one verdict.
 
-    def __init__(self, hidden: int, *, seed: int = 0) -> None:
+    bent: how much the measured shape counts (0: it is not asked for).
+    """
+
+    def __init__(self, hidden: int, *, seed: int = 0, bent: float = 0.0) -> None:
         super().__init__()
+        self.bent_weight = bent
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.looks = torch.nn.Linear(hidden, 2 * len(teacher.LOOKS))
@@ -114,6 +129,7 @@ class Heads(torch.nn.Module):
             self.words = torch.nn.Linear(hidden, len(_WORDS))
             self.broken = torch.nn.Linear(hidden, 1)
             self.here = torch.nn.Linear(hidden, 2)
+            self.bent = torch.nn.Linear(hidden, 2) if bent else None
         torch.nn.init.constant_(self.looks.bias, -5.0)  # almost no cell shows almost any look
         torch.nn.init.constant_(self.broken.bias, -4.0)
 
@@ -135,6 +151,8 @@ class Heads(torch.nn.Module):
         here = self.here(tokens).transpose(1, 2).reshape(2 * count, CELLS * CELLS)
         places = torch.from_numpy(marks.places).reshape(-1)
         loss = loss + 0.5 * torch.nn.functional.cross_entropy(here, places, ignore_index=-1)
+        if self.bent is not None:
+            loss = loss + self.bent_weight * self._bent_loss(tokens, here.detach(), torch.from_numpy(marks.bent).reshape(-1))
         loss = loss + 0.1 * binary(self.words(tokens.mean(1)), torch.from_numpy(marks.words))
         score = self._score(tokens, marks)
         broken = _per_clip(frames.amax((1, 2)), marks)
@@ -144,6 +162,15 @@ class Heads(torch.nn.Module):
         if sign.any():
             loss = loss + torch.nn.functional.softplus(sign * (first - second))[sign != 0].mean()
         return loss, ((score > 0) == (broken > 0)).float().mean().item()
+
+    def _bent_loss(self, tokens: torch.Tensor, here: torch.Tensor, bent: torch.Tensor) -> torch.Tensor:
+        """L1 over the frames measured; the tokens answer in proportion to how surely they hold the entity (``here``: its logits)."""
+        measured = torch.isfinite(bent)
+        if not measured.any():
+            return tokens.sum() * 0
+        each = self.bent(tokens).transpose(1, 2).reshape(len(bent), CELLS * CELLS)
+        guessed = (each * here.softmax(-1)).sum(-1)
+        return (guessed[measured] - bent[measured]).abs().mean()
 
     def _score(self, tokens: torch.Tensor, marks: Marks) -> Float[torch.Tensor, " clips"]:
         """Log-odds that a clip is broken: a soft maximum of its tokens' scores."""

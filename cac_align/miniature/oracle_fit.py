@@ -117,7 +117,10 @@ def residual_blot(difference: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """An entity laid over the clip: its track (frame coordinates), the residual blot per frame, what was seen of its colour."""
+    """An entity laid over the clip: its track (frame coordinates), the residual blot per frame, what was seen of its colour.
+
+    tolerance: factor on the limit (``oracle.TOLERANCE``).
+    """
 
     entity: Entity
     sigma: float
@@ -127,6 +130,7 @@ class Fit:
     peak: Float[np.ndarray, " T"]
     x: Float[np.ndarray, " T"]
     y: Float[np.ndarray, " T"]
+    tolerance: float = 1.0
 
     @property
     def limit(self) -> float:
@@ -134,7 +138,7 @@ class Fit:
 
         A soft or slightly misdrawn clip is thus judged against itself; one that is wrong throughout still fails.
         """
-        return LIMITS[self.entity.kind] + float(np.clip(np.quantile(self.blot, 0.2) - 18, 0, 25))
+        return self.tolerance * (LIMITS[self.entity.kind] + float(np.clip(np.quantile(self.blot, 0.2) - 18, 0, 25)))
 
 
 _SWINGS = np.linspace(-1, 1, 15)

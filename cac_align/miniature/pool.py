@@ -69,7 +69,8 @@ class LessonPlan:
 class PoolClip:
     """A rendered clip. pixels: uint8 (K, H, W, 3), source frames 0, 2, 4, …; ``clock`` knows all source frames' times.
 
-    places: where the main entity is, by source frame (``teacher.places``).
+    places: where the main entity is, by source frame (``teacher.places``). bent: per kept frame, how far the entity is off its shape, 1
+    being what the oracle calls misshapen (``generated``); empty where nobody measured it.
     """
 
     seed: int
@@ -78,6 +79,7 @@ class PoolClip:
     clock: Video
     places: tuple[str, ...]
     pixels: UInt8[np.ndarray, "K H W 3"]
+    bent: tuple[float, ...] = ()
 
     def frames(self, indices: Sequence[int], fps: float) -> Frames:
         """These source frames; an odd one shows its even neighbour's pixels."""
@@ -165,7 +167,8 @@ class ClipPool:
         times = tuple(frame / row["fps"] for frame in range(row["num_frames"]))
         clock = Video(row["fps"], times, row["height"], row["width"], f"world {row['seed']}", None)
         anomalies = tuple(Anomaly.from_json(item) for item in row["anomalies"])
-        return PoolClip(row["seed"], row["prompt"], anomalies, clock, tuple(row["places"]), pixels)
+        bent = tuple(row.get("bent", ()))
+        return PoolClip(row["seed"], row["prompt"], anomalies, clock, tuple(row["places"]), pixels, bent)
 
     def draw(self, rng: np.random.Generator, plan: LessonPlan) -> tuple[str, int]:
         """Which world a batch comes from, and a number of frames, as often as its abnormal clips have it."""

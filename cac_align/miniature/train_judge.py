@@ -55,6 +55,7 @@ class JudgeTraining:
     Optimiser steps of the four stages: see_steps (the image encoder's schooling, see_batch frame pairs each), watch_steps (the language
     model's: what is broken, asked of the visual tokens, before any answer), pair_steps (answers about frame pairs), steps (turn 1 and
     turn 2 together). batch: clips per step. watch_weight: how much the visual tokens' questions go on counting beside the answers.
+    bent_weight: how much of those questions is about the measured shape of generated entities.
     lr, final_lr: peak and last learning rate of each stage; matrix_lr: peak of Muon's, for the inner matrices (0: AdamW for all).
     verdict_weight: how much a token that gives a verdict (a frame's, the status) weighs in the loss, the others weighing 1;
     miss_weight: how much more it weighs where turn 1 must not miss a broken frame. seed: of weights, batches and augmentation.
@@ -75,6 +76,7 @@ class JudgeTraining:
     see_batch: int = 128
     watch_steps: int = 0
     watch_weight: float = 0.0
+    bent_weight: float = 0.0
     pair_steps: int = 300
     steps: int = 1500
     batch: int = 32
@@ -141,7 +143,9 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
         _take_encoder(model, Path(recipe.encoder))
     batch_vision_attention(model)
     model.train()
-    heads = torch.nn.ModuleDict({name: Heads(recipe.size.text_hidden, seed=recipe.seed) for name in ("see", "watch")})
+    heads = torch.nn.ModuleDict(
+        {name: Heads(recipe.size.text_hidden, seed=recipe.seed, bent=recipe.bent_weight) for name in ("see", "watch")}
+    )
     optimizers = _optimizers(model, heads, recipe)
     checkpoint = out / "checkpoint.pt"
     done = 0

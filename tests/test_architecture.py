@@ -13,16 +13,17 @@ PACKAGE = Path(__file__).parent.parent / "cac_align"
 VALUES = {"video", "decoding", "encoding", "judgement", "answer", "overlap", "weights", "files"}
 ALLOWED = {
     **dict.fromkeys(VALUES, VALUES),
+    "whereabouts": VALUES | {"whereabouts"},
     "vlm": VALUES | {"vlm"},
     "cac": VALUES | {"vlm", "cac"},
     "rewards": VALUES | {"vlm", "cac", "rewards"},
     "generation": VALUES | {"rewards", "generation"},
     "recipe": VALUES | {"vlm", "cac", "rewards", "generation", "recipe"},
-    "flow_grpo": VALUES | {"rewards", "generation", "flow_grpo", "recipe"},
+    "flow_grpo": VALUES | {"rewards", "generation", "flow_grpo", "recipe", "whereabouts"},
     "plugins": VALUES | {"vlm", "cac", "rewards", "plugins", "recipe"},
     "data": VALUES | {"vlm", "cac", "data"},
     "evaluation": VALUES | {"rewards", "generation", "data", "evaluation", "recipe"},
-    "training": VALUES | {"vlm", "cac", "data", "recipe", "training"},
+    "training": VALUES | {"vlm", "cac", "data", "recipe", "training", "whereabouts"},
     "miniature": None,  # anything but the command line
     "cli": None,
     "__init__": {"video"},
@@ -143,7 +144,7 @@ def test_every_module_has_its_test():
             "mini_judge",
         ),
         **dict.fromkeys(("train_wan", "train_vae", "optimise"), "mini_wan"),
-        "table2": "demo",
+        "curves": "table2",
         "oracle_fit": "oracle",
         **dict.fromkeys(("vif_cot", "geneva", "broken_videos", "videophy2", "spotlight"), "external"),
     }

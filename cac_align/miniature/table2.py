@@ -1,6 +1,6 @@
 """Table 2 in miniature: how often the small Wan's clips break before and after alignment, with the oracle as the expert.
 
-LoRA folders by name → the same prompts and first noises for each → oracle → anomaly rate, motion, prompt following → docs/table2.md
+LoRA folders by name → the same prompts and first noises for each → oracle → anomaly rate, motion, prompt following → table2.md, table2.svg
 
     python -m cac_align.miniature.table2 OUT ur=RUN ur=RUN2 ur+cac=RUN …
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from cac_align.evaluation.statistics import Estimate, mean_interval
 from cac_align.generation.wan import Wan, hash_weights
+from cac_align.miniature import curves
 from cac_align.miniature.demo import playground_prompts
 from cac_align.miniature.oracle import judge
 from cac_align.vlm.local import set_threads
@@ -101,7 +102,8 @@ def _spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``table2 OUT [NAME=LORA …]``: judges the base and every LoRA, prints the table and writes ``OUT/table2.md``."""
+    """``table2 OUT [NAME=LORA …]``: judges the base and every LoRA, prints the table and writes ``OUT/table2.md`` and ``OUT/table2.svg``
+    (with the curves of each run whose ``log.jsonl`` lies beside its LoRA)."""
     if not arguments or any("=" not in part for part in arguments[1:]):
         print(__doc__, file=sys.stderr)
         return 2
@@ -109,11 +111,15 @@ def main(arguments: Sequence[str]) -> int:
     out = Path(arguments[0])
     out.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[list[Judged]]] = {"base": [judged("base", None, out)]}
+    logs: dict[str, list[Path]] = {}
     for part in arguments[1:]:
         name, lora = part.split("=", 1)
+        if (log := Path(lora).parent / "log.jsonl").is_file():
+            logs.setdefault(name, []).append(log)
         found.setdefault(name, []).append(judged(f"{name}-{hash_weights(Path(lora))[:12]}", lora, out))
     text = table(found)
     (out / "table2.md").write_text(text, encoding="utf-8")
+    curves.draw({name: [[row.broken for row in run] for run in runs] for name, runs in found.items()}, logs, out / "table2.svg")
     print(text)
     return 0
 

@@ -4,8 +4,7 @@ python benchmarks/stage3_rollouts.py [--model miniature|FOLDER] [--videos 8] [--
 
 Clips of the miniature world, G rollouts each. "shared" is ``training.rollout.roll_out``; "plain" is, per rollout, the processor, then
 transformers' ``generate`` with sampling, for each turn. Printed: rollouts per second, tokens, and the ratio of one run. Goal: 3 ×.
-All rows of a turn are decoded together until the last one ends, so few videos and one runaway answer leave little of the gain:
-with one video, measured 1.06 × per rollout and 1.71 × per token (200 tokens, one loaded CPU core).
+All rows of a turn are decoded together; those that ended leave by halves. What remains of the gain depends on how many go on together.
 On a GPU also the peak of memory beyond weights at G and at 2 G, and the size of one rollout's keys and values, which alone may grow.
 """
 

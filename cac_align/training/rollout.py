@@ -247,6 +247,7 @@ def sample(
     rows = mask.shape[0]
     drawn = torch.full((rows, recipe.max_new_tokens), end, dtype=torch.long, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
+    going = torch.arange(rows, device=device)  # which row each line of the batch belongs to; lines that ended leave it by halves
     mask = torch.nn.functional.pad(mask, (0, recipe.max_new_tokens), value=1)
     length = mask.shape[1] - recipe.max_new_tokens
     for step in range(recipe.max_new_tokens):
@@ -254,21 +255,25 @@ def sample(
         if not torch.isfinite(logits).all():
             raise Stopped("the policy's logits are NaN or infinite while sampling; lower run.lr and start from a fresh out=")
         logits = logits.masked_fill(forbidden, -torch.inf)
-        chosen = logits.argmax(-1) if noise is None else drawn_at(logits.softmax(-1), noise[:, step])
-        chosen = torch.where(ended, end, chosen)
-        drawn[:, step] = chosen
-        ended |= chosen == end
-        if step + 1 == recipe.max_new_tokens or bool(ended.all()):
+        chosen = logits.argmax(-1) if noise is None else drawn_at(logits.softmax(-1), noise[going, step])
+        chosen = torch.where(ended[going], end, chosen)
+        drawn[going, step] = chosen
+        ended[going] |= chosen == end
+        left = torch.nonzero(~ended[going]).squeeze(1)
+        if step + 1 == recipe.max_new_tokens or len(left) == 0:
             break
+        if 2 * len(left) <= len(going):
+            going, chosen, mask, following = going[left], chosen[left], mask[left], following[left]
+            cache.batch_select_indices(left)
         state = net.model.language_model(
             inputs_embeds=net.get_input_embeddings()(chosen)[:, None],
             attention_mask=mask[:, : length + step + 1],
-            position_ids=(following + step)[None, :, None].expand(3, rows, 1),
+            position_ids=(following + step)[None, :, None].expand(3, len(going), 1),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
     answers = []
-    for row in drawn[:, : step + 1].tolist():
+    for row in drawn.tolist():
         answers.append(tuple(row[: row.index(end) + 1] if end in row else row))
     return answers
 

@@ -79,6 +79,13 @@ def test_a_stopped_drawing_goes_on_with_the_same_clips(tmp_path, capsys):
     rows = [json.loads(line) for line in (tmp_path / "whole" / "drawn.jsonl").read_text().splitlines()]
     assert [each["seed"] for each in rows] == list(range(50_000_000, 50_000_008))
     assert len(ClipPool(tmp_path / "whole")) == len(couple(rows))
+    assert all(len(each["bent"]) == 9 and min(each["bent"]) > 0 for each in rows)  # of 17 frames every second one is kept
+    strict = replace(whole, out=str(tmp_path / "strict"), tolerance=1.0)
+    draw(strict)
+    stricter = [json.loads(line) for line in (tmp_path / "strict" / "drawn.jsonl").read_text().splitlines()]
+    for mild, hard in zip(rows, stricter, strict=True):
+        assert hard["bent"] == pytest.approx([1.3 * value for value in mild["bent"]], abs=2e-3)
+        assert hard["broken"] >= mild["broken"]
     with pytest.raises(ValueError, match="holds clips from seed 50000000, received seed=7"):
         draw(replace(whole, seed=7))
 

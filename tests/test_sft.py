@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import sharded_cpu
 import tiny_stage
 import torch
 from safetensors.torch import load_file
@@ -191,6 +192,42 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(root):
     assert [row["loss"] for row in rows(root / "killed") if "loss" in row] == [
         row["loss"] for row in rows(root / "unkilled") if "loss" in row
     ]
+
+
+SHARDED = os.path.join(os.path.dirname(__file__), "sharded_cpu.py")
+BLOCKS = {"FSDP_TRANSFORMER_CLS_TO_WRAP": "Qwen3VLTextDecoderLayer,Qwen3VLVisionBlock"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "settings"), [("FSDP", {**sharded_cpu.FSDP2, **BLOCKS}), ("DEEPSPEED", sharded_cpu.ZERO2)])
+def test_sharded_over_two_processes_it_gives_what_one_gives_and_resumes(root, kind, settings):
+    """Stage 2 under FSDP2 and under ZeRO-2 (where DeepSpeed is installed), two micro-batches a step on each of two gloo processes."""
+    if kind == "DEEPSPEED":
+        pytest.importorskip("deepspeed")
+    (root / "script.py").write_text(SCRIPT)
+    (root / "sharded_stage.py").write_text(SCRIPT)
+    more = ["run.steps=4", "run.eval_every=4", "micro_batch=1"]
+    env = {**HERE, **settings, "PYTHONPATH": f"{HERE['PYTHONPATH']}{os.pathsep}{root}"}
+
+    def sharded(*values):
+        out = run_two([SHARDED, "sharded_stage", *command(root, f"sharded-{kind}", *more, "run.cpu=false", *values)], env)
+        assert out.returncode == 0, out.stderr[-3000:]
+        assert f"distributed type {kind}, 2 processes" in out.stdout
+
+    sharded("run.save_every=2", "run.until=2")
+    sharded("run.save_every=2")
+    subprocess.run(
+        [sys.executable, str(root / "script.py"), *command(root, f"whole-{kind}", *more, "run.save_every=4")],
+        check=True,
+        env=HERE,
+    )
+    for a, b in zip(rows(root / f"whole-{kind}"), rows(root / f"sharded-{kind}"), strict=True):
+        for name in {"loss", "norm", "held_out_loss"} & a.keys():
+            assert a[name] == pytest.approx(b[name], rel=1e-4)
+    whole, parts, start = (weights(root / name) for name in (f"whole-{kind}/final", f"sharded-{kind}/final", "model"))
+    moved = max((whole[name] - start[name]).abs().max().item() for name in whole if name in start)
+    apart = max((whole[name] - parts[name]).abs().max().item() for name in whole)
+    assert apart < 0.02 * moved and moved > 1e-4
 
 
 @pytest.mark.slow

@@ -10,5 +10,5 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 def run_two(command, env):
     """The command (a script and its arguments, or -m and a module) in two processes."""
     return subprocess.run(
-        [*LAUNCH, *command], env={**os.environ, **env, "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True
+        [*LAUNCH, *command], env={**os.environ, "ACCELERATE_USE_CPU": "true", **env}, capture_output=True, text=True
     )

@@ -90,10 +90,7 @@ def start_accelerator(keeping: Keeping, mixed_precision: str, accumulation: int)
     if keeping.threads:
         torch.set_num_threads(keeping.threads)
     plugin = GradientAccumulationPlugin(num_steps=accumulation, sync_with_dataloader=False)
-    accelerator = Accelerator(mixed_precision=mixed_precision, gradient_accumulation_plugin=plugin, cpu=keeping.cpu)
-    if accelerator.state.deepspeed_plugin is not None:  # without a dataloader accelerate cannot tell it
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
-    return accelerator
+    return Accelerator(mixed_precision=mixed_precision, gradient_accumulation_plugin=plugin, cpu=keeping.cpu)
 
 
 class Run:
@@ -111,6 +108,10 @@ class Run:
         matrices = [p for p in scorer.parameters() if p.requires_grad and p.ndim >= 2]
         groups = [{"params": matrices, "weight_decay": keeping.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=keeping.lr, betas=(0.9, keeping.beta2), eps=1e-8)
+        if accelerator.state.deepspeed_plugin is not None:  # without a dataloader accelerate cannot tell it
+            accumulation = accelerator.gradient_accumulation_steps
+            known = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": accumulation, "gradient_clipping": keeping.clip_norm}
+            accelerator.state.deepspeed_plugin.deepspeed_config.update(known)
         self.module, self.optimizer = accelerator.prepare(scorer, adam)
         self.step, self.best = 0, None
         pointer = self.out / "checkpoint.json"

@@ -35,9 +35,11 @@ weights: install
 	for stage in cac_sft cac_sft_2 cac_sft_3 cac_sft_4; do $(BIN)/python -m cac_align.miniature.train_judge recipes/miniature/$$stage.yaml || exit 1; done
 	for stage in generated generated_2 generated_3 generated_4 generated_5 generated_6 generated_7; do $(BIN)/python -m cac_align.miniature.generated recipes/miniature/$$stage.yaml || exit 1; done
 	for stage in cac_sft_5 cac_sft_6 cac_sft_7 cac_sft_8 cac_sft_9 cac_sft_10 unified unified_2; do $(BIN)/python -m cac_align.miniature.train_judge recipes/miniature/$$stage.yaml || exit 1; done
-	$(BIN)/python -m cac_align.miniature.calibrate runs/cac_sft_10/final 320
+	$(BIN)/python -m cac_align.miniature.train_judge recipes/miniature/cac_sft_10.yaml out=runs/cac_sft_10b seed=10
+	$(BIN)/python -m cac_align.miniature.averaging runs/cac_mean runs/cac_sft_10/final runs/cac_sft_10b/final
+	$(BIN)/python -m cac_align.miniature.calibrate runs/cac_mean 320
 	cp -r runs/miniature/wan_3/final/. cac_align/miniature/weights/wan
-	cp -r runs/cac_sft_10/final/. cac_align/miniature/weights/cac
+	cp -r runs/cac_mean/. cac_align/miniature/weights/cac
 	cp -r runs/unified_2/final/. cac_align/miniature/weights/unified
 	$(BIN)/python -m cac_align.weights
 

@@ -2,7 +2,7 @@
 
 judge folder + N clips of the small Wan → two turns → log-odds, oracle's verdicts → fit_temperature → FOLDER/cac_align.json
 
-    python -m cac_align.miniature.calibrate runs/cac_sft_10/final 320
+    python -m cac_align.miniature.calibrate runs/cac_mean 320
 """
 
 from __future__ import annotations

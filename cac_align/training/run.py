@@ -110,7 +110,11 @@ class Run:
         adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=keeping.lr, betas=(0.9, keeping.beta2), eps=1e-8)
         if accelerator.state.deepspeed_plugin is not None:  # without a dataloader accelerate cannot tell it
             accumulation = accelerator.gradient_accumulation_steps
-            known = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": accumulation, "gradient_clipping": keeping.clip_norm}
+            known = {
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": accumulation,
+                "gradient_clipping": keeping.clip_norm,
+            }
             accelerator.state.deepspeed_plugin.deepspeed_config.update(known)
         self.module, self.optimizer = accelerator.prepare(scorer, adam)
         self.step, self.best = 0, None

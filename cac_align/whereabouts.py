@@ -38,7 +38,7 @@ class Whereabouts:
 
     def __init__(self, folder: Path, rank: int = 0, processes: int = 1) -> None:
         self.folder, self.rank, self.processes = folder, rank, processes
-        self._guarded = False
+        self._guarded = self._made = False
         self._facts: dict[str, Any] = {"rank": rank, "pid": os.getpid(), "host": socket.gethostname()}
 
     def at(self, doing: str) -> None:
@@ -59,10 +59,11 @@ class Whereabouts:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Around the work. A clean end removes the file; an error is written into it; an error because others are gone becomes ``ProcessLost``.
+        """Around the work. A clean end removes the file, and so does wrong input of a single process; another error is written into it; an error because others are gone becomes ``ProcessLost``.
 
         Says (as a warning) where a former process of this rank ended, if it did not end well.
         """
+        self._made = not self.folder.parent.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         former = _read(self._path)
         if former is not None and not _runs(former):
@@ -81,7 +82,10 @@ class Whereabouts:
             if lost:
                 self._gone()
                 raise ProcessLost(_resumable(lost)) from error
-            self._write(ended=f"{type(error).__name__}: {error}")
+            if self.processes == 1 and isinstance(error, ValueError):  # wrong input, told to the caller: nothing to remember
+                self._gone()
+            else:
+                self._write(ended=f"{type(error).__name__}: {error}")
             raise
         finally:
             self._guarded = False
@@ -122,8 +126,10 @@ class Whereabouts:
 
     def _gone(self) -> None:
         self._path.unlink(missing_ok=True)
-        with suppress(OSError):  # others are still at work
+        with suppress(OSError):  # others are still at work, or something was made
             self.folder.rmdir()
+            if self._made:
+                self.folder.parent.rmdir()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

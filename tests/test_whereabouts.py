@@ -55,6 +55,12 @@ def test_an_error_is_kept_in_its_own_words_and_raised_as_it_is(tmp_path, caplog)
     assert "at step 1, judging v7: RuntimeError: out of memory" in caplog.text
 
 
+def test_wrong_input_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ValueError, match="no such reward"), Whereabouts(tmp_path / "out" / "p").guard():
+        raise ValueError("no such reward")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_failed_exchange_becomes_the_death_of_the_other_process(tmp_path):
     note(tmp_path / "p", 1)
     told = (
@@ -87,7 +93,11 @@ def test_a_killed_process_is_named_with_its_sample_and_the_same_command_goes_on(
     running = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     path, until = out / "processes" / "rank-1.json", time.time() + 200
     while time.time() < until:
-        if path.exists() and "judging" in (facts := json.loads(path.read_text()))["doing"]:
+        if (
+            path.exists()
+            and "judging" in (facts := json.loads(path.read_text()))["doing"]
+            and path.with_name("rank-0.json").exists()
+        ):
             break
         time.sleep(0.01)
     os.kill(facts["pid"], signal.SIGKILL)

@@ -13,26 +13,17 @@ from cac_align.cli.prompts import read_prompts
 
 def run_best_of_n(options: argparse.Namespace) -> int:
     from cac_align.evaluation.selection_page import write_selection_page
-    from cac_align.generation.best_of_n import best_of_n, read_candidates
-    from cac_align.recipe import BestOfNRecipe, GeneratorRecipe, load_generator, load_reward, read_recipe
+    from cac_align.recipe import BestOfNRecipe, read_recipe
+    from cac_align.whereabouts import Whereabouts
 
     recipe = read_recipe(BestOfNRecipe, options.recipe, options.overrides)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        _processes()
     prompts = [row["prompt"] for row in read_prompts(options.prompts)]
-    n = recipe.n if options.n is None else options.n
-    seed = recipe.seed if options.seed is None else options.seed
-    reward = load_reward(recipe.reward)
-    if options.candidates is not None:
-        source: Any = read_candidates(options.candidates, prompts)
-    else:
-        if recipe.generator == GeneratorRecipe():
-            _check_world_prompts(prompts)
-        source = load_generator(recipe.generator)
-    selections = _over_processes(best_of_n, prompts, source, reward, n=n, seed=seed, out=options.out, progress=_bar)
+    here = Whereabouts(options.out / "processes", *_share())
+    with here.guard():  # around the loading too: that is where memory runs out first
+        selections = _selections(options, recipe, prompts, here)
     if selections is None:  # one of several processes: the first one has the word
         return 0
-    page = write_selection_page(selections, options.out / "report.html", title=f"Best of {n}")
+    page = write_selection_page(selections, options.out / "report.html", title=f"Best of {_given(options.n, recipe.n)}")
     if options.json:
         print((options.out / "selection.jsonl").read_text(encoding="utf-8"), end="")
     else:
@@ -44,22 +35,39 @@ def run_best_of_n(options: argparse.Namespace) -> int:
     return 1 if undecided else 0
 
 
-def _over_processes(decide: Any, prompts: Sequence[str], source: Any, reward: Any, **settings: Any) -> Any:
-    """``decide`` in this process; under ``accelerate launch`` each process takes its share of the prompts, and the first one then reads
-    everything together. None in the others. A process that dies takes the others with it (``ProcessLost``), and the same command goes on."""
-    from cac_align.whereabouts import Whereabouts
+def _selections(options: argparse.Namespace, recipe: Any, prompts: Sequence[str], here: Any) -> Any:
+    """Load what is needed and choose. Under ``accelerate launch`` each process takes its share of the prompts, and the first one then reads
+    everything together; None in the others. A process that dies takes the others with it (``ProcessLost``), and the same command goes on."""
+    from cac_align.generation.best_of_n import best_of_n, read_candidates
+    from cac_align.recipe import GeneratorRecipe, load_generator, load_reward
 
-    count, index = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    here = Whereabouts(settings["out"] / "processes", index, count)
-    settings["doing"] = here.at
-    with here.guard():
-        if count > 1 and index < len(set(prompts)):
-            quiet = {} if index == 0 else {"progress": None}
-            decide(prompts, source, reward, share=(index, count), **{**settings, **quiet})
-        if count > 1:
-            here.at("waiting for the other processes")
-            _processes().wait_for_everyone()
-        return decide(prompts, source, reward, **settings) if index == 0 else None
+    index, count = _share()
+    if count > 1:
+        _processes()
+    reward = load_reward(recipe.reward)
+    if options.candidates is not None:
+        source: Any = read_candidates(options.candidates, prompts)
+    else:
+        if recipe.generator == GeneratorRecipe():
+            _check_world_prompts(prompts)
+        source = load_generator(recipe.generator)
+    settings = {"n": _given(options.n, recipe.n), "seed": _given(options.seed, recipe.seed), "out": options.out, "doing": here.at}
+    bar = _bar if index == 0 else None
+    if count > 1 and index < len(set(prompts)):
+        best_of_n(prompts, source, reward, share=(index, count), progress=bar, **settings)
+    if count > 1:
+        here.at("waiting for the other processes")
+        _processes().wait_for_everyone()
+    return best_of_n(prompts, source, reward, progress=bar, **settings) if index == 0 else None
+
+
+def _share() -> tuple[int, int]:
+    """Which of how many processes this is, as launchers say it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _given(value: int | None, otherwise: int) -> int:
+    return otherwise if value is None else value
 
 
 def _processes() -> Any:

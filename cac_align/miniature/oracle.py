@@ -49,7 +49,7 @@ GROSS = 1.5  # times the limit: an object this misshapen counts on one frame, a 
 TOLERANCE = 1.3
 """How many times its limit an object's outline may be off before it counts as misshapen. Of what the small Wan draws, two fifths of the clips
 that a factor of 1 calls broken are outlines off by a pixel or two for a sixteenth of a second, with no gap between them and sound ones:
-a person who watches the clip would not report them. Rendered defects of the playground lie beyond 1.3 (dev/LOG.md)."""
+a person who watches the clip would not report them. All but a few rendered defects lie beyond 1.3 (dev/LOG.md)."""
 STIR = 16.0  # blot above the usual one between a frame and the median frame of a still figure
 
 

@@ -31,3 +31,12 @@ def test_wan_1_3b_has_the_published_number_of_parameters():
     with torch.device("meta"):
         model = diffusers.WanTransformer3DModel(**published.wan_1_3b())
     assert count(model) == published.PARAMETERS["Wan2.1-T2V-1.3B transformer"]
+
+
+def test_an_optimiser_step_at_wans_shape_runs(monkeypatch):
+    """benchmarks/wan_step.py, one of the 30 blocks and a small video; at full size it needs a GPU, where it also measures memory."""
+    monkeypatch.syspath_prepend(str(Path(SPEC.origin).parent))
+    import wan_step
+
+    seconds, peak = wan_step.optimiser_step(layers=1, frames=5, height=32, width=32, guidance=5.0)
+    assert seconds > 0 and (peak is None) == (not torch.cuda.is_available())

@@ -1,4 +1,4 @@
-"""The alignment loop on a tiny real Wan: exact ratios, learning, interruption, several processes, and everything that can go wrong."""
+"""The alignment loop on a tiny real Wan: exact ratios, learning, interruption, and everything that can go wrong."""
 
 import json
 import re
@@ -11,10 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import sharded_cpu
 import torch
-from tiny_flow import WORDS, Brightness, environment, lora, recipe, rows, same, write_wan
-from two_processes import run_two
+from tiny_flow import WORDS, Brightness, environment, lora, recipe, rows, same, write_recipe, write_wan
 
 from cac_align.cli import main
 from cac_align.flow_grpo.adapter import copy_of
@@ -258,48 +256,6 @@ def test_sigkill_anywhere_and_the_same_command_end_in_the_same_lora(whole, model
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert same(lora(whole), lora(tmp_path / "run"))
-
-
-def write_recipe(given, folder):
-    from omegaconf import OmegaConf
-
-    path = folder / "recipe.yaml"
-    OmegaConf.save(OmegaConf.structured(given), path)
-    return str(path)
-
-
-@pytest.mark.slow
-def test_two_processes_have_the_same_curve_as_one(model, tmp_path):
-    given = recipe(model, tmp_path / "two", micro_batch=2, steps=2, watch=Watch(every=2, prompts=3, source="tiny_flow:prompts"))
-    done = run_two(["-m", "cac_align.cli", "align", write_recipe(given, tmp_path)], environment())
-    assert done.returncode in (0, 1), done.stderr[-3000:]
-    align(replace(given, out=str(tmp_path / "one")))
-    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
-        assert one["videos"] == two["videos"] == 8 and one["prompts"] == two["prompts"]
-        for name in ("score", "score_std", "motion", "grad_norm", "ratio"):
-            assert two[name] == pytest.approx(one[name], rel=1e-3), name
-        assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
-    first, second = lora(tmp_path / "one"), lora(tmp_path / "two")
-    for name in first:
-        torch.testing.assert_close(first[name], second[name], atol=2e-3, rtol=1e-2)
-    assert len((tmp_path / "two" / "watch.jsonl").read_text().splitlines()) == 2
-
-
-@pytest.mark.slow
-def test_sharded_over_two_processes_it_has_the_same_curve_as_one(model, tmp_path):
-    """FSDP2 as recipes/flow_grpo/accelerate/fsdp.yaml asks for it, on two gloo processes; stopped after a step, and resumed."""
-    given = recipe(model, tmp_path / "two", micro_batch=2, steps=2, device=None)
-    env = {**environment(), **sharded_cpu.FSDP2, "FSDP_TRANSFORMER_CLS_TO_WRAP": "WanTransformerBlock"}
-    done = run_two([sharded_cpu.__file__, "cac_align.cli", "align", write_recipe(given, tmp_path)], env)
-    assert done.returncode in (0, 1), done.stderr[-3000:]
-    assert "distributed type FSDP, 2 processes" in done.stdout
-    align(replace(given, out=str(tmp_path / "one"), device="cpu"))
-    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
-        for name in ("score", "motion", "grad_norm", "ratio"):
-            assert two[name] == pytest.approx(one[name], rel=1e-3), name
-    first, second = lora(tmp_path / "one"), lora(tmp_path / "two")
-    for name in first:
-        torch.testing.assert_close(first[name], second[name], atol=2e-3, rtol=1e-2)
 
 
 # ---- what can go wrong ---------------------------------------------------------------------------------------------

@@ -157,3 +157,12 @@ def environment():
     """For processes that must find this module and the package."""
     here = Path(__file__).parent
     return {**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+def write_recipe(given, folder):
+    """The recipe as a file; returns its path."""
+    from omegaconf import OmegaConf
+
+    path = folder / "recipe.yaml"
+    OmegaConf.save(OmegaConf.structured(given), path)
+    return str(path)

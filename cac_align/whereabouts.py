@@ -59,7 +59,8 @@ class Whereabouts:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Around the work. A clean end removes the file, and so does wrong input of a single process; another error is written into it; an error because others are gone becomes ``ProcessLost``.
+        """Around the work. A clean end removes the file, and so does wrong input (``ValueError``) of a single process; another error is
+        written into it; an error because others are gone becomes ``ProcessLost``.
 
         Says (as a warning) where a former process of this rank ended, if it did not end well.
         """

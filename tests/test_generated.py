@@ -88,6 +88,8 @@ def test_a_stopped_drawing_goes_on_with_the_same_clips(tmp_path, capsys):
         assert hard["broken"] >= mild["broken"]
     with pytest.raises(ValueError, match="holds clips from seed 50000000, received seed=7"):
         draw(replace(whole, seed=7))
+    with pytest.raises(ValueError, match="was annotated with tolerance=1.3, received tolerance=1.0"):
+        draw(replace(whole, tolerance=1.0))
 
 
 def test_held_out_noise_is_never_drawn_for_training():

@@ -5,13 +5,13 @@ verdicts by model, log.jsonl by model → three panels (anomaly rate with interv
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cac_align.evaluation.statistics import share
+from cac_align.training.run import read_rows
 
 SMOOTHED = 5
 """Steps averaged for one point of a curve: a step's four prompts differ in how hard they are."""
@@ -57,8 +57,7 @@ def draw(broken: Mapping[str, Sequence[Sequence[bool]]], logs: Mapping[str, Sequ
 
 def running_means(log: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps (from 1) and running means of a log's numbers; steps without one (skipped, nothing scored) are left out."""
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    found = [(row["step"] + 1, row[key]) for row in rows if row.get(key) is not None]
+    found = [(row["step"] + 1, row[key]) for row in read_rows(log) if row.get(key) is not None]
     steps, values = np.array([at for at, _ in found]), np.array([value for _, value in found], float)
     means = [values[max(0, at - SMOOTHED + 1) : at + 1].mean() for at in range(len(values))]
     return steps, np.array(means)

@@ -183,7 +183,9 @@ def draw(recipe: Generated) -> Path:
                 numbers, prompts, generator.batch(prompts, [recipe.seed + n for n in numbers]), strict=True
             ):
                 row, kept = _annotated(prompt, video, recipe.tolerance)
-                rows.append({"seed": recipe.seed + number, **row, "offset": end, "bytes": kept.nbytes})
+                rows.append(
+                    {"seed": recipe.seed + number, "tolerance": recipe.tolerance, **row, "offset": end, "bytes": kept.nbytes}
+                )
                 pixels.write(kept.tobytes())
                 end += kept.nbytes
                 lines.write(json.dumps(rows[-1]) + "\n")
@@ -239,6 +241,10 @@ def _kept(path: Path, recipe: Generated) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except ValueError:  # a kill tore the last line
             break
+    # Pools drawn before the oracle had a tolerance were annotated with a factor of 1, and do not say so.
+    found = rows[0].get("tolerance", 1.0) if rows else recipe.tolerance
+    if found != recipe.tolerance:
+        raise ValueError(f"{path} was annotated with tolerance={found}, received tolerance={recipe.tolerance}; give another out")
     if rows and rows[0]["seed"] != recipe.seed:
         raise ValueError(f"{path} holds clips from seed {rows[0]['seed']}, received seed={recipe.seed}; give another out")
     return rows[: len(rows) // recipe.batch * recipe.batch]

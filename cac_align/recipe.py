@@ -21,7 +21,8 @@ T = TypeVar("T")
 
 @dataclass
 class JudgeRecipe:
-    """One vision-language reward. ``kind``: cac | unified. ``model``: "miniature", a folder or hub id, or a server's URL.
+    """One component. ``kind``: cac | unified | motion (``rewards.motion``; it knows ``weight`` and ``full_speed`` alone).
+    ``model``: "miniature", a folder or hub id, or a server's URL.
 
     mode: two_turn; single_turn, or the verdict alone as "readout" or "json" (cheaper, other rewards: ``cac.single_turn``, ``verdict_only``).
     temperature: T of R = σ(log-odds / T); 1 is the paper's Eq. 7. ``None`` means: the reward's own default. For a server, ``served_model`` names the model and ``api_key_env`` the environment
@@ -45,6 +46,8 @@ class JudgeRecipe:
     # unified
     prompt_file: str | None = None
     allow_other_prompt: bool = False
+    # motion
+    full_speed: float = 0.15
     # a model that runs here
     revision: str | None = None
     device: str | None = None
@@ -90,10 +93,12 @@ class GeneratorRecipe:
 
 @dataclass
 class BestOfNRecipe:
-    """`cac-align best-of-n`: how many candidates per prompt, the first seed, who generates, who judges."""
+    """`cac-align best-of-n`: how many candidates per prompt, the first seed, whether prompts share seeds (``best_of_n``), who generates,
+    who judges."""
 
     n: int = 5
     seed: int = 0
+    distinct_seeds: bool = False
     generator: GeneratorRecipe = field(default_factory=GeneratorRecipe)
     reward: RewardRecipe = field(default_factory=RewardRecipe)
 
@@ -179,8 +184,10 @@ def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, ove
     if not recipe.components:
         raise ValueError("a reward recipe needs at least one component, e.g. components: {cac: {kind: cac, model: miniature}}")
     for name, component in recipe.components.items():
-        if component.kind not in ("cac", "unified") and ":" not in component.kind:
-            raise ValueError(f"component {name!r}: kind must be cac, unified or 'module:Name', received {component.kind!r}")
+        if component.kind not in ("cac", "unified", "motion") and ":" not in component.kind:
+            raise ValueError(
+                f"component {name!r}: kind must be cac, unified, motion or 'module:Name', received {component.kind!r}"
+            )
     rewards = {name: _load_component(component) for name, component in recipe.components.items()}
     if len(rewards) == 1:
         return next(iter(rewards.values()))
@@ -228,6 +235,10 @@ def _load_component(recipe: JudgeRecipe) -> Reward:
         if recipe.max_new_tokens is not None:
             options["max_new_tokens"] = recipe.max_new_tokens
         return UnifiedReward.load(recipe.model, allow_other_prompt=recipe.allow_other_prompt, **options, **backend)
+    if recipe.kind == "motion":
+        from cac_align.rewards.motion import Motion
+
+        return Motion(recipe.full_speed)
     return import_name(recipe.kind)()
 
 

@@ -91,6 +91,20 @@ def test_the_highest_wins_and_the_reason_says_why():
     assert chosen.video.frames([0]).pixels[0, 0, 0, 0] == 120
 
 
+def test_prompts_share_seeds_unless_they_are_to_be_distinct(tmp_path):
+    def generate(prompt, seed):
+        return Generator({seed: 60})(prompt, seed)
+
+    prompts = ["p", "q", "p", "r"]
+    shared = best_of_n(prompts, generate, Brightness(), n=2, seed=7)
+    assert [chosen.seeds for chosen in shared] == [(7, 8)] * 4
+    own = best_of_n(prompts, generate, Brightness(), n=2, seed=7, distinct_seeds=True, out=tmp_path)
+    assert [chosen.seeds for chosen in own] == [(7, 8), (9, 10), (7, 8), (11, 12)]
+    assert (tmp_path / "videos" / f"{slug('r')}-12.mp4").is_file()
+    second = best_of_n(prompts, generate, Brightness(), n=2, seed=7, distinct_seeds=True, share=(1, 2))
+    assert [chosen.seeds for chosen in second] == [(9, 10)], "a process of several takes the seeds that one would"
+
+
 def test_a_missing_score_loses_to_any_score():
     (chosen,) = best_of_n(["p"], Generator({0: 10, 1: 21}), Brightness(), n=2)
     assert chosen.chosen == 1 and chosen.reason.startswith("Candidate 1 (0.21) is the only one with a score.")

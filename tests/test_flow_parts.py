@@ -14,7 +14,7 @@ from tiny_flow import Boxes, Brightness, Broken, every, recipe, write_wan
 
 from cac_align.flow_grpo.adapter import add_lora, copy_of, follow, lora_of, save_lora, swapped, zeroed
 from cac_align.flow_grpo.crediting import telling
-from cac_align.flow_grpo.guard import Reading, alarms, motion, skipped_too_often, unscored_too_often
+from cac_align.flow_grpo.guard import Reading, alarms, skipped_too_often, unscored_too_often
 from cac_align.flow_grpo.journal import Rows, numbers_of, plain, seconds_of
 from cac_align.flow_grpo.judging import Judging, score_all
 from cac_align.flow_grpo.rollout import Flow, latent_shape, sample, sample_seed, velocity
@@ -23,6 +23,7 @@ from cac_align.flow_grpo.watching import watch_prompts
 from cac_align.generation.wan import Wan
 from cac_align.recipe import load_reward, read_recipe
 from cac_align.rewards.ledger import Ledger
+from cac_align.rewards.motion import motion
 from cac_align.video import Video
 
 ROOT = Path(__file__).parent.parent

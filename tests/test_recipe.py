@@ -13,6 +13,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 def test_reward_recipes_read(path):
     recipe = read_recipe(RewardRecipe, path)
     partners = {"unified"} if path.stem.endswith("_ur") else {"unified", "cac"}
+    partners |= {"motion"} if path.stem.endswith("_motion") else set()
     assert set(recipe.components) == partners and recipe.normalise == "range"
     assert {name: part.kind for name, part in recipe.components.items()} == {name: name for name in partners}
 

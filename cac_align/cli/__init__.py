@@ -55,6 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--n", type=int, default=5, help="candidates per prompt (default: 5)")
     demo.add_argument("--prompts", type=int, default=8, help="how many prompts (default: 8)")
     demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument(
+        "--guidance-scale",
+        type=float,
+        help="of the small Wan (default: 1.0, no guidance; above it fewer clips break, at twice the time)",
+    )
 
     score = verb("score", "scoring", "run_score", "score videos with a reward")
     score.add_argument("videos", nargs="+", metavar="VIDEO", help="video files")

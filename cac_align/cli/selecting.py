@@ -51,7 +51,13 @@ def _selections(options: argparse.Namespace, recipe: Any, prompts: Sequence[str]
         if recipe.generator == GeneratorRecipe():
             _check_world_prompts(prompts)
         source = load_generator(recipe.generator)
-    settings = {"n": _given(options.n, recipe.n), "seed": _given(options.seed, recipe.seed), "out": options.out, "doing": here.at}
+    settings = {
+        "n": _given(options.n, recipe.n),
+        "seed": _given(options.seed, recipe.seed),
+        "distinct_seeds": recipe.distinct_seeds,
+        "out": options.out,
+        "doing": here.at,
+    }
     bar = _bar if index == 0 else None
     if count > 1 and index < len(set(prompts)):
         best_of_n(prompts, source, reward, share=(index, count), progress=bar, **settings)
@@ -110,7 +116,8 @@ def selection_table(selections: Sequence[Any]) -> str:
 def run_demo(options: argparse.Namespace) -> int:
     from cac_align.miniature.demo import demo
 
-    for line in demo(options.out, n=options.n, num_prompts=options.prompts, seed=options.seed, progress=_bar):
+    settings = {"n": options.n, "num_prompts": options.prompts, "seed": options.seed, "guidance_scale": options.guidance_scale}
+    for line in demo(options.out, progress=_bar, **settings):
         print(line, flush=True)
     return 0
 

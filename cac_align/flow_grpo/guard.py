@@ -1,13 +1,9 @@
-"""The guards: how much moves in a video, and an alarm in plain sentences when the reward rises while something else falls.
+"""The guards: an alarm in plain sentences when the reward rises while something else falls.
 
-video → ``motion`` → number      watched readings (the same prompts and seeds, step after step) → ``alarms`` → sentences
+video → ``rewards.motion`` → number      watched readings (the same prompts and seeds, step after step) → ``alarms`` → sentences
 
 A reward that sees only defects is satisfied by a scene that hardly moves: in a first trial DiffusionNFT cut anomalies from 40 % to 1 %
 and slowed the motion by a quarter. So the same prompts and seeds are sampled again and again, and compared with the model before training.
-
-Motion is the normal-flow speed, without an optical-flow network. Brightness constancy, I_t = −u·∇I, says that a pattern with gradient
-|∇I| that moves by u changes by about |u||∇I| per frame; so Σ|I_t| / Σ|∇I| over a frame is a speed in pixels per frame, whatever the
-contrast. The median over frame pairs ignores the few frames in which something vanishes or jumps: losing those is no loss of motion.
 """
 
 from __future__ import annotations
@@ -17,27 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-
-from cac_align.video import Video
-
-STILL = 2 / 255
-"""Changes of brightness below this are compression and the decoder's flicker, not motion."""
-
-
-def motion(video: Video) -> float:
-    """Normal-flow speed in frame heights per second, >= 0; 0 for one frame. Compare it with the same prompt's and seed's only."""
-    if len(video) < 2:
-        return 0.0
-    grey = video.frames(range(len(video))).pixels.astype(np.float32).mean(-1) / 255  # (T, H, W)
-    grey = (grey[:, :-1, :-1] + grey[:, 1:, :-1] + grey[:, :-1, 1:] + grey[:, 1:, 1:]) / 4
-    change = np.abs(np.diff(grey, axis=0))
-    change[change < STILL] = 0.0
-    rise, run = np.diff(grey, axis=1)[:, :, :-1], np.diff(grey, axis=2)[:, :-1]
-    gradient = np.sqrt(rise**2 + run**2).sum((1, 2))
-    steps = change.sum((1, 2)) / np.maximum((gradient[:-1] + gradient[1:]) / 2, 1e-6)
-    return float(np.median(steps) * video.fps / video.height)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from cac_align.flow_grpo.credit import Grid, mask_of
-from cac_align.flow_grpo.guard import motion
 from cac_align.rewards.combine import Combined
 from cac_align.rewards.ledger import Ledger, score_key
+from cac_align.rewards.motion import motion
 from cac_align.rewards.reward import Reward, Score
 from cac_align.video import Video
 

@@ -96,6 +96,7 @@ def best_of_n(
     *,
     n: int = 5,
     seed: int = 0,
+    distinct_seeds: bool = False,
     out: Path | None = None,
     share: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
@@ -104,8 +105,9 @@ def best_of_n(
     """The best of several candidates per prompt, in the order of ``prompts`` (a prompt given twice is decided once).
 
     candidates: a generator ``(prompt, seed) → Video``; or given candidates by prompt; or a folder or JSONL (``read_candidates``).
-    n: how many to generate per prompt, with seeds ``seed … seed + n − 1``; given candidates are all judged. out: a folder to write
-    to and to resume from. share: (i, k): this is process i of k that fill one ``out`` together; it decides every k-th prompt and writes
+    n: how many to generate per prompt, with seeds ``seed … seed + n − 1``; given candidates are all judged. distinct_seeds: the i-th
+    prompt (from 0) takes ``seed + i·n … seed + (i + 1)·n − 1`` instead, so that no two prompts share a noise: what a rate with an
+    interval over prompts needs. out: a folder to write to and to resume from. share: (i, k): this is process i of k that fill one ``out`` together; it decides every k-th prompt and writes
     ``selection-i.jsonl``; once all are through, a call without share finds everything made and scored. progress: makes the progress bars, e.g. ``lambda total, about: tqdm(total=total, desc=about)``.
     doing: is told of each prompt that it is being made, and then judged (``whereabouts.Whereabouts.at``).
     Raises ``ValueError`` for no prompt, a blank one, n below 1, candidates that cannot be found, or an ``out`` whose videos come from
@@ -123,7 +125,8 @@ def best_of_n(
         raise ValueError(f"n must be at least 1, received {n}")
     if not 0 <= share[0] < share[1]:
         raise ValueError(f"share must be (i, k) with 0 <= i < k, received {share}")
-    prompts = list(dict.fromkeys(prompts))[share[0] :: share[1]] if share[1] > 1 else prompts
+    first = {prompt: seed + i * n * distinct_seeds for i, prompt in enumerate(dict.fromkeys(prompts))}
+    prompts = list(first)[share[0] :: share[1]] if share[1] > 1 else prompts
     unique = list(dict.fromkeys(prompts))
     if isinstance(candidates, (str, os.PathLike)):
         candidates = read_candidates(Path(candidates), unique)
@@ -135,12 +138,12 @@ def best_of_n(
         if callable(candidates):
             _same_generator(out / "generator.json", getattr(candidates, "passport", None))
         log = SelectionLog(out / ("selection.jsonl" if share[1] == 1 else f"selection-{share[0]}.jsonl"))
-    seeds = tuple(range(seed, seed + n)) if callable(candidates) else ()
     total = n * len(unique) if callable(candidates) else sum(len(candidates.get(prompt, ())) for prompt in unique)
     bar = progress(total, "candidates") if progress else None
     decided: dict[str, Selection] = {}
     try:
         for prompt in unique:
+            seeds = tuple(range(first[prompt], first[prompt] + n)) if callable(candidates) else ()
             if doing:
                 doing(f"making candidates of {prompt!r}")
             if callable(candidates):

@@ -54,15 +54,24 @@ def playground_prompts(count: int) -> list[str]:
 
 
 def demo(
-    out: Path, *, n: int = 5, num_prompts: int = 8, seed: int = 0, progress: Callable[[int, str], Any] | None = None
+    out: Path,
+    *,
+    n: int = 5,
+    num_prompts: int = 8,
+    seed: int = 0,
+    guidance_scale: float | None = None,
+    progress: Callable[[int, str], Any] | None = None,
 ) -> Iterator[str]:
-    """Run (or resume) the job in ``out``; yields the lines a newcomer should see, the summary last.
+    """Run (or resume) the job in ``out``; yields the lines a newcomer should see, the summary last. No two candidates share a noise.
+
+    guidance_scale: of the small Wan; None: its own default.
 
     Raises ``ValueError`` when the shipped weights are missing or damaged.
     """
     set_threads(1)  # the small judges' matrices are too small to share: two threads cost ten times the time on a busy machine
     prompts = playground_prompts(num_prompts)
-    selections = best_of_n(prompts, load_generator(GeneratorRecipe()), load_reward(), n=n, seed=seed, out=out, progress=progress)
+    generator = load_generator(GeneratorRecipe(guidance_scale=guidance_scale))
+    selections = best_of_n(prompts, generator, load_reward(), n=n, seed=seed, distinct_seeds=True, out=out, progress=progress)
     choices, comparison = summarise(selections, oracle_verdicts(selections))
     summary = {"prompts": len(prompts), "n": n, "seed": seed, "choices": [choice.to_json() for choice in choices], **comparison}
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

@@ -248,10 +248,7 @@ class Judgement:
 
     def reward_at(self, temperature: float) -> float:
         """R_T = σ(log-odds / T), in [0, 1]; T = 1 is Eq. 7. NaN when there is no verdict."""
-        odds = self.log_odds / temperature
-        if self.error is not None or math.isnan(odds):
-            return math.nan
-        return 1 / (1 + math.exp(-odds)) if odds >= 0 else math.exp(odds) / (1 + math.exp(odds))
+        return math.nan if self.error is not None else tempered(self.log_odds, temperature)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that ``from_json`` turns back into an equal Judgement."""
@@ -274,6 +271,14 @@ class Judgement:
             log_p_abnormal=row["log_p_abnormal"],
             error=row["error"],
         )
+
+
+def tempered(log_odds: float, temperature: float = 1.0) -> float:
+    """σ(log-odds / T), in [0, 1]; NaN where the log-odds are NaN."""
+    odds = log_odds / temperature
+    if math.isnan(odds):
+        return math.nan
+    return 1 / (1 + math.exp(-odds)) if odds >= 0 else math.exp(odds) / (1 + math.exp(odds))
 
 
 def shown_frames(window: Window, times_s: Sequence[float]) -> range:

@@ -26,7 +26,7 @@ class JudgeRecipe:
 
     mode: two_turn; single_turn, or the verdict alone as "readout" or "json" (cheaper, other rewards: ``cac.single_turn``, ``verdict_only``).
     temperature: T of R = σ(log-odds / T); 1 is the paper's Eq. 7. ``None`` means: the reward's own default. For a server, ``served_model`` names the model and ``api_key_env`` the environment
-    variable that holds the key.
+    variable that holds the key. views: of cac, how each video is shown; of several, R is that of their mean log-odds (``cac.views``).
     """
 
     kind: str = "cac"
@@ -43,6 +43,7 @@ class JudgeRecipe:
     max_new_tokens: int | None = None
     min_mass: float = 0.01
     temperature: float | None = None
+    views: list[str] = field(default_factory=lambda: ["as_is"])
     # unified
     prompt_file: str | None = None
     allow_other_prompt: bool = False
@@ -225,7 +226,8 @@ def _load_component(recipe: JudgeRecipe) -> Reward:
         elif recipe.mode != "two_turn":
             settings = VerdictOnly(form=recipe.mode, scan_fps=recipe.scan_fps, wording=wording)
         model = str(shipped("cac")) if small else recipe.model
-        return CaC.load(model, settings=settings, min_mass=recipe.min_mass, temperature=recipe.temperature, **backend)
+        options = {"min_mass": recipe.min_mass, "temperature": recipe.temperature, "views": tuple(recipe.views)}
+        return CaC.load(model, settings=settings, **options, **backend)
     if recipe.kind == "unified":
         from cac_align.rewards.unified import UnifiedReward
 

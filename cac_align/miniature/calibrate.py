@@ -2,7 +2,8 @@
 
 judge folder + N clips of the small Wan → two turns → log-odds, oracle's verdicts → fit_temperature → FOLDER/cac_align.json
 
-    python -m cac_align.miniature.calibrate runs/cac_mean 320
+    python -m cac_align.miniature.calibrate runs/cac_mean 320                        # of the video as it is
+    python -m cac_align.miniature.calibrate runs/cac_mean 320 as_is,mirrored         # of the mean over views, kept beside the former
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cac_align.cac.two_turn import TwoTurn
+from cac_align.cac.views import AS_IS
 from cac_align.evaluation.calibration import fit_temperature
 from cac_align.miniature.generated import held_out_clips
 from cac_align.rewards.cac import CaC
@@ -25,16 +27,24 @@ FIRST = 60_000_000
 
 
 def main(arguments: Sequence[str]) -> int:
-    if len(arguments) != 2:
-        print("usage: python -m cac_align.miniature.calibrate FOLDER CLIPS", file=sys.stderr)
+    if len(arguments) not in (2, 3):
+        print("usage: python -m cac_align.miniature.calibrate FOLDER CLIPS [VIEW,VIEW,…]", file=sys.stderr)
         return 2
+    views = tuple(arguments[2].split(",")) if len(arguments) == 3 else (AS_IS,)
     set_threads(1)
     folder, clips = Path(arguments[0]), held_out_clips(int(arguments[1]), first=FIRST)
-    cac = CaC.load(str(folder), settings=TwoTurn(wording="brief", max_new_tokens=400), temperature=1.0, batch_size=32)
+    settings = TwoTurn(wording="brief", max_new_tokens=400)
+    cac = CaC.load(str(folder), settings=settings, temperature=1.0, views=views, batch_size=32)
     judged = zip(clips, cac([clip.prompt for clip in clips], [clip.video() for clip in clips]), strict=True)
     rows = [(score.parts["log_odds"], clip.status == "normal") for clip, score in judged if score.scored]
     temperature = round(fit_temperature(*zip(*rows, strict=True)), 3)
-    (folder / "cac_align.json").write_text(json.dumps({"temperature": temperature}) + "\n", encoding="utf-8")
+    file = folder / "cac_align.json"
+    fitted = json.loads(file.read_text(encoding="utf-8")) if file.is_file() and len(views) > 1 else {}
+    if views == (AS_IS,):
+        fitted["temperature"] = temperature
+    else:
+        fitted.setdefault("of_views", {})[", ".join(views)] = temperature
+    file.write_text(json.dumps(fitted) + "\n", encoding="utf-8")
     odds, normal = (np.array(column) for column in zip(*rows, strict=True))
     print(
         f"{len(rows)} clips, {1 - normal.mean():.2f} broken; T = {temperature}; verdicts right {((odds > 0) == normal).mean():.3f}"

@@ -3,7 +3,7 @@
 prompts, videos → two_turn.judge → Judgement → Score in [0, 1], with the judgement as its evidence
 
 With ``VerdictOnly`` or ``SingleTurn`` settings it is a different, cheaper reward under a name and passport of its own (see
-``cac.verdict_only``, ``cac.single_turn``).
+``cac.verdict_only``, ``cac.single_turn``); with several ``views`` a dearer and surer one (``cac.views``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from cac_align.cac import single_turn, two_turn, verdict_only
 from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.cac.verdict_only import VerdictOnly
-from cac_align.judgement import Judgement
+from cac_align.cac.views import AS_IS, mean_log_odds, speaking_for, steps_of, told, unviewed, viewed
+from cac_align.judgement import Judgement, tempered
 from cac_align.rewards.reward import Score, check_pairs
 from cac_align.video import Video
 from cac_align.vlm.connect import connect
@@ -45,7 +46,8 @@ class CaC:
     write something else, and there is no score. temperature: T of R_T = σ(log-odds / T); 1 is the paper's Eq. 7. A judge that has thought
     aloud is almost certain of its verdict, right or wrong, and Eq. 7 then ties what its log-odds still tell apart; T from held-out clips
     (``evaluation.calibration.fit_temperature``; Guo et al. 2017, arXiv 1706.04599) makes R a probability again and keeps every order.
-    bounds: the range of its values, for ``normalise="range"``.
+    views: how each video is shown (``cac.views``); of several, R is that of the mean log-odds, every view must have a verdict, and the
+    evidence is the first view's judgement that agrees with the mean. bounds: the range of its values, for ``normalise="range"``.
     """
 
     vlm: Vlm
@@ -54,8 +56,11 @@ class CaC:
     temperature: float = 1.0
     name: str = ""
     bounds: tuple[float, float] = (0.0, 1.0)
+    views: tuple[str, ...] = (AS_IS,)
 
     def __post_init__(self) -> None:
+        if not self.views or len({frozenset(steps_of(view)) for view in self.views}) < len(self.views):
+            raise ValueError(f"views must be one or more different views, received {list(self.views)}")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature must be a positive number, received {self.temperature}")
         if not self.name:
@@ -69,18 +74,20 @@ class CaC:
         settings: Settings | None = None,
         min_mass: float = 0.01,
         temperature: float | None = None,
+        views: Sequence[str] = (AS_IS,),
         **backend: Any,
     ) -> CaC:
         """``model``: a checkpoint (folder or hub id) to run here, or the URL of an OpenAI-compatible server.
 
-        temperature: None takes the one that stands in the folder's ``cac_align.json``, fitted for the two turns, or else 1.
+        temperature: None takes the one that stands in the folder's ``cac_align.json``, fitted for the two turns and these views (or for the
+        video as it is), or else 1.
         backend: passed to ``LocalVlm.load`` (device, dtype, batch_size, …) or ``ServerVlm`` (served_model, concurrency, timeout_s, …).
         Raises ``ValueError`` when the model cannot be loaded or reached.
         """
         settings = settings or TwoTurn()
         if temperature is None:
-            temperature = _fitted_temperature(Path(model)) if isinstance(settings, TwoTurn) else 1.0
-        return cls(connect(model, **backend), settings, min_mass, temperature)
+            temperature = _fitted_temperature(Path(model), views) if isinstance(settings, TwoTurn) else 1.0
+        return cls(connect(model, **backend), settings, min_mass, temperature, views=tuple(views))
 
     @classmethod
     def miniature(cls, **backend: Any) -> CaC:
@@ -90,31 +97,69 @@ class CaC:
     @property
     def passport(self) -> Mapping[str, str]:
         kind, _ = _REWARDS[type(self.settings)]
-        tempered = {} if self.temperature == 1 else {"temperature": repr(self.temperature)}
-        return {"reward": kind, "min_mass": repr(self.min_mass), **tempered, **two_turn.passport(self.settings, self.vlm)}
+        own = {} if self.temperature == 1 else {"temperature": repr(self.temperature)}
+        own |= {} if self.views == (AS_IS,) else {"views": ", ".join(self.views)}
+        return {"reward": kind, "min_mass": repr(self.min_mass), **own, **two_turn.passport(self.settings, self.vlm)}
 
     def judge(
         self, prompts: Sequence[str], videos: Sequence[Video], *, progress: Callable[[int], None] | None = None
     ) -> list[Judgement]:
-        """The judgements themselves, one per video, in order."""
-        _, one = _REWARDS[type(self.settings)]
-        return two_turn.judge_each(one, self.vlm, prompts, videos, self.settings, progress=progress)
+        """The judgements themselves, one per video, in order; of several views the one that speaks for all, or the first that failed."""
+        return [self._standing(seen) for seen in self._judge_views(prompts, videos, progress)]
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
         check_pairs(prompts, videos)
         passport = self.passport
-        return [self._score(judgement, passport) for judgement in self.judge(prompts, videos)]
+        return [self._score(seen, passport) for seen in self._judge_views(prompts, videos, None)]
 
-    def _score(self, judgement: Judgement, passport: Mapping[str, str]) -> Score:
-        if judgement.error is not None:
-            return Score.missing(f"cac: {judgement.error}", evidence=judgement, passport=passport)
-        parts = {"p_normal": judgement.p_normal, "p_abnormal": judgement.p_abnormal, "mass": judgement.mass}
-        if not judgement.mass >= self.min_mass:
-            reason = f"cac: the verdict's two words hold only {judgement.mass:.3g} of the probability (limit {self.min_mass:g})"
-            return Score.missing(reason, parts=parts, evidence=judgement, passport=passport)
-        return Score(judgement.reward_at(self.temperature), {**parts, "log_odds": judgement.log_odds}, judgement, None, passport)
+    def _judge_views(
+        self, prompts: Sequence[str], videos: Sequence[Video], progress: Callable[[int], None] | None
+    ) -> list[list[Judgement]]:
+        """Of each video one judgement per view, in the video's own frames and boxes. All go through the judge together."""
+        check_pairs(prompts, videos)
+        _, one = _REWARDS[type(self.settings)]
+        count = len(self.views)
+        texts = [told(prompt, view) for prompt in prompts for view in self.views]
+        shown = [viewed(video, view) for video in videos for view in self.views]
+        said = two_turn.judge_each(one, self.vlm, texts, shown, self.settings, progress=progress and _every(count, progress))
+        back = [unviewed(judgement, videos[i // count], self.views[i % count]) for i, judgement in enumerate(said)]
+        return [back[i : i + count] for i in range(0, len(back), count)]
+
+    def _standing(self, seen: Sequence[Judgement]) -> Judgement:
+        return next((judgement for judgement in seen if judgement.error is not None), None) or speaking_for(seen)
+
+    def _score(self, seen: Sequence[Judgement], passport: Mapping[str, str]) -> Score:
+        for view, judgement in zip(self.views, seen, strict=True):
+            of = "" if len(seen) == 1 else f" ({view})"
+            if judgement.error is not None:
+                return Score.missing(f"cac{of}: {judgement.error}", evidence=judgement, passport=passport)
+            if not judgement.mass >= self.min_mass:
+                parts = {"p_normal": judgement.p_normal, "p_abnormal": judgement.p_abnormal, "mass": judgement.mass}
+                reason = f"cac{of}: the verdict's two words hold only {judgement.mass:.3g} of the probability (limit {self.min_mass:g})"
+                return Score.missing(reason, parts=parts, evidence=judgement, passport=passport)
+        judgement, odds = self._standing(seen), mean_log_odds(seen)
+        parts = {"p_normal": judgement.p_normal, "p_abnormal": judgement.p_abnormal, "mass": judgement.mass, "log_odds": odds}
+        if len(seen) > 1:
+            parts |= {f"log_odds/{view}": one.log_odds for view, one in zip(self.views, seen, strict=True)}
+        return Score(tempered(odds, self.temperature), parts, judgement, None, passport)
 
 
-def _fitted_temperature(folder: Path) -> float:
+def _every(count: int, progress: Callable[[int], None]) -> Callable[[int], None]:
+    """A progress in videos out of one in views: ``count`` views are a video."""
+    ended = 0
+
+    def tell(views: int) -> None:
+        nonlocal ended
+        before, ended = ended, ended + views
+        if videos := ended // count - before // count:
+            progress(videos)
+
+    return tell
+
+
+def _fitted_temperature(folder: Path, seen: Sequence[str]) -> float:
     path = folder / "cac_align.json"
-    return float(json.loads(path.read_text(encoding="utf-8"))["temperature"]) if path.is_file() else 1.0
+    if not path.is_file():
+        return 1.0
+    fitted = json.loads(path.read_text(encoding="utf-8"))
+    return float(fitted.get("of_views", {}).get(", ".join(seen), fitted["temperature"]))

@@ -1,0 +1,157 @@
+"""Views: the same video seen in several ways, judged in each, and the log-odds averaged.
+
+video → mirrored | shifted | reversed → two turns each → Judgement, its boxes and windows mapped back → mean log-odds
+
+A judge errs partly at random: where a defect falls in its grid of patches, in which order it tells the frames. What it says of a mirrored
+or shifted copy errs differently, and the mean over views is surer than any of them (test-time augmentation). It costs a judgement per view.
+"mirrored" swaps left and right in the prompt too, and makes letters unreadable: leave it out where signs matter. "shifted" moves the
+picture right and down by 1/32 of its width and height, edges repeated. "reversed" runs backwards: a motion that is wrong only in its direction
+looks right then, so it belongs beside views that are not reversed. "mirrored+reversed" is both.
+
+Not in the paper, which looks once (Sec. 3.4): a reward with a passport of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cac_align.judgement import BOX_MAX, Anomaly, Box, Judgement, Turn, Window
+from cac_align.video import Video
+
+SHIFT = 1 / 32
+"""Of width and height. On Qwen3-VL's grid of 32 px this is about a patch at 832 px, half a patch at 480, and never a whole one in both."""
+AS_IS = "as_is"
+Pixels = UInt8[np.ndarray, "T H W 3"]
+
+
+def _mirror(pixels: Pixels) -> Pixels:
+    return pixels[:, :, ::-1]
+
+
+def _shift(pixels: Pixels) -> Pixels:
+    down, right = (max(1, round(side * SHIFT)) for side in pixels.shape[1:3])
+    padded = np.pad(pixels, ((0, 0), (down, 0), (right, 0), (0, 0)), mode="edge")
+    return padded[:, : pixels.shape[1], : pixels.shape[2]]
+
+
+_PICTURES: Mapping[str, Callable[[Pixels], Pixels]] = {"mirrored": _mirror, "shifted": _shift}
+_STEPS = (*_PICTURES, "reversed")
+
+
+def steps_of(view: str) -> tuple[str, ...]:
+    """What is done for this view, in order; nothing for ``AS_IS``. Raises ``ValueError`` for an unknown or repeated step."""
+    steps = () if view == AS_IS else tuple(view.split("+"))
+    if set(steps) - set(_STEPS) or len(set(steps)) < len(steps):
+        raise ValueError(f"a view is {AS_IS!r}, or some of {', '.join(_STEPS)} joined by '+'; received {view!r}")
+    return steps
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """The frames of a view, made when they are read. What ``Video`` needs of a source."""
+
+    video: Video
+    steps: tuple[str, ...]
+
+    def read(self, indices: Sequence[int]) -> Pixels:
+        backwards = "reversed" in self.steps
+        wanted = [len(self.video) - 1 - index for index in reversed(indices)] if backwards else list(indices)
+        pixels = self.video.frames(wanted).pixels
+        for step in self.steps:
+            pixels = pixels[::-1] if step == "reversed" else _PICTURES[step](pixels)
+        return np.ascontiguousarray(pixels)
+
+    def data(self) -> bytes:
+        return hashlib.sha256(f"{self.steps}{self.video.content_hash}".encode()).digest()
+
+
+def viewed(video: Video, view: str) -> Video:
+    """The video in this view; frames are decoded only when they are read. Raises ``ValueError`` for an unknown view."""
+    steps = steps_of(view)
+    if not steps:
+        return video
+    times = video.times_s
+    if "reversed" in steps:
+        times = tuple(times[-1] - time for time in reversed(times))
+    return Video(video.fps, times, video.height, video.width, f"{video.name} ({view})", _Copy(video, steps))
+
+
+_SIDES = re.compile(r"\b(left|right)(ward|wards)?\b", re.IGNORECASE)
+
+
+def told(prompt: str, view: str) -> str:
+    """The prompt as it is true of this view: left and right change places in a mirror."""
+    if "mirrored" not in steps_of(view):
+        return prompt
+
+    def other(found: re.Match[str]) -> str:
+        word = found.group(1)
+        swapped = "right" if word.lower() == "left" else "left"
+        return (swapped.capitalize() if word[0].isupper() else swapped) + (found.group(2) or "")
+
+    return _SIDES.sub(other, prompt)
+
+
+# ---- back to the video as it is ---------------------------------------------------------------------------------------
+
+
+def unviewed(judgement: Judgement, video: Video, view: str) -> Judgement:
+    """This view's judgement in the video's own frames, seconds and boxes. The words inside its answers stay as they were written."""
+    steps = steps_of(view)
+    if not steps:
+        return judgement
+    anomalies = tuple(_anomaly(anomaly, video, steps) for anomaly in judgement.anomalies)
+    return replace(judgement, anomalies=anomalies, turns=tuple(_turn(turn, video, steps) for turn in judgement.turns))
+
+
+def _turn(turn: Turn, video: Video, steps: tuple[str, ...]) -> Turn:
+    frames = tuple(sorted(_frame(frame, video, steps) for frame in turn.frames))
+    return replace(turn, frames=frames, anomalies=tuple(_anomaly(anomaly, video, steps) for anomaly in turn.anomalies))
+
+
+def _anomaly(anomaly: Anomaly, video: Video, steps: tuple[str, ...]) -> Anomaly:
+    window = anomaly.window
+    if window is not None and "reversed" in steps:
+        last = video.times_s[-1]
+        window = Window(max(0.0, last - window.end_s), max(0.0, last - window.start_s))
+    boxes: dict[int, tuple[Box, ...]] = {}
+    for frame, found in anomaly.boxes.items():
+        back = tuple(box for box in (_box(box, video, steps) for box in found) if box is not None)
+        if back:
+            boxes[_frame(frame, video, steps)] = back
+    return replace(anomaly, window=window, boxes=boxes)
+
+
+def _frame(frame: int, video: Video, steps: tuple[str, ...]) -> int:
+    return len(video) - 1 - frame if "reversed" in steps else frame
+
+
+def _box(box: Box, video: Video, steps: tuple[str, ...]) -> Box | None:
+    """None for a box that lies in the repeated edge of a shifted view altogether."""
+    xmin, ymin, xmax, ymax = box.to_json()
+    for step in reversed(steps):
+        if step == "mirrored":
+            xmin, xmax = BOX_MAX - xmax, BOX_MAX - xmin
+        elif step == "shifted":
+            right, down = (round(BOX_MAX * max(1, round(side * SHIFT)) / side) for side in (video.width, video.height))
+            xmin, xmax, ymin, ymax = max(0, xmin - right), xmax - right, max(0, ymin - down), ymax - down
+    return Box(xmin, ymin, xmax, ymax) if xmin < xmax and ymin < ymax else None
+
+
+def mean_log_odds(judgements: Sequence[Judgement]) -> float:
+    """The mean of log P(normal) − log P(abnormal) over the views. Every one must have a verdict."""
+    return float(np.mean([judgement.log_odds for judgement in judgements]))
+
+
+def speaking_for(judgements: Sequence[Judgement]) -> Judgement:
+    """The judgement that stands for all: the first one whose own verdict is the mean's (0 counts as abnormal)."""
+    said = "normal" if mean_log_odds(judgements) > 0 else "abnormal"
+    agreeing: Any = next((judgement for judgement in judgements if (judgement.log_odds > 0) == (said == "normal")), None)
+    return agreeing if agreeing is not None else judgements[0]

@@ -20,6 +20,20 @@ def test_the_fit_is_written_beside_the_weights_and_read_back(tmp_path, capsys):
     assert f"T = {fitted}" in capsys.readouterr().out
 
 
+def test_views_have_a_temperature_of_their_own_beside_the_first(tmp_path):
+    folder = tmp_path / "judge"
+    shutil.copytree(shipped("cac"), folder)
+    (folder / "cac_align.json").write_text('{"temperature": 7.5}')
+    assert calibrate.main([str(folder), "16", "as_is,reversed"]) == 0
+    fitted = json.loads((folder / "cac_align.json").read_text())
+    assert fitted["temperature"] == 7.5 and list(fitted["of_views"]) == ["as_is, reversed"]
+    own = fitted["of_views"]["as_is, reversed"]
+    assert own > 0 and own != 7.5
+    assert CaC.load(str(folder)).temperature == 7.5
+    assert CaC.load(str(folder), views=("as_is", "reversed")).temperature == own
+    assert CaC.load(str(folder), views=("as_is", "mirrored")).temperature == 7.5, "not fitted: that of the video as it is"
+
+
 def test_its_clips_are_neither_the_lessons_nor_the_held_out_ones():
     assert calibrate.FIRST >= 51_000_000 + 2_400 and HELD_OUT.start >= calibrate.FIRST + 10_000
     assert calibrate.main([]) == 2

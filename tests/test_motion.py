@@ -38,7 +38,7 @@ def test_what_cannot_be_measured_has_no_score():
 
 
 def test_a_recipe_can_weigh_it_against_the_judges():
-    made = read_recipe(RewardRecipe, "recipes/reward/miniature_motion.yaml")
+    made = read_recipe(RewardRecipe, "recipes/reward/miniature_views_motion.yaml")
     assert made.components["motion"].full_speed == 0.15
     alone = RewardRecipe(components={"motion": made.components["motion"]})
     assert load_reward(alone) == Motion(0.15)

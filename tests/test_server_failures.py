@@ -1,0 +1,180 @@
+"""ServerVlm when the server fails, hangs, answers nonsense or is overrun."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from chat_server import (
+    Answer,
+    Server,
+    broken_connection,
+    completion,
+    user,
+    vlm_for,
+)
+
+from cac_align.vlm.dialogue import Question, hold
+from cac_align.vlm.server import ServerVlm
+
+
+def one(server: Server, **settings: Any) -> Any:
+    return vlm_for(server, **settings).answer([user()], max_new_tokens=5)[0]
+
+
+def test_retry_after_is_honoured(serve: Any) -> None:
+    busy = Answer({"error": {"message": "slow down"}}, status=429, headers={"Retry-After": "0.3"})
+    server = serve(lambda body, number: busy if number == 0 else Answer(completion("fine")))
+    assert one(server).text == "fine"
+    assert server.times_s[1] - server.times_s[0] >= 0.3
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_passing_failures_are_retried(serve: Any, status: int) -> None:
+    server = serve(lambda body, number: Answer(raw=b"oops", status=status) if number < 2 else Answer(completion("fine")))
+    assert one(server).text == "fine"
+    assert len(server.requests) == 3 and server.requests[0] == server.requests[2]
+
+
+def test_retries_are_bounded_and_the_reason_is_kept(serve: Any) -> None:
+    server = serve(lambda body, number: Answer({"error": {"message": "out of memory"}}, status=500))
+    reply = one(server, retries=2)
+    assert (reply.text, len(server.requests)) == ("", 3)
+    assert reply.error == "the server answered 500: out of memory (gave up after 3 attempts)"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (400, {"error": {"message": "maximum context length is 100"}}, "maximum context length is 100"),
+        (400, {"object": "error", "message": "bad image", "code": 400}, "bad image"),
+        (401, {"error": "Unauthorized"}, "Unauthorized"),
+        (404, {"detail": "The model `cac` does not exist."}, "The model `cac` does not exist."),
+        (422, {"detail": [{"msg": "field required"}]}, "field required"),
+    ],
+)
+def test_wrong_requests_are_final_with_the_servers_words(serve: Any, status: int, body: Any, said: str) -> None:
+    server = serve(lambda request, number: Answer(body, status=status))
+    reply = one(server)
+    assert len(server.requests) == 1
+    assert reply.error.startswith(f"the server answered {status}: ") and said in reply.error
+
+
+def test_a_hanging_server_times_out(serve: Any) -> None:
+    server = serve(lambda body, number: Answer(completion("late")).after(0.6 if number == 0 else 0))
+    assert one(server, timeout_s=0.2, retries=0).error == "no answer from the server within 0.2 s (gave up after one attempt)"
+    assert one(server, timeout_s=0.2).text == "late"
+
+
+def test_a_reset_connection_is_retried(serve: Any) -> None:
+    server = serve(lambda body, number: broken_connection() if number == 0 else Answer(completion("fine")))
+    assert one(server).text == "fine"
+
+
+def test_a_dead_server_is_an_error_not_an_exception() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    vlm = ServerVlm(url, "cac", retries=1, backoff_s=0.01)
+    replies = vlm.answer([user(), user()], max_new_tokens=5)
+    assert all("connection to the server failed" in reply.error and reply.text == "" for reply in replies)
+    assert vlm.passport["served"] == "unreachable"
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (Answer(raw=b"<html>gateway</html>"), "not JSON: <html>gateway</html>"),
+        (Answer(raw=b""), "not JSON"),
+        (Answer(raw=b"\xff\xfe\x00garbage"), "not JSON"),
+        (Answer([1, 2]), "no choices"),
+        (Answer({"choices": []}), "no choices"),
+        (Answer({"error": {"message": "quota"}}), "quota"),
+        (Answer(completion(None)), "empty (no text"),
+        (Answer(completion("")), "empty"),
+        (Answer(completion(None, reasoning_content="hmm")), "thinking off"),
+        (Answer(completion("half", finish="content_filter")), "content_filter"),
+        (Answer(completion("half", finish="abort")), "abort"),
+        (Answer({"choices": [{"message": "text"}]}), "empty"),
+    ],
+)
+def test_broken_answers_are_errors(serve: Any, answer: Answer, said: str) -> None:
+    server = serve(lambda body, number: answer)
+    reply = one(server)
+    assert said in reply.error and reply.text == ""
+    assert len(server.requests) == 1
+
+
+def test_a_truncated_answer_says_so(serve: Any) -> None:
+    server = serve(lambda body, number: Answer(completion('{"COT": "Step 1', finish="length")))
+    reply = one(server)
+    assert (reply.text, reply.truncated, reply.error) == ('{"COT": "Step 1', True, None)
+
+
+def test_one_failure_touches_no_other_and_order_is_kept(serve: Any) -> None:
+    def respond(body: dict[str, Any], number: int) -> Answer:
+        text = body["messages"][0]["content"]
+        if text == "3":
+            return Answer({"error": {"message": "no"}}, status=400)
+        return Answer(completion(f"reply {text}")).after(0.05 * (int(text) % 3))
+
+    replies = vlm_for(serve(respond)).answer([user(str(n)) for n in range(8)], max_new_tokens=5)
+    assert [reply.text for reply in replies] == [f"reply {n}" if n != 3 else "" for n in range(8)]
+    assert [n for n, reply in enumerate(replies) if reply.error] == [3]
+
+
+def test_concurrency_holds_over_all_callers(serve: Any) -> None:
+    server = serve(lambda body, number: Answer(completion("fine")).after(0.05))
+    vlm = vlm_for(server, concurrency=3)
+    with ThreadPoolExecutor(4) as callers:
+        for replies in callers.map(lambda _: vlm.answer([user()] * 4, max_new_tokens=5), range(4)):
+            assert [reply.text for reply in replies] == ["fine"] * 4
+    assert server.most_in_flight == 3 and len(server.requests) == 16
+
+
+def talk(name: str, *turns: str) -> Any:
+    """A dialogue of several turns; returns what it heard."""
+    heard = []
+    for turn in turns:
+        heard += [reply.text or reply.error for reply in (yield [Question(user(f"{name} {turn}"), 5)])]
+    return heard
+
+
+def test_a_second_turn_does_not_wait_for_the_first_turns_of_others(serve: Any) -> None:
+    second = threading.Event()
+
+    def respond(body: dict[str, Any], number: int) -> Answer:
+        text = body["messages"][0]["content"]
+        if text == "quick two":
+            second.set()
+        waited = second.wait(8) if text == "slow one" else True  # answered only once the other dialogue is at its second turn
+        return Answer(completion(f"{text}: {waited}"))
+
+    finished = []
+    vlm_for(serve(respond), concurrency=2).hold(
+        [talk("slow", "one"), talk("quick", "one", "two")], lambda number, heard: finished.append((number, heard))
+    )
+    assert sorted(finished) == [(0, ["slow one: True"]), (1, ["quick one: True", "quick two: True"])]
+
+
+def test_dialogues_keep_the_server_full_but_no_fuller(serve: Any) -> None:
+    server = serve(lambda body, number: Answer(completion("fine")).after(0.05))
+    results = hold(vlm_for(server, concurrency=3), [talk(str(n), "one", "two") for n in range(8)])
+    assert results == [["fine", "fine"]] * 8 and server.most_in_flight == 3 and len(server.requests) == 16
+
+
+def test_a_dialogue_that_raises_ends_the_call(serve: Any) -> None:
+    def broken() -> Any:
+        yield [Question(user("x"), 5)]
+        raise ValueError("no such wording")
+
+    def asks_nobody() -> Any:
+        yield [Question((), 5)]
+
+    with pytest.raises(ValueError, match="no such wording"):
+        hold(vlm_for(serve(lambda body, number: Answer(completion("fine")))), [broken()])
+    with pytest.raises(ValueError, match="dialogue 0's question has no user message"):
+        hold(vlm_for(serve(lambda body, number: Answer(completion("fine")))), [asks_nobody()])

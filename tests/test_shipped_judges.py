@@ -1,0 +1,61 @@
+"""The judges that ship: how good they are on clips that no training has seen, and that they are as small as they should be."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoProcessor
+
+from cac_align.judgement import Box
+from cac_align.miniature.generated import held_out_clips
+from cac_align.miniature.judge_figures import _cac_figures, evaluate
+from cac_align.miniature.world import PLAYGROUND, STUDIO
+from cac_align.vlm.local import LocalVlm
+from cac_align.weights import shipped, weights_folder
+
+
+def needs(name: str) -> Path:
+    if not (weights_folder() / name / "model.safetensors").is_file():
+        pytest.skip(f"the weights of {name!r} are not built yet: run its recipe under recipes/miniature/")
+    return weights_folder() / name
+
+
+def test_both_judges_weigh_at_most_nine_megabytes():
+    folders = [needs("cac"), needs("unified")]
+    assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) <= 9e6
+
+
+def test_the_shipped_cac_judges_held_out_clips():
+    # Measured on these 60 clips: accuracy .78, recall of normal ones .97, AUROC .81, interval IoU .39, box IoU .46. Before it learnt from
+    # generated clips its intervals were better and its boxes worse (.59, .27; dev/LOG.md).
+    figures = evaluate(needs("cac"), "cac", 60, first_seed=2_500_000, worlds=(PLAYGROUND,))["playground"]
+    assert figures["no_verdict"] <= 1
+    assert figures["accuracy"] >= 0.7 and figures["recall_normal"] >= 0.9 and figures["auroc"] >= 0.75
+    assert figures["temporal_iou"] >= 0.3 and figures["spatial_iou"] >= 0.35
+
+
+def test_the_shipped_cac_judges_what_the_shipped_wan_draws():
+    vlm = LocalVlm.load(needs("cac"), device="cpu", batch_size=32)
+    figures = _cac_figures(vlm, held_out_clips(60))
+    assert figures["no_verdict"] <= 2
+    assert figures["accuracy"] >= 0.65 and figures["recall_normal"] >= 0.8 and figures["recall_abnormal"] >= 0.45
+
+
+@pytest.mark.xfail(strict=True, reason="letters and limbs are not learnt yet (dev/LOG.md); the day they are, this mark must go")
+def test_the_shipped_cac_is_clearly_right_about_the_studio():
+    assert evaluate(needs("cac"), "cac", 36, first_seed=2_500_000, worlds=(STUDIO,))["studio"]["accuracy"] >= 0.85
+
+
+def test_the_shipped_unified_scores_held_out_clips():
+    assert evaluate(needs("unified"), "unified", 12, first_seed=2_500_000, worlds=(PLAYGROUND,))["playground"]["unscored"] == 0
+
+
+def test_the_shipped_unified_tells_a_fitting_prompt_from_another():
+    figures = evaluate(needs("unified"), "unified", 40, first_seed=2_500_000, worlds=(PLAYGROUND,))["playground"]
+    # Measured on 60 clips: 5.0 against 3.3.
+    assert figures["alignment"] > figures["alignment_of_another_prompt"] + 1.0
+
+
+def test_the_shipped_tokenizer_has_the_trap():
+    tokenizer = AutoProcessor.from_pretrained(needs("cac")).tokenizer
+    assert tokenizer.tokenize('"status": "abnormal"')[-3:] == ["ab", "normal", '"']
+    assert Box(0, 0, 1, 1) and shipped  # the package's own door to the same folder

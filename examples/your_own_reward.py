@@ -10,7 +10,7 @@ from cac_align.miniature.world import STUDIO, make_clip
 
 
 class Motion:
-    """Mean absolute difference between neighbouring frames at 8 fps, in grey levels: keeps alignment from freezing the scene."""
+    """Mean absolute difference between neighbouring frames at 8 fps, in grey levels. (For alignment the package has a measure of speed: ``kind: motion``.)"""
 
     name = "motion"
     bounds = (0.0, 255.0)

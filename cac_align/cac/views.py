@@ -17,7 +17,6 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -35,8 +34,12 @@ def _mirror(pixels: Pixels) -> Pixels:
     return pixels[:, :, ::-1]
 
 
+def _shift_px(side_px: int) -> int:
+    return max(1, round(side_px * SHIFT))
+
+
 def _shift(pixels: Pixels) -> Pixels:
-    down, right = (max(1, round(side * SHIFT)) for side in pixels.shape[1:3])
+    down, right = map(_shift_px, pixels.shape[1:3])
     padded = np.pad(pixels, ((0, 0), (down, 0), (right, 0), (0, 0)), mode="edge")
     return padded[:, : pixels.shape[1], : pixels.shape[2]]
 
@@ -140,7 +143,7 @@ def _box(box: Box, video: Video, steps: tuple[str, ...]) -> Box | None:
         if step == "mirrored":
             xmin, xmax = BOX_MAX - xmax, BOX_MAX - xmin
         elif step == "shifted":
-            right, down = (round(BOX_MAX * max(1, round(side * SHIFT)) / side) for side in (video.width, video.height))
+            right, down = (round(BOX_MAX * _shift_px(side) / side) for side in (video.width, video.height))
             xmin, xmax, ymin, ymax = max(0, xmin - right), xmax - right, max(0, ymin - down), ymax - down
     return Box(xmin, ymin, xmax, ymax) if xmin < xmax and ymin < ymax else None
 
@@ -152,6 +155,5 @@ def mean_log_odds(judgements: Sequence[Judgement]) -> float:
 
 def speaking_for(judgements: Sequence[Judgement]) -> Judgement:
     """The judgement that stands for all: the first one whose own verdict is the mean's (0 counts as abnormal)."""
-    said = "normal" if mean_log_odds(judgements) > 0 else "abnormal"
-    agreeing: Any = next((judgement for judgement in judgements if (judgement.log_odds > 0) == (said == "normal")), None)
-    return agreeing if agreeing is not None else judgements[0]
+    sound = mean_log_odds(judgements) > 0
+    return next(judgement for judgement in judgements if (judgement.log_odds > 0) == sound)

@@ -126,8 +126,8 @@ def best_of_n(
     if not 0 <= share[0] < share[1]:
         raise ValueError(f"share must be (i, k) with 0 <= i < k, received {share}")
     first = {prompt: seed + i * n * distinct_seeds for i, prompt in enumerate(dict.fromkeys(prompts))}
-    prompts = list(first)[share[0] :: share[1]] if share[1] > 1 else prompts
-    unique = list(dict.fromkeys(prompts))
+    unique = list(first)[share[0] :: share[1]]
+    prompts = unique if share[1] > 1 else prompts
     if isinstance(candidates, (str, os.PathLike)):
         candidates = read_candidates(Path(candidates), unique)
     log = None

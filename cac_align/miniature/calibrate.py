@@ -39,10 +39,10 @@ def main(arguments: Sequence[str]) -> int:
     rows = [(score.parts["log_odds"], clip.status == "normal") for clip, score in judged if score.scored]
     temperature = round(fit_temperature(*zip(*rows, strict=True)), 3)
     file = folder / "cac_align.json"
-    fitted = json.loads(file.read_text(encoding="utf-8")) if file.is_file() and len(views) > 1 else {}
     if views == (AS_IS,):
-        fitted["temperature"] = temperature
+        fitted = {"temperature": temperature}  # the first of a judge: what was fitted for views belongs to former weights
     else:
+        fitted = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         fitted.setdefault("of_views", {})[", ".join(views)] = temperature
     file.write_text(json.dumps(fitted) + "\n", encoding="utf-8")
     odds, normal = (np.array(column) for column in zip(*rows, strict=True))

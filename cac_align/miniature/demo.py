@@ -21,7 +21,7 @@ from cac_align.evaluation.statistics import Estimate, mcnemar, mean_interval, sh
 from cac_align.generation.best_of_n import Selection, best_of_n
 from cac_align.miniature.oracle import Verdict, judge
 from cac_align.miniature.world import PLAYGROUND, PROMPT_SEEDS, make_prompts
-from cac_align.recipe import GeneratorRecipe, JudgeRecipe, RewardRecipe, load_generator, load_reward
+from cac_align.recipe import GeneratorRecipe, RewardRecipe, load_generator, load_reward
 from cac_align.rewards.normalise import quantise
 from cac_align.video import Video
 from cac_align.vlm.local import set_threads
@@ -73,9 +73,11 @@ def demo(
     set_threads(1)  # the small judges' matrices are too small to share: two threads cost ten times the time on a busy machine
     prompts = playground_prompts(num_prompts)
     generator = load_generator(GeneratorRecipe(guidance_scale=guidance_scale))
-    judges = {"unified": JudgeRecipe(kind="unified"), "cac": JudgeRecipe(kind="cac", views=list(VIEWS))}
-    reward = load_reward(RewardRecipe(components=judges))
-    selections = best_of_n(prompts, generator, reward, n=n, seed=seed, distinct_seeds=True, out=out, progress=progress)
+    reward = RewardRecipe()
+    reward.components["cac"].views = list(VIEWS)
+    selections = best_of_n(
+        prompts, generator, load_reward(reward), n=n, seed=seed, distinct_seeds=True, out=out, progress=progress
+    )
     choices, comparison = summarise(selections, oracle_verdicts(selections))
     summary = {"prompts": len(prompts), "n": n, "seed": seed, "choices": [choice.to_json() for choice in choices], **comparison}
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

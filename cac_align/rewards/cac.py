@@ -105,7 +105,10 @@ class CaC:
         self, prompts: Sequence[str], videos: Sequence[Video], *, progress: Callable[[int], None] | None = None
     ) -> list[Judgement]:
         """The judgements themselves, one per video, in order; of several views the one that speaks for all, or the first that failed."""
-        return [self._standing(seen) for seen in self._judge_views(prompts, videos, progress)]
+        return [
+            next((judgement for judgement in seen if judgement.error is not None), None) or speaking_for(seen)
+            for seen in self._judge_views(prompts, videos, progress)
+        ]
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
         check_pairs(prompts, videos)
@@ -125,23 +128,25 @@ class CaC:
         back = [unviewed(judgement, videos[i // count], self.views[i % count]) for i, judgement in enumerate(said)]
         return [back[i : i + count] for i in range(0, len(back), count)]
 
-    def _standing(self, seen: Sequence[Judgement]) -> Judgement:
-        return next((judgement for judgement in seen if judgement.error is not None), None) or speaking_for(seen)
-
     def _score(self, seen: Sequence[Judgement], passport: Mapping[str, str]) -> Score:
         for view, judgement in zip(self.views, seen, strict=True):
-            of = "" if len(seen) == 1 else f" ({view})"
+            who = "cac" if len(seen) == 1 else f"cac ({view})"
             if judgement.error is not None:
-                return Score.missing(f"cac{of}: {judgement.error}", evidence=judgement, passport=passport)
+                return Score.missing(f"{who}: {judgement.error}", evidence=judgement, passport=passport)
             if not judgement.mass >= self.min_mass:
-                parts = {"p_normal": judgement.p_normal, "p_abnormal": judgement.p_abnormal, "mass": judgement.mass}
-                reason = f"cac{of}: the verdict's two words hold only {judgement.mass:.3g} of the probability (limit {self.min_mass:g})"
-                return Score.missing(reason, parts=parts, evidence=judgement, passport=passport)
-        judgement, odds = self._standing(seen), mean_log_odds(seen)
-        parts = {"p_normal": judgement.p_normal, "p_abnormal": judgement.p_abnormal, "mass": judgement.mass, "log_odds": odds}
+                reason = (
+                    f"{who}: the verdict's two words hold only {judgement.mass:.3g} of the probability (limit {self.min_mass:g})"
+                )
+                return Score.missing(reason, parts=_probabilities(judgement), evidence=judgement, passport=passport)
+        judgement, odds = speaking_for(seen), mean_log_odds(seen)
+        parts = {**_probabilities(judgement), "log_odds": odds}
         if len(seen) > 1:
             parts |= {f"log_odds/{view}": one.log_odds for view, one in zip(self.views, seen, strict=True)}
         return Score(tempered(odds, self.temperature), parts, judgement, None, passport)
+
+
+def _probabilities(judgement: Judgement) -> dict[str, float]:
+    return {"p_normal": judgement.p_normal, "p_abnormal": judgement.p_abnormal, "mass": judgement.mass}
 
 
 def _every(count: int, progress: Callable[[int], None]) -> Callable[[int], None]:
@@ -162,4 +167,4 @@ def _fitted_temperature(folder: Path, seen: Sequence[str]) -> float:
     if not path.is_file():
         return 1.0
     fitted = json.loads(path.read_text(encoding="utf-8"))
-    return float(fitted.get("of_views", {}).get(", ".join(seen), fitted["temperature"]))
+    return float(fitted.get("of_views", {}).get(", ".join(seen), fitted.get("temperature", 1.0)))

@@ -47,7 +47,7 @@ def motion(video: Video) -> float:
 class Motion:
     """min(1, ``motion`` / full_speed), in [0, 1]; a ``Reward``. full_speed: frame heights per second, > 0.
 
-    Take about the base model's mean speed for it (``watch`` of an alignment run says it), and a weight well below the others':
+    Take a speed that few clips of the base model exceed (``watch.jsonl`` of an alignment run tells the mean), and a weight well below the others':
     it knows nothing of prompts, and pays a thing that should rest for moving. A video of one frame has no score.
     """
 

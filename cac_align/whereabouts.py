@@ -1,7 +1,7 @@
 """Where each process of a run is, in one small file each: when one dies, the others and the next start can name it and its sample.
 
 work begins → Whereabouts.at("step 3: sampling 'a red ball …' (seed 17)") → folder/rank-1.json
-a process is gone → the others' exchange fails, or the launcher ends them → ``ProcessLost`` with rank, work and cause
+a process is gone → the others' exchange fails (``ProcessLost``), or the launcher ends them: they say rank, work and cause
 the same command again → says where the former process ended, and goes on from the checkpoint
 """
 
@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import psutil
 
@@ -100,16 +100,22 @@ class Whereabouts:
 
     @contextmanager
     def _told_to_stop(self) -> Iterator[None]:
-        """A launcher that lost one process ends the others with SIGTERM: say which one it was before leaving."""
+        """A launcher that lost one process ends the others with SIGTERM: say which one it was, then end by the signal as ever.
+
+        Nothing is raised: an exception out of a signal handler lands anywhere, and a library, or whoever turns an error into a missing
+        candidate, may swallow it.
+        """
         if self.processes == 1 or threading.current_thread() is not threading.main_thread():
             yield
             return
 
-        def leave(number: int, frame: object) -> NoReturn:
-            lost = self._awaited()
-            if lost:
-                raise ProcessLost(_resumable(lost))
-            raise SystemExit(128 + number)
+        def leave(number: int, frame: object) -> None:
+            signal.signal(number, signal.SIG_IGN)
+            if lost := self._awaited():
+                os.write(2, f"{_resumable(lost)}\n".encode())  # the logger may be in the middle of a line of its own
+            self._gone()
+            signal.signal(number, former)
+            os.kill(os.getpid(), number)
 
         former = signal.signal(signal.SIGTERM, leave)
         try:

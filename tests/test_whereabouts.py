@@ -81,6 +81,28 @@ def test_an_error_of_this_process_is_not_laid_at_anothers_door(tmp_path, monkeyp
         raise KeyError("not an exchange: process 2's death has nothing to do with it")
 
 
+def test_a_process_told_to_stop_ends_by_the_signal_whatever_swallows_exceptions(tmp_path):
+    note(tmp_path / "p", 1)
+    code = (
+        "import sys; from pathlib import Path; from cac_align.whereabouts import Whereabouts\n"
+        "here = Whereabouts(Path(sys.argv[1]), 0, 2)\n"
+        "with here.guard():\n"
+        "    here.at('making a candidate'); print('at work', flush=True)\n"
+        "    while True:\n"
+        "        try: sum(range(1000))\n"
+        "        except BaseException: print('the candidate is unusable', flush=True)\n"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "p")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert running.stdout.readline() == "at work\n"
+    running.send_signal(signal.SIGTERM)
+    written, said = running.communicate(timeout=60)
+    assert running.returncode == -signal.SIGTERM and written == ""
+    assert re.search(r"process 1 \(pid \d+ on \S+\) ended at step 3, sampling 'a red ball'", said) and "it resumes" in said
+    assert not (tmp_path / "p" / "rank-0.json").exists() and (tmp_path / "p" / "rank-1.json").exists()
+
+
 @pytest.mark.slow
 def test_a_killed_process_is_named_with_its_sample_and_the_same_command_goes_on(tmp_path):
     prompts = tmp_path / "prompts.txt"

@@ -85,6 +85,7 @@ def test_groups_divide_over_processes_or_it_is_said_how():
         ({"lr": 0.0}, "lr must be a positive number, received 0.0"),
         ({"ema": 1.0}, "ema must lie in [0, 1), received 1.0"),
         ({"objective": "nft", "kl_beta": 0.1}, "kl_beta belongs to objective grpo"),
+        ({"objective": "nft", "shared_noise": True}, "shared_noise needs stochastic steps"),
         ({"credit": "local", "aggregation": "decoupled"}, "use aggregation sum with it"),
         ({"dtype": "float16"}, "dtype must be one of float32, bfloat16, None; received 'float16'"),
         ({"dynamics": "euler"}, "dynamics must be one of flow, dance, cps; received 'euler'"),
@@ -300,6 +301,16 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_batch(wan):
     other = sample(flow, ["a blue box"], [3], (0, 2), noise_level=0.7)
     assert not torch.allclose(other.latents, alone.latents)
     assert len({sample_seed(0, 3, step, n) for step in range(50) for n in range(64)}) == 3200
+
+
+def test_videos_with_shared_first_noise_part_at_the_first_stochastic_step(wan):
+    flow = flow_of(wan)
+    words = ["a red ball"] * 3
+    step = sample(flow, words, [1, 2, 3], (1,), noise_level=0.7, first_seeds=[7, 7, 8]).steps[0]
+    torch.testing.assert_close(step.x[0], step.x[1])
+    assert not torch.allclose(step.x[0], step.x[2]) and not torch.allclose(step.x_next[0], step.x_next[1])
+    own = sample(flow, words, [1, 2, 3], (), first_seeds=[1, 2, 3])
+    assert torch.equal(own.latents, sample(flow, words, [1, 2, 3], ()).latents)
 
 
 def test_the_kept_steps_chain_and_recompute_exactly(wan):

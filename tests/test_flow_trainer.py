@@ -143,6 +143,7 @@ def test_memory_does_not_grow_with_the_number_of_stochastic_steps(model, tmp_pat
         {"aggregation": "decoupled", "reward": "tiny_flow:both"},
         {"dynamics": "cps", "kl_beta": 0.1, "normalise_ratio": True, "updates": 2, "lora_ffn": True},
         {"dynamics": "dance", "gradient_checkpointing": True, "overlap": False, "guidance_scale": 1.0, "micro_batch": 3},
+        {"shared_noise": True, "normalise_ratio": True},
     ],
     ids=lambda changes: "-".join(str(value) for value in changes.values()).replace("/", "_"),
 )
@@ -156,7 +157,19 @@ def test_every_objective_and_option_trains(changes, model, tmp_path):
         assert log[1]["ratio_off"] == 0.0
     if "reward" in changes:
         assert set(log[0]["components"]) == set(log[0]["shares"]) and sum(log[0]["shares"].values()) == pytest.approx(1)
+    if "shared_noise" in changes:
+        assert all(step.x.flatten(1).std(0).max() < 1e-6 for step in _first_steps(model, tmp_path, changes))
     assert any(tensor.abs().max() > 0 for name, tensor in lora(tmp_path).items() if "lora_B" in name)
+
+
+def _first_steps(model, folder, changes):
+    """The first stochastic step of a new run's groups, a micro-batch each."""
+    run = Run(recipe(model, folder / "again", micro_batch=4, group_size=4, **changes))
+    try:
+        chunk = run._collect(0, 0, run.prompts[:1], (1, 2))
+        return [rollout.steps[0] for rollout in chunk.rollouts]
+    finally:
+        run.judging.close()
 
 
 def test_the_lora_loads_with_diffusers_and_makes_the_same_velocities(whole, model):

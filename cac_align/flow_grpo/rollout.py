@@ -133,12 +133,15 @@ def sample(
     dynamics: str = "flow",
     noise_level: float = 0.0,
     decode: bool = True,
+    first_seeds: Sequence[int] | None = None,
 ) -> Rollout:
-    """Sample one micro-batch; the steps in ``window`` are stochastic and kept, the others follow the ODE."""
+    """Sample one micro-batch; the steps in ``window`` are stochastic and kept, the others follow the ODE. first_seeds: of the first
+    noise, one per video, where it is not drawn from the video's own seed: equal ones share it."""
     embeds = embed(flow, prompts)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     shape = latent_shape(flow)
-    x = _noise(shape, generators, flow.device)
+    firsts = generators if first_seeds is None else [torch.Generator().manual_seed(seed) for seed in first_seeds]
+    x = _noise(shape, firsts, flow.device)
     sigmas = flow.schedule.sigmas
     kept = []
     for index in range(len(flow.schedule)):

@@ -60,6 +60,7 @@ class FlowGrpoRecipe:
         ``prompt_first`` and ``prompt_count`` say which seeds). reward: a reward recipe, or "module:Name".
     group_size videos per prompt, prompts_per_step prompts per step. micro_batch: videos per forward pass, in sampling and loss alike.
     objective: grpo | nft. dynamics: flow | dance | cps. noise_level: a of ``sde``. clip: of the ratio. advantage_clip: of advantages.
+    shared_noise: the videos of a group begin with the same noise and differ by that of the stochastic steps alone (grpo).
     aggregation: sum | decoupled. credit: uniform | local; credit_component: the reward whose judgement says where.
     updates: optimizer steps per batch of videos. nft_times: noise levels per video; nft_decay: how much of the slow copy stays per step.
     ema: decay of the averaged LoRA that is saved as ``lora`` (0: the last one is). dtype: float32 | bfloat16.
@@ -85,6 +86,7 @@ class FlowGrpoRecipe:
     dynamics: str = "flow"
     noise_level: float = 0.7
     sde_window: Window = field(default_factory=Window)
+    shared_noise: bool = False
     # batch
     steps: int = 30
     group_size: int = 16
@@ -151,6 +153,8 @@ def check(recipe: FlowGrpoRecipe) -> None:
         raise ValueError(f"kl_beta must not be negative, received {recipe.kl_beta}")
     if recipe.kl_beta > 0 and recipe.objective == "nft":
         raise ValueError(f"kl_beta belongs to objective grpo; with nft it must be 0, received {recipe.kl_beta}")
+    if recipe.shared_noise and recipe.objective == "nft":
+        raise ValueError("shared_noise needs stochastic steps, which objective nft does not take: a group would be one video")
     if recipe.credit == "local" and recipe.aggregation == "decoupled":
         raise ValueError("credit local normalises its components by itself; use aggregation sum with it, received decoupled")
 

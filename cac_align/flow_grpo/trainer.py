@@ -196,7 +196,9 @@ class Run:
                 asked = [prompts[n // recipe.group_size] for n in numbers]
                 self.here.at(f"step {step}, sampling {asked[0]!r} (video {first * recipe.group_size + start} of the step)")
                 seeds = [sample_seed(recipe.seed, 3, step, first * recipe.group_size + n) for n in numbers]
-                noise = {"dynamics": recipe.dynamics, "noise_level": recipe.noise_level}
+                noise: dict[str, Any] = {"dynamics": recipe.dynamics, "noise_level": recipe.noise_level}
+                if recipe.shared_noise:
+                    noise["first_seeds"] = [sample_seed(recipe.seed, 6, step, first + n // recipe.group_size) for n in numbers]
                 rollouts.append(sample(self.flow, asked, seeds, window, **noise))
         named = [
             self._named(step, first, n, video) for n, video in zip(mine, (v for r in rollouts for v in r.videos), strict=True)

@@ -215,3 +215,15 @@ def test_bad_input_is_named():
         evaluate([normal("a"), normal("b")], [0.1])
     with pytest.raises(ValueError, match="belong to no record, first 'z'"):
         evaluate([normal("a")], {"z": 0.3})
+
+
+def test_a_number_that_ranks_but_is_cut_in_the_wrong_place_is_told_from_a_bad_one():
+    records = [anomalous(f"a{i}") for i in range(20)] + [normal(f"n{i}") for i in range(20)]
+    above = [0.6 + 0.01 * i for i in range(20)] + [0.75 + 0.01 * i for i in range(20)]  # a UR + CaC mean: all above 0.5
+    cut = [w for w in evaluate(records, above, resamples=50).warnings if w.startswith("Cut")]
+    assert (
+        len(cut) == 1 and "AUROC 0.969" in cut[0] and "0.76 calls 5%" in cut[0]
+    )  # by hand: 387.5 of 400 pairs; 1 of 20 below 0.76
+    assert not [w for w in evaluate(records, above, threshold=0.76, resamples=50).warnings if w.startswith("Cut")]
+    blind = [0.6 + 0.01 * (i % 10) for i in range(40)]
+    assert not [w for w in evaluate(records, blind, resamples=50).warnings if w.startswith("Cut")]

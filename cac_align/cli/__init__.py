@@ -93,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     world.add_argument("--n", type=int, required=True)
     world.add_argument("--seed", type=int, default=2_000_000, help="first seed; held-out seeds start at 2000000 (default)")
     world.add_argument("--out", type=Path, required=True)
-    world.add_argument("--world", choices=("full", "studio"), default="full")
+    world.add_argument(
+        "--world", choices=("full", "studio", "playground"), default="full", help="the small judges know the playground"
+    )
     add_data_verbs(verb("data", "data", "run_validate", "annotated videos: check, convert, explain, split into stages"), _late)
     train = verb("train", "train", "run_train", "train CaC: single frames, then clips, then two-turn GRPO")
     train.add_argument("stage", choices=("stage1", "stage2", "stage3"))

@@ -123,8 +123,9 @@ def run_demo(options: argparse.Namespace) -> int:
 
 
 def run_world(options: argparse.Namespace) -> int:
-    from cac_align.miniature.world import FULL, STUDIO, write_world
+    from cac_align.miniature.pool import WORLDS
+    from cac_align.miniature.world import write_world
 
-    records = write_world(options.n, options.seed, options.out, FULL if options.world == "full" else STUDIO)
+    records = write_world(options.n, options.seed, options.out, WORLDS[options.world])
     print(records)
     return 0

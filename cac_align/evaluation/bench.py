@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
     from cac_align.rewards.ledger import Ledger
 
-CHUNK = 16  # videos handed to a reward at once: enough for a server to batch, little to lose when interrupted
+CHUNK = (
+    64  # videos handed to a reward at once: a few long answers do not leave the rest idle, and little is lost when interrupted
+)
 _SCORE_KEYS = {"score", "parts", "judgement", "error", "passport"}
 SPLIT_TITLES = dict(zip(SPLITS, ("< 1 s, < 20 %", "< 1 s, ≥ 20 %", "≥ 1 s, < 20 %", "≥ 1 s, ≥ 20 %"), strict=True))
 

@@ -31,6 +31,9 @@ from cac_align.rewards.reward import Score
 COLLAPSED = 0.25
 """Below this recall a class counts as lost. The paper calls .244, .108, .066 and .018 biased, and .382 not."""
 
+RANKS = 0.65
+"""From this AUROC on a number is said to rank the videos (ours)."""
+
 
 # ---- counts -------------------------------------------------------------------------------------------------------
 
@@ -301,6 +304,23 @@ def _warnings(
     return tuple(sentence for sentence in found if sentence)
 
 
+def _cut_warning(verdicts: Sequence[Verdict], metrics: Mapping[str, Estimate], found: Calibration) -> tuple[str, ...]:
+    """For a number that ranks the videos and misses a class at 0.5, which nobody chose for it."""
+    point, recalls = found.operating_point, [metrics[f"{name}.recall"].value for name in ("anomalous", "normal")]
+    by_number = sum(one.source == "threshold" for one in verdicts)
+    if (
+        not by_number
+        or point.threshold is None
+        or (found.auroc or 0) < RANKS
+        or min(r for r in recalls if r is not None) >= COLLAPSED
+    ):
+        return ()
+    return (
+        f"Cut: {by_number} of the verdicts compare the judge's number with a threshold that misses one class; the number ranks the videos "
+        f"(AUROC {found.auroc:.3f}). Choose another: on these, {point.threshold:.4g} calls {point.wanted:.0%} of the normal ones abnormal.",
+    )
+
+
 def evaluate(
     records: Sequence[Record],
     scores: Sequence[Score | Judgement | float | None] | Mapping[str, Score | Judgement | float | None],
@@ -353,6 +373,7 @@ def evaluate(
     unplaced = sum(split_of(record) is None for record in records if record.status == "abnormal")
     pointed = [(one, localise(record, said)) for record, said, one in anomalous if said is not None]
     valued = [one for one in scored if math.isfinite(one.value)]
+    found = calibrate([v.value for v in valued], [v.truth for v in valued], false_alarm_rate=false_alarm_rate)
     return Report(
         judge=judge,
         counts=counts,
@@ -363,8 +384,8 @@ def evaluate(
         hard_unplaced=unplaced,
         localisation=averages([found for one, found in pointed if one.status == "abnormal"], resamples=resamples, seed=seed),
         localisation_all=averages([found for _, found in pointed], resamples=resamples, seed=seed),
-        calibration=calibrate([v.value for v in valued], [v.truth for v in valued], false_alarm_rate=false_alarm_rate),
-        warnings=_warnings(metrics, counts, unscored, unplaced),
+        calibration=found,
+        warnings=(*_warnings(metrics, counts, unscored, unplaced), *_cut_warning(verdicts, metrics, found)),
         verdicts=tuple(verdicts),
         passport=dict(passport or {}),
     )

@@ -12,7 +12,8 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 @pytest.mark.parametrize("path", sorted((RECIPES / "reward").glob("*.yaml")), ids=lambda path: path.stem)
 def test_reward_recipes_read(path):
     recipe = read_recipe(RewardRecipe, path)
-    partners = {"unified"} if path.stem.endswith("_ur") else {"unified", "cac"}
+    alone = {"miniature_ur": {"unified"}, "miniature_cac": {"cac"}}
+    partners = alone.get(path.stem, {"unified", "cac"})
     partners |= {"motion"} if path.stem.endswith("_motion") else set()
     assert set(recipe.components) == partners and recipe.normalise == "range"
     assert {name: part.kind for name, part in recipe.components.items()} == {name: name for name in partners}

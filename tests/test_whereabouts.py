@@ -95,9 +95,12 @@ def test_a_process_told_to_stop_ends_by_the_signal_whatever_swallows_exceptions(
     running = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "p")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert running.stdout.readline() == "at work\n"
-    running.send_signal(signal.SIGTERM)
-    written, said = running.communicate(timeout=60)
+    try:
+        assert running.stdout.readline() == "at work\n"
+        running.send_signal(signal.SIGTERM)
+        written, said = running.communicate(timeout=60)
+    finally:
+        running.kill()
     assert running.returncode == -signal.SIGTERM and written == ""
     assert re.search(r"process 1 \(pid \d+ on \S+\) ended at step 3, sampling 'a red ball'", said) and "it resumes" in said
     assert not (tmp_path / "p" / "rank-0.json").exists() and (tmp_path / "p" / "rank-1.json").exists()

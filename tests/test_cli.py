@@ -1,7 +1,10 @@
 """The command line: what goes to stdout, what to stderr, exit statuses, and hostile or broken input."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -152,6 +155,15 @@ def test_every_verb_has_help(verb, capsys):
     with pytest.raises(SystemExit) as left:
         main([verb, "--help"])
     assert left.value.code == 0 and "usage: cac-align" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_a_verbs_cpu_threads_sleep_while_they_wait_unless_told_otherwise(given, policy):
+    code = "import os, sys; from cac_align.cli import main; print('torch' in sys.modules); main(['score', 'none.mp4', '--prompt', 'x'])"
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | given
+    shown = environment | {"OMP_DISPLAY_ENV": "TRUE"}  # the OpenMP runtime itself says what it was told when it was loaded
+    done = subprocess.run([sys.executable, "-c", code + "; import torch"], env=shown, capture_output=True, text=True)
+    assert done.stdout.splitlines()[0] == "False" and f"OMP_WAIT_POLICY = '{policy}'" in done.stderr, done.stderr[-2000:]
 
 
 def test_score_judges_a_real_mp4_with_the_shipped_qwen3_vl_through_its_real_processor(tmp_path, capsys):

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from cac_align.data.records import Record
-from cac_align.evaluation.detection import Counts, estimates, evaluate, verdict
+from cac_align.evaluation.counts import Counts, estimates
+from cac_align.evaluation.detection import evaluate, verdict
 from cac_align.judgement import Anomaly, Box, Judgement, Window
 from cac_align.rewards.reward import Score
 

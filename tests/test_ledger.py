@@ -2,62 +2,20 @@
 
 import json
 import math
-import multiprocessing
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import threading
-import time
 import warnings
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from counting import JUDGEMENT, Counting, video
 
-from cac_align.judgement import Anomaly, Box, Judgement, Turn, Window
 from cac_align.rewards.combine import combine
 from cac_align.rewards.ledger import Ledger, score_key
 from cac_align.rewards.reward import Reward, Score
 from cac_align.video import Video
-
-JUDGEMENT = Judgement(
-    "abnormal",
-    (Anomaly("Motion Anomalies", Window(0.0, 0.5), "slides </script> sideways\n\u2028", "left", {3: (Box(0, 0, 9, 9),)}),),
-    (Turn(1, "said \udc80 this", (0, 4), "abnormal"),),
-    -3.0,
-    -0.05,
-)
-
-
-@dataclass
-class Counting:
-    """Scores a video by its first pixel / 100, refuses 255, and counts what it was asked."""
-
-    name: str = "counting"
-    version: str = "1"
-    bounds: tuple[float, float] | None = (0.0, 10.0)
-    asked: list = field(default_factory=list)
-
-    @property
-    def passport(self):
-        return {"reward": self.name, "version": self.version}
-
-    def __call__(self, prompts, videos):
-        scores = []
-        for prompt, video in zip(prompts, videos, strict=True):
-            first = int(video.frames([0]).pixels[0, 0, 0, 0])
-            self.asked.append((prompt, first))
-            parts = {"first": float(first), "share": math.nan}
-            scores.append(Score.missing("white") if first == 255 else Score(first / 100, parts, JUDGEMENT, None, self.passport))
-        return scores
-
-
-def video(first, name="v"):
-    pixels = np.zeros((2, 16, 16, 3), np.uint8)
-    pixels[0, 0, 0, 0] = first
-    return Video.open(pixels, fps=16, name=name)
 
 
 def same(one, other):
@@ -271,7 +229,8 @@ def test_what_cannot_be_a_ledger_says_so(tmp_path):
 
 FULL = """
 import resource, sys
-from tests.test_ledger import Counting, Ledger, video
+from cac_align.rewards.ledger import Ledger
+from tests.counting import Counting, video
 wrapped = Ledger(sys.argv[1]).wrap(Counting())
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # the fourth row ends at about 3,800 bytes
 for number in range(4):
@@ -319,89 +278,3 @@ def test_a_video_that_vanished_is_the_rewards_to_report(tmp_path):
     scores = Ledger(path).wrap(Careful())(["p", "p"], [gone, good])
     assert "cannot be read" in scores[0].error and scores[1].value == 0.01
     assert [(row["kind"], row["video_hash"] is None) for row in Ledger(path).rows()] == [("missing", True), ("score", False)]
-
-
-# ---- several writers ----------------------------------------------------------------------------------------------
-
-
-def _write(path, start, count, barrier):
-    ledger = Ledger(path)
-    barrier.wait()
-    for number in range(start, start + count):
-        ledger.wrap(Counting())([f"prompt {number} " + "x" * 3000], [video(number % 200)])
-
-
-@pytest.mark.parametrize("method", ["spawn", "fork"])
-def test_two_processes_append_at_once(tmp_path, method):
-    context = multiprocessing.get_context(method)
-    barrier = context.Barrier(2)
-    path = tmp_path / "ledger.jsonl"
-    writers = [context.Process(target=_write, args=(path, start, 60, barrier)) for start in (0, 1000)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(60)
-        assert writer.exitcode == 0
-    rows = [json.loads(line) for line in path.read_bytes().splitlines()]
-    assert len(rows) == 120 and len({row["key"] for row in rows}) == 120
-    assert Ledger(path).num_scores == 120
-
-
-def test_a_ledger_inherited_by_fork_still_locks(tmp_path):
-    path = tmp_path / "ledger.jsonl"
-    ledger = Ledger(path)
-    wrapped = ledger.wrap(Counting())
-    wrapped(["p"], [video(1)])
-    child = os.fork()
-    if child == 0:
-        try:
-            for number in range(40):
-                wrapped([f"child {number}"], [video(2)])
-            os._exit(0)
-        finally:
-            os._exit(1)
-    for number in range(40):
-        wrapped([f"parent {number}"], [video(2)])
-    assert os.waitpid(child, 0)[1] == 0
-    assert ledger.find(score_key("child 39", video(2), Counting().passport)).value == 0.02  # sees what the other wrote
-    assert Ledger(path).num_scores == 81 and Ledger(path).faults == []
-
-
-def test_threads_share_a_ledger(tmp_path):
-    wrapped = Ledger(tmp_path / "ledger.jsonl").wrap(Counting())
-    threads = [threading.Thread(target=lambda n=n: [wrapped([f"{n} {k}"], [video(k)]) for k in range(20)]) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert Ledger(tmp_path / "ledger.jsonl").num_scores == 80
-
-
-KILLED = """
-import sys
-from tests.test_ledger import Counting, Ledger, video
-wrapped = Ledger(sys.argv[1]).wrap(Counting())
-number = 0
-while True:
-    wrapped([f"prompt {number} " + "x" * 20000], [video(number % 200)])
-    number += 1
-    print(number, flush=True)
-"""
-
-
-def test_a_killed_writer_loses_nothing_it_reported(tmp_path):
-    path = tmp_path / "ledger.jsonl"
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, cwd=root)
-    for _ in range(20):
-        process.stdout.readline()
-    time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    reported = 20 + len(process.stdout.read().split())
-    process.wait()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # whether a line was being written is chance
-        ledger = Ledger(path)
-    reward = Counting()
-    ledger.wrap(reward)([f"prompt {n} " + "x" * 20000 for n in range(reported)], [video(n % 200) for n in range(reported)])
-    assert reward.asked == []

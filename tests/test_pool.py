@@ -1,4 +1,4 @@
-"""The pool's ways of showing a clip: in a mirror, and worn. (Rendering, resuming and couples: test_mini_judge.py.)"""
+"""The pool's ways of showing a clip: in a mirror, and worn. (Rendering, resuming and couples: test_lessons.py.)"""
 
 from dataclasses import replace
 

@@ -1,6 +1,7 @@
 """The alignment loop on a tiny real Wan: exact ratios, learning, interruption, and everything that can go wrong."""
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -12,14 +13,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_flow import WORDS, Brightness, environment, lora, recipe, rows, same, write_recipe, write_wan
 
 from cac_align.cli import main
 from cac_align.flow_grpo.adapter import copy_of
+from cac_align.flow_grpo.guard import Reading
 from cac_align.flow_grpo.rollout import sample_with_lora, velocity
 from cac_align.flow_grpo.sde import log_prob, transition
 from cac_align.flow_grpo.settings import Watch, Window
 from cac_align.flow_grpo.trainer import Run, align
+from cac_align.flow_grpo.watching import is_best
 from cac_align.rewards.ledger import Ledger
 from cac_align.video import Video
 
@@ -218,6 +222,26 @@ def test_the_same_prompts_and_seeds_are_watched_before_and_after(model, tmp_path
     hashes = {Video.open(file).content_hash for file in (tmp_path / "watch").rglob("*.mp4")}
     judged = {row["video_hash"] for row in Ledger(tmp_path / "watch" / "ledger.jsonl").rows() if "score" in row}
     assert judged == hashes  # the report finds every judgement by its file
+
+
+@pytest.mark.parametrize(("seed", "rises"), [(1, True), (0, False)])
+def test_the_lora_with_the_highest_watched_total_is_kept(seed, rises, model, tmp_path):
+    watched = Watch(every=1, prompts=4, source="tiny_flow:prompts")
+    align(recipe(model, tmp_path, seed=seed, steps=3, lr=2e-2, save_every=1, watch=watched))
+    totals = [json.loads(line)["total"] for line in (tmp_path / "watch.jsonl").read_text().splitlines()]
+    kept = tmp_path / "lora_best" / "pytorch_lora_weights.safetensors"
+    assert (int(np.argmax(totals)) == 3, int(np.argmax(totals)) == 0) == (rises, not rises), totals
+    assert kept.exists() == rises, "a LoRA is called best only where it has beaten the model before training"
+    if rises:
+        assert same(load_file(kept), lora(tmp_path))
+
+
+def test_the_best_reading_by_hand():
+    def best(*totals):
+        return is_best([Reading(step, total, 0.1, math.nan, {}) for step, total in enumerate(totals)])
+
+    assert best(0.5, 0.6) and best(0.5, 0.4, 0.55) and best(math.nan, 0.1)
+    assert not best(0.5) and not best(0.5, 0.5) and not best(0.5, 0.7, 0.6) and not best(0.5, math.nan)
 
 
 # ---- interruption --------------------------------------------------------------------------------------------------

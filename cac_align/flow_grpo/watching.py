@@ -3,12 +3,15 @@
 LoRA as it would be saved → videos of fixed prompts and seeds → total, parts, motion, held-out reward → watch.jsonl → alarms
 
     out/watch/step-000000/*.mp4, prompts.jsonl        cac-align report out/watch/step-000000 out/watch/step-000030
+    out/lora_best                                     the LoRA with the highest watched total, if one has beaten the start
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,7 @@ import numpy as np
 from accelerate.utils import gather_object
 
 from cac_align.encoding import write_mp4
-from cac_align.flow_grpo.adapter import swapped
+from cac_align.flow_grpo.adapter import save_lora, swapped, whole
 from cac_align.flow_grpo.guard import Reading, alarms
 from cac_align.flow_grpo.journal import Rows, track
 from cac_align.flow_grpo.judging import Judging
@@ -51,15 +54,35 @@ def watch(run: Run) -> list[str]:
     if any(gather_object([rows is not None and any(row["step"] == step for row in rows.rows)])):
         return []
     reading = _reading(run)
+    readings = [Reading.from_json(row) for row in rows.rows] + [reading] if rows is not None else []
+    if any(gather_object([is_best(readings)])):
+        _keep_as_best(run)
     if rows is None:
         return gather_object([])
-    readings = [Reading.from_json(row) for row in rows.rows] + [reading]
     told = alarms(readings, recipe.watch.tolerance)
     rows.add({**reading.to_json(), "alarms": told})
     track(run.tracker, {"step": step, "watch": reading.to_json()})
     for sentence in told:
         run.say(f"ALARM {sentence}")
     return gather_object(told)
+
+
+def is_best(readings: Sequence[Reading]) -> bool:
+    """Whether the last reading's total lies above all before it, the one before training included. A total that is missing never does."""
+    if len(readings) < 2 or math.isnan(readings[-1].total):
+        return False
+    return all(not readings[-1].total <= before.total for before in readings[:-1])  # one that is missing is no obstacle
+
+
+def _keep_as_best(run: Run) -> None:
+    """Write the LoRA as it would be saved to ``out/lora_best``, whole or not at all."""
+    weights = {key: whole(value.detach()).cpu() for key, value in (run.ema or run.lora).items()}
+    if run.main:
+        part, place = run.out / ".lora_best.part", run.out / "lora_best"
+        shutil.rmtree(part, ignore_errors=True)
+        save_lora(part, weights, run.transformer.peft_config["default"])
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(part, place)
 
 
 def _reading(run: Run) -> Reading:

@@ -117,7 +117,7 @@ class Whereabouts:
             signal.signal(number, former)
             os.kill(os.getpid(), number)
 
-        former = signal.signal(signal.SIGTERM, leave)
+        former = signal.signal(signal.SIGTERM, leave) or signal.SIG_DFL  # None: a handler that Python does not know
         try:
             yield
         finally:

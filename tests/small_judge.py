@@ -1,10 +1,6 @@
-"""A judge of the real architecture, small enough to be made in a test, with the tokenizer of its lessons."""
+"""The size of a judge of the real architecture that is small enough to be made in a test (its parts are fixtures: judge_parts.py)."""
 
-from functools import cache
-
-from cac_align.miniature.judge import JudgeSize, build_tokenizer
-from cac_align.miniature.lessons import lesson_texts
-from cac_align.miniature.pool import LessonPlan
+from cac_align.miniature.judge import JudgeSize
 
 SMALL = JudgeSize(
     text_hidden=48,
@@ -16,13 +12,3 @@ SMALL = JudgeSize(
     deepstack=(0,),
     num_merges=500,
 )
-
-
-@cache
-def texts():
-    return lesson_texts("cac", LessonPlan(), clips=16)
-
-
-@cache
-def tokenizer():
-    return build_tokenizer(texts(), 600)

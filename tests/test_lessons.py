@@ -6,38 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import small_judge
 import torch
 from small_judge import SMALL
 
 from cac_align.answer import read_answer
 from cac_align.judgement import Box
 from cac_align.miniature import teacher
-from cac_align.miniature.judge import (
-    build_model,
-    build_processor,
-)
+from cac_align.miniature.judge import build_model
 from cac_align.miniature.lessons import cac_lessons, unified_lessons
 from cac_align.miniature.marks import Heads, marks_of, overlap
 from cac_align.miniature.pool import ClipPool, LessonPlan, degrade
 from cac_align.miniature.seeing import draw_pairs, look_loss, patch
 from cac_align.miniature.train_judge import JudgeTraining, _lesson_loss
 from cac_align.rewards.unified import read_axes
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return small_judge.tokenizer()
-
-
-@pytest.fixture(scope="module")
-def processor(tokenizer):
-    return build_processor(tokenizer, SMALL)
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory):
-    return ClipPool.open(tmp_path_factory.mktemp("pool"), LessonPlan(), 0, 40)
 
 
 def test_pool_goes_on_where_it_was_torn(tmp_path, pool):

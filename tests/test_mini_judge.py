@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_judge
 import torch
 from small_judge import SMALL
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
@@ -15,40 +14,19 @@ from cac_align.cac.prompts import turn_one_conversation
 from cac_align.miniature.judge import (
     SPECIAL_TOKENS,
     build_model,
-    build_processor,
     build_tokenizer,
     train_merges,
     write_folder,
 )
 from cac_align.miniature.judge_loss import answer_loss, batch_vision_attention, collate
 from cac_align.miniature.lessons import cac_lessons, unified_lessons
-from cac_align.miniature.pool import ClipPool, LessonPlan
+from cac_align.miniature.pool import LessonPlan
 from cac_align.miniature.train_judge import JudgeTraining, learning_rate, train
 from cac_align.recipe import read_recipe
 from cac_align.video import Frames
 from cac_align.vlm.local import LocalVlm
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def texts():
-    return small_judge.texts()
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return small_judge.tokenizer()
-
-
-@pytest.fixture(scope="module")
-def processor(tokenizer):
-    return build_processor(tokenizer, SMALL)
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory):
-    return ClipPool.open(tmp_path_factory.mktemp("pool"), LessonPlan(), 0, 40)
 
 
 # ---- tokenizer ----

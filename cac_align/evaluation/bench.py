@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 
     from cac_align.rewards.ledger import Ledger
 
-CHUNK = (
-    64  # videos handed to a reward at once: a few long answers do not leave the rest idle, and little is lost when interrupted
-)
+CHUNK = 64  # videos handed to a reward at once: one long answer holds few others up, and little is lost when interrupted
 _SCORE_KEYS = {"score", "parts", "judgement", "error", "passport"}
 SPLIT_TITLES = dict(zip(SPLITS, ("< 1 s, < 20 %", "< 1 s, ≥ 20 %", "≥ 1 s, < 20 %", "≥ 1 s, ≥ 20 %"), strict=True))
 

@@ -100,8 +100,29 @@ def _bias_warning(name: str, lost: Estimate, other: Estimate, said: str) -> str 
     )
 
 
-def cautions(metrics: Mapping[str, Estimate], counts: Counts, unscored: Mapping[str, int], hard_unplaced: int) -> tuple[str, ...]:
-    """The sentences a reader needs before believing the numbers."""
+def _cut_warning(metrics: Mapping[str, Estimate], by_number: int, found: Calibration) -> str | None:
+    """For a number that ranks the videos and misses a class where it is cut."""
+    point, recalls = found.operating_point, (metrics["anomalous.recall"].value, metrics["normal.recall"].value)
+    if not by_number or point.threshold is None or found.auroc is None or found.auroc < RANKS:
+        return None
+    if all(recall is None or recall >= COLLAPSED for recall in recalls):
+        return None
+    return (
+        f"Cut: {by_number} of the verdicts compare the judge's number with a threshold that misses one class; the number ranks the videos "
+        f"(AUROC {found.auroc:.3f}). Choose another: on these, {point.threshold:.4g} calls {point.wanted:.0%} of the normal ones abnormal."
+    )
+
+
+def cautions(
+    metrics: Mapping[str, Estimate],
+    counts: Counts,
+    unscored: Mapping[str, int],
+    *,
+    hard_unplaced: int,
+    by_number: int,
+    calibration: Calibration,
+) -> tuple[str, ...]:
+    """The sentences a reader needs before believing the numbers. by_number: verdicts that compare the judge's number with a threshold."""
     found = [
         _bias_warning("normal", metrics["normal.recall"], metrics["anomalous.recall"], "abnormal"),
         _bias_warning("anomalous", metrics["anomalous.recall"], metrics["normal.recall"], "normal"),
@@ -128,20 +149,5 @@ def cautions(metrics: Mapping[str, Estimate], counts: Counts, unscored: Mapping[
         )
     if not counts.anomalous or not counts.normal:
         found.append("One class only: precision, F1, AUROC and bias cannot be seen on this set; read the recall.")
+    found.append(_cut_warning(metrics, by_number, calibration))
     return tuple(sentence for sentence in found if sentence)
-
-
-def cut_caution(by_number: int, metrics: Mapping[str, Estimate], found: Calibration) -> tuple[str, ...]:
-    """For a number that ranks the videos and misses a class where it is cut. by_number: verdicts that compare it with a threshold."""
-    point, recalls = found.operating_point, [metrics[f"{name}.recall"].value for name in ("anomalous", "normal")]
-    if (
-        not by_number
-        or point.threshold is None
-        or (found.auroc or 0) < RANKS
-        or min(r for r in recalls if r is not None) >= COLLAPSED
-    ):
-        return ()
-    return (
-        f"Cut: {by_number} of the verdicts compare the judge's number with a threshold that misses one class; the number ranks the videos "
-        f"(AUROC {found.auroc:.3f}). Choose another: on these, {point.threshold:.4g} calls {point.wanted:.0%} of the normal ones abnormal.",
-    )

@@ -21,7 +21,7 @@ from typing import Any
 
 from cac_align.data.records import Record
 from cac_align.evaluation.calibration import Calibration, calibrate
-from cac_align.evaluation.counts import Counts, cautions, cut_caution, estimates
+from cac_align.evaluation.counts import Counts, cautions, estimates
 from cac_align.evaluation.localisation import SPLITS, averages, localise, split_of
 from cac_align.evaluation.statistics import Estimate, share
 from cac_align.judgement import ANOMALY_TYPES, Judgement, Status
@@ -251,7 +251,7 @@ def evaluate(
         localisation=averages([found for one, found in pointed if one.status == "abnormal"], resamples=resamples, seed=seed),
         localisation_all=averages([found for _, found in pointed], resamples=resamples, seed=seed),
         calibration=found,
-        warnings=(*cautions(metrics, counts, unscored, unplaced), *cut_caution(by_number, metrics, found)),
+        warnings=cautions(metrics, counts, unscored, hard_unplaced=unplaced, by_number=by_number, calibration=found),
         verdicts=tuple(verdicts),
         passport=dict(passport or {}),
     )

@@ -83,6 +83,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def gathered(parameters: Mapping[str, Tensor]) -> Weights:
+    """Copies on the CPU; every process takes part where tensors are sharded."""
+    return {name: whole(parameter.detach()).cpu() for name, parameter in parameters.items()}
+
+
 def save_lora(folder: Path, weights: Weights, config: Any) -> None:
     """Write ``pytorch_lora_weights.safetensors`` with its rank and alpha, as ``pipe.load_lora_weights(folder)`` expects them."""
     from diffusers import WanPipeline

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,34 +51,39 @@ def write(out: Path, step: int, files: Mapping[str, Any], recipe: FlowGrpoRecipe
 
     files: name → a state for torch.save, or a function that writes the folder of that name. Raises ``OSError`` when the disk is full.
     """
-    place = out / "checkpoints" / f"step-{step:06d}"
-    part = out / "checkpoints" / f".{place.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+
+    def fill(part: Path) -> None:
         part.mkdir(parents=True)
         for name, content in files.items():
             if callable(content):
                 content(part / name)
             else:
                 torch.save(content, part / name)
-        shutil.rmtree(place, ignore_errors=True)
-        os.replace(part, place)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+
+    place = out / "checkpoints" / f"step-{step:06d}"
+    put_folder(place, fill)
     for old in sorted((out / "checkpoints").glob("step-*"))[: -recipe.keep_checkpoints]:
         shutil.rmtree(old, ignore_errors=True)
     return place
 
 
+def put_folder(place: Path, fill: Callable[[Path], Any]) -> None:
+    """Let ``fill`` make a folder beside its place, then move it there: whole or not at all."""
+    part = place.with_name(f".{place.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        fill(part)
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(part, place)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
 def publish(out: Path, checkpoint: Path | None) -> None:
     """Copy a checkpoint's LoRA folders to ``out``, whole or not at all."""
     for source in sorted(checkpoint.glob("lora*")) if checkpoint is not None else ():
-        part = out / f".{source.name}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(source, part)
-        shutil.rmtree(out / source.name, ignore_errors=True)
-        os.replace(part, out / source.name)
+        put_folder(out / source.name, lambda part, source=source: shutil.copytree(source, part))
 
 
 def read(folder: Path, recipe: FlowGrpoRecipe) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from cac_align.flow_grpo import crediting, setup, state
-from cac_align.flow_grpo.adapter import copy_of, follow, lora_of, save_lora, swapped, whole, zeroed
+from cac_align.flow_grpo.adapter import copy_of, follow, gathered, lora_of, save_lora, swapped, whole, zeroed
 from cac_align.flow_grpo.crediting import Credit
 from cac_align.flow_grpo.guard import skipped_too_often, unscored_too_often
 from cac_align.flow_grpo.journal import Rows, line_of, open_tracker, seconds_of, track
@@ -196,9 +196,10 @@ class Run:
                 asked = [prompts[n // recipe.group_size] for n in numbers]
                 self.here.at(f"step {step}, sampling {asked[0]!r} (video {first * recipe.group_size + start} of the step)")
                 seeds = [sample_seed(recipe.seed, 3, step, first * recipe.group_size + n) for n in numbers]
-                noise: dict[str, Any] = {"dynamics": recipe.dynamics, "noise_level": recipe.noise_level}
+                firsts = None
                 if recipe.shared_noise:
-                    noise["first_seeds"] = [sample_seed(recipe.seed, 6, step, first + n // recipe.group_size) for n in numbers]
+                    firsts = [sample_seed(recipe.seed, 6, step, first + n // recipe.group_size) for n in numbers]
+                noise = {"dynamics": recipe.dynamics, "noise_level": recipe.noise_level, "first_seeds": firsts}
                 rollouts.append(sample(self.flow, asked, seeds, window, **noise))
         named = [
             self._named(step, first, n, video) for n, video in zip(mine, (v for r in rollouts for v in r.videos), strict=True)
@@ -371,9 +372,7 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint; every process takes part where tensors are sharded."""
         copies = {"lora": self.lora, "ema": self.ema, "slow": self.slow}
-        weights = {
-            name: {key: whole(value.detach()).cpu() for key, value in copy.items()} for name, copy in copies.items() if copy
-        }
+        weights = {name: gathered(copy) for name, copy in copies.items() if copy}
         stored = {
             "step": self.step,
             "recipe": state.to_text(self.recipe),

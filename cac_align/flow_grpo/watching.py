@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +17,13 @@ import numpy as np
 from accelerate.utils import gather_object
 
 from cac_align.encoding import write_mp4
-from cac_align.flow_grpo.adapter import save_lora, swapped, whole
+from cac_align.flow_grpo.adapter import gathered, save_lora, swapped
 from cac_align.flow_grpo.guard import Reading, alarms
 from cac_align.flow_grpo.journal import Rows, track
 from cac_align.flow_grpo.judging import Judging
 from cac_align.flow_grpo.rollout import sample
 from cac_align.flow_grpo.settings import FlowGrpoRecipe, read_prompts
+from cac_align.flow_grpo.state import put_folder
 from cac_align.generation.best_of_n import slug
 from cac_align.recipe import load_reward
 from cac_align.rewards.ledger import Ledger
@@ -76,13 +75,10 @@ def is_best(readings: Sequence[Reading]) -> bool:
 
 def _keep_as_best(run: Run) -> None:
     """Write the LoRA as it would be saved to ``out/lora_best``, whole or not at all."""
-    weights = {key: whole(value.detach()).cpu() for key, value in (run.ema or run.lora).items()}
+    weights = gathered(run.ema or run.lora)
     if run.main:
-        part, place = run.out / ".lora_best.part", run.out / "lora_best"
-        shutil.rmtree(part, ignore_errors=True)
-        save_lora(part, weights, run.transformer.peft_config["default"])
-        shutil.rmtree(place, ignore_errors=True)
-        os.replace(part, place)
+        config = run.transformer.peft_config["default"]
+        put_folder(run.out / "lora_best", lambda part: save_lora(part, weights, config))
 
 
 def _reading(run: Run) -> Reading:

@@ -15,10 +15,19 @@ from typing import Any
 
 from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.evaluation.localisation import SHORT_S, SMALL_AREA, duration_s, mean_area
+from cac_align.evaluation.localisation import (
+    GRID_FPS,
+    SHORT_S,
+    SMALL_AREA,
+    boxes_by_frame,
+    duration_s,
+    first_windows,
+    mean_area,
+    windows_of,
+)
 from cac_align.miniature.generated import held_out_clips
 from cac_align.miniature.world import FULL, PLAYGROUND, STUDIO, TEST_SEEDS, VALID_SEEDS, World, make_clip
-from cac_align.overlap import interval_iou, spatial_iou
+from cac_align.overlap import spatial_iou, temporal_iou
 from cac_align.rewards.cac import CaC
 from cac_align.rewards.unified import UnifiedReward
 from cac_align.vlm.local import LocalVlm, set_threads
@@ -39,8 +48,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Held-out figures of the weights in ``folder``: ``clips`` in all, half of them normal, as many of each world (VALID_SEEDS).
 
-    cac: accuracy and recalls of turn 1 alone and of both turns, interval IoU of turn 1's windows and mean IoU of turn 2's boxes over
-    the anomalous clips that were caught, AUROC of R, how many had no verdict, recall by type and on sparse defects (all of them together
+    cac: accuracy and recalls of turn 1 alone and of both turns, temporal IoU of turn 1's windows (Eq. 4) and spatial IoU of the final
+    boxes (Eq. 5) over the anomalous clips that were caught, both as ``evaluation.localisation`` measures them, AUROC of R, how many had
+    no verdict, recall by type and on sparse defects (all of them together
     shorter than 1 s and on less than 20 % of the frame, as CaC-Bench-Hard measures it). All of these are over the clips with a verdict,
     but for right_of_all: the share of right verdicts among all clips. settings: how CaC is asked. unified: mean scores and AUROC.
     """
@@ -84,11 +94,12 @@ def _cac_figures(vlm: Any, shown: Sequence[Any], settings: TwoTurn | SingleTurn 
             types.setdefault(clip.anomalies[0].type, []).append(judgement.status == "abnormal")
             if _is_sparse(clip):
                 sparse.append(judgement.status == "abnormal")
-            truth = [anomaly.window for anomaly in clip.anomalies]
-            if turn_one.status == "abnormal":
-                times.append(interval_iou([a.window for a in turn_one.anomalies if a.window], truth))
             if judgement.status == "abnormal":
-                boxes.append(_box_overlap(judgement.turns[-1], clip.anomalies))
+                video = clip.video()
+                grid_s = [video.times_s[index] for index in video.indices_at(GRID_FPS)]
+                times.append(temporal_iou(first_windows(judgement), windows_of(clip.anomalies), grid_s))
+                if truth := boxes_by_frame(clip.anomalies):
+                    boxes.append(spatial_iou(boxes_by_frame(judgement.anomalies), truth))
     return {
         "clips": len(shown),
         "no_verdict": sum(judgement.error is not None for judgement in judgements),
@@ -113,17 +124,6 @@ def _is_sparse(clip: Any) -> bool:
     """Whether the clip's defects are short (< 1 s) and small (< 20 % of the frame)."""
     lasts_s, area = duration_s(clip.anomalies, clip.video().fps), mean_area(clip.anomalies)
     return lasts_s is not None and area is not None and lasts_s < SHORT_S - 1e-6 and area < SMALL_AREA - 1e-9
-
-
-def _box_overlap(turn: Any, truth: Sequence[Any]) -> float:
-    """Mean IoU over the frames on which both the answer and the truth have boxes; 0 when there is no such frame."""
-    said = {frame: found for anomaly in turn.anomalies for frame, found in anomaly.boxes.items()}
-    right: dict[int, tuple[Any, ...]] = {}
-    for anomaly in truth:
-        for frame, found in anomaly.boxes.items():
-            right[frame] = right.get(frame, ()) + tuple(found)
-    common = sorted(set(said) & set(right))
-    return sum(spatial_iou({f: said[f]}, {f: right[f]}) for f in common) / len(common) if common else 0.0
 
 
 def _unified_figures(vlm: Any, shown: Sequence[Any]) -> dict[str, Any]:

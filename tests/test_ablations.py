@@ -35,14 +35,15 @@ def test_the_table_from_hand_made_results():
     ]
     chosen = [BY_NAME[name] for name in ("full", "untrained", "no-stage-2", "no-type", "single-turn")]
     head, line, full, untrained, no_two, no_type, single = table(chosen, rows)
-    assert head.count("|") == line.count("|") == full.count("|") == 10
+    assert head.count("|") == line.count("|") == full.count("|") == 11
     # sd of .8 and .9 with n − 1: .1 / √2 = .0707; two of eight clips without a verdict: .250; one of two runs caught nothing
     assert full == (
-        "| full recipe | 0.817 | 0.850 ± 0.071 | 0.500 ± 0.000 | 0.250 (1 of 2) | 1.000 ± 0.000 | 0.750 ± 0.000 | 0.250 ± 0.000 | 2 |"
+        "| full recipe | 0.817 | 0.850 ± 0.071 | 0.500 ± 0.000 | 0.250 (1 of 2) | 1.000 ± 0.000 | 0.750 ± 0.000 | 0.250 ± 0.000 | – | 2 |"
     )
-    assert untrained == "| start weights, two turns | 0.537 | 0.500 | – | – | 1.000 | – | 0.250 | – |"
-    assert no_two.startswith("| no stage 2 (multi-frame SFT) | 0.651 | 0.500 | ") and no_two.endswith("| 1 of 2 |")
-    assert no_type.count("stopped") == 6 and no_type.endswith("| 0 of 1 |") and single.count("open") == 6
+    # start weights have no seed: .5 − .8 and .5 − .9; a seed is compared with the full recipe of the same seed: .5 − .9
+    assert untrained == "| start weights, two turns | 0.537 | 0.500 | – | – | 1.000 | – | 0.250 | -0.350 ± 0.071 | – |"
+    assert no_two.startswith("| no stage 2 (multi-frame SFT) | 0.651 | 0.500 | ") and no_two.endswith("| -0.400 | 1 of 2 |")
+    assert no_type.count("stopped") == 6 and no_type.endswith("| – | 0 of 1 |") and single.count("open") == 6
     text = report(Ablations(start="/somewhere/else/start", stage3={"run": {"steps": 7}}), rows)
     assert "- no stage 2 (multi-frame SFT), seed 0: stage 3: 99.0% of rollouts are malformed\n" in text
     assert (
@@ -88,7 +89,7 @@ def test_each_variant_changes_one_thing_in_the_recipes():
         return stage_recipe(recipe, stage, BY_NAME[name], seed, Path("data"), "start", Path("out"))
 
     full = made(3, "full")
-    assert (full.run.steps, full.run.seed, full.run.cpu, full.data.turns, full.model.path) == (30, 1, True, 2, "start")
+    assert (full.run.steps, full.run.seed, full.run.cpu, full.data.turns, full.model.path) == (20, 1, True, 2, "start")
     assert (full.rollout.group, full.grpo.beta, full.data.samples, full.data.folder) == (8, 0.01, "stage3.jsonl", "data")
     for name in ("temporal", "spatial", "type"):
         assert made(3, f"no-{name}") == replace(full, weights=replace(full.weights, **{name: 0.0}))
@@ -181,7 +182,7 @@ def test_a_real_run_shares_stages_resumes_and_writes_its_table(recipe, tmp_path,
     monkeypatch.setattr(ablations, "evaluate", lambda *args, **more: {"playground": figures(0.25)})
     assert run(recipe, tmp_path) == text
     grown = run(replace(recipe, variants=[*recipe.variants, "no-spatial"]), tmp_path)
-    assert "| without spatial IoU reward | 0.716 | 0.250 |" in grown and "0.250 | – | – |" not in grown
+    assert "| without spatial IoU reward | 0.716 | 0.250 |" in grown and "0.250 | – | – | – |" not in grown
     assert {file: file.stat().st_mtime_ns for file in times} == times
     with pytest.raises(ValueError, match="holds a run with test_clips=4, received test_clips=6"):
         run(replace(recipe, test_clips=6), tmp_path)

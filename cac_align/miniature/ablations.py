@@ -306,8 +306,8 @@ def report(recipe: Ablations, rows: Sequence[Mapping[str, Any]]) -> str:
         f"World `{recipe.world}`: {recipe.clips} training clips (seeds {recipe.first_seed} on), measured on {half} normal + {half} "
         f"anomalous clips (seeds {recipe.test_seed} on). Start: {start}. Steps: {steps}. Mean ± sd over training seeds.",
         "Accuracy: right verdicts among all clips, a clip without a verdict not being right; the other figures are over clips with a",
-        "verdict, temporal and spatial IoU over anomalous clips that were caught. Paper: overall accuracy of its Table 3. Command:",
-        "`make ablations`.",
+        "verdict, temporal and spatial IoU over anomalous clips that were caught. Minus full: of the same training seed, start weights of all.",
+        "Paper: overall accuracy of its Table 3. Command: `make ablations`. What it shows: `dev/LOG.md`.",
         "",
         *table(recipe.chosen, rows),
     ]
@@ -320,8 +320,13 @@ def report(recipe: Ablations, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def table(variants: Sequence[Variant], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of the table: a row per variant, means over the seeds that have figures; "stopped" or "open" where none has."""
-    lines = ["| variant | paper | " + " | ".join(title for title, _ in COLUMNS) + " | seeds |", "|---" * (len(COLUMNS) + 3) + "|"]
+    """Lines of the table: a row per variant, means over the seeds that have figures; "stopped" or "open" where none has.
+
+    "minus full": accuracy minus that of the full recipe of the same training seed (of start weights: minus all of its seeds).
+    """
+    titles = ["variant", "paper", *(title for title, _ in COLUMNS), "accuracy minus full", "seeds"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    full = {row["seed"]: row["figures"]["right_of_all"] for row in rows if row["variant"] == "full" and "figures" in row}
     for variant in variants:
         own = [row for row in rows if row["variant"] == variant.name]
         measured = [row["figures"] for row in own if "figures" in row]
@@ -329,6 +334,14 @@ def table(variants: Sequence[Variant], rows: Sequence[Mapping[str, Any]]) -> lis
             cells = [_cell(measured, figure) for _, figure in COLUMNS]
         else:
             cells = ["stopped" if own else "open"] * len(COLUMNS)
+        apart = [
+            row["figures"]["right_of_all"] - reference
+            for row in own
+            if "figures" in row and variant.name != "full"
+            for seed, reference in full.items()
+            if row["seed"] in (None, seed)
+        ]
+        cells.append(_spread(apart, "+") if apart else "–")
         seeds = str(len(measured)) if len(measured) == len(own) else f"{len(measured)} of {len(own)}"
         seeds = "–" if own and not variant.stages else seeds
         lines.append(f"| {variant.title} | {variant.paper:.3f} | " + " | ".join(cells) + f" | {seeds} |")
@@ -340,9 +353,14 @@ def _cell(measured: Sequence[Mapping[str, Any]], figure: str) -> str:
     values = [row[figure] / (row["clips"] if figure == "no_verdict" else 1) for row in measured if row[figure] is not None]
     if not values:
         return "–"
-    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     lost = f" ({len(values)} of {len(measured)})" if len(values) < len(measured) else ""
-    return f"{np.mean(values):.3f}{spread}{lost}"
+    return f"{_spread(values)}{lost}"
+
+
+def _spread(values: Sequence[float], sign: str = "") -> str:
+    """ "mean ± sd" of one or more numbers (n − 1; a single one has no sd); sign: as in a format."""
+    sd = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):{sign}.3f}{sd}"
 
 
 def main(arguments: Sequence[str]) -> int:

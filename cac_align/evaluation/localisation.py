@@ -79,12 +79,17 @@ def localise(record: Record, judgement: Judgement) -> Localisation:
     """
     if record.status != "abnormal":
         raise ValueError(f"record {record.id}: localise needs an anomalous video, received a normal one")
-    truth_windows, truth_boxes = windows_of(record.anomalies), boxes_by_frame(record.anomalies)
+    return overlaps(record.anomalies, judgement, grid_s(record))
+
+
+def overlaps(truth: Sequence[Anomaly], judgement: Judgement, times_s: Sequence[float]) -> Localisation:
+    """IoUs of a judgement with the true anomalies of one video. times_s: the frames of turn 1's grid (seconds, source clock)."""
+    truth_windows, truth_boxes = windows_of(truth), boxes_by_frame(truth)
     said = judgement.anomalies if judgement.status == "abnormal" else ()
     said_windows = first_windows(judgement) if judgement.status == "abnormal" else ()
-    temporal = temporal_iou(said_windows, truth_windows, grid_s(record)) if truth_windows else None
+    temporal = temporal_iou(said_windows, truth_windows, times_s) if truth_windows else None
     spatial = spatial_iou(boxes_by_frame(said), truth_boxes) if truth_boxes else None
-    kind = type_iou({anomaly.type for anomaly in said}, {anomaly.type for anomaly in record.anomalies})
+    kind = type_iou({anomaly.type for anomaly in said}, {anomaly.type for anomaly in truth})
     return Localisation(temporal, spatial, kind)
 
 

@@ -341,7 +341,7 @@ def table(variants: Sequence[Variant], rows: Sequence[Mapping[str, Any]]) -> lis
             for seed, reference in full.items()
             if row["seed"] in (None, seed)
         ]
-        cells.append(_spread(apart, "+") if apart else "–")
+        cells.append(_told(apart, len(measured) if variant.stages else len(full), "+"))
         seeds = str(len(measured)) if len(measured) == len(own) else f"{len(measured)} of {len(own)}"
         seeds = "–" if own and not variant.stages else seeds
         lines.append(f"| {variant.title} | {variant.paper:.3f} | " + " | ".join(cells) + f" | {seeds} |")
@@ -349,18 +349,18 @@ def table(variants: Sequence[Variant], rows: Sequence[Mapping[str, Any]]) -> lis
 
 
 def _cell(measured: Sequence[Mapping[str, Any]], figure: str) -> str:
-    """Mean ± sd (n − 1) of the figures that are defined; "–" where none is (no anomalous clip was caught, say)."""
+    """Of the figures that are defined (no anomalous clip was caught, say: no IoU)."""
     values = [row[figure] / (row["clips"] if figure == "no_verdict" else 1) for row in measured if row[figure] is not None]
+    return _told(values, len(measured))
+
+
+def _told(values: Sequence[float], of: int, sign: str = "") -> str:
+    """Mean ± sd (n − 1; of one value no sd), "(k of n)" where some of the ``of`` values are missing, "–" where all are. sign: as in a format."""
     if not values:
         return "–"
-    lost = f" ({len(values)} of {len(measured)})" if len(values) < len(measured) else ""
-    return f"{_spread(values)}{lost}"
-
-
-def _spread(values: Sequence[float], sign: str = "") -> str:
-    """ "mean ± sd" of one or more numbers (n − 1; a single one has no sd); sign: as in a format."""
     sd = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{np.mean(values):{sign}.3f}{sd}"
+    lost = f" ({len(values)} of {of})" if len(values) < of else ""
+    return f"{np.mean(values):{sign}.3f}{sd}{lost}"
 
 
 def main(arguments: Sequence[str]) -> int:

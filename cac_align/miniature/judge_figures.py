@@ -15,19 +15,9 @@ from typing import Any
 
 from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.evaluation.localisation import (
-    GRID_FPS,
-    SHORT_S,
-    SMALL_AREA,
-    boxes_by_frame,
-    duration_s,
-    first_windows,
-    mean_area,
-    windows_of,
-)
+from cac_align.evaluation.localisation import GRID_FPS, SHORT_S, SMALL_AREA, Localisation, duration_s, mean_area, overlaps
 from cac_align.miniature.generated import held_out_clips
 from cac_align.miniature.world import FULL, PLAYGROUND, STUDIO, TEST_SEEDS, VALID_SEEDS, World, make_clip
-from cac_align.overlap import spatial_iou, temporal_iou
 from cac_align.rewards.cac import CaC
 from cac_align.rewards.unified import UnifiedReward
 from cac_align.vlm.local import LocalVlm, set_threads
@@ -48,11 +38,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Held-out figures of the weights in ``folder``: ``clips`` in all, half of them normal, as many of each world (VALID_SEEDS).
 
-    cac: accuracy and recalls of turn 1 alone and of both turns, temporal IoU of turn 1's windows (Eq. 4) and spatial IoU of the final
-    boxes (Eq. 5) over the anomalous clips that were caught, both as ``evaluation.localisation`` measures them, AUROC of R, how many had
-    no verdict, recall by type and on sparse defects (all of them together
-    shorter than 1 s and on less than 20 % of the frame, as CaC-Bench-Hard measures it). All of these are over the clips with a verdict,
-    but for right_of_all: the share of right verdicts among all clips. settings: how CaC is asked. unified: mean scores and AUROC.
+    cac: accuracy and recalls of turn 1 alone and of both turns, temporal and spatial IoU (``evaluation.localisation``) over the anomalous
+    clips that were caught, AUROC of R, how many had no verdict, recall by type and on sparse defects (all of them together shorter than
+    1 s and on less than 20 % of the frame, as CaC-Bench-Hard measures it). All of these are over the clips with a verdict, but for
+    right_of_all: the share of right verdicts among all clips. settings: how CaC is asked. unified: mean scores and AUROC.
     """
     first = VALID_SEEDS.start if first_seed is None else first_seed
     vlm = LocalVlm.load(folder, device=device, batch_size=32)
@@ -80,8 +69,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _cac_figures(vlm: Any, shown: Sequence[Any], settings: TwoTurn | SingleTurn = TWO_TURNS) -> dict[str, Any]:
     judgements = CaC(vlm, settings).judge([clip.prompt for clip in shown], [clip.video() for clip in shown])
-    first, final, times, boxes, types = {"normal": [], "abnormal": []}, {"normal": [], "abnormal": []}, [], [], {}
+    first, final, types = {"normal": [], "abnormal": []}, {"normal": [], "abnormal": []}, {}
     sparse: list[bool] = []
+    pointed: list[Localisation] = []
     scores: tuple[list[float], list[float]] = ([], [])
     for clip, judgement in zip(shown, judgements, strict=True):
         if judgement.error is not None:
@@ -97,9 +87,7 @@ def _cac_figures(vlm: Any, shown: Sequence[Any], settings: TwoTurn | SingleTurn 
             if judgement.status == "abnormal":
                 video = clip.video()
                 grid_s = [video.times_s[index] for index in video.indices_at(GRID_FPS)]
-                times.append(temporal_iou(first_windows(judgement), windows_of(clip.anomalies), grid_s))
-                if truth := boxes_by_frame(clip.anomalies):
-                    boxes.append(spatial_iou(boxes_by_frame(judgement.anomalies), truth))
+                pointed.append(overlaps(clip.anomalies, judgement, grid_s))
     return {
         "clips": len(shown),
         "no_verdict": sum(judgement.error is not None for judgement in judgements),
@@ -113,8 +101,8 @@ def _cac_figures(vlm: Any, shown: Sequence[Any], settings: TwoTurn | SingleTurn 
         "right_of_all": round(sum(final["normal"] + final["abnormal"]) / len(shown), 4),
         "sparse_clips": len(sparse),
         "recall_sparse": _mean(sparse),
-        "temporal_iou": _mean(times),
-        "spatial_iou": _mean(boxes),
+        "temporal_iou": _mean([one.temporal for one in pointed if one.temporal is not None]),
+        "spatial_iou": _mean([one.spatial for one in pointed if one.spatial is not None]),
         "auroc": _auroc(*scores),
         "recall_by_type": {name: _mean(hits) for name, hits in sorted(types.items())},
     }

@@ -50,6 +50,10 @@ class Window:
         if self.end_s < self.start_s:
             raise ValueError(f"Window is inverted: start_s={self.start_s} > end_s={self.end_s}; swap the two")
 
+    def widened(self, margin_s: float) -> Window:
+        """The window with ``margin_s`` seconds more on either side; it starts at 0 at the earliest."""
+        return Window(max(0.0, self.start_s - margin_s), self.end_s + margin_s)
+
     def to_json(self) -> dict[str, float]:
         return {"start_s": self.start_s, "end_s": self.end_s}
 

@@ -25,7 +25,8 @@ class JudgeRecipe:
     ``model``: "miniature", a folder or hub id, or a server's URL.
 
     mode: two_turn; single_turn, or the verdict alone as "readout" or "json" (cheaper, other rewards: ``cac.single_turn``, ``verdict_only``).
-    temperature: T of R = σ(log-odds / T); 1 is the paper's Eq. 7. ``None`` means: the reward's own default. For a server, ``served_model`` names the model and ``api_key_env`` the environment
+    temperature: T of R = σ(log-odds / T); 1 is the paper's Eq. 7. ``None`` means: what the judge's folder says
+    (``cac.folder``), or else the reward's own default. For a server, ``served_model`` names the model and ``api_key_env`` the environment
     variable that holds the key. views: of cac, how each video is shown; of several, R is that of their mean log-odds (``cac.views``).
     """
 
@@ -40,6 +41,7 @@ class JudgeRecipe:
     constrained: bool = False
     scan_fps: float = 4.0
     look_fps: float = 8.0
+    margin_s: float | None = None
     max_new_tokens: int | None = None
     min_mass: float = 0.01
     temperature: float | None = None
@@ -202,16 +204,18 @@ def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, ove
 def _load_component(recipe: JudgeRecipe) -> Reward:
     backend = _backend_options(recipe)
     if recipe.kind == "cac":
+        from cac_align.cac.folder import settings_of
         from cac_align.cac.single_turn import SingleTurn
         from cac_align.cac.two_turn import TwoTurn
         from cac_align.cac.verdict_only import VerdictOnly
         from cac_align.rewards.cac import CaC
         from cac_align.weights import shipped
 
-        small = recipe.model == "miniature"
         if recipe.mode not in ("two_turn", "single_turn", "readout", "json"):
             raise ValueError(f"mode must be two_turn, single_turn, readout or json, received {recipe.mode!r}")
-        wording = recipe.wording or ("brief" if small else "full")
+        model = str(shipped("cac")) if recipe.model == "miniature" else recipe.model
+        own = settings_of(model)
+        wording = recipe.wording or own.wording
         settings = TwoTurn(
             scan_fps=recipe.scan_fps,
             look_fps=recipe.look_fps,
@@ -219,13 +223,13 @@ def _load_component(recipe: JudgeRecipe) -> Reward:
             windows=recipe.windows,
             wording=wording,
             constrained=recipe.constrained,
-            max_new_tokens=recipe.max_new_tokens or (400 if small else 4096),
+            max_new_tokens=recipe.max_new_tokens or own.max_new_tokens,
+            margin_s=own.margin_s if recipe.margin_s is None else recipe.margin_s,
         )
         if recipe.mode == "single_turn":
             settings = SingleTurn(settings.scan_fps, wording, settings.constrained, settings.max_new_tokens, settings.retries)
         elif recipe.mode != "two_turn":
             settings = VerdictOnly(form=recipe.mode, scan_fps=recipe.scan_fps, wording=wording)
-        model = str(shipped("cac")) if small else recipe.model
         options = {"min_mass": recipe.min_mass, "temperature": recipe.temperature, "views": tuple(recipe.views)}
         return CaC.load(model, settings=settings, **options, **backend)
     if recipe.kind == "unified":

@@ -206,9 +206,10 @@ class Video:
         """The whole video at ``fps`` frames per second: turn 1 of CaC uses 4 (Sec. 3.4). Shape (T, H, W, 3), uint8."""
         return self.frames(self.indices_at(fps), fps=fps)
 
-    def clip(self, window: Window, fps: float = 8.0) -> Frames:
-        """The frames inside ``window`` at ``fps`` frames per second: turn 2 of CaC uses 8 (Sec. 3.4)."""
-        return self.frames(self.indices_at(fps, window), fps=fps)
+    def clip(self, window: Window, fps: float = 8.0, margin_s: float = 0.0) -> Frames:
+        """The frames inside ``window`` at ``fps`` frames per second: turn 2 of CaC uses 8 (Sec. 3.4). margin_s: seconds more on either
+        side, as far as the video goes."""
+        return self.frames(self.indices_at(fps, window.widened(margin_s)), fps=fps)
 
     @cached_property
     def content_hash(self) -> str:

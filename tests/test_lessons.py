@@ -92,19 +92,19 @@ def test_wear_grows_with_strength_and_keeps_the_shape():
 
 def test_cells_of_a_box_worked_by_hand():
     # A 64-px frame has 16-px cells; the box covers x 8-40 and y 16-24 px: half of cell (1, 0) across, all of (1, 1), half of (1, 2).
-    share, held = overlap(Box(125, 250, 625, 375))
+    share, held = overlap(Box(125, 250, 625, 375), 4)
     assert share.reshape(4, 4)[1].tolist() == [0.25, 0.5, 0.25, 0.0] and share.sum() == 1.0
     assert held.reshape(4, 4)[1].tolist() == [0.25, 0.5, 0.25, 0.0]
 
 
 def test_pairs_are_a_scene_with_and_without_its_defect(pool):
-    pairs = draw_pairs(pool, LessonPlan(degraded=0.0), 16, seed=(0, 0))
+    pairs = draw_pairs(pool, LessonPlan(degraded=0.0), 16, side=4, seed=(0, 0))
     marks = pairs.marks
     assert not marks.cells[0::2].any() and not marks.frames[0::2].any() and np.isnan(marks.edges[0::2]).all()
     assert marks.frames[1::2].any((1, 2)).mean() >= 0.75
     same = marks.words[0::2] == marks.words[1::2]
     assert same.all(1).mean() >= 0.75  # the same prompt, where the twin has the same length
-    again = draw_pairs(pool, LessonPlan(degraded=0.0), 16, seed=(0, 0))
+    again = draw_pairs(pool, LessonPlan(degraded=0.0), 16, side=4, seed=(0, 0))
     assert np.array_equal(pairs.pixels, again.pixels)
 
 
@@ -112,7 +112,7 @@ def test_marks_agree_with_the_teachers_words(pool):
     clips = [pool[number] for number in range(len(pool))]
     for clip in clips:
         indices = clip.clock.indices_at(4.0)
-        marks = marks_of([(clip, indices)])
+        marks = marks_of([(clip, indices)], 4)
         times = [clip.clock.times_s[index] for index in indices]
         said = teacher.answer(clip.anomalies, number=1, frames=indices, times_s=times, places=[clip.places[i] for i in indices])
         walk = re.findall(r"Frame \d+: (\S+) ([^.]*)\.", said)
@@ -129,7 +129,7 @@ def test_marks_agree_with_the_teachers_words(pool):
 def test_the_measured_shape_is_asked_for_where_it_was_measured(pool):
     clip = replace(pool[1], bent=tuple(np.exp(np.linspace(-3, 3, len(pool[1].pixels)))))
     shown = (0, 4, 8)
-    marks = marks_of([(clip, shown), (pool[0], shown)])
+    marks = marks_of([(clip, shown), (pool[0], shown)], 4)
     logs = np.clip(np.linspace(-3, 3, len(clip.pixels)), -1.5, 1.5)
     wanted = [np.nan if clip.places[index] == "away" else logs[index // 2] for index in (0, 4, 8, 8)]
     assert marks.bent.reshape(-1)[:4] == pytest.approx(wanted, nan_ok=True, abs=1e-6)
@@ -145,12 +145,12 @@ def test_the_measured_shape_is_asked_for_where_it_was_measured(pool):
         guessed = (weights * answers).sum(1).reshape(-1).numpy()
     held = np.isfinite(marks.bent.reshape(-1))
     assert difference == pytest.approx(np.abs(guessed - marks.bent.reshape(-1))[held].mean(), rel=1e-4)
-    nothing = marks_of([(pool[0], shown), (pool[1], shown)])
+    nothing = marks_of([(pool[0], shown), (pool[1], shown)], 4)
     assert heads(tokens, nothing)[0].item() == pytest.approx(plain(tokens, nothing)[0].item(), rel=1e-6)
 
 
 def test_patches_are_the_processors(processor, pool):
-    pairs = draw_pairs(pool, LessonPlan(), 4, seed=(0, 3)).pixels
+    pairs = draw_pairs(pool, LessonPlan(), 4, side=4, seed=(0, 3)).pixels
     videos = [torch.from_numpy(pair).permute(0, 3, 1, 2) for pair in pairs]
     real = processor.video_processor(videos=videos, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt")
     assert (real["pixel_values_videos"] - patch(pairs, SMALL.patch_px)).abs().max() < 1e-6
@@ -161,7 +161,7 @@ def test_schooling_loss_falls_on_one_batch(processor, tokenizer, pool):
     for what in ("see", "watch"):
         model = build_model(tokenizer, SMALL, seed=1)
         heads = Heads(SMALL.text_hidden)
-        pairs = draw_pairs(pool, LessonPlan(), 16, seed=(0, 1))
+        pairs = draw_pairs(pool, LessonPlan(), 16, side=4, seed=(0, 1))
         lessons = cac_lessons(pool, LessonPlan(), 4, seed=(0, 1), pairs=False)
         optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=3e-3)
         losses = []

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoProcessor
 
+from cac_align.cac.folder import settings_of
 from cac_align.judgement import Box
 from cac_align.miniature.generated import held_out_clips
 from cac_align.miniature.judge_figures import _cac_figures, evaluate
@@ -34,7 +35,7 @@ def test_the_shipped_cac_judges_held_out_clips():
 
 def test_the_shipped_cac_judges_what_the_shipped_wan_draws():
     vlm = LocalVlm.load(needs("cac"), device="cpu", batch_size=32)
-    figures = _cac_figures(vlm, held_out_clips(60))
+    figures = _cac_figures(vlm, held_out_clips(60), settings_of(needs("cac")))
     assert figures["no_verdict"] <= 2
     assert figures["accuracy"] >= 0.65 and figures["recall_normal"] >= 0.8 and figures["recall_abnormal"] >= 0.45
 

@@ -87,6 +87,20 @@ def test_turn_two_sees_the_8_fps_clip_of_the_window_and_decides():
     assert found.window == Window(1.0, 1.5)
 
 
+def test_a_margin_shows_turn_two_what_came_before_and_after():
+    # frames 4-6 of the scan are 1.0-1.5 s; with 0.25 s more on either side the clip runs from 0.75 to 1.75 s: source frames 12 to 28.
+    _, look = ask(answer("abnormal", anomaly("Frame 4-6")), answer("normal"), settings=TwoTurn(margin_s=0.25))[1].asked
+    assert look[-1].frames.indices == tuple(range(12, 29, 2))
+    # at the video's ends there is nothing more to show: 81 frames at 16 fps end at 5.0 s
+    for frames, indices in (("Frame 0-1", range(0, 13, 2)), ("Frame 19-20", range(68, 81, 2))):
+        looks = ask(answer("abnormal", anomaly(frames)), answer("normal"), settings=TwoTurn(margin_s=0.5))[1].asked
+        assert looks[1][-1].frames.indices == tuple(indices)
+    for wrong in (-0.1, math.nan):
+        with pytest.raises(ValueError, match="margin_s must be seconds, 0 or more"):
+            TwoTurn(margin_s=wrong)
+    assert "margin_s" not in TwoTurn().passport() and TwoTurn(margin_s=0.25).passport()["margin_s"] == "0.25"
+
+
 def test_turn_two_not_confirming_means_normal_and_reads_turn_two():
     (judgement,), _ = ask((answer("abnormal", anomaly("Frame 4-6")), 0.1, 0.9), (answer("normal"), 0.7, 0.1))
     assert judgement.status == "normal" and judgement.anomalies == () and len(judgement.turns) == 2
@@ -229,7 +243,13 @@ def test_a_judges_folder_brings_its_temperature(tmp_path):
 
 def test_changing_any_setting_changes_the_passport():
     base = CaC(Script()).passport
-    for change in (TwoTurn(wording="brief"), TwoTurn(windows="each"), TwoTurn(look_fps=4.0), TwoTurn(constrained=True)):
+    for change in (
+        TwoTurn(wording="brief"),
+        TwoTurn(windows="each"),
+        TwoTurn(look_fps=4.0),
+        TwoTurn(constrained=True),
+        TwoTurn(margin_s=0.25),
+    ):
         assert CaC(Script(), change).passport != base
 
 

@@ -332,3 +332,16 @@ def test_write_world_writes_half_normal_half_anomalous_with_true_records(tmp_pat
 def test_write_world_wants_an_even_number(tmp_path, n):
     with pytest.raises(ValueError, match=str(n)):
         write_world(n, 0, tmp_path)
+
+
+def test_a_jitter_shows_at_every_rate_of_looking():
+    """At 4, 8 and 16 of 16 frames a second a thing that jitters is seen on both sides of its path."""
+    seen = 0
+    for seed in range(TEST_SEEDS.start, TEST_SEEDS.start + 400):
+        clip = make_clip(seed, replace(STUDIO, kinds=("ball", "box"), types=("Motion Anomalies",)), anomalous=True)
+        if clip.defects[0].subtype == "jitter":
+            offset = clip.defects[0].numbers["dx"]
+            for every in (1, 2, 4):
+                assert set(np.sign(offset[::every][:5])) == {-1.0, 1.0}, (seed, every)
+            seen += 1
+    assert seen >= 5

@@ -9,6 +9,7 @@ turn 2 otherwise; turn 2 not confirming means normal. P(normal) and P(abnormal) 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar
@@ -31,6 +32,8 @@ class TwoTurn:
     context: turn 2 sees its clip and turn 1's text in a "fresh" context (as stage 2 trains it), or the chat is "continued".
     windows: several anomalies: turn 2 looks at the "hull" of their windows, or at "each" disjoint window, the worst verdict deciding.
     wording: instructions: "full", "brief", or a folder. constrained: decode inside the answer's JSON schema.
+    margin_s: seconds by which turn 2's clip is wider than the window, on either side (0 in the paper). What happens between two frames of
+    the scan began up to 1 / scan_fps before the first frame that shows it: a jump cannot be seen in a clip that begins behind it.
     max_new_tokens: per turn. retries: how often an unusable answer is asked for again, with its faults quoted.
     """
 
@@ -42,8 +45,11 @@ class TwoTurn:
     constrained: bool = False
     max_new_tokens: int = 4096
     retries: int = 1
+    margin_s: float = 0.0
 
     def __post_init__(self) -> None:
+        if not (math.isfinite(self.margin_s) and self.margin_s >= 0):
+            raise ValueError(f"margin_s must be seconds, 0 or more, received {self.margin_s}")
         if self.context not in ("fresh", "continued"):
             raise ValueError(f"context must be 'fresh' or 'continued', received {self.context!r}")
         if self.windows not in ("hull", "each"):
@@ -52,7 +58,8 @@ class TwoTurn:
             raise ValueError(f"expected max_new_tokens >= 1 and retries >= 0, received {self.max_new_tokens} and {self.retries}")
 
     def passport(self) -> dict[str, str]:
-        fields = {name: str(getattr(self, name)) for name in self.__dataclass_fields__}
+        # Without a margin the passport is what it was before there were margins.
+        fields = {name: str(getattr(self, name)) for name in self.__dataclass_fields__ if name != "margin_s" or self.margin_s}
         return {**fields, "prompt_sha256": wording_hash(self.wording)}
 
 
@@ -157,7 +164,7 @@ def _second_looks(scan: Asked, prompt: str, video: Video, settings: TwoTurn) -> 
         inside = tuple(a for a in scan.turn.anomalies if a.window and window.start_s <= a.window.start_s <= window.end_s)
         turn_one = replace(scan.turn, anomalies=inside) if settings.windows == "each" else scan.turn
         try:
-            clip = video.clip(window, settings.look_fps)
+            clip = video.clip(window, settings.look_fps, settings.margin_s)
         except ValueError as error:
             looks.append(Asked(2, (), scan.shown, error=f"clip {window.start_s:.2f}-{window.end_s:.2f} s: {error}"))
             continue

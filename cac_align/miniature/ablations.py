@@ -29,13 +29,15 @@ from typing import Any
 
 import numpy as np
 
+from cac_align.cac.folder import settings_of
 from cac_align.cac.single_turn import SingleTurn
+from cac_align.cac.two_turn import TwoTurn
 from cac_align.data.records import read_records
 from cac_align.data.splits import Splits, split
 from cac_align.data.synthesise import Synthesis, synthesise
 from cac_align.files import write_whole
 from cac_align.miniature.ground_truth import GroundTruth
-from cac_align.miniature.judge_figures import TWO_TURNS, evaluate
+from cac_align.miniature.judge_figures import evaluate
 from cac_align.miniature.pool import WORLDS
 from cac_align.miniature.world import TEST_SEEDS, TRAIN_SEEDS, write_world
 from cac_align.recipe import read_recipe
@@ -156,7 +158,9 @@ def prepare(recipe: Ablations, out: Path) -> Path:
         write_world(recipe.clips, recipe.first_seed, part, WORLDS[recipe.world])
         os.replace(part, world)
     records = list(read_records(world / "records.jsonl"))
-    asked = Synthesis(wording=TWO_TURNS.wording, tasks=["scan", "look", "frame", "single"], close_ups=False, workers=1)
+    asked = Synthesis(
+        wording=start_settings(recipe).wording, tasks=["scan", "look", "frame", "single"], close_ups=False, workers=1
+    )
     synthesise(records, world, GroundTruth(records), data / "chains", asked)
     split(data / "chains", stages, recipe.splits)
     return stages
@@ -183,7 +187,9 @@ def stage_recipe(recipe: Ablations, stage: int, variant: Variant, seed: int, dat
         made,
         out=str(out),
         model=replace(made.model, path=start),
-        data=replace(made.data, folder=str(data), turns=variant.turns if stage > 1 else 2),
+        data=replace(
+            made.data, folder=str(data), turns=variant.turns if stage > 1 else 2, margin_s=start_settings(recipe).margin_s
+        ),
         run=replace(made.run, seed=seed, cpu=recipe.device == "cpu"),
     )
     if stage == 3 and variant.without:
@@ -225,16 +231,22 @@ def train(recipe: Ablations, variant: Variant, seed: int | None, data: Path, out
 # ---- results --------------------------------------------------------------------------------------------------------
 
 
+def start_settings(recipe: Ablations) -> TwoTurn:
+    """How the start has learnt to be asked; so is every variant (with one turn, where it has one)."""
+    return settings_of(shipped("cac") if recipe.start == "miniature" else recipe.start)
+
+
 def measure(recipe: Ablations, variant: Variant, weights: str) -> dict[str, Any]:
     """The figures of these weights on the held-out clips, asked as the variant is."""
-    single = SingleTurn(wording=TWO_TURNS.wording, max_new_tokens=TWO_TURNS.max_new_tokens)
+    asked = start_settings(recipe)
+    single = SingleTurn(wording=asked.wording, max_new_tokens=asked.max_new_tokens)
     return evaluate(
         shipped("cac") if weights == "miniature" else Path(weights),
         "cac",
         recipe.test_clips,
         first_seed=recipe.test_seed,
         worlds=(WORLDS[recipe.world],),
-        settings=single if variant.turns == 1 else TWO_TURNS,
+        settings=single if variant.turns == 1 else asked,
         device=recipe.device,
     )[recipe.world]
 

@@ -8,14 +8,13 @@ judge folder + N clips of the small Wan → two turns → log-odds, oracle's ver
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from cac_align.cac.two_turn import TwoTurn
+from cac_align.cac.folder import write_temperature
 from cac_align.cac.views import AS_IS
 from cac_align.evaluation.calibration import fit_temperature
 from cac_align.miniature.generated import held_out_clips
@@ -33,18 +32,13 @@ def main(arguments: Sequence[str]) -> int:
     views = tuple(arguments[2].split(",")) if len(arguments) == 3 else (AS_IS,)
     set_threads(1)
     folder, clips = Path(arguments[0]), held_out_clips(int(arguments[1]), first=FIRST)
-    settings = TwoTurn(wording="brief", max_new_tokens=400)
-    cac = CaC.load(str(folder), settings=settings, temperature=1.0, views=views, batch_size=32)
-    judged = zip(clips, cac([clip.prompt for clip in clips], [clip.video() for clip in clips]), strict=True)
-    rows = [(score.parts["log_odds"], clip.status == "normal") for clip, score in judged if score.scored]
+    cac = CaC.load(str(folder), temperature=1.0, views=views, batch_size=32)
+    scores = cac([clip.prompt for clip in clips], [clip.video() for clip in clips])
+    rows = [(score.parts["log_odds"], clip.status == "normal") for clip, score in zip(clips, scores, strict=True) if score.scored]
+    if not rows:
+        raise ValueError(f"{folder}: no clip has a score; the first says: {scores[0].error}")
     temperature = round(fit_temperature(*zip(*rows, strict=True)), 3)
-    file = folder / "cac_align.json"
-    if views == (AS_IS,):
-        fitted = {"temperature": temperature}  # the first of a judge: what was fitted for views belongs to former weights
-    else:
-        fitted = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        fitted.setdefault("of_views", {})[", ".join(views)] = temperature
-    file.write_text(json.dumps(fitted) + "\n", encoding="utf-8")
+    write_temperature(folder, temperature, views)
     odds, normal = (np.array(column) for column in zip(*rows, strict=True))
     print(
         f"{len(rows)} clips, {1 - normal.mean():.2f} broken; T = {temperature}; verdicts right {((odds > 0) == normal).mean():.3f}"

@@ -267,7 +267,8 @@ def sample_defect(rng: np.random.Generator, scene: Scene, kind_of: str, name: st
         numbers |= {"dx": float(dx), "dy": float(dy)}
     elif name == "jitter":
         reach = (2.2 + 3.0 * severity) * scene.height / 64
-        flip = np.where(np.arange(count) % 2 == 0, 1.0, -1.0)
+        # Signs of period five: one that divides the step of a scan (4 of 16 frames a second) would be still wherever it is looked at.
+        flip = np.resize([1.0, -1.0, -1.0, 1.0, -1.0], count)
         numbers |= {"dx": flip * side * reach * rng.uniform(0.7, 1.0, count), "dy": reach * rng.uniform(-0.6, 0.6, count)}
     elif name in ("float", "sink"):
         if actor.motion not in GROUNDED or entity.kind in ("sign", "lamp"):

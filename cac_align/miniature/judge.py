@@ -97,6 +97,10 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 """ChatML with Qwen3-VL's placeholders for images and videos."""
 
 
+FRAME_PX = 64
+"""Height and width of the miniature world's clips."""
+
+
 @dataclass(frozen=True)
 class JudgeSize:
     """The numbers that make the judge small. ``patch_px`` × ``merge`` pixels squared become one visual token.
@@ -244,7 +248,7 @@ def build_model(
             "spatial_merge_size": size.merge,
             "temporal_patch_size": 2,
             "out_hidden_size": size.text_hidden,
-            "num_position_embeddings": (64 // size.patch_px) ** 2,
+            "num_position_embeddings": (FRAME_PX // size.patch_px) ** 2,
             "deepstack_visual_indexes": list(size.deepstack),
             "initializer_range": 0.04,
         },

@@ -13,17 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cac_align.cac.folder import settings_of
 from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.evaluation.localisation import GRID_FPS, SHORT_S, SMALL_AREA, Localisation, duration_s, mean_area, overlaps
 from cac_align.miniature.generated import held_out_clips
-from cac_align.miniature.world import FULL, PLAYGROUND, STUDIO, TEST_SEEDS, VALID_SEEDS, World, make_clip
+from cac_align.miniature.world import FULL, PLAYGROUND, STUDIO, TEST_SEEDS, VALID_SEEDS, Clip, World, make_clip
 from cac_align.rewards.cac import CaC
 from cac_align.rewards.unified import UnifiedReward
 from cac_align.vlm.local import LocalVlm, set_threads
-
-TWO_TURNS = TwoTurn(wording="brief", max_new_tokens=640)
-"""How the small CaC is asked where nothing else is said."""
 
 
 def evaluate(
@@ -33,18 +31,19 @@ def evaluate(
     *,
     first_seed: int | None = None,
     worlds: Sequence[World] = (FULL, STUDIO, PLAYGROUND),
-    settings: TwoTurn | SingleTurn = TWO_TURNS,
+    settings: TwoTurn | SingleTurn | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Held-out figures of the weights in ``folder``: ``clips`` in all, half of them normal, as many of each world (VALID_SEEDS).
 
     cac: accuracy and recalls of turn 1 alone and of both turns, temporal and spatial IoU (``evaluation.localisation``) over the anomalous
-    clips that were caught, AUROC of R, how many had no verdict, recall by type and on sparse defects (all of them together shorter than
+    clips that were caught, AUROC of R, how many had no verdict, recall by type, by defect (in turn 1 and in the end) and on sparse defects (all of them together shorter than
     1 s and on less than 20 % of the frame, as CaC-Bench-Hard measures it). All of these are over the clips with a verdict, but for
-    right_of_all: the share of right verdicts among all clips. settings: how CaC is asked. unified: mean scores and AUROC.
+    right_of_all: the share of right verdicts among all clips. settings: how CaC is asked (None: as its folder says). unified: mean scores and AUROC.
     """
     first = VALID_SEEDS.start if first_seed is None else first_seed
     vlm = LocalVlm.load(folder, device=device, batch_size=32)
+    settings = settings or settings_of(folder)
     found: dict[str, Any] = {}
     for world in worlds:
         shown = [make_clip(first + number, world, anomalous=number % 2 == 1) for number in range(clips // len(worlds))]
@@ -62,14 +61,15 @@ def main(arguments: Sequence[str]) -> int:
     for world in (PLAYGROUND, STUDIO):
         print(json.dumps(evaluate(folder, job, count, first_seed=TEST_SEEDS.start + 100_000, worlds=(world,))), flush=True)
     vlm = LocalVlm.load(folder, device="cpu", batch_size=32)
-    found = (_cac_figures if job == "cac" else _unified_figures)(vlm, held_out_clips(count))
+    clips = held_out_clips(count)
+    found = _cac_figures(vlm, clips, settings_of(folder)) if job == "cac" else _unified_figures(vlm, clips)
     print(json.dumps({"generated": found}))
     return 0
 
 
-def _cac_figures(vlm: Any, shown: Sequence[Any], settings: TwoTurn | SingleTurn = TWO_TURNS) -> dict[str, Any]:
+def _cac_figures(vlm: Any, shown: Sequence[Any], settings: TwoTurn | SingleTurn) -> dict[str, Any]:
     judgements = CaC(vlm, settings).judge([clip.prompt for clip in shown], [clip.video() for clip in shown])
-    first, final, types = {"normal": [], "abnormal": []}, {"normal": [], "abnormal": []}, {}
+    first, final, types, defects = {"normal": [], "abnormal": []}, {"normal": [], "abnormal": []}, {}, {}
     sparse: list[bool] = []
     pointed: list[Localisation] = []
     scores: tuple[list[float], list[float]] = ([], [])
@@ -82,6 +82,8 @@ def _cac_figures(vlm: Any, shown: Sequence[Any], settings: TwoTurn | SingleTurn 
         scores[clip.status == "normal"].append(judgement.reward)
         if clip.status == "abnormal" and clip.anomalies:  # of a generated clip the oracle may have nothing to box
             types.setdefault(clip.anomalies[0].type, []).append(judgement.status == "abnormal")
+            if isinstance(clip, Clip):
+                defects.setdefault(clip.defects[0].subtype, []).append((first["abnormal"][-1], final["abnormal"][-1]))
             if _is_sparse(clip):
                 sparse.append(judgement.status == "abnormal")
             if judgement.status == "abnormal":
@@ -105,6 +107,10 @@ def _cac_figures(vlm: Any, shown: Sequence[Any], settings: TwoTurn | SingleTurn 
         "spatial_iou": _mean([one.spatial for one in pointed if one.spatial is not None]),
         "auroc": _auroc(*scores),
         "recall_by_type": {name: _mean(hits) for name, hits in sorted(types.items())},
+        "recall_by_defect": {
+            name: {"clips": len(hits), "turn_1": _mean([hit for hit, _ in hits]), "both": _mean([hit for _, hit in hits])}
+            for name, hits in sorted(defects.items())
+        },
     }
 
 

@@ -63,14 +63,18 @@ def _shown(clip: PoolClip, indices: Sequence[int], fps: float, rng: np.random.Ge
 # ---- lessons for the two-turn judge -------------------------------------------------------------------------------
 
 
-def cac_lessons(pool: ClipPool, plan: LessonPlan, batch: int, *, seed: tuple[int, int], pairs: bool) -> list[Lesson]:
+def cac_lessons(
+    pool: ClipPool, plan: LessonPlan, batch: int, *, seed: tuple[int, int], pairs: bool, part: int = 0
+) -> list[Lesson]:
     """One batch for the two-turn judge, half abnormal and half normal: each defect beside its scene without it, where that has the
-    same length. ``pairs``: the warm-up, frame pairs only. Raises ``ValueError`` when ``batch`` is odd."""
+    same length. ``pairs``: the warm-up, frame pairs only. ``part``: which part of a larger batch this is; all are of one kind, world and length. Raises ``ValueError`` when ``batch`` is odd."""
     if batch % 2:
         raise ValueError(f"batch must be even (half normal, half abnormal), received {batch}")
     rng = np.random.default_rng(seed)
     draw = 0.0 if pairs else rng.random()
     world, length = pool.draw(rng, plan)
+    if part:
+        rng = np.random.default_rng((*seed, 2, part))
     if draw < plan.pair or pairs:
         couples = [_couple(pool, rng, world, None, plan) for _ in range(batch // 2)]
         return [lesson for couple in couples for lesson in _pairs(*couple, rng, plan)]
@@ -138,7 +142,7 @@ def _window(
 
 def _looks(normal: PoolClip, abnormal: PoolClip, window: Window, rng: np.random.Generator, plan: LessonPlan) -> list[Lesson]:
     """Turn 2 on the abnormal clip's window, and on a window of the same length where nothing is wrong."""
-    indices = abnormal.clock.indices_at(plan.look_fps, window)
+    indices = abnormal.clock.indices_at(plan.look_fps, window.widened(plan.margin_s))
     lessons = [_second_turn(abnormal, indices, _claim(normal, abnormal, abnormal, rng, plan), rng, plan)]
     clip, length = normal, window.end_s - window.start_s
     times = [clip.clock.times_s[index] for index in clip.clock.indices_at(plan.scan_fps)]
@@ -151,7 +155,10 @@ def _looks(normal: PoolClip, abnormal: PoolClip, window: Window, rng: np.random.
             if t + length <= own[-1] + 1e-6
             and not teacher.visible(
                 abnormal.anomalies,
-                [abnormal.clock.times_s[i] for i in abnormal.clock.indices_at(plan.look_fps, Window(t, t + length))],
+                [
+                    abnormal.clock.times_s[i]
+                    for i in abnormal.clock.indices_at(plan.look_fps, Window(t, t + length).widened(plan.margin_s))
+                ],
             )
         ]
         if clear:
@@ -159,7 +166,7 @@ def _looks(normal: PoolClip, abnormal: PoolClip, window: Window, rng: np.random.
     # Half of the time the very window in which the other clip is broken.
     same = [t for t in starts if abs(t - window.start_s) < 1e-6]
     start = same[0] if same and rng.random() < 0.5 else starts[int(rng.integers(len(starts)))]
-    indices = clip.clock.indices_at(plan.look_fps, Window(start, start + length))
+    indices = clip.clock.indices_at(plan.look_fps, Window(start, start + length).widened(plan.margin_s))
     lessons.append(_second_turn(clip, indices, _claim(normal, abnormal, clip, rng, plan), rng, plan))
     return lessons
 
@@ -188,9 +195,11 @@ def _second_turn(clip: PoolClip, indices: Sequence[int], claim: Anomaly, rng: np
 # ---- lessons for the holistic judge -------------------------------------------------------------------------------
 
 
-def unified_lessons(pool: ClipPool, plan: LessonPlan, batch: int, *, seed: tuple[int, int], pairs: bool = False) -> list[Lesson]:
+def unified_lessons(
+    pool: ClipPool, plan: LessonPlan, batch: int, *, seed: tuple[int, int], pairs: bool = False, part: int = 0
+) -> list[Lesson]:
     """One batch for the holistic judge: sixteen frames, a prompt that may not fit, three grades. ``pairs`` has no meaning here."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng((*seed, 2, part) if part else seed)
     lessons = []
     for number in range(batch):
         world, _ = pool.draw(rng, plan)

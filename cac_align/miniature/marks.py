@@ -16,6 +16,7 @@ just about" says far more to a learner than one bit per clip.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,8 +29,8 @@ from cac_align.miniature import teacher
 from cac_align.miniature.grammar import COLOURS, KINDS, parse_prompt
 from cac_align.miniature.pool import KEPT_EVERY, PoolClip
 
-CELLS = 4
-"""Visual tokens per side of a 64-px frame."""
+PLACES = 4
+"""Rows and columns of ``teacher.place``."""
 
 _WORDS = (*KINDS, *COLOURS)
 
@@ -45,18 +46,21 @@ class Marks:
     bent: log of how far the entity is off its shape (0: the oracle's limit), in [−1.5, 1.5]; NaN where nobody measured it.
     """
 
-    cells: Float[np.ndarray, "N 2 16 L"]
+    cells: Float[np.ndarray, "N 2 cells L"]
     frames: Float[np.ndarray, "N 2 L"]
     known: Bool[np.ndarray, "N 2 L"]
-    edges: Float[np.ndarray, "N 2 16 4"]
+    edges: Float[np.ndarray, "N 2 cells 4"]
     words: Float[np.ndarray, "N 17"]
     places: Int64[np.ndarray, "N 2"]
     clips: Int64[np.ndarray, " N"]
     bent: Float[np.ndarray, "N 2"]
 
 
-def marks_of(shown: Sequence[tuple[PoolClip, Sequence[int]]]) -> Marks:
-    """The marks of these clips, each with the source frames shown of it; of an odd number the last one stands twice, as in the processor."""
+def marks_of(shown: Sequence[tuple[PoolClip, Sequence[int]]], side: int) -> Marks:
+    """The marks of these clips, each with the source frames shown of it; of an odd number the last one stands twice, as in the processor.
+
+    side: visual tokens per side of a frame.
+    """
     cells, frames, known, edges, words, places, clips, bent = [], [], [], [], [], [], [], []
     for number, (clip, indices) in enumerate(shown):
         indices = [*indices, *indices[-1:] * (len(indices) % 2)]
@@ -64,7 +68,7 @@ def marks_of(shown: Sequence[tuple[PoolClip, Sequence[int]]]) -> Marks:
         broken = np.zeros((len(indices), len(teacher.LOOKS)), np.float32)
         for anomaly in teacher.visible(clip.anomalies, times):
             broken[list(shown_frames(anomaly.window, times)), teacher.look_index(anomaly)] = 1
-        found = [_cells(clip, index) for index in indices]
+        found = [_cells(clip, index, side) for index in indices]
         boxed = np.stack([cell for cell, _ in found])
         actors = parse_prompt(clip.prompt).actors
         named = {actor.kind for actor in actors} | {actor.colour for actor in actors}
@@ -72,7 +76,7 @@ def marks_of(shown: Sequence[tuple[PoolClip, Sequence[int]]]) -> Marks:
         cells.append(boxed.reshape(pairs, 2, *boxed.shape[1:]))
         frames.append(broken.reshape(pairs, 2, -1))
         known.append(((broken == 0) | boxed.any(1)).reshape(pairs, 2, -1))
-        edges.append(np.stack([edge for _, edge in found]).reshape(pairs, 2, CELLS * CELLS, 4))
+        edges.append(np.stack([edge for _, edge in found]).reshape(pairs, 2, side * side, 4))
         words.append(np.tile(np.array([word in named for word in _WORDS], np.float32), (pairs, 1)))
         places.append(np.array([_place(clip.places[index]) for index in indices]).reshape(pairs, 2))
         clips.append(np.full(pairs, number))
@@ -87,26 +91,26 @@ def _bent(clip: PoolClip, index: int) -> float:
 
 
 def _place(place: str) -> int:
-    return -1 if place == teacher.AWAY else "abcd".index(place[0]) * CELLS + int(place[1]) - 1
+    return -1 if place == teacher.AWAY else "abcd".index(place[0]) * PLACES + int(place[1]) - 1
 
 
-def _cells(clip: PoolClip, frame: int) -> tuple[np.ndarray, np.ndarray]:
-    """Looks (16, L) and edges (16, 4) of one frame. A cell shows a box that covers a sixth of it, or half of whose area it holds."""
-    looks = np.zeros((CELLS * CELLS, len(teacher.LOOKS)), np.float32)
-    edges = np.full((CELLS * CELLS, 4), np.nan, np.float32)
+def _cells(clip: PoolClip, frame: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Looks (cells, L) and edges (cells, 4) of one frame. A cell shows a box that covers a sixth of it, or half of whose area it holds."""
+    looks = np.zeros((side * side, len(teacher.LOOKS)), np.float32)
+    edges = np.full((side * side, 4), np.nan, np.float32)
     for anomaly in clip.anomalies:
         for box in anomaly.boxes.get(frame, ()):
-            share, held = overlap(box)
+            share, held = overlap(box, side)
             inside = (share > 1 / 6) | (held > 0.5)
             looks[inside, teacher.look_index(anomaly)] = 1
             edges[inside] = np.array(box.to_json(), np.float32) / 1000
     return looks, edges
 
 
-def overlap(box: Box) -> tuple[Float[np.ndarray, " 16"], Float[np.ndarray, " 16"]]:
+def overlap(box: Box, side: int) -> tuple[Float[np.ndarray, " cells"], Float[np.ndarray, " cells"]]:
     """For each cell, the share of it that the box covers, and the share of the box that it holds."""
-    left, top, right, bottom = np.array(box.to_json()) / 1000 * CELLS
-    at = np.arange(CELLS)
+    left, top, right, bottom = np.array(box.to_json()) / 1000 * side
+    at = np.arange(side)
     wide = np.clip(np.minimum(right, at + 1) - np.maximum(left, at), 0, 1)
     high = np.clip(np.minimum(bottom, at + 1) - np.maximum(top, at), 0, 1)
     area = (high[:, None] * wide[None]).reshape(-1)
@@ -133,11 +137,11 @@ class Heads(torch.nn.Module):
         torch.nn.init.constant_(self.looks.bias, -5.0)  # almost no cell shows almost any look
         torch.nn.init.constant_(self.broken.bias, -4.0)
 
-    def forward(self, tokens: Float[torch.Tensor, "N 16 D"], marks: Marks) -> tuple[torch.Tensor, float]:
+    def forward(self, tokens: Float[torch.Tensor, "N cells D"], marks: Marks) -> tuple[torch.Tensor, float]:
         """The loss, and the share of clips whose verdict (broken or not) is right (chance: 0.5)."""
-        count = len(tokens)
+        count, cells, _ = tokens.shape
         binary = torch.nn.functional.binary_cross_entropy_with_logits
-        logits = self.looks(tokens).view(count, CELLS * CELLS, 2, -1).transpose(1, 2)
+        logits = self.looks(tokens).view(count, cells, 2, -1).transpose(1, 2)
         known = torch.from_numpy(marks.known).float().unsqueeze(2)
         each = binary(logits, torch.from_numpy(marks.cells), reduction="none") * known
         loss = 3 * each.sum(-1).mean()
@@ -146,11 +150,11 @@ class Heads(torch.nn.Module):
         edges = torch.from_numpy(marks.edges)
         boxed = torch.isfinite(edges).all(-1)
         if boxed.any():
-            guessed = self.edges(tokens).view(count, CELLS * CELLS, 2, 4).transpose(1, 2)
+            guessed = self.edges(tokens).view(count, cells, 2, 4).transpose(1, 2)
             loss = loss + (guessed[boxed] - edges[boxed]).abs().mean()
-        here = self.here(tokens).transpose(1, 2).reshape(2 * count, CELLS * CELLS)
+        here = self.here(tokens).transpose(1, 2).reshape(2 * count, cells)
         places = torch.from_numpy(marks.places).reshape(-1)
-        loss = loss + 0.5 * torch.nn.functional.cross_entropy(here, places, ignore_index=-1)
+        loss = loss + 0.5 * torch.nn.functional.cross_entropy(_by_place(here), places, ignore_index=-1)
         if self.bent is not None:
             loss = loss + self.bent_weight * self._bent_loss(tokens, here.detach(), torch.from_numpy(marks.bent).reshape(-1))
         loss = loss + 0.1 * binary(self.words(tokens.mean(1)), torch.from_numpy(marks.words))
@@ -168,7 +172,7 @@ class Heads(torch.nn.Module):
         measured = torch.isfinite(bent)
         if not measured.any():
             return tokens.sum() * 0
-        each = self.bent(tokens).transpose(1, 2).reshape(len(bent), CELLS * CELLS)
+        each = self.bent(tokens).transpose(1, 2).reshape(here.shape)
         guessed = (each * here.softmax(-1)).sum(-1)
         return (guessed[measured] - bent[measured]).abs().mean()
 
@@ -177,6 +181,12 @@ class Heads(torch.nn.Module):
         each = self.broken(tokens).squeeze(-1).logsumexp(1)
         lengths = np.bincount(marks.clips).tolist()
         return torch.stack([part.logsumexp(0) for part in each.split(lengths)])
+
+
+def _by_place(logits: Float[torch.Tensor, "N cells"]) -> Float[torch.Tensor, "N 16"]:
+    """Log-odds of each place: all visual tokens that lie in it together."""
+    fine = math.isqrt(logits.shape[1]) // PLACES
+    return logits.view(-1, PLACES, fine, PLACES, fine).logsumexp((2, 4)).flatten(1)
 
 
 def _per_clip(values: torch.Tensor, marks: Marks) -> torch.Tensor:

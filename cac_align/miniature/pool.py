@@ -45,7 +45,7 @@ class LessonPlan:
     mirrored: share of couples that are shown left to right, their prompts and truth with them; recoloured: share that is shown with its
     colour channels exchanged. look: share of turn-2 batches in the joint stage; pair: of frame pairs.
     hard_looks: among turn 2's abnormal windows, the share that is shifted or too wide; wrong_claim: share of looks whose suspicion
-    names another defect than the window shows. scan_fps, look_fps: as in ``cac_align.cac.two_turn.TwoTurn``.
+    names another defect than the window shows. scan_fps, look_fps, margin_s: as in ``cac_align.cac.two_turn.TwoTurn``.
     """
 
     wording: str = "brief"
@@ -63,6 +63,7 @@ class LessonPlan:
     wrong_claim: float = 0.2
     scan_fps: float = 4.0
     look_fps: float = 8.0
+    margin_s: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from cac_align.miniature.marks import CELLS, Heads, Marks, marks_of
+from cac_align.miniature.marks import Heads, Marks, marks_of
 from cac_align.miniature.pool import KEPT_EVERY, ClipPool, LessonPlan, degrade
 
 _PER_COUPLE = 4  # pairs of frames from one couple of clips: fetching a clip costs more than looking at it
@@ -27,10 +27,10 @@ class Pairs:
     marks: Marks
 
 
-def draw_pairs(pool: ClipPool, plan: LessonPlan, count: int, *, seed: tuple[int, int]) -> Pairs:
+def draw_pairs(pool: ClipPool, plan: LessonPlan, count: int, *, side: int, seed: tuple[int, int], part: int = 0) -> Pairs:
     """``count`` pairs, every second one broken in at least one of its frames where the pool keeps such a frame; 2 or 4 source frames
-    apart, as turn 2 and turn 1 pair them."""
-    rng = np.random.default_rng((*seed, 1))
+    apart, as turn 2 and turn 1 pair them. side: visual tokens per side of a frame. part: which part of a larger batch this is."""
+    rng = np.random.default_rng((*seed, 1, part) if part else (*seed, 1))
     pixels, shown = [], []
     while len(shown) < count:
         normal, abnormal = pool.couple(rng, pool.draw(rng, plan)[0])
@@ -47,8 +47,8 @@ def draw_pairs(pool: ClipPool, plan: LessonPlan, count: int, *, seed: tuple[int,
     for first in range(0, count, _TOGETHER):
         if rng.random() < plan.degraded:
             part = stacked[first : first + _TOGETHER]
-            stacked[first : first + _TOGETHER] = degrade(part.reshape(-1, *part.shape[2:]), rng).reshape(part.shape)
-    return Pairs(stacked, marks_of(shown))
+            stacked[first : first + _TOGETHER] = degrade(part.reshape(-1, *part.shape[2:]), rng, plan.wear).reshape(part.shape)
+    return Pairs(stacked, marks_of(shown, side))
 
 
 def patch(pixels: UInt8[np.ndarray, "N 2 H W 3"], size: int, merge: int = 2) -> Float[torch.Tensor, "rows values"]:
@@ -66,4 +66,4 @@ def look_loss(model: Any, heads: Heads, pairs: Pairs) -> tuple[torch.Tensor, flo
     grid = torch.tensor([[1, height // config.patch_size, width // config.patch_size]]).repeat(count, 1)
     rows = patch(pairs.pixels, config.patch_size, config.spatial_merge_size)
     seen = model.model.visual(rows, grid_thw=grid, return_dict=True).pooler_output
-    return heads(seen.view(count, CELLS * CELLS, -1), pairs.marks)
+    return heads(seen.view(count, -1, seen.shape[-1]), pairs.marks)

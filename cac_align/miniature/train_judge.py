@@ -20,16 +20,18 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
-from cac_align.miniature.judge import JudgeSize, build_model, build_processor, build_tokenizer, write_folder
+from cac_align.cac.folder import write_settings
+from cac_align.cac.two_turn import TwoTurn
+from cac_align.miniature.judge import FRAME_PX, JudgeSize, build_model, build_processor, build_tokenizer, write_folder
 from cac_align.miniature.judge_figures import evaluate
 from cac_align.miniature.judge_loss import answer_loss, batch_vision_attention, collate
 from cac_align.miniature.lessons import Lesson, cac_lessons, lesson_texts, unified_lessons
@@ -37,10 +39,15 @@ from cac_align.miniature.marks import Heads
 from cac_align.miniature.optimise import Muon
 from cac_align.miniature.pool import GENERATED_WEAR, ClipPool, LessonPlan
 from cac_align.miniature.seeing import draw_pairs, look_loss
+from cac_align.miniature.start_from import take_body, take_encoder, take_finer
 from cac_align.miniature.watching import tapped, watch_loss
+from cac_align.miniature.workers import Told, Workers
 from cac_align.recipe import read_recipe
 from cac_align.vlm.inputs import collate as join_rows
 from cac_align.vlm.inputs import encode_one, pad_id
+
+MAX_NEW_TOKENS = 640
+"""Per turn of the small judge; its longest right answers (thirty-odd frames, all of them boxed) have about 500."""
 
 STAGES = ("see", "watch", "pair", "joint")
 
@@ -59,9 +66,10 @@ class JudgeTraining:
     lr, final_lr: peak and last learning rate of each stage; matrix_lr: peak of Muon's, for the inner matrices (0: AdamW for all).
     verdict_weight: how much a token that gives a verdict (a frame's, the status) weighs in the loss, the others weighing 1;
     miss_weight: how much more it weighs where turn 1 must not miss a broken frame. seed: of weights, batches and augmentation.
-    save_every, eval_every: steps; eval_clips: held-out clips per evaluation (0 switches it off). threads: of torch. encoder: a trained judge's folder whose image
+    save_every, eval_every: steps; eval_clips: held-out clips per evaluation (0 switches it off). workers: threads that share a step, each with torch threads of its own (threads). encoder: a trained judge's folder whose image
     encoder this one starts from; body: one from which it takes all layers, and the vectors of the words that both tokenizers know; start: one
-    from which it takes everything, tokenizer included (all empty: fresh weights).
+    from which it takes everything, tokenizer included; finer: one whose patches are twice as wide, from which it takes everything but the patches
+    (all empty: fresh weights).
     stop_after: write the final weights after this step, whatever the schedule still had in mind (0: all steps).
     """
 
@@ -94,9 +102,11 @@ class JudgeTraining:
     eval_every: int = 500
     eval_clips: int = 100
     threads: int = 1
+    workers: int = 1
     encoder: str = ""
     body: str = ""
     start: str = ""
+    finer: str = ""
     stop_after: int = 0
     size: JudgeSize = field(default_factory=JudgeSize)
     plan: LessonPlan = field(default_factory=LessonPlan)
@@ -104,9 +114,12 @@ class JudgeTraining:
     def __post_init__(self) -> None:
         if self.job not in ("cac", "unified"):
             raise ValueError(f"job must be 'cac' or 'unified', received {self.job!r}")
-        for name in ("clips", "steps", "batch", "save_every", "log_every", "threads"):
+        for name in ("clips", "steps", "batch", "save_every", "log_every", "threads", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        for name in ("batch", "see_batch"):
+            if getattr(self, name) % (2 * self.workers):
+                raise ValueError(f"{name} must be a multiple of 2 × workers = {2 * self.workers}, received {getattr(self, name)}")
 
 
 # ---- the run ------------------------------------------------------------------------------------------------------
@@ -137,10 +150,12 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     model = build_model(processor.tokenizer, recipe.size, seed=recipe.seed)
     if recipe.start:
         model.load_state_dict(Qwen3VLForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32).state_dict())
+    elif recipe.finer:
+        take_finer(model, Path(recipe.finer))
     elif recipe.body:
-        _take_body(model, processor, Path(recipe.body))
+        take_body(model, processor, Path(recipe.body))
     elif recipe.encoder:
-        _take_encoder(model, Path(recipe.encoder))
+        take_encoder(model, Path(recipe.encoder))
     batch_vision_attention(model)
     model.train()
     heads = torch.nn.ModuleDict(
@@ -160,6 +175,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     stages = (recipe.see_steps, recipe.watch_steps, recipe.pair_steps, recipe.steps)
     total = min(sum(stages), recipe.stop_after or sum(stages))
     log = _Log(out / "log.jsonl", done)
+    workers = Workers((model, heads, processor), recipe.workers, recipe.threads)
     began, since, right, losses = time.time(), done, [], []
     for step in range(done, total):
         stage, within = _stage(step, stages)
@@ -167,24 +183,15 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * lr / recipe.lr
-        if stage == 0:
-            pairs = draw_pairs(pool, recipe.plan, recipe.see_batch, seed=(recipe.seed, step))
-            loss, exact = look_loss(model, heads["see"], pairs)
-            length = 0
-        else:
-            lessons = _lessons(recipe, pool, drawn, step, pairs=stage == 2)
-            loss, exact, length = _lesson_loss(model, processor, heads["watch"], lessons, recipe, answers=stage > 1)
-        if not torch.isfinite(loss):
+        loss, exact, length = workers.backward(partial(_part_loss, recipe, pool, drawn, step, stage))
+        if not math.isfinite(loss):
             raise ValueError(
-                f"loss is {loss.item()} at step {step} of {recipe.out}; lower lr (now {lr:.2e}) and start from a fresh folder"
+                f"loss is {loss} at step {step} of {recipe.out}; lower lr (now {lr:.2e}) and start from a fresh folder"
             )
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         for optimizer in optimizers:
             optimizer.step()
-        losses.append(loss.item())
+        losses.append(loss)
         right.append(exact)
         if (step + 1) % recipe.log_every == 0 or step + 1 == total:
             seconds = (time.time() - began) / (step + 1 - since)
@@ -203,23 +210,47 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
                 },
             )
         if recipe.eval_clips and recipe.eval_every and ((step + 1) % recipe.eval_every == 0 or step + 1 == total) and stage == 3:
-            write_folder(out / "final", model, processor)
+            _write_final(out / "final", model, processor, recipe)
             log.write({"step": step + 1, "held_out": evaluate(out / "final", recipe.job, recipe.eval_clips)})
         if until is not None and step + 1 >= until:
             return out / "final"
-    write_folder(out / "final", model, processor)
+    _write_final(out / "final", model, processor, recipe)
     return out / "final"
 
 
-def _lessons(recipe: JudgeTraining, pool: ClipPool, drawn: Sequence[ClipPool], step: int, *, pairs: bool) -> list[Lesson]:
-    """This step's batch, from rendered clips or from generated ones."""
+def _write_final(
+    folder: Path, model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, recipe: JudgeTraining
+) -> None:
+    write_folder(folder, model, processor)
+    if recipe.job == "cac":
+        plan = recipe.plan
+        asked = TwoTurn(plan.scan_fps, plan.look_fps, wording=plan.wording, max_new_tokens=MAX_NEW_TOKENS, margin_s=plan.margin_s)
+        write_settings(folder, asked)
+
+
+def _part_loss(
+    recipe: JudgeTraining,
+    pool: ClipPool,
+    drawn: Sequence[ClipPool],
+    step: int,
+    stage: int,
+    part: int,
+    model: Qwen3VLForConditionalGeneration,
+    heads: torch.nn.ModuleDict,
+    processor: Qwen3VLProcessor,
+) -> Told:
+    """A worker's part of this step: its frame pairs or its lessons, from rendered clips or from generated ones, and their loss."""
+    plan, rng = recipe.plan, np.random.default_rng((recipe.seed, step, 2))
+    if drawn and rng.random() < plan.generated:
+        pool = drawn[int(rng.integers(len(drawn)))]
+        plan = replace(plan, degraded=plan.generated_degraded, wear=GENERATED_WEAR)
+    if stage == 0:
+        side = FRAME_PX // recipe.size.patch_px // recipe.size.merge
+        pairs = draw_pairs(pool, plan, recipe.see_batch // recipe.workers, side=side, seed=(recipe.seed, step), part=part)
+        return *look_loss(model, heads["see"], pairs), 0
     teach = cac_lessons if recipe.job == "cac" else unified_lessons
-    rng = np.random.default_rng((recipe.seed, step, 2))
-    if drawn and rng.random() < recipe.plan.generated:
-        chosen = drawn[int(rng.integers(len(drawn)))]
-        plan = replace(recipe.plan, degraded=recipe.plan.generated_degraded, wear=GENERATED_WEAR)
-        return teach(chosen, plan, recipe.batch, seed=(recipe.seed, step), pairs=pairs)
-    return teach(pool, recipe.plan, recipe.batch, seed=(recipe.seed, step), pairs=pairs)
+    lessons = teach(pool, plan, recipe.batch // recipe.workers, seed=(recipe.seed, step), pairs=stage == 2, part=part)
+    return _lesson_loss(model, processor, heads["watch"], lessons, recipe, answers=stage > 1)
 
 
 def _lesson_loss(
@@ -263,16 +294,19 @@ def _claim(out: Path, recipe: JudgeTraining) -> None:
                 f"{out} holds a run with {name}={getattr(found, name)}, received {name}={getattr(recipe, name)}; give another out, or remove it"
             )
         return
-    partial = path.with_suffix(".partial")
-    OmegaConf.save(OmegaConf.structured(recipe), partial)
-    os.replace(partial, path)
+    half = path.with_suffix(".partial")
+    OmegaConf.save(OmegaConf.structured(recipe), half)
+    os.replace(half, path)
 
 
 def _processor(out: Path, recipe: JudgeTraining) -> Qwen3VLProcessor:
     """The run's processor: built once from the recipe's texts, then read back, so that a resumed run has the same tokens."""
     folder = Path(recipe.start) if recipe.start else out / "processor"
     if not (folder / "tokenizer.json").is_file():
-        tokenizer = build_tokenizer(lesson_texts(recipe.job, recipe.plan, clips=recipe.text_clips), recipe.size.num_merges)
+        if recipe.finer:
+            tokenizer = AutoProcessor.from_pretrained(recipe.finer).tokenizer
+        else:
+            tokenizer = build_tokenizer(lesson_texts(recipe.job, recipe.plan, clips=recipe.text_clips), recipe.size.num_merges)
         build_processor(tokenizer, recipe.size).save_pretrained(folder)
     return AutoProcessor.from_pretrained(folder)
 
@@ -284,40 +318,6 @@ def _stage(step: int, stages: Sequence[int]) -> tuple[int, int]:
             return stage, step
         step -= length
     raise AssertionError("a step beyond the last stage")
-
-
-def _take_encoder(model: Qwen3VLForConditionalGeneration, folder: Path) -> None:
-    """Start from another judge's image encoder. Raises ``ValueError`` when there is none or its size differs."""
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise ValueError(f"encoder: {path} does not exist; train that judge first, or leave encoder empty")
-    taken = {name: tensor.float() for name, tensor in load_file(path).items() if ".visual." in name}
-    try:
-        missing, unexpected = model.load_state_dict(taken, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"encoder: {folder} has another size than this recipe's: {error}") from error
-    lacking = [name for name in missing if ".visual." in name]
-    if unexpected or lacking:
-        raise ValueError(f"encoder: {folder} has another depth than this recipe's: {sorted([*unexpected, *lacking])[:3]}")
-
-
-def _take_body(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, folder: Path) -> None:
-    """Take another judge's layers, and its word vectors where a token's text is the same. Raises ``ValueError`` when the sizes differ."""
-    if not (folder / "model.safetensors").is_file():
-        raise ValueError(f"body: {folder} holds no judge; train that one first, or leave body empty")
-    taken = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
-    table = "model.language_model.embed_tokens.weight"
-    theirs = AutoProcessor.from_pretrained(folder).tokenizer.get_vocab()
-    words = model.state_dict()[table].clone()
-    for word, row in processor.tokenizer.get_vocab().items():
-        if word in theirs and words.shape[1] == taken[table].shape[1]:
-            words[row] = taken[table][theirs[word]]
-    try:
-        missing, unexpected = model.load_state_dict({**taken, table: words}, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"body: {folder} has another size than this recipe's: {error}") from error
-    if unexpected or set(missing) - {"lm_head.weight"}:
-        raise ValueError(f"body: {folder} has another depth than this recipe's: {sorted([*unexpected, *missing])[:3]}")
 
 
 def _optimizers(
@@ -341,9 +341,9 @@ def _optimizers(
 
 def _save(path: Path, state: dict[str, Any]) -> None:
     """Replace the checkpoint in one step: a kill at any moment leaves the old one or the new one, never half of one."""
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    half = path.with_suffix(".partial")
+    torch.save(state, half)
+    os.replace(half, path)
 
 
 class _Log:

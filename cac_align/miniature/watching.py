@@ -7,6 +7,7 @@ The tokens are asked before layer ``layer`` so that the layers after it are free
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from cac_align.miniature.lessons import Lesson
-from cac_align.miniature.marks import CELLS, Heads, marks_of
+from cac_align.miniature.marks import Heads, marks_of
 
 
 @contextmanager
@@ -36,5 +37,7 @@ def watch_loss(
     hidden: torch.Tensor, batch: dict[str, torch.Tensor], lessons: Sequence[Lesson], heads: Heads
 ) -> tuple[torch.Tensor, float]:
     """Loss and share of right verdicts of the visual tokens among ``hidden`` (B, L, D); one video per lesson."""
-    tokens = hidden[batch["mm_token_type_ids"] == 2].view(-1, CELLS * CELLS, hidden.shape[-1])
-    return heads(tokens, marks_of([(lesson.clip, lesson.conversation[-1].frames.indices) for lesson in lessons]))
+    tokens = hidden[batch["mm_token_type_ids"] == 2]
+    shown = [(lesson.clip, lesson.conversation[-1].frames.indices) for lesson in lessons]
+    side = math.isqrt(len(tokens) // sum((len(indices) + 1) // 2 for _, indices in shown))
+    return heads(tokens.view(-1, side * side, hidden.shape[-1]), marks_of(shown, side))

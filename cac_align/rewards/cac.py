@@ -8,14 +8,12 @@ With ``VerdictOnly`` or ``SingleTurn`` settings it is a different, cheaper rewar
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from cac_align.cac import single_turn, two_turn, verdict_only
+from cac_align.cac import folder, single_turn, two_turn, verdict_only
 from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.cac.verdict_only import VerdictOnly
@@ -79,20 +77,21 @@ class CaC:
     ) -> CaC:
         """``model``: a checkpoint (folder or hub id) to run here, or the URL of an OpenAI-compatible server.
 
+        settings: None takes those that stand in the folder's ``cac_align.json`` (``cac.folder``), or else the paper's two turns.
         temperature: None takes the one that stands in the folder's ``cac_align.json``, fitted for the two turns and these views (or for the
         video as it is), or else 1.
         backend: passed to ``LocalVlm.load`` (device, dtype, batch_size, …) or ``ServerVlm`` (served_model, concurrency, timeout_s, …).
         Raises ``ValueError`` when the model cannot be loaded or reached.
         """
-        settings = settings or TwoTurn()
+        settings = settings or folder.settings_of(model)
         if temperature is None:
-            temperature = _fitted_temperature(Path(model), views) if isinstance(settings, TwoTurn) else 1.0
+            temperature = folder.temperature_of(model, views) if isinstance(settings, TwoTurn) else 1.0
         return cls(connect(model, **backend), settings, min_mass, temperature, views=tuple(views))
 
     @classmethod
     def miniature(cls, **backend: Any) -> CaC:
         """The small trained judge that ships with the package: real architecture, made for the miniature world only."""
-        return cls.load(str(shipped("cac")), settings=TwoTurn(wording="brief", max_new_tokens=400), **backend)
+        return cls.load(str(shipped("cac")), **backend)
 
     @property
     def passport(self) -> Mapping[str, str]:
@@ -160,11 +159,3 @@ def _every(count: int, progress: Callable[[int], None]) -> Callable[[int], None]
             progress(videos)
 
     return tell
-
-
-def _fitted_temperature(folder: Path, seen: Sequence[str]) -> float:
-    path = folder / "cac_align.json"
-    if not path.is_file():
-        return 1.0
-    fitted = json.loads(path.read_text(encoding="utf-8"))
-    return float(fitted.get("of_views", {}).get(", ".join(seen), fitted.get("temperature", 1.0)))

@@ -190,7 +190,7 @@ def _collect(stage: Stage, recipe: GrpoRecipe, run: Run) -> _Collected:
 
 def _asking(recipe: GrpoRecipe, step: int) -> Asking:
     data, seed = recipe.data, recipe.run.seed
-    return Asking(recipe.rollout, data.wording, data.look_fps, recipe.model.max_pixels, seed, step, data.turns)
+    return Asking(recipe.rollout, data.wording, data.look_fps, recipe.model.max_pixels, seed, step, data.turns, data.margin_s)
 
 
 def _open(stage: Stage, slot: int, sample: Sample) -> Prompt:

@@ -41,7 +41,7 @@ from cac_align.vlm.spelling import text_and_ends, vocabulary
 class RolloutRecipe:
     """group: G rollouts per video. temperature: of sampling and of scoring. max_new_tokens: per turn. context: as in ``TwoTurn``.
 
-    prefill_rows: prompts that go through the language model together. scan_fps, look_fps, wording come from the data's recipe.
+    prefill_rows: prompts that go through the language model together. scan_fps, look_fps, margin_s, wording come from the data's recipe.
     """
 
     group: int = 8
@@ -107,6 +107,7 @@ class Asking:
     seed: int
     step: int
     turns: int = 2
+    margin_s: float = 0.0
 
 
 def open_prompt(slot: int, record: Record, video: Video, scan_fps: float) -> Prompt:
@@ -182,7 +183,7 @@ def _first_ending(said: Turn, *, single: bool) -> Ending:
 def _look(prompt: Prompt, before: Conversation, rollout: Rollout, asking: Asking) -> tuple[Frames, Conversation]:
     """crop(f, y1), and what the second turn is asked about it. Raises ``ValueError`` when the clip cannot be read."""
     window = hull([anomaly.window for anomaly in rollout.first.anomalies if anomaly.window is not None])
-    clip = prompt.video.clip(window, asking.look_fps)
+    clip = prompt.video.clip(window, asking.look_fps, asking.margin_s)
     chat = before if asking.rollout.context == "continued" else None
     return clip, turn_two_conversation(prompt.record.prompt, clip, rollout.first, wording=asking.wording, before=chat)
 

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cac_align.cac.folder import write_settings
 from cac_align.files import write_whole
 from cac_align.training.policy import AnswerLogProbs, core
 from cac_align.training.watch import Stopped
@@ -98,7 +99,7 @@ class Run:
 
     def __init__(self, out: str, recipe: Any, keeping: Keeping, accelerator: Any, scorer: AnswerLogProbs, processor: Any) -> None:
         self.out, self.keeping, self.accelerator, self.processor = Path(out), keeping, accelerator, processor
-        self.scorer = scorer
+        self.scorer, self.recipe = scorer, recipe
         if accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
             claim(self.out, recipe)
@@ -207,6 +208,7 @@ class Run:
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
             write_model(self.scorer, state, self.processor, partial)
+            write_settings(partial, self.recipe.data.asked)
             former = self.out / f"{name}.former"
             shutil.rmtree(former, ignore_errors=True)
             if folder.exists():

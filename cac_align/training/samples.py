@@ -25,6 +25,7 @@ import torch
 
 from cac_align.answer import read_answer
 from cac_align.cac.prompts import single_turn_conversation, turn_one_conversation, turn_two_conversation
+from cac_align.cac.two_turn import TwoTurn
 from cac_align.data.questions import Task
 from cac_align.data.records import Record, read_records
 from cac_align.judgement import Anomaly, Turn, Window
@@ -56,7 +57,7 @@ class DataRecipe:
 
     held_out: share of the records of each class that are kept for evaluation (at least one of each where > 0).
     bad: a sample whose video is missing or broken is left out and counted ("skip"), or ends the run ("stop"); more than ``max_bad``
-    of all samples end it in any case. scan_fps, look_fps, wording: as in inference. look_share: of the pairs of stage 2.
+    of all samples end it in any case. scan_fps, look_fps, margin_s, wording: as in inference. look_share: of the pairs of stage 2.
     turns: 2, or 1: stages 2 and 3 learn to say windows and boxes in a single turn (``cac.single_turn``).
     foreign_suspicion: share of abnormal looks that are told another record's anomaly.
     """
@@ -68,6 +69,7 @@ class DataRecipe:
     max_bad: float = 0.05
     scan_fps: float = 4.0
     look_fps: float = 8.0
+    margin_s: float = 0.0
     wording: str = "full"
     look_share: float = 3 / 7
     foreign_suspicion: float = 0.5
@@ -78,6 +80,11 @@ class DataRecipe:
             raise ValueError(f"data.bad must be 'skip' or 'stop', received {self.bad!r}")
         if self.turns not in (1, 2):
             raise ValueError(f"data.turns must be 2 (two turns) or 1 (a single turn), received {self.turns}")
+
+    @property
+    def asked(self) -> TwoTurn:
+        """How a judge that learns from these data is asked afterwards."""
+        return TwoTurn(self.scan_fps, self.look_fps, wording=self.wording, margin_s=self.margin_s)
         for name in ("held_out", "max_bad", "look_share", "foreign_suspicion"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.{name} is a share in [0, 1], received {getattr(self, name)}")

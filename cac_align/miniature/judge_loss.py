@@ -20,12 +20,16 @@ from cac_align.vlm.inputs import encode_one, pad_id
 
 
 def collate(
-    processor: Qwen3VLProcessor, lessons: Sequence[Lesson], verdict_weight: float = 1.0, miss_weight: float = 1.0
+    processor: Qwen3VLProcessor,
+    lessons: Sequence[Lesson],
+    verdict_weight: float = 1.0,
+    miss_weight: float = 1.0,
+    look_miss_weight: float = 1.0,
 ) -> dict[str, torch.Tensor]:
     """What the model needs for these lessons: the prompt exactly as at inference, then the answer and <|im_end|>; left-padded.
 
     ``weights`` (B, L) is ``verdict_weight`` on the tokens that decide: the first behind every "Frame n:" of the walk, and the status; a broken frame's
-    verdict in turn 1 has ``miss_weight`` times that.
+    verdict has ``miss_weight`` times that in turn 1 and ``look_miss_weight`` times that in turn 2.
     ``labels`` (B, L) is −100 except on the answer's tokens and the <|im_end|> that closes it. Raises ``ValueError`` when an answer
     holds one of the tokenizer's special tokens.
     """
@@ -39,8 +43,9 @@ def collate(
         row = encode_one(processor, lesson.conversation, add_generation_prompt=True)
         tail = torch.tensor([[*answer, tokenizer.eos_token_id]])
         labels.append(torch.cat([torch.full_like(row["input_ids"], -100), tail], dim=1))
-        # Turn 1 had better suspect too much than too little, for turn 2 can still say no: what it must not miss weighs more.
-        missed = miss_weight if '"BBOX"' not in lesson.answer else 1.0
+        # Turn 1 had better suspect too much than too little, for turn 2 can still say no; and turn 2 is asked about suspicions, nearly all
+        # of which are right, where half of its lessons are about sound clips.
+        missed = miss_weight if '"BBOX"' not in lesson.answer else look_miss_weight
         decides = [
             1.0 if not flag else verdict_weight if tokenizer.decode([token]) in _CALM else verdict_weight * missed
             for flag, token in zip(_deciding(tokenizer, answer), answer, strict=True)

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from cac_align.cac.folder import write_settings
@@ -49,6 +50,9 @@ from cac_align.vlm.inputs import encode_one, pad_id
 MAX_NEW_TOKENS = 640
 """Per turn of the small judge; its longest right answers (thirty-odd frames, all of them boxed) have about 500."""
 
+HEADS = "heads.safetensors"
+"""The questions to the visual tokens, beside a run's final weights: a run that starts from those goes on with them."""
+
 STAGES = ("see", "watch", "pair", "joint")
 
 
@@ -65,7 +69,7 @@ class JudgeTraining:
     bent_weight: how much of those questions is about the measured shape of generated entities.
     lr, final_lr: peak and last learning rate of each stage; matrix_lr: peak of Muon's, for the inner matrices (0: AdamW for all).
     verdict_weight: how much a token that gives a verdict (a frame's, the status) weighs in the loss, the others weighing 1;
-    miss_weight: how much more it weighs where turn 1 must not miss a broken frame. seed: of weights, batches and augmentation.
+    miss_weight, look_miss_weight: how much more it weighs where turn 1, or turn 2, must not miss a broken frame. seed: of weights, batches and augmentation.
     save_every, eval_every: steps; eval_clips: held-out clips per evaluation (0 switches it off). workers: threads that share a step, each with torch threads of its own (threads). encoder: a trained judge's folder whose image
     encoder this one starts from; body: one from which it takes all layers, and the vectors of the words that both tokenizers know; start: one
     from which it takes everything, tokenizer included; finer: one whose patches are twice as wide, from which it takes everything but the patches
@@ -93,6 +97,7 @@ class JudgeTraining:
     matrix_lr: float = 0.02
     verdict_weight: float = 8.0
     miss_weight: float = 1.0
+    look_miss_weight: float = 1.0
     warmup_steps: int = 60
     weight_decay: float = 0.02
     clip_norm: float = 1.0
@@ -161,6 +166,9 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     heads = torch.nn.ModuleDict(
         {name: Heads(recipe.size.text_hidden, seed=recipe.seed, bent=recipe.bent_weight) for name in ("see", "watch")}
     )
+    asked = Path(recipe.start).parent / HEADS
+    if recipe.start and asked.is_file():
+        heads.load_state_dict(load_file(asked))
     optimizers = _optimizers(model, heads, recipe)
     checkpoint = out / "checkpoint.pt"
     done = 0
@@ -215,6 +223,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
         if until is not None and step + 1 >= until:
             return out / "final"
     _write_final(out / "final", model, processor, recipe)
+    save_file(heads.state_dict(), out / HEADS)
     return out / "final"
 
 
@@ -265,7 +274,7 @@ def _lesson_loss(
     """Loss, share of right verdict tokens (without ``answers``: of right verdicts of the visual tokens) and length of these lessons."""
     with tapped(model, max(1, recipe.size.text_layers - 2)) as kept:
         if answers:
-            batch = collate(processor, lessons, recipe.verdict_weight, recipe.miss_weight)
+            batch = collate(processor, lessons, recipe.verdict_weight, recipe.miss_weight, recipe.look_miss_weight)
             loss, exact = answer_loss(model, batch)
         else:
             rows = [encode_one(processor, lesson.conversation, add_generation_prompt=False) for lesson in lessons]

@@ -47,8 +47,8 @@ from cac_align.recipe import read_recipe
 from cac_align.vlm.inputs import collate as join_rows
 from cac_align.vlm.inputs import encode_one, pad_id
 
-MAX_NEW_TOKENS = 640
-"""Per turn of the small judge; its longest right answers (thirty-odd frames, all of them boxed) have about 500."""
+MAX_NEW_TOKENS = 400
+"""Per turn of the small judge; its longest right answers (24 boxed frames of the full world) have 330."""
 
 HEADS = "heads.safetensors"
 """The questions to the visual tokens, beside a run's final weights: a run that starts from those goes on with them."""

@@ -37,9 +37,10 @@ weights: install
 	for stage in cac_sft_5 cac_sft_6 cac_sft_7 cac_sft_8 cac_sft_9 cac_sft_10 unified unified_2; do $(BIN)/python -m cac_align.miniature.train_judge recipes/miniature/$$stage.yaml || exit 1; done
 	$(BIN)/python -m cac_align.miniature.train_judge recipes/miniature/cac_sft_10.yaml out=runs/cac_sft_10b seed=10
 	$(BIN)/python -m cac_align.miniature.averaging runs/cac_mean runs/cac_sft_10/final runs/cac_sft_10b/final
-	for views in as_is as_is,reversed as_is,mirrored,reversed,mirrored+reversed; do $(BIN)/python -m cac_align.miniature.calibrate runs/cac_mean 320 $$views || exit 1; done
+	for stage in cac_sft_11 cac_sft_12 cac_sft_13; do $(BIN)/python -m cac_align.miniature.train_judge recipes/miniature/$$stage.yaml || exit 1; done
+	for views in as_is as_is,reversed as_is,mirrored,reversed,mirrored+reversed; do $(BIN)/python -m cac_align.miniature.calibrate runs/cac_sft_13/final 320 $$views || exit 1; done
 	cp -r runs/miniature/wan_3/final/. cac_align/miniature/weights/wan
-	cp -r runs/cac_mean/. cac_align/miniature/weights/cac
+	cp -r runs/cac_sft_13/final/. cac_align/miniature/weights/cac
 	cp -r runs/unified_2/final/. cac_align/miniature/weights/unified
 	$(BIN)/python -m cac_align.weights
 

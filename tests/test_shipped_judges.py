@@ -26,11 +26,11 @@ def test_both_judges_weigh_at_most_nine_megabytes():
 
 
 def test_the_shipped_cac_judges_held_out_clips():
-    # Measured on these 60 clips: accuracy .75, recall of normal ones .93, AUROC .78, temporal IoU .74, spatial IoU .52.
+    # Measured on these 60 clips: accuracy .97, recall of normal ones .97, AUROC .98, temporal IoU .86, spatial IoU .60 (on 1,000: .89, 1.00, .91, .88, .51).
     figures = evaluate(needs("cac"), "cac", 60, first_seed=2_500_000, worlds=(PLAYGROUND,))["playground"]
     assert figures["no_verdict"] <= 1
-    assert figures["accuracy"] >= 0.7 and figures["recall_normal"] >= 0.9 and figures["auroc"] >= 0.75
-    assert figures["temporal_iou"] >= 0.6 and figures["spatial_iou"] >= 0.4
+    assert figures["accuracy"] >= 0.85 and figures["recall_normal"] >= 0.9 and figures["auroc"] >= 0.85
+    assert figures["temporal_iou"] >= 0.75 and figures["spatial_iou"] >= 0.45
 
 
 def test_the_shipped_cac_judges_what_the_shipped_wan_draws():

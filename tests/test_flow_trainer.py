@@ -301,7 +301,10 @@ def test_sigkill_anywhere_and_the_same_command_end_in_the_same_lora(whole, model
 def test_videos_that_are_not_finite_skip_the_step_are_kept_and_end_the_run(model, tmp_path):
     run = Run(recipe(model, tmp_path, steps=5, max_skipped=1))
     with torch.no_grad():
-        next(iter(run.lora.values())).fill_(float("nan"))
+        for weight in (
+            run.lora.values()
+        ):  # all of them: of NaN in the queries alone, attention makes zeros on some CPUs (torch 2.15, AVX-512)
+            weight.fill_(float("nan"))
     before = copy_of(run.lora)
     with pytest.raises(
         ValueError, match=re.escape("2 steps were skipped (max_skipped is 1), the last because 8 videos are not finite")

@@ -216,3 +216,27 @@ def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The source of everything random in one step; a function of its two numbers alone."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+def muon_and_adam(
+    model: nn.Module, heads: nn.Module, lr: float, matrix_lr: float, weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside a judge's two transformers (``matrix_lr`` > 0), AdamW for everything else and for its heads.
+
+    Every group keeps its peak as ``initial_lr``.
+    """
+    inner, outer, plain = [], [], []
+    for name, parameter in model.named_parameters():
+        matrix = parameter.ndim == 2 and not any(word in name for word in ("embed", "lm_head"))
+        (inner if matrix and matrix_lr else outer if parameter.ndim > 1 else plain).append(parameter)
+    groups = [
+        {"params": [*outer, *heads.parameters()], "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-8, foreach=True)]
+    if inner:
+        optimizers.append(Muon(inner, matrix_lr))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers

@@ -37,7 +37,7 @@ from cac_align.miniature.judge_figures import evaluate
 from cac_align.miniature.judge_loss import answer_loss, batch_vision_attention, collate
 from cac_align.miniature.lessons import Lesson, cac_lessons, lesson_texts, unified_lessons
 from cac_align.miniature.marks import Heads
-from cac_align.miniature.optimise import Muon
+from cac_align.miniature.optimise import muon_and_adam
 from cac_align.miniature.pool import GENERATED_WEAR, ClipPool, LessonPlan
 from cac_align.miniature.seeing import draw_pairs, look_loss
 from cac_align.miniature.start_from import take_body, take_encoder, take_finer
@@ -169,7 +169,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     asked = Path(recipe.start).parent / HEADS
     if recipe.start and asked.is_file():
         heads.load_state_dict(load_file(asked))
-    optimizers = _optimizers(model, heads, recipe)
+    optimizers = muon_and_adam(model, heads, recipe.lr, recipe.matrix_lr, recipe.weight_decay)
     checkpoint = out / "checkpoint.pt"
     done = 0
     if checkpoint.is_file():
@@ -249,17 +249,31 @@ def _part_loss(
     processor: Qwen3VLProcessor,
 ) -> Told:
     """A worker's part of this step: its frame pairs or its lessons, from rendered clips or from generated ones, and their loss."""
-    plan, rng = recipe.plan, np.random.default_rng((recipe.seed, step, 2))
-    if drawn and rng.random() < plan.generated:
-        pool = drawn[int(rng.integers(len(drawn)))]
-        plan = replace(plan, degraded=plan.generated_degraded, wear=GENERATED_WEAR)
     if stage == 0:
         side = FRAME_PX // recipe.size.patch_px // recipe.size.merge
+        pool, plan = _source(recipe, pool, drawn, step)
         pairs = draw_pairs(pool, plan, recipe.see_batch // recipe.workers, side=side, seed=(recipe.seed, step), part=part)
         return *look_loss(model, heads["see"], pairs), 0
-    teach = cac_lessons if recipe.job == "cac" else unified_lessons
-    lessons = teach(pool, plan, recipe.batch // recipe.workers, seed=(recipe.seed, step), pairs=stage == 2, part=part)
+    lessons = _lessons(recipe, pool, drawn, step, pairs=stage == 2, part=part)
     return _lesson_loss(model, processor, heads["watch"], lessons, recipe, answers=stage > 1)
+
+
+def _lessons(
+    recipe: JudgeTraining, pool: ClipPool, drawn: Sequence[ClipPool], step: int, *, pairs: bool, part: int = 0
+) -> list[Lesson]:
+    """A worker's part of this step's lessons."""
+    pool, plan = _source(recipe, pool, drawn, step)
+    teach = cac_lessons if recipe.job == "cac" else unified_lessons
+    return teach(pool, plan, recipe.batch // recipe.workers, seed=(recipe.seed, step), pairs=pairs, part=part)
+
+
+def _source(recipe: JudgeTraining, pool: ClipPool, drawn: Sequence[ClipPool], step: int) -> tuple[ClipPool, LessonPlan]:
+    """Where this step's clips come from, rendered or generated, and how they are shown."""
+    rng = np.random.default_rng((recipe.seed, step, 2))
+    if drawn and rng.random() < recipe.plan.generated:
+        chosen = drawn[int(rng.integers(len(drawn)))]
+        return chosen, replace(recipe.plan, degraded=recipe.plan.generated_degraded, wear=GENERATED_WEAR)
+    return pool, recipe.plan
 
 
 def _lesson_loss(
@@ -327,25 +341,6 @@ def _stage(step: int, stages: Sequence[int]) -> tuple[int, int]:
             return stage, step
         step -= length
     raise AssertionError("a step beyond the last stage")
-
-
-def _optimizers(
-    model: Qwen3VLForConditionalGeneration, heads: torch.nn.Module, recipe: JudgeTraining
-) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside both transformers (``matrix_lr`` > 0), AdamW for everything else."""
-    inner, outer, plain = [], [], []
-    for name, parameter in model.named_parameters():
-        matrix = parameter.ndim == 2 and not any(word in name for word in ("embed", "lm_head"))
-        (inner if matrix and recipe.matrix_lr else outer if parameter.ndim > 1 else plain).append(parameter)
-    outer += list(heads.parameters())
-    groups = [{"params": outer, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-8, foreach=True)]
-    if inner:
-        optimizers.append(Muon(inner, recipe.matrix_lr))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-    return optimizers
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:

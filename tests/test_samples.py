@@ -8,6 +8,7 @@ import tiny_stage
 
 from cac_align.answer import read_answer
 from cac_align.cac.prompts import turn_two_conversation
+from cac_align.cac.two_turn import TwoTurn
 from cac_align.training.samples import DataRecipe, Sample, conversation, draw, read_stage, segment, usable
 
 
@@ -143,6 +144,18 @@ def test_empty_splits_and_missing_classes(tmp_path):
         stage(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="data.samples: .*nothing.jsonl does not exist"):
         read_stage(DataRecipe(folder=str(made), samples="nothing.jsonl"), ("scan",), 0)
+
+
+@pytest.mark.parametrize("name", ["held_out", "max_bad", "look_share", "foreign_suspicion"])
+def test_a_share_outside_zero_and_one_is_named(name):
+    for wrong in (-0.1, 1.5):
+        with pytest.raises(ValueError, match=rf"data\.{name} is a share in \[0, 1\], received {wrong}"):
+            DataRecipe(**{name: wrong})
+
+
+def test_the_data_say_how_their_judge_is_asked(folder):
+    recipe = DataRecipe(folder=str(folder), wording="brief", margin_s=0.25)
+    assert recipe.asked == TwoTurn(wording="brief", margin_s=0.25) and DataRecipe().asked == TwoTurn()
 
 
 def test_stage_three_needs_no_samples_file(folder):

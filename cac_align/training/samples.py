@@ -80,14 +80,14 @@ class DataRecipe:
             raise ValueError(f"data.bad must be 'skip' or 'stop', received {self.bad!r}")
         if self.turns not in (1, 2):
             raise ValueError(f"data.turns must be 2 (two turns) or 1 (a single turn), received {self.turns}")
+        for name in ("held_out", "max_bad", "look_share", "foreign_suspicion"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.{name} is a share in [0, 1], received {getattr(self, name)}")
 
     @property
     def asked(self) -> TwoTurn:
         """How a judge that learns from these data is asked afterwards."""
         return TwoTurn(self.scan_fps, self.look_fps, wording=self.wording, margin_s=self.margin_s)
-        for name in ("held_out", "max_bad", "look_share", "foreign_suspicion"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"data.{name} is a share in [0, 1], received {getattr(self, name)}")
 
 
 @dataclass(eq=False)

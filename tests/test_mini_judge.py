@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_judge import SMALL
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
@@ -20,8 +22,9 @@ from cac_align.miniature.judge import (
 )
 from cac_align.miniature.judge_loss import answer_loss, batch_vision_attention, collate
 from cac_align.miniature.lessons import cac_lessons, unified_lessons
+from cac_align.miniature.marks import Heads
 from cac_align.miniature.pool import LessonPlan
-from cac_align.miniature.train_judge import JudgeTraining, learning_rate, train
+from cac_align.miniature.train_judge import HEADS, JudgeTraining, learning_rate, train
 from cac_align.recipe import read_recipe
 from cac_align.video import Frames
 from cac_align.vlm.local import LocalVlm
@@ -196,7 +199,7 @@ def test_learning_rate_rises_and_falls():
     assert rates[9:] == sorted(rates[9:], reverse=True)
 
 
-def recipe_for(folder: Path, pool: Path, **changes) -> JudgeTraining:
+def recipe_of(folder: Path, pool: Path, **changes) -> JudgeTraining:
     settings = {
         "clips": 40,
         "text_clips": 4,
@@ -211,7 +214,9 @@ def recipe_for(folder: Path, pool: Path, **changes) -> JudgeTraining:
     return JudgeTraining(out=str(folder), pool=str(pool), size=SMALL, **{**settings, **changes})
 
 
-def test_a_killed_run_ends_with_the_same_weights(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_run_ends_with_the_same_weights(tmp_path, workers):
+    recipe_for = partial(recipe_of, workers=workers)
     whole, killed, clips = tmp_path / "whole", tmp_path / "killed", tmp_path / "clips"
     train(recipe_for(whole, clips))
     train(recipe_for(killed, clips), until=3)  # step 3 is lost: the last checkpoint is step 2's
@@ -229,8 +234,35 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path):
         train(recipe_for(killed, clips, lr=0.1))
 
 
+def test_a_run_asks_fresh_questions_unless_it_is_told_whose_to_go_on_with(tmp_path):
+    first, clips = tmp_path / "first", tmp_path / "clips"
+    train(recipe_of(first, clips))
+    start = {
+        "see_steps": 0,
+        "watch_steps": 0,
+        "pair_steps": 0,
+        "steps": 1,
+        "lr": 1e-30,
+        "matrix_lr": 0.0,
+        "start": str(first / "final"),
+    }
+    kept = {}
+    for name, heads in (("fresh", ""), ("going on", str(first))):
+        train(recipe_of(tmp_path / name, clips, heads=heads, **start))
+        kept[name] = load_file(tmp_path / name / HEADS)["watch.broken.weight"]
+    asked = load_file(first / HEADS)["watch.broken.weight"]
+    fresh = Heads(SMALL.text_hidden, seed=7).broken.weight
+    assert torch.allclose(kept["going on"], asked) and torch.allclose(kept["fresh"], fresh) and not torch.allclose(asked, fresh)
+    with pytest.raises(ValueError, match="holds other questions than this recipe's"):
+        train(recipe_of(tmp_path / "other", clips, heads=str(first), bent_weight=1.0, **start))
+    # a start that was asked other questions is no obstacle where nobody wants them
+    train(recipe_of(tmp_path / "bent", clips, bent_weight=1.0, **start))
+    with pytest.raises(ValueError, match="train that judge first, or leave heads empty"):
+        train(recipe_of(tmp_path / "none", clips, heads=str(tmp_path / "nobody"), **start))
+
+
 def test_a_diverged_run_stops_with_a_sentence(tmp_path):
-    recipe = recipe_for(
+    recipe = recipe_of(
         tmp_path / "run", tmp_path / "clips", clips=16, see_steps=0, pair_steps=0, steps=30, lr=1e30, warmup_steps=1
     )
     with pytest.raises(ValueError, match=r"loss is (nan|inf) at step \d+"):

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from cac_align.cac.folder import write_settings
@@ -40,7 +40,7 @@ from cac_align.miniature.marks import Heads
 from cac_align.miniature.optimise import muon_and_adam
 from cac_align.miniature.pool import GENERATED_WEAR, ClipPool, LessonPlan
 from cac_align.miniature.seeing import draw_pairs, look_loss
-from cac_align.miniature.start_from import take_body, take_encoder, take_finer
+from cac_align.miniature.start_from import take_body, take_encoder, take_finer, take_heads
 from cac_align.miniature.watching import tapped, watch_loss
 from cac_align.miniature.workers import Told, Workers
 from cac_align.recipe import read_recipe
@@ -51,7 +51,7 @@ MAX_NEW_TOKENS = 400
 """Per turn of the small judge; its longest right answers (24 boxed frames of the full world) have 330."""
 
 HEADS = "heads.safetensors"
-"""The questions to the visual tokens, beside a run's final weights: a run that starts from those goes on with them."""
+"""The questions to the visual tokens, in the run's folder beside its final weights."""
 
 STAGES = ("see", "watch", "pair", "joint")
 
@@ -73,7 +73,7 @@ class JudgeTraining:
     save_every, eval_every: steps; eval_clips: held-out clips per evaluation (0 switches it off). workers: threads that share a step, each with torch threads of its own (threads). encoder: a trained judge's folder whose image
     encoder this one starts from; body: one from which it takes all layers, and the vectors of the words that both tokenizers know; start: one
     from which it takes everything, tokenizer included; finer: one whose patches are twice as wide, from which it takes everything but the patches
-    (all empty: fresh weights).
+    (all empty: fresh weights). heads: a run's folder whose questions to the visual tokens go on (empty: fresh ones).
     stop_after: write the final weights after this step, whatever the schedule still had in mind (0: all steps).
     """
 
@@ -112,6 +112,7 @@ class JudgeTraining:
     body: str = ""
     start: str = ""
     finer: str = ""
+    heads: str = ""
     stop_after: int = 0
     size: JudgeSize = field(default_factory=JudgeSize)
     plan: LessonPlan = field(default_factory=LessonPlan)
@@ -166,9 +167,8 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     heads = torch.nn.ModuleDict(
         {name: Heads(recipe.size.text_hidden, seed=recipe.seed, bent=recipe.bent_weight) for name in ("see", "watch")}
     )
-    asked = Path(recipe.start).parent / HEADS
-    if recipe.start and asked.is_file():
-        heads.load_state_dict(load_file(asked))
+    if recipe.heads:
+        take_heads(heads, Path(recipe.heads) / HEADS)
     optimizers = muon_and_adam(model, heads, recipe.lr, recipe.matrix_lr, recipe.weight_decay)
     checkpoint = out / "checkpoint.pt"
     done = 0

@@ -9,7 +9,7 @@ import difflib
 import importlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ class JudgeRecipe:
     ``model``: "miniature", a folder or hub id, or a server's URL.
 
     mode: two_turn; single_turn, or the verdict alone as "readout" or "json" (cheaper, other rewards: ``cac.single_turn``, ``verdict_only``).
-    temperature: T of R = σ(log-odds / T); 1 is the paper's Eq. 7. ``None`` means: what the judge's folder says
+    wording to margin_s, max_new_tokens: as in ``TwoTurn``. temperature: T of R = σ(log-odds / T); 1 is the paper's Eq. 7. ``None`` means: what the judge's folder says
     (``cac.folder``), or else the reward's own default. For a server, ``served_model`` names the model and ``api_key_env`` the environment
     variable that holds the key. views: of cac, how each video is shown; of several, R is that of their mean log-odds (``cac.views``).
     """
@@ -36,11 +36,11 @@ class JudgeRecipe:
     # cac
     mode: str = "two_turn"
     wording: str | None = None
-    context: str = "fresh"
-    windows: str = "hull"
-    constrained: bool = False
-    scan_fps: float = 4.0
-    look_fps: float = 8.0
+    context: str | None = None
+    windows: str | None = None
+    constrained: bool | None = None
+    scan_fps: float | None = None
+    look_fps: float | None = None
     margin_s: float | None = None
     max_new_tokens: int | None = None
     min_mass: float = 0.01
@@ -201,12 +201,15 @@ def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, ove
     return combine(rewards, normalise=recipe.normalise, weights=weights, statistics=statistics)
 
 
+_ASKED = ("wording", "context", "windows", "constrained", "scan_fps", "look_fps", "margin_s", "max_new_tokens")
+"""What a recipe may say of how a judge is asked; of what it leaves out, the judge's folder decides."""
+
+
 def _load_component(recipe: JudgeRecipe) -> Reward:
     backend = _backend_options(recipe)
     if recipe.kind == "cac":
         from cac_align.cac.folder import settings_of
         from cac_align.cac.single_turn import SingleTurn
-        from cac_align.cac.two_turn import TwoTurn
         from cac_align.cac.verdict_only import VerdictOnly
         from cac_align.rewards.cac import CaC
         from cac_align.weights import shipped
@@ -214,22 +217,12 @@ def _load_component(recipe: JudgeRecipe) -> Reward:
         if recipe.mode not in ("two_turn", "single_turn", "readout", "json"):
             raise ValueError(f"mode must be two_turn, single_turn, readout or json, received {recipe.mode!r}")
         model = str(shipped("cac")) if recipe.model == "miniature" else recipe.model
-        own = settings_of(model)
-        wording = recipe.wording or own.wording
-        settings = TwoTurn(
-            scan_fps=recipe.scan_fps,
-            look_fps=recipe.look_fps,
-            context=recipe.context,
-            windows=recipe.windows,
-            wording=wording,
-            constrained=recipe.constrained,
-            max_new_tokens=recipe.max_new_tokens or own.max_new_tokens,
-            margin_s=own.margin_s if recipe.margin_s is None else recipe.margin_s,
-        )
+        given = {name: getattr(recipe, name) for name in _ASKED if getattr(recipe, name) is not None}
+        settings = asked = replace(settings_of(model), **given)
         if recipe.mode == "single_turn":
-            settings = SingleTurn(settings.scan_fps, wording, settings.constrained, settings.max_new_tokens, settings.retries)
+            settings = SingleTurn(asked.scan_fps, asked.wording, asked.constrained, asked.max_new_tokens, asked.retries)
         elif recipe.mode != "two_turn":
-            settings = VerdictOnly(form=recipe.mode, scan_fps=recipe.scan_fps, wording=wording)
+            settings = VerdictOnly(form=recipe.mode, scan_fps=asked.scan_fps, wording=asked.wording)
         options = {"min_mass": recipe.min_mass, "temperature": recipe.temperature, "views": tuple(recipe.views)}
         return CaC.load(model, settings=settings, **options, **backend)
     if recipe.kind == "unified":

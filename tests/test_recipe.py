@@ -1,10 +1,15 @@
 """Recipes: every shipped one reads, wrong keys are named with the nearest valid one, overrides and defaults work."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cac_align.cac.folder import write_settings
+from cac_align.cac.two_turn import TwoTurn
 from cac_align.recipe import BestOfNRecipe, JudgeRecipe, RewardRecipe, import_name, load_reward, read_recipe
+from cac_align.weights import shipped
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -89,6 +94,23 @@ def test_unknown_kinds_and_missing_keys_are_refused(monkeypatch):
     ]
     with pytest.raises(ValueError, match="NO_SUCH_KEY, which is not set"):
         load_reward(RewardRecipe(components=read_recipe(RewardRecipe, None, server).components))
+
+
+def test_a_judges_folder_says_how_it_is_asked_and_the_recipe_overrules_it(tmp_path):
+    judge = tmp_path / "judge"
+    shutil.copytree(shipped("cac"), judge)
+    own = TwoTurn(scan_fps=2.0, look_fps=4.0, windows="each", wording="brief", max_new_tokens=77, margin_s=0.5)
+    write_settings(judge, own)
+
+    def settings(**given):
+        return load_reward(RewardRecipe(components={"cac": JudgeRecipe(model=str(judge), **given)})).settings
+
+    assert settings() == own
+    assert settings(scan_fps=4.0, margin_s=0.0) == replace(own, scan_fps=4.0, margin_s=0.0)
+    assert settings(windows="hull", constrained=True) == replace(own, windows="hull", constrained=True)
+    single = settings(mode="single_turn")
+    assert (single.scan_fps, single.wording, single.max_new_tokens) == (2.0, "brief", 77)
+    assert settings(mode="readout").scan_fps == 2.0
 
 
 def test_the_mode_of_a_cac_component_decides_which_reward_it_is():

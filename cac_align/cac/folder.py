@@ -15,6 +15,7 @@ from typing import Any
 
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.cac.views import AS_IS
+from cac_align.files import write_whole
 
 NAME = "cac_align.json"
 
@@ -70,4 +71,4 @@ def write_temperature(folder: str | Path, temperature: float, views: Sequence[st
 
 
 def _write(folder: str | Path, said: Mapping[str, Any]) -> None:
-    (Path(folder) / NAME).write_text(json.dumps(said) + "\n", encoding="utf-8")
+    write_whole(Path(folder) / NAME, json.dumps(said) + "\n")

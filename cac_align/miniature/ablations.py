@@ -42,12 +42,12 @@ from cac_align.miniature.pool import WORLDS
 from cac_align.miniature.world import TEST_SEEDS, TRAIN_SEEDS, write_world
 from cac_align.recipe import read_recipe
 from cac_align.training.grpo import GrpoRecipe, train_grpo
+from cac_align.training.policy import ModelRecipe
 from cac_align.training.run import claim, read_rows
 from cac_align.training.sft import SftRecipe, train_sft
 from cac_align.training.terms import NAMES
 from cac_align.training.watch import Stopped
 from cac_align.vlm.local import set_threads
-from cac_align.weights import shipped
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def train(recipe: Ablations, variant: Variant, seed: int | None, data: Path, out
 
 def start_settings(recipe: Ablations) -> TwoTurn:
     """How the start has learnt to be asked; so is every variant (with one turn, where it has one)."""
-    return settings_of(shipped("cac") if recipe.start == "miniature" else recipe.start)
+    return settings_of(ModelRecipe(recipe.start).source)
 
 
 def measure(recipe: Ablations, variant: Variant, weights: str) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def measure(recipe: Ablations, variant: Variant, weights: str) -> dict[str, Any]
     asked = start_settings(recipe)
     single = SingleTurn(wording=asked.wording, max_new_tokens=asked.max_new_tokens)
     return evaluate(
-        shipped("cac") if weights == "miniature" else Path(weights),
+        Path(ModelRecipe(weights).source),
         "cac",
         recipe.test_clips,
         first_seed=recipe.test_seed,

@@ -142,7 +142,7 @@ def _window(
 
 def _looks(normal: PoolClip, abnormal: PoolClip, window: Window, rng: np.random.Generator, plan: LessonPlan) -> list[Lesson]:
     """Turn 2 on the abnormal clip's window, and on a window of the same length where nothing is wrong."""
-    indices = abnormal.clock.indices_at(plan.look_fps, window.widened(plan.margin_s))
+    indices = _shown_of(abnormal, window, plan)
     lessons = [_second_turn(abnormal, indices, _claim(normal, abnormal, abnormal, rng, plan), rng, plan)]
     clip, length = normal, window.end_s - window.start_s
     times = [clip.clock.times_s[index] for index in clip.clock.indices_at(plan.scan_fps)]
@@ -155,10 +155,7 @@ def _looks(normal: PoolClip, abnormal: PoolClip, window: Window, rng: np.random.
             if t + length <= own[-1] + 1e-6
             and not teacher.visible(
                 abnormal.anomalies,
-                [
-                    abnormal.clock.times_s[i]
-                    for i in abnormal.clock.indices_at(plan.look_fps, Window(t, t + length).widened(plan.margin_s))
-                ],
+                [abnormal.clock.times_s[i] for i in _shown_of(abnormal, Window(t, t + length), plan)],
             )
         ]
         if clear:
@@ -166,9 +163,14 @@ def _looks(normal: PoolClip, abnormal: PoolClip, window: Window, rng: np.random.
     # Half of the time the very window in which the other clip is broken.
     same = [t for t in starts if abs(t - window.start_s) < 1e-6]
     start = same[0] if same and rng.random() < 0.5 else starts[int(rng.integers(len(starts)))]
-    indices = clip.clock.indices_at(plan.look_fps, Window(start, start + length).widened(plan.margin_s))
+    indices = _shown_of(clip, Window(start, start + length), plan)
     lessons.append(_second_turn(clip, indices, _claim(normal, abnormal, clip, rng, plan), rng, plan))
     return lessons
+
+
+def _shown_of(clip: PoolClip, window: Window, plan: LessonPlan) -> tuple[int, ...]:
+    """The source frames that turn 2 sees of this window."""
+    return clip.clock.indices_at(plan.look_fps, window.widened(plan.margin_s))
 
 
 def _claim(normal: PoolClip, abnormal: PoolClip, shown: PoolClip, rng: np.random.Generator, plan: LessonPlan) -> Anomaly:

@@ -46,8 +46,8 @@ def draw_pairs(pool: ClipPool, plan: LessonPlan, count: int, *, side: int, seed:
     stacked = np.stack(pixels)
     for first in range(0, count, _TOGETHER):
         if rng.random() < plan.degraded:
-            part = stacked[first : first + _TOGETHER]
-            stacked[first : first + _TOGETHER] = degrade(part.reshape(-1, *part.shape[2:]), rng, plan.wear).reshape(part.shape)
+            some = stacked[first : first + _TOGETHER]
+            stacked[first : first + _TOGETHER] = degrade(some.reshape(-1, *some.shape[2:]), rng, plan.wear).reshape(some.shape)
     return Pairs(stacked, marks_of(shown, side))
 
 

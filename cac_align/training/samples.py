@@ -57,7 +57,7 @@ class DataRecipe:
 
     held_out: share of the records of each class that are kept for evaluation (at least one of each where > 0).
     bad: a sample whose video is missing or broken is left out and counted ("skip"), or ends the run ("stop"); more than ``max_bad``
-    of all samples end it in any case. scan_fps, look_fps, margin_s, wording: as in inference. look_share: of the pairs of stage 2.
+    of all samples end it in any case. scan_fps, look_fps, margin_s, wording: as in inference (the clips of stage 2 have time around their event as they come; margin_s is stage 3's). look_share: of the pairs of stage 2.
     turns: 2, or 1: stages 2 and 3 learn to say windows and boxes in a single turn (``cac.single_turn``).
     foreign_suspicion: share of abnormal looks that are told another record's anomaly.
     """

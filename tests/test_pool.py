@@ -98,3 +98,41 @@ def test_both_clips_of_a_couple_are_recoloured_alike(pool):
             orders.append(next(o for o in CHANNELS if (lesson.clip.pixels == original[..., list(o)]).all()))
         assert orders[0] == orders[1]
         assert first.clip.prompt == second.clip.prompt
+
+
+def test_a_defect_that_is_named_often_is_drawn_so_many_times_as_often(pool):
+    names = [row["defect"] for row in pool.rows if row["anomalies"]]
+    name = names[0]
+    world, options = "playground", [row["defect"] for row in pool.rows if row["anomalies"] and row["scannable"]]
+    rng = np.random.default_rng(0)
+    drawn = [pool.couple(rng, world, often={name: 4.0})[1] for _ in range(2000)]
+    wanted = 4 * options.count(name) / (4 * options.count(name) + len(options) - options.count(name))
+    share = np.mean([make_clip(clip.seed, PLAYGROUND, anomalous=True).defects[0].subtype == name for clip in drawn[:400]])
+    assert abs(share - wanted) < 4 * (wanted * (1 - wanted) / 400) ** 0.5
+    assert wanted > 1.5 * options.count(name) / len(options)  # the bound above would tell an even draw from this one
+
+
+def test_rarer_than_others_is_a_number_below_one(pool):
+    name = next(row["defect"] for row in pool.rows if row["anomalies"] and row["scannable"])
+    rng = np.random.default_rng(0)
+    seeds = {row["seed"] for row in pool.rows if row["defect"] == name}
+    share = np.mean([pool.couple(rng, "playground", often={name: 0.01})[1].seed in seeds for _ in range(300)])
+    assert share < 0.02
+
+
+@pytest.mark.parametrize("often", [{"smear": 2.0}, {"melt": 0.0}, {"melt": float("nan")}])
+def test_an_unknown_defect_or_a_number_that_is_none_is_refused(often):
+    with pytest.raises(ValueError, match=r"often takes defects .*melt.* and positive numbers, received"):
+        LessonPlan(often=often)
+
+
+def test_batches_may_come_from_the_studio_more_often_than_clips_do(tmp_path):
+    pool = ClipPool.open(tmp_path, LessonPlan(studio=0.3, playground=0.6), 0, 60)
+    found = {}
+    for share in (None, 0.5):
+        rng = np.random.default_rng(0)
+        plan = LessonPlan(studio=0.3, playground=0.6, studio_batches=share)
+        worlds = [pool.draw(rng, plan)[0] for _ in range(1000)]
+        found[share] = [worlds.count(world) / 1000 for world in ("studio", "playground", "full")]
+    assert np.abs(np.subtract(found[None], (0.3, 0.6, 0.1))).max() < 0.06  # four standard deviations
+    assert np.abs(np.subtract(found[0.5], (0.5, 0.4, 0.1))).max() < 0.06

@@ -9,7 +9,7 @@ from cac_align.cac.folder import settings_of
 from cac_align.judgement import Box
 from cac_align.miniature.generated import held_out_clips
 from cac_align.miniature.judge_figures import _cac_figures, evaluate
-from cac_align.miniature.world import PLAYGROUND, STUDIO
+from cac_align.miniature.world import PLAYGROUND, STUDIO, make_clip
 from cac_align.vlm.local import LocalVlm
 from cac_align.weights import shipped, weights_folder
 
@@ -31,6 +31,10 @@ def test_the_shipped_cac_judges_held_out_clips():
     assert figures["no_verdict"] <= 1
     assert figures["accuracy"] >= 0.85 and figures["recall_normal"] >= 0.9 and figures["auroc"] >= 0.85
     assert figures["temporal_iou"] >= 0.75 and figures["spatial_iou"] >= 0.45
+    clips = [make_clip(2_500_001 + 2 * number, PLAYGROUND, anomalous=True) for number in range(30)]
+    to_be_seen = sum(bool((clip.pixels[::4] != clip.normal_pixels[::4]).any()) for clip in clips)  # four of 16 fps
+    shown = sum(defect["shown"] for defect in figures["recall_by_defect"].values())
+    assert 0 <= to_be_seen - shown <= figures["no_verdict"] and to_be_seen < len(clips)
 
 
 def test_the_shipped_cac_judges_what_the_shipped_wan_draws():

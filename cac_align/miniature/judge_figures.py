@@ -37,7 +37,8 @@ def evaluate(
     """Held-out figures of the weights in ``folder``: ``clips`` in all, half of them normal, as many of each world (VALID_SEEDS).
 
     cac: accuracy and recalls of turn 1 alone and of both turns, temporal and spatial IoU (``evaluation.localisation``) over the anomalous
-    clips that were caught, AUROC of R, how many had no verdict, recall by type, by defect (in turn 1 and in the end) and on sparse defects (all of them together shorter than
+    clips that were caught, AUROC of R, how many had no verdict, recall by type, by defect (of how many clips turn 1 was
+    shown a broken frame; caught in turn 1, in the end) and on sparse defects (all of them together shorter than
     1 s and on less than 20 % of the frame, as CaC-Bench-Hard measures it). All of these are over the clips with a verdict, but for
     right_of_all: the share of right verdicts among all clips. settings: how CaC is asked (None: as its folder says). unified: mean scores and AUROC.
     """
@@ -83,7 +84,10 @@ def _cac_figures(vlm: Any, shown: Sequence[Any], settings: TwoTurn | SingleTurn)
         if clip.status == "abnormal" and clip.anomalies:  # of a generated clip the oracle may have nothing to box
             types.setdefault(clip.anomalies[0].type, []).append(judgement.status == "abnormal")
             if isinstance(clip, Clip):
-                defects.setdefault(clip.defects[0].subtype, []).append((first["abnormal"][-1], final["abnormal"][-1]))
+                shown_broken = not clip.defects[0].frames.isdisjoint(turn_one.frames)
+                defects.setdefault(clip.defects[0].subtype, []).append(
+                    (shown_broken, first["abnormal"][-1], final["abnormal"][-1])
+                )
             if _is_sparse(clip):
                 sparse.append(judgement.status == "abnormal")
             if judgement.status == "abnormal":
@@ -108,7 +112,12 @@ def _cac_figures(vlm: Any, shown: Sequence[Any], settings: TwoTurn | SingleTurn)
         "auroc": _auroc(*scores),
         "recall_by_type": {name: _mean(hits) for name, hits in sorted(types.items())},
         "recall_by_defect": {
-            name: {"clips": len(hits), "turn_1": _mean([hit for hit, _ in hits]), "both": _mean([hit for _, hit in hits])}
+            name: {
+                "clips": len(hits),
+                "shown": sum(seen for seen, _, _ in hits),
+                "turn_1": _mean([hit for _, hit, _ in hits]),
+                "both": _mean([hit for _, _, hit in hits]),
+            }
             for name, hits in sorted(defects.items())
         },
     }

@@ -91,7 +91,7 @@ def cac_lessons(
 def _couple(
     pool: ClipPool, rng: np.random.Generator, world: str, length: int | None, plan: LessonPlan
 ) -> tuple[PoolClip, PoolClip]:
-    normal, abnormal = pool.couple(rng, world, length)
+    normal, abnormal = pool.couple(rng, world, length, plan.often)
     if plan.mirrored and rng.random() < plan.mirrored:
         normal, abnormal = mirrored(normal), mirrored(abnormal)
     if plan.recoloured and rng.random() < plan.recoloured:

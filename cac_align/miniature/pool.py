@@ -8,8 +8,8 @@ A couple differs in nothing but the defect, which is what makes it worth more th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 
 from cac_align.judgement import BOX_MAX, Anomaly, Box
 from cac_align.miniature import teacher
+from cac_align.miniature.defects import SUBTYPES
 from cac_align.miniature.grammar import parse_prompt
 from cac_align.miniature.world import FULL, PLAYGROUND, STUDIO, make_clip
 from cac_align.video import Frames, Video
@@ -39,18 +40,20 @@ class LessonPlan:
     """Shares and strengths of what the judge is shown. Shares lie in [0, 1].
 
     wording: the instructions' wording (``cac_align.cac.prompts``). studio, playground: shares of clips, and of batches, from these
-    worlds; the rest comes from FULL.
+    worlds; the rest comes from FULL. studio_batches: another share of batches from the studio, at the playground's cost (None: as of clips).
     generated: share of batches from generated clips (``miniature.generated``); generated_degraded: share of those that are degraded
     a little further (by GENERATED_WEAR). degraded: share of rendered clips that are made to look generated; wear: how strongly.
     mirrored: share of couples that are shown left to right, their prompts and truth with them; recoloured: share that is shown with its
     colour channels exchanged. look: share of turn-2 batches in the joint stage; pair: of frame pairs.
     hard_looks: among turn 2's abnormal windows, the share that is shifted or too wide; wrong_claim: share of looks whose suspicion
-    names another defect than the window shows. scan_fps, look_fps, margin_s: as in ``cac_align.cac.two_turn.TwoTurn``.
+    names another defect than the window shows. often: how many times as often as others a defect is drawn, by its name
+    (``defects.SUBTYPES``). scan_fps, look_fps, margin_s: as in ``cac_align.cac.two_turn.TwoTurn``.
     """
 
     wording: str = "brief"
     studio: float = 0.8
     playground: float = 0.0
+    studio_batches: float | None = None
     generated: float = 0.0
     generated_degraded: float = 0.0
     degraded: float = 0.5
@@ -61,9 +64,18 @@ class LessonPlan:
     pair: float = 0.1
     hard_looks: float = 0.3
     wrong_claim: float = 0.2
+    often: dict[str, float] = field(default_factory=dict)
     scan_fps: float = 4.0
     look_fps: float = 8.0
     margin_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        known = {name for subtypes in SUBTYPES.values() for name in subtypes}
+        for name, times in self.often.items():
+            if name not in known or not times > 0:
+                raise ValueError(
+                    f"often takes defects ({', '.join(sorted(known))}) and positive numbers, received {name}: {times}"
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,15 +185,23 @@ class ClipPool:
 
     def draw(self, rng: np.random.Generator, plan: LessonPlan) -> tuple[str, int]:
         """Which world a batch comes from, and a number of frames, as often as its abnormal clips have it."""
-        world = _world(rng.random(), plan)
+        studio = plan.studio if plan.studio_batches is None else plan.studio_batches
+        world = _world(rng.random(), replace(plan, studio=studio, playground=plan.studio + plan.playground - studio))
         options = self._abnormal.get(world) or next(iter(self._abnormal.values()))
         row = self.rows[options[int(rng.integers(len(options)))]]
         return row["world"], row["num_frames"]
 
-    def couple(self, rng: np.random.Generator, world: str, length: int | None = None) -> tuple[PoolClip, PoolClip]:
-        """A normal and an abnormal clip of one world and length: the same scene where possible. Any length when None."""
+    def couple(
+        self, rng: np.random.Generator, world: str, length: int | None = None, often: Mapping[str, float] | None = None
+    ) -> tuple[PoolClip, PoolClip]:
+        """A normal and an abnormal clip of one world and length: the same scene where possible. Any length when None.
+
+        often: as in ``LessonPlan``; a clip whose pool does not know its defect (a generated one) counts once.
+        """
         options = self._abnormal[world] if length is None else self.groups[world, length, True]
         number = options[int(rng.integers(len(options)))]
+        while often and rng.random() * max(1.0, *often.values()) >= often.get(self.rows[number].get("defect", ""), 1.0):
+            number = options[int(rng.integers(len(options)))]
         wanted = self.rows[number]["num_frames"]
         twin = number - 1
         if self.rows[twin]["num_frames"] != wanted:
@@ -237,6 +257,7 @@ class ClipPool:
                     "height": kept.shape[1],
                     "width": kept.shape[2],
                     "anomalies": [anomaly.to_json() for anomaly in clip.anomalies],
+                    "defect": clip.defects[0].subtype if clip.defects else "",
                     "places": teacher.places(clip.scene, clip.anomalies),
                     "scannable": len(teacher.visible(clip.anomalies, scan_s)) == len(clip.anomalies),
                     "offset": end,

@@ -123,8 +123,7 @@ def read_recipe(
         if path is not None:
             if not Path(path).is_file():
                 raise ValueError(f"{where}: no such recipe file")
-            loaded = OmegaConf.load(path)
-            chosen = loaded[section] if section is not None and section in loaded else loaded
+            chosen = _keys_of(OmegaConf.load(path), where, section)
             _forget_default_components(layers[0], chosen)
             layers.append(chosen)
         if overrides:
@@ -133,7 +132,7 @@ def read_recipe(
                 raise ValueError(f"{where}: expected key=value, received {wrong[0]!r}")
             layers.append(OmegaConf.from_dotlist(list(overrides)))
         value = OmegaConf.to_object(OmegaConf.merge(*layers))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list or a word where keys are expected
         raise ValueError(f"{where}: {_explain(kind, error)}") from error
     except OSError as error:
         raise ValueError(f"{where}: cannot be read: {error}") from error
@@ -144,21 +143,49 @@ def read_recipe(
     return value  # type: ignore[return-value]
 
 
+def _keys_of(loaded: Any, where: str, section: str | None) -> Any:
+    """What a recipe file says, or its ``section`` where it has one. Raises ``ValueError`` for anything but keys and values."""
+    from omegaconf import DictConfig
+
+    part = section is not None and isinstance(loaded, DictConfig) and section in loaded
+    chosen = loaded[section] if part else loaded
+    if isinstance(chosen, DictConfig):
+        return chosen
+    if part and isinstance(chosen, str):
+        raise ValueError(f"{where}: its {section} is the recipe {chosen}; pass that one")
+    raise ValueError(f"{where}: expected keys and values{f' under {section}' if part else ''}, found {chosen!r:.80}")
+
+
 def _forget_default_components(defaults: Any, chosen: Any) -> None:
     """A recipe that lists components means these and no others."""
     if "components" in defaults and "components" in chosen:
         defaults.components = {}
-    if "reward" in defaults and "reward" in chosen and "components" in chosen.reward:
+    if "reward" in defaults and chosen.get("reward") and "components" in chosen.reward:
         defaults.reward.components = {}
 
 
 def _explain(kind: type, error: Exception) -> str:
+    if isinstance(error, TypeError):
+        return f"a list or a single value stands where keys and values are expected ({error})"
     key = str(getattr(error, "key", "") or "")
     valid = sorted({item.name for owner in (kind, *_nested(kind)) for item in fields(owner)})
-    if type(error).__name__ in ("ConfigKeyError", "ConfigAttributeError") and key not in valid:
+    if type(error).__name__ in ("ConfigKeyError", "ConfigAttributeError"):
+        if inside := [name for name in _paths(kind) if name.endswith(f".{key}") and name != getattr(error, "full_key", key)]:
+            return f"unknown key {getattr(error, 'full_key', key)!r}; did you mean {' or '.join(map(repr, inside))}?"
         near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
         return f"unknown key {getattr(error, 'full_key', key)!r}; did you mean {near[0]!r}? Valid keys: {', '.join(valid)}"
     return f"{getattr(error, 'full_key', key) or 'value'}: {str(error).splitlines()[0]}"
+
+
+def _paths(kind: type, above: str = "") -> list[str]:
+    """The keys of ``kind`` and of the dataclasses that are its fields' defaults, as they are written on the command line."""
+    found = []
+    for item in fields(kind):
+        found.append(f"{above}{item.name}")
+        inner = item.default_factory
+        if is_dataclass(inner):
+            found += _paths(inner, f"{above}{item.name}.")
+    return found
 
 
 def _nested(kind: type) -> list[type]:
@@ -241,16 +268,22 @@ def _load_component(recipe: JudgeRecipe) -> Reward:
     return import_name(recipe.kind)()
 
 
+_LOCAL = ("revision", "device", "dtype", "batch_size")
+_SERVED = ("served_model", "concurrency", "timeout_s", "dialect", "frames", "api_key_env")
+"""What a recipe may say of a judge that runs here, and of one behind a URL."""
+
+
 def _backend_options(recipe: JudgeRecipe) -> dict[str, Any]:
-    """Only what the recipe states; each backend has its own defaults, and rejects what it does not know."""
+    """Only what the recipe states; each backend has its own defaults. Raises ``ValueError`` for what is said of the other backend."""
     server = recipe.model.startswith(("http://", "https://"))
-    names = (
-        ("served_model", "concurrency", "timeout_s", "dialect", "frames")
-        if server
-        else ("revision", "device", "dtype", "batch_size")
-    )
-    options = {name: getattr(recipe, name) for name in names if getattr(recipe, name) is not None}
-    if server and recipe.api_key_env:
+    names, foreign = (_SERVED, _LOCAL) if server else (_LOCAL, _SERVED)
+    for name in foreign:
+        if getattr(recipe, name) is not None:
+            raise ValueError(
+                f"{name} is for {'a judge that runs here' if server else 'a judge behind a URL'}, and model is {recipe.model}; leave it out"
+            )
+    options = {name: getattr(recipe, name) for name in names if name != "api_key_env" and getattr(recipe, name) is not None}
+    if recipe.api_key_env:
         key = os.environ.get(recipe.api_key_env)
         if not key:
             raise ValueError(f"api_key_env names {recipe.api_key_env}, which is not set in the environment")
@@ -262,16 +295,12 @@ def load_generator(recipe: GeneratorRecipe) -> Callable[[str, int], Video]:
     """The generator a recipe describes: a callable from prompt and seed to Video. Raises ``ValueError`` when it cannot be loaded."""
     if ":" in recipe.model and not Path(recipe.model).exists():
         return import_name(recipe.model)()
-    import torch
-
     from cac_align.generation.wan import Wan
     from cac_align.weights import shipped
 
     options: dict[str, Any] = {
         name: value for name in recipe.__dataclass_fields__ if name != "model" and (value := getattr(recipe, name)) is not None
     }
-    if recipe.dtype is not None:
-        options["dtype"] = getattr(torch, recipe.dtype)
     return Wan.load(shipped("wan") if recipe.model == "miniature" else recipe.model, **options)
 
 

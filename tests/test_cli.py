@@ -9,7 +9,9 @@ import sys
 import numpy as np
 import pytest
 
+from cac_align import cli
 from cac_align.cli import _parser, main
+from cac_align.cli.judging import judge_names
 from cac_align.cli.prompts import read_prompts
 from cac_align.cli.scoring import score_files, score_table, video_prompts
 from cac_align.encoding import write_mp4
@@ -105,6 +107,14 @@ def test_prompt_files(tmp_path):
         video_prompts(["c.mp4"], None, rows)
     with pytest.raises(ValueError, match="holds 2 prompts for 1 videos"):
         video_prompts(["a.mp4"], None, lines)
+    rows.write_text('{"video": "before/0.mp4", "prompt": "A"}\n{"video": "after/0.mp4", "prompt": "B"}\n')
+    assert video_prompts(["after/0.mp4", "before/0.mp4"], None, rows) == ["B", "A"]
+    with pytest.raises(
+        ValueError, match=r"several videos called 0.mp4, with different prompts, and none of them as x/after/0.mp4"
+    ):
+        video_prompts(["before/0.mp4", "x/after/0.mp4"], None, rows)
+    rows.write_text('{"video": "before/0.mp4", "prompt": "A"}\n{"video": "after/0.mp4", "prompt": "A"}\n')
+    assert video_prompts(["x/0.mp4"], None, rows) == ["A"]  # one prompt, whichever of the two it is
     rows.write_text('{"prompt": "A"}\n{"video": 1}\n')
     with pytest.raises(ValueError, match="prompts.jsonl:2: expected a JSON object with a prompt"):
         read_prompts(rows)
@@ -188,3 +198,51 @@ def test_score_judges_a_real_mp4_with_the_shipped_qwen3_vl_through_its_real_proc
             # range: the mean of (UR - 1) / 4 and CaC
             expected = ((row["parts"]["unified"] - 1) / 4 + row["parts"]["cac"]) / 2
             assert row["score"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_judges_of_one_comparison_have_names_of_their_own():
+    assert judge_names([None, "runs/a.yaml", "mine:Reward"]) == ["miniature", "a", "mine:Reward"]
+    assert judge_names(["runs/a/reward.yaml", "runs/b/reward.yaml", "c.yaml"]) == [
+        "runs/a/reward.yaml",
+        "runs/b/reward.yaml",
+        "c",
+    ]
+    with pytest.raises(ValueError, match="--reward c.yaml is given 2 times"):
+        judge_names(["c.yaml", "c.yaml"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "bench", "RECORDS"],
+        ["data", "export", "coco", "RECORDS", "OUT"],
+        ["data", "synthesise", "RECORDS", "--teacher", "miniature", "--out", "OUT"],
+    ],
+)
+def test_records_that_are_not_there_are_named(arguments, tmp_path, capsys):
+    places = {"RECORDS": str(tmp_path / "nowhere.jsonl"), "OUT": str(tmp_path / "out")}
+    assert main([places.get(word, word) for word in arguments]) == 2
+    assert "nowhere.jsonl: expected a records file (JSONL), found nothing there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "verb, missing, extra",
+    [("serve", "uvicorn", "serve"), ("annotate", "fastapi", "evaluate"), ("serve", "uvicorn.config", "serve")],
+)
+def test_a_package_of_an_extra_that_is_missing_is_named_with_it(verb, missing, extra, monkeypatch, capsys):
+    def run(options):
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr(cli, "_late", lambda module, name: run)
+    arguments = {"serve": ["serve"], "annotate": ["annotate", "folder"]}[verb]
+    assert main(arguments) == 2
+    assert f"cac-align {verb} needs the package {missing}: pip install 'cac-align[{extra}]'" in capsys.readouterr().err
+
+
+def test_a_module_of_our_own_that_is_missing_is_a_fault_and_shown_whole(monkeypatch):
+    def run(options):
+        raise ModuleNotFoundError("No module named 'cac_align.gone'", name="cac_align.gone")
+
+    monkeypatch.setattr(cli, "_late", lambda module, name: run)
+    with pytest.raises(ModuleNotFoundError):
+        main(["serve"])

@@ -88,6 +88,8 @@ def test_unknown_hosts_and_files_are_errors(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(ValueError, match="not YAML"):
         doctor("flow-factory", tmp_path / "broken.yaml")
+    with pytest.raises(ValueError, match="list.yaml: whose config is it"):
+        doctor(None, tmp_path / "list.yaml")
     with pytest.raises(ValueError, match="no config file that we read"):
         doctor("trl", tmp_path / "list.yaml")
 

@@ -4,6 +4,8 @@ import errno
 import json
 import math
 import re
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +16,12 @@ from tiny_flow import Boxes, Brightness, Broken, every, recipe, write_wan
 
 from cac_align.flow_grpo.adapter import add_lora, copy_of, follow, lora_of, save_lora, swapped, zeroed
 from cac_align.flow_grpo.crediting import telling
-from cac_align.flow_grpo.guard import Reading, alarms, skipped_too_often, unscored_too_often
+from cac_align.flow_grpo.guard import Reading, alarms, gain, skipped_too_often, unscored_too_often
 from cac_align.flow_grpo.journal import Rows, numbers_of, plain, seconds_of
 from cac_align.flow_grpo.judging import Judging, score_all
 from cac_align.flow_grpo.rollout import Flow, latent_shape, sample, sample_seed, velocity
 from cac_align.flow_grpo.settings import FlowGrpoRecipe, Window, check, chunk_prompts, prompts_at, read_prompts, window_steps
-from cac_align.flow_grpo.watching import watch_prompts
+from cac_align.flow_grpo.watching import is_best, watch_prompts
 from cac_align.generation.wan import Wan
 from cac_align.recipe import load_reward, read_recipe
 from cac_align.rewards.ledger import Ledger
@@ -173,6 +175,34 @@ def test_the_alarm_needs_a_rising_reward_and_a_fall_beyond_the_tolerance():
     assert Reading.from_json(json.loads(json.dumps(hacked.to_json()))) == hacked
 
 
+def watched(step, *totals):
+    """A reading of these videos' scores, its mean over those that have one, as ``watching`` takes it."""
+    return Reading(step, float(np.nanmean(totals)), 1.0, 0.8, {}, totals)
+
+
+def test_readings_are_compared_on_the_videos_scored_in_both():
+    before, after = watched(0, 0.2, 0.9, 0.7), watched(20, 0.1, 0.8, math.nan)
+    assert gain(before, after) == pytest.approx(-0.1)  # the two that have a score in both fell by 0.1 each
+    assert gain(watched(0, 0.2, math.nan, 0.7), after) == pytest.approx(-0.1) and after.unscored == 1
+    assert math.isnan(gain(watched(0, 0.2, math.nan, math.nan), watched(1, math.nan, 0.4, 0.4)))
+    higher = watched(20, math.nan, 0.85, 0.65)  # its mean is higher than before (.75, .60), each of its videos lower
+    assert higher.total > before.total and not is_best([before, higher], max_unscored=0.5)
+    assert alarms([before, replace(higher, held_out=0.1)], 0.05, max_unscored=0.5) == []  # no rise, so nothing was bought
+
+
+def test_a_reading_without_most_of_its_scores_is_said_and_never_the_best():
+    before, lucky = watched(0, *[0.5] * 32), watched(20, 0.9, *[math.nan] * 31)
+    assert not is_best([before, lucky])
+    (told,) = alarms([before, lucky], 0.05)
+    assert told.startswith("Step 20: 31 of the 32 watched videos have no score") and lucky.to_json()["unscored"] == 31
+    nearly = watched(20, *[0.6] * 30, math.nan, math.nan)
+    assert is_best([before, nearly]) and alarms([before, nearly], 0.05) == []
+    back = Reading.from_json(json.loads(json.dumps(nearly.to_json())))
+    assert back.unscored == 2 and gain(before, back) == pytest.approx(0.1)
+    old = {name: value for name, value in nearly.to_json().items() if name not in ("totals", "unscored")}
+    assert gain(before, Reading.from_json(old)) == pytest.approx(0.1)  # kept before readings had their videos' scores
+
+
 def test_stopping_rules_by_hand():
     rows = [{"videos": 10, "unscored": n, "errors": ["timeout"] if n else []} for n in (0, 0, 1, 2)]
     assert unscored_too_often(rows, 0.1, 4) is None  # 3 of 40
@@ -233,30 +263,42 @@ def test_a_ledger_that_cannot_be_written_ends_the_run():
     judging.close()
 
 
-class Slow(Brightness):
-    def __call__(self, prompts, videos):
-        import time
+class Held(Brightness):
+    """A reward that begins, and ends when the gate is opened."""
 
-        time.sleep(0.3)
+    def __init__(self):
+        self.begun, self.gate = threading.Event(), threading.Event()
+
+    def __call__(self, prompts, videos):
+        self.begun.set()
+        assert self.gate.wait(60)
         return super().__call__(prompts, videos)
 
 
 def test_judging_runs_beside_the_caller_and_counts_what_it_saved(tmp_path):
-    import time
-
-    judging = Judging(Slow(), Ledger(tmp_path / "ledger.jsonl"))
-    future = judging.submit(["a"], [grey(51)])
-    time.sleep(0.4)
+    reward = Held()
+    judging = Judging(reward, Ledger(tmp_path / "ledger.jsonl"))
+    future = judging.submit(["a"], [grey(51)])  # comes back although nothing is judged yet
+    assert reward.begun.wait(60) and not future.done()
+    began = time.perf_counter()
+    time.sleep(0.2)
+    worked = time.perf_counter() - began
+    reward.gate.set()
+    future.result()
     ((score, moved),) = judging.wait(future)
-    assert score.scored and moved == 0.0 and judging.busy_s > 0.29 and judging.waited_s < 0.1
+    assert score.scored and moved == 0.0 and judging.busy_s >= worked and judging.waited_s < judging.busy_s
     judging.link("a", grey(51), {"step": 1, "advantage": 0.5})
     judging.link("a", grey(51), {"step": 1, "advantage": 0.5})
     (row,) = [row for row in judging.ledger.rows() if row["kind"] == "extra"]
     assert row["extra"] == {"step": 1, "advantage": 0.5}
     judging.close()
-    blocking = Judging(Slow(), None, overlap=False)
-    blocking.submit(["a"], [grey(51)])
-    assert blocking.waited_s > 0.29
+
+
+def test_without_overlap_the_caller_waits():
+    reward = Held()
+    blocking = Judging(reward, None, overlap=False)
+    threading.Timer(0.2, reward.gate.set).start()
+    assert blocking.submit(["a"], [grey(51)]).done() and blocking.waited_s > 0
     blocking.close()
 
 

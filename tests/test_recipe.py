@@ -1,5 +1,6 @@
 """Recipes: every shipped one reads, wrong keys are named with the nearest valid one, overrides and defaults work."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -56,13 +57,17 @@ def test_listed_components_replace_the_default_ones(tmp_path):
         ("components: {cac: {kind: cac, wordnig: brief}}\n", "did you mean 'wording'"),
         ("components: {cac: {scan_fps: fast}}\n", "scan_fps"),
         ("normalise: [\n", "not YAML"),
+        ("- a\n", r"expected keys and values, found \['a'\]"),
+        ("components: [a]\n", "a list or a single value stands where keys and values are expected"),
+        ("reward:\n", "expected keys and values under reward, found None"),
+        ("reward: other.yaml\n", "its reward is the recipe other.yaml; pass that one"),
     ],
 )
 def test_a_wrong_recipe_names_the_key_and_the_nearest_valid_one(tmp_path, text, told):
     file = tmp_path / "wrong.yaml"
     file.write_text(text)
     with pytest.raises(ValueError, match=told) as raised:
-        read_recipe(RewardRecipe, file)
+        read_recipe(RewardRecipe, file, section="reward")
     assert "wrong.yaml" in str(raised.value)
 
 
@@ -75,6 +80,25 @@ def test_overrides_reach_nested_keys_and_are_checked():
         read_recipe(RewardRecipe, None, ["each"])
     with pytest.raises(ValueError, match="no such recipe file"):
         read_recipe(RewardRecipe, "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    "override, told", [("normalise=range", "reward.normalise"), ("seeds.n=3", "seed"), ("height=64", "generator.height")]
+)
+def test_a_key_in_the_wrong_place_is_told_its_place(override, told):
+    wrong = override.partition("=")[0].partition(".")[0]
+    with pytest.raises(ValueError, match=re.escape(f"unknown key {wrong!r}; did you mean {told!r}?")):
+        read_recipe(BestOfNRecipe, None, [override])
+
+
+@pytest.mark.parametrize(
+    "model, key", [("miniature", "served_model=x"), ("miniature", "concurrency=4"), ("http://127.0.0.1:1/v1", "device=cpu")]
+)
+def test_what_is_said_of_the_other_backend_is_refused(model, key):
+    with pytest.raises(
+        ValueError, match=rf"{key.partition('=')[0]} is for a judge .* and model is {re.escape(model)}; leave it out"
+    ):
+        load_reward(None, [f"components.cac.model={model}", f"components.cac.{key}"])
 
 
 def test_a_reward_can_be_named_by_module_and_name():

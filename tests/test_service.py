@@ -18,9 +18,12 @@ from hosting import Brightness, clip, group_normalised, scripted, serving
 from matplotlib.cbook import get_sample_data
 from PIL import Image
 
+from cac_align.cac.single_turn import SingleTurn
+from cac_align.cac.verdict_only import VerdictOnly
 from cac_align.encoding import write_mp4
 from cac_align.plugins.service import Settings, bound, create_app, plan_of, serve, token_fits
 from cac_align.plugins.wire import PACKED, FilePart, FramePlan, Item, Limits, ScoreRequest, frames_part, pack, unpack
+from cac_align.rewards.cac import CaC
 from cac_align.video import Video
 
 
@@ -342,6 +345,11 @@ def test_the_ledger_keeps_every_judgement_and_serves_it_again(tmp_path):
 def test_plans_follow_the_reward():
     assert plan_of(scripted()) == FramePlan(scan_fps=(4.0,), look_fps=(8.0,), counts=(16,))
     assert plan_of(Brightness()) is None
+    vlm = scripted().components["cac"].vlm
+    for settings in (SingleTurn(), VerdictOnly()):  # one look, so nothing is asked of a window
+        assert plan_of(CaC(vlm, settings)) == FramePlan(scan_fps=(4.0,), look_fps=(), counts=())
+        video = Video.open(np.zeros((17, 32, 32, 3), np.uint8), fps=16)
+        assert plan_of(CaC(vlm, settings)).indices(video) == (0, 4, 8, 12, 16)
 
 
 def test_an_81_frame_480p_video_is_below_5_mb_on_the_wire():

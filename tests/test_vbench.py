@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cac_align.cli import main
 from cac_align.encoding import write_mp4
 from cac_align.evaluation import vbench as module
 from cac_align.evaluation.vbench import check_dimensions, find_python, read_report, scaled, vbench, vbench_env
@@ -84,6 +85,53 @@ def test_an_interpreter_that_dies_is_reported_with_its_last_words(tmp_path):
         vbench(tmp_path, dimensions=["temporal_flickering"], python=broken, cache=tmp_path)
 
 
+def sent(folder, monkeypatch, **options):
+    """The prompts that VBench's process is asked about, in the order of the videos."""
+    asked = []
+    monkeypatch.setattr(module, "_run", lambda python, request, log, progress: asked.append(request) or "")
+    monkeypatch.setattr(module, "read_report", lambda *row: None)
+    vbench(folder, dimensions=["overall_consistency"], python=sys.executable, **options)
+    return [video["prompt"] for video in asked[0]["videos"]]
+
+
+def test_prompts_come_from_the_listing_never_from_the_file_name(tmp_path, monkeypatch):
+    clip(tmp_path / "000-7.mp4"), clip(tmp_path / "001-7.mp4", seed=1)
+    with pytest.raises(
+        ValueError, match=r"overall_consistency compare a video with its prompt, and 2 of 2 have none, first .*000-7.mp4"
+    ):
+        sent(tmp_path, monkeypatch)
+    (tmp_path / "prompts.jsonl").write_text('{"video": "001-7.mp4", "prompt": "a dog runs", "seed": 7}\n')
+    with pytest.raises(ValueError, match=r"1 of 2 have none, first .*000-7.mp4"):
+        sent(tmp_path, monkeypatch)
+    row = {"prompt": "a cat sits", "candidates": ["000-7.mp4"], "seeds": [7]}
+    (tmp_path / "selection.jsonl").write_text(json.dumps(row) + "\n")
+    assert sent(tmp_path, monkeypatch) == ["a cat sits", "a dog runs"]
+    assert sent(tmp_path, monkeypatch, prompts={"000-7.mp4": "one", str(tmp_path / "001-7.mp4"): "two"}) == ["one", "two"]
+
+
+def test_the_command_takes_a_prompt_file(tmp_path, monkeypatch, capsys):
+    clip(tmp_path / "a.mp4"), clip(tmp_path / "b.mp4", seed=1)
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"video": "b.mp4", "prompt": "a dog"}\n{"video": "a.mp4", "prompt": "a cat"}\n')
+    spy = tmp_path / "python"
+    spy.write_text(f"#!/bin/sh\ncp $2 {tmp_path}/request.json\nexit 7\n")
+    spy.chmod(0o755)
+    arguments = ["evaluate", "vbench", str(tmp_path), "--dimensions", "temporal_style", "--python", str(spy)]
+    assert main([*arguments, "--prompts", str(file)]) == 2 and "status 7" in capsys.readouterr().err
+    request = json.loads((tmp_path / "request.json").read_text())
+    assert [video["prompt"] for video in request["videos"]] == ["a cat", "a dog"]
+
+
+def test_the_environment_is_made_where_it_is_looked_for(monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(module, "vbench_env", lambda folder, progress: made.append(folder) or folder)
+    monkeypatch.delenv(module.PYTHON_VARIABLE, raising=False)
+    monkeypatch.setattr(module, "DEFAULT_ENVIRONMENT", Path("/nowhere/vbench"))
+    assert main(["vbench-env"]) == 0 and made == [Path("/nowhere/vbench")]
+    with pytest.raises(ValueError, match="no VBench environment at /nowhere/vbench/bin/python"):
+        find_python()
+
+
 def test_bad_folders_are_named(tmp_path):
     with pytest.raises(ValueError, match="holds no video"):
         vbench(tmp_path, python=sys.executable)
@@ -103,7 +151,12 @@ def test_rows_are_read_by_path_content_and_dimension(tmp_path):
     assert [row.value for row in report.rows] == [0.7, 0.5, None]  # the last row counts; another content is another video
     assert report.means["imaging_quality"].value == pytest.approx(0.6) and report.means["imaging_quality"].n == 2
     assert report.to_json()["unscored"] == 1 and "VBench was not run on this file" in report.to_markdown()
-    assert rows_done(rows) == {("a", "1", "imaging_quality"), ("b", "1", "imaging_quality"), ("c", "old", "imaging_quality")}
+    assert rows_done(rows) == {(*row, "imaging_quality", "") for row in (("a", "1"), ("b", "1"), ("c", "old"))}
+    asked = {"path": "a", "sha256": "1", "dimension": "overall_consistency", "raw": 0.3, "error": None, "prompt": "a cat"}
+    rows.write_text(json.dumps(asked) + "\n")
+    cats, dogs = ({"path": "a", "sha256": "1", "prompt": f"a {who}"} for who in ("cat", "dog"))
+    assert read_report(rows, [cats], ["overall_consistency"]).rows[0].value == 0.3  # of this prompt, and of no other
+    assert read_report(rows, [dogs], ["overall_consistency"]).rows[0].value is None and rows_done(rows).pop()[-1] == "a cat"
     rows.write_text(line() + "\nnonsense\n")
     with pytest.raises(ValueError, match=r"vbench.jsonl:2: not a VBench row"):
         read_report(rows, listed, ["imaging_quality"])

@@ -14,6 +14,13 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+_EXTRAS = {
+    **dict.fromkeys(("fastapi", "uvicorn", "starlette", "prometheus_client"), "serve"),
+    **dict.fromkeys(("statsmodels", "krippendorff"), "evaluate"),
+    **{name: name for name in ("tensorboard", "wandb")},
+}
+"""Packages that are not installed with the package itself, and the extra that brings them."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit status: 0 done, 1 done in part or a check failed, 2 wrong input, 130 interrupted."""
@@ -25,6 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.run(options)
     except ValueError as error:
         print(f"cac-align {options.verb}: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        extra = "evaluate" if options.verb == "annotate" else extra
+        print(f"cac-align {options.verb} needs the package {error.name}: pip install 'cac-align[{extra}]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\ncac-align {options.verb}: interrupted; the same command resumes", file=sys.stderr)
@@ -136,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     annotate.add_argument("--seed", type=int, default=0, help="shuffles the order and the sides")
 
     env = verb("vbench-env", "judging", "run_vbench_env", "create the environment of its own that VBench needs")
-    env.add_argument("folder", nargs="?", type=Path, default=Path("~/.cache/cac-align/vbench"))
+    env.add_argument("folder", nargs="?", type=Path, help="where to (default: where `evaluate vbench` looks for it)")
 
     serve = verb(
         "serve", "serving", "run_serve", "serve a reward over HTTP: its own API, UniRL's /score, Flow-Factory's /compute"
@@ -144,6 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     _reward_options(serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to bind; anything but loopback needs CAC_ALIGN_TOKEN")
     serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument(
+        "--fps", type=float, default=16.0, help="rate of videos that come without one, as hosts' files do (default: 16, Wan's)"
+    )
     serve.add_argument(
         "--root", dest="roots", action="append", type=Path, default=[], help="folder whose videos may be named by path"
     )
@@ -184,6 +201,9 @@ def _evaluate_verbs(evaluate: argparse.ArgumentParser, late: Callable[[str, str]
     vbench.add_argument("folder", type=Path, help="folder of videos")
     vbench.add_argument(
         "--dimensions", nargs="+", default=["subject_consistency", "imaging_quality", "dynamic_degree"], metavar="NAME"
+    )
+    vbench.add_argument(
+        "--prompts", type=Path, help="JSONL of {video, prompt} for the dimensions that need one (default: the folder's listings)"
     )
     vbench.add_argument("--rows", type=Path, help="where per-video results are kept (default: vbench.jsonl in the folder)")
     vbench.add_argument("--python", type=Path, help="python of an environment that has vbench")

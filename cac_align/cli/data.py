@@ -239,10 +239,11 @@ def teacher_of(name: str | None, recipe: Path | None, overrides: Sequence[str], 
         judge = read_recipe(JudgeRecipe, None, [f"model={name}", *overrides])
     elif Path(name).is_file() and {"components", "reward"} & set(OmegaConf.load(name)):
         components = read_recipe(RewardRecipe, name, section="reward").components
-        judges = [component for component in components.values() if component.kind == "cac"]
-        if not judges:
+        names = [component for component, said in components.items() if said.kind == "cac"]
+        if not names:
             raise ValueError(f"{name}: none of its components is of kind cac; a teacher is the model of a cac component")
-        judge = judges[0]
+        given = [f"components.{names[0]}.{override}" for override in overrides]
+        judge = read_recipe(RewardRecipe, name, given, section="reward").components[names[0]]
     else:
         judge = read_recipe(JudgeRecipe, name, overrides, section="teacher")
     return load_reward(RewardRecipe(components={"teacher": replace(judge, kind="cac")})).vlm  # type: ignore[attr-defined]

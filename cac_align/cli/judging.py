@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ def run_bench(options: argparse.Namespace) -> int:
         if options.out:
             write(found, options.out)
     else:
-        rewards = {_judge_name(recipe): load_reward(recipe, options.overrides) for recipe in options.reward or [None]}
+        recipes = options.reward or [None]
+        names = judge_names(recipes)
+        rewards = {name: load_reward(recipe, options.overrides) for name, recipe in zip(names, recipes, strict=True)}
         ledger = Ledger(options.ledger) if options.ledger else None
         found = bench(
             options.records, rewards, ledger=ledger, out=options.out, threshold=options.threshold, progress=_progress("videos")
@@ -40,15 +42,27 @@ def run_bench(options: argparse.Namespace) -> int:
     return 1 if unscored else 0
 
 
-def _judge_name(recipe: str | None) -> str:
-    return "miniature" if recipe is None else Path(recipe).stem if Path(recipe).suffix else recipe
+def judge_names(recipes: Sequence[str | None]) -> list[str]:
+    """What the judges are called in a comparison: a recipe's file name, its path where two have the same. Raises ``ValueError`` for one given twice."""
+    names = ["miniature" if recipe is None else Path(recipe).stem if Path(recipe).suffix else recipe for recipe in recipes]
+    names = [name if names.count(name) == 1 else str(recipe) for name, recipe in zip(names, recipes, strict=True)]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"--reward {twice[0]} is given {len(twice)} times; each judge is compared once")
+    return names
 
 
 def run_vbench(options: argparse.Namespace) -> int:
-    from cac_align.evaluation.vbench import vbench
+    from cac_align.cli.scoring import video_prompts
+    from cac_align.evaluation.vbench import vbench, videos_in
 
+    prompts = None
+    if options.prompts is not None:
+        files = [str(file) for file in videos_in(options.folder)]
+        prompts = dict(zip(files, video_prompts(files, None, options.prompts), strict=True))
     report = vbench(
         options.folder,
+        prompts=prompts,
         dimensions=options.dimensions,
         rows=options.rows,
         python=options.python,
@@ -60,9 +74,9 @@ def run_vbench(options: argparse.Namespace) -> int:
 
 
 def run_vbench_env(options: argparse.Namespace) -> int:
-    from cac_align.evaluation.vbench import vbench_env
+    from cac_align.evaluation.vbench import DEFAULT_ENVIRONMENT, vbench_env
 
-    print(vbench_env(options.folder, progress=lambda line: print(line, file=sys.stderr)))
+    print(vbench_env(options.folder or DEFAULT_ENVIRONMENT, progress=lambda line: print(line, file=sys.stderr)))
     return 0
 
 

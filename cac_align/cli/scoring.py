@@ -74,11 +74,21 @@ def video_prompts(videos: Sequence[str], prompt: str | None, file: Path | None) 
     rows = read_prompts(file)
     if all(row.get("video") for row in rows):
         by_video = {row["video"]: row["prompt"] for row in rows}
-        by_name = {Path(video).name: text for video, text in by_video.items()}
+        by_name: dict[str, str] = {}
+        for video, text in by_video.items():
+            if by_name.setdefault(Path(video).name, text) != text:
+                by_name[Path(video).name] = ""  # two videos of one name: only their whole paths tell them apart
         unknown = [video for video in videos if video not in by_video and Path(video).name not in by_name]
         if unknown:
             raise ValueError(f"{file} has no prompt for {unknown[0]}")
-        return [by_video.get(video, by_name.get(Path(video).name, "")) for video in videos]
+        texts = [by_video.get(video) or by_name[Path(video).name] for video in videos]
+        if "" in texts:
+            video = videos[texts.index("")]
+            raise ValueError(
+                f"{file} names several videos called {Path(video).name}, with different prompts, and none of them as {video}; "
+                "write their paths there as they are passed here"
+            )
+        return texts
     if len(rows) != len(videos):
         raise ValueError(f"{file} holds {len(rows)} prompts for {len(videos)} videos; expected one line per video")
     return [row["prompt"] for row in rows]

@@ -11,7 +11,7 @@ def run_serve(options: argparse.Namespace) -> int:
     from cac_align.recipe import load_reward
 
     reward = load_reward(options.reward, options.overrides)
-    settings = Settings(token=os.environ.get("CAC_ALIGN_TOKEN"), roots=tuple(options.roots))
+    settings = Settings(token=os.environ.get("CAC_ALIGN_TOKEN"), roots=tuple(options.roots), fps=options.fps)
     serve(reward, host=options.host, port=options.port, settings=settings, ledger=options.ledger)
     return 0
 

@@ -56,6 +56,10 @@ class Record:
 
 def read_records(path: str | Path) -> Iterator[Record]:
     """Stream the records of a JSONL file. Raises ``ValueError`` naming the file, the line and what is wrong with it."""
+    if not Path(path).is_file():
+        raise ValueError(
+            f"{path}: expected a records file (JSONL), found {'a folder' if Path(path).is_dir() else 'nothing'} there"
+        )
     with open(path, encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():

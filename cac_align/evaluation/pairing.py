@@ -97,7 +97,7 @@ def read_folder(folder: str | Path, group: str | None = None) -> Folder:
     if not files:
         raise ValueError(f"{folder}: no videos in it; expected files ending in {', '.join(VIDEO_SUFFIXES)}")
     faults: list[Fault] = []
-    listed = _listed(folder, files, faults)
+    listed = listed_in(folder, files, faults)
     clips = []
     for path in files:
         name = path.relative_to(folder).as_posix()
@@ -124,7 +124,7 @@ def _seed_in_name(path: Path, prompt: str | None) -> int | None:
     return int(number) if dash and known and number.isascii() and number.isdecimal() else None
 
 
-def _listed(folder: Path, files: Sequence[Path], faults: list[Fault]) -> dict[Path, tuple[str | None, int | None]]:
+def listed_in(folder: Path, files: Sequence[Path], faults: list[Fault]) -> dict[Path, tuple[str | None, int | None]]:
     """(prompt, seed) by file, from the folder's listings. Lines that cannot be read or name no file here are faults."""
     by_path = {path.resolve(): path for path in files}
     names = Counter(path.name for path in files)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cac_align.evaluation.pairing import listed_in
 from cac_align.evaluation.statistics import Estimate, mean_interval
 
 DEFAULT_DIMENSIONS = ("subject_consistency", "imaging_quality", "dynamic_degree")
@@ -30,6 +31,7 @@ DIMENSIONS = (
     "human_action", "temporal_style", "overall_consistency",
 )  # fmt: skip
 """What VBench computes on videos of one's own; the first seven need no prompt."""
+NEED_A_PROMPT = ("human_action", "temporal_style", "overall_consistency")
 NEED_THE_BENCHMARK = ("object_class", "multiple_objects", "color", "spatial_relationship", "scene", "appearance_style")
 """Dimensions that exist only for VBench's own list of prompts; VBench refuses them for custom input."""
 
@@ -139,10 +141,11 @@ def vbench(
     """Score videos (a folder, or a list of files) with VBench in custom-input mode.
 
     rows: where per-video results are kept; a second run computes only what is missing or failed (default: vbench.jsonl in the
-    folder). prompts: by file name, for the dimensions that need one (default: the file's stem). device: "cpu" or "cuda". cache:
+    folder). prompts: by path or file name, for the dimensions that need one (default: what the folder's listings say, such as prompts.jsonl
+    and selection.jsonl; never the file's name). device: "cpu" or "cuda". cache:
     VBench's weight folder (default: $VBENCH_CACHE_DIR or ~/.cache/vbench). imaging_mode: "longer" is VBench's default.
     progress: called with (rows done, rows to do, video path).
-    Raises ``ValueError`` for no video, an unknown dimension, a missing environment or weight file (with the command that fixes it).
+    Raises ``ValueError`` for no video, an unknown dimension, a video without the prompt that a dimension needs, a missing environment or weight file (with the command that fixes it).
     """
     files, home = _files(videos)
     check_dimensions(dimensions)
@@ -150,16 +153,26 @@ def vbench(
     rows = Path(rows) if rows is not None else home / "vbench.jsonl"
     cache = Path(cache or os.environ.get(CACHE_VARIABLE) or "~/.cache/vbench").expanduser().absolute()
     _repair_tail(rows)
-    listed = [{"path": str(file), "sha256": _sha256(file), "prompt": (prompts or {}).get(file.name, file.stem)} for file in files]
-    lacking = sorted({item["path"] for item in listed if not item["prompt"].strip()})
-    if lacking and set(dimensions) & {"temporal_style", "overall_consistency"}:
+    told = _prompts(files, home, prompts)
+    listed = [{"path": str(file), "sha256": _sha256(file), "prompt": told[file]} for file in files]
+    lacking = [item["path"] for item in listed if not item["prompt"].strip()]
+    if lacking and (asking := [name for name in dimensions if name in NEED_A_PROMPT]):
         raise ValueError(
-            f"{len(lacking)} videos have an empty prompt, first {lacking[0]}; these dimensions compare with the prompt"
+            f"{', '.join(asking)} compare a video with its prompt, and {len(lacking)} of {len(listed)} have none, first {lacking[0]}; "
+            'write {"video": name, "prompt": text} lines into prompts.jsonl beside them, or pass --prompts'
         )
     request = {"dimensions": list(dimensions), "videos": listed, "rows": str(rows.absolute()), "device": device}
     request |= {"cache": str(cache), "imaging_mode": imaging_mode}
     version = _run(interpreter, request, rows.with_suffix(".log"), progress)
     return read_report(rows, listed, dimensions, version)
+
+
+def _prompts(files: Sequence[Path], home: Path, given: Mapping[str, str] | None) -> dict[Path, str]:
+    """Every file's prompt: as given by path or name, or as the folder's listings say; "" where nothing does."""
+    if given is not None:
+        return {file: given.get(str(file), given.get(file.name, "")) for file in files}
+    found = listed_in(home, files, [])
+    return {file: found.get(file, (None, None))[0] or "" for file in files}
 
 
 def check_dimensions(dimensions: Sequence[str]) -> None:
@@ -175,20 +188,20 @@ def check_dimensions(dimensions: Sequence[str]) -> None:
 def read_report(rows: Path, listed: Sequence[Mapping[str, str]], dimensions: Sequence[str], version: str = "") -> VBenchReport:
     """The report on ``listed`` videos (path, sha256) from a rows file; the last row of a video and dimension counts.
 
-    A row written for other content under the same path is not this video's, and leaves it unscored.
+    A row written for other content under the same path, or another prompt where that counts, is not this video's, and leaves it unscored.
     """
-    stored: dict[tuple[str, str, str], dict[str, Any]] = {}
+    stored: dict[tuple[str, ...], dict[str, Any]] = {}
     with open(rows, encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                stored[row["path"], row["sha256"], row["dimension"]] = row
+                stored[row["path"], row["sha256"], row["dimension"], row.get("prompt", "")] = row
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{rows}:{number}: not a VBench row: {error}; delete the line to compute it again") from error
     found: list[Row] = []
     for dimension in dimensions:
         for item in listed:
-            row = stored.get((item["path"], item["sha256"], dimension))
+            row = stored.get((item["path"], item["sha256"], dimension, item["prompt"] if dimension in NEED_A_PROMPT else ""))
             raw, error = (None, "VBench was not run on this file") if row is None else (row["raw"], row["error"])
             value = None
             if error is None:
@@ -204,16 +217,21 @@ def read_report(rows: Path, listed: Sequence[Mapping[str, str]], dimensions: Seq
     return VBenchReport(tuple(found), means, version)
 
 
+def videos_in(folder: str | Path) -> list[Path]:
+    """Absolute paths of a folder's videos, in the order of their names. Raises ``ValueError`` when it is no folder or holds none."""
+    home = Path(folder).absolute()
+    if not home.is_dir():
+        raise ValueError(f"expected a folder of videos, received {folder}")
+    found = sorted(path for path in home.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+    if not found:
+        raise ValueError(f"{home} holds no video ({', '.join(VIDEO_SUFFIXES)})")
+    return found
+
+
 def _files(videos: str | Path | Sequence[str | Path]) -> tuple[list[Path], Path]:
     """Absolute video paths in order, and the folder that results belong to."""
     if isinstance(videos, (str, Path)):
-        folder = Path(videos).absolute()
-        if not folder.is_dir():
-            raise ValueError(f"expected a folder of videos, received {videos}")
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
-        if not found:
-            raise ValueError(f"{folder} holds no video ({', '.join(VIDEO_SUFFIXES)})")
-        return found, folder
+        return videos_in(videos), Path(videos).absolute()
     found = [Path(path).absolute() for path in videos]
     missing = [str(path) for path in found if not path.is_file()]
     if missing or not found:

@@ -59,6 +59,8 @@ WEIGHTS = {
     "overall_consistency": [("ViCLIP/ViClip-InternVid-10M-FLT.pth", f"wget -P {{folder}} {VICLIP}")],
 }
 
+PROMPTED = ("human_action", "temporal_style", "overall_consistency")  # what compares a video with its prompt
+
 
 def missing_weights(dimensions, cache):
     """[(dimension, file, command)] for every weight file that is not in ``cache``, each file once."""
@@ -103,7 +105,7 @@ def main(path):
         (dimension, video)
         for dimension in request["dimensions"]
         for video in request["videos"]
-        if (video["path"], video["sha256"], dimension) not in done
+        if (video["path"], video["sha256"], dimension, video["prompt"] if dimension in PROMPTED else "") not in done
     ]
     tell(todo=len(todo), version=vbench_version())
     unreadable = {video["path"]: unreadable_because(video["path"]) for _, video in todo}
@@ -117,6 +119,8 @@ def main(path):
                     current, measure = dimension, measures[dimension](request, cache)
                 value, error = measured(measure, video)
             row = {"path": video["path"], "sha256": video["sha256"], "dimension": dimension, "raw": value, "error": error}
+            if dimension in PROMPTED:
+                row["prompt"] = video["prompt"]
             rows.write(json.dumps(row) + "\n")
             rows.flush()
             tell(done=number, of=len(todo), path=video["path"], dimension=dimension, error=error)
@@ -124,7 +128,7 @@ def main(path):
 
 
 def rows_done(path):
-    """(path, sha256, dimension) of the rows that hold a value; rows with an error are tried again."""
+    """(path, sha256, dimension, prompt where it counts) of the rows that hold a value; rows with an error are tried again."""
     found = set()
     if os.path.isfile(path):
         with open(path, encoding="utf-8") as lines:
@@ -132,7 +136,7 @@ def rows_done(path):
                 if line.endswith("\n") and line.strip():
                     row = json.loads(line)
                     if row["error"] is None:
-                        found.add((row["path"], row["sha256"], row["dimension"]))
+                        found.add((row["path"], row["sha256"], row["dimension"], row.get("prompt", "")))
     return found
 
 

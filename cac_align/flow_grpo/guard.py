@@ -17,13 +17,25 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Reading:
-    """The watched videos at one step: means over the same prompts and seeds. NaN: not measured, or no video scored."""
+    """The watched videos at one step: means over the same prompts and seeds. NaN: not measured, or no video scored.
+
+    totals: the score of each watched video, NaN where it has none; readings are compared on the videos that have one in both.
+    """
 
     step: int
     total: float
     motion: float
     held_out: float = math.nan
     parts: Mapping[str, float] | None = None
+    totals: tuple[float, ...] = ()
+
+    @property
+    def unscored(self) -> int:
+        """How many of the watched videos have no score."""
+        return sum(map(math.isnan, self.totals))
+
+    def scored_enough(self, max_unscored: float) -> bool:
+        return self.unscored <= max_unscored * len(self.totals)
 
     def to_json(self) -> dict[str, object]:
         plain = {name: None if math.isnan(value) else value for name, value in (self.parts or {}).items()}
@@ -32,25 +44,42 @@ class Reading:
             "step": self.step,
             **{name: None if math.isnan(value) else value for name, value in numbers.items()},
             "parts": plain,
+            "unscored": self.unscored,
+            "totals": [None if math.isnan(total) else total for total in self.totals],
         }
 
     @classmethod
     def from_json(cls, row: Mapping[str, object]) -> Reading:
         total, moved, held_out = (math.nan if row[name] is None else float(row[name]) for name in ("total", "motion", "held_out"))
         parts = {name: math.nan if value is None else float(value) for name, value in dict(row["parts"]).items()}
-        return cls(int(row["step"]), total, moved, held_out, parts)
+        totals = tuple(math.nan if value is None else float(value) for value in row.get("totals", ()))
+        return cls(int(row["step"]), total, moved, held_out, parts, totals)
 
 
-def alarms(readings: Sequence[Reading], tolerance: float) -> list[str]:
+def gain(before: Reading, after: Reading) -> float:
+    """How much the total rose from one reading to a later one, on the videos that are scored in both; NaN where none is."""
+    if not (before.totals and after.totals):  # kept before readings had them
+        return after.total - before.total
+    both = [new - old for old, new in zip(before.totals, after.totals, strict=True) if not math.isnan(new - old)]
+    return sum(both) / len(both) if both else math.nan
+
+
+def alarms(readings: Sequence[Reading], tolerance: float, max_unscored: float = 0.1) -> list[str]:
     """What the last reading says against the first, in sentences; empty when all is well or there is nothing to compare.
 
     tolerance: how far a number may fall, as a share of its first value. Motion speaks even when the total does not rise.
+    max_unscored: the share of videos without a score from which on that is said.
     """
     if len(readings) < 2:
         return []
     first, last = readings[0], readings[-1]
-    rises = last.total > first.total
+    rises = gain(first, last) > 0
     told = []
+    if not last.scored_enough(max_unscored):
+        told.append(
+            f"Step {last.step}: {last.unscored} of the {len(last.totals)} watched videos have no score; the numbers are those of the "
+            "others, and this LoRA is not taken for the best one."
+        )
     if _fell(first.motion, last.motion, tolerance):
         told.append(
             f"Step {last.step}: the watched videos move {1 - last.motion / first.motion:.0%} less than before training "

@@ -5,9 +5,11 @@ recipe → check → Accelerator, Wan + LoRA, prompts, chunk size        recipe 
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import InitProcessGroupKwargs
 
 from cac_align.flow_grpo.adapter import add_lora
 from cac_align.flow_grpo.credit import Grid
@@ -27,9 +29,9 @@ def prepare(recipe: FlowGrpoRecipe) -> tuple[Accelerator, Wan, list[str], int]:
     """
     check(recipe)
     # LoRA gradients are few: they are averaged in every backward pass. Buffers (rotary tables) never change.
-    accelerator = Accelerator(
-        cpu=recipe.device == "cpu", kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)]
-    )
+    # One process may wait for a judge that answers after its last retry; the others must not end the run for it.
+    kwargs = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=timedelta(days=1))]
+    accelerator = Accelerator(cpu=recipe.device == "cpu", kwargs_handlers=kwargs)
     chunk = chunk_prompts(recipe, accelerator.num_processes)
     prompts = read_prompts(recipe.prompts, recipe.prompt_first, recipe.prompt_count, note=accelerator.is_main_process)
     prompts_at(0, prompts, recipe)

@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 
 from cac_align.encoding import write_mp4
 from cac_align.flow_grpo.adapter import gathered, save_lora, swapped
-from cac_align.flow_grpo.guard import Reading, alarms
+from cac_align.flow_grpo.guard import Reading, alarms, gain
 from cac_align.flow_grpo.journal import Rows, track
 from cac_align.flow_grpo.judging import Judging
 from cac_align.flow_grpo.rollout import sample
@@ -54,11 +54,11 @@ def watch(run: Run) -> list[str]:
         return []
     reading = _reading(run)
     readings = [Reading.from_json(row) for row in rows.rows] + [reading] if rows is not None else []
-    if any(gather_object([is_best(readings)])):
+    if any(gather_object([is_best(readings, recipe.max_unscored)])):
         _keep_as_best(run)
     if rows is None:
         return gather_object([])
-    told = alarms(readings, recipe.watch.tolerance)
+    told = alarms(readings, recipe.watch.tolerance, recipe.max_unscored)
     rows.add({**reading.to_json(), "alarms": told})
     track(run.tracker, {"step": step, "watch": reading.to_json()})
     for sentence in told:
@@ -66,11 +66,14 @@ def watch(run: Run) -> list[str]:
     return gather_object(told)
 
 
-def is_best(readings: Sequence[Reading]) -> bool:
-    """Whether the last reading's total lies above all before it, the one before training included. A total that is missing never does."""
-    if len(readings) < 2 or math.isnan(readings[-1].total):
+def is_best(readings: Sequence[Reading], max_unscored: float = 0.1) -> bool:
+    """Whether the last reading's total lies above all before it, the one before training included, on the videos scored in both.
+
+    A reading that is missing, or lacks more than ``max_unscored`` of its scores, never does.
+    """
+    if len(readings) < 2 or math.isnan(readings[-1].total) or not readings[-1].scored_enough(max_unscored):
         return False
-    return all(not readings[-1].total <= before.total for before in readings[:-1])  # one that is missing is no obstacle
+    return all(not gain(before, readings[-1]) <= 0 for before in readings[:-1])  # one that is missing is no obstacle
 
 
 def _keep_as_best(run: Run) -> None:
@@ -110,13 +113,14 @@ def _reading(run: Run) -> Reading:
         }
         for k, (n, judged) in enumerate(zip(mine, scored, strict=True))
     ]  # fmt: skip
-    rows = list({row["n"]: row for row in gather_object(own)}.values())
+    rows = sorted({row["n"]: row for row in gather_object(own)}.values(), key=lambda row: row["n"])
     if run.main:
         listing = [{"video": f"{slug(prompt)}-{n}.mp4", "prompt": prompt, "seed": n} for n, prompt in enumerate(prompts)]
         (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listing), encoding="utf-8")
     names = dict.fromkeys(name for row in rows for name in row["parts"] if not name.startswith(("normalised/", "share/")))
     parts = {name: _mean([row["parts"].get(name, math.nan) for row in rows]) for name in names}
-    return Reading(run.step, *(_mean([row[name] for row in rows]) for name in ("total", "motion", "held_out")), parts)
+    means = (_mean([row[name] for row in rows]) for name in ("total", "motion", "held_out"))
+    return Reading(run.step, *means, parts, tuple(row["total"] for row in rows))
 
 
 def _scored(reward: Any, run: Run, prompts: list[str], videos: list[Any]) -> list[tuple[Any, float]]:

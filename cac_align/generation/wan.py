@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cac_align.device import pick_device
 from cac_align.video import Video
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Wan:
             "negative_prompt": negative_prompt,
         }
         setting = replace(setting, **{name: value for name, value in given.items() if value is not None})
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = pick_device(device)
         if isinstance(dtype, str):
             named = getattr(torch, dtype, None)
             if not isinstance(named, torch.dtype):

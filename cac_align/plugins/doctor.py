@@ -34,8 +34,10 @@ def doctor(host: str | None = None, config: Path | None = None) -> list[Check]:
     """Every check that can be made for this host (None: this environment only) and its config file.
 
     config: Flow-Factory and UniRL: YAML; verl-omni: YAML or a file of ``key=value`` overrides; flow_grpo: ``file.py`` or
-    ``file.py:function``. Raises ``ValueError`` for an unknown host or a config that cannot be read.
+    ``file.py:function``. Raises ``ValueError`` for an unknown host, a config that cannot be read, or one without a host.
     """
+    if host is None and config is not None:
+        raise ValueError(f"{config}: whose config is it? Name the host: {', '.join(HOSTS)}")
     if host is not None and host not in HOSTS:
         raise ValueError(f"unknown host {host!r}; expected one of {', '.join(HOSTS)}")
     checks = list(_environment())

@@ -34,6 +34,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import ValidationError
 
+from cac_align.cac.two_turn import TwoTurn
 from cac_align.plugins.host import offered
 from cac_align.plugins.incoming import FlowFactoryRequest, UniRLRequest, flow_factory_part, open_part, unirl_part
 from cac_align.plugins.scoring import Full, Scoring
@@ -75,6 +76,10 @@ class Settings:
     batch_size: int = 16
     wait_s: float = 0.005
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.fps) and self.fps > 0):
+            raise ValueError(f"fps must be a positive number of frames per second, received {self.fps}")
 
 
 # ---- the application -----------------------------------------------------------------------------------------------
@@ -271,7 +276,8 @@ def plan_of(reward: Reward) -> FramePlan | None:
     for component in components:
         if isinstance(component, CaC):
             scans.add(component.settings.scan_fps)
-            looks.add(component.settings.look_fps)
+            if isinstance(component.settings, TwoTurn):  # the others look once
+                looks.add(component.settings.look_fps)
         elif isinstance(component, UnifiedReward):
             counts.add(NUM_FRAMES)
         else:

@@ -23,6 +23,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, is_dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,17 @@ def learning_rate(step: int, keeping: Keeping) -> float:
 def start_accelerator(keeping: Keeping, mixed_precision: str, accumulation: int) -> Any:
     """accelerate's front: devices, processes, precision. ``accumulation``: micro-batches per process and step."""
     from accelerate import Accelerator
-    from accelerate.utils import GradientAccumulationPlugin
+    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
     # Qwen3-VL may tie its word table to its head; that the table is stored once is meant, not worth a warning per checkpoint.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
     if keeping.threads:
         torch.set_num_threads(keeping.threads)
     plugin = GradientAccumulationPlugin(num_steps=accumulation, sync_with_dataloader=False)
-    return Accelerator(mixed_precision=mixed_precision, gradient_accumulation_plugin=plugin, cpu=keeping.cpu)
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # one process may have far longer answers to wait for
+    return Accelerator(
+        mixed_precision=mixed_precision, gradient_accumulation_plugin=plugin, cpu=keeping.cpu, kwargs_handlers=[patient]
+    )
 
 
 class Run:

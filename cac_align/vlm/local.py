@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from cac_align.device import pick_device
 from cac_align.vlm.dialogue import Dialogue, Floor, Question, hold
 from cac_align.vlm.engine import Engine
 from cac_align.vlm.inputs import encode, encode_each, encode_one, layout
@@ -77,9 +78,9 @@ class LocalVlm:
         computes in it, float16 on older ones, float32 on the CPU. attention: of the vision encoder, e.g. "flash_attention_2".
         A dtype or attention that this device lacks is replaced, with a warning; the passport names what is really used.
 
-        Raises ``ValueError`` when torchvision does not fit torch, or the checkpoint is not a Qwen3-VL.
+        Raises ``ValueError`` when the device is not here, torchvision does not fit torch, or the checkpoint is not a Qwen3-VL.
         """
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = str(pick_device(device))
         kind = usable_dtype(dtype, device)
         source = str(Path(path_or_id).resolve()) if Path(path_or_id).is_dir() else str(path_or_id)
         model, processor = load_model(source, device=device, dtype=kind, revision=revision, attention=attention)

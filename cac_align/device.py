@@ -1,0 +1,26 @@
+"""Which device a model runs on: the one that is asked for, or none of another kind in its place.
+
+None | "cpu" | "cuda" | "cuda:1" → pick_device → torch.device
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """The device of this name; None: CUDA where there is one, else the CPU.
+
+    Raises ``ValueError`` for a name that torch does not know, and for a GPU that is not here.
+    """
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be cpu, cuda or cuda:N, received {name!r}") from error
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise ValueError(
+            f"device={name}: torch {torch.__version__} sees {count} GPUs here; leave device out for what there is, or mend the driver"
+        )
+    return found

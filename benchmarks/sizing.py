@@ -120,12 +120,20 @@ def rows(gpu: Gpu) -> list[tuple[str, str, str, dict[int, str]]]:
         32 * layers * (8 * 2 * width + 2 * (width + shape["ffn_dim"]))
     )  # q, k, v, o of both attentions, both feed-forward layers
     wan = 2 * PARAMETERS["Wan2.1-T2V-1.3B transformer"]
-    step_s = 4 * forward / (gpu.peak * MFU)
-    full = 16 * PARAMETERS["Qwen3-VL-8B-Instruct"]  # bf16 weights and gradients, float32 master and two Adam moments
+    step_s = 2 * 4 * forward / (gpu.peak * MFU)  # with and without the prompt; forward, forward again, and twice that backward
+    full = 16 * PARAMETERS["Qwen3-VL-8B-Instruct"]  # float32 weights and gradients and two Adam moments
     sft_tokens = one_tokens
-    sft_s = (4 * brain.text_weights * sft_tokens + 8 * sft_tokens**2 * brain.hidden * brain.layers) / (gpu.peak * MFU)
+    patches, _ = visual(21, video)
+    seeing = brain.vision_weights * patches + 4 * patches * (patches // 11) * brain.vision_hidden * brain.vision_layers
+    reading = brain.text_weights * sft_tokens + 2 * sft_tokens**2 * brain.hidden * brain.layers
+    sft_s = 4 * (seeing + reading) / (gpu.peak * MFU)
 
-    kept_judge = 2 * brain.layers * one_tokens * brain.hidden  # checkpointing keeps each block's input
+    # Checkpointing keeps each block's input.
+    kept_judge = 2 * (brain.layers * one_tokens * brain.hidden + brain.vision_layers * patches * brain.vision_hidden)
+    rollouts = 4 * 8 * (one_tokens - 512 + 2048) * brain.kv_per_token  # recipes/cac/stage3.yaml: 4 videos × 8, up to 2048 tokens
+    zero2 = (
+        14 * PARAMETERS["Qwen3-VL-8B-Instruct"]
+    )  # bf16 gradients, float32 master and two Adam moments; bf16 weights stay whole
 
     def over(seconds: float, unit: str) -> dict[int, str]:
         return {gpus: f"{seconds / gpus:.3g} {unit}" for gpus in (1, 8, 32)}
@@ -137,7 +145,8 @@ def rows(gpu: Gpu) -> list[tuple[str, str, str, dict[int, str]]]:
 
     group = 16
     sample_s = group * video_s
-    train_s = group * 50 * step_s
+    trained = 2  # recipes/flow_grpo/wan2.1_1.3b.yaml: sde_window of 2 steps
+    train_s = group * trained * step_s
     return [
         (
             "judge, two turns",
@@ -166,21 +175,22 @@ def rows(gpu: Gpu) -> list[tuple[str, str, str, dict[int, str]]]:
         ),
         (
             "Flow-GRPO, one group of 16: learning",
-            f"{(wan + kept + block + 16 * lora) / GIB:.0f} GiB (weights {wan / GIB:.1f}, block inputs {kept / GIB:.1f}, one block "
+            f"{(wan + 2 * kept + 2 * block + 16 * lora) / GIB:.0f} GiB (weights {wan / GIB:.1f}, twice block inputs {kept / GIB:.1f} and one block "
             f"{block / GIB:.1f}, LoRA 32 with Adam {16 * lora / GIB:.1f})",
-            "micro-batch 1, all 50 steps trained, checkpointing: 4 forwards each, no guidance in the loss",
+            f"micro-batch 1, {trained} of 50 steps trained (the recipe's sde_window), guidance in the loss, checkpointing: 2 × 4 forwards each",
             over(train_s, "s"),
         ),
         (
-            "train the judge, all weights (stages 1, 2)",
+            "train the judge, all weights (stage 2)",
             shared(full, kept_judge),
-            f"16 bytes per weight, sharded; one record of {sft_tokens} tokens, checkpointing, vision encoder frozen",
+            f"16 bytes per weight, sharded (FSDP2); one record of {sft_tokens} tokens and {patches} patches, checkpointing",
             over(sft_s, "s/record"),
         ),
         (
             "train the judge by GRPO (stage 3)",
-            shared(full + brain.weights, kept_judge + cache),
-            "one step of 64 prompts × 8 rollouts: judged, then learned from; reference model beside the policy",
+            shared(zero2, 2 * brain.weights + kept_judge + rollouts),
+            "ZeRO-2: policy and reference whole in bf16, 14 bytes per weight sharded, keys and values of 32 rollouts; "
+            "a step is 64 videos × 8, judged, then learned from",
             over(512 * (judge_s + 2 * sft_s), "s/step"),
         ),
     ]

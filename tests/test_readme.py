@@ -62,12 +62,14 @@ def test_python_blocks_run_and_print_what_they_say(block, tmp_path, monkeypatch,
     assert printed == re.findall(r"#> (.*)", block)
 
 
-def test_commands_in_the_readme_parse():
-    commands = re.findall(r"^\s*(?:\.venv/bin/)?cac-align ([^#\n]+)", README, re.M)
+@pytest.mark.parametrize("page", ["README.md", "docs/full_size.md"])
+def test_commands_of_a_page_parse_and_their_recipes_exist(page):
+    commands = re.findall(r"^\s*(?:\.venv/bin/)?cac-align ([^#\n]+)", (ROOT / page).read_text(), re.M)
     assert len(commands) >= 5
     for command in commands:
         words = [word for word in shlex.split(command) if word not in ("&",)]
         _parser().parse_args(words)
+        assert [word for word in words if word.startswith("recipes/") and not (ROOT / word).is_file()] == []
 
 
 def test_every_make_target_in_the_readme_exists():

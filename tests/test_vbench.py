@@ -106,6 +106,11 @@ def test_prompts_come_from_the_listing_never_from_the_file_name(tmp_path, monkey
     row = {"prompt": "a cat sits", "candidates": ["000-7.mp4"], "seeds": [7]}
     (tmp_path / "selection.jsonl").write_text(json.dumps(row) + "\n")
     assert sent(tmp_path, monkeypatch) == ["a cat sits", "a dog runs"]
+    (tmp_path / "videos").mkdir()
+    clip(tmp_path / "videos" / "002-7.mp4", seed=2)
+    with open(tmp_path / "selection.jsonl", "a") as listing:
+        listing.write(json.dumps({"prompt": "a bird", "candidates": ["videos/002-7.mp4"], "seeds": [7]}) + "\n")
+    assert sent(tmp_path / "videos", monkeypatch) == ["a bird"]  # as best-of-n writes its folder
     assert sent(tmp_path, monkeypatch, prompts={"000-7.mp4": "one", str(tmp_path / "001-7.mp4"): "two"}) == ["one", "two"]
 
 

@@ -1,8 +1,8 @@
 """What a judge's folder says of itself in ``cac_align.json``: how it has learnt to be asked, and the temperatures fitted for it.
 
-    {"two_turn": {"wording": "brief", "margin_s": 0.25}, "temperature": 13.45, "of_views": {"as_is, reversed": 10.531}}
+    {"two_turn": {"wording": "brief", "margin_s": 0.25}, "max_pixels": 1605632, "temperature": 13.45, "of_views": {"as_is, reversed": 10.531}}
 
-Everything in it is optional; what is missing is the paper's.
+Everything in it is optional; what is missing is the paper's, and the checkpoint's own.
 """
 
 from __future__ import annotations
@@ -53,18 +53,24 @@ def temperature_of(folder: str | Path, views: Sequence[str]) -> float:
     return float(said.get("of_views", {}).get(", ".join(views), said.get("temperature", 1.0)))
 
 
-def write_settings(folder: str | Path, settings: TwoTurn) -> None:
+def max_pixels_of(folder: str | Path) -> int | None:
+    """The limit over all frames of one video with which this judge has learnt; None: the checkpoint's own."""
+    said = read(folder).get("max_pixels")
+    return None if said is None else int(said)
+
+
+def write_settings(folder: str | Path, settings: TwoTurn, max_pixels: int | None = None) -> None:
     """Say how this judge has learnt to be asked: what differs from the paper. Temperatures fitted before are gone: they were another's."""
     plain = TwoTurn()
     own = {f.name: getattr(settings, f.name) for f in fields(TwoTurn) if getattr(settings, f.name) != getattr(plain, f.name)}
-    _write(folder, {"two_turn": own})
+    _write(folder, {"two_turn": own} | ({} if max_pixels is None else {"max_pixels": max_pixels}))
 
 
 def write_temperature(folder: str | Path, temperature: float, views: Sequence[str] = (AS_IS,)) -> None:
     """Keep a temperature. That of the video as it is comes first and replaces all former ones, those of views stand beside it."""
     said = dict(read(folder))
     if tuple(views) == (AS_IS,):
-        said = {**{name: value for name, value in said.items() if name == "two_turn"}, "temperature": temperature}
+        said = {**{name: value for name, value in said.items() if name in ("two_turn", "max_pixels")}, "temperature": temperature}
     else:
         said["of_views"] = {**said.get("of_views", {}), ", ".join(views): temperature}
     _write(folder, said)

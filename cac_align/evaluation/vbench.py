@@ -168,10 +168,10 @@ def vbench(
 
 
 def _prompts(files: Sequence[Path], home: Path, given: Mapping[str, str] | None) -> dict[Path, str]:
-    """Every file's prompt: as given by path or name, or as the folder's listings say; "" where nothing does."""
+    """Every file's prompt: as given by path or name, or as the listings of the folder, or of the one above it, say; "" where nothing does."""
     if given is not None:
         return {file: given.get(str(file), given.get(file.name, "")) for file in files}
-    found = listed_in(home, files, [])
+    found = {**listed_in(home.parent, files, []), **listed_in(home, files, [])}  # Best-of-N lists its videos/ one folder up
     return {file: found.get(file, (None, None))[0] or "" for file in files}
 
 

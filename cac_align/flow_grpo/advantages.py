@@ -8,7 +8,7 @@ scores (P, G) → quantise → (x − mean) / std within the group → clip
 
 A video without a score gets 0 and does not enter the statistics. A group without spread is dead: it gets 0, and is skipped and counted.
 Scores are quantised, because a floor on the standard deviation would turn rounding of 1e-5 into a full advantage.
-Source: GRPO's group-relative advantage, CaC (arXiv 2605.11723) Appendix C.1; group size 16, Sec. 4.4.
+Source: GRPO's group-relative advantage, CaC (arXiv 2605.11723) Appendix C.1; group size 16, Sec. 4.2.
 """
 
 from __future__ import annotations

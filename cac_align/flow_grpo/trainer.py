@@ -11,7 +11,7 @@
 Memory does not grow with the number of stochastic steps: each is a forward and backward pass of its own. The first chunks are trained on
 while the last is still being judged, so a reward that is not slower than sampling costs next to nothing. Every process takes part of
 every chunk; scores are gathered, so groups are whole whatever the number of processes. Only the processes' LoRA gradients meet.
-Source: Flow-GRPO (arXiv 2505.05470); CaC (arXiv 2605.11723) Sec. 4.4 and Appendix C.4.
+Source: Flow-GRPO (arXiv 2505.05470); CaC (arXiv 2605.11723) Sec. 4.2 and Appendix C.4.
 """
 
 from __future__ import annotations

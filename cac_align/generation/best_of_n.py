@@ -7,7 +7,7 @@ A candidate without a score loses to any score; when none has one the prompt is 
 ``out/videos/<slug>-<seed>.mp4`` (complete or absent), ``out/generator.json`` (the generator's passport, where it has one),
 ``out/ledger.jsonl``, ``out/selection.jsonl`` (one line per prompt as it is decided, in the order of the prompts at the end). Scores are then taken of the written file, so that a resumed run sees the same bytes.
 
-Source: CaC (arXiv 2605.11723) Sec. 4.4: Best-of-N with N = 5.
+Source: CaC (arXiv 2605.11723) Sec. 4.2: Best-of-N with N = 5.
 """
 
 from __future__ import annotations

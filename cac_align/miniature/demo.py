@@ -52,7 +52,7 @@ def playground_prompts(count: int) -> list[str]:
         prompts.setdefault(make_prompts([seed], PLAYGROUND)[0])
         if len(prompts) == count:
             return list(prompts)
-    raise ValueError(f"expected at most {len(prompts)} prompts, asked for {count}")
+    raise ValueError(f"expected 1 to {len(prompts)} prompts, asked for {count}")
 
 
 def demo(

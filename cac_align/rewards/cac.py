@@ -80,12 +80,14 @@ class CaC:
         settings: None takes those that stand in the folder's ``cac_align.json`` (``cac.folder``), or else the paper's two turns.
         temperature: None takes the one that stands in the folder's ``cac_align.json``, fitted for the two turns and these views (or for the
         video as it is), or else 1.
-        backend: passed to ``LocalVlm.load`` (device, dtype, batch_size, …) or ``ServerVlm`` (served_model, concurrency, timeout_s, …).
+        backend: passed to ``LocalVlm.load`` (device, dtype, batch_size, max_pixels: as the folder says, …) or ``ServerVlm`` (served_model, concurrency, timeout_s, …).
         Raises ``ValueError`` when the model cannot be loaded or reached.
         """
         settings = settings or folder.settings_of(model)
         if temperature is None:
             temperature = folder.temperature_of(model, views) if isinstance(settings, TwoTurn) else 1.0
+        if (learnt := folder.max_pixels_of(model)) is not None:
+            backend.setdefault("max_pixels", learnt)
         return cls(connect(model, **backend), settings, min_mass, temperature, views=tuple(views))
 
     @classmethod

@@ -8,7 +8,7 @@ of the within-group variance of the combined score (``normalise.variance_shares`
 A video that any component could not score has no combined score, is left out of its group's statistics, and says why; its
 ``parts`` hold what the other components gave.
 
-Source: CaC (arXiv 2605.11723) Sec. 4.4, "the average of normalized scores" of UnifiedReward and CaC.
+Source: CaC (arXiv 2605.11723) Sec. 4.2, "the average of normalized scores" of UnifiedReward and CaC.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ is left out by the caller. Values are quantised to ``QUANTUM`` first, so that wh
     group       z = (x − mean_N) / std_N                   population std; a component that does not move gives 0 to all
     rank        z = (average rank − 1) / (N − 1)           in [0, 1], ties share their average rank
 
-The paper (CaC, Sec. 4.4) says only "average of normalized scores"; UnifiedReward's (x − 1) / 4 is ``range`` on its 1–5 axes.
+The paper (CaC, Sec. 4.2) says only "average of normalized scores"; UnifiedReward's (x − 1) / 4 is ``range`` on its 1–5 axes.
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ class Run:
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
             write_model(self.scorer, state, self.processor, partial)
-            write_settings(partial, self.recipe.data.asked)
+            write_settings(partial, self.recipe.data.asked, self.recipe.model.max_pixels)
             former = self.out / f"{name}.former"
             shutil.rmtree(former, ignore_errors=True)
             if folder.exists():

@@ -129,7 +129,7 @@ def test_every_module_has_its_test():
         **{f"flow_grpo/{name}": "flow_objective" for name in ("sde", "objective", "advantages", "credit", "nft")},
         **{
             f"flow_grpo/{name}": "flow_parts"
-            for name in ("rollout", "adapter", "settings", "guard", "journal", "judging", "crediting", "watching")
+            for name in ("rollout", "adapter", "settings", "journal", "judging", "crediting", "watching")
         },
         **{f"flow_grpo/{name}": "flow_trainer" for name in ("trainer", "state", "setup")},
         "align": "flow_trainer",

@@ -1,7 +1,6 @@
 """The alignment loop on a tiny real Wan: exact ratios, learning, interruption, and everything that can go wrong."""
 
 import json
-import math
 import re
 import shutil
 import signal
@@ -18,12 +17,10 @@ from tiny_flow import WORDS, Brightness, environment, lora, recipe, rows, same, 
 
 from cac_align.cli import main
 from cac_align.flow_grpo.adapter import copy_of
-from cac_align.flow_grpo.guard import Reading
 from cac_align.flow_grpo.rollout import sample_with_lora, velocity
 from cac_align.flow_grpo.sde import log_prob, transition
 from cac_align.flow_grpo.settings import Watch, Window
 from cac_align.flow_grpo.trainer import Run, align
-from cac_align.flow_grpo.watching import is_best
 from cac_align.rewards.ledger import Ledger
 from cac_align.video import Video
 
@@ -234,14 +231,6 @@ def test_the_lora_with_the_highest_watched_total_is_kept(seed, rises, model, tmp
     assert kept.exists() == rises, "a LoRA is called best only where it has beaten the model before training"
     if rises:
         assert same(load_file(kept), lora(tmp_path))
-
-
-def test_the_best_reading_by_hand():
-    def best(*totals):
-        return is_best([Reading(step, total, 0.1, math.nan, {}) for step, total in enumerate(totals)])
-
-    assert best(0.5, 0.6) and best(0.5, 0.4, 0.55) and best(math.nan, 0.1)
-    assert not best(0.5) and not best(0.5, 0.5) and not best(0.5, 0.7, 0.6) and not best(0.5, math.nan)
 
 
 # ---- interruption --------------------------------------------------------------------------------------------------

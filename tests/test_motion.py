@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_flow_parts import moving
+from test_guard import moving
 
 from cac_align.recipe import RewardRecipe, load_reward, read_recipe
 from cac_align.rewards.motion import Motion, motion

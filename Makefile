@@ -33,14 +33,14 @@ weights: install
 	$(BIN)/python -m cac_align.miniature.train_wan recipes/miniature/vae.yaml
 	for stage in wan wan_2 wan_3; do $(BIN)/python -m cac_align.miniature.train_wan recipes/miniature/$$stage.yaml || exit 1; done
 	for stage in cac_sft cac_sft_2 cac_sft_3 cac_sft_4; do $(BIN)/python -m cac_align.miniature.train_judge recipes/miniature/$$stage.yaml || exit 1; done
-	for stage in generated generated_2 generated_3 generated_4 generated_5 generated_6 generated_7 generated_8 generated_9; do $(BIN)/python -m cac_align.miniature.generated recipes/miniature/$$stage.yaml || exit 1; done
+	for stage in generated generated_2 generated_3 generated_4 generated_5 generated_6 generated_7 generated_8 generated_9 generated_10 generated_11; do $(BIN)/python -m cac_align.miniature.generated recipes/miniature/$$stage.yaml || exit 1; done
 	for stage in cac_sft_5 cac_sft_6 cac_sft_7 cac_sft_8 cac_sft_9 cac_sft_10 unified unified_2; do $(BIN)/python -m cac_align.miniature.train_judge recipes/miniature/$$stage.yaml || exit 1; done
 	$(BIN)/python -m cac_align.miniature.train_judge recipes/miniature/cac_sft_10.yaml out=runs/cac_sft_10b seed=10
 	$(BIN)/python -m cac_align.miniature.averaging runs/cac_mean runs/cac_sft_10/final runs/cac_sft_10b/final
-	for stage in cac_sft_11 cac_sft_12 cac_sft_13; do $(BIN)/python -m cac_align.miniature.train_judge recipes/miniature/$$stage.yaml || exit 1; done
-	for views in as_is as_is,reversed as_is,mirrored,reversed,mirrored+reversed; do $(BIN)/python -m cac_align.miniature.calibrate runs/cac_sft_13/final 320 $$views || exit 1; done
+	for stage in cac_sft_11 cac_sft_12 cac_sft_13 cac_sft_14; do $(BIN)/python -m cac_align.miniature.train_judge recipes/miniature/$$stage.yaml || exit 1; done
+	for views in as_is as_is,reversed as_is,mirrored,reversed,mirrored+reversed; do $(BIN)/python -m cac_align.miniature.calibrate runs/cac_sft_14/final 320 $$views || exit 1; done
 	cp -r runs/miniature/wan_3/final/. cac_align/miniature/weights/wan
-	cp -r runs/cac_sft_13/final/. cac_align/miniature/weights/cac
+	cp -r runs/cac_sft_14/final/. cac_align/miniature/weights/cac
 	cp -r runs/unified_2/final/. cac_align/miniature/weights/unified
 	$(BIN)/python -m cac_align.weights
 

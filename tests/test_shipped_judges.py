@@ -26,11 +26,11 @@ def test_both_judges_weigh_at_most_nine_megabytes():
 
 
 def test_the_shipped_cac_judges_held_out_clips():
-    # Measured on these 60 clips: accuracy .97, recall of normal ones .97, AUROC .98, temporal IoU .86, spatial IoU .60 (on 1,000: .89, 1.00, .91, .88, .51).
+    # Measured on these 60 clips: accuracy .97, recall of normal ones 1.00, AUROC .96, temporal IoU .96, spatial IoU .62 (on 1,000: .92, .99, .93, .90, .57).
     figures = evaluate(needs("cac"), "cac", 60, first_seed=2_500_000, worlds=(PLAYGROUND,))["playground"]
     assert figures["no_verdict"] <= 1
-    assert figures["accuracy"] >= 0.85 and figures["recall_normal"] >= 0.9 and figures["auroc"] >= 0.85
-    assert figures["temporal_iou"] >= 0.75 and figures["spatial_iou"] >= 0.45
+    assert figures["accuracy"] >= 0.9 and figures["recall_normal"] >= 0.93 and figures["auroc"] >= 0.88
+    assert figures["temporal_iou"] >= 0.85 and figures["spatial_iou"] >= 0.5
     clips = [make_clip(2_500_001 + 2 * number, PLAYGROUND, anomalous=True) for number in range(30)]
     to_be_seen = sum(bool((clip.pixels[::4] != clip.normal_pixels[::4]).any()) for clip in clips)  # four of 16 fps
     shown = sum(defect["shown"] for defect in figures["recall_by_defect"].values())

@@ -54,7 +54,7 @@ def test_prompts_are_distinct_and_inside_the_world():
     assert len(set(prompts)) == 12 and min(PROMPT_SEEDS) >= 3_000_000
     for prompt in prompts:
         parse_prompt(prompt)
-    with pytest.raises(ValueError, match="expected at most 216 prompts"):
+    with pytest.raises(ValueError, match="expected 1 to 216 prompts"):
         playground_prompts(217)
 
 

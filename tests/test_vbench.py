@@ -111,6 +111,10 @@ def test_prompts_come_from_the_listing_never_from_the_file_name(tmp_path, monkey
     with open(tmp_path / "selection.jsonl", "a") as listing:
         listing.write(json.dumps({"prompt": "a bird", "candidates": ["videos/002-7.mp4"], "seeds": [7]}) + "\n")
     assert sent(tmp_path / "videos", monkeypatch) == ["a bird"]  # as best-of-n writes its folder
+    (tmp_path / "after").mkdir()
+    clip(tmp_path / "after" / "001-7.mp4", seed=3)
+    with pytest.raises(ValueError, match="1 of 1 have none"):  # the listing above names another folder's video of that name
+        sent(tmp_path / "after", monkeypatch)
     assert sent(tmp_path, monkeypatch, prompts={"000-7.mp4": "one", str(tmp_path / "001-7.mp4"): "two"}) == ["one", "two"]
 
 

@@ -70,7 +70,7 @@ def write_temperature(folder: str | Path, temperature: float, views: Sequence[st
     """Keep a temperature. That of the video as it is comes first and replaces all former ones, those of views stand beside it."""
     said = dict(read(folder))
     if tuple(views) == (AS_IS,):
-        said = {**{name: value for name, value in said.items() if name in ("two_turn", "max_pixels")}, "temperature": temperature}
+        said = {**{name: value for name, value in said.items() if name != "of_views"}, "temperature": temperature}
     else:
         said["of_views"] = {**said.get("of_views", {}), ", ".join(views): temperature}
     _write(folder, said)

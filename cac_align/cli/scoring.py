@@ -74,16 +74,16 @@ def video_prompts(videos: Sequence[str], prompt: str | None, file: Path | None) 
     rows = read_prompts(file)
     if all(row.get("video") for row in rows):
         by_video = {row["video"]: row["prompt"] for row in rows}
-        by_name: dict[str, str] = {}
+        by_name: dict[str, str | None] = {}
         for video, text in by_video.items():
             if by_name.setdefault(Path(video).name, text) != text:
-                by_name[Path(video).name] = ""  # two videos of one name: only their whole paths tell them apart
+                by_name[Path(video).name] = None  # two videos of one name: only their whole paths tell them apart
         unknown = [video for video in videos if video not in by_video and Path(video).name not in by_name]
         if unknown:
             raise ValueError(f"{file} has no prompt for {unknown[0]}")
-        texts = [by_video.get(video) or by_name[Path(video).name] for video in videos]
-        if "" in texts:
-            video = videos[texts.index("")]
+        texts = [by_video[video] if video in by_video else by_name[Path(video).name] for video in videos]
+        if None in texts:
+            video = videos[texts.index(None)]
             raise ValueError(
                 f"{file} names several videos called {Path(video).name}, with different prompts, and none of them as {video}; "
                 "write their paths there as they are passed here"

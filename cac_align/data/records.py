@@ -56,7 +56,7 @@ class Record:
 
 def read_records(path: str | Path) -> Iterator[Record]:
     """Stream the records of a JSONL file. Raises ``ValueError`` naming the file, the line and what is wrong with it."""
-    if not Path(path).is_file():
+    if Path(path).is_dir() or not Path(path).exists():
         raise ValueError(
             f"{path}: expected a records file (JSONL), found {'a folder' if Path(path).is_dir() else 'nothing'} there"
         )

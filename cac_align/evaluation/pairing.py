@@ -124,17 +124,22 @@ def _seed_in_name(path: Path, prompt: str | None) -> int | None:
     return int(number) if dash and known and number.isascii() and number.isdecimal() else None
 
 
-def listed_in(folder: Path, files: Sequence[Path], faults: list[Fault]) -> dict[Path, tuple[str | None, int | None]]:
-    """(prompt, seed) by file, from the folder's listings. Lines that cannot be read or name no file here are faults."""
+def listed_in(
+    folder: Path, files: Sequence[Path], faults: list[Fault], *, by_name: bool = True
+) -> dict[Path, tuple[str | None, int | None]]:
+    """(prompt, seed) by file, from the folder's listings. Lines that cannot be read or name no file here are faults.
+
+    by_name: a line whose path leads elsewhere means the one file of that name, as in a folder that was moved.
+    """
     by_path = {path.resolve(): path for path in files}
     names = Counter(path.name for path in files)
-    by_name = {path.name: path for path in files if names[path.name] == 1}
+    alone = {path.name: path for path in files if by_name and names[path.name] == 1}
     found: dict[Path, tuple[str | None, int | None]] = {}
     for listing in (folder / name for name in LISTINGS):
         if not listing.is_file():
             continue
         for number, video, prompt, seed in _listing_rows(listing, faults):
-            path = by_path.get((folder / video).resolve()) or by_path.get(Path(video).resolve()) or by_name.get(Path(video).name)
+            path = by_path.get((folder / video).resolve()) or by_path.get(Path(video).resolve()) or alone.get(Path(video).name)
             if path is None:
                 faults.append(
                     Fault("listed, not there", video, f"{listing.name}:{number} names it, and the folder holds no such file")

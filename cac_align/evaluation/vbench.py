@@ -24,6 +24,7 @@ from typing import Any
 
 from cac_align.evaluation.pairing import listed_in
 from cac_align.evaluation.statistics import Estimate, mean_interval
+from cac_align.evaluation.vbench_runner import PROMPTED, row_key
 
 DEFAULT_DIMENSIONS = ("subject_consistency", "imaging_quality", "dynamic_degree")
 DIMENSIONS = (
@@ -31,7 +32,6 @@ DIMENSIONS = (
     "human_action", "temporal_style", "overall_consistency",
 )  # fmt: skip
 """What VBench computes on videos of one's own; the first seven need no prompt."""
-NEED_A_PROMPT = ("human_action", "temporal_style", "overall_consistency")
 NEED_THE_BENCHMARK = ("object_class", "multiple_objects", "color", "spatial_relationship", "scene", "appearance_style")
 """Dimensions that exist only for VBench's own list of prompts; VBench refuses them for custom input."""
 
@@ -153,10 +153,11 @@ def vbench(
     rows = Path(rows) if rows is not None else home / "vbench.jsonl"
     cache = Path(cache or os.environ.get(CACHE_VARIABLE) or "~/.cache/vbench").expanduser().absolute()
     _repair_tail(rows)
-    told = _prompts(files, home, prompts)
+    asking = [name for name in dimensions if name in PROMPTED]
+    told = _prompts(files, home, prompts) if asking else dict.fromkeys(files, "")
     listed = [{"path": str(file), "sha256": _sha256(file), "prompt": told[file]} for file in files]
     lacking = [item["path"] for item in listed if not item["prompt"].strip()]
-    if lacking and (asking := [name for name in dimensions if name in NEED_A_PROMPT]):
+    if asking and lacking:
         raise ValueError(
             f"{', '.join(asking)} compare a video with its prompt, and {len(lacking)} of {len(listed)} have none, first {lacking[0]}; "
             'write {"video": name, "prompt": text} lines into prompts.jsonl beside them, or pass --prompts'
@@ -171,7 +172,8 @@ def _prompts(files: Sequence[Path], home: Path, given: Mapping[str, str] | None)
     """Every file's prompt: as given by path or name, or as the listings of the folder, or of the one above it, say; "" where nothing does."""
     if given is not None:
         return {file: given.get(str(file), given.get(file.name, "")) for file in files}
-    found = {**listed_in(home.parent, files, []), **listed_in(home, files, [])}  # Best-of-N lists its videos/ one folder up
+    above = listed_in(home.parent, files, [], by_name=False)  # Best-of-N lists its videos/ one folder up
+    found = {**above, **listed_in(home, files, [])}
     return {file: found.get(file, (None, None))[0] or "" for file in files}
 
 
@@ -195,13 +197,13 @@ def read_report(rows: Path, listed: Sequence[Mapping[str, str]], dimensions: Seq
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                stored[row["path"], row["sha256"], row["dimension"], row.get("prompt", "")] = row
+                stored[row_key(row, row["dimension"])] = row
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{rows}:{number}: not a VBench row: {error}; delete the line to compute it again") from error
     found: list[Row] = []
     for dimension in dimensions:
         for item in listed:
-            row = stored.get((item["path"], item["sha256"], dimension, item["prompt"] if dimension in NEED_A_PROMPT else ""))
+            row = stored.get(row_key(item, dimension))
             raw, error = (None, "VBench was not run on this file") if row is None else (row["raw"], row["error"])
             value = None
             if error is None:

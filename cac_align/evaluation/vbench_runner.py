@@ -105,7 +105,7 @@ def main(path):
         (dimension, video)
         for dimension in request["dimensions"]
         for video in request["videos"]
-        if (video["path"], video["sha256"], dimension, video["prompt"] if dimension in PROMPTED else "") not in done
+        if row_key(video, dimension) not in done
     ]
     tell(todo=len(todo), version=vbench_version())
     unreadable = {video["path"]: unreadable_because(video["path"]) for _, video in todo}
@@ -127,8 +127,13 @@ def main(path):
     return 0
 
 
+def row_key(item, dimension):
+    """What a value belongs to: (path, sha256, dimension, prompt where it counts). item: a row, or a video of the request."""
+    return item["path"], item["sha256"], dimension, item.get("prompt", "") if dimension in PROMPTED else ""
+
+
 def rows_done(path):
-    """(path, sha256, dimension, prompt where it counts) of the rows that hold a value; rows with an error are tried again."""
+    """The keys of the rows that hold a value; rows with an error are tried again."""
     found = set()
     if os.path.isfile(path):
         with open(path, encoding="utf-8") as lines:
@@ -136,7 +141,7 @@ def rows_done(path):
                 if line.endswith("\n") and line.strip():
                     row = json.loads(line)
                     if row["error"] is None:
-                        found.add((row["path"], row["sha256"], row["dimension"], row.get("prompt", "")))
+                        found.add(row_key(row, row["dimension"]))
     return found
 
 

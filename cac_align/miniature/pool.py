@@ -186,7 +186,7 @@ class ClipPool:
     def draw(self, rng: np.random.Generator, plan: LessonPlan) -> tuple[str, int]:
         """Which world a batch comes from, and a number of frames, as often as its abnormal clips have it."""
         studio = plan.studio if plan.studio_batches is None else plan.studio_batches
-        world = _world(rng.random(), replace(plan, studio=studio, playground=plan.studio + plan.playground - studio))
+        world = _world(rng.random(), studio, plan.studio + plan.playground - studio)
         options = self._abnormal.get(world) or next(iter(self._abnormal.values()))
         row = self.rows[options[int(rng.integers(len(options)))]]
         return row["world"], row["num_frames"]
@@ -273,13 +273,13 @@ class ClipPool:
 
 def world_of(seed: int, plan: LessonPlan) -> str:
     """The name of the world from which a pool takes its clips of this seed."""
-    return _world(np.random.default_rng((seed, 1)).random(), plan)
+    return _world(np.random.default_rng((seed, 1)).random(), plan.studio, plan.playground)
 
 
-def _world(draw: float, plan: LessonPlan) -> str:
-    if draw < plan.studio:
+def _world(draw: float, studio: float, playground: float) -> str:
+    if draw < studio:
         return "studio"
-    return "playground" if draw < plan.studio + plan.playground else "full"
+    return "playground" if draw < studio + playground else "full"
 
 
 # ---- making clips look generated ----------------------------------------------------------------------------------

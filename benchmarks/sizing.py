@@ -82,16 +82,21 @@ def visual(frames: int, video: Video) -> tuple[int, int]:
     return patches, patches // 4
 
 
-def turn(judge: Judge, gpu: Gpu, frames: int, video: Video, *, text: int, answer: int, together: int) -> tuple[float, int]:
-    """(seconds per video of one turn with ``together`` answers decoded at once, its tokens)."""
-    patches, tokens = visual(frames, video)
+def forward_flops(judge: Judge, frames: int, video: Video, tokens: int) -> float:
+    """FLOPs of one forward pass over ``frames`` frames and ``tokens`` tokens, those of the frames included."""
+    patches, _ = visual(frames, video)
     per_frame = patches // -(-frames // 2)
     vision = judge.vision_weights * patches + 4 * patches * per_frame * judge.vision_hidden * judge.vision_layers
+    return vision + judge.text_weights * tokens + 2 * tokens**2 * judge.hidden * judge.layers
+
+
+def turn(judge: Judge, gpu: Gpu, frames: int, video: Video, *, text: int, answer: int, together: int) -> tuple[float, int]:
+    """(seconds per video of one turn with ``together`` answers decoded at once, its tokens)."""
+    _, tokens = visual(frames, video)
     prompt = tokens + text
-    prefill = judge.text_weights * prompt + 2 * prompt**2 * judge.hidden * judge.layers
     step_bytes = judge.text_weights + together * (prompt + answer / 2) * judge.kv_per_token
     decode_s = answer * step_bytes / (gpu.bandwidth * MBU) / together
-    return (vision + prefill) / (gpu.peak * MFU) + decode_s, prompt + answer
+    return forward_flops(judge, frames, video, prompt) / (gpu.peak * MFU) + decode_s, prompt + answer
 
 
 def generate_flops(video: Video, steps: int, passes: int) -> tuple[float, float, int]:
@@ -124,16 +129,13 @@ def rows(gpu: Gpu) -> list[tuple[str, str, str, dict[int, str]]]:
     full = 16 * PARAMETERS["Qwen3-VL-8B-Instruct"]  # float32 weights and gradients and two Adam moments
     sft_tokens = one_tokens
     patches, _ = visual(21, video)
-    seeing = brain.vision_weights * patches + 4 * patches * (patches // 11) * brain.vision_hidden * brain.vision_layers
-    reading = brain.text_weights * sft_tokens + 2 * sft_tokens**2 * brain.hidden * brain.layers
-    sft_s = 4 * (seeing + reading) / (gpu.peak * MFU)
+    sft_s = 4 * forward_flops(brain, 21, video, sft_tokens) / (gpu.peak * MFU)
 
     # Checkpointing keeps each block's input.
     kept_judge = 2 * (brain.layers * one_tokens * brain.hidden + brain.vision_layers * patches * brain.vision_hidden)
     rollouts = 4 * 8 * (one_tokens - 512 + 2048) * brain.kv_per_token  # recipes/cac/stage3.yaml: 4 videos × 8, up to 2048 tokens
-    zero2 = (
-        14 * PARAMETERS["Qwen3-VL-8B-Instruct"]
-    )  # bf16 gradients, float32 master and two Adam moments; bf16 weights stay whole
+    # Sharded: bf16 gradients, float32 master and two Adam moments. The bf16 weights stay whole.
+    zero2 = 14 * PARAMETERS["Qwen3-VL-8B-Instruct"]
 
     def over(seconds: float, unit: str) -> dict[int, str]:
         return {gpus: f"{seconds / gpus:.3g} {unit}" for gpus in (1, 8, 32)}

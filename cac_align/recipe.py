@@ -132,8 +132,12 @@ def read_recipe(
             if wrong:
                 raise ValueError(f"{where}: expected key=value, received {wrong[0]!r}")
             layers.append(OmegaConf.from_dotlist(list(overrides)))
-        value = OmegaConf.to_object(OmegaConf.merge(*layers))
-    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list or a word where keys are expected
+        try:
+            merged = OmegaConf.merge(*layers)
+        except TypeError as error:
+            raise ValueError(f"{where}: a list or a single value stands where keys and values are expected ({error})") from error
+        value = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
         raise ValueError(f"{where}: {_explain(kind, error)}") from error
     except OSError as error:
         raise ValueError(f"{where}: cannot be read: {error}") from error
@@ -157,6 +161,16 @@ def _keys_of(loaded: Any, where: str, section: str | None) -> Any:
     raise ValueError(f"{where}: expected keys and values{f' under {section}' if part else ''}, found {chosen!r:.80}")
 
 
+def flat(recipe: Any, prefix: str = "") -> dict[str, Any]:
+    """A recipe's values by dotted key."""
+    values: dict[str, Any] = {}
+    for item in fields(recipe):
+        value = getattr(recipe, item.name)
+        key = f"{prefix}{item.name}"
+        values.update(flat(value, f"{key}.") if is_dataclass(value) else {key: value})
+    return values
+
+
 def _forget_default_components(defaults: Any, chosen: Any) -> None:
     """A recipe that lists components means these and no others."""
     if "components" in defaults and "components" in chosen:
@@ -166,27 +180,14 @@ def _forget_default_components(defaults: Any, chosen: Any) -> None:
 
 
 def _explain(kind: type, error: Exception) -> str:
-    if isinstance(error, TypeError):
-        return f"a list or a single value stands where keys and values are expected ({error})"
     key = str(getattr(error, "key", "") or "")
     valid = sorted({item.name for owner in (kind, *_nested(kind)) for item in fields(owner)})
     if type(error).__name__ in ("ConfigKeyError", "ConfigAttributeError"):
-        if inside := [name for name in _paths(kind) if name.endswith(f".{key}") and name != getattr(error, "full_key", key)]:
+        if inside := [name for name in flat(kind()) if name.endswith(f".{key}") and name != getattr(error, "full_key", key)]:
             return f"unknown key {getattr(error, 'full_key', key)!r}; did you mean {' or '.join(map(repr, inside))}?"
         near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
         return f"unknown key {getattr(error, 'full_key', key)!r}; did you mean {near[0]!r}? Valid keys: {', '.join(valid)}"
     return f"{getattr(error, 'full_key', key) or 'value'}: {str(error).splitlines()[0]}"
-
-
-def _paths(kind: type, above: str = "") -> list[str]:
-    """The keys of ``kind`` and of the dataclasses that are its fields' defaults, as they are written on the command line."""
-    found = []
-    for item in fields(kind):
-        found.append(f"{above}{item.name}")
-        inner = item.default_factory
-        if is_dataclass(inner):
-            found += _paths(inner, f"{above}{item.name}.")
-    return found
 
 
 def _nested(kind: type) -> list[type]:

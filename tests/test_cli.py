@@ -225,6 +225,26 @@ def test_records_that_are_not_there_are_named(arguments, tmp_path, capsys):
     assert "nowhere.jsonl: expected a records file (JSONL), found nothing there" in capsys.readouterr().err
 
 
+def test_one_judges_scores_in_two_files_are_not_dropped(tmp_path, capsys):
+    record = {
+        "id": "a",
+        "video": "a.mp4",
+        "prompt": "x",
+        "fps": 16.0,
+        "num_frames": 17,
+        "width": 64,
+        "height": 64,
+        "status": "normal",
+    }
+    (tmp_path / "records.jsonl").write_text(json.dumps(record) + "\n")
+    for name, value in (("one", 0.9), ("two", 0.1)):
+        row = {"id": "a", "prompt": "x", "reward": "mine", **Score(value, {}, None, None, {}).to_json()}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    stored = [f"--stored={tmp_path / name}.jsonl" for name in ("one", "two")]
+    assert main(["evaluate", "bench", str(tmp_path / "records.jsonl"), *stored]) == 2
+    assert "two.jsonl: scores of 'mine' stand in another --stored file as well" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "verb, missing, extra",
     [("serve", "uvicorn", "serve"), ("annotate", "fastapi", "evaluate"), ("serve", "uvicorn.config", "serve")],

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from small_judge import SMALL
+from transformers import Qwen3VLForConditionalGeneration
 
 from cac_align.miniature.judge import build_model, write_folder
-from cac_align.miniature.start_from import take_finer
+from cac_align.miniature.start_from import take_all, take_finer
 
 
 def test_finer_patches_start_with_what_the_coarse_ones_had_learnt(tmp_path, tokenizer, processor):
@@ -37,3 +38,14 @@ def test_a_judge_of_another_patch_is_no_start(tmp_path, tokenizer, processor):
         take_finer(build_model(tokenizer, SMALL), tmp_path / "coarse")
     with pytest.raises(ValueError, match="holds no judge"):
         take_finer(build_model(tokenizer, SMALL), tmp_path / "nothing")
+
+
+def test_a_start_is_the_other_judge_as_its_own_class_loads_it(tmp_path, tokenizer, processor):
+    write_folder(tmp_path / "judge", build_model(tokenizer, SMALL, seed=3), processor)
+    model = build_model(tokenizer, SMALL, seed=4)
+    take_all(model, tmp_path / "judge")
+    loaded = Qwen3VLForConditionalGeneration.from_pretrained(tmp_path / "judge", dtype=torch.float32).state_dict()
+    mine = model.state_dict()
+    assert mine.keys() == loaded.keys() and all(torch.equal(mine[name], loaded[name]) for name in loaded)
+    with pytest.raises(ValueError, match="start: .*judge has another size than this recipe's"):
+        take_all(build_model(tokenizer, replace(SMALL, patch_px=4)), tmp_path / "judge")

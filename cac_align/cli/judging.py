@@ -19,7 +19,15 @@ def run_bench(options: argparse.Namespace) -> int:
 
     if options.stored:
         records = list(read_records(options.records))
-        judges = {name: scores for path in options.stored for name, scores in stored_scores(path, records).items()}
+        judges: dict[str, Any] = {}
+        for path in options.stored:
+            found_there = stored_scores(path, records)
+            twice = judges.keys() & found_there.keys()
+            if twice:
+                raise ValueError(
+                    f"{path}: scores of {min(twice)!r} stand in another --stored file as well; put them into one file"
+                )
+            judges |= found_there
         reports = [
             evaluate(records, [scores.get(record.id) for record in records], judge=name, threshold=options.threshold)
             for name, scores in judges.items()

@@ -1,6 +1,6 @@
 """A judge that starts from another one: from its image encoder, from its layers, or from all of it with finer patches.
 
-folder of a trained judge + fresh model → take_encoder / take_body / take_finer (and its run's questions: take_heads) → the model, weights in place
+folder of a trained judge + fresh model → take_all / take_encoder / take_body / take_finer (and its run's questions: take_heads) → the model, weights in place
 
 Finer patches: a patch of half the width shows an object twice as large, so the kernel that reads it is the coarse one read off a
 picture magnified twice (each small pixel stands for 2 × 2 large ones: the sum of their weights), and the table of positions is stretched
@@ -15,6 +15,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+
+
+def take_all(model: Qwen3VLForConditionalGeneration, folder: Path) -> None:
+    """Start from another judge as it is. Raises ``ValueError`` when there is none or its size differs."""
+    _put(model, _weights(folder, "start"), folder, "start")
 
 
 def take_encoder(model: Qwen3VLForConditionalGeneration, folder: Path) -> None:

@@ -40,7 +40,7 @@ from cac_align.miniature.marks import Heads
 from cac_align.miniature.optimise import muon_and_adam
 from cac_align.miniature.pool import GENERATED_WEAR, ClipPool, LessonPlan
 from cac_align.miniature.seeing import draw_pairs, look_loss
-from cac_align.miniature.start_from import take_body, take_encoder, take_finer, take_heads
+from cac_align.miniature.start_from import take_all, take_body, take_encoder, take_finer, take_heads
 from cac_align.miniature.watching import tapped, watch_loss
 from cac_align.miniature.workers import Told, Workers
 from cac_align.recipe import read_recipe
@@ -155,7 +155,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     processor = _processor(out, recipe)
     model = build_model(processor.tokenizer, recipe.size, seed=recipe.seed)
     if recipe.start:
-        model.load_state_dict(Qwen3VLForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32).state_dict())
+        take_all(model, Path(recipe.start))
     elif recipe.finer:
         take_finer(model, Path(recipe.finer))
     elif recipe.body:

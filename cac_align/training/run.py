@@ -22,7 +22,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from torch import Tensor
 
 from cac_align.cac.folder import write_settings
 from cac_align.files import write_whole
+from cac_align.recipe import flat
 from cac_align.training.policy import AnswerLogProbs, core
 from cac_align.training.watch import Stopped
 from cac_align.whereabouts import Whereabouts
@@ -265,16 +266,6 @@ def merged(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
 
 FREE = ("out", "until", "threads", "save_every", "log_every", "tensorboard", "wandb", "cpu")
 """Recipe keys that may differ when a run is taken up again; so may all of ``watch``."""
-
-
-def flat(recipe: Any, prefix: str = "") -> dict[str, Any]:
-    """A recipe's values by dotted key."""
-    values: dict[str, Any] = {}
-    for item in fields(recipe):
-        value = getattr(recipe, item.name)
-        key = f"{prefix}{item.name}"
-        values.update(flat(value, f"{key}.") if is_dataclass(value) else {key: value})
-    return values
 
 
 def claim(out: Path, recipe: Any) -> None:

@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cac_align.cac.views import viewed
+from cac_align.judgement import Box, Window
 from cac_align.miniature import teacher
 from cac_align.miniature.oracle import look
-from cac_align.miniature.pool import CHANNELS, ClipPool, LessonPlan, PoolClip, mirrored, recoloured
+from cac_align.miniature.pool import CHANNELS, ClipPool, LessonPlan, PoolClip, delayed, mirrored, recoloured
 from cac_align.miniature.train_judge import JudgeTraining, _lessons
 from cac_align.miniature.world import PLAYGROUND, make_clip
 from cac_align.video import Video
@@ -118,6 +120,38 @@ def test_rarer_than_others_is_a_number_below_one(pool):
     seeds = {row["seed"] for row in pool.rows if row["defect"] == name}
     share = np.mean([pool.couple(rng, "playground", often={name: 0.01})[1].seed in seeds for _ in range(300)])
     assert share < 0.02
+
+
+def test_a_delayed_clip_is_what_the_view_of_that_name_shows(pool):
+    number = next(n for n, row in enumerate(pool.rows) if row["anomalies"])
+    clip = pool[number]
+    whole = make_clip(clip.seed, PLAYGROUND, anomalous=True)
+    shown, late = viewed(whole.video(), "later"), delayed(clip)
+    assert late.clock.times_s == pytest.approx(shown.times_s)
+    np.testing.assert_array_equal(late.frames(range(0, 15, 2), 8.0).pixels, shown.frames(range(0, 15, 2)).pixels)
+    assert late.places == tuple(teacher.places(whole.scene, whole.anomalies))[2:]
+    for before, after in zip(clip.anomalies, late.anomalies, strict=True):
+        assert after.window.end_s == pytest.approx(before.window.end_s - 0.125)
+        assert {frame: boxes for frame, boxes in before.boxes.items() if frame > 2} == {
+            frame + 2: boxes for frame, boxes in after.boxes.items() if frame > 0
+        }
+
+
+def test_an_anomaly_that_ended_before_is_gone_and_one_that_lost_its_boxes_keeps_one(pool):
+    clip = next(pool[n] for n, row in enumerate(pool.rows) if row["anomalies"])
+    (anomaly, *_), box = clip.anomalies, (Box(1, 2, 3, 4),)
+    early = replace(anomaly, window=Window(0.0, 1 / 16), boxes={0: box, 1: box})
+    away = replace(anomaly, window=Window(1 / 16, 1.0), boxes={1: box})
+    (kept,) = delayed(replace(clip, anomalies=(early, away))).anomalies
+    assert kept.window == Window(0.0, 0.875) and kept.boxes == {0: box}
+
+
+def test_late_batches_draw_defects_that_the_late_scan_falls_on(pool):
+    plan = replace(LessonPlan(), later=1.0, degraded=0.0, pair=0.0, look=0.0, playground=1.0, studio=0.0)
+    for step in range(6):
+        lessons = _lessons(JudgeTraining(plan=plan, batch=8, generated=()), pool, [], step, pairs=False)
+        assert all(len(lesson.clip.clock) == 15 for lesson in lessons)
+        assert all('"status": "abnormal"' in lesson.answer for lesson in lessons[1::2])
 
 
 @pytest.mark.parametrize("often", [{"smear": 2.0}, {"melt": 0.0}, {"melt": float("nan")}])

@@ -74,6 +74,31 @@ def test_a_view_is_the_picture_it_says_it_is():
     assert viewed(uneven, "reversed").times_s == pytest.approx((0.0, 0.3, 0.4))
 
 
+@pytest.mark.parametrize("view", ["later", "later+mirrored", "reversed+later"])
+def test_later_scans_the_frames_between(view):
+    """A defect on frames 9 to 11 lies between the scan's 8 and 12 and on the later scan's 10; it comes back in the video's own clock."""
+    video = clip((6, 20, 12), slice(9, 12))
+    (missed,) = CaC(ScriptedVlm(eye))([PROMPT], [video])
+    (score,) = CaC(ScriptedVlm(eye), views=(view,))([PROMPT], [video])
+    assert missed.evidence.status == "normal" and missed.evidence.turns[0].frames == (0, 4, 8, 12, 16)
+    (found,) = score.evidence.anomalies
+    assert score.evidence.turns[0].frames == (2, 6, 10, 14)
+    assert set(found.boxes) == {10} and found.boxes[10][0].to_json() == [94, 312, 281, 500]
+    assert found.window == Window(10 / 16, 10 / 16)
+
+
+def test_later_is_an_eighth_of_a_second_of_an_uneven_clock_and_leaves_a_frame():
+    pixels = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((5, 4, 4, 3), np.uint8)
+    uneven = Video(8.0, (0.0, 0.1, 0.4, 0.45, 0.6), 4, 4, "uneven", pixels)
+    late, back = viewed(uneven, "later"), viewed(uneven, "reversed+later")
+    assert late.times_s == pytest.approx((0.0, 0.05, 0.2)) and back.times_s == pytest.approx((0.0, 0.05, 0.35, 0.45))
+    assert [frame.max() for frame in late.frames(range(3)).pixels] == [2, 3, 4]
+    assert [frame.max() for frame in back.frames(range(4)).pixels] == [3, 2, 1, 0]
+    short = Video(30.0, (0.0, 1 / 30), 4, 4, "short", pixels[:2])
+    for view, only in (("later", 1), ("reversed+later", 0)):
+        assert len(viewed(short, view)) == 1 and viewed(short, view).frames([0]).pixels.max() == only
+
+
 def test_left_and_right_change_places_in_a_mirror_only():
     assert told("Left hand up, a car drifts rightwards", "mirrored+reversed") == "Right hand up, a car drifts leftwards"
     assert told("a bright aright leftover", "mirrored") == "a bright aright leftover"

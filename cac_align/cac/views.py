@@ -1,12 +1,14 @@
 """Views: the same video seen in several ways, judged in each, and the log-odds averaged.
 
-video → mirrored | shifted | reversed → two turns each → Judgement, its boxes and windows mapped back → mean log-odds
+video → mirrored | shifted | reversed | later → two turns each → Judgement, its boxes and windows mapped back → mean log-odds
 
 A judge errs partly at random: where a defect falls in its grid of patches, in which order it tells the frames. What it says of a mirrored
 or shifted copy errs differently, and the mean over views is surer than any of them (test-time augmentation). It costs a judgement per view.
 "mirrored" swaps left and right in the prompt too, and makes letters unreadable: leave it out where signs matter. "shifted" moves the
 picture right and down by 1/32 of its width and height, edges repeated. "reversed" runs backwards: a motion that is wrong only in its direction
-looks right then, so it belongs beside views that are not reversed. "mirrored+reversed" is both.
+looks right then, so it belongs beside views that are not reversed. "later" begins 1/8 s late, so that the scan at 4 fps falls on the frames
+halfway between those that it shows of the video as it is: a defect of 1/8 s, of which one scan sees every other one, lies before one of the
+two. Steps are joined by "+", as in "mirrored+reversed"; "reversed+later" begins 1/8 s before the video's end.
 
 Not in the paper, which looks once (Sec. 3.4): a reward with a passport of its own.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +29,8 @@ from cac_align.video import Video
 
 SHIFT = 1 / 32
 """Of width and height. On Qwen3-VL's grid of 32 px this is about a patch at 832 px, half a patch at 480, and never a whole one in both."""
+LATER_S = 1 / 8
+"""Half a step of the paper's scan at 4 fps (Sec. 3.4)."""
 AS_IS = "as_is"
 Pixels = UInt8[np.ndarray, "T H W 3"]
 
@@ -45,7 +50,7 @@ def _shift(pixels: Pixels) -> Pixels:
 
 
 _PICTURES: Mapping[str, Callable[[Pixels], Pixels]] = {"mirrored": _mirror, "shifted": _shift}
-_STEPS = (*_PICTURES, "reversed")
+_STEPS = (*_PICTURES, "reversed", "later")
 
 
 def steps_of(view: str) -> tuple[str, ...]:
@@ -64,11 +69,12 @@ class _Copy:
     steps: tuple[str, ...]
 
     def read(self, indices: Sequence[int]) -> Pixels:
-        backwards = "reversed" in self.steps
-        wanted = [len(self.video) - 1 - index for index in reversed(indices)] if backwards else list(indices)
+        wanted = sorted(_frame(index, self.video, self.steps) for index in indices)
         pixels = self.video.frames(wanted).pixels
+        if "reversed" in self.steps:
+            pixels = pixels[::-1]
         for step in self.steps:
-            pixels = pixels[::-1] if step == "reversed" else _PICTURES[step](pixels)
+            pixels = _PICTURES[step](pixels) if step in _PICTURES else pixels
         return np.ascontiguousarray(pixels)
 
     def data(self) -> bytes:
@@ -76,13 +82,18 @@ class _Copy:
 
 
 def viewed(video: Video, view: str) -> Video:
-    """The video in this view; frames are decoded only when they are read. Raises ``ValueError`` for an unknown view."""
+    """The video in this view; frames are decoded only when they are read. Raises ``ValueError`` for an unknown view.
+
+    A video of which "later" would leave no frame is shown from its last one.
+    """
     steps = steps_of(view)
     if not steps:
         return video
-    times = video.times_s
+    shown = _span(video, steps)
+    first, last = video.times_s[shown[0]], video.times_s[shown[-1]]
+    times = tuple(video.times_s[frame] - first for frame in shown)
     if "reversed" in steps:
-        times = tuple(times[-1] - time for time in reversed(times))
+        times = tuple(last - video.times_s[frame] for frame in reversed(shown))
     return Video(video.fps, times, video.height, video.width, f"{video.name} ({view})", _Copy(video, steps))
 
 
@@ -120,10 +131,12 @@ def _turn(turn: Turn, video: Video, steps: tuple[str, ...]) -> Turn:
 
 
 def _anomaly(anomaly: Anomaly, video: Video, steps: tuple[str, ...]) -> Anomaly:
-    window = anomaly.window
+    window, shown = anomaly.window, _span(video, steps)
+    first, last = video.times_s[shown[0]], video.times_s[shown[-1]]
     if window is not None and "reversed" in steps:
-        last = video.times_s[-1]
-        window = Window(max(0.0, last - window.end_s), max(0.0, last - window.start_s))
+        window = Window(max(first, last - window.end_s), max(first, last - window.start_s))
+    elif window is not None:
+        window = Window(first + window.start_s, first + window.end_s)
     boxes: dict[int, tuple[Box, ...]] = {}
     for frame, found in anomaly.boxes.items():
         back = tuple(box for box in (_box(box, video, steps) for box in found) if box is not None)
@@ -133,7 +146,19 @@ def _anomaly(anomaly: Anomaly, video: Video, steps: tuple[str, ...]) -> Anomaly:
 
 
 def _frame(frame: int, video: Video, steps: tuple[str, ...]) -> int:
-    return len(video) - 1 - frame if "reversed" in steps else frame
+    """The source frame that this view calls ``frame``."""
+    shown = _span(video, steps)
+    return shown[-1 - frame] if "reversed" in steps else shown[frame]
+
+
+def _span(video: Video, steps: tuple[str, ...]) -> range:
+    """The source frames that this view shows; "later" leaves out those of its first ``LATER_S``, though never all."""
+    count, times = len(video), video.times_s
+    if "later" not in steps:
+        return range(count)
+    if "reversed" in steps:
+        return range(max(1, bisect_right(times, times[-1] - LATER_S + 1e-6)))
+    return range(min(bisect_left(times, LATER_S - 1e-6), count - 1), count)
 
 
 def _box(box: Box, video: Video, steps: tuple[str, ...]) -> Box | None:

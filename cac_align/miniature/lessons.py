@@ -73,25 +73,26 @@ def cac_lessons(
     rng = np.random.default_rng(seed)
     draw = 0.0 if pairs else rng.random()
     world, length = pool.draw(rng, plan)
+    late = bool(plan.later) and rng.random() < plan.later
     if part:
         rng = np.random.default_rng((*seed, 2, part))
     if draw < plan.pair or pairs:
-        couples = [_couple(pool, rng, world, None, plan) for _ in range(batch // 2)]
+        couples = [_couple(pool, rng, world, None, plan, late) for _ in range(batch // 2)]
         return [lesson for couple in couples for lesson in _pairs(*couple, rng, plan)]
     if draw < plan.pair + plan.look:
         # Three times as many windows as needed, sorted by length: a run of neighbours wastes nothing on padding.
-        looks = [_window(*_couple(pool, rng, world, None, plan), rng, plan) for _ in range(3 * batch // 2)]
+        looks = [_window(*_couple(pool, rng, world, None, plan, late), rng, plan) for _ in range(3 * batch // 2)]
         looks.sort(key=lambda look: look[2].end_s - look[2].start_s)
         start = int(rng.integers(len(looks) - batch // 2 + 1))
         return [lesson for look in looks[start : start + batch // 2] for lesson in _looks(*look, rng, plan)]
-    couples = [_couple(pool, rng, world, length, plan) for _ in range(batch // 2)]
+    couples = [_couple(pool, rng, world, length, plan, late) for _ in range(batch // 2)]
     return [_scan(clip, rng, plan) for couple in couples for clip in couple]
 
 
 def _couple(
-    pool: ClipPool, rng: np.random.Generator, world: str, length: int | None, plan: LessonPlan
+    pool: ClipPool, rng: np.random.Generator, world: str, length: int | None, plan: LessonPlan, late: bool
 ) -> tuple[PoolClip, PoolClip]:
-    normal, abnormal = pool.couple(rng, world, length, plan.often)
+    normal, abnormal = pool.couple(rng, world, length, plan.often, late)
     if plan.mirrored and rng.random() < plan.mirrored:
         normal, abnormal = mirrored(normal), mirrored(abnormal)
     if plan.recoloured and rng.random() < plan.recoloured:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from cac_align.judgement import BOX_MAX, Anomaly, Box
+from cac_align.judgement import BOX_MAX, Anomaly, Box, Window
 from cac_align.miniature import teacher
 from cac_align.miniature.defects import SUBTYPES
 from cac_align.miniature.grammar import parse_prompt
@@ -44,7 +45,7 @@ class LessonPlan:
     generated: share of batches from generated clips (``miniature.generated``); generated_degraded: share of those that are degraded
     a little further (by GENERATED_WEAR). degraded: share of rendered clips that are made to look generated; wear: how strongly.
     mirrored: share of couples that are shown left to right, their prompts and truth with them; recoloured: share that is shown with its
-    colour channels exchanged. look: share of turn-2 batches in the joint stage; pair: of frame pairs.
+    colour channels exchanged; later: share of batches whose clips begin 1/8 s late, as in the view of that name (``cac.views``). look: share of turn-2 batches in the joint stage; pair: of frame pairs.
     hard_looks: among turn 2's abnormal windows, the share that is shifted or too wide; wrong_claim: share of looks whose suspicion
     names another defect than the window shows. often: how many times as often as others a defect is drawn, by its name
     (``defects.SUBTYPES``). scan_fps, look_fps, margin_s: as in ``cac_align.cac.two_turn.TwoTurn``.
@@ -60,6 +61,7 @@ class LessonPlan:
     wear: float = 1.0
     mirrored: float = 0.0
     recoloured: float = 0.0
+    later: float = 0.0
     look: float = 0.4
     pair: float = 0.1
     hard_looks: float = 0.3
@@ -145,6 +147,26 @@ def _repainted(anomaly: Anomaly, names: dict[str, str]) -> Anomaly:
     return teacher.retold(anomaly, names[colour], kind) if colour in names else anomaly
 
 
+def delayed(clip: PoolClip) -> PoolClip:
+    """The same clip without its first two source frames, its clock at 0 again. Anomalies that ended before are gone; a box that was cut off
+    stands on the first frame where its anomaly has no other."""
+    begin_s = clip.clock.times_s[KEPT_EVERY]
+    times = tuple(time - begin_s for time in clip.clock.times_s[KEPT_EVERY:])
+    clock = Video(clip.clock.fps, times, clip.clock.height, clip.clock.width, clip.clock.name, None)
+    anomalies = tuple(
+        replace(
+            anomaly,
+            window=Window(max(0.0, anomaly.window.start_s - begin_s), anomaly.window.end_s - begin_s),
+            boxes={max(0, frame - KEPT_EVERY): boxes for frame, boxes in sorted(anomaly.boxes.items())},
+        )
+        for anomaly in clip.anomalies
+        if anomaly.window.end_s > begin_s - 1e-6
+    )
+    return replace(
+        clip, anomalies=anomalies, clock=clock, places=clip.places[KEPT_EVERY:], pixels=clip.pixels[1:], bent=clip.bent[1:]
+    )
+
+
 class ClipPool:
     """Rendered clips on disk: ``pixels.u8`` (all clips one after another) and ``clips.jsonl`` (where each begins, and its truth)."""
 
@@ -153,12 +175,16 @@ class ClipPool:
         self.rows = [json.loads(line) for line in lines]
         self.pixels = np.memmap(folder / "pixels.u8", np.uint8, "r")
         self.groups: dict[tuple[str, int, bool], list[int]] = {}
+        self._late: dict[tuple[str, int], list[int]] = {}
         for number, row in enumerate(self.rows):
             # Left out: a defect that falls between two frames of the first scan (it cannot be learned from), and one whose scene
             # without it is another scene.
-            if not row["anomalies"] or (row["scannable"] and row["prompt"] == self.rows[number - 1]["prompt"]):
+            paired = not row["anomalies"] or row["prompt"] == self.rows[number - 1]["prompt"]
+            if not row["anomalies"] or (row["scannable"] and paired):
                 key = (row["world"], row["num_frames"], bool(row["anomalies"]))
                 self.groups.setdefault(key, []).append(number)
+            if row["anomalies"] and paired and _scannable_late(row):
+                self._late.setdefault((row["world"], row["num_frames"]), []).append(number)
         self._read: dict[int, PoolClip] = {}
         self._abnormal: dict[str, list[int]] = {}
         for (world, _, abnormal), members in self.groups.items():
@@ -192,13 +218,22 @@ class ClipPool:
         return row["world"], row["num_frames"]
 
     def couple(
-        self, rng: np.random.Generator, world: str, length: int | None = None, often: Mapping[str, float] | None = None
+        self,
+        rng: np.random.Generator,
+        world: str,
+        length: int | None = None,
+        often: Mapping[str, float] | None = None,
+        late: bool = False,
     ) -> tuple[PoolClip, PoolClip]:
         """A normal and an abnormal clip of one world and length: the same scene where possible. Any length when None.
 
-        often: as in ``LessonPlan``; a clip whose pool does not know its defect (a generated one) counts once.
+        often: as in ``LessonPlan``; a clip whose pool does not know its defect (a generated one) counts once. late: both ``delayed``, the
+        abnormal one of those whose defect the scan then falls on (where there is none: as they are).
         """
         options = self._abnormal[world] if length is None else self.groups[world, length, True]
+        if late:
+            of_length = [members for (where, n), members in self._late.items() if where == world and length in (None, n)]
+            late, options = bool(of_length), [number for members in of_length for number in members] or options
         number = options[int(rng.integers(len(options)))]
         while often and rng.random() * max(1.0, *often.values()) >= often.get(self.rows[number].get("defect", ""), 1.0):
             number = options[int(rng.integers(len(options)))]
@@ -207,7 +242,7 @@ class ClipPool:
         if self.rows[twin]["num_frames"] != wanted:
             others = self.groups.get((world, wanted, False)) or [twin]
             twin = others[int(rng.integers(len(others)))]
-        return self[twin], self[number]
+        return (delayed(self[twin]), delayed(self[number])) if late else (self[twin], self[number])
 
     @classmethod
     def open(
@@ -269,6 +304,14 @@ class ClipPool:
                     lines.flush()
                     progress(f"rendered {number + 1}/{clips} clips")
         return cls(folder)
+
+
+def _scannable_late(row: Mapping[str, Any]) -> bool:
+    """Whether the scan of this clip, ``delayed``, falls on one of its defects."""
+    times = [frame / row["fps"] for frame in range(KEPT_EVERY, row["num_frames"])]
+    clock = Video(row["fps"], tuple(time - times[0] for time in times), row["height"], row["width"], "", None)
+    anomalies = [Anomaly.from_json(item) for item in row["anomalies"]]
+    return bool(teacher.visible(anomalies, [times[index] for index in clock.indices_at(LessonPlan().scan_fps)]))
 
 
 def world_of(seed: int, plan: LessonPlan) -> str:

@@ -275,6 +275,19 @@ def test_group_advantages_by_hand():
     assert summed(np.array([[0.3, 0.1 + 0.2, 0.7]]), 5.0).values[0, 0] == summed(np.array([[0.3, 0.3, 0.7]]), 5.0).values[0, 1]
 
 
+def test_in_units_of_the_batch_a_group_says_as_much_as_its_scores_differ():
+    totals = np.array([[0.2, 0.8], [0.9, 0.902], [0.5, NAN]])
+    # The scored five: mean 3.302 / 5 = 0.6604, mean square 2.553604 / 5 = 0.5107208, variance 0.0745926, std 0.2731165.
+    told = summed(totals, 5.0, global_std=True)
+    assert told.values[0] == pytest.approx([-0.3 / 0.2731165, 0.3 / 0.2731165], rel=1e-5)
+    assert told.values[1] == pytest.approx([-0.001 / 0.2731165, 0.001 / 0.2731165], rel=1e-5)
+    assert told.values[2].tolist() == [0, 0] and told.dead.tolist() == [False, False, True]
+    assert summed(totals, 5.0).values[1] == pytest.approx([-1, 1])  # by itself the second group shouts as loudly as the first
+    for silent in (np.full((2, 3), NAN), np.full((2, 3), 0.4)):
+        told = summed(silent, 5.0, global_std=True)
+        assert told.dead.all() and (told.values == 0).all()
+
+
 def test_decoupled_advantages_by_hand():
     """A component with a hundredth of the other's spread counts as much; a still one counts nothing; the batch is scaled to 1."""
     components = np.array([[[0.0, 0.0, 1.0, 1.0]], [[0.51, 0.5, 0.51, 0.5]], [[3.0, 3.0, 3.0, 3.0]]])

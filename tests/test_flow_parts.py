@@ -87,6 +87,8 @@ def test_groups_divide_over_processes_or_it_is_said_how():
         ({"objective": "nft", "kl_beta": 0.1}, "kl_beta belongs to objective grpo"),
         ({"objective": "nft", "shared_noise": True}, "shared_noise needs stochastic steps"),
         ({"credit": "local", "aggregation": "decoupled"}, "use aggregation sum with it"),
+        ({"global_std": True, "aggregation": "decoupled"}, "global_std belongs to aggregation sum and credit uniform"),
+        ({"global_std": True, "credit": "local"}, "global_std belongs to aggregation sum and credit uniform"),
         ({"dtype": "float16"}, "dtype must be one of float32, bfloat16, None; received 'float16'"),
         ({"dynamics": "euler"}, "dynamics must be one of flow, dance, cps; received 'euler'"),
     ],

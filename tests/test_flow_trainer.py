@@ -142,6 +142,7 @@ def test_memory_does_not_grow_with_the_number_of_stochastic_steps(model, tmp_pat
         {"objective": "nft", "credit": "local", "reward": "tiny_flow:located"},
         {"credit": "local", "reward": "tiny_flow:located"},
         {"aggregation": "decoupled", "reward": "tiny_flow:both"},
+        {"objective": "nft", "global_std": True},
         {"dynamics": "cps", "kl_beta": 0.1, "normalise_ratio": True, "updates": 2, "lora_ffn": True},
         {"dynamics": "dance", "gradient_checkpointing": True, "overlap": False, "guidance_scale": 1.0, "micro_batch": 3},
         {"shared_noise": True, "normalise_ratio": True},

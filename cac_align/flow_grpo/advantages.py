@@ -1,10 +1,14 @@
 """Scores of one prompt's videos → advantages: who was better than the group, with ties, failures and dead groups told apart.
 
-scores (P, G) → quantise → (x − mean) / std within the group → clip
+scores (P, G) → quantise → (x − the group's mean) / std of the group, or of the whole batch → clip
 
     sum         one advantage from the combined score
     decoupled   every component is normalised within its group first, then summed by weight, then scaled over the whole batch:
                 a component that moves less is not drowned (GDPO, arXiv 2601.05242)
+
+With the group's own standard deviation (the default) every group speaks equally loud, also one whose videos a judge finds all sound and
+tells apart by its noise; with that of the batch (``global_std``, as the public Flow-GRPO trainers call it) a group says as much as its
+scores differ.
 
 A video without a score gets 0 and does not enter the statistics. A group without spread is dead: it gets 0, and is skipped and counted.
 Scores are quantised, because a floor on the standard deviation would turn rounding of 1e-5 into a full advantage.
@@ -37,20 +41,24 @@ class Advantages:
         return ~self.unscored & ~self.dead[:, None]
 
 
-def within_group(scores: Float[np.ndarray, " G"]) -> tuple[Float[np.ndarray, " G"], bool]:
-    """(z-scores with the population's standard deviation, whether the group is dead). NaN scores get 0."""
+def within_group(scores: Float[np.ndarray, " G"], std: float | None = None) -> tuple[Float[np.ndarray, " G"], bool]:
+    """(deviations from the group's mean in units of std, whether the group is dead). NaN scores get 0.
+
+    std: None takes the scored videos' own (the population's).
+    """
     values = np.array([quantise(score) for score in scores])
     scored = ~np.isnan(values)
     found = np.zeros(len(values))
     if scored.sum() < 2 or values[scored].max() - values[scored].min() < QUANTUM / 2:
         return found, True
-    found[scored] = (values[scored] - values[scored].mean()) / values[scored].std()
+    found[scored] = (values[scored] - values[scored].mean()) / (values[scored].std() if std is None else std)
     return found, False
 
 
-def summed(totals: Float[np.ndarray, "P G"], clip: float) -> Advantages:
-    """Advantages of the combined score. clip: bound on their size."""
-    rows = [within_group(row) for row in totals]
+def summed(totals: Float[np.ndarray, "P G"], clip: float, *, global_std: bool = False) -> Advantages:
+    """Advantages of the combined score. clip: bound on their size. global_std: in units of the spread of all scores given."""
+    std = float(np.nanstd([quantise(score) for score in totals.flat])) if global_std and not np.isnan(totals).all() else None
+    rows = [within_group(row, std) for row in totals]
     values = np.clip(np.stack([row for row, _ in rows]), -clip, clip)
     return Advantages(values, np.array([dead for _, dead in rows]), np.isnan(totals))
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cac_align.flow_grpo.advantages import decoupled, summed, within_group
+from cac_align.flow_grpo.advantages import Advantages, decoupled, summed, within_group
 from cac_align.flow_grpo.credit import local_advantages
 from cac_align.flow_grpo.judging import Judging, Verdict
 from cac_align.flow_grpo.nft import good_share, shares_by_position
@@ -39,24 +39,33 @@ class Credit:
 
 
 def credit(chunks: Sequence[Sequence[Verdict]], recipe: FlowGrpoRecipe, judging: Judging) -> list[Credit]:
-    """One Credit per chunk. Decoupled aggregation looks at all chunks given; the others at each for itself."""
+    """One Credit per chunk. With ``needs_all`` the chunks given are looked at together, else each for itself."""
     size = recipe.group_size
     rows = [list(chunk) for chunk in chunks]
-    totals = [np.array([row.value for row in chunk]).reshape(-1, size) for chunk in rows]
     if recipe.credit == "local":
         return [_local(chunk, recipe, judging) for chunk in rows]
-    if recipe.aggregation == "decoupled":
-        weights = judging.components
-        values = np.array([[component(row, name, judging) for chunk in rows for row in chunk] for name in weights])
-        together = np.concatenate(totals)
-        found = decoupled(
-            values.reshape(len(weights), -1, size), np.array(list(weights.values())), together, recipe.advantage_clip
-        )
-        ends = np.cumsum([len(total) for total in totals])[:-1]
-        parts = zip(np.split(found.values, ends), np.split(found.dead, ends), np.split(found.live, ends), rows, strict=True)
+    if needs_all(recipe):
+        found = _advantages([row for chunk in rows for row in chunk], recipe, judging)
+        ends = np.cumsum([len(chunk) // size for chunk in rows])[:-1]
+        parts = zip(*(np.split(part, ends) for part in (found.values, found.dead, found.live)), rows, strict=True)
         return [_uniform(values, dead, live, chunk, recipe) for values, dead, live, chunk in parts]
-    told = [summed(total, recipe.advantage_clip) for total in totals]
+    told = [_advantages(chunk, recipe, judging) for chunk in rows]
     return [_uniform(one.values, one.dead, one.live, chunk, recipe) for one, chunk in zip(told, rows, strict=True)]
+
+
+def needs_all(recipe: FlowGrpoRecipe) -> bool:
+    """Whether a group's advantages hang on the other groups of the step, so that learning begins when all are judged."""
+    return recipe.aggregation == "decoupled" or recipe.global_std
+
+
+def _advantages(rows: Sequence[Verdict], recipe: FlowGrpoRecipe, judging: Judging) -> Advantages:
+    totals = np.array([row.value for row in rows]).reshape(-1, recipe.group_size)
+    if recipe.aggregation == "sum":
+        return summed(totals, recipe.advantage_clip, global_std=recipe.global_std)
+    weights = judging.components
+    values = np.array([[component(row, name, judging) for row in rows] for name in weights])
+    by_group = values.reshape(len(weights), *totals.shape)
+    return decoupled(by_group, np.array(list(weights.values())), totals, recipe.advantage_clip)
 
 
 def component(row: Verdict, name: str, judging: Judging) -> float:

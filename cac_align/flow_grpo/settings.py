@@ -61,7 +61,8 @@ class FlowGrpoRecipe:
     group_size videos per prompt, prompts_per_step prompts per step. micro_batch: videos per forward pass, in sampling and loss alike.
     objective: grpo | nft. dynamics: flow | dance | cps. noise_level: a of ``sde``. clip: of the ratio. advantage_clip: of advantages.
     shared_noise: the videos of a group begin with the same noise and differ by that of the stochastic steps alone (grpo).
-    aggregation: sum | decoupled. credit: uniform | local; credit_component: the reward whose judgement says where.
+    aggregation: sum | decoupled. global_std: advantages in units of the spread of all the step's scores, not of each group's own (with sum),
+    so that a group which the judge finds sound throughout is not told apart by its noise. credit: uniform | local; credit_component: the reward whose judgement says where.
     updates: optimizer steps per batch of videos. nft_times: noise levels per video; nft_decay: how much of the slow copy stays per step.
     ema: decay of the averaged LoRA that is saved as ``lora`` (0: the last one is). dtype: float32 | bfloat16.
     max_unscored: largest share of videos without a score over the last ``patience`` steps. max_skipped: steps skipped for NaN before
@@ -97,6 +98,7 @@ class FlowGrpoRecipe:
     clip: float = 1e-3
     advantage_clip: float = 5.0
     aggregation: str = "sum"
+    global_std: bool = False
     kl_beta: float = 0.0
     normalise_ratio: bool = False
     updates: int = 1
@@ -157,6 +159,10 @@ def check(recipe: FlowGrpoRecipe) -> None:
         raise ValueError("shared_noise needs stochastic steps, which objective nft does not take: a group would be one video")
     if recipe.credit == "local" and recipe.aggregation == "decoupled":
         raise ValueError("credit local normalises its components by itself; use aggregation sum with it, received decoupled")
+    if recipe.global_std and (recipe.credit == "local" or recipe.aggregation == "decoupled"):
+        raise ValueError(
+            "global_std belongs to aggregation sum and credit uniform: the others normalise each component in its group"
+        )
 
 
 def window_steps(window: Window, num_steps: int, rng: np.random.Generator) -> tuple[int, ...]:

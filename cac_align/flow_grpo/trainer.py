@@ -215,14 +215,14 @@ class Run:
         return type(video)(video.fps, video.times_s, video.height, video.width, str(place), video._source)
 
     def _credits(self, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, Credit]]:
-        """Each chunk with its credit, as soon as its scores are there (with decoupled aggregation: once all are)."""
+        """Each chunk with its credit, as soon as its scores are there (where they hang on each other: once all are)."""
         waiting: list[tuple[Chunk, list[Any]]] = []
         for chunk in chunks:
             self.here.at(f"step {self.step}, judging {len(chunk.numbers)} videos of {chunk.prompts[0]!r}")
             judged = self.judging.wait(chunk.scores)
             own = [verdict(one, video, self.grid) for one, video in zip(judged, chunk.videos, strict=True)]
             waiting.append((chunk, gather_object(own)))
-            if self.recipe.aggregation == "sum":
+            if not crediting.needs_all(self.recipe):
                 yield chunk, crediting.credit([waiting.pop()[1]], self.recipe, self.judging)[0]
         if waiting:
             yield from zip(chunks, crediting.credit([rows for _, rows in waiting], self.recipe, self.judging), strict=True)

@@ -187,7 +187,9 @@ def _explain(kind: type, error: Exception) -> str:
             return f"unknown key {getattr(error, 'full_key', key)!r}; did you mean {' or '.join(map(repr, inside))}?"
         near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
         return f"unknown key {getattr(error, 'full_key', key)!r}; did you mean {near[0]!r}? Valid keys: {', '.join(valid)}"
-    return f"{getattr(error, 'full_key', key) or 'value'}: {str(error).splitlines()[0]}"
+    said = f"{getattr(error, 'full_key', key) or 'value'}: {str(error).splitlines()[0]}"
+    none = "Incompatible value 'None'" in said
+    return f"{said}; nothing behind its name means null; an empty text is '{key}=\"\"'" if none else said
 
 
 def _nested(kind: type) -> list[type]:

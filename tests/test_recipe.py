@@ -146,3 +146,9 @@ def test_the_mode_of_a_cac_component_decides_which_reward_it_is():
     assert full.name == "cac" and full.passport["reward"] != read.passport["reward"]
     with pytest.raises(ValueError, match="mode must be two_turn, single_turn, readout or json, received 'quick'"):
         load_reward(RewardRecipe(components={"cac": JudgeRecipe(mode="quick")}))
+
+
+def test_an_empty_value_says_how_an_empty_text_is_written():
+    with pytest.raises(ValueError, match=r"normalise: Incompatible value 'None'.* an empty text is 'normalise=\"\"'"):
+        read_recipe(RewardRecipe, None, ["normalise="])
+    assert read_recipe(RewardRecipe, None, ['normalise=""']).normalise == ""

@@ -249,7 +249,7 @@ def _load_component(recipe: JudgeRecipe) -> Reward:
             raise ValueError(f"mode must be two_turn, single_turn, readout or json, received {recipe.mode!r}")
         model = str(shipped("cac")) if recipe.model == "miniature" else recipe.model
         given = {name: getattr(recipe, name) for name in _ASKED if getattr(recipe, name) is not None}
-        settings = asked = replace(settings_of(model), **given)
+        settings = asked = replace(settings_of(model, recipe.revision), **given)
         if recipe.mode == "single_turn":
             settings = SingleTurn(asked.scan_fps, asked.wording, asked.constrained, asked.max_new_tokens, asked.retries)
         elif recipe.mode != "two_turn":

@@ -1,6 +1,9 @@
 """What a judge's folder says of itself: how it has learnt to be asked, and the temperatures fitted for it."""
 
+import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -13,6 +16,56 @@ from cac_align.weights import shipped
 def test_a_folder_that_says_nothing_is_asked_as_in_the_paper(tmp_path):
     assert folder.settings_of(tmp_path) == TwoTurn() == folder.settings_of("http://127.0.0.1:1/v1")
     assert folder.temperature_of(tmp_path, ("as_is",)) == 1.0
+
+
+HUB = """
+import http.server, json, os, sys, tempfile, threading
+
+said, asked = json.dumps({"two_turn": {"wording": "brief"}, "temperature": 9.0}).encode(), []
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        asked.append((self.command, self.path))
+        there = self.path == "/some/judge/resolve/v2/cac_align.json"
+        self.send_response(200 if there else 404)
+        for name, value in {"X-Repo-Commit": "c" * 40, "ETag": '"e"', "Content-Length": str(len(said) if there else 0)}.items():
+            self.send_header(name, value)
+        if not there:
+            self.send_header("X-Error-Code", "RepoNotFound" if "nobody" in self.path else "EntryNotFound")
+        self.end_headers()
+        return there
+    def do_GET(self):
+        if self.do_HEAD():
+            self.wfile.write(said)
+    def log_message(self, *_):
+        pass
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": tempfile.mkdtemp(), "HF_HUB_DISABLE_XET": "1"}
+os.environ["HF_HUB_OFFLINE"] = "0"
+from cac_align.cac import folder
+
+found = [folder.settings_of(*at).wording for at in (("some/judge", "v2"), ("some/judge", None), ("nobody/here", None))]
+found += [folder.temperature_of("some/judge", ("as_is",), "v2"), folder.max_pixels_of("some/judge", "v2")]
+first = len(asked)
+server.shutdown(), server.server_close()
+found += [folder.temperature_of("some/judge", ("as_is",), "v2"), folder.read("no id"), folder.read("http://127.0.0.1:1/v1")]
+print(json.dumps([found, len(asked) - first]))
+"""
+
+
+def test_a_hub_repository_says_it_too_and_is_asked_once(tmp_path):
+    """The real hub client against an HTTP server that answers as the hub does."""
+    run = subprocess.run([sys.executable, "-c", HUB], capture_output=True, text=True, timeout=240, cwd=tmp_path, check=True)
+    paper = TwoTurn().wording
+    assert json.loads(run.stdout) == [["brief", paper, paper, 9.0, None, 9.0, {}, {}], 0]
+
+
+def test_a_repository_that_cannot_be_asked_is_said(capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert folder.read("away/judge") == {}
+    assert "away/judge: no cac_align.json could be fetched, so it is asked as in the paper (" in capsys.readouterr().err
 
 
 def test_settings_and_temperatures_are_read_back(tmp_path):

@@ -2,14 +2,18 @@
 
     {"two_turn": {"wording": "brief", "margin_s": 0.25}, "max_pixels": 1605632, "temperature": 13.45, "of_views": {"as_is, reversed": 10.531}}
 
-Everything in it is optional; what is missing is the paper's, and the checkpoint's own.
+Everything in it is optional; what is missing is the paper's, and the checkpoint's own. A hub repository has it beside its weights; a server
+has none that anybody could read.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +24,17 @@ from cac_align.files import write_whole
 NAME = "cac_align.json"
 
 
-def read(folder: str | Path) -> dict[str, Any]:
-    """What the folder says; empty where there is no file (a server, a hub id, a folder that says nothing). Raises ``ValueError`` when the
-    file is not a JSON object."""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def read(folder: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """What the folder, or the hub repository at this revision, says; empty where there is no file. Raises ``ValueError`` when the file is not a
+    JSON object."""
     path = Path(folder) / NAME
     if not path.is_file():
+        named = str(folder)
+        path = None if Path(folder).exists() or not _HUB_ID.fullmatch(named) else _from_hub(named, revision)
+    if path is None:
         return {}
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
@@ -37,9 +47,27 @@ def read(folder: str | Path) -> dict[str, Any]:
     return said
 
 
-def settings_of(folder: str | Path) -> TwoTurn:
+@cache
+def _from_hub(model: str, revision: str | None) -> Path | None:
+    """The repository's file, downloaded or from the local cache; None where it has none, or where there is no such repository."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(hf_hub_download(model, NAME, revision=revision))
+    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError, OSError) as error:
+        # A repository that there is not is named when its weights are loaded.
+        if isinstance(error, LocalEntryNotFoundError) or not isinstance(
+            error, (EntryNotFoundError, RepositoryNotFoundError, HFValidationError)
+        ):
+            why = str(error).splitlines()[0]
+            print(f"{model}: no {NAME} could be fetched, so it is asked as in the paper ({why})", file=sys.stderr)
+    return None
+
+
+def settings_of(folder: str | Path, revision: str | None = None) -> TwoTurn:
     """How this judge has learnt to be asked. Raises ``ValueError`` for a setting that there is not."""
-    said = read(folder).get("two_turn", {})
+    said = read(folder, revision).get("two_turn", {})
     try:
         return TwoTurn(**said)
     except TypeError as error:
@@ -47,15 +75,15 @@ def settings_of(folder: str | Path) -> TwoTurn:
         raise ValueError(f"{Path(folder) / NAME}: two_turn is {said!r}; expected some of {known}") from error
 
 
-def temperature_of(folder: str | Path, views: Sequence[str]) -> float:
+def temperature_of(folder: str | Path, views: Sequence[str], revision: str | None = None) -> float:
     """The temperature fitted for these views, or else for the video as it is, or else 1."""
-    said = read(folder)
+    said = read(folder, revision)
     return float(said.get("of_views", {}).get(", ".join(views), said.get("temperature", 1.0)))
 
 
-def max_pixels_of(folder: str | Path) -> int | None:
+def max_pixels_of(folder: str | Path, revision: str | None = None) -> int | None:
     """The limit over all frames of one video with which this judge has learnt; None: the checkpoint's own."""
-    said = read(folder).get("max_pixels")
+    said = read(folder, revision).get("max_pixels")
     return None if said is None else int(said)
 
 

@@ -77,16 +77,17 @@ class CaC:
     ) -> CaC:
         """``model``: a checkpoint (folder or hub id) to run here, or the URL of an OpenAI-compatible server.
 
-        settings: None takes those that stand in the folder's ``cac_align.json`` (``cac.folder``), or else the paper's two turns.
-        temperature: None takes the one that stands in the folder's ``cac_align.json``, fitted for the two turns and these views (or for the
+        settings: None takes those that stand in the checkpoint's ``cac_align.json`` (``cac.folder``), or else the paper's two turns.
+        temperature: None takes the one that stands there, fitted for the two turns and these views (or for the
         video as it is), or else 1.
         backend: passed to ``LocalVlm.load`` (device, dtype, batch_size, max_pixels: as the folder says, …) or ``ServerVlm`` (served_model, concurrency, timeout_s, …).
         Raises ``ValueError`` when the model cannot be loaded or reached.
         """
-        settings = settings or folder.settings_of(model)
+        revision = backend.get("revision")
+        settings = settings or folder.settings_of(model, revision)
         if temperature is None:
-            temperature = folder.temperature_of(model, views) if isinstance(settings, TwoTurn) else 1.0
-        if (learnt := folder.max_pixels_of(model)) is not None:
+            temperature = folder.temperature_of(model, views, revision) if isinstance(settings, TwoTurn) else 1.0
+        if (learnt := folder.max_pixels_of(model, revision)) is not None:
             backend.setdefault("max_pixels", learnt)
         return cls(connect(model, **backend), settings, min_mass, temperature, views=tuple(views))
 

@@ -53,16 +53,18 @@ def evaluate(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``FOLDER cac|unified COUNT``: figures on ``COUNT`` held-out clips of each world (TEST seeds) and of the small Wan, as JSON lines."""
-    if len(arguments) != 3:
-        print("usage: python -m cac_align.miniature.judge_figures FOLDER cac|unified COUNT", file=sys.stderr)
+    """``FOLDER cac|unified COUNT [LORA]``: figures on ``COUNT`` held-out clips of each world (TEST seeds) and of the small Wan, as JSON
+    lines. With a LoRA folder: of the small Wan with that LoRA alone, which is where a judge meets what was made to please it."""
+    if len(arguments) not in (3, 4):
+        print("usage: python -m cac_align.miniature.judge_figures FOLDER cac|unified COUNT [LORA]", file=sys.stderr)
         return 2
     folder, job, count = Path(arguments[0]), arguments[1], int(arguments[2])
+    lora = arguments[3] if len(arguments) == 4 else None
     set_threads(1)
-    for world in (PLAYGROUND, STUDIO):
+    for world in (PLAYGROUND, STUDIO) if lora is None else ():
         print(json.dumps(evaluate(folder, job, count, first_seed=TEST_SEEDS.start + 100_000, worlds=(world,))), flush=True)
     vlm = LocalVlm.load(folder, device="cpu", batch_size=32)
-    clips = held_out_clips(count)
+    clips = held_out_clips(count, lora=lora)
     found = _cac_figures(vlm, clips, settings_of(folder)) if job == "cac" else _unified_figures(vlm, clips)
     print(json.dumps({"generated": found}))
     return 0

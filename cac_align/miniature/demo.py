@@ -26,8 +26,8 @@ from cac_align.rewards.normalise import quantise
 from cac_align.video import Video
 from cac_align.vlm.local import set_threads
 
-VIEWS = ("as_is", "mirrored", "reversed", "mirrored+reversed")
-"""How CaC is shown each candidate: the miniature's world has no letters and no handedness that a mirror would spoil."""
+VIEWS = ("as_is", "reversed", "later", "reversed+later")
+"""How CaC is shown each candidate: both ways, with two scans each whose frames lie between each other's."""
 CARDS = 40  # prompts shown on the page; all of them are in selection.jsonl
 
 

@@ -22,8 +22,6 @@ from cac_align.cac.views import AS_IS
 from cac_align.files import write_whole
 
 NAME = "cac_align.json"
-
-
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -33,9 +31,10 @@ def read(folder: str | Path, revision: str | None = None) -> dict[str, Any]:
     path = Path(folder) / NAME
     if not path.is_file():
         named = str(folder)
-        path = None if Path(folder).exists() or not _HUB_ID.fullmatch(named) else _from_hub(named, revision)
-    if path is None:
-        return {}
+        found = _from_hub(named, revision) if _HUB_ID.fullmatch(named) and not Path(folder).exists() else None
+        if found is None:
+            return {}
+        path = found
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -55,13 +54,13 @@ def _from_hub(model: str, revision: str | None) -> Path | None:
 
     try:
         return Path(hf_hub_download(model, NAME, revision=revision))
-    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError, OSError) as error:
-        # A repository that there is not is named when its weights are loaded.
-        if isinstance(error, LocalEntryNotFoundError) or not isinstance(
-            error, (EntryNotFoundError, RepositoryNotFoundError, HFValidationError)
-        ):
-            why = str(error).splitlines()[0]
-            print(f"{model}: no {NAME} could be fetched, so it is asked as in the paper ({why})", file=sys.stderr)
+    except LocalEntryNotFoundError as error:
+        why = error
+    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+        return None  # a repository that there is not is named when its weights are loaded
+    except OSError as error:
+        why = error
+    print(f"{model}: no {NAME} could be fetched, so it is asked as in the paper ({str(why).splitlines()[0]})", file=sys.stderr)
     return None
 
 

@@ -69,8 +69,8 @@ class _Copy:
     steps: tuple[str, ...]
 
     def read(self, indices: Sequence[int]) -> Pixels:
-        wanted = sorted(_frame(index, self.video, self.steps) for index in indices)
-        pixels = self.video.frames(wanted).pixels
+        shown = _shown(self.video, self.steps)
+        pixels = self.video.frames(sorted(shown[index] for index in indices)).pixels
         if "reversed" in self.steps:
             pixels = pixels[::-1]
         for step in self.steps:
@@ -89,11 +89,8 @@ def viewed(video: Video, view: str) -> Video:
     steps = steps_of(view)
     if not steps:
         return video
-    shown = _span(video, steps)
-    first, last = video.times_s[shown[0]], video.times_s[shown[-1]]
-    times = tuple(video.times_s[frame] - first for frame in shown)
-    if "reversed" in steps:
-        times = tuple(last - video.times_s[frame] for frame in reversed(shown))
+    shown = _shown(video, steps)
+    times = tuple(abs(video.times_s[frame] - video.times_s[shown[0]]) for frame in shown)
     return Video(video.fps, times, video.height, video.width, f"{video.name} ({view})", _Copy(video, steps))
 
 
@@ -126,39 +123,31 @@ def unviewed(judgement: Judgement, video: Video, view: str) -> Judgement:
 
 
 def _turn(turn: Turn, video: Video, steps: tuple[str, ...]) -> Turn:
-    frames = tuple(sorted(_frame(frame, video, steps) for frame in turn.frames))
+    shown = _shown(video, steps)
+    frames = tuple(sorted(shown[frame] for frame in turn.frames))
     return replace(turn, frames=frames, anomalies=tuple(_anomaly(anomaly, video, steps) for anomaly in turn.anomalies))
 
 
 def _anomaly(anomaly: Anomaly, video: Video, steps: tuple[str, ...]) -> Anomaly:
-    window, shown = anomaly.window, _span(video, steps)
-    first, last = video.times_s[shown[0]], video.times_s[shown[-1]]
-    if window is not None and "reversed" in steps:
-        window = Window(max(first, last - window.end_s), max(first, last - window.start_s))
-    elif window is not None:
-        window = Window(first + window.start_s, first + window.end_s)
+    window, shown = anomaly.window, _shown(video, steps)
+    if window is not None:
+        begin_s = video.times_s[shown[0]]
+        edges = (begin_s + shown.step * edge_s for edge_s in (window.start_s, window.end_s))
+        window = Window(*sorted(max(0.0, edge_s) for edge_s in edges))
     boxes: dict[int, tuple[Box, ...]] = {}
     for frame, found in anomaly.boxes.items():
         back = tuple(box for box in (_box(box, video, steps) for box in found) if box is not None)
         if back:
-            boxes[_frame(frame, video, steps)] = back
+            boxes[shown[frame]] = back
     return replace(anomaly, window=window, boxes=boxes)
 
 
-def _frame(frame: int, video: Video, steps: tuple[str, ...]) -> int:
-    """The source frame that this view calls ``frame``."""
-    shown = _span(video, steps)
-    return shown[-1 - frame] if "reversed" in steps else shown[frame]
-
-
-def _span(video: Video, steps: tuple[str, ...]) -> range:
-    """The source frames that this view shows; "later" leaves out those of its first ``LATER_S``, though never all."""
-    count, times = len(video), video.times_s
-    if "later" not in steps:
-        return range(count)
+def _shown(video: Video, steps: tuple[str, ...]) -> range:
+    """The source frames that this view shows, in its order; "later" leaves out those of its first ``LATER_S``, though never all."""
+    count, times, late = len(video), video.times_s, "later" in steps
     if "reversed" in steps:
-        return range(max(1, bisect_right(times, times[-1] - LATER_S + 1e-6)))
-    return range(min(bisect_left(times, LATER_S - 1e-6), count - 1), count)
+        return range(max(1, bisect_right(times, times[-1] - LATER_S + 1e-6) if late else count) - 1, -1, -1)
+    return range(min(bisect_left(times, LATER_S - 1e-6), count - 1) if late else 0, count)
 
 
 def _box(box: Box, video: Video, steps: tuple[str, ...]) -> Box | None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -175,7 +174,7 @@ class ClipPool:
         self.rows = [json.loads(line) for line in lines]
         self.pixels = np.memmap(folder / "pixels.u8", np.uint8, "r")
         self.groups: dict[tuple[str, int, bool], list[int]] = {}
-        self._late: dict[tuple[str, int], list[int]] = {}
+        self._late: dict[tuple[str, int | None], list[int]] = {}
         for number, row in enumerate(self.rows):
             # Left out: a defect that falls between two frames of the first scan (it cannot be learned from), and one whose scene
             # without it is another scene.
@@ -183,8 +182,10 @@ class ClipPool:
             if not row["anomalies"] or (row["scannable"] and paired):
                 key = (row["world"], row["num_frames"], bool(row["anomalies"]))
                 self.groups.setdefault(key, []).append(number)
-            if row["anomalies"] and paired and _scannable_late(row):
+            if row["anomalies"] and paired and self._scannable_late(number):
                 self._late.setdefault((row["world"], row["num_frames"]), []).append(number)
+        for (world, _), members in list(self._late.items()):
+            self._late.setdefault((world, None), []).extend(members)
         self._read: dict[int, PoolClip] = {}
         self._abnormal: dict[str, list[int]] = {}
         for (world, _, abnormal), members in self.groups.items():
@@ -209,6 +210,12 @@ class ClipPool:
         bent = tuple(row.get("bent", ()))
         return PoolClip(row["seed"], row["prompt"], anomalies, clock, tuple(row["places"]), pixels, bent)
 
+    def _scannable_late(self, number: int) -> bool:
+        """Whether the scan of this clip, ``delayed``, falls on one of its defects."""
+        clip = delayed(self._open(number))
+        scan = clip.clock.indices_at(LessonPlan().scan_fps)
+        return bool(teacher.visible(clip.anomalies, [clip.clock.times_s[index] for index in scan]))
+
     def draw(self, rng: np.random.Generator, plan: LessonPlan) -> tuple[str, int]:
         """Which world a batch comes from, and a number of frames, as often as its abnormal clips have it."""
         studio = plan.studio if plan.studio_batches is None else plan.studio_batches
@@ -232,8 +239,7 @@ class ClipPool:
         """
         options = self._abnormal[world] if length is None else self.groups[world, length, True]
         if late:
-            of_length = [members for (where, n), members in self._late.items() if where == world and length in (None, n)]
-            late, options = bool(of_length), [number for members in of_length for number in members] or options
+            late, options = (world, length) in self._late, self._late.get((world, length), options)
         number = options[int(rng.integers(len(options)))]
         while often and rng.random() * max(1.0, *often.values()) >= often.get(self.rows[number].get("defect", ""), 1.0):
             number = options[int(rng.integers(len(options)))]
@@ -304,14 +310,6 @@ class ClipPool:
                     lines.flush()
                     progress(f"rendered {number + 1}/{clips} clips")
         return cls(folder)
-
-
-def _scannable_late(row: Mapping[str, Any]) -> bool:
-    """Whether the scan of this clip, ``delayed``, falls on one of its defects."""
-    times = [frame / row["fps"] for frame in range(KEPT_EVERY, row["num_frames"])]
-    clock = Video(row["fps"], tuple(time - times[0] for time in times), row["height"], row["width"], "", None)
-    anomalies = [Anomaly.from_json(item) for item in row["anomalies"]]
-    return bool(teacher.visible(anomalies, [times[index] for index in clock.indices_at(LessonPlan().scan_fps)]))
 
 
 def world_of(seed: int, plan: LessonPlan) -> str:

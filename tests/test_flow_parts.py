@@ -19,7 +19,16 @@ from cac_align.flow_grpo.crediting import telling
 from cac_align.flow_grpo.journal import Rows, numbers_of, plain, seconds_of
 from cac_align.flow_grpo.judging import Judging, score_all
 from cac_align.flow_grpo.rollout import Flow, latent_shape, sample, sample_seed, velocity
-from cac_align.flow_grpo.settings import FlowGrpoRecipe, Window, check, chunk_prompts, prompts_at, read_prompts, window_steps
+from cac_align.flow_grpo.settings import (
+    FlowGrpoRecipe,
+    Window,
+    check,
+    chunk_prompts,
+    learning_rate,
+    prompts_at,
+    read_prompts,
+    window_steps,
+)
 from cac_align.flow_grpo.watching import watch_prompts
 from cac_align.generation.wan import Wan
 from cac_align.recipe import load_reward, read_recipe
@@ -83,6 +92,7 @@ def test_groups_divide_over_processes_or_it_is_said_how():
     [
         ({"group_size": 1}, "group_size must be at least 2, received 1"),
         ({"lr": 0.0}, "lr must be a positive number, received 0.0"),
+        ({"final_lr": 1.5}, "final_lr is the share of lr that the last step has, in [0, 1]; received 1.5"),
         ({"ema": 1.0}, "ema must lie in [0, 1), received 1.0"),
         ({"objective": "nft", "kl_beta": 0.1}, "kl_beta belongs to objective grpo"),
         ({"objective": "nft", "shared_noise": True}, "shared_noise needs stochastic steps"),
@@ -96,6 +106,14 @@ def test_groups_divide_over_processes_or_it_is_said_how():
 def test_wrong_recipes_are_refused_in_one_sentence(changes, told):
     with pytest.raises(ValueError, match=re.escape(told)):
         check(replace(FlowGrpoRecipe(), **changes))
+
+
+def test_the_learning_rate_falls_along_half_a_cosine():
+    given = FlowGrpoRecipe(lr=2.0, final_lr=0.1, steps=5)  # by hand: (1 + cos 45°) / 2 = .8535534
+    expected = [2.0, 2 * (0.1 + 0.9 * 0.8535534), 1.1, 2 * (0.1 + 0.9 * 0.1464466), 0.2]
+    assert [learning_rate(step, given) for step in range(5)] == pytest.approx(expected, abs=1e-6)
+    assert {learning_rate(step, FlowGrpoRecipe(lr=2.0, steps=5)) for step in range(9)} == {2.0}
+    assert learning_rate(0, FlowGrpoRecipe(lr=2.0, final_lr=0.1, steps=1)) == 2.0
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes/flow_grpo").glob("*.yaml")), ids=lambda path: path.stem)

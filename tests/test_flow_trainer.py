@@ -269,6 +269,28 @@ def test_a_half_judged_batch_is_not_judged_again(whole, model, tmp_path):
     assert all(len(ledger.extra(row["key"])) == 1 for row in ledger.rows() if row["kind"] == "score")
 
 
+def test_a_step_at_learning_rate_zero_teaches_nothing_and_other_steps_are_another_run(model, tmp_path):
+    falling = recipe(model, tmp_path / "two", steps=2, final_lr=0.0)
+    align(falling)
+    align(recipe(model, tmp_path / "one", steps=1))
+    assert same(lora(tmp_path / "one"), lora(tmp_path / "two"))
+    with pytest.raises(ValueError, match="another recipe \\(steps differ; steps was 2, now 3\\)"):
+        align(replace(falling, steps=3))
+
+
+def test_a_checkpoint_older_than_a_key_of_the_recipe_goes_on(model, tmp_path):
+    given = recipe(model, tmp_path, steps=2, save_every=1)
+    align_until(given, 1)
+    state = tmp_path / "checkpoints" / "step-000001" / "state.pt"
+    stored = torch.load(state, weights_only=True)
+    older = {name: value for name, value in json.loads(stored["recipe"]).items() if name != "final_lr"}
+    torch.save(stored | {"recipe": json.dumps(older)}, state)
+    with pytest.raises(ValueError, match="another recipe \\(final_lr, steps differ; final_lr was 1.0, now 0.5\\)"):
+        align(replace(given, final_lr=0.5))
+    align(given)
+    assert len(rows(tmp_path)) == 2
+
+
 @pytest.mark.slow
 def test_sigkill_anywhere_and_the_same_command_end_in_the_same_lora(whole, model, tmp_path):
     command = [sys.executable, "-m", "cac_align.cli", "align", write_recipe(recipe(model, tmp_path / "run", ema=0.5), tmp_path)]

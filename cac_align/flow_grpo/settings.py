@@ -63,7 +63,7 @@ class FlowGrpoRecipe:
     shared_noise: the videos of a group begin with the same noise and differ by that of the stochastic steps alone (grpo).
     aggregation: sum | decoupled. global_std: advantages in units of the spread of all the step's scores, not of each group's own (with sum),
     so that a group which the judge finds sound throughout is not told apart by its noise. credit: uniform | local; credit_component: the reward whose judgement says where.
-    updates: optimizer steps per batch of videos. nft_times: noise levels per video; nft_decay: how much of the slow copy stays per step.
+    lr falls along half a cosine to lr × final_lr at the last step (1: it stays). updates: optimizer steps per batch of videos. nft_times: noise levels per video; nft_decay: how much of the slow copy stays per step.
     ema: decay of the averaged LoRA that is saved as ``lora`` (0: the last one is). dtype: float32 | bfloat16.
     max_unscored: largest share of videos without a score over the last ``patience`` steps. max_skipped: steps skipped for NaN before
     the run stops. clips_per_step: videos kept as files for the report. track: tensorboard | wandb, or empty.
@@ -113,6 +113,7 @@ class FlowGrpoRecipe:
     lora_alpha: int = 64
     lora_ffn: bool = False
     lr: float = 5e-4
+    final_lr: float = 1.0
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema: float = 0.0
@@ -148,6 +149,8 @@ def check(recipe: FlowGrpoRecipe) -> None:
     for name in ("lr", "noise_level", "clip", "advantage_clip", "clip_norm"):
         if not (math.isfinite(getattr(recipe, name)) and getattr(recipe, name) > 0):
             raise ValueError(f"{name} must be a positive number, received {getattr(recipe, name)}")
+    if not 0 <= recipe.final_lr <= 1:
+        raise ValueError(f"final_lr is the share of lr that the last step has, in [0, 1]; received {recipe.final_lr}")
     for name in ("ema", "nft_decay"):
         if not 0 <= getattr(recipe, name) < 1:
             raise ValueError(f"{name} must lie in [0, 1), received {getattr(recipe, name)}")
@@ -163,6 +166,12 @@ def check(recipe: FlowGrpoRecipe) -> None:
         raise ValueError(
             "global_std belongs to aggregation sum and credit uniform: the others normalise each component in its group"
         )
+
+
+def learning_rate(step: int, recipe: FlowGrpoRecipe) -> float:
+    """Of step ``step`` (from 0): half a cosine from lr to lr × final_lr at the last step."""
+    left = 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, recipe.steps - 1))))
+    return recipe.lr * (recipe.final_lr + (1 - recipe.final_lr) * left)
 
 
 def window_steps(window: Window, num_steps: int, rng: np.random.Generator) -> tuple[int, ...]:

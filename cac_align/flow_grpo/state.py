@@ -25,12 +25,14 @@ from cac_align.flow_grpo.settings import FlowGrpoRecipe
 
 FREE = ("out", "steps", "device", "overlap", "max_unscored", "patience", "max_skipped", "save_every", "keep_checkpoints", "track")
 FREE_WATCH = ("tolerance", "stop")
-"""Keys that may change between a run and its continuation."""
+"""Keys that may change between a run and its continuation (``steps`` only while the learning rate does not hang on it)."""
 
 
 def fingerprint(recipe: FlowGrpoRecipe) -> dict[str, Any]:
     """The recipe's keys that decide what is learnt."""
     kept = {name: value for name, value in asdict(recipe).items() if name not in FREE}
+    if recipe.final_lr != 1:
+        kept["steps"] = recipe.steps
     kept["watch"] = {name: value for name, value in kept["watch"].items() if name not in FREE_WATCH}
     return kept
 
@@ -94,7 +96,8 @@ def read(folder: Path, recipe: FlowGrpoRecipe) -> dict[str, Any]:
         raise ValueError(
             f"{folder}: cannot be read ({error}); remove this folder to go on from the checkpoint before it"
         ) from error
-    before, now = json.loads(state["recipe"]), json.loads(json.dumps(fingerprint(recipe)))
+    before, now = json.loads(state["recipe"]), json.loads(to_text(recipe))
+    before = json.loads(to_text(FlowGrpoRecipe())) | before  # a key that came after the run was at its default
     changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     if changed:
         name = changed[0]

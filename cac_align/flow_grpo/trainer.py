@@ -39,7 +39,7 @@ from cac_align.flow_grpo.nft import nft_loss, noised
 from cac_align.flow_grpo.objective import grpo_loss
 from cac_align.flow_grpo.rollout import Flow, Rollout, sample, sample_seed, velocity
 from cac_align.flow_grpo.sde import transition
-from cac_align.flow_grpo.settings import FlowGrpoRecipe, prompts_at, window_steps
+from cac_align.flow_grpo.settings import FlowGrpoRecipe, learning_rate, prompts_at, window_steps
 from cac_align.flow_grpo.watching import watch
 from cac_align.whereabouts import Whereabouts
 
@@ -83,9 +83,8 @@ class Run:
         optimizer = torch.optim.AdamW(lora_of(self.transformer).values(), lr=recipe.lr, weight_decay=recipe.weight_decay)
         model, self.optimizer = self.accelerator.prepare(self.transformer, optimizer)
         self.flow = Flow.of(wan, model, self.accelerator.device)
-        window_steps(
-            recipe.sde_window, len(self.flow.schedule), np.random.default_rng(0)
-        )  # a window that does not fit is said now
+        # a window that does not fit is said now
+        window_steps(recipe.sde_window, len(self.flow.schedule), np.random.default_rng(0))
         self.grid = setup.grid_of(wan) if recipe.credit == "local" else None
         self.lora = lora_of(model)
         self.ema = copy_of(self.lora) if recipe.ema else None
@@ -253,6 +252,8 @@ class Run:
             norm = float(whole(torch.nn.utils.clip_grad_norm_(list(self.lora.values()), recipe.clip_norm)))
             finite = all(gather_object([math.isfinite(norm)]))
             if finite:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rate(step, recipe)
                 self.optimizer.step()
             self.optimizer.zero_grad()
             if finite and self.ema is not None:

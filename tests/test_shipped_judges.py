@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import AutoProcessor
 
 from cac_align.cac.folder import settings_of
 from cac_align.judgement import Box
 from cac_align.miniature.generated import held_out_clips
-from cac_align.miniature.judge_figures import _cac_figures, evaluate
+from cac_align.miniature.judge_figures import cac_figures, evaluate
 from cac_align.miniature.world import PLAYGROUND, STUDIO, make_clip
+from cac_align.rewards.cac import CaC
 from cac_align.vlm.local import LocalVlm
 from cac_align.weights import shipped, weights_folder
 
@@ -37,9 +39,21 @@ def test_the_shipped_cac_judges_held_out_clips():
     assert 0 <= to_be_seen - shown <= figures["no_verdict"] and to_be_seen < len(clips)
 
 
+def test_figures_of_several_views_are_those_of_their_mean():
+    clips = [make_clip(2_500_100 + number, PLAYGROUND, anomalous=number % 2 == 1) for number in range(12)]
+    prompts, videos = [clip.prompt for clip in clips], [clip.video() for clip in clips]
+    judges = [CaC.load(str(needs("cac")), views=(view,), batch_size=32) for view in ("as_is", "later")]
+    odds = np.mean([[score.parts["log_odds"] for score in judge(prompts, videos)] for judge in judges], axis=0)
+    normal = np.arange(12) % 2 == 0
+    views = ("as_is", "later")
+    figures = evaluate(needs("cac"), "cac", 12, first_seed=2_500_100, worlds=(PLAYGROUND,), views=views)["playground"]
+    assert figures["accuracy"] == pytest.approx(np.mean((odds > 0) == normal), abs=1e-4)
+    assert figures["auroc"] == pytest.approx(np.mean(odds[normal][:, None] > odds[~normal]), abs=1e-4)
+
+
 def test_the_shipped_cac_judges_what_the_shipped_wan_draws():
     vlm = LocalVlm.load(needs("cac"), device="cpu", batch_size=32)
-    figures = _cac_figures(vlm, held_out_clips(60), settings_of(needs("cac")))
+    figures = cac_figures(vlm, held_out_clips(60), settings_of(needs("cac")))
     assert figures["no_verdict"] <= 2
     assert figures["accuracy"] >= 0.65 and figures["recall_normal"] >= 0.8 and figures["recall_abnormal"] >= 0.45
 

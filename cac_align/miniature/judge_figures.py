@@ -3,10 +3,13 @@
 weights folder → LocalVlm → CaC (two turns, or as asked) / UnifiedReward on held-out clips → accuracy, recalls, IoU, AUROC
 
     python -m cac_align.miniature.judge_figures cac_align/miniature/weights/cac cac 200
+    python -m cac_align.miniature.judge_figures cac_align/miniature/weights/cac cac 200 --views as_is,later    # R is that of the mean over views
+    python -m cac_align.miniature.judge_figures cac_align/miniature/weights/cac cac 200 --lora runs/align/lora  # what was made to please it
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -16,6 +19,7 @@ from typing import Any
 from cac_align.cac.folder import settings_of
 from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
+from cac_align.cac.views import AS_IS
 from cac_align.evaluation.localisation import GRID_FPS, SHORT_S, SMALL_AREA, Localisation, duration_s, mean_area, overlaps
 from cac_align.miniature.generated import held_out_clips
 from cac_align.miniature.world import FULL, PLAYGROUND, STUDIO, TEST_SEEDS, VALID_SEEDS, Clip, World, make_clip
@@ -32,6 +36,7 @@ def evaluate(
     first_seed: int | None = None,
     worlds: Sequence[World] = (FULL, STUDIO, PLAYGROUND),
     settings: TwoTurn | SingleTurn | None = None,
+    views: Sequence[str] = (AS_IS,),
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Held-out figures of the weights in ``folder``: ``clips`` in all, half of them normal, as many of each world (VALID_SEEDS).
@@ -40,7 +45,9 @@ def evaluate(
     clips that were caught, AUROC of R, how many had no verdict, recall by type, by defect (of how many clips turn 1 was
     shown a broken frame; caught in turn 1, in the end) and on sparse defects (all of them together shorter than
     1 s and on less than 20 % of the frame, as CaC-Bench-Hard measures it). All of these are over the clips with a verdict, but for
-    right_of_all: the share of right verdicts among all clips. settings: how CaC is asked (None: as its folder says). unified: mean scores and AUROC.
+    right_of_all: the share of right verdicts among all clips. settings: how CaC is asked (None: as its folder says); views: in which views
+    (``cac.views``); of several, verdict and AUROC are those of their mean log-odds, and the rest is that of the view that speaks for
+    them. unified: mean scores and AUROC.
     """
     first = VALID_SEEDS.start if first_seed is None else first_seed
     vlm = LocalVlm.load(folder, device=device, batch_size=32)
@@ -48,41 +55,51 @@ def evaluate(
     found: dict[str, Any] = {}
     for world in worlds:
         shown = [make_clip(first + number, world, anomalous=number % 2 == 1) for number in range(clips // len(worlds))]
-        found[world.name] = _cac_figures(vlm, shown, settings) if job == "cac" else _unified_figures(vlm, shown)
+        found[world.name] = cac_figures(vlm, shown, settings, views) if job == "cac" else _unified_figures(vlm, shown)
     return found
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``FOLDER cac|unified COUNT [LORA]``: figures on ``COUNT`` held-out clips of each world (TEST seeds) and of the small Wan, as JSON
-    lines. With a LoRA folder: of the small Wan with that LoRA alone, which is where a judge meets what was made to please it."""
-    if len(arguments) not in (3, 4):
-        print("usage: python -m cac_align.miniature.judge_figures FOLDER cac|unified COUNT [LORA]", file=sys.stderr)
-        return 2
-    folder, job, count = Path(arguments[0]), arguments[1], int(arguments[2])
-    lora = arguments[3] if len(arguments) == 4 else None
+    """Figures on ``count`` held-out clips of each world (TEST seeds) and of the small Wan, as JSON lines; with a LoRA folder of the small
+    Wan with that LoRA alone, which is where a judge meets what was made to please it."""
+    parser = argparse.ArgumentParser("python -m cac_align.miniature.judge_figures", description="a small judge on held-out clips")
+    parser.add_argument("folder", type=Path, help="the judge's weights")
+    parser.add_argument("job", choices=("cac", "unified"))
+    parser.add_argument("count", type=int, help="clips of each world")
+    parser.add_argument("--views", default=AS_IS, help="how CaC is shown each clip, with commas between (default: %(default)s)")
+    parser.add_argument("--lora", help="only clips of the small Wan with this LoRA folder")
+    asked = parser.parse_args(arguments)
+    views = tuple(asked.views.split(","))
     set_threads(1)
-    for world in (PLAYGROUND, STUDIO) if lora is None else ():
-        print(json.dumps(evaluate(folder, job, count, first_seed=TEST_SEEDS.start + 100_000, worlds=(world,))), flush=True)
-    vlm = LocalVlm.load(folder, device="cpu", batch_size=32)
-    clips = held_out_clips(count, lora=lora)
-    found = _cac_figures(vlm, clips, settings_of(folder)) if job == "cac" else _unified_figures(vlm, clips)
-    print(json.dumps({"generated": found}))
+    for world in (PLAYGROUND, STUDIO) if asked.lora is None else ():
+        first = TEST_SEEDS.start + 100_000
+        found = evaluate(asked.folder, asked.job, asked.count, first_seed=first, worlds=(world,), views=views)
+        print(json.dumps(found), flush=True)
+    vlm = LocalVlm.load(asked.folder, device="cpu", batch_size=32)
+    clips = held_out_clips(asked.count, lora=asked.lora)
+    told = cac_figures(vlm, clips, settings_of(asked.folder), views) if asked.job == "cac" else _unified_figures(vlm, clips)
+    print(json.dumps({"generated": told}))
     return 0
 
 
-def _cac_figures(vlm: Any, shown: Sequence[Any], settings: TwoTurn | SingleTurn) -> dict[str, Any]:
-    judgements = CaC(vlm, settings).judge([clip.prompt for clip in shown], [clip.video() for clip in shown])
+def cac_figures(
+    vlm: Any, shown: Sequence[Any], settings: TwoTurn | SingleTurn, views: Sequence[str] = (AS_IS,)
+) -> dict[str, Any]:
+    """The dictionary of ``evaluate`` for one world's clips."""
+    reward = CaC(vlm, settings, views=tuple(views))
+    given = reward([clip.prompt for clip in shown], [clip.video() for clip in shown])
+    judgements = [score.evidence for score in given]
     first, final, types, defects = {"normal": [], "abnormal": []}, {"normal": [], "abnormal": []}, {}, {}
     sparse: list[bool] = []
     pointed: list[Localisation] = []
     scores: tuple[list[float], list[float]] = ([], [])
-    for clip, judgement in zip(shown, judgements, strict=True):
-        if judgement.error is not None:
+    for clip, score, judgement in zip(shown, given, judgements, strict=True):
+        if not score.scored:
             continue
         turn_one = [turn for turn in judgement.turns if turn.number == 1][-1]
         first[clip.status].append(turn_one.status == clip.status)
         final[clip.status].append(judgement.status == clip.status)
-        scores[clip.status == "normal"].append(judgement.reward)
+        scores[clip.status == "normal"].append(score.parts["log_odds"])  # R orders alike, without rounding to 1
         if clip.status == "abnormal" and clip.anomalies:  # of a generated clip the oracle may have nothing to box
             types.setdefault(clip.anomalies[0].type, []).append(judgement.status == "abnormal")
             if isinstance(clip, Clip):
@@ -98,7 +115,7 @@ def _cac_figures(vlm: Any, shown: Sequence[Any], settings: TwoTurn | SingleTurn)
                 pointed.append(overlaps(clip.anomalies, judgement, grid_s))
     return {
         "clips": len(shown),
-        "no_verdict": sum(judgement.error is not None for judgement in judgements),
+        "no_verdict": sum(not score.scored for score in given),
         "faults": sum(bool(turn.faults) for judgement in judgements for turn in judgement.turns),
         "turn_1_accuracy": _mean(first["normal"] + first["abnormal"]),
         "turn_1_recall_normal": _mean(first["normal"]),

@@ -123,7 +123,9 @@ def read_recipe(
         layers = [OmegaConf.structured(kind)]
         if path is not None:
             if not Path(path).is_file():
-                raise ValueError(f"{where}: no such recipe file")
+                raise ValueError(
+                    f"{where}: no such recipe file, looked for from {Path.cwd()}; go to the folder it is relative to, or give the whole path"
+                )
             chosen = _keys_of(OmegaConf.load(path), where, section)
             _forget_default_components(layers[0], chosen)
             layers.append(chosen)

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from cac_align import CaC, UnifiedReward, best_of_n, combine
-from cac_align.miniature.world import STUDIO, make_clip
+from cac_align.miniature.world import PLAYGROUND, make_clip
 
 reward = combine(
     {"unified": UnifiedReward.miniature(), "cac": CaC.miniature()}, normalise="range"
@@ -16,11 +16,11 @@ reward = combine(
 
 def generate(prompt: str, seed: int):
     """Stands for your model: renders clips of the miniature's world, two in five of them broken."""
-    return make_clip(2_100_000 + seed, STUDIO).video()
+    return make_clip(2_100_000 + seed, PLAYGROUND).video()
 
 
 out = Path(mkdtemp())
-prompt = make_clip(2_100_000, STUDIO).prompt
+prompt = make_clip(2_100_000, PLAYGROUND).prompt
 (selection,) = best_of_n([prompt], generate, reward, n=5, out=out)
 print(selection.reason)
 print("scores:", [round(score.value, 3) if score.scored else score.error for score in selection.scores])

@@ -4,11 +4,11 @@ python examples/score_a_video.py
 """
 
 from cac_align import CaC
-from cac_align.miniature.world import STUDIO, make_clip
+from cac_align.miniature.world import PLAYGROUND, make_clip
 
 cac = CaC.miniature()  # the shipped judge; CaC.load("http://127.0.0.1:8001/v1", served_model="cac") for a real one
 for anomalous in (False, True):
-    clip = make_clip(2_000_000, STUDIO, anomalous=anomalous)  # held-out seed, exact ground truth
+    clip = make_clip(2_000_002, PLAYGROUND, anomalous=anomalous)  # held-out seed, exact ground truth
     (score,) = cac([clip.prompt], [clip.video()])
     print(f"truth: {clip.status}; {clip.prompt}")
     if not score.scored:

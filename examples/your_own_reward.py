@@ -6,7 +6,7 @@ python examples/your_own_reward.py
 import numpy as np
 
 from cac_align import CaC, Score, Video, combine
-from cac_align.miniature.world import STUDIO, make_clip
+from cac_align.miniature.world import PLAYGROUND, make_clip
 
 
 class Motion:
@@ -27,7 +27,7 @@ class Motion:
 
 
 reward = combine({"cac": CaC.miniature(), "motion": Motion()}, normalise="range", weights={"cac": 0.8, "motion": 0.2})
-clips = [make_clip(2_200_000 + n, STUDIO) for n in range(3)]
+clips = [make_clip(2_200_000 + n, PLAYGROUND) for n in range(3)]
 for clip, score in zip(clips, reward([clip.prompt for clip in clips], [clip.video() for clip in clips]), strict=True):
     print(
         f"{score.value:.3f}",

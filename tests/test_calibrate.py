@@ -2,14 +2,18 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from cac_align.cac.folder import settings_of, write_settings, write_temperature
 from cac_align.miniature import calibrate
-from cac_align.miniature.generated import HELD_OUT
+from cac_align.miniature.generated import HELD_OUT, Generated
+from cac_align.recipe import read_recipe
 from cac_align.rewards.cac import CaC
 from cac_align.weights import shipped
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_fit_is_written_beside_the_weights_and_read_back(tmp_path, capsys):
@@ -48,5 +52,7 @@ def test_a_judge_that_scores_nothing_is_not_fitted(tmp_path):
 
 
 def test_its_clips_are_neither_the_lessons_nor_the_held_out_ones():
-    assert calibrate.FIRST >= 51_000_000 + 2_400 and HELD_OUT.start >= calibrate.FIRST + 10_000
+    recipes = [read_recipe(Generated, path) for path in sorted(ROOT.glob("recipes/miniature/generated*.yaml"))]
+    assert len(recipes) > 10 and max(recipe.seed + recipe.clips for recipe in recipes) <= calibrate.FIRST
+    assert HELD_OUT.start >= calibrate.FIRST + 10_000
     assert calibrate.main([]) == 2

@@ -256,7 +256,10 @@ def test_a_package_of_an_extra_that_is_missing_is_named_with_it(verb, missing, e
     monkeypatch.setattr(cli, "_late", lambda module, name: run)
     arguments = {"serve": ["serve"], "annotate": ["annotate", "folder"]}[verb]
     assert main(arguments) == 2
-    assert f"cac-align {verb} needs the package {missing}: pip install 'cac-align[{extra}]'" in capsys.readouterr().err
+    assert (
+        f"cac-align {verb} needs the package {missing}: in its checkout: pip install -c constraints.txt -e '.[{extra}]'"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_module_of_our_own_that_is_missing_is_a_fault_and_shown_whole(monkeypatch):

@@ -2,12 +2,17 @@
 
 import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cac_align.flow_grpo.settings import FlowGrpoRecipe, read_prompts
 from cac_align.miniature import curves
-from cac_align.miniature.table2 import Judged, table
+from cac_align.miniature.table2 import NOISES, TRAINED, Judged, judged, prompts_judged, table
+from cac_align.recipe import read_recipe
+
+ROOT = Path(__file__).parents[1]
 
 
 def clips(pattern, motion=10.0):
@@ -30,6 +35,28 @@ def test_other_prompts_and_a_missing_base_are_refused():
         table({"ours": [clips("x")]})
     with pytest.raises(ValueError, match="ours was judged on other prompts"):
         table({"base": [clips("x.")], "ours": [clips("x")]})
+
+
+def test_clips_of_one_prompt_go_together():
+    def run(marks):
+        return [Judged(prompt, mark == "x", True, 1.0) for prompt, mark in zip("aab", marks, strict=True)]
+
+    *_, ours = table({"base": [run("xxx")], "ours": [run("..x")]}).splitlines()
+    # By hand: prompt a −1 (two clips), prompt b 0: −1/2, not −2/3; of two prompts a bootstrap can draw either alone.
+    assert "-0.500 [-1.000, 0.000]" in ours
+
+
+def test_the_prompts_are_those_that_no_recipe_trains_on(tmp_path):
+    asked = prompts_judged()
+    assert len(asked) == 76 * NOISES and asked[:76] == asked[76:152] and len(set(asked)) == 76
+    for path in ("miniature", "miniature_ur", "miniature_nft"):
+        recipe = read_recipe(FlowGrpoRecipe, ROOT / "recipes" / "flow_grpo" / f"{path}.yaml")
+        assert range(recipe.prompt_first, recipe.prompt_first + recipe.prompt_count) == TRAINED
+        trained = set(read_prompts(recipe.prompts, recipe.prompt_first, recipe.prompt_count, note=False))
+        assert len(trained) == 140 and not trained & set(asked)
+    (tmp_path / "base.jsonl").write_text(json.dumps(Judged(sorted(trained)[0], True, True, 1.0).__dict__) + "\n")
+    with pytest.raises(ValueError, match="base.jsonl: holds verdicts on other prompts"):
+        judged("base", None, tmp_path)
 
 
 def log_of(tmp_path, values):

@@ -78,10 +78,16 @@ def test_a_paper_size_recipe_starts_and_resumes(root, stage, capsys):
 @pytest.mark.parametrize(
     "arguments, told",
     [
-        (["stage2", "cac/stage1.yaml"], "is a recipe of stage 1, received stage2"),
+        (["stage2", "cac/stage1.yaml"], "is a recipe of stage1, received stage2; run `cac-align train stage1 "),
+        (["stage3", "cac/stage2.yaml"], "is a recipe of stage2, received stage3"),
+        (["stage1", "cac/stage3.yaml"], "is a recipe of stage3, received stage1; run `cac-align train stage3 "),
+        (["stage2", "cac/stage1.yaml", "stage=2"], "is a recipe of stage1, received stage2"),
         (["stage3", "cac/stage3.yaml", "grpo.betta=1"], "did you mean 'beta'"),
         (["stage1", "cac/nothing.yaml"], "no such recipe file"),
-        (["stage1", "cac/stage1.yaml", "data.folder=nowhere"], "data.folder: nowhere/records.jsonl does not exist"),
+        (
+            ["stage1", "cac/stage1.yaml", "data.folder=nowhere"],
+            "data.folder: nowhere/records.jsonl does not exist; `cac-align data split` writes this folder",
+        ),
     ],
 )
 def test_wrong_commands_are_one_sentence(arguments, told, capsys):

@@ -139,6 +139,11 @@ def test_the_environment_is_made_where_it_is_looked_for(monkeypatch, capsys):
     assert main(["vbench-env"]) == 0 and made == [Path("/nowhere/vbench")]
     with pytest.raises(ValueError, match="no VBench environment at /nowhere/vbench/bin/python"):
         find_python()
+    with pytest.raises(ValueError, match="--python names /nowhere/python, which is no file"):
+        find_python("/nowhere/python")
+    monkeypatch.setenv(module.PYTHON_VARIABLE, "/nowhere/else")
+    with pytest.raises(ValueError, match=f"{module.PYTHON_VARIABLE} names /nowhere/else, which is no file"):
+        find_python()
 
 
 def test_bad_folders_are_named(tmp_path):

@@ -38,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if extra is None:
             raise
         extra = "evaluate" if options.verb == "annotate" else extra
-        print(f"cac-align {options.verb} needs the package {error.name}: pip install 'cac-align[{extra}]'", file=sys.stderr)
+        print(
+            f"cac-align {options.verb} needs the package {error.name}: in its checkout: pip install -c constraints.txt -e '.[{extra}]'",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print(f"\ncac-align {options.verb}: interrupted; the same command resumes", file=sys.stderr)

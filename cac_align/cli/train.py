@@ -8,6 +8,7 @@ import argparse
 def run_train(options: argparse.Namespace) -> int:
     from cac_align.recipe import read_recipe
 
+    _check_stage(options.recipe, options.stage)
     if options.stage == "stage3":
         from cac_align.training.grpo import GrpoRecipe, train_grpo
 
@@ -20,3 +21,19 @@ def run_train(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.recipe} is a recipe of stage {recipe.stage}, received {options.stage}")
     print(train_sft(recipe))
     return 0
+
+
+def _check_stage(path: str, asked: str) -> None:
+    """Raise ``ValueError`` for a recipe of another stage, before its keys are read as this one's. Stages 1 and 2 say which they are;
+    stage 3 has rollouts. What is no recipe at all is left to ``read_recipe``."""
+    from omegaconf import OmegaConf
+
+    try:
+        given = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception:
+        return
+    if not isinstance(given, dict) or not ({"stage", "rollout"} & given.keys()):
+        return
+    own = f"stage{given['stage']}" if "stage" in given else "stage3"
+    if own != asked:
+        raise ValueError(f"{path} is a recipe of {own}, received {asked}; run `cac-align train {own} {path}`")

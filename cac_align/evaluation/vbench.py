@@ -118,6 +118,11 @@ def find_python(python: str | Path | None = None) -> Path:
     """
     wanted = python or os.environ.get(PYTHON_VARIABLE)
     found = Path(wanted) if wanted else DEFAULT_ENVIRONMENT.expanduser() / "bin" / "python"
+    if wanted and not found.is_file():
+        said = "--python" if python else PYTHON_VARIABLE
+        raise ValueError(
+            f"{said} names {found}, which is no file; give the python of an environment that has vbench, or leave it out"
+        )
     if not found.is_file():
         raise ValueError(
             f"no VBench environment at {found}. Create it (about 3 minutes, 6 GB):\n    cac-align vbench-env "

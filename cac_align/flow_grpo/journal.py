@@ -81,7 +81,9 @@ def open_tracker(kind: str, out: Path, step: int) -> Any:
 
         return wandb.init(project="cac-align", name=out.name, id=f"cac-{out.name}", dir=str(out), resume="allow")
     except ImportError as error:
-        raise ValueError(f"track={kind} needs the package {kind}: pip install 'cac-align[{kind}]' ({error})") from error
+        raise ValueError(
+            f"track={kind} needs the package {kind}: in its checkout: pip install -c constraints.txt -e '.[{kind}]' ({error})"
+        ) from error
 
 
 def track(tracker: Any, row: Mapping[str, Any]) -> None:

@@ -44,9 +44,13 @@ class Choice:
         return {"name": self.name, **{key: getattr(self, key).to_json() for key in ("anomaly_rate", "motion", "follows")}}
 
 
+PLAYGROUND_PROMPTS = 216
+"""How many different prompts the playground has."""
+
+
 def playground_prompts(count: int) -> list[str]:
-    """The first ``count`` different prompts of the prompt seeds. The playground has 216 prompts in all, so training has met most of
-    these words, never these noises. Raises ``ValueError`` when more are asked for."""
+    """The first ``count`` different prompts of the prompt seeds. The playground has ``PLAYGROUND_PROMPTS`` in all, so training has
+    met most of these words, never these noises. Raises ``ValueError`` when more are asked for."""
     prompts: dict[str, None] = {}
     for seed in PROMPT_SEEDS[:20_000]:
         prompts.setdefault(make_prompts([seed], PLAYGROUND)[0])

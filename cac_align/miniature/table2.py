@@ -1,11 +1,12 @@
 """Table 2 in miniature: how often the small Wan's clips break before and after alignment, with the oracle as the expert.
 
-LoRA folders by name → the same prompts and first noises for each → oracle → anomaly rate, motion, prompt following → table2.md, table2.svg
+LoRA folders by name → prompts that no alignment trains on, the same first noises for each → oracle → anomaly rate, motion, prompt following
+→ table2.md, table2.svg
 
     python -m cac_align.miniature.table2 OUT ur=RUN ur=RUN2 ur+cac=RUN …
 
 Several runs of one name are training seeds of one method: the table shows their mean and standard deviation, and the difference to
-the base with a paired bootstrap interval over prompts. Verdicts are kept in ``OUT/NAME-HASH.jsonl`` (of the LoRA's file), so that a
+the base with a paired bootstrap interval over prompts (a prompt's clips go together). Verdicts are kept in ``OUT/NAME-HASH.jsonl`` (of the LoRA's file), so that a
 second call goes on and another LoRA of the same name is judged anew.
 Source: CaC (arXiv 2605.11723) Table 2.
 """
@@ -23,13 +24,16 @@ import numpy as np
 from cac_align.evaluation.statistics import Estimate, mean_interval
 from cac_align.generation.wan import Wan, hash_weights
 from cac_align.miniature import curves
-from cac_align.miniature.demo import playground_prompts
+from cac_align.miniature.demo import PLAYGROUND_PROMPTS, playground_prompts
 from cac_align.miniature.oracle import judge
+from cac_align.miniature.world import make_prompts
 from cac_align.vlm.local import set_threads
 from cac_align.weights import shipped
 
-PROMPTS, BATCH, FIRST_SEED = 200, 10, 500_000
-"""Prompts judged per model, one clip each, and the first clip's seed (no training uses it)."""
+NOISES, BATCH, FIRST_SEED = 3, 12, 500_000
+"""Clips per prompt, clips generated together, and the first clip's noise seed (no training uses it)."""
+TRAINED = range(3_000_000, 3_000_240)
+"""Prompt seeds of the alignment recipes: 140 of the playground's 216 prompts."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +46,34 @@ class Judged:
     motion_px: float
 
 
+def prompts_judged() -> list[str]:
+    """The prompts of the clips, in their order: those that no recipe trains on, ``NOISES`` times over."""
+    trained = set(make_prompts(TRAINED))
+    return [prompt for prompt in playground_prompts(PLAYGROUND_PROMPTS) if prompt not in trained] * NOISES
+
+
 def judged(name: str, lora: str | None, out: Path) -> list[Judged]:
-    """The verdicts on this model's clips, generated now where ``out`` does not hold them yet."""
+    """The verdicts on this model's clips, generated now where ``out`` does not hold them yet.
+
+    Raises ``ValueError`` when ``out`` holds verdicts on other prompts.
+    """
     file = out / f"{name}.jsonl"
     rows = [Judged(**json.loads(line)) for line in file.read_text().splitlines()] if file.is_file() else []
-    prompts = playground_prompts(PROMPTS)
-    if len(rows) < PROMPTS:
+    prompts = prompts_judged()
+    if [row.prompt for row in rows] != prompts[: len(rows)]:
+        raise ValueError(f"{file}: holds verdicts on other prompts; start with an empty folder")
+    if len(rows) < len(prompts):
         wan = Wan.load(shipped("wan"), lora=lora, device="cpu")
         with file.open("a", encoding="utf-8") as lines:
-            for first in range(len(rows), PROMPTS, BATCH):
+            for first in range(len(rows), len(prompts), BATCH):
                 asked = prompts[first : first + BATCH]
-                for prompt, video in zip(
-                    asked, wan.batch(asked, range(FIRST_SEED + first, FIRST_SEED + first + len(asked))), strict=True
-                ):
-                    verdict = judge(prompt, video)
-                    rows.append(
-                        Judged(prompt, verdict.status == "abnormal", all(verdict.follows.values()), verdict.displacement_px)
-                    )
+                videos = wan.batch(asked, range(FIRST_SEED + first, FIRST_SEED + first + len(asked)))
+                for prompt, video in zip(asked, videos, strict=True):
+                    told = judge(prompt, video)
+                    rows.append(Judged(prompt, told.status == "abnormal", all(told.follows.values()), told.displacement_px))
                     lines.write(json.dumps(rows[-1].__dict__) + "\n")
                 lines.flush()
-                print(f"{name}: {len(rows)} of {PROMPTS} clips", file=sys.stderr, flush=True)
+                print(f"{name}: {len(rows)} of {len(prompts)} clips", file=sys.stderr, flush=True)
     return rows
 
 
@@ -91,9 +103,10 @@ def table(found: Mapping[str, Sequence[Sequence[Judged]]]) -> str:
 
 def _difference(runs: Sequence[Sequence[Judged]], base: Sequence[Judged]) -> Estimate:
     """Mean over prompts of (mean over runs of broken) − (base broken): pairs share the prompt and the first noise."""
-    return mean_interval(
-        [float(np.mean([run[at].broken for run in runs])) - float(row.broken) for at, row in enumerate(base)], resamples=5000
-    )
+    by_prompt: dict[str, list[float]] = {}
+    for at, row in enumerate(base):
+        by_prompt.setdefault(row.prompt, []).append(float(np.mean([run[at].broken for run in runs])) - float(row.broken))
+    return mean_interval([float(np.mean(apart)) for apart in by_prompt.values()], resamples=5000)
 
 
 def _spread(values: Sequence[float], digits: int = 3) -> str:

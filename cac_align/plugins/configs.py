@@ -66,6 +66,6 @@ def _python(spec: str) -> Mapping[str, Any]:
         config = functions["get_config"](name) if name else functions["get_config"]()
     except Exception as error:
         raise ValueError(
-            f"{spec}: could not be run as a config: {type(error).__name__}: {error}; run doctor in the host's folder"
+            f"{spec}: could not be run as a config: {type(error).__name__}: {error}; run doctor with the host's own Python, in its folder"
         ) from error
     return config.to_dict() if hasattr(config, "to_dict") else dict(config)

@@ -77,7 +77,14 @@ def load(recipe: ModelRecipe) -> tuple[Any, Any]:
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise ValueError(f"model.path: {recipe.path} could not be loaded as a folder or hub id of a Qwen3-VL: {error}") from error
+        hint = (
+            ""
+            if Path(recipe.source).is_dir()
+            else "; if an earlier stage makes it, run that first or pass model.path=ITS_OUT/final"
+        )
+        raise ValueError(
+            f"model.path: {recipe.path} could not be loaded as a folder or hub id of a Qwen3-VL: {error}{hint}"
+        ) from error
     if absent := sorted([*found["missing_keys"], *map(str, found["mismatched_keys"])]):
         raise ValueError(f"model.path: {recipe.path} lacks {len(absent)} weights, e.g. {absent[0]}; the checkpoint is broken")
     if recipe.gradient_checkpointing:

@@ -128,7 +128,7 @@ def read_stage(recipe: DataRecipe, tasks: Sequence[str], seed: int) -> Stage:
     folder = Path(recipe.folder)
     path = folder / "records.jsonl"
     if not path.is_file():
-        raise ValueError(f"data.folder: {path} does not exist; expected records.jsonl there")
+        raise ValueError(f"data.folder: {path} does not exist; `cac-align data split` writes this folder (docs/full_size.md)")
     records = {record.id: record for record in read_records(path)}
     if recipe.samples:
         samples = [sample for sample in read_samples(folder / recipe.samples, records, tasks) if sample.task in tasks]
@@ -163,7 +163,7 @@ def read_stage(recipe: DataRecipe, tasks: Sequence[str], seed: int) -> Stage:
 def read_samples(path: Path, records: Mapping[str, Record], tasks: Sequence[str] = TASKS) -> Iterable[Sample]:
     """Stream a stage file. Raises ``ValueError`` naming the line and what is wrong with it."""
     if not path.is_file():
-        raise ValueError(f"data.samples: {path} does not exist")
+        raise ValueError(f"data.samples: {path} does not exist; `cac-align data split` writes it (docs/full_size.md)")
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():

@@ -21,7 +21,7 @@ from cac_align.miniature.generated import held_out_clips
 from cac_align.rewards.cac import CaC
 from cac_align.vlm.local import set_threads
 
-FIRST = 70_000_000
+FIRST = 60_000_000
 """First noise seed of the clips: behind those of the lessons, before the held-out ones."""
 
 

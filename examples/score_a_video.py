@@ -1,6 +1,6 @@
 """Score one clip with CaC alone and read the evidence: when, where, what.
 
-python examples/score_a_video.py
+python examples/score_a_video.py        # prints R = 0.80 for the sound clip; 0.20, "stretched out of shape" and boxes for the broken one
 """
 
 from cac_align import CaC

@@ -88,14 +88,14 @@ def cac_figures(
     """The dictionary of ``evaluate`` for one world's clips."""
     reward = CaC(vlm, settings, views=tuple(views))
     given = reward([clip.prompt for clip in shown], [clip.video() for clip in shown])
-    judgements = [score.evidence for score in given]
     first, final, types, defects = {"normal": [], "abnormal": []}, {"normal": [], "abnormal": []}, {}, {}
     sparse: list[bool] = []
     pointed: list[Localisation] = []
     scores: tuple[list[float], list[float]] = ([], [])
-    for clip, score, judgement in zip(shown, given, judgements, strict=True):
+    for clip, score in zip(shown, given, strict=True):
         if not score.scored:
             continue
+        judgement = score.evidence
         turn_one = [turn for turn in judgement.turns if turn.number == 1][-1]
         first[clip.status].append(turn_one.status == clip.status)
         final[clip.status].append(judgement.status == clip.status)
@@ -116,7 +116,7 @@ def cac_figures(
     return {
         "clips": len(shown),
         "no_verdict": sum(not score.scored for score in given),
-        "faults": sum(bool(turn.faults) for judgement in judgements for turn in judgement.turns),
+        "faults": sum(bool(turn.faults) for score in given for turn in score.evidence.turns),
         "turn_1_accuracy": _mean(first["normal"] + first["abnormal"]),
         "turn_1_recall_normal": _mean(first["normal"]),
         "turn_1_recall_abnormal": _mean(first["abnormal"]),

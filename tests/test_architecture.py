@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "cac_align"
 
 # Each room may import the rooms listed. Modules at the top level are named by themselves.
-VALUES = {"video", "decoding", "encoding", "judgement", "answer", "overlap", "weights", "files", "device"}
+VALUES = {"video", "decoding", "encoding", "judgement", "answer", "overlap", "weights", "files", "device", "schedule"}
 ALLOWED = {
     **dict.fromkeys(VALUES, VALUES),
     "whereabouts": VALUES | {"whereabouts"},

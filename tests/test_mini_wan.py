@@ -184,12 +184,6 @@ def test_training_stays_inside_its_seeds():
     assert shares == ["abnormal"] * 4
 
 
-def test_learning_rate_by_hand():
-    factor = optimise.learning_rate_factor
-    assert [factor(n, 100, 4) for n in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert factor(99, 100, 4) == pytest.approx(0.05)
-
-
 # ---- interruption -------------------------------------------------------------------------------------------------
 
 

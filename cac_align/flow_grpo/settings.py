@@ -19,6 +19,7 @@ import numpy as np
 from cac_align.flow_grpo.advantages import AGGREGATIONS
 from cac_align.flow_grpo.sde import DYNAMICS
 from cac_align.recipe import import_name
+from cac_align.schedule import warm_cosine
 
 OBJECTIVES = ("grpo", "nft")
 CREDITS = ("uniform", "local")
@@ -170,8 +171,7 @@ def check(recipe: FlowGrpoRecipe) -> None:
 
 def learning_rate(step: int, recipe: FlowGrpoRecipe) -> float:
     """Of step ``step`` (from 0): half a cosine from lr to lr × final_lr at the last step."""
-    left = 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, recipe.steps - 1))))
-    return recipe.lr * (recipe.final_lr + (1 - recipe.final_lr) * left)
+    return recipe.lr * warm_cosine(step, recipe.steps, floor=recipe.final_lr)
 
 
 def window_steps(window: Window, num_steps: int, rng: np.random.Generator) -> tuple[int, ...]:

@@ -10,7 +10,6 @@ the same recipe gives the same weights to the last bit; another processor or tor
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
@@ -23,6 +22,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from cac_align.schedule import warm_cosine
+
+LAST_LR = 0.05  # of the peak, at the last step
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Run:
         while self.step < last and (stop_at is None or self.step < stop_at):
             for optimizer, lr in zip(self.optimizers, (s.lr, s.matrix_lr), strict=False):
                 for group in optimizer.param_groups:
-                    group["lr"] = lr * learning_rate_factor(self.step, s.steps, s.warmup)
+                    group["lr"] = lr * warm_cosine(self.step, s.steps, warmup=s.warmup, floor=LAST_LR)
             loss, numbers = loss_at(self.step)
             if not torch.isfinite(loss):
                 raise ValueError(
@@ -203,14 +206,6 @@ def orthogonalise(matrix: Float[Tensor, "M N"], steps: int = 5) -> Float[Tensor,
         square = x @ x.T
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
     return x.T if matrix.shape[0] > matrix.shape[1] else x
-
-
-def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
-    """Linear warm-up, then a cosine from 1 to 1/20 at the last step."""
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - 1 - warmup)
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

@@ -44,6 +44,7 @@ from cac_align.miniature.start_from import take_all, take_body, take_encoder, ta
 from cac_align.miniature.watching import tapped, watch_loss
 from cac_align.miniature.workers import Told, Workers
 from cac_align.recipe import read_recipe
+from cac_align.schedule import warm_cosine
 from cac_align.vlm.inputs import collate as join_rows
 from cac_align.vlm.inputs import encode_one, pad_id
 
@@ -131,14 +132,6 @@ class JudgeTraining:
 # ---- the run ------------------------------------------------------------------------------------------------------
 
 
-def learning_rate(step: int, steps: int, recipe: JudgeTraining) -> float:
-    """Linear warm-up, then a cosine from ``lr`` to ``final_lr`` over ``steps`` steps."""
-    if step < recipe.warmup_steps:
-        return recipe.lr * (step + 1) / recipe.warmup_steps
-    share = (step - recipe.warmup_steps) / max(1, steps - recipe.warmup_steps)
-    return recipe.final_lr + (recipe.lr - recipe.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-
-
 def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     """Run or resume the recipe; returns the folder with the final weights (``out/final``).
 
@@ -187,7 +180,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     began, since, right, losses = time.time(), done, [], []
     for step in range(done, total):
         stage, within = _stage(step, stages)
-        lr = learning_rate(within, stages[stage], recipe)
+        lr = recipe.lr * warm_cosine(within, stages[stage], warmup=recipe.warmup_steps, floor=recipe.final_lr / recipe.lr)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * lr / recipe.lr

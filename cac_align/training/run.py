@@ -33,6 +33,7 @@ from torch import Tensor
 from cac_align.cac.folder import write_settings
 from cac_align.files import write_whole
 from cac_align.recipe import flat
+from cac_align.schedule import warm_cosine
 from cac_align.training.policy import AnswerLogProbs, core
 from cac_align.training.watch import Stopped
 from cac_align.whereabouts import Whereabouts
@@ -77,10 +78,7 @@ class Keeping:
 
 def learning_rate(step: int, keeping: Keeping) -> float:
     """Of step ``step`` (from 0): linear warm-up, then a cosine from lr to lr × final_lr at the last step."""
-    if step < keeping.warmup_steps:
-        return keeping.lr * (step + 1) / keeping.warmup_steps
-    share = (step - keeping.warmup_steps) / max(1, keeping.steps - 1 - keeping.warmup_steps)
-    return keeping.lr * (keeping.final_lr + (1 - keeping.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+    return keeping.lr * warm_cosine(step, keeping.steps, warmup=keeping.warmup_steps, floor=keeping.final_lr)
 
 
 def start_accelerator(keeping: Keeping, mixed_precision: str, accumulation: int) -> Any:

@@ -24,7 +24,7 @@ from cac_align.miniature.judge_loss import answer_loss, batch_vision_attention, 
 from cac_align.miniature.lessons import cac_lessons, unified_lessons
 from cac_align.miniature.marks import Heads
 from cac_align.miniature.pool import LessonPlan
-from cac_align.miniature.train_judge import HEADS, JudgeTraining, train
+from cac_align.miniature.train_judge import HEADS, JudgeTraining, learning_rate, train
 from cac_align.recipe import read_recipe
 from cac_align.video import Frames
 from cac_align.vlm.local import LocalVlm
@@ -189,6 +189,14 @@ def test_loss_is_that_of_the_whole_model_and_fast_attention_changes_nothing(proc
         for judge in (model, fast):
             with torch.no_grad():
                 assert answer_loss(judge, batch)[0].item() == pytest.approx(expected.item(), abs=2e-5)
+
+
+def test_learning_rate_rises_and_falls():
+    recipe = JudgeTraining(lr=1e-3, final_lr=1e-5, warmup_steps=10)
+    rates = [learning_rate(step, 110, recipe) for step in range(110)]
+    assert rates[0] == pytest.approx(1e-4) and rates[9] == pytest.approx(1e-3)
+    assert rates[60] == pytest.approx((1e-3 + 1e-5) / 2)  # the middle of the cosine
+    assert rates[9:] == sorted(rates[9:], reverse=True)
 
 
 def recipe_of(folder: Path, pool: Path, **changes) -> JudgeTraining:

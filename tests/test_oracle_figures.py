@@ -1,6 +1,7 @@
 """The oracle's table over folders of clips: the counts by hand, and real clips whose truth is known."""
 
 import json
+import math
 
 import pytest
 
@@ -25,6 +26,12 @@ def test_a_row_by_hand():
     cells = [cell.strip() for cell in row("a", seen, 2).strip("|").split("|")]
     assert cells[:2] == ["a", "4"] and cells[2].startswith("0.500 [")
     assert cells[3:] == ["Motion Anomalies 2, Object Distortion 1", "12.5", "0.750", "motion 1", "2"]
+
+
+def test_an_entity_that_was_never_seen_has_no_motion():
+    lost = verdict("Motion Anomalies", px=math.nan, entity=False)
+    moved = [row("a", seen, 0).strip("|").split("|")[4].strip() for seen in ([lost, verdict(px=12.0)], [lost])]
+    assert moved == ["12.0", "–"]
 
 
 def test_without_a_verdict_there_is_no_rate():

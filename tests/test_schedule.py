@@ -4,11 +4,13 @@ from itertools import pairwise
 
 import pytest
 
+from cac_align.miniature.optimise import LAST_LR
 from cac_align.schedule import warm_cosine
 
 
 def test_it_rises_stands_at_the_peak_and_falls_along_half_a_cosine():
     assert [warm_cosine(step, 100, warmup=4, floor=0.05) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert warm_cosine(99, 100, warmup=4, floor=LAST_LR) == pytest.approx(0.05)
     # 5 steps, no warm-up: (1 + cos 45°) / 2 = .8535534 and its mirror
     expected = [1.0, 0.1 + 0.9 * 0.8535534, 0.55, 0.1 + 0.9 * 0.1464466, 0.1]
     assert [warm_cosine(step, 5, floor=0.1) for step in range(5)] == pytest.approx(expected, abs=1e-6)

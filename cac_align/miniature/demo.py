@@ -108,9 +108,9 @@ def summarise(selections: Sequence[Selection], verdicts: Sequence[Sequence[Verdi
     unified = [verdicts[index][_favourite(selections[index])] for index in kept]
     combined = [verdicts[index][selections[index].chosen] for index in kept]
     choices = [
-        _choice("a random candidate", candidates),
-        _choice("UnifiedReward's choice", unified),
-        _choice("UnifiedReward + CaC's choice", combined),
+        choice_of("a random candidate", candidates),
+        choice_of("UnifiedReward's choice", unified),
+        choice_of("UnifiedReward + CaC's choice", combined),
     ]
     test = mcnemar([_anomalous(verdict) for verdict in unified], [_anomalous(verdict) for verdict in combined])
     differences = [float(_anomalous(b)) - float(_anomalous(a)) for a, b in zip(unified, combined, strict=True)]
@@ -132,7 +132,8 @@ def _favourite(selection: Selection) -> int | None:
     return -max(scored)[1] if scored else None
 
 
-def _choice(name: str, verdicts: Sequence[Verdict]) -> Choice:
+def choice_of(name: str, verdicts: Sequence[Verdict]) -> Choice:
+    """What the oracle's verdicts on these clips come to. motion is over the clips whose entity was seen, without a value where none was."""
     follows = [all(verdict.follows.values()) for verdict in verdicts]
     motion = [verdict.displacement_px for verdict in verdicts if np.isfinite(verdict.displacement_px)]
     return Choice(

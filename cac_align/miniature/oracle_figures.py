@@ -14,10 +14,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from cac_align.evaluation.pairing import read_folder
-from cac_align.evaluation.statistics import share
+from cac_align.miniature.demo import choice_of
 from cac_align.miniature.oracle import Verdict, judge
 
 HEAD = "| clips | judged | anomaly rate (95 %) | by kind | motion, px/s | follows the prompt | missed of it | not judged |\n|---|---|---|---|---|---|---|---|"
@@ -42,16 +40,16 @@ def verdicts_of(folder: Path) -> tuple[list[Verdict], int]:
 
 
 def row(name: str, verdicts: Sequence[Verdict], left: int) -> str:
-    """One line of the table. A clip with two kinds of defect counts in both; rates are over the clips that could be judged."""
+    """One line of the table. A clip with two kinds of defect counts in both; rates are over the clips that could be judged, motion over
+    those whose entity was seen."""
     n = len(verdicts)
     if n == 0:
         return f"| {name} | 0 | – | – | – | – | – | {left} |"
     kinds = Counter(kind for verdict in verdicts for kind in verdict.types)
     missed = Counter(part for verdict in verdicts for part, kept in verdict.follows.items() if not kept)
-    broken = share(sum(verdict.status == "abnormal" for verdict in verdicts), n)
-    moved = np.mean([verdict.displacement_px for verdict in verdicts])
-    follows = np.mean([all(verdict.follows.values()) for verdict in verdicts])
-    return f"| {name} | {n} | {broken} | {_counts(kinds)} | {moved:.1f} | {follows:.3f} | {_counts(missed)} | {left} |"
+    told = choice_of(name, verdicts)
+    moved = "–" if told.motion.value is None else f"{told.motion.value:.1f}"
+    return f"| {name} | {n} | {told.anomaly_rate} | {_counts(kinds)} | {moved} | {told.follows.value:.3f} | {_counts(missed)} | {left} |"
 
 
 def _counts(counter: Counter[str]) -> str:

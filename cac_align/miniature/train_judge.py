@@ -132,6 +132,11 @@ class JudgeTraining:
 # ---- the run ------------------------------------------------------------------------------------------------------
 
 
+def learning_rate(step: int, steps: int, recipe: JudgeTraining) -> float:
+    """Linear warm-up, then a cosine from ``lr`` to ``final_lr``, which the step after the last would have."""
+    return recipe.lr * warm_cosine(step, steps + 1, warmup=recipe.warmup_steps, floor=recipe.final_lr / recipe.lr)
+
+
 def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     """Run or resume the recipe; returns the folder with the final weights (``out/final``).
 
@@ -180,7 +185,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     began, since, right, losses = time.time(), done, [], []
     for step in range(done, total):
         stage, within = _stage(step, stages)
-        lr = recipe.lr * warm_cosine(within, stages[stage], warmup=recipe.warmup_steps, floor=recipe.final_lr / recipe.lr)
+        lr = learning_rate(within, stages[stage], recipe)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * lr / recipe.lr

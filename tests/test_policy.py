@@ -1,5 +1,7 @@
 """log p of answers: equal to plain, unpadded forwards; videos encoded once; gradients reach the encoder; LoRA merges exactly."""
 
+from dataclasses import replace
+
 import pytest
 import tiny_qwen
 import torch
@@ -62,6 +64,40 @@ def test_a_shared_video_is_encoded_once_and_collects_all_gradients(parts):
     assert patches == [sum(int(grid.prod()) for _, grid in store.values())]
     alone = sum(torch.autograd.grad(plain(net, processor, store, segment).sum(), weight)[0] for segment in segments)
     assert torch.allclose(together, alone, atol=1e-5 * alone.abs().max().item() + 1e-7) and alone.abs().max() > 0
+
+
+def test_answers_to_one_prompt_share_it_and_do_not_see_each_other(parts):
+    """Four answers to one prompt, one to another: the prompts go through once, and log p and gradients are those of plain forwards."""
+    processor, net, store, segments = parts
+    asked = [replace(segments[0], answer=answer) for answer in ((40, 41, 42), (7,), (40, 41, 9, 8, 7), ())]
+    asked = [asked[0], segments[2], *asked[1:]]
+    batch = make_batch(processor, asked, store, shared=True)
+    tokens = segments[0].ids.shape[1] + 3 + 1 + 5
+    assert batch["input_ids"].shape == (2, tokens) and batch["attention_mask"].sum(1)[0] == tokens
+    assert batch["branch"][0].bincount().tolist() == [segments[0].ids.shape[1], 3, 1, 5]
+    found, mask = AnswerLogProbs(net)(batch), answer_mask(batch)
+    assert mask.sum(1).tolist() == [3, 2, 1, 5, 0] and torch.isfinite(found).all()
+    for line, segment in enumerate(asked[:-1]):
+        assert torch.allclose(found[line][mask[line]], plain(net, processor, store, segment), atol=2e-5)
+    gains = torch.tensor([1.0, -2.0, 0.5, 3.0])
+    weights = (net.model.visual.patch_embed.proj.weight, net.model.language_model.layers[0].self_attn.k_proj.weight)
+    together = torch.autograd.grad((found[:-1].sum(1) * gains).sum(), weights)
+    alone = torch.autograd.grad(
+        sum(gain * plain(net, processor, store, segment).sum() for gain, segment in zip(gains, asked[:-1], strict=True)), weights
+    )
+    for one, other in zip(together, alone, strict=True):
+        assert torch.allclose(one, other, atol=2e-5 * other.abs().max().item()) and other.abs().max() > 0
+    assert "branch" not in make_batch(processor, segments, store, shared=True)  # nothing to share: rows as they were
+
+
+def test_batches_of_unlike_length_are_scored_apart_in_one_call(parts):
+    processor, net, store, segments = parts
+    first, second = (make_batch(processor, part, store) for part in (segments[:1], segments[1:]))
+    scorer = AnswerLogProbs(net)
+    found, mask = scorer(first, second), answer_mask(first, second)
+    assert mask.sum(1).tolist() == [3, 1, 2]
+    whole = make_batch(processor, segments, store)
+    assert torch.allclose(found[mask], scorer(whole)[answer_mask(whole)], atol=1e-5)
 
 
 def test_temperature_scales_the_scored_distribution(parts):

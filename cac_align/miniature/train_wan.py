@@ -207,11 +207,13 @@ def evaluate(folder: Path, recipe: WanRecipe) -> dict[str, Any]:
     """Generate ``evaluate_clips`` clips for prompts that no training clip fixed (seeds of the world's VALID range); what the oracle says.
 
     anomaly_rate: share judged abnormal; ``types``: how often each type. follows: share with entity, colour and motion as asked, and each.
+    speed_px_s: over the clips whose entity was seen, None where none was.
     A contact sheet of the first clips lies beside the folder.
     """
     from collections import Counter
 
     from cac_align.generation.wan import Wan
+    from cac_align.miniature.demo import choice_of
     from cac_align.miniature.oracle import judge
     from cac_align.miniature.world import PLAYGROUND, STUDIO, VALID_SEEDS, make_prompts
 
@@ -232,7 +234,7 @@ def evaluate(folder: Path, recipe: WanRecipe) -> dict[str, Any]:
         ),
         "followed": {name: round(followed[name] / count, 3) for name, count in asked.items()},
         "types": dict(Counter(name for verdict in verdicts for name in verdict.types)),
-        "speed_px_s": float(np.mean([verdict.displacement_px for verdict in verdicts])),
+        "speed_px_s": choice_of("", verdicts).motion.value,
         "generate_s": round(seconds, 1),
     }
 

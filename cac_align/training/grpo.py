@@ -267,10 +267,10 @@ def _gather(run: Run, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @dataclass(eq=False)
 class _Micro:
-    """Some rollouts ready to be scored: their videos' names, their segments' batch, which rollout each segment belongs to, and what does not change."""
+    """Some rollouts ready to be scored: their videos' names, their segments' batches, which lines each rollout has, and what does not change."""
 
     names: str
-    batch: dict[str, Tensor]
+    batches: list[dict[str, Tensor]]
     owners: list[list[int]]
     advantage: Tensor
     reference: Tensor | None = None
@@ -281,13 +281,14 @@ def _update(collected: _Collected, recipe: GrpoRecipe, run: Run, reference: Answ
     """``updates`` optimiser steps on these rollouts; returns the figures of the last one."""
     device = run.device
     total = recipe.batch * recipe.rollout.group
-    micros = [_micro(run, collected, at, recipe.micro_batch) for at in range(0, len(collected.rollouts), recipe.micro_batch)]
+    size = recipe.micro_batch
+    micros = [_micro(run, recipe, collected, at, size) for at in range(0, len(collected.rollouts), size)]
     for micro in micros:
         with torch.no_grad(), run.autocast():
             if reference is not None:
-                micro.reference = side_by_side(reference(on(device, micro.batch)), micro.owners)
+                micro.reference = _score(reference, micro, device)
             if recipe.grpo.updates > 1:
-                micro.old = side_by_side(run.module(on(device, micro.batch)), micro.owners)
+                micro.old = _score(run.module, micro, device)
     figures: dict[str, float] = {}
     for _ in range(recipe.grpo.updates):
         seen: list[tuple[float, float, float]] = []
@@ -298,16 +299,26 @@ def _update(collected: _Collected, recipe: GrpoRecipe, run: Run, reference: Answ
     return {**figures, "lr": run.optimizer.param_groups[0]["lr"]}
 
 
-def _micro(run: Run, collected: _Collected, at: int, size: int) -> _Micro:
+def _micro(run: Run, recipe: GrpoRecipe, collected: _Collected, at: int, size: int) -> _Micro:
+    """Rollouts of one video share its prompt where attention takes a mask of its own (sdpa). First and second turns are of unlike length
+    and go apart, unless the second turn's prompt begins with the first: then they show the same video, which is encoded once."""
     part = collected.rollouts[at : at + size]
-    segments = [segment for rollout in part for segment in rollout.segments]
-    owners, count = [], 0
-    for rollout in part:
-        owners.append(list(range(count, count + len(rollout.segments))))
-        count += len(rollout.segments)
+    turns = [[rollout.segments[0] for rollout in part], [rollout.segments[1] for rollout in part if len(rollout.segments) > 1]]
+    if recipe.rollout.context == "continued":
+        turns = [turns[0] + turns[1]]
+    shared = recipe.model.attention == "sdpa"
+    batches = [make_batch(run.processor, segments, collected.store, shared=shared) for segments in turns if segments]
+    owners, second = [], len(part)
+    for line, rollout in enumerate(part):
+        owners.append([line] if len(rollout.segments) == 1 else [line, second])
+        second += len(rollout.segments) - 1
     gains = torch.tensor(collected.advantages[at : at + size], dtype=torch.float32, device=run.device)
     names = ", ".join(sorted({rollout.record.id for rollout in part}))
-    return _Micro(names, make_batch(run.processor, segments, collected.store), owners, gains)
+    return _Micro(names, batches, owners, gains)
+
+
+def _score(scorer: Any, micro: _Micro, device: torch.device) -> Tensor:
+    return side_by_side(scorer(*(on(device, batch) for batch in micro.batches)), micro.owners)
 
 
 def _losses(
@@ -317,8 +328,8 @@ def _losses(
 
         def part(micro: _Micro = micro) -> Tensor:
             run.here.at(f"step {run.step}, learning from {micro.names}")
-            log_p = side_by_side(run.module(on(run.device, micro.batch)), micro.owners)
-            mask = side_by_side(answer_mask(micro.batch).to(run.device), micro.owners)
+            log_p = _score(run.module, micro, run.device)
+            mask = side_by_side(answer_mask(*micro.batches).to(run.device), micro.owners)
             old = log_p.detach() if micro.old is None else micro.old
             found = objective.loss(
                 log_p, old, micro.reference, micro.advantage, mask, epsilon=recipe.grpo.epsilon, beta=recipe.grpo.beta

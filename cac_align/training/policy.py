@@ -3,7 +3,8 @@
 folder or hub id → load → Qwen3-VL + processor → (lora) → AnswerLogProbs: segments → batch → log p of every answer token
 
 A ``Segment`` is one prompt with one answer. Segments that show the same frames share their vision features: the encoder runs once per
-distinct video of a batch, and gradients of all its segments reach it through that one pass. The word table is applied to answer tokens
+distinct video of a batch, and gradients of all its segments reach it through that one pass. Rollouts of one prompt share the prompt as
+well, if asked: it goes through the language model once, and a mask keeps its answers from seeing each other. The word table is applied to answer tokens
 only, in chunks that are recomputed in the backward pass, so memory holds no (tokens × vocabulary) table.
 """
 
@@ -134,30 +135,64 @@ def keep_videos(row: Mapping[str, Tensor], keys: Sequence[Any], store: dict[Any,
         start += count
 
 
-def make_batch(processor: Any, segments: Sequence[Segment], store: Store) -> dict[str, Tensor]:
-    """Left-padded ids with labels (−100 but on answers), distinct videos' patches once, and ``shown``: which of them each
-    placeholder run shows, row by row. Raises ``ValueError`` when placeholders and patches do not agree."""
-    rows, labels = [], []
-    keys = list(dict.fromkeys(key for segment in segments for key in segment.videos))
-    for segment in segments:
-        tail = torch.tensor([segment.answer], dtype=torch.long)
-        ids = torch.cat([segment.ids, tail], dim=1)
-        types = torch.nn.functional.pad((segment.ids == processor.video_token_id) * VIDEO, (0, tail.shape[1]))
-        rows.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": types})
-        labels.append(torch.cat([torch.full_like(segment.ids, IGNORED), tail], dim=1))
-        pads = int((ids == processor.video_token_id).sum())
-        merge = processor.video_processor.merge_size**2
-        patches = sum(int(store[key][1].prod()) for key in segment.videos)
-        if pads * merge != patches:
-            raise ValueError(f"a segment has {pads} video placeholders for {patches} patches; its answer holds vision tokens")
+def make_batch(processor: Any, segments: Sequence[Segment], store: Store, *, shared: bool = False) -> dict[str, Tensor]:
+    """Left-padded rows: each prompt with its answer, or (``shared``) each distinct prompt once, all of its answers one behind the other.
+
+    input_ids, attention_mask, mm_token_type_ids: (B, L). labels: (S, T) the answers' tokens, a line per segment, −100 behind them.
+    sources: (S, T) which of the B·L hidden states predicts each. Distinct videos' patches once, and ``shown``: which of them each
+    placeholder run shows, row by row. Where a row has several answers: branch (B, L), which answer a token belongs to (0: the prompt), and
+    ahead (B, L), how many tokens the answers before it have. Raises ``ValueError`` when placeholders and patches do not agree.
+    """
+    trees: dict[Any, list[int]] = {}
+    for at, segment in enumerate(segments):
+        trees.setdefault((tuple(segment.ids[0].tolist()), segment.videos) if shared else at, []).append(at)
+    rows = [_row(processor, [segments[at] for at in members], store) for members in trees.values()]
     batch = collate(rows, pad_id=pad_id(processor))
     length = batch["input_ids"].shape[1]
-    batch["labels"] = torch.cat([torch.nn.functional.pad(row, (length - row.shape[1], 0), value=IGNORED) for row in labels])
+    if any(len(members) > 1 for members in trees.values()):
+        for name in ("branch", "ahead"):
+            batch[name] = torch.cat([torch.nn.functional.pad(row[name], (length - row[name].shape[1], 0)) for row in rows])
+    longest = max(len(segment.answer) for segment in segments)
+    batch["labels"] = torch.full((len(segments), longest), IGNORED)
+    batch["sources"] = torch.zeros((len(segments), longest), dtype=torch.long)
+    for number, (row, members) in enumerate(zip(rows, trees.values(), strict=True)):
+        last = (number + 1) * length - row["input_ids"].shape[1] + segments[members[0]].ids.shape[1] - 1  # of the prompt
+        at = last + 1
+        for member in members:
+            answer = segments[member].answer
+            batch["labels"][member, : len(answer)] = torch.tensor(answer, dtype=torch.long)
+            batch["sources"][member, : len(answer)] = torch.tensor([last, *range(at, at + len(answer) - 1)][: len(answer)])
+            at += len(answer)
+    shown = [key for members in trees.values() for key in segments[members[0]].videos]
+    keys = list(dict.fromkeys(shown))
     if keys:
         batch["pixel_values_videos"] = torch.cat([store[key][0] for key in keys])
         batch["video_grid_thw"] = torch.cat([store[key][1] for key in keys])
-        batch["shown"] = torch.tensor([keys.index(key) for segment in segments for key in segment.videos])
+        batch["shown"] = torch.tensor([keys.index(key) for key in shown])
     return batch
+
+
+def _row(processor: Any, segments: Sequence[Segment], store: Store) -> dict[str, Tensor]:
+    """The prompt of these segments, which is one and the same, and their answers behind it: every entry (1, L)."""
+    prompt = segments[0]
+    counts = torch.tensor([len(segment.answer) for segment in segments])
+    ids = torch.cat(
+        [prompt.ids, torch.tensor([[token for segment in segments for token in segment.answer]], dtype=torch.long)], 1
+    )
+    merge = processor.video_processor.merge_size**2
+    patches = sum(int(store[key][1].prod()) for key in prompt.videos)
+    pads = int((ids == processor.video_token_id).sum())
+    if pads * merge != patches:
+        raise ValueError(f"a segment has {pads} video placeholders for {patches} patches; its answer holds vision tokens")
+    before = (prompt.ids.shape[1], 0)
+    branch = torch.arange(1, len(segments) + 1).repeat_interleave(counts)
+    ahead = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": (ids == processor.video_token_id) * VIDEO,
+        **{name: torch.nn.functional.pad(value, before)[None] for name, value in (("branch", branch), ("ahead", ahead))},
+    }
 
 
 def on(device: torch.device, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -203,30 +238,56 @@ class AnswerLogProbs(nn.Module):
         self.model = model
         self.temperature = temperature
 
-    def forward(self, batch: dict[str, Tensor]) -> Float[Tensor, "B L1"]:
-        """Shape (B, L − 1), aligned with ``labels[:, 1:]``; 0 where the label is −100. float32."""
+    def forward(self, *batches: dict[str, Tensor]) -> Float[Tensor, "S T"]:
+        """A line per segment of all batches, aligned with ``answer_mask``; 0 where it is False. float32. Each batch goes through the model
+        apart: segments of unlike length need not be padded to one."""
+        return _lines([self._one(batch) for batch in batches])
+
+    def _one(self, batch: dict[str, Tensor]) -> Float[Tensor, "S T"]:
         net = core(self.model)
         seen = vision(self.model, batch)
         positions, _ = position_ids(self.model, batch, seen.get("video_grid_thw"))
-        names = ("input_ids", "attention_mask", "mm_token_type_ids")
+        attended = batch["attention_mask"]
+        if "branch" in batch:
+            positions, attended = positions - batch["ahead"], apart(batch)
         hidden = net.model(
-            **{name: batch[name] for name in names}, **seen, position_ids=positions, use_cache=False
+            input_ids=batch["input_ids"],
+            attention_mask=attended,
+            mm_token_type_ids=batch["mm_token_type_ids"],
+            **seen,
+            position_ids=positions,
+            use_cache=False,
         ).last_hidden_state
-        wanted = batch["labels"][:, 1:]
-        chosen = wanted != IGNORED
-        picked, targets = hidden[:, :-1][chosen], wanted[chosen]
+        chosen = batch["labels"] != IGNORED
+        picked, targets = hidden.flatten(0, 1)[batch["sources"][chosen]], batch["labels"][chosen]
         parts = [
             torch.utils.checkpoint.checkpoint(
                 _log_p, net.lm_head, picked[at : at + CHUNK], targets[at : at + CHUNK], self.temperature, use_reentrant=False
             )
             for at in range(0, len(targets), CHUNK)
         ]
-        log_p = torch.zeros(wanted.shape, dtype=torch.float32, device=hidden.device)
+        log_p = torch.zeros(chosen.shape, dtype=torch.float32, device=hidden.device)
         return log_p.masked_scatter(chosen, torch.cat(parts)) if parts else log_p
 
 
-def answer_mask(batch: Mapping[str, Tensor]) -> Bool[Tensor, "B L1"]:
-    return batch["labels"][:, 1:] != IGNORED
+def apart(batch: Mapping[str, Tensor]) -> Bool[Tensor, "B 1 L L"]:
+    """What each token of a row with several answers attends to: the prompt, its own answer so far, and itself. Padding sees itself only,
+    so that no line of the mask is empty."""
+    branch, valid = batch["branch"], batch["attention_mask"].bool()
+    related = (branch[:, :, None] == branch[:, None, :]) | (branch == 0)[:, None, :]
+    sees = (related & valid[:, None, :]).tril()
+    return (sees | torch.eye(sees.shape[1], dtype=torch.bool, device=sees.device))[:, None]
+
+
+def answer_mask(*batches: dict[str, Tensor]) -> Bool[Tensor, "S T"]:
+    """Where the lines of ``AnswerLogProbs`` hold a token's log p."""
+    return _lines([batch["labels"] != IGNORED for batch in batches])
+
+
+def _lines(parts: Sequence[Tensor]) -> Tensor:
+    """All lines in one tensor, as wide as the longest, zeros (False) behind the others."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
 
 def _log_p(

@@ -33,7 +33,11 @@ verdict was given in a single turn (``cac.single_turn``)."""
 
 @dataclass(frozen=True)
 class TermWeights:
-    """w1 … w5 of Eq. 6, and γ of a salient and of a non-salient anomaly. Set a weight to 0 to train without that term."""
+    """w1 … w5 of Eq. 6, and γ of a salient and of a non-salient anomaly. Set a weight to 0 to train without that term.
+
+    suspicion: what it costs, as a share of a wrong verdict, that turn 1 suspects a normal video and turn 2 takes it back (1: as much as
+    a wrong verdict; 0: nothing, the verdict being right).
+    """
 
     format: float = 1.0
     status: float = 2.0
@@ -42,11 +46,12 @@ class TermWeights:
     spatial: float = 5.0
     salient: float = 1.0
     non_salient: float = 0.5
+    suspicion: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("salient", "non_salient"):
+        for name in ("salient", "non_salient", "suspicion"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"weights.{name} is a discount in [0, 1], received {getattr(self, name)}")
+                raise ValueError(f"weights.{name} is a share in [0, 1], received {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,11 @@ def terms(
         second = first
     format_ = (_format(first.valid) + _format(ending != "window" if second is None else second.valid)) / 2
     if record.status == "normal":
-        status = 0.0 if first.status == "normal" and ending in ("normal", "single turn") else -1.0
+        if first.status == "normal" and ending in ("normal", "single turn"):
+            status = 0.0
+        else:
+            taken_back = ending == "second turn" and second is not None and second.status == "normal"
+            status = -weights.suspicion if taken_back else -1.0
         return Terms(format_, status, None, None, None, 1.0, weights.format * format_ + weights.status * status)
     both = first.status == "abnormal" and second is not None and second.status == "abnormal"
     status = 0.0 if both else -1.0

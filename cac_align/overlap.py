@@ -95,9 +95,10 @@ def box_iou(a: Box, b: Box) -> float:
     return common / total
 
 
-def spatial_iou(pred: Mapping[int, Sequence[Box]], gt: Mapping[int, Sequence[Box]]) -> float:
+def spatial_iou(pred: Mapping[int, Sequence[Box]], gt: Mapping[int, Sequence[Box]], *, everywhere: bool = False) -> float:
     """Eq. 5: boxes by source frame; the mean IoU over the M ground-truth boxes on frames that both have. In [0, 1]; 0 when M = 0.
 
+    everywhere: over all frames of ``gt``, a box on a frame without a guess counting 0 (pass the boxes of F_pred ∩ F_gt).
     Which predicted box answers which true one the paper leaves open: on each frame they are matched one to one so that the
     total IoU is highest. A ground-truth box without a partner counts 0; a predicted box left over costs nothing, as in Eq. 5.
     A frame with an empty list counts as absent. For one anomaly at a time, pass that anomaly's boxes.
@@ -106,10 +107,11 @@ def spatial_iou(pred: Mapping[int, Sequence[Box]], gt: Mapping[int, Sequence[Box
     count = 0
     for frame, truths in gt.items():
         guesses = pred.get(frame, ())
-        if not truths or not guesses:
+        if not truths or not (guesses or everywhere):
             continue
-        matched += _best_total(np.array([[box_iou(guess, truth) for guess in guesses] for truth in truths]))
         count += len(truths)
+        if guesses:
+            matched += _best_total(np.array([[box_iou(guess, truth) for guess in guesses] for truth in truths]))
     return matched / count if count else 0.0
 
 

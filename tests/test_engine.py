@@ -8,6 +8,7 @@ import torch
 
 from cac_align.vlm.constrained import SchemaConstraint, SchemaLogitsProcessor
 from cac_align.vlm.dialogue import Question, hold
+from cac_align.vlm.engine import float_logits
 from cac_align.vlm.inputs import encode
 from cac_align.vlm.local import LocalVlm
 from cac_align.vlm.protocol import Message, Readout
@@ -290,3 +291,45 @@ def test_memory_too_small_for_one_answer_is_that_answers_error():
     vlm.model.model.language_model.register_forward_pre_hook(too_wide, with_kwargs=True)
     replies = vlm.answer([ask("x"), ask("x " * 90), ask("y")], max_new_tokens=3)
     assert [reply.error for reply in replies] == [None, "out of memory: tried to allocate 9 GiB", None]
+
+
+def test_the_readout_of_a_bfloat16_model_has_no_bfloat16_steps():
+    """A bfloat16 logit near 20 is a multiple of 1/8; the readout's are those of its weights and states in double precision."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(256, 20_000, bias=False).to(torch.bfloat16)
+    with torch.no_grad():
+        head.weight.normal_(std=0.08)
+        states = (torch.randn(3, 256) + 250 * head.weight[:3].float()).to(torch.bfloat16)
+        exact = states.double() @ head.weight.double().T
+        assert exact.max() > 16 and (head(states).double() - exact).abs().max() > 0.02
+        assert (float_logits(head, states).double() - exact).abs().max() < 1e-4
+        plain = torch.nn.Linear(4, 9)
+        assert torch.equal(float_logits(plain, torch.ones(2, 4)), plain(torch.ones(2, 4)))
+        biased = torch.nn.Linear(4, 9).to(torch.bfloat16)
+        wanted = torch.ones(2, 4) @ biased.weight.float().T + biased.bias.float()
+        assert torch.allclose(float_logits(biased, torch.ones(2, 4, dtype=torch.bfloat16)), wanted, atol=1e-6)
+
+
+class FloatHead(torch.nn.Module):
+    """The same words, in float32 throughout."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, states):
+        return states.float() @ self.weight.float().T
+
+
+def test_a_bfloat16_judge_reads_out_what_a_float32_head_would():
+    net = tiny_qwen.model(hidden=64).to(torch.bfloat16)
+    with torch.no_grad():
+        net.lm_head.weight.mul_(40)
+    asked = [ask("look", frames(2, seed=seed)) for seed in range(4)]
+    given = {"max_new_tokens": 4, "readout": Readout(("normal", "abnormal"), lambda text: 0)}
+    found = [reply.log_p for reply in LocalVlm(net, tiny_qwen.processor(), name="x").answer(asked, **given)]
+    plain = net.lm_head
+    net.lm_head = FloatHead(plain.weight)
+    wanted = [reply.log_p for reply in LocalVlm(net, tiny_qwen.processor(), name="x").answer(asked, **given)]
+    for one, other in zip(found, wanted, strict=True):
+        assert one == pytest.approx(other, abs=1e-4) and min(other.values()) < -1

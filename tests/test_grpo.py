@@ -18,7 +18,7 @@ from cac_align.training.policy import ModelRecipe, load
 from cac_align.training.rollout import Asking, RolloutRecipe, open_prompt, roll_out
 from cac_align.training.run import Keeping
 from cac_align.training.samples import DataRecipe, draw, read_stage
-from cac_align.training.terms import terms
+from cac_align.training.terms import TermWeights
 from cac_align.training.watch import WatchRecipe
 
 CALM = WatchRecipe(patience=1, one_verdict=1.0, dead_groups=1.0, malformed=1.0, unscored=1.0, shrink=0.0)
@@ -79,7 +79,7 @@ def test_the_first_step_against_a_naive_computation(root):
     objective = torch.zeros(())
     for slot in range(2):
         group = rollouts[8 * slot : 8 * slot + 8]
-        earned = [terms(r.first, r.second, r.ending, r.record, r.scan_times_s).total for r in group]
+        earned = [r.earned(TermWeights()).total for r in group]
         mean = sum(earned) / 8
         std = math.sqrt(sum((value - mean) ** 2 for value in earned) / 7)
         for rollout, reward in zip(group, earned, strict=True):

@@ -28,7 +28,7 @@ from cac_align.training.policy import AnswerLogProbs, ModelRecipe, answer_mask, 
 from cac_align.training.rollout import Asking, Prompt, Rollout, RolloutRecipe, open_prompt, roll_out
 from cac_align.training.run import Keeping, Run, bar, read_rows, shares, start_accelerator
 from cac_align.training.samples import DataRecipe, Sample, Stage, draw, read_stage
-from cac_align.training.terms import NAMES, Terms, TermWeights, terms
+from cac_align.training.terms import NAMES, Terms, TermWeights
 from cac_align.training.trial import mean, trial
 from cac_align.training.watch import Stopped, WatchRecipe, alarm
 
@@ -179,7 +179,7 @@ def _collect(stage: Stage, recipe: GrpoRecipe, run: Run) -> _Collected:
         with run.autocast():
             rollouts += roll_out(run.model, run.processor, asked, asking, store)
     run.module.train()
-    earned = [None if r.error else terms(r.first, r.second, r.ending, r.record, r.scan_times_s, recipe.weights) for r in rollouts]
+    earned = [None if rollout.error else rollout.earned(recipe.weights) for rollout in rollouts]
     rewards = torch.tensor([math.nan if one is None else one.total for one in earned], dtype=torch.float64).view(
         len(prompts), recipe.rollout.group
     )

@@ -29,7 +29,7 @@ from cac_align.data.records import Record
 from cac_align.judgement import Turn, hull
 from cac_align.training.policy import Segment, core, keep_videos, make_batch, on, position_ids
 from cac_align.training.samples import end_token, seeded
-from cac_align.training.terms import Ending
+from cac_align.training.terms import Ending, Terms, TermWeights, terms
 from cac_align.training.watch import Stopped
 from cac_align.video import Frames, Video
 from cac_align.vlm.inputs import encode_one
@@ -73,7 +73,8 @@ class Prompt:
 class Rollout:
     """One complete rollout: what was said in each turn, how it ended, and the segments that are scored.
 
-    ``error``: why it has no score (its clip could not be read: not the policy's fault), or None.
+    scan_times_s, look_times_s: time stamps of the frames that each turn was shown. ``error``: why it has no score (its clip could not be
+    read: not the policy's fault), or None.
     """
 
     slot: int
@@ -85,6 +86,13 @@ class Rollout:
     scan_times_s: tuple[float, ...]
     segments: tuple[Segment, ...]
     error: str | None = None
+    look_times_s: tuple[float, ...] = ()
+
+    def earned(self, weights: TermWeights) -> Terms:
+        """Eq. 2-6."""
+        return terms(
+            self.first, self.second, self.ending, self.record, self.scan_times_s, weights, look_times_s=self.look_times_s
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -169,7 +177,9 @@ def roll_out(
         for (at, segment, clip), answer in zip(looks, said_again, strict=True):
             second = _read(processor, answer, 2, clip)
             segments = (*rollouts[at].segments, replace(segment, answer=answer))
-            rollouts[at] = replace(rollouts[at], second=second, ending="second turn", segments=segments)
+            rollouts[at] = replace(
+                rollouts[at], second=second, ending="second turn", segments=segments, look_times_s=clip.times_s
+            )
     return rollouts
 
 

@@ -8,8 +8,12 @@ Turn 1, Turn 2 (or none) + Record → terms → Terms (each named, with the tota
 
 m is 1 for an anomalous video and 0 for a normal one; γ̄ is 1 for a normal one, else the mean of γ over its true anomalies (0.5 for a
 non-salient one, 1 otherwise). Where the paper is silent: on a normal video a wrong first turn costs −1 even if turn 2 takes it
-back; a rollout that ended in turn 1 has 0 for what turn 2 would have earned, and where it ended because no clip could be
-cut, −1 for turn 2's format. In the single-turn formulation the one answer stands for both turns. Eq. 5's M counts, as everywhere in this package, the true boxes on frames that both have boxed.
+back (``TermWeights.suspicion``); a rollout that ended in turn 1 has 0 for what turn 2 would have earned, and where it ended because no
+clip could be cut, −1 for turn 2's format. In the single-turn formulation the one answer stands for both turns.
+
+Eq. 5's F_pred is what was looked into: the frames that turn 2 was shown (single turn: those of the windows it names). M counts the true
+boxes on them, boxed or not, so that boxing the easiest frame alone does not pay; and where an anomaly is boxed on frames in between, as an
+appearance is on one, its box stands on the nearest frame shown, where stage 2 teaches it to be (``data.truth.seen``).
 
 Source: CaC (arXiv 2605.11723) Sec. 3.3.
 """
@@ -21,8 +25,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cac_align.data.records import Record
+from cac_align.data.truth import seen
 from cac_align.judgement import Anomaly, Box, Turn, Window
-from cac_align.overlap import spatial_iou, temporal_iou, two_turn_type_iou
+from cac_align.overlap import positions, spatial_iou, temporal_iou, two_turn_type_iou
 
 NAMES = ("format", "status", "type", "temporal", "spatial")
 
@@ -80,15 +85,25 @@ def terms(
     record: Record,
     times_s: Sequence[float],
     weights: TermWeights = TermWeights(),
+    *,
+    look_times_s: Sequence[float] = (),
 ) -> Terms:
-    """Eq. 2-6 for one rollout. ``times_s``: time stamps (seconds, source clock) of the frames that turn 1 was shown.
+    """Eq. 2-6 for one rollout. ``times_s``, ``look_times_s``: time stamps (seconds, source clock) of the frames that turn 1 and turn 2
+    were shown.
 
-    Raises ``ValueError`` when ``ending`` does not go with ``second``.
+    Raises ``ValueError`` when ``ending`` does not go with ``second``, or ``look_times_s`` not with its frames.
     """
     if (ending == "second turn") != (second is not None):
         raise ValueError(f"ending {ending!r} does not go with {'a' if second else 'no'} second turn")
+    if len(look_times_s) != (0 if second is None else len(second.frames)):
+        raise ValueError(
+            f"turn 2 saw {0 if second is None else len(second.frames)} frames, received {len(look_times_s)} time stamps"
+        )
+    looked = [] if second is None else list(zip(second.frames, look_times_s, strict=True))
     if ending == "single turn":
         second = first
+        inside = positions(windows(first.anomalies), times_s)
+        looked = [(frame, time) for at, (frame, time) in enumerate(zip(first.frames, times_s, strict=True)) if at in inside]
     format_ = (_format(first.valid) + _format(ending != "window" if second is None else second.valid)) / 2
     if record.status == "normal":
         if first.status == "normal" and ending in ("normal", "single turn"):
@@ -106,11 +121,17 @@ def terms(
             types(first.anomalies), None if second is None else types(second.anomalies), types(record.anomalies)
         ),
         temporal=temporal_iou(windows(first.anomalies), windows(record.anomalies), times_s),
-        spatial=0.0 if second is None else spatial_iou(boxes(second.anomalies), boxes(record.anomalies)),
+        spatial=0.0 if second is None else _spatial(second, record, looked),
         discount=discount(record.anomalies, weights),
         total=0.0,
     )
     return _with_total(found, weights)
+
+
+def _spatial(said: Turn, record: Record, looked: Sequence[tuple[int, float]]) -> float:
+    """Eq. 5 over the frames that were looked into: (source frame, seconds) each."""
+    truth = seen(record.anomalies, [frame for frame, _ in looked], [time for _, time in looked])
+    return spatial_iou(boxes(said.anomalies), boxes(truth), everywhere=True)
 
 
 def _with_total(found: Terms, weights: TermWeights) -> Terms:

@@ -14,7 +14,7 @@ from typing import Any
 from cac_align.training.rollout import Asking, Prompt, Rollout, open_prompt, roll_out
 from cac_align.training.run import Run
 from cac_align.training.samples import Sample, Stage
-from cac_align.training.terms import TermWeights, terms
+from cac_align.training.terms import TermWeights
 
 
 def trial(run: Run, stage: Stage, asking: Asking, weights: TermWeights, *, videos: int, together: int) -> dict[str, float]:
@@ -45,7 +45,7 @@ def trial(run: Run, stage: Stage, asking: Asking, weights: TermWeights, *, video
 
 def judged(rollout: Rollout, weights: TermWeights) -> dict[str, Any]:
     """One held-out video's verdict and terms. A rollout that never came to a verdict says None, which is wrong."""
-    earned = terms(rollout.first, rollout.second, rollout.ending, rollout.record, rollout.scan_times_s, weights)
+    earned = rollout.earned(weights)
     deciding = rollout.second or rollout.first
     said = None if rollout.ending == "window" else deciding.status
     return {"truth": rollout.record.status, "said": said, "malformed": rollout.malformed, "terms": earned.to_json()}

@@ -4,7 +4,8 @@ take (prompts that wait) → prefill into free slots → step: one token for eve
 
 Nothing is computed twice and nothing twice in sequence:
 - A prompt that goes on from what a slot holds (turn 2 after turn 1 in one chat, a retry) keeps the common beginning's keys and values.
-- The distribution at any place of an answer is lm_head(its last hidden state), which is kept: before any mask, at no cost.
+- The distribution at any place of an answer is lm_head(its last hidden state), which is kept: before any mask, and for the readout in
+  float32 whatever the model computes in, because a bfloat16 logit of 20 comes in steps of 1/8.
 - The words' other spellings (``ab`` + ``normal`` where the answer says ``normal``) ride along with the next step as further queries
   of their answer's row: a tree of tokens that see the answer up to the place and their own ancestors (Eq. 7's two numbers, exactly).
   Only an answer whose place is found at its very end stays for one more step.
@@ -17,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 
 from cac_align.vlm.row import Answer, Prompt, Row, common_tokens, groups, new_pixels
 from cac_align.vlm.slots import SlotCache
@@ -30,6 +31,18 @@ PATIENCE = 8
 
 LOOK_EVERY = 16
 """Tokens between two looks for the readout's place in an answer that still runs."""
+
+
+WORDS_AT_ONCE = 8192
+"""Rows of the word table that are turned into float32 together: 128 MiB of an 8B model's."""
+
+
+def float_logits(head: torch.nn.Module, states: Float[torch.Tensor, "N H"]) -> Float[torch.Tensor, "N V"]:
+    """lm_head(states) with products and sums in float32. A head that is not a plain linear layer (quantised, adapted) is asked as it is."""
+    if type(head) is not torch.nn.Linear or head.weight.dtype == torch.float32:
+        return head(states).float()
+    bias = torch.zeros((), device=states.device) if head.bias is None else head.bias.float()
+    return torch.cat([states.float() @ part.float().T for part in head.weight.split(WORDS_AT_ONCE)], 1) + bias
 
 
 class Engine:
@@ -262,7 +275,7 @@ class Engine:
         if row.tree is None:
             return None
         states = [row.states[row.place[0]], *(row.nodes[node] for node in range(1, len(row.tree.tokens)))]
-        logits = self._model.lm_head(torch.stack(states)).float()
+        logits = float_logits(self._model.lm_head, torch.stack(states))
         norms = logits.logsumexp(-1)
         log_p = row.tree.log_p(lambda node, tokens: (logits[node, list(tokens)] - norms[node]).tolist())
         cover = log_p.pop(COVER, 0.0)

@@ -1,5 +1,6 @@
 """log p of answers: equal to plain, unpadded forwards; videos encoded once; gradients reach the encoder; LoRA merges exactly."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -154,6 +155,20 @@ def test_gradient_checkpointing_changes_nothing(parts, tmp_path):
         AnswerLogProbs(model)(batch).sum().backward()
         grads.append(model.model.visual.patch_embed.proj.weight.grad)
     assert torch.allclose(*grads, atol=1e-6) and grads[0].abs().max() > 0
+
+
+def test_a_trained_judge_says_how_its_frames_were_capped(parts, tmp_path):
+    """What the checkpoint leaves open is decided here as it is for judging, and travels with the weights; a decision is left alone."""
+    processor, net, _, _ = parts
+    for given, kept in ((None, True), (False, False), (True, True)):
+        processor.video_processor.cap_pixels_per_frame = given
+        net.save_pretrained(tmp_path / "start")
+        processor.save_pretrained(tmp_path / "start")
+        _, loaded = load(ModelRecipe(path=str(tmp_path / "start")))
+        write_model(AnswerLogProbs(net), AnswerLogProbs(net).state_dict(), loaded, tmp_path / "out")
+        again = json.loads((tmp_path / "out" / "processor_config.json").read_text())
+        assert again["video_processor"]["cap_pixels_per_frame"] is kept
+    processor.video_processor.cap_pixels_per_frame = None
 
 
 def test_wrong_models_are_named(tmp_path):

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from cac_align.vlm.inputs import VIDEO, collate, pad_id
+from cac_align.vlm.inputs import VIDEO, collate, decide_cap, pad_id
 from cac_align.weights import shipped
 
 CHUNK = 512
@@ -70,6 +70,7 @@ def load(recipe: ModelRecipe) -> tuple[Any, Any]:
         if kind != "qwen3_vl":
             raise ValueError(f"its model_type is {kind!r}, expected 'qwen3_vl'")
         processor = AutoProcessor.from_pretrained(recipe.source, revision=recipe.revision)
+        decide_cap(processor)
         model, found = Qwen3VLForConditionalGeneration.from_pretrained(
             recipe.source,
             revision=recipe.revision,

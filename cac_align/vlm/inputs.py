@@ -227,9 +227,20 @@ def _video_arguments(processor: Any, videos: Sequence[Frames], max_pixels: int |
         clocks.append({"fps": 1.0, "frames_indices": times, "total_num_frames": len(times)})
     options: dict[str, Any] = {"video_metadata": clocks, "do_sample_frames": False, "input_data_format": "channels_first"}
     half = processor.video_processor
-    if "cap_pixels_per_frame" in half.valid_kwargs.__annotations__ and half.cap_pixels_per_frame is None:
-        options["cap_pixels_per_frame"] = True  # Qwen's reference behaviour; transformers announces it as the coming default
+    if _cap_undecided(half):
+        options["cap_pixels_per_frame"] = True
     return {"videos": pixels, "videos_kwargs": {**options, **_limit(half, max_pixels, device)}}
+
+
+def decide_cap(processor: Any) -> None:
+    """Write down that no frame of a short video is shown larger than one of a long video may be (Qwen's reference behaviour, announced by
+    transformers as the coming default), where the checkpoint leaves it open: saved with a judge, it also holds where a server loads it."""
+    if _cap_undecided(processor.video_processor):
+        processor.video_processor.cap_pixels_per_frame = True
+
+
+def _cap_undecided(video_processor: Any) -> bool:
+    return "cap_pixels_per_frame" in video_processor.valid_kwargs.__annotations__ and video_processor.cap_pixels_per_frame is None
 
 
 def _image_arguments(processor: Any, images: Sequence[Frames], max_pixels: int | None, device: Any) -> dict[str, Any]:

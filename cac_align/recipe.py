@@ -27,7 +27,8 @@ class JudgeRecipe:
     mode: two_turn; single_turn, or the verdict alone as "readout" or "json" (cheaper, other rewards: ``cac.single_turn``, ``verdict_only``).
     wording to margin_s, max_new_tokens: as in ``TwoTurn``. temperature: T of R = σ(log-odds / T); 1 is the paper's Eq. 7. ``None`` means: what the judge's folder says
     (``cac.folder``), or else the reward's own default. For a server, ``served_model`` names the model and ``api_key_env`` the environment
-    variable that holds the key. max_pixels: limit over all frames of one video. views: of cac, how each video is shown; of several, R is that of their mean log-odds (``cac.views``).
+    variable that holds the key; retries and backoff_s say how long an outage may last (``ServerVlm``). max_pixels: limit over all
+    frames of one video. views: of cac, how each video is shown; of several, R is that of their mean log-odds (``cac.views``).
     """
 
     kind: str = "cac"
@@ -62,6 +63,8 @@ class JudgeRecipe:
     api_key_env: str | None = None
     concurrency: int | None = None
     timeout_s: float | None = None
+    retries: int | None = None
+    backoff_s: float | None = None
     dialect: str | None = None
     frames: str | None = None
 
@@ -275,7 +278,7 @@ def _load_component(recipe: JudgeRecipe) -> Reward:
 
 
 _LOCAL = ("revision", "device", "dtype", "batch_size", "max_pixels")
-_SERVED = ("served_model", "concurrency", "timeout_s", "dialect", "frames", "api_key_env")
+_SERVED = ("served_model", "concurrency", "timeout_s", "retries", "backoff_s", "dialect", "frames", "api_key_env")
 """What a recipe may say of a judge that runs here, and of one behind a URL."""
 
 

@@ -29,6 +29,7 @@ from cac_align.flow_grpo.settings import (
     read_prompts,
     window_steps,
 )
+from cac_align.flow_grpo.setup import check_device, prepare
 from cac_align.flow_grpo.watching import watch_prompts
 from cac_align.generation.wan import Wan
 from cac_align.recipe import load_reward, read_recipe
@@ -100,12 +101,43 @@ def test_groups_divide_over_processes_or_it_is_said_how():
         ({"global_std": True, "aggregation": "decoupled"}, "global_std belongs to aggregation sum and credit uniform"),
         ({"global_std": True, "credit": "local"}, "global_std belongs to aggregation sum and credit uniform"),
         ({"dtype": "float16"}, "dtype must be one of float32, bfloat16, None; received 'float16'"),
+        ({"min_spread": -1.0}, "min_spread must be a number of at least 0, received -1.0"),
         ({"dynamics": "euler"}, "dynamics must be one of flow, dance, cps; received 'euler'"),
     ],
 )
 def test_wrong_recipes_are_refused_in_one_sentence(changes, told):
     with pytest.raises(ValueError, match=re.escape(told)):
         check(replace(FlowGrpoRecipe(), **changes))
+
+
+def test_a_device_that_is_not_to_be_had_is_refused_before_anything_is_loaded(tmp_path):
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for device, told in (
+        (f"cuda:{count}", rf"device=cuda:{count}: torch .* sees {count} GPUs here"),
+        ("gpu", "device must be cpu, cuda or cuda:N, received 'gpu'"),
+        ("meta", "device=meta, but accelerate runs this process on .*; leave device out, or mend what accelerate was told"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            prepare(recipe("no such model", tmp_path, device=device))
+
+
+def test_a_gpu_that_accelerate_did_not_choose_is_refused_with_the_way_to_it():
+    one, two = torch.device("cuda:0"), torch.device("cuda:1")
+    for wish, given in (
+        (None, two),
+        (torch.device("cuda"), two),
+        (two, two),
+        (one, torch.device("cuda")),
+        (torch.device("cpu"),) * 2,
+    ):
+        check_device(wish, given)
+    told = (
+        "device=cuda:1, but accelerate runs this process on cuda:0; accelerate takes the GPUs .*: set CUDA_VISIBLE_DEVICES=1 and"
+    )
+    with pytest.raises(ValueError, match=told):
+        check_device(two, one)
+    with pytest.raises(ValueError, match=re.escape("device=cuda, but accelerate runs this process on cpu; leave device out")):
+        check_device(torch.device("cuda"), torch.device("cpu"))
 
 
 def test_the_learning_rate_falls_along_half_a_cosine():
@@ -122,6 +154,9 @@ def test_the_shipped_recipes_read(path):
     check(given)
     window_steps(given.sde_window, given.num_inference_steps, np.random.default_rng(0))
     assert (ROOT / given.reward).is_file()
+    assert given.global_std and (given.normalise_ratio or given.objective == "nft"), (
+        "what the miniature's trials showed to matter"
+    )
     if path.stem == "wan2.1_1.3b":  # the paper's numbers
         paper = (
             given.steps,

@@ -90,13 +90,14 @@ def test_a_reading_without_most_of_its_scores_is_said_and_never_the_best():
 
 
 def test_stopping_rules_by_hand():
-    rows = [{"videos": 10, "unscored": n, "errors": ["timeout"] if n else []} for n in (0, 0, 1, 2)]
+    rows = [{"step": k, "videos": 10, "unscored": n, "errors": ["timeout"] if n else []} for k, n in enumerate((0, 0, 1, 2))]
     assert unscored_too_often(rows, 0.1, 4) is None  # 3 of 40
     told = unscored_too_often(rows, 0.1, 2)  # 3 of 20
     assert told is not None and told.startswith(
         "15% of the videos of the last 2 steps have no score (max_unscored is 10%): timeout."
     )
     assert unscored_too_often(rows[-1:], 0.0, 2) is None
+    assert unscored_too_often(rows, 0.1, 2, since=2) == told and unscored_too_often(rows, 0.1, 2, since=3) is None
     assert skipped_too_often([{"skipped": "x"}], 1, Path("i")) is None
     assert "2 steps were skipped" in (skipped_too_often([{"skipped": "x"}, {}, {"skipped": "y"}], 1, Path("i")) or "")
 

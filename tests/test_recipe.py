@@ -92,13 +92,32 @@ def test_a_key_in_the_wrong_place_is_told_its_place(override, told):
 
 
 @pytest.mark.parametrize(
-    "model, key", [("miniature", "served_model=x"), ("miniature", "concurrency=4"), ("http://127.0.0.1:1/v1", "device=cpu")]
+    "model, key",
+    [
+        ("miniature", "served_model=x"),
+        ("miniature", "concurrency=4"),
+        ("miniature", "retries=9"),
+        ("http://127.0.0.1:1/v1", "device=cpu"),
+    ],
 )
 def test_what_is_said_of_the_other_backend_is_refused(model, key):
     with pytest.raises(
         ValueError, match=rf"{key.partition('=')[0]} is for a judge .* and model is {re.escape(model)}; leave it out"
     ):
         load_reward(None, [f"components.cac.model={model}", f"components.cac.{key}"])
+
+
+def test_how_long_a_served_judge_is_waited_for_is_the_recipes_to_say():
+    served = ["components.cac.model=http://127.0.0.1:1/v1", "components.cac.served_model=x"]
+    told = [*served, "components.cac.retries=12", "components.cac.backoff_s=2"]
+    vlm = load_reward(None, told).components["cac"].vlm
+    assert (vlm.retries, vlm.backoff_s) == (12, 2.0)
+    kept = load_reward(None, served).components["cac"].vlm
+    assert (kept.retries, kept.backoff_s) == (4, 0.5)
+    with pytest.raises(ValueError, match="retries >= 0"):
+        load_reward(None, [*served, "components.cac.retries=-1"])
+    with pytest.raises(ValueError, match="retries"):
+        load_reward(None, [*served, "components.cac.retries=often"])
 
 
 def test_a_reward_can_be_named_by_module_and_name():

@@ -181,6 +181,9 @@ def test_it_survives_pickling(serve: Any) -> None:
         ({"concurrency": 0}, "concurrency >= 1"),
         ({"image_quality": 0}, "image_quality in 1 to 100"),
         ({"timeout_s": 0}, "timeout_s > 0"),
+        ({"retries": -1}, "retries >= 0"),
+        ({"backoff_s": -1.0}, "finite backoff_s >= 0"),
+        ({"backoff_s": float("nan")}, "finite backoff_s >= 0"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], said: str) -> None:

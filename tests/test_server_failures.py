@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +18,11 @@ from chat_server import (
     vlm_for,
 )
 
+from cac_align.recipe import load_reward
+from cac_align.vlm import server as server_module
 from cac_align.vlm.dialogue import Question, hold
 from cac_align.vlm.server import ServerVlm
+from cac_align.vlm.server_reply import Failed
 
 
 def one(server: Server, **settings: Any) -> Any:
@@ -44,6 +48,44 @@ def test_retries_are_bounded_and_the_reason_is_kept(serve: Any) -> None:
     reply = one(server, retries=2)
     assert (reply.text, len(server.requests)) == ("", 3)
     assert reply.error == "the server answered 500: out of memory (gave up after 3 attempts)"
+
+
+class Waits:
+    """Stands for the event that ends the waiting: notes how long it was waited for, and lets no time pass."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def wait(self, seconds: float) -> bool:
+        self.seconds.append(seconds)
+        return False
+
+
+def waits_of(vlm: ServerVlm, jitter: float, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long this client waits between its attempts while the server is away."""
+    monkeypatch.setattr(server_module.random, "uniform", lambda low, high: jitter)
+    monkeypatch.setattr(vlm, "_attempt", lambda body: server_module._Again("the server is away"))
+    waits = Waits()
+    with pytest.raises(Failed, match="the server is away"):
+        vlm._post({}, waits)  # type: ignore[arg-type]
+    return waits.seconds
+
+
+def test_waits_double_up_to_half_a_minute_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def vlm(retries: int) -> ServerVlm:
+        return ServerVlm("http://127.0.0.1:9", "cac", retries=retries, backoff_s=0.5)
+
+    assert waits_of(vlm(8), 1.0, monkeypatch) == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert waits_of(vlm(3), 0.5, monkeypatch) == [0.25, 0.5, 1]
+    assert waits_of(vlm(2000), 1.0, monkeypatch)[-1] == 30  # .5 s doubled 2,000 times is no float
+
+
+def test_the_shipped_servers_may_be_away_for_two_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = load_reward(Path(__file__).parent.parent / "recipes/reward/qwen3vl_8b_server.yaml")
+    assert set(reward.components) == {"unified", "cac"}
+    for part in reward.components.values():
+        assert sum(waits_of(part.vlm, 0.5, monkeypatch)) == pytest.approx(120.75)  # the least that jitter leaves
+        assert sum(waits_of(part.vlm, 1.0, monkeypatch)) == pytest.approx(241.5)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,29 @@ def test_a_batch_gives_what_single_calls_give(wan):
         assert difference.max() <= 1  # rounding of another batch size
 
 
+def test_the_vae_decodes_one_video_at_a_time_to_the_same_numbers(folder):
+    wan = Wan.load(folder)
+    vae, sizes, given = wan.pipeline.vae, [], []
+    handles = [
+        vae.post_quant_conv.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0]))),
+        vae.decoder.register_forward_hook(lambda module, inputs, output: given.append(len(inputs[0]))),
+    ]
+    made = wan.batch(["a red ball", "ball rolls", "a ball"], [5, 6, 7])
+    assert sizes == [1, 1, 1] and set(given) == {1}
+    vae.use_slicing = False  # all at once, as it would be
+    sizes.clear()
+    for one, other in zip(made, wan.batch(["a red ball", "ball rolls", "a ball"], [5, 6, 7]), strict=True):
+        assert np.abs(pixels(one).astype(int) - pixels(other).astype(int)).max() <= 1
+    assert sizes == [3]
+    for handle in handles:
+        handle.remove()
+    latents = torch.randn(3, 4, 3, 8, 12, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        together = vae.decode(latents).sample
+        vae.enable_slicing()
+        torch.testing.assert_close(vae.decode(latents).sample, together, atol=1e-5, rtol=1e-5)
+
+
 def test_guidance_and_negative_prompt_matter(wan):
     plain = pixels(wan.with_setting(guidance_scale=1.0)("a red ball", 5)).astype(int)
     guided = pixels(wan.with_setting(guidance_scale=40.0)("a red ball", 5)).astype(int)

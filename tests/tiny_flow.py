@@ -130,11 +130,12 @@ def every(video):
 
 
 def recipe(model, out, **changes):
-    """A recipe that takes a step in about a second."""
+    """A recipe that takes a step in about a second. Untrained videos differ little in brightness: every difference counts."""
     given = {
         "model": str(model), "out": str(out), "prompts": f"{HERE}:prompts", "prompt_count": 6, "reward": f"{HERE}:Brightness",
         "steps": 3, "group_size": 4, "prompts_per_step": 2, "micro_batch": 4, "lora_rank": 4, "lora_alpha": 8, "lr": 1e-2,
         "sde_window": Window(2, 0, 2), "save_every": 1, "clips_per_step": 1, "watch": Watch(every=0), "device": "cpu",
+        "min_spread": 0.0,
     }  # fmt: skip
     return FlowGrpoRecipe(**{**given, **changes})
 

@@ -11,7 +11,9 @@ tells apart by its noise; with that of the batch (``global_std``, as the public 
 scores differ.
 
 A video without a score gets 0 and does not enter the statistics. A group without spread is dead: it gets 0, and is skipped and counted.
-Scores are quantised, because a floor on the standard deviation would turn rounding of 1e-5 into a full advantage.
+Spread is a standard deviation of at least ``min_spread``, in units of the combined score: below it the scores differ by the
+judge's own noise (its batches round differently), which dividing by the standard deviation would make a full advantage. Besides,
+scores are quantised, so that ties stay ties.
 Source: GRPO's group-relative advantage, CaC (arXiv 2605.11723) Appendix C.1; group size 16, Sec. 4.2.
 """
 
@@ -41,40 +43,60 @@ class Advantages:
         return ~self.unscored & ~self.dead[:, None]
 
 
-def within_group(scores: Float[np.ndarray, " G"], std: float | None = None) -> tuple[Float[np.ndarray, " G"], bool]:
+def still(scores: Float[np.ndarray, " G"], min_spread: float = 0.0) -> bool:
+    """Whether a group has no spread: fewer than two scores, all tied, or a standard deviation below ``min_spread``."""
+    values = np.array([quantise(score) for score in scores if not np.isnan(score)])
+    return len(values) < 2 or values.max() - values.min() < QUANTUM / 2 or bool(values.std() < min_spread)
+
+
+def within_group(
+    scores: Float[np.ndarray, " G"], std: float | None = None, *, min_spread: float = 0.0
+) -> tuple[Float[np.ndarray, " G"], bool]:
     """(deviations from the group's mean in units of std, whether the group is dead). NaN scores get 0.
 
-    std: None takes the scored videos' own (the population's).
+    std: None takes the scored videos' own (the population's). min_spread: as in ``still``.
     """
     values = np.array([quantise(score) for score in scores])
     scored = ~np.isnan(values)
     found = np.zeros(len(values))
-    if scored.sum() < 2 or values[scored].max() - values[scored].min() < QUANTUM / 2:
+    if still(values, min_spread):
         return found, True
     found[scored] = (values[scored] - values[scored].mean()) / (values[scored].std() if std is None else std)
     return found, False
 
 
-def summed(totals: Float[np.ndarray, "P G"], clip: float, *, global_std: bool = False) -> Advantages:
+def summed(totals: Float[np.ndarray, "P G"], clip: float, *, global_std: bool = False, min_spread: float = 0.0) -> Advantages:
     """Advantages of the combined score. clip: bound on their size. global_std: in units of the spread of all scores given."""
     std = float(np.nanstd([quantise(score) for score in totals.flat])) if global_std and not np.isnan(totals).all() else None
-    rows = [within_group(row, std) for row in totals]
+    rows = [within_group(row, std, min_spread=min_spread) for row in totals]
     values = np.clip(np.stack([row for row, _ in rows]), -clip, clip)
     return Advantages(values, np.array([dead for _, dead in rows]), np.isnan(totals))
 
 
 def decoupled(
-    components: Float[np.ndarray, "K P G"], weights: Float[np.ndarray, " K"], totals: Float[np.ndarray, "P G"], clip: float
+    components: Float[np.ndarray, "K P G"],
+    weights: Float[np.ndarray, " K"],
+    totals: Float[np.ndarray, "P G"],
+    clip: float,
+    *,
+    normalised: Float[np.ndarray, "K P G"] | None = None,
+    min_spread: float = 0.0,
 ) -> Advantages:
-    """Advantages of K components, normalised each for itself. A video whose total is NaN has none, whatever its components say."""
+    """Advantages of K components, normalised each for itself. A video whose total is NaN has none, whatever its components say.
+
+    normalised: the components in units of the combined score, in which ``min_spread`` is one measure for all (None: they are).
+    """
     unscored = np.isnan(totals)
     mixed = np.zeros(totals.shape)
     dead = np.ones(len(totals), bool)
-    for weight, column in zip(weights, components, strict=True):
-        for group, row in enumerate(np.where(unscored, np.nan, column)):
-            found, still = within_group(row)
+    for weight, column, measured in zip(weights, components, components if normalised is None else normalised, strict=True):
+        for group in range(len(totals)):
+            there = ~unscored[group]
+            if still(measured[group][there], min_spread):
+                continue
+            found, tied = within_group(np.where(there, column[group], np.nan))
             mixed[group] += weight * found
-            dead[group] &= still
+            dead[group] &= tied
     live = ~unscored & ~dead[:, None]
     if live.any() and (spread := mixed[live].std()) > QUANTUM:
         mixed[live] = (mixed[live] - mixed[live].mean()) / spread

@@ -95,23 +95,26 @@ def local_advantages(
     *,
     partner_share: float = 0.5,
     clip: float = 5.0,
+    min_spread: float = 0.0,
 ) -> tuple[Float[np.ndarray, "G t h w"], bool]:
     """(advantage of every video at every latent position, whether the group is dead) for one prompt's group.
 
     scores: R in [0, 1], NaN without one: such a video gets 0 everywhere. partner: the other rewards' group advantage.
+    min_spread: the least standard deviation of r over the group, where it is largest, that counts as spread. With masks that are
+    1 everywhere that is the one of R, so a judge's noise is nothing here either, and a defect in a small box still counts.
     """
     scored = ~np.isnan(scores)
     found = np.zeros(masks.shape)
     dead = True
     if scored.sum() >= 2:
         if masks[scored].all():  # the plain advantage, by the same arithmetic
-            plain, dead = within_group(scores)
+            plain, dead = within_group(scores, min_spread=min_spread)
             found[:] = plain[:, None, None, None]
         else:
             rewards = 1 - masks[scored] * (1 - scores[scored])[:, None, None, None]
             centred = rewards - rewards.mean(0)
             scale = math.sqrt((centred**2).mean())
-            if scale > QUANTUM:
+            if scale > QUANTUM and math.sqrt((centred**2).mean(0).max()) >= min_spread:
                 found[scored], dead = centred / scale, False
     if partner is not None and np.abs(partner[scored]).max(initial=0.0) > 0:
         found[scored] += partner_share * partner[scored][:, None, None, None]

@@ -61,15 +61,18 @@ def needs_all(recipe: FlowGrpoRecipe) -> bool:
 def _advantages(rows: Sequence[Verdict], recipe: FlowGrpoRecipe, judging: Judging) -> Advantages:
     totals = np.array([row.value for row in rows]).reshape(-1, recipe.group_size)
     if recipe.aggregation == "sum":
-        return summed(totals, recipe.advantage_clip, global_std=recipe.global_std)
+        return summed(totals, recipe.advantage_clip, global_std=recipe.global_std, min_spread=recipe.min_spread)
     weights = judging.components
-    values = np.array([[component(row, name, judging) for row in rows] for name in weights])
-    by_group = values.reshape(len(weights), *totals.shape)
-    return decoupled(by_group, np.array(list(weights.values())), totals, recipe.advantage_clip)
+    shares = np.array(list(weights.values()))
+    raw, normalised = (
+        np.array([[component(row, kind + name, judging) for row in rows] for name in weights]).reshape(-1, *totals.shape)
+        for kind in ("", "normalised/")
+    )
+    return decoupled(raw, shares, totals, recipe.advantage_clip, normalised=normalised, min_spread=recipe.min_spread)
 
 
 def component(row: Verdict, name: str, judging: Judging) -> float:
-    """A component's raw value; NaN where the video has no score."""
+    """A component's raw value, or its normalised one as "normalised/NAME"; NaN where the video has no score."""
     if math.isnan(row.value) or len(judging.components) == 1:
         return row.value
     return row.parts.get(name, math.nan)
@@ -103,10 +106,10 @@ def _local(rows: Sequence[Verdict], recipe: FlowGrpoRecipe, judging: Judging) ->
                 math.fsum(weight * row.parts.get(f"normalised/{name}", math.nan) for name, weight in others.items())
                 for row in group
             ]
-            partner, _ = within_group(np.array(mixed))
-        found, dead = local_advantages(
-            scores, np.stack([row.mask for row in group]), partner, partner_share=recipe.partner_share, clip=recipe.advantage_clip
-        )
+            partner, _ = within_group(np.array(mixed), min_spread=recipe.min_spread)
+        masks = np.stack([row.mask for row in group])
+        bounds = {"partner_share": recipe.partner_share, "clip": recipe.advantage_clip, "min_spread": recipe.min_spread}
+        found, dead = local_advantages(scores, masks, partner, **bounds)
         maps.append(found)
         deads.append(dead)
     whole = torch.from_numpy(np.concatenate(maps))
@@ -149,7 +152,7 @@ def _shares(credits: Sequence[Credit], weights: Mapping[str, float]) -> dict[str
         size = len(one.verdicts) // len(one.dead)
         for start in range(0, len(one.verdicts), size):
             group = [row for row in one.verdicts[start : start + size] if not math.isnan(row.value)]
-            if len(group) > 1:
+            if len(group) > 1 and not one.dead[start // size]:
                 terms = [[weight * row.parts[f"normalised/{name}"] for row in group] for name, weight in weights.items()]
                 columns.append(variance_shares(np.array(terms)))
     columns = [column for column in columns if not np.isnan(column).any()]

@@ -105,9 +105,12 @@ def _fell(before: float, after: float, tolerance: float) -> bool:
     return math.isfinite(before) and math.isfinite(after) and before - after > tolerance * abs(before)
 
 
-def unscored_too_often(rows: Sequence[Mapping[str, Any]], limit: float, patience: int) -> str | None:
-    """Why to stop when too many videos of the last ``patience`` steps have no score, or None. rows: of the log, the last one last."""
-    recent = [row for row in rows if "videos" in row][-patience:]
+def unscored_too_often(rows: Sequence[Mapping[str, Any]], limit: float, patience: int, since: int = 0) -> str | None:
+    """Why to stop when too many videos of the last ``patience`` steps have no score, or None. rows: of the log, in order.
+
+    since: the first step that counts; a run that goes on with a mended reward is not stopped for what was unscored before.
+    """
+    recent = [row for row in rows if "videos" in row and row["step"] >= since][-patience:]
     if len(recent) < patience:
         return None
     share = sum(row["unscored"] for row in recent) / sum(row["videos"] for row in recent)
@@ -116,7 +119,7 @@ def unscored_too_often(rows: Sequence[Mapping[str, Any]], limit: float, patience
     reasons = "; ".join(dict.fromkeys(error for row in recent for error in row.get("errors", ())))
     return (
         f"{share:.0%} of the videos of the last {len(recent)} steps have no score (max_unscored is {limit:.0%}): {reasons[:500]}. "
-        "Mend the reward and run the same command: it goes on from the last checkpoint"
+        "Mend the reward and run the same command: it goes on after this step"
     )
 
 

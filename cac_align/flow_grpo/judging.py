@@ -2,6 +2,7 @@
 
 prompts, videos → ``Judging.submit`` → (thread) reward → Verdict per video → gathered over processes → advantages → ledger ``extra`` rows
 
+Clips are written in a second thread; what goes wrong there is said at the next step, or at the end, when all are finished.
 A video that could not be made, and every video of a batch whose reward raised, has no score and says why; a ledger that cannot be written
 (full disk) ends the run instead, for nothing that was judged may be lost.
 """
@@ -9,8 +10,10 @@ A video that could not be made, and every video of a batch whose reward raised, 
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +28,8 @@ from cac_align.rewards.ledger import Ledger, score_key
 from cac_align.rewards.motion import motion
 from cac_align.rewards.reward import Reward, Score
 from cac_align.video import Video
+
+_LOG = logging.getLogger(__name__)
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
@@ -45,7 +50,10 @@ class Verdict:
 
 
 class Judging:
-    """A reward in a thread of its own. busy_s: how long it has worked; waited_s: how long anybody had to wait for it."""
+    """A reward in a thread of its own. busy_s: how long it has worked; waited_s: how long anybody had to wait for it.
+
+    ``with judging:`` ends in ``close``, whose error is only logged where the block has raised one already.
+    """
 
     def __init__(self, reward: Reward, ledger: Ledger | None, *, overlap: bool = True) -> None:
         self.plain, self.ledger = reward, ledger
@@ -53,6 +61,8 @@ class Judging:
         self.overlap = overlap
         self.busy_s = self.waited_s = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="judging")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="writing")
+        self._writes: deque[Future[Any]] = deque()
         self._passport: Mapping[str, str] | None = None
 
     @property
@@ -77,12 +87,31 @@ class Judging:
         finally:
             self.waited_s += time.perf_counter() - began
 
-    def also(self, work: Any, *arguments: Any) -> Future[Any]:
-        """Do something else in that thread, after what waits there: write clips."""
-        return self._thread.submit(work, *arguments)
+    def also(self, work: Any, *arguments: Any) -> None:
+        """Do something else beside the training: write clips. What it raises, ``settle`` or ``close`` raises."""
+        self._writes.append(self._writer.submit(work, *arguments))
+
+    def settle(self) -> None:
+        """Raise the first error of what ``also`` was given and is done by now."""
+        while self._writes and self._writes[0].done():
+            self._writes.popleft().result()
 
     def close(self) -> None:
+        """End the threads: judging that has not begun is dropped, what ``also`` got is finished. Raises what that raised."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+        self._writer.shutdown(wait=True)
+        self.settle()
+
+    def __enter__(self) -> Judging:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        try:
+            self.close()
+        except Exception as late:
+            if error is None:
+                raise
+            _LOG.warning("beside the error that ends the run: %s: %s", type(late).__name__, late)
 
     def _judge(self, prompts: list[str], videos: list[Video | None]) -> list[Judged]:
         began = time.perf_counter()

@@ -63,7 +63,11 @@ class FlowGrpoRecipe:
     objective: grpo | nft. dynamics: flow | dance | cps. noise_level: a of ``sde``. clip: of the ratio. advantage_clip: of advantages.
     shared_noise: the videos of a group begin with the same noise and differ by that of the stochastic steps alone (grpo).
     aggregation: sum | decoupled. global_std: advantages in units of the spread of all the step's scores, not of each group's own (with sum),
-    so that a group which the judge finds sound throughout is not told apart by its noise. credit: uniform | local; credit_component: the reward whose judgement says where.
+    so that a group which the judge finds sound throughout is not told apart by its noise.
+    min_spread: the least standard deviation within a group, in units of the combined score, that counts as a difference (0: any);
+    below it the group is dead, with decoupled and local the component in this group. A reward normalised by group or rank has
+    blown up small differences before.
+    credit: uniform | local; credit_component: the reward whose judgement says where.
     lr falls along half a cosine to lr × final_lr at the last step (1: it stays). updates: optimizer steps per batch of videos. nft_times: noise levels per video; nft_decay: how much of the slow copy stays per step.
     ema: decay of the averaged LoRA that is saved as ``lora`` (0: the last one is). dtype: float32 | bfloat16.
     max_unscored: largest share of videos without a score over the last ``patience`` steps. max_skipped: steps skipped for NaN before
@@ -100,6 +104,7 @@ class FlowGrpoRecipe:
     advantage_clip: float = 5.0
     aggregation: str = "sum"
     global_std: bool = False
+    min_spread: float = 1e-3
     kl_beta: float = 0.0
     normalise_ratio: bool = False
     updates: int = 1
@@ -155,6 +160,8 @@ def check(recipe: FlowGrpoRecipe) -> None:
     for name in ("ema", "nft_decay"):
         if not 0 <= getattr(recipe, name) < 1:
             raise ValueError(f"{name} must lie in [0, 1), received {getattr(recipe, name)}")
+    if not (math.isfinite(recipe.min_spread) and recipe.min_spread >= 0):
+        raise ValueError(f"min_spread must be a number of at least 0, received {recipe.min_spread}")
     if recipe.kl_beta < 0:
         raise ValueError(f"kl_beta must not be negative, received {recipe.kl_beta}")
     if recipe.kl_beta > 0 and recipe.objective == "nft":

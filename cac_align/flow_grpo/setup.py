@@ -8,9 +8,11 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import InitProcessGroupKwargs
 
+from cac_align.device import pick_device
 from cac_align.flow_grpo.adapter import add_lora
 from cac_align.flow_grpo.credit import Grid
 from cac_align.flow_grpo.judging import Judging
@@ -25,13 +27,16 @@ from cac_align.weights import shipped
 def prepare(recipe: FlowGrpoRecipe) -> tuple[Accelerator, Wan, list[str], int]:
     """(processes, Wan with a LoRA on its DiT, training prompts, prompts per chunk).
 
-    Raises ``ValueError`` for a recipe that cannot run, a checkpoint that is not Wan, or prompts that cannot be read.
+    Raises ``ValueError`` for a recipe that cannot run, a device that is not to be had, a checkpoint that is not Wan, or prompts
+    that cannot be read.
     """
     check(recipe)
+    wish = None if recipe.device is None else pick_device(recipe.device)
     # LoRA gradients are few: they are averaged in every backward pass. Buffers (rotary tables) never change.
     # One process may wait for a judge that answers after its last retry; the others must not end the run for it.
     kwargs = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=timedelta(days=1))]
-    accelerator = Accelerator(cpu=recipe.device == "cpu", kwargs_handlers=kwargs)
+    accelerator = Accelerator(cpu=wish is not None and wish.type == "cpu", kwargs_handlers=kwargs)
+    check_device(wish, accelerator.device)
     chunk = chunk_prompts(recipe, accelerator.num_processes)
     prompts = read_prompts(recipe.prompts, recipe.prompt_first, recipe.prompt_count, note=accelerator.is_main_process)
     prompts_at(0, prompts, recipe)
@@ -43,6 +48,17 @@ def prepare(recipe: FlowGrpoRecipe) -> tuple[Accelerator, Wan, list[str], int]:
     if recipe.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     return accelerator, wan, prompts, chunk
+
+
+def check_device(wish: torch.device | None, given: torch.device) -> None:
+    """Raise ``ValueError`` unless this process got the device that the recipe asks for. None: any; plain cuda: any GPU."""
+    if wish is None or (wish.type == given.type and (wish.index is None or wish.index == (given.index or 0))):
+        return
+    if wish.type == given.type:
+        way = f"accelerate takes the GPUs that it sees in order: set CUDA_VISIBLE_DEVICES={wish.index} and leave device out"
+    else:
+        way = "leave device out, or mend what accelerate was told (ACCELERATE_USE_CPU, --cpu, its config file)"
+    raise ValueError(f"device={wish}, but accelerate runs this process on {given}; {way}")
 
 
 def load_wan(recipe: FlowGrpoRecipe, device: object = None) -> Wan:

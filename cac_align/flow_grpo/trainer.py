@@ -92,6 +92,7 @@ class Run:
         self.step = 0
         self.here = Whereabouts(self.out / "processes", self.rank, self.processes)
         self._restore()
+        self.since = self.step  # the first step of this call
         self.log = Rows(self.out / "log.jsonl", before=self.step) if self.main else None
         self.tracker = open_tracker(recipe.track, self.out, self.step) if self.main else None
 
@@ -114,42 +115,46 @@ class Run:
             return self._go(stop_after)
 
     def _go(self, stop_after: int | None) -> Outcome:
-        recipe, told = self.recipe, []
         try:
-            told += watch(self)
-            while self.step < recipe.steps and (stop_after is None or self.step < stop_after):
-                row = self._take_step()
-                self.step += 1
-                last = self.step == recipe.steps
-                if self.log is not None:
-                    self.log.add(row)
-                    track(self.tracker, row)
-                self.say(line_of(row, self.step, recipe.steps))
-                self._stop_if_broken()
-                if self.step % recipe.save_every == 0 or last:
-                    self.save()
-                told += (fresh := watch(self))
-                if fresh and recipe.watch.stop:
-                    self.say("stopped, as watch.stop asks")
-                    self.save()
-                    break
-            else:
-                if stop_after is not None and self.step < recipe.steps:
-                    return Outcome(None, self.step, tuple(told))
-            return Outcome(self._finish(), self.step, tuple(told))
+            with self.judging:
+                return self._steps(stop_after)
         except OSError as error:
             raise ValueError(
                 f"{self.out}: {error}; free space or mend the path, then run the same command: it resumes"
             ) from error
         finally:
-            self.judging.close()
             if self.tracker is not None and hasattr(self.tracker, "close"):
                 self.tracker.close()
+
+    def _steps(self, stop_after: int | None) -> Outcome:
+        recipe = self.recipe
+        told = watch(self)
+        while self.step < recipe.steps and (stop_after is None or self.step < stop_after):
+            row = self._take_step()
+            self.step += 1
+            last = self.step == recipe.steps
+            if self.log is not None:
+                self.log.add(row)
+                track(self.tracker, row)
+            self.say(line_of(row, self.step, recipe.steps))
+            self._stop_if_broken()
+            if self.step % recipe.save_every == 0 or last:
+                self.save()
+            told += (fresh := watch(self))
+            if fresh and recipe.watch.stop:
+                self.say("stopped, as watch.stop asks")
+                self.save()
+                break
+        else:
+            if stop_after is not None and self.step < recipe.steps:
+                return Outcome(None, self.step, tuple(told))
+        return Outcome(self._finish(), self.step, tuple(told))
 
     # ---- one step ---------------------------------------------------------------------------------------------------
 
     def _take_step(self) -> dict[str, Any]:
         recipe, step = self.recipe, self.step
+        self.judging.settle()
         began = time.perf_counter()
         self.flow.watch.seconds.clear()
         busy_s, waited_s = self.judging.busy_s, self.judging.waited_s
@@ -354,32 +359,27 @@ class Run:
         """Keep a step's latents for a look at what went wrong."""
         folder = self.out / "inspect"
         folder.mkdir(parents=True, exist_ok=True)
-        rollouts = [
-            {"prompts": list(r.prompts), "seeds": list(r.seeds), "latents": r.latents} for chunk in chunks for r in chunk.rollouts
-        ]
+        made = [rollout for chunk in chunks for rollout in chunk.rollouts]
+        rollouts = [{"prompts": list(r.prompts), "seeds": list(r.seeds), "latents": r.latents} for r in made]
         torch.save({"step": step, "why": why, "rollouts": rollouts}, folder / f"step-{step:06d}-{self.rank}.pt")
         return why
 
     def _stop_if_broken(self) -> None:
-        """Raise ``ValueError`` when videos stay without scores, or steps keep being skipped. Decided by the same rows on all processes."""
+        """Save and raise ``ValueError`` when too many videos are unscored or steps skipped; all processes see the same rows."""
         rows = gather_object([self.log.rows if self.log is not None else []])[0]
         recipe = self.recipe
-        why = unscored_too_often(rows, recipe.max_unscored, recipe.patience) or skipped_too_often(
-            rows, recipe.max_skipped, self.out / "inspect"
-        )
+        why = unscored_too_often(rows, recipe.max_unscored, recipe.patience, self.since)
+        why = why or skipped_too_often(rows, recipe.max_skipped, self.out / "inspect")
         if why is not None:
+            self.save()
             raise ValueError(f"step {self.step - 1}: {why}")
 
     def save(self) -> None:
         """Write a checkpoint; every process takes part where tensors are sharded."""
         copies = {"lora": self.lora, "ema": self.ema, "slow": self.slow}
         weights = {name: gathered(copy) for name, copy in copies.items() if copy}
-        stored = {
-            "step": self.step,
-            "recipe": state.to_text(self.recipe),
-            **weights,
-            "optimizer": state.optimizer_state(self.optimizer),
-        }
+        stored = {"step": self.step, "recipe": state.to_text(self.recipe), **weights}
+        stored["optimizer"] = state.optimizer_state(self.optimizer)
         if self.main:
             config = self.transformer.peft_config["default"]
             folders = {"lora": weights.get("ema", weights["lora"]), **({"lora_last": weights["lora"]} if self.ema else {})}

@@ -110,6 +110,7 @@ class Wan:
         except OSError as error:
             raise ValueError(f"{path_or_id}: the Wan checkpoint is incomplete or unreadable; fetch it again ({error})") from error
         pipeline.set_progress_bar_config(disable=True)
+        pipeline.vae.enable_slicing()  # decodes one video at a time: five of 480 × 832 × 81 at once would take 38 GiB
         if lora is not None:
             if not any(Path(lora).glob("*.safetensors")):
                 raise ValueError(f"lora: no safetensors file in {lora}; expected a folder that `cac-align align` wrote")
@@ -125,7 +126,8 @@ class Wan:
         return self.batch([prompt], [seed])[0]
 
     def batch(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Video]:
-        """Generate one video per prompt and seed in a single call of the pipeline. Memory grows with the number of prompts.
+        """Generate one video per prompt and seed in a single call of the pipeline. The DiT's memory grows with the number of
+        prompts, the VAE's does not: it decodes one video after the other.
 
         Raises ``ValueError`` when the lengths differ, a prompt is empty, or the model's output is not finite.
         """

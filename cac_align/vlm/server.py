@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
 import threading
@@ -50,8 +51,8 @@ class ServerVlm:
 
     url: "http://host:8000", with or without "/v1". model: the name under which the server serves it. api_key: sent as bearer token.
     concurrency: requests in flight at most, over all threads. timeout_s: per request and attempt, in seconds.
-    retries: further attempts after 429, 500, 502, 503, 504, a broken connection or a timeout; waits double from ``backoff_s``, with
-        jitter, and are at least what Retry-After says. Any other failure is final.
+    retries: further attempts after 429, 500, 502, 503, 504, a broken connection or a timeout; waits double from ``backoff_s`` to
+        at most 30 s, of which jitter takes up to half, and are at least what Retry-After says. Any other failure is final.
     frames: "images" (each behind its time stamp) or "video" (one part with frame indices; vLLM only. A request that holds several
         videos goes out as images all the same, because vLLM takes one set of indices per request).
     dialect: "vllm", "sglang", or "openai" for servers that can neither continue an answer nor enforce every JSON schema.
@@ -85,10 +86,10 @@ class ServerVlm:
             raise ValueError(f"frames='video' needs vLLM: a {dialect} server would stamp the frames itself; use frames='images'")
         if word_token_ids is not None and dialect != "vllm":
             raise ValueError(f"word_token_ids needs vLLM (logprob_token_ids); a {dialect} server has no such field, leave it out")
-        if concurrency < 1 or retries < 0 or not timeout_s > 0 or backoff_s < 0 or not 1 <= image_quality <= 100:
+        if concurrency < 1 or retries < 0 or not timeout_s > 0 or not 0 <= backoff_s < math.inf or not 1 <= image_quality <= 100:
             raise ValueError(
-                "expected concurrency >= 1, retries >= 0, timeout_s > 0, backoff_s >= 0 and image_quality in 1 to 100; received "
-                f"{concurrency}, {retries}, {timeout_s}, {backoff_s} and {image_quality}"
+                "expected concurrency >= 1, retries >= 0, timeout_s > 0, finite backoff_s >= 0, image_quality in 1 to 100; "
+                f"received {concurrency}, {retries}, {timeout_s}, {backoff_s} and {image_quality}"
             )
         self.url = _base_url(url)
         self.model = model
@@ -278,7 +279,7 @@ class ServerVlm:
             if attempt == self.retries:
                 tried = f"{attempt + 1} attempts" if attempt else "one attempt"
                 raise Failed(f"{outcome.why} (gave up after {tried})")
-            wait_s = min(self.backoff_s * 2**attempt, _LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
+            wait_s = min(math.ldexp(self.backoff_s, min(attempt, 64)), _LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
             if stop.wait(max(wait_s, min(outcome.after_s, self.timeout_s))):
                 raise Failed("interrupted")
         raise AssertionError("unreachable")

@@ -1,10 +1,12 @@
-"""How many two-turn rollouts a second stage 3 takes, against a plain loop that encodes the video again for each of them.
+"""How many two-turn rollouts a second stage 3 takes and learns from, against a plain loop that encodes the video again for each of them.
 
 python benchmarks/stage3_rollouts.py [--model miniature|FOLDER] [--videos 8] [--group 8] [--tokens 320] [--wording brief] [--threads 1]
 
 Clips of the miniature world, G rollouts each. "shared" is ``training.rollout.roll_out``; "plain" is, per rollout, the processor, then
 transformers' ``generate`` with sampling, for each turn. Printed: rollouts per second, tokens, and the ratio of one run. Goal: 3 ×.
 All rows of a turn are decoded together; those that ended leave by halves. What remains of the gain depends on how many go on together.
+Learning (one forward and backward pass over all of them, an update without the optimiser): each prompt once with all of its answers,
+against rows of their own in batches as wide as the longest.
 On a GPU also the peak of memory beyond weights at G and at 2 G, and the size of one rollout's keys and values, which alone may grow.
 """
 
@@ -21,7 +23,7 @@ from cac_align.cac.prompts import turn_one_conversation, turn_two_conversation
 from cac_align.cac.two_turn import unusable
 from cac_align.data.records import Record
 from cac_align.judgement import hull
-from cac_align.training.policy import ModelRecipe, load
+from cac_align.training.policy import AnswerLogProbs, ModelRecipe, load, make_batch, on
 from cac_align.training.rollout import Asking, Prompt, RolloutRecipe, banned, open_prompt, roll_out
 from cac_align.vlm.inputs import encode_one
 
@@ -55,6 +57,7 @@ def main() -> None:
     print(
         f"ratio, rollouts per second: {plain_s / shared_s:.2f}x (goal 3x); per token: {plain_s / sum(plain) * sum(r.num_tokens for r in shared) / shared_s:.2f}x"
     )
+    learning(model, processor, prompts, asking)
     if device == "cuda":
         memory(model, processor, prompts, asking)
 
@@ -90,6 +93,32 @@ def generate(model: Any, processor: Any, asked: Any, asking: Asking) -> tuple[st
     limits = {"max_new_tokens": asking.rollout.max_new_tokens, "suppress_tokens": forbidden}
     out = model.generate(**row, do_sample=True, top_k=0, top_p=1.0, temperature=1.0, **limits)[0, row["input_ids"].shape[1] :]
     return processor.tokenizer.decode(out, skip_special_tokens=True), len(out)
+
+
+def learning(model: Any, processor: Any, prompts: list[Prompt], asking: Asking) -> None:
+    store: dict[Any, Any] = {}
+    rollouts = roll_out(model, processor, prompts, asking, store)
+    turns = [[r.segments[number] for r in rollouts if len(r.segments) > number] for number in (0, 1)]
+    together = make_batch(processor, turns[0] + turns[1], store)
+    apart = [make_batch(processor, segments, store, shared=True) for segments in turns if segments]
+    scorer = AnswerLogProbs(model)
+    seconds = {}
+    for name, batches in (
+        ("shared", apart),
+        ("rows", [together]),
+        ("shared", apart),
+        ("rows", [together]),
+    ):  # the first of each warms
+        model.zero_grad()
+        began = time.perf_counter()
+        scorer(*(on(model.device, batch) for batch in batches)).sum().backward()
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds[name] = time.perf_counter() - began
+        cells = sum(batch["input_ids"].numel() for batch in batches)
+        print(f"learning, {name:6s} {seconds[name]:7.2f} s  {cells} tokens with padding")
+    model.zero_grad()
+    print(f"ratio, learning: {seconds['rows'] / seconds['shared']:.2f}x")
 
 
 def memory(model: Any, processor: Any, prompts: list[Prompt], asking: Asking) -> None:

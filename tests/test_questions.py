@@ -3,9 +3,11 @@
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from cac_align.data.questions import plan, shown, told, truth
+from cac_align.answer import read_answer, write_answer
+from cac_align.data.questions import plan, shown, suspected, told, truth
 from cac_align.data.records import Record
 from cac_align.data.truth import cover, covers, events, length_s, seen, stretch
 from cac_align.judgement import Anomaly, Box, Window
@@ -73,7 +75,7 @@ def test_questions_do_not_depend_on_the_order_of_the_records_and_normal_clips_ar
     bad = [record(anomaly(n, n + 4, frames=(n, n + 2)), name=f"bad{n}", prompt=f"a ball number {n}") for n in range(8)]
     good = [record(name=f"good{n}") for n in range(30)]
     questions = plan(bad + good)
-    again = plan(bad + good[::-1])
+    again = plan((bad + good)[::-1])
     assert {name: [q.key for q in asked] for name, asked in questions.items()} == {
         name: [q.key for q in asked] for name, asked in again.items()
     }
@@ -82,17 +84,80 @@ def test_questions_do_not_depend_on_the_order_of_the_records_and_normal_clips_ar
         for status, start in (("normal", "goo"), ("abnormal", "bad"))
     }  # fmt: skip
     assert lengths["normal"] <= lengths["abnormal"] and len(lengths["normal"]) > 1
-    claims = [q.claim for name, asked in questions.items() for q in asked if q.task == "look" and name.startswith("good")]
-    assert len(claims) == 30 and all(claims)
+    false = [q for name, asked in questions.items() for q in asked if q.task == "look" and name.startswith("good")]
+    assert len(false) == 30 and all(q.donors and q.window == q.donors[0].window for q in false)
+    assert all(donor in questions[donor.record.id] or donor.record.status == "abnormal" for q in false for donor in q.donors)
     assert [q.task for q in questions["bad0"]] == ["scan", "look", "frame", "frame"]
 
 
-def test_a_claim_is_borrowed_from_the_video_whose_words_are_nearest():
+def looks(records, name, **settings):
+    return [question for question in plan(records, **settings)[name] if question.task == "look"]
+
+
+def test_a_normal_video_is_looked_at_where_the_one_is_whose_words_are_nearest():
     sign = record(anomaly(1, 4), name="sign", prompt="a yellow sign saying TEA at night")
-    ball = record(replace(anomaly(1, 4), reason="the ball melts"), name="ball", prompt="a red ball bounces on grass")
+    ball = record(anomaly(30, 34), name="ball", prompt="a red ball bounces on grass")
     normal = record(name="n", prompt="a blue ball bounces on sand")
-    (look,) = [question for question in plan([sign, ball, normal])["n"] if question.task == "look"]
-    assert look.claim.reason == "the ball melts"
+    (own,) = looks([ball], "ball")
+    (look,) = looks([sign, ball, normal], "n")
+    assert [donor.record.id for donor in look.donors] == ["ball", "sign"] and look.window == own.window
+    assert own.window.start_s <= 30 / 16 and own.window.end_s >= 34 / 16
+    longer = record(
+        anomaly(30, 34), name="long", prompt=normal.prompt, frames=97
+    )  # its scan shows more frames than a 3-s video has
+    (look,) = looks([longer, ball, normal], "n")
+    assert [donor.record.id for donor in look.donors] == ["ball", "long"]
+
+
+def test_a_normal_video_that_no_clip_fits_into_has_no_donor():
+    ball = record(anomaly(30, 34), name="ball")
+    (look,) = looks([ball, record(name="n", frames=30)], "n")
+    assert look.donors == () and look.window is None
+    long = record(anomaly(0, 20), name="ball")  # 21 frames are more than a second
+    assert looks([long, record(name="n")], "n")[0].donors == ()
+    assert looks([record(name="n")], "n")[0].donors == ()
+
+
+def test_a_share_of_looks_at_anomalous_videos_has_donors_whose_anomalies_lie_in_the_same_window():
+    records = [record(anomaly(n % 40, n % 40 + 2 + n % 3), name=f"bad{n}", prompt=f"ball {n}") for n in range(120)]
+    records.append(record(anomaly(10, 12), anomaly(40, 42), name="two"))  # one of its two is outside every window
+    for share, least, most in ((0.0, 0, 0), (0.5, 40, 80), (1.0, 119, 120)):
+        asked = plan(records, tasks=["scan", "look"], foreign_suspicion=share)
+        of = [question for n in range(120) for question in asked[f"bad{n}"] if question.task == "look"]
+        foreign = [look for look in of if look.donors]
+        assert len(of) == 120 and least <= len(foreign) <= most
+        for look in foreign:
+            for donor in look.donors:
+                (wrong,) = donor.record.anomalies
+                assert look.window.start_s <= wrong.window.start_s and wrong.window.end_s <= look.window.end_s
+                assert donor.record.id not in (look.record.id, "two")
+
+
+def test_a_look_is_told_the_first_donors_answer_that_there_is():
+    video = Video.open(np.zeros((49, 16, 16, 3), np.uint8), fps=16)
+    scanned = video.sample(4)
+    ball, sign = (record(anomaly(n, n + 4), name=name, prompt=name) for n, name in ((8, "ball"), (16, "sign")))
+
+    def answer(of, frames=scanned):
+        return write_answer(
+            chain_of_thought=of.id, anomalies=of.anomalies, number=1, frames=frames.indices, times_s=frames.times_s
+        )
+
+    (look,) = looks([ball, sign, record(name="n", prompt="ball")], "n")
+    asked, told_of = suspected(look, scanned, "", answer)
+    assert told_of == {"claim": answer(ball), "donor": "ball"} and asked.window == look.donors[0].window
+    other, told_of = suspected(look, scanned, "", lambda of: answer(of) if of.id == "sign" else None)
+    assert told_of["donor"] == "sign" and other.window == look.donors[1].window != asked.window
+    assert other.key != asked.key == suspected(look, scanned, "", answer)[0].key
+    turn = read_answer(told_of["claim"], number=1, frames=scanned.indices, times_s=scanned.times_s)
+    assert other.window.start_s <= turn.anomalies[0].window.start_s <= other.window.end_s
+    assert suspected(look, scanned, "", lambda of: None)[1] == {}
+    beyond = answer(ball).replace("Frame 2-3", "Frame 12-13")  # frame 12, at 3 s, is the last one that this video has at 4 fps
+    assert beyond != answer(ball) and suspected(look, scanned, "", lambda of: beyond)[1] == {}
+    (doubted,) = looks([ball, replace(ball, id="own")], "own", foreign_suspicion=1.0)
+    asked, told_of = suspected(doubted, scanned, "own", answer)
+    assert told_of["donor"] == "ball" and asked.window == doubted.window
+    assert suspected(doubted, scanned, "own", lambda of: None) == (replace(doubted, donors=()), {"claim": "own"})
 
 
 def test_single_frames_show_a_single_frame_category_alone():

@@ -3,10 +3,13 @@
 import json
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from two_processes import run_two
 
-from cac_align.training.run import Keeping, Log, claim, flat, learning_rate, read_rows, shares
+from cac_align.training.run import Keeping, Log, claim, flat, learning_rate, read_rows, shares, union
 from cac_align.training.sft import SftRecipe
 
 
@@ -69,3 +72,41 @@ def test_wrong_schedules():
         Keeping(steps=0)
     with pytest.raises(ValueError, match="run.lr and run.clip_norm must be positive"):
         Keeping(lr=0.0)
+
+
+UNION = """
+import sys
+from types import SimpleNamespace
+from accelerate import Accelerator
+from cac_align.training.run import union
+from cac_align.training.samples import DataRecipe, Stage
+accelerator = Accelerator(cpu=True)
+rank = accelerator.process_index
+stage = Stage("data", {}, {}, (), DataRecipe(max_bad=0.3), 0, {"clip9/scan": "gone", f"clip{rank}/scan": f"torn {rank}"}, 10)
+run = SimpleNamespace(accelerator=accelerator)
+stage.leave_out_all(union(run, stage.bad))
+found = sorted(stage.bad.items())
+if rank == 1:
+    stage.bad["clip5/look"] = "torn"
+try:
+    stage.leave_out_all(union(run, stage.bad))
+except ValueError as error:
+    print(f"{rank} {found} {error}\\n", end="", flush=True)
+"""
+
+
+def test_one_process_is_told_what_it_found():
+    assert union(SimpleNamespace(accelerator=SimpleNamespace(num_processes=1)), {"clip0/scan": "torn"}) == {"clip0/scan": "torn"}
+
+
+@pytest.mark.slow
+def test_two_processes_count_what_either_left_out_and_stop_together(tmp_path):
+    """Both know of clip9; each has one of its own: three of ten, the limit. One more on the second process stops both."""
+    (tmp_path / "union.py").write_text(UNION)
+    out = run_two([str(tmp_path / "union.py")], {"PYTHONPATH": str(Path(__file__).parent.parent)})
+    assert out.returncode == 0, out.stderr[-3000:]
+    said = sorted(line for line in out.stdout.splitlines() if line)
+    assert len(said) == 2
+    for rank, line in enumerate(said):
+        found = "[('clip0/scan', 'torn 0'), ('clip1/scan', 'torn 1'), ('clip9/scan', 'gone')]"
+        assert line.startswith(f"{rank} {found} 4 of 10 samples") and line.endswith("the last one, clip5/look: torn")

@@ -1,6 +1,7 @@
 """Stage files: reading, balance, draws that depend on (seed, step) alone, prompts of inference, and bad input."""
 
 import json
+import re
 
 import pytest
 import tiny_qwen
@@ -9,6 +10,11 @@ import tiny_stage
 from cac_align.answer import read_answer
 from cac_align.cac.prompts import turn_two_conversation
 from cac_align.cac.two_turn import TwoTurn
+from cac_align.data.records import Record, read_records, write_records
+from cac_align.data.synthesise import Synthesis, synthesise
+from cac_align.data.truth import length_s
+from cac_align.miniature.ground_truth import GroundTruth
+from cac_align.miniature.world import World, write_world
 from cac_align.training.samples import DataRecipe, Sample, conversation, draw, read_stage, segment, usable
 
 
@@ -49,6 +55,31 @@ def test_held_out_records_are_of_both_classes_and_never_trained_on(folder):
     assert not kept & {sample.record for pool in found.training.values() for sample in pool}
 
 
+def test_held_out_samples_take_tasks_and_classes_in_turn_so_that_the_first_ones_are_balanced(tmp_path):
+    folder = tiny_stage.data_folder(tmp_path)
+    records = [Record(f"{status}{n}", "clip0.mp4", "a ball", 16.0, 17, 32, 32, status, (tiny_stage.TRUE,) * (status == "abnormal"))
+               for status in ("abnormal", "normal") for n in range(40)]  # fmt: skip
+    write_records(folder / "records.jsonl", records)
+    rows = [
+        {"record": record.id, "task": task, "window": [0.25, 0.625], "frame": None, "answer": "x"}
+        for task in ("scan", "look")
+        for record in records
+    ]  # in the order in which `cac-align data split` writes them
+    rewrite(folder, rows)
+    kept = stage(folder, held_out=0.25).held_out
+    assert len(kept) == len(set(kept)) == 4 * 10
+    for first in range(0, 40, 4):
+        assert [(sample.task, sample.record[:2]) for sample in kept[first : first + 4]] == [
+            ("scan", "no"), ("scan", "ab"), ("look", "no"), ("look", "ab")
+        ]  # fmt: skip
+    rewrite(folder, rows[::-1])
+    assert stage(folder, held_out=0.25).held_out == kept
+    rewrite(folder, [row for row in rows if row["task"] == "scan" or row["record"][-1] in "02468"])
+    tasks = [sample.task for sample in stage(folder, held_out=0.25).held_out]  # fewer looks than scans: the rest comes last
+    looks = tasks.count("look")
+    assert 0 < looks < 20 == tasks.count("scan") and set(tasks[2 * looks + 2 :]) == {"scan"}
+
+
 def test_prompts_are_those_of_inference(folder):
     found = stage(folder)
     (scan,) = (s for s in found.training["scan", "abnormal"] if s.record == "clip1")
@@ -74,6 +105,57 @@ def test_prompts_are_those_of_inference(folder):
     assert frames.indices == (6,) and len(asked) == 1 and "the ball melts" not in asked[0].text
 
 
+def first_looks(folder, records):
+    """What looks shorter than a second are told of turn 1, by class, with the window that is shown."""
+    stage = read_stage(DataRecipe(str(folder), "chains.jsonl", wording="full", held_out=0.0), ("scan", "look"), 0)
+    fps = {record.id: record.fps for record in records}
+    return {
+        status: [
+            (conversation(stage, sample)[0][0].text.split("first_look>")[1], sample)
+            for sample in stage.training["look", status]
+            if length_s(sample.window, fps[sample.record]) < 1.0
+        ]
+        for status in ("normal", "abnormal")
+    }
+
+
+def told_apart(normal, abnormal):
+    """Balanced accuracy of the best threshold on a number: 0.5 where it says nothing, 1 where it says everything."""
+    below = [
+        (sum(x <= t for x in normal) / len(normal), sum(x <= t for x in abnormal) / len(abnormal)) for t in (*normal, *abnormal)
+    ]
+    return max(0.5 + abs(a - b) / 2 for a, b in below)
+
+
+def test_what_a_look_is_told_does_not_tell_the_classes_apart(tmp_path):
+    path = write_world(60, 1_430_004, tmp_path, World(num_frames=(33,), length_weights=()))
+    records = list(read_records(path))
+    settings = Synthesis(tasks=["scan", "look"], close_ups=False)
+    assert synthesise(records, tmp_path, GroundTruth(records), tmp_path / "chains", settings)["accepted"] >= 55
+    of = {record.id: record for record in records}
+    rows = [json.loads(line) for line in (tmp_path / "chains" / "chains.jsonl").read_text().splitlines()]
+    scans = {row["record"]: row["answer"] for row in rows if row["task"] == "scan"}
+    for row in rows:
+        if row["task"] == "look":  # a real answer to another record's scan, or on an abnormal record its own
+            donor = row.get("donor", row["record"])
+            assert row["claim"] == scans[donor] and of[donor].status == "abnormal"
+            assert "donor" not in row or donor != row["record"]
+    lent = {status: [("donor" in row) for row in rows if row["task"] == "look" and of[row["record"]].status == status]
+            for status in ("normal", "abnormal")}  # fmt: skip
+    assert all(lent["normal"]) and 0.2 < sum(lent["abnormal"]) / len(lent["abnormal"]) < 0.8
+    told = first_looks(tmp_path / "chains", records)
+    assert min(map(len, told.values())) >= 15
+    for text, sample in (each for side in told.values() for each in side):
+        assert "\nStep 1: Frame 0: " in text  # the template that normal looks once had says so in none
+        wrong = [int(n) / 4 for n, seen in re.findall(r"Frame (\d+): ([^.]*)\.", text) if seen != "fine"]
+        assert any(sample.window.start_s <= t <= sample.window.end_s for t in wrong)  # what it says fits the clip
+    measures = (len, lambda text: text.count("Frame"), lambda text: text.count(" fine"), lambda text: text.count(","))
+    for measure in measures:
+        assert told_apart(*([measure(text) for text, _ in side] for side in told.values())) < 0.7
+    short = [len("Step 1: something looks wrong. Step 2: the ball melts. Step 3: Object Distortion.")] * len(told["normal"])
+    assert told_apart(short, [len(text) for text, _ in told["abnormal"]]) == 1.0
+
+
 def test_a_segment_ends_with_the_end_token_and_holds_the_answer(folder):
     processor = tiny_qwen.processor(tiny_stage.tokenizer())
     found, store = stage(folder), {}
@@ -95,6 +177,17 @@ def test_a_broken_video_is_replaced_by_one_of_its_class_and_counted(tmp_path):
     assert made.videos[0][0] in ("clip3", "clip5") and list(found.bad) == ["clip1/scan"]
     with pytest.raises(ValueError, match="sample clip1/scan: .*data.bad=skip"):
         usable(stage(folder, 3, bad="stop"), bad, processor, {})
+
+
+def test_what_any_process_leaves_out_counts_once_towards_the_limit(folder):
+    found = stage(folder, 3, max_bad=0.25)  # 2 of 8
+    sample = found.training["scan", "normal"][0]
+    found.leave_out(sample, "broken")
+    name = f"{sample.record}/scan"
+    found.leave_out_all({name: "broken", "clip1/scan": "broken"})
+    assert found.bad == {name: "broken", "clip1/scan": "broken"}
+    with pytest.raises(ValueError, match=r"3 of 8 samples .* more than data.max_bad=0.25 allows; the last one, clip3/scan: torn"):
+        found.leave_out_all({**found.bad, "clip3/scan": "torn"})
 
 
 def test_missing_videos(tmp_path):

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from two_processes import run_two
 
-from cac_align.training.policy import ModelRecipe, load
+from cac_align.training.policy import AnswerLogProbs, ModelRecipe, answer_mask, load
 from cac_align.training.run import Keeping
 from cac_align.training.samples import DataRecipe, draw, read_stage, segment
 from cac_align.training.sft import SftRecipe, train_sft
@@ -113,6 +113,43 @@ def test_the_best_evaluation_is_kept(root):
     assert not same(root / "best" / "best", root / "best" / "final")
 
 
+def with_broken_held_out(root, name, *statuses):
+    """The data with the held-out videos of these classes unreadable, and the recipe that reads them one sample a pass."""
+    folder = tiny_stage.data_folder(root / name)
+    made = recipe(root, f"out-{name}", micro_batch=1, run=replace(recipe(root, "").run, steps=1, eval_every=1))
+    made = replace(made, data=replace(made.data, folder=str(folder), max_bad=0.5))
+    stage = read_stage(made.data, ("scan", "look"), 0)
+    for record in {sample.record for sample in stage.held_out}:
+        if stage.records[record].status in statuses:
+            (folder / f"{record}.mp4").write_bytes(b"broken")
+    return made
+
+
+def test_an_unreadable_held_out_video_costs_no_pass_and_does_not_count(root, monkeypatch):
+    made = with_broken_held_out(root, "broken", "abnormal")
+    passes = []
+    forward = AnswerLogProbs.forward
+
+    def counted(self, *batches):
+        log_p = forward(self, *batches)
+        if not self.training:
+            passes.append((-log_p.sum().item(), int(answer_mask(*batches).sum())))
+        return log_p
+
+    monkeypatch.setattr(AnswerLogProbs, "forward", counted)
+    train_sft(made)
+    (row,) = [row for row in rows(root / "out-broken") if "held_out_loss" in row]
+    assert len(passes) == 4  # a scan and a look of a record of either class; those of one class cannot be read
+    normal = passes[::2]  # classes take turns; on the other passes the first readable sample stands in
+    assert passes[1] == passes[3] == passes[0]
+    assert row["held_out_loss"] == pytest.approx(sum(x for x, _ in normal) / sum(n for _, n in normal), rel=1e-5)
+    with pytest.raises(ValueError, match=r"process 0 can read none of 4 held-out samples of .*none.*; is the folder there\?"):
+        train_sft(with_broken_held_out(root, "none", "normal", "abnormal"))
+    few = with_broken_held_out(root, "few", "abnormal")
+    with pytest.raises(ValueError, match=r"2 of 12 samples .* more than data.max_bad=0.1 allows"):
+        train_sft(replace(few, data=replace(few.data, max_bad=0.1)))
+
+
 def test_micro_batches_change_only_rounding(root):
     train_sft(recipe(root, "micro2"))
     train_sft(recipe(root, "micro4", micro_batch=4))
@@ -201,12 +238,16 @@ BLOCKS = {"FSDP_TRANSFORMER_CLS_TO_WRAP": "Qwen3VLTextDecoderLayer,Qwen3VLVision
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "settings"), [("FSDP", {**sharded_cpu.FSDP2, **BLOCKS}), ("DEEPSPEED", sharded_cpu.ZERO2)])
 def test_sharded_over_two_processes_it_gives_what_one_gives_and_resumes(root, kind, settings):
-    """Stage 2 under FSDP2 and under ZeRO-2 (where DeepSpeed is installed), two micro-batches a step on each of two gloo processes."""
+    """Stage 2 under FSDP2 and under ZeRO-2 (where DeepSpeed is installed), two micro-batches a step on each of two gloo processes.
+
+    One of the two held-out videos cannot be read: only one process has something to evaluate in a round, and both take their passes.
+    """
     if kind == "DEEPSPEED":
         pytest.importorskip("deepspeed")
     (root / "script.py").write_text(SCRIPT)
     (root / "sharded_stage.py").write_text(SCRIPT)
-    more = ["run.steps=4", "run.eval_every=4", "micro_batch=1"]
+    made = with_broken_held_out(root, f"half-{kind}", "abnormal")
+    more = ["run.steps=4", "run.eval_every=3", "micro_batch=1", f"data.folder={made.data.folder}", "data.max_bad=0.5"]
     env = {**HERE, **settings, "PYTHONPATH": f"{HERE['PYTHONPATH']}{os.pathsep}{root}"}
 
     def sharded(*values):
@@ -222,8 +263,9 @@ def test_sharded_over_two_processes_it_gives_what_one_gives_and_resumes(root, ki
         env=HERE,
     )
     for a, b in zip(rows(root / f"whole-{kind}"), rows(root / f"sharded-{kind}"), strict=True):
-        for name in {"loss", "norm", "held_out_loss"} & a.keys():
+        for name in {"loss", "norm", "held_out_loss", "left_out"} & a.keys():
             assert a[name] == pytest.approx(b[name], rel=1e-4)
+    assert [row["left_out"] for row in rows(root / f"sharded-{kind}") if "loss" in row] == [0, 0, 0, 2]  # known to both processes
     whole, parts, start = (weights(root / name) for name in (f"whole-{kind}/final", f"sharded-{kind}/final", "model"))
     moved = max((whole[name] - start[name]).abs().max().item() for name in whole if name in start)
     apart = max((whole[name] - parts[name]).abs().max().item() for name in whole)

@@ -77,6 +77,50 @@ def test_the_ground_truth_teacher_is_verified_in_the_first_round_and_its_samples
     assert all((tmp_path / record.video).is_file() for record in written)
 
 
+def test_a_donors_scan_is_asked_once_whoever_needs_it_first_and_the_next_donor_is_told_where_it_is_discarded(
+    world, records, tmp_path
+):
+    one, other = (record.id for record in records if record.status == "abnormal")
+    normal = [record for record in records if record.status == "normal"]
+    pupil = Pupil(records)
+    synthesise([*normal, *(record for record in records if record.status == "abnormal")], world.parent, ScriptedVlm(pupil),
+               tmp_path / "all", replace(BRIEF, workers=1))  # fmt: skip
+    asked = [pair for pair in pupil.asked if pair[1] != "frame"]
+    assert len(set(asked)) == len(asked) == 8 and asked.index((normal[0].id, "look")) == 2  # after its scan and its donor's
+    first = next(
+        row["donor"] for row in rows(tmp_path / "all" / "chains.jsonl") if row["record"] == normal[0].id and "donor" in row
+    )
+    second = other if first == one else one
+    pupil = Pupil(records, {first: 5})
+    report = synthesise(records, world.parent, ScriptedVlm(pupil), tmp_path / "next", BRIEF)
+    told = [row.get("donor") for row in rows(tmp_path / "next" / "chains.jsonl") if row["task"] == "look"]
+    assert report["discarded"] == 1 and set(told) - {None} == {second} and pupil.asked.count((first, "scan")) == 5
+    pupil = Pupil(records, {first: 5, second: 5})
+    report = synthesise(records, world.parent, ScriptedVlm(pupil), tmp_path / "none", BRIEF)
+    assert (report["discarded"], report["accepted"], report["samples"]) == (2, 2, {"scan": 2, "frame": 2})
+    lost = [row for row in rows(tmp_path / "none" / "discarded.jsonl") if row["task"] == "look"]
+    assert len(lost) == 2 and all(row["reason"].startswith("no donor: no verified scan") for row in lost)
+
+
+def test_a_donor_that_is_not_answered_yet_leaves_the_look_for_the_next_call(world, records, tmp_path):
+    abnormal = [record.id for record in records if record.status == "abnormal"]
+    pupil, down = Pupil(records), {"down": True}
+
+    def flaky(conversation):
+        wanted = any(f"(sample {name}, scan)" in conversation[0].text for name in abnormal)
+        return Reply("", error="timeout") if down["down"] and wanted else pupil(conversation)
+
+    teacher = ScriptedVlm(flaky)
+    report = synthesise(records, world.parent, teacher, tmp_path / "parts", replace(BRIEF, workers=1))
+    assert (report["unanswered"], report["accepted"]) == (4, 0)
+    down["down"] = False
+    synthesise(records, world.parent, teacher, tmp_path / "parts", replace(BRIEF, workers=1))
+    synthesise(records, world.parent, ScriptedVlm(Pupil(records)), tmp_path / "whole", replace(BRIEF, workers=1))
+    for name in ("chains.jsonl", "records.jsonl", "discarded.jsonl"):
+        assert (tmp_path / "parts" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    assert len(pupil.asked) == len(set(pupil.asked))
+
+
 def test_the_round_decides_salience_and_five_failures_discard_with_the_reason(world, records, tmp_path):
     bad, worse, *_ = [record.id for record in records if record.status == "abnormal"]
     normal = next(record.id for record in records if record.status == "normal")
@@ -212,7 +256,7 @@ def test_what_the_scan_cannot_show_is_not_taught(tmp_path):
     assert not any(window.start_s <= n / 4 <= window.end_s for n in range(5))  # no frame of the 4-fps scan is inside
     teacher = ScriptedVlm(Pupil(records))
     report = synthesise(records, tmp_path, teacher, tmp_path / "out", BRIEF)
-    assert report["reasons"] == {"not shown": 1} and report["accepted"] == 1
+    assert report["reasons"] == {"not shown": 1, "no donor": 1} and report["accepted"] == 1
     assert all("abnormal" not in conversation[0].text.split("(sample ")[1][:20] for conversation in teacher.asked)
 
 
@@ -268,6 +312,7 @@ def test_a_reviewer_reads_what_was_verified_and_costs_are_counted(world, records
         ({"tasks": ["look"]}, "look needs scan"),
         ({"tasks": ["scan", "listen"]}, "tasks must be some of scan, look, frame"),
         ({"saliency": "none"}, "saliency must be"),
+        ({"foreign_suspicion": 1.5}, r"foreign_suspicion is a share in \[0, 1\], received 1.5"),
     ],
 )
 def test_settings_that_cannot_be_meant(wrong, told):

@@ -1,11 +1,13 @@
 """What is asked about a record: the whole video (scan), clips around its anomalies (look), single frames (frame).
 
-records → plan → Question (record, task, window or frame, false claim) → shown → Frames → conversation (as the judge is asked) → teacher
+records → plan → Question (record, task, window or frame, donors) → shown → Frames → conversation (as the judge's) → teacher
 
-scan: turn 1, at 4 fps. look: turn 2, at 8 fps, told what turn 1 claimed; clips shorter than a second where the anomaly is, so that
-no anomaly is cut. On a normal video the claim is borrowed from the anomalous record whose words are nearest, and clips are as long as
-anomalous ones: neither the claim nor the length may give the verdict away. frame: frames that show a single-frame category by
-themselves (stage 1). single: windows and boxes at once, at 4 fps (the single-turn formulation; only where asked for). Every choice is drawn from (seed, record id): files in another order give the same questions.
+scan: turn 1, at 4 fps. look: turn 2, at 8 fps, told what turn 1 wrote; clips shorter than a second where the anomaly is, so
+that no anomaly is cut. A normal video is looked at where an anomalous one (its donor) is, and told the answer to that one's
+scan. A share of the looks at anomalous videos is told another's too, all of whose anomalies lie inside the window. Neither the
+words, nor their length, nor how they fit the clip may give the verdict away. frame: frames that show a single-frame category by
+themselves (stage 1). single: windows and boxes at once, at 4 fps (the single-turn formulation; only where asked for). Every
+choice is drawn from (seed, record id): files in another order give the same questions.
 
 Source: CaC (arXiv 2605.11723) Sec. 3.1-3.2, Appendices B.2 and C.2.
 """
@@ -16,8 +18,9 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +28,7 @@ from cac_align.answer import read_answer, write_answer
 from cac_align.cac.prompts import single_turn_conversation, turn_one_conversation, turn_two_conversation
 from cac_align.data.prompts import filled
 from cac_align.data.records import Record
-from cac_align.data.truth import cover, events, length_s, seen, stretch
+from cac_align.data.truth import cover, events, length_s, seen
 from cac_align.judgement import SINGLE_FRAME_TYPES, Anomaly, Turn, Window, hull
 from cac_align.video import Frames, Video
 from cac_align.vlm.protocol import Conversation, Message
@@ -40,14 +43,15 @@ SCAN_FPS, LOOK_FPS = 4.0, 8.0
 class Question:
     """One thing to ask about a record. window (seconds) for look, frame (source index) for frame, else None.
 
-    claim: for look on a normal record, the anomaly that turn 1 falsely claims; on an abnormal one turn 1's own answer is the claim.
+    donors: for look, looks at other records, one of which lends the answer to its scan (``suspected``), the best first. Without
+    donors an abnormal record's look is told its own scan's; a normal one's cannot be asked, and its window is None.
     """
 
     record: Record
     task: Task
     window: Window | None = None
     frame: int | None = None
-    claim: Anomaly | None = None
+    donors: tuple[Question, ...] = ()
 
     @property
     def number(self) -> Literal[1, 2]:
@@ -66,9 +70,9 @@ class Question:
 
     @property
     def key(self) -> str:
-        """What its attempts are filed under: the annotation and the question, so that a corrected record is asked anew."""
+        """What its attempts are filed under: question and annotations (donors' too), so that corrected ones are asked anew."""
         asked = [self.record.to_json(), self.task, self.window and self.window.to_json(), self.frame]
-        asked.append(self.claim and self.claim.to_json())
+        asked.append([donor.record.to_json() for donor in self.donors] or None)
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -81,24 +85,28 @@ def plan(
     tasks: Sequence[Task] = TASKS,
     frames_per_video: int = 2,
     max_clip_s: float = 1.0,
+    foreign_suspicion: float = 0.5,
     seed: int = 0,
 ) -> dict[str, list[Question]]:
     """The questions of every record, by record id; scan before look, because look is told what scan found.
 
     frames_per_video: at most so many single frames (2: the paper's 20 K frames are 10 K anomalous ones of 5 K videos, and as many
-    normal ones). max_clip_s: clips last less than this, in seconds.
+    normal ones). max_clip_s: clips last less than this, in seconds. foreign_suspicion: share of abnormal looks that have donors,
+    where any fit.
     """
-    anomalous = [record for record in records if record.status == "abnormal"]
-    lengths = [length_s(_clip(record, event, max_clip_s, seed), record.fps) for record in anomalous for event in events(record)]
-    short = [length for length in lengths if length < max_clip_s] or [max_clip_s / 2]
-    claims = [(set(_words(record.prompt)), anomaly) for record in anomalous for anomaly in record.anomalies]
+    anomalous = sorted((record for record in records if record.status == "abnormal"), key=lambda record: record.id)
+    looks = {record.id: _own_looks(record, max_clip_s, seed) for record in anomalous}
+    lenders = [(_words(look.record.prompt), look) for own in looks.values() for look in own]
     questions: dict[str, list[Question]] = {}
     for record in records:
         asked: list[Question] = []
         if "scan" in tasks:
             asked.append(Question(record, "scan"))
         if "look" in tasks:
-            asked += _looks(record, short, claims, max_clip_s, seed)
+            if record.status == "normal":
+                asked.append(_false_alarm(record, lenders, max_clip_s, seed))
+            else:
+                asked += [_doubted(look, lenders, foreign_suspicion, seed) for look in looks[record.id]]
         if "frame" in tasks:
             asked += [Question(record, "frame", frame=frame) for frame in _frames(record, frames_per_video, seed)]
         if "single" in tasks:
@@ -116,19 +124,53 @@ def _clip(record: Record, event: Window, max_clip_s: float, seed: int) -> Window
     return cover(event, record, max_s=max_clip_s, look_fps=LOOK_FPS, draw=draw)
 
 
-def _looks(
-    record: Record, lengths_s: Sequence[float], claims: Sequence[tuple[set[str], Anomaly]], max_clip_s: float, seed: int
-) -> list[Question]:
-    if record.status == "abnormal":
-        windows = dict.fromkeys(_clip(record, event, max_clip_s, seed) for event in events(record))
-        return [Question(record, "look", window) for window in windows]
-    if not claims:
-        return []
-    draw = _draw(record, "look", seed)
-    words = set(_words(record.prompt))
-    offered = draw.sample(claims, min(32, len(claims)))
-    near = max(offered, key=lambda claim: len(words & claim[0]))[1]
-    return [Question(record, "look", stretch(record, draw.choice(lengths_s), draw), claim=near)]
+def _own_looks(record: Record, max_clip_s: float, seed: int) -> list[Question]:
+    windows = dict.fromkeys(_clip(record, event, max_clip_s, seed) for event in events(record))
+    return [Question(record, "look", window) for window in windows]
+
+
+Lenders = Sequence[tuple[set[str], Question]]
+"""Looks at anomalous records with the words of their prompts."""
+
+
+def _false_alarm(record: Record, lenders: Lenders, max_clip_s: float, seed: int) -> Question:
+    """A normal record's look: where a donor is looked at, as far as that is a short clip inside this video too."""
+    last_s = (record.num_frames - 1) / record.fps
+
+    def fits(other: Question) -> bool:
+        assert other.window is not None
+        return other.window.end_s <= last_s + 1e-6 and length_s(other.window, record.fps) < max_clip_s
+
+    donors = _donors(record, lenders, fits, _draw(record, "look", seed))
+    return Question(record, "look", donors[0].window if donors else None, donors=donors)
+
+
+def _doubted(look: Question, lenders: Lenders, share: float, seed: int) -> Question:
+    """An abnormal record's look, in ``share`` of cases with donors: those whose anomalies all lie in its window."""
+    window = look.window
+    assert window is not None
+    draw = _draw(look.record, f"foreign {window.start_s:.6f}", seed)
+    if draw.random() >= share:
+        return look
+
+    def fits(other: Question) -> bool:
+        inside = (each.window is not None and hull([window, each.window]) == window for each in other.record.anomalies)
+        return other.record.id != look.record.id and all(inside)
+
+    return replace(look, donors=_donors(look.record, lenders, fits, draw))
+
+
+def _donors(record: Record, lenders: Lenders, fits: Callable[[Question], bool], draw: random.Random) -> tuple[Question, ...]:
+    """At most eight looks drawn from those that fit: first where the video lasts as long, then by words shared with the prompt."""
+    drawn = draw.sample(lenders, min(256, len(lenders)))
+    offered = list(islice((lender for lender in drawn if fits(lender[1])), 8))
+    words = _words(record.prompt)
+    offered.sort(key=lambda lender: (_scan_frames(lender[1].record) != _scan_frames(record), -len(words & lender[0])))
+    return tuple(look for _, look in offered)
+
+
+def _scan_frames(record: Record) -> int:
+    return int((record.num_frames - 1) / record.fps * SCAN_FPS + 1e-6) + 1
 
 
 def _frames(record: Record, most: int, seed: int) -> list[int]:
@@ -146,8 +188,8 @@ def _frames(record: Record, most: int, seed: int) -> list[int]:
     return sorted(_draw(record, "frame", seed).sample(open_to, min(most, len(open_to))))
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W\d_]{3,}", text.lower())
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[^\W\d_]{3,}", text.lower()))
 
 
 # ---- how they are asked -------------------------------------------------------------------------------------------
@@ -169,15 +211,21 @@ def truth(question: Question, frames: Frames) -> tuple[Anomaly, ...]:
     return seen(question.record.anomalies, frames.indices, frames.times_s)
 
 
-def claim_text(question: Question, scanned: Frames, scan_answer: str | None) -> str:
-    """Turn 1's answer that a look is told: the accepted one on an abnormal record, a false alarm in its format on a normal one."""
-    if question.claim is None:
-        if scan_answer is None:
-            raise ValueError(f"record {question.record.id}: a look at an abnormal video needs the answer to its scan")
-        return scan_answer
-    alarm = Anomaly(question.claim.type, question.window, question.claim.reason, question.claim.region)
-    thought = f"Step 1: something looks wrong. Step 2: {question.claim.reason}. Step 3: {question.claim.type}."
-    return write_answer(chain_of_thought=thought, anomalies=[alarm], number=1, frames=scanned.indices, times_s=scanned.times_s)
+def suspected(
+    look: Question, scanned: Frames, own: str, scan_of: Callable[[Record], str | None]
+) -> tuple[Question, dict[str, str]]:
+    """The look as it is asked, and what its sample says of the suspicion: "claim", an answer to turn 1, and "donor", the id of
+    the other record that this was written about. Empty: a normal record, and no donor's answer is to be had.
+
+    scanned: the frames of the record's own scan, own: the answer to it. scan_of: a record's accepted answer, or None. A normal
+    record is looked at where the donor is, so that the claim is about what is shown.
+    """
+    for donor in look.donors:
+        claim = scan_of(donor.record)
+        if claim is not None and not read_claim(claim, scanned).faults:
+            window = donor.window if look.record.status == "normal" else look.window
+            return replace(look, window=window, donors=(donor,)), {"claim": claim, "donor": donor.record.id}
+    return replace(look, donors=()), {} if look.record.status == "normal" else {"claim": own}
 
 
 def conversation(question: Question, frames: Frames, *, claim: Turn | None = None, wording: str = "full") -> Conversation:

@@ -7,6 +7,9 @@ fourth or fifth non-salient, else it is discarded with the reason (Sec. 3.1). De
 wrong; what the student will see is the question and the accepted answer alone. A single frame that fails costs only itself, and
 so does an answer in a single turn (task "single", for the single-turn formulation).
 
+A look that is told the answer to another record's scan (``questions``) needs that first: whoever comes to it asks it, once. Where
+a donor's scan is discarded the next donor's is told; where none is left, a normal record's look is lost ("no donor").
+
     out/attempts.jsonl   every answer, rejected ones with their reasons: the resume point     out/synthesis.json   who made it, how
     out/chains.jsonl     accepted answers as samples          out/records.jsonl   the records they belong to, with saliency
     out/discarded.jsonl  record, task, reason                 out/report.json     counts, tokens, cost
@@ -23,6 +26,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,21 +38,24 @@ from cac_align.data.attempts import Attempt, AttemptLog
 from cac_align.data.prompts import filled, texts_hash
 from cac_align.data.questions import (
     ALL_TASKS,
+    SCAN_FPS,
     TASKS,
     Question,
     as_sample,
-    claim_text,
     conversation,
     found,
     open_video,
     plan,
     read_claim,
     shown,
+    suspected,
     told,
     truth,
 )
 from cac_align.data.records import Record, moved, write_records
 from cac_align.data.verify import faults
+from cac_align.files import write_whole
+from cac_align.judgement import Turn
 from cac_align.video import Frames, Video
 from cac_align.vlm.protocol import Conversation, Message, Vlm
 
@@ -65,7 +72,7 @@ class Synthesis:
     rounds, salient_rounds: answers per question at most; verified within ``salient_rounds``: salient. strict: ``verify``'s stricter rule.
     review: the teacher also reads each verified chain against the annotation (Fig. S6). wording: the judge's instructions.
     close_ups: a scan also shows the teacher the anomaly enlarged. saliency: "fill" sets it where the annotation has none, "all" always.
-    tasks, frames_per_video, max_clip_s, seed: see ``questions.plan``. workers: records in flight.
+    tasks, frames_per_video, max_clip_s, foreign_suspicion, seed: see ``questions.plan``. workers: records in flight.
     give_up_after: so many records in a row without a chain stop the run (0: never). price_prompt, price_answer: per million tokens.
     """
 
@@ -79,6 +86,7 @@ class Synthesis:
     tasks: list[str] = field(default_factory=lambda: list(TASKS))
     frames_per_video: int = 2
     max_clip_s: float = 1.0
+    foreign_suspicion: float = 0.5
     seed: int = 0
     workers: int = 8
     max_new_tokens: int = 4096
@@ -96,6 +104,8 @@ class Synthesis:
         unknown = sorted(set(self.tasks) - set(ALL_TASKS))
         if unknown or not self.tasks or ("look" in self.tasks and "scan" not in self.tasks):
             raise ValueError(f"tasks must be some of {', '.join(ALL_TASKS)}, and look needs scan; received {self.tasks}")
+        if not 0 <= self.foreign_suspicion <= 1:
+            raise ValueError(f"foreign_suspicion is a share in [0, 1], received {self.foreign_suspicion}")
         if self.saliency not in ("fill", "all"):
             raise ValueError(f"saliency must be 'fill' or 'all', received {self.saliency!r}")
 
@@ -117,7 +127,7 @@ class Outcome:
     discarded: str | None = None
     unanswered: str | None = None
     lost: tuple[tuple[str, str], ...] = ()
-    """(task, reason) of what was discarded: the record's reason, and what failed alone (``ALONE``)."""
+    """(task, reason) of what was discarded: the record's reason, and what failed alone."""
 
 
 class _Unanswered(Exception):
@@ -125,9 +135,9 @@ class _Unanswered(Exception):
 
 
 class _Discarded(Exception):
-    def __init__(self, task: str, reason: str) -> None:
+    def __init__(self, task: str, reason: str, *, alone: bool = False) -> None:
         super().__init__(reason)
-        self.task = task
+        self.task, self.alone = task, alone or task in ALONE  # alone: the sample is lost, not the record
 
 
 def synthesise(
@@ -152,12 +162,13 @@ def synthesise(
     if twice := [name for name, count in Counter(record.id for record in usable).items() if count > 1]:
         raise ValueError(f"record {twice[0]} stands twice; ids must be unique (see `cac-align data validate`)")
     questions = plan(
-        usable, tasks=settings.tasks, frames_per_video=settings.frames_per_video, max_clip_s=settings.max_clip_s, seed=settings.seed
+        usable, tasks=settings.tasks, frames_per_video=settings.frames_per_video, max_clip_s=settings.max_clip_s,
+        foreign_suspicion=settings.foreign_suspicion, seed=settings.seed,
     )  # fmt: skip
     log = AttemptLog(out / "attempts.jsonl")
     try:
         _claim_folder(out, teacher, settings)
-        ask = _Asking(root, teacher, settings, log)
+        ask = _Asking(root, teacher, settings, log, {record.id: threading.Lock() for record in usable})
         outcomes = _all(ask, usable, questions, settings, progress)
         report = _report(outcomes, log, settings, len(every) - len(usable))
         _write(out, root, outcomes, report, settings)
@@ -177,7 +188,7 @@ def _claim_folder(out: Path, teacher: Vlm, settings: Synthesis) -> None:
             raise ValueError(
                 f"{out}: was made with {name} = {before.get(name)}, now it is {made.get(name)}; use the same, or another folder"
             )
-    _replace(path, json.dumps(made, indent=1, sort_keys=True) + "\n")
+    write_whole(path, json.dumps(made, indent=1, sort_keys=True) + "\n")
 
 
 def _all(
@@ -225,30 +236,34 @@ def _all(
 
 @dataclass(frozen=True)
 class _Asking:
-    """The loop over one record's questions."""
+    """The loop over one record's questions. locks: by record id; whoever asks about a record holds its lock, and no other."""
 
     root: Path
     teacher: Vlm
     settings: Synthesis
     log: AttemptLog
+    locks: Mapping[str, threading.Lock]
 
     def record(self, record: Record, questions: Sequence[Question]) -> Outcome:
         try:
             video = open_video(record, self.root)
-            scanned = video.sample(4.0)
+            scanned = video.sample(SCAN_FPS)
         except (ValueError, OSError) as error:
             return Outcome(record, discarded=f"video: {error}", lost=(("video", str(error)),))
-        samples, lost, rounds, scan_answer = [], [], 0, None
+        samples, lost, rounds, scan_answer = [], [], 0, ""
         try:
-            for question in questions:
+            for planned in questions:
+                question, suspicion = planned, {}
                 try:
+                    if planned.task == "look":
+                        question, suspicion = suspected(planned, scanned, scan_answer, self._scan)
+                        if not suspicion:
+                            raise _Discarded("look", "no donor: no verified scan of another record fits this video", alone=True)
                     frames = scanned if question.whole else shown(question, video)
-                    if not truth(question, frames) and record.status == "abnormal":
-                        raise _Discarded(question.task, f"not shown: no frame of the {question.task} shows the anomaly")
-                    claim = claim_text(question, scanned, scan_answer) if question.task == "look" else None
-                    answer, needed = self._chain(question, frames, video, scanned, claim)
+                    claim = read_claim(suspicion["claim"], scanned) if suspicion else None
+                    answer, needed = self._chain(question, frames, video, claim)
                 except _Discarded as error:
-                    if question.task not in ALONE:
+                    if not error.alone:
                         raise
                     lost.append((question.task, str(error)))
                     continue
@@ -256,38 +271,55 @@ class _Asking:
                     scan_answer = answer
                 if question.task not in ALONE:
                     rounds = max(rounds, needed)
-                more = {"rounds": needed} if claim is None else {"claim": claim, "rounds": needed}
-                samples.append(as_sample(question, answer, **more))
+                samples.append(as_sample(question, answer, **suspicion, rounds=needed))
         except _Unanswered as error:
             return Outcome(record, unanswered=str(error))
         except _Discarded as error:
             return Outcome(record, discarded=str(error), lost=((error.task, str(error)),))
         return Outcome(record, tuple(samples), rounds, lost=tuple(lost))
 
-    def _chain(self, question: Question, frames: Frames, video: Video, scanned: Frames, claim: str | None) -> tuple[str, int]:
-        """The verified answer and its round. Raises ``_Discarded`` after the last round, ``_Unanswered`` when the teacher fails."""
-        settings = self.settings
-        read = read_claim(claim, scanned) if claim is not None else None
-        asked = told(question, frames, video, close_ups=settings.close_ups) + conversation(
-            question, frames, claim=read, wording=settings.wording
-        )
+    def _scan(self, record: Record) -> str | None:
+        """The verified answer to a record's scan, asked for where it has not been; None where it is discarded."""
+        question = Question(record, "scan")
         before = self.log.rounds(question.key)
-        while not (before and before[-1].verified):
-            if len(before) >= settings.rounds:
-                why = "; ".join(before[-1].reasons) if before else "no round was asked for"
-                raise _Discarded(question.task, f"{why} ({question.task}, after {len(before)} rounds)")
-            again = asked if not before else (
-                *asked,
-                Message("assistant", _CONTROL.sub("", before[-1].text)[:8000]),
-                Message("user", filled("again", reasons="; ".join(before[-1].reasons)[:800])),
-            )  # fmt: skip
-            attempt = self._attempt(question, frames, again, len(before) + 1)
-            self.log.add(attempt)
-            if attempt.error is not None:
-                raise _Unanswered(f"{question.task}: the teacher gave no answer: {attempt.error}")
-            before = [*before, attempt]
-        text = before[-1].text
-        return text[text.find("{") : text.rfind("}") + 1], len(before)
+        if before and before[-1].verified:
+            return _answer_in(before[-1])
+        if len(before) >= self.settings.rounds:
+            return None
+        try:
+            video = open_video(record, self.root)
+            scanned = video.sample(SCAN_FPS)
+        except (ValueError, OSError):
+            return None
+        with suppress(_Discarded):
+            return self._chain(question, scanned, video)[0]
+        return None
+
+    def _chain(self, question: Question, frames: Frames, video: Video, claim: Turn | None = None) -> tuple[str, int]:
+        """The verified answer and its round. Raises ``_Discarded``, or ``_Unanswered`` when the teacher fails."""
+        settings = self.settings
+        if not truth(question, frames) and question.record.status == "abnormal":
+            raise _Discarded(question.task, f"not shown: no frame of the {question.task} shows the anomaly")
+        asked = told(question, frames, video, close_ups=settings.close_ups) + conversation(
+            question, frames, claim=claim, wording=settings.wording
+        )
+        with self.locks[question.record.id]:
+            before = self.log.rounds(question.key)
+            while not (before and before[-1].verified):
+                if len(before) >= settings.rounds:
+                    why = "; ".join(before[-1].reasons) if before else "no round was asked for"
+                    raise _Discarded(question.task, f"{why} ({question.task}, after {len(before)} rounds)")
+                again = asked if not before else (
+                    *asked,
+                    Message("assistant", _CONTROL.sub("", before[-1].text)[:8000]),
+                    Message("user", filled("again", reasons="; ".join(before[-1].reasons)[:800])),
+                )  # fmt: skip
+                attempt = self._attempt(question, frames, again, len(before) + 1)
+                self.log.add(attempt)
+                if attempt.error is not None:
+                    raise _Unanswered(f"{question.task}: the teacher gave no answer: {attempt.error}")
+                before = [*before, attempt]
+        return _answer_in(before[-1]), len(before)
 
     def _attempt(self, question: Question, frames: Frames, asked: Conversation, number: int) -> Attempt:
         settings = self.settings
@@ -313,6 +345,10 @@ class _Asking:
             reasons, error = (() if agreed[1] == "true" else (f"review: {verdict.text[:300]}",)), None
         tokens = (reply.num_prompt_tokens + verdict.num_prompt_tokens, reply.num_tokens + verdict.num_tokens)
         return replace(attempt, reasons=reasons, error=error, num_prompt_tokens=tokens[0], num_tokens=tokens[1])
+
+
+def _answer_in(attempt: Attempt) -> str:
+    return attempt.text[attempt.text.find("{") : attempt.text.rfind("}") + 1]
 
 
 # ---- what is written ----------------------------------------------------------------------------------------------
@@ -346,13 +382,13 @@ def _report(outcomes: Sequence[Outcome], log: AttemptLog, settings: Synthesis, u
 
 def _write(out: Path, root: Path, outcomes: Sequence[Outcome], report: Mapping[str, Any], settings: Synthesis) -> None:
     accepted = [item for item in outcomes if not item.discarded and not item.unanswered]
-    _replace(out / "chains.jsonl", "".join(json.dumps(sample) + "\n" for item in accepted for sample in item.samples))
+    write_whole(out / "chains.jsonl", "".join(json.dumps(sample) + "\n" for item in accepted for sample in item.samples))
     lost = [{"record": item.record.id, "task": task, "reason": reason} for item in outcomes for task, reason in item.lost]
-    _replace(out / "discarded.jsonl", "".join(json.dumps(row) + "\n" for row in lost))
+    write_whole(out / "discarded.jsonl", "".join(json.dumps(row) + "\n" for row in lost))
     part = out / ".records.jsonl.part"
     write_records(part, (moved(_with_saliency(item, settings), root, out) for item in accepted))
     os.replace(part, out / "records.jsonl")
-    _replace(out / "report.json", json.dumps(report, indent=1) + "\n")
+    write_whole(out / "report.json", json.dumps(report, indent=1) + "\n")
 
 
 def _with_saliency(item: Outcome, settings: Synthesis) -> Record:
@@ -362,9 +398,3 @@ def _with_saliency(item: Outcome, settings: Synthesis) -> Record:
         for anomaly in item.record.anomalies
     )
     return replace(item.record, anomalies=marked)
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

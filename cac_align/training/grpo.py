@@ -26,7 +26,7 @@ from cac_align.files import write_whole
 from cac_align.training import objective
 from cac_align.training.policy import AnswerLogProbs, ModelRecipe, answer_mask, load, make_batch, on
 from cac_align.training.rollout import Asking, Prompt, Rollout, RolloutRecipe, open_prompt, roll_out
-from cac_align.training.run import Keeping, Run, bar, read_rows, shares, start_accelerator
+from cac_align.training.run import Keeping, Run, bar, read_rows, shares, start_accelerator, union
 from cac_align.training.samples import DataRecipe, Sample, Stage, draw, read_stage
 from cac_align.training.terms import NAMES, Terms, TermWeights
 from cac_align.training.trial import mean, trial
@@ -109,6 +109,7 @@ def _steps(run: Run, stage: Stage, recipe: GrpoRecipe, reference: AnswerLogProbs
         began = time.time()
         batch = _collect(stage, recipe, run)
         sampled_s = time.time() - began
+        stage.leave_out_all(union(run, stage.bad))
         row = _update(batch, recipe, run, reference)
         run.step += 1
         progress.update(1)

@@ -344,6 +344,15 @@ def bar(run: Run, about: str) -> Any:
     return tqdm(total=run.keeping.last, initial=run.step, desc=about, file=sys.stderr, disable=True if quiet else None)
 
 
+def union(run: Run, found: Mapping[str, str]) -> dict[str, str]:
+    """What any process has found, by name, on every process."""
+    if run.accelerator.num_processes == 1:
+        return dict(found)
+    from accelerate.utils import gather_object
+
+    return {name: why for each in gather_object([dict(found)]) for name, why in each.items()}
+
+
 def shares(items: Sequence[Any], size: int, rank: int, world: int) -> list[list[Any]]:
     """This process's micro-batches of ``size`` items. Raises ``ValueError`` when the batch does not divide evenly."""
     if len(items) % (size * world):

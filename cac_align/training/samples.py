@@ -5,8 +5,9 @@ records.jsonl + stage JSONL → read_stage → Stage (by task and class) → dra
 One line per sample: {"record", "task": frame | scan | look | single, "window": [start_s, end_s] (look), "frame": source index (frame),
 "answer", and for a look "claim" (turn 1's answer) or "suspicion": [{"type", "reason"}]}. Draws are a function of (seed, step) alone: pairs of one normal and one
 abnormal sample of the same task, each class walked through in its own shuffled order, so 1:1 holds in every batch.
-A look without a suspicion of its own is told the record's true anomalies, or (normal ones, and a share of the others) another
-record's, so that a suspicion alone does not give the answer away.
+A look without claim or suspicion of its own is told the record's true anomalies, or (normal ones, and a share of the others)
+another record's, so that a suspicion alone does not give the answer away. Claims were mixed like this when they were made
+(``data.questions``), because the answer is about what the look was told.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +59,10 @@ class DataRecipe:
 
     held_out: share of the records of each class that are kept for evaluation (at least one of each where > 0).
     bad: a sample whose video is missing or broken is left out and counted ("skip"), or ends the run ("stop"); more than ``max_bad``
-    of all samples end it in any case. scan_fps, look_fps, margin_s, wording: as in inference (the clips of stage 2 have time around their event as they come; margin_s is stage 3's). look_share: of the pairs of stage 2.
+    of all samples, over all processes, end it in any case. scan_fps, look_fps, margin_s, wording: as in inference (the clips of
+    stage 2 have time around their event as they come; margin_s is stage 3's). look_share: of the pairs of stage 2.
     turns: 2, or 1: stages 2 and 3 learn to say windows and boxes in a single turn (``cac.single_turn``).
-    foreign_suspicion: share of abnormal looks that are told another record's anomaly.
+    foreign_suspicion: share of abnormal looks that are told another record's anomaly; those that carry a claim are told it.
     """
 
     folder: str = "data"
@@ -92,7 +95,10 @@ class DataRecipe:
 
 @dataclass(eq=False)
 class Stage:
-    """What one stage learns from. ``training`` and ``held_out`` share no record. ``bad``: why samples were left out, by sample."""
+    """What one stage learns from. ``training`` and ``held_out`` share no record; ``held_out`` takes tasks and classes in turn.
+
+    ``bad``: why samples were left out, by sample.
+    """
 
     folder: Path
     records: Mapping[str, Record]
@@ -108,16 +114,23 @@ class Stage:
 
     def leave_out(self, sample: Sample, why: str) -> None:
         """Count a bad sample. Raises ``ValueError`` where the recipe says stop, or when there are too many."""
-        self.bad[f"{sample.record}/{sample.task}"] = why
-        if self.recipe.bad == "stop":
-            raise ValueError(
-                f"sample {sample.record}/{sample.task}: {why}; mend it, or set data.bad=skip to leave such samples out"
-            )
+        self.leave_out_all({name_of(sample): why})
+
+    def leave_out_all(self, bad: dict[str, str]) -> None:
+        """Count bad samples by name, each once: those of all processes (``run.union``). Raises as ``leave_out`` does."""
+        self.bad.update(bad)
+        name, why = next(reversed(bad.items()), ("", ""))
+        if bad and self.recipe.bad == "stop":
+            raise ValueError(f"sample {name}: {why}; mend it, or set data.bad=skip to leave such samples out")
         if len(self.bad) > self.recipe.max_bad * self.num_samples:
             raise ValueError(
                 f"{len(self.bad)} of {self.num_samples} samples of {self.folder} cannot be used, more than data.max_bad="
-                f"{self.recipe.max_bad:g} allows; the last one, {sample.record}/{sample.task}: {why}"
+                f"{self.recipe.max_bad:g} allows; the last one, {name}: {why}"
             )
+
+
+def name_of(sample: Sample) -> str:
+    return f"{sample.record}/{sample.task}"
 
 
 def read_stage(recipe: DataRecipe, tasks: Sequence[str], seed: int) -> Stage:
@@ -146,7 +159,7 @@ def read_stage(recipe: DataRecipe, tasks: Sequence[str], seed: int) -> Stage:
             present.append(sample)
         else:
             stage.leave_out(sample, f"its video {folder / records[sample.record].video} does not exist")
-    stage.held_out = tuple(sample for sample in present if sample.record in kept_aside)
+    stage.held_out = _in_turn([sample for sample in present if sample.record in kept_aside], records, seed)
     by: dict[tuple[str, str], list[Sample]] = {(task, status): [] for task in tasks for status in CLASSES}
     for sample in present:
         if sample.record not in kept_aside:
@@ -198,6 +211,14 @@ def _held_out(records: Mapping[str, Record], used: set[str], share: float, seed:
         names.sort(key=lambda name: hashlib.sha256(f"{seed}\0{name}".encode()).digest())
         kept |= set(names[: math.ceil(share * len(names))])
     return kept
+
+
+def _in_turn(samples: Sequence[Sample], records: Mapping[str, Record], seed: int) -> tuple[Sample, ...]:
+    """Round by round one sample of every task and class that has one left: the first n are as balanced as n samples can be."""
+    by: dict[tuple[str, str], list[Sample]] = {(task, status): [] for task in TASKS for status in CLASSES}
+    for sample in sorted(samples, key=lambda sample: _number(seed, sample)):
+        by[sample.task, records[sample.record].status].append(sample)
+    return tuple(sample for turn in zip_longest(*by.values()) for sample in turn if sample is not None)
 
 
 # ---- drawing --------------------------------------------------------------------------------------------------------

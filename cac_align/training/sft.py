@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from cac_align.training.policy import AnswerLogProbs, ModelRecipe, Segment, answer_mask, load, make_batch, on, with_lora
-from cac_align.training.run import Keeping, Run, bar, shares, start_accelerator
-from cac_align.training.samples import DataRecipe, Sample, Stage, draw, read_stage, segment, usable
+from cac_align.training.run import Keeping, Run, bar, shares, start_accelerator, union
+from cac_align.training.samples import DataRecipe, Sample, Stage, draw, name_of, read_stage, segment, usable
 
 TASKS_OF: dict[int, tuple[str, ...]] = {1: ("frame",), 2: ("scan", "look")}
 SINGLE_TURN: dict[int, tuple[str, ...]] = {1: ("frame",), 2: ("single",)}
@@ -82,6 +82,7 @@ def _steps(run: Run, stage: Stage, recipe: SftRecipe) -> None:
     progress, began = bar(run, f"stage {recipe.stage}"), time.time()
     while run.step < recipe.run.last:
         batches, count = _prepare(stage, draw(stage, run.step, recipe.batch), recipe, run)
+        stage.leave_out_all(union(run, stage.bad))
         norm, loss = _descend(run, batches, count)
         run.step += 1
         progress.update(1)
@@ -133,30 +134,42 @@ def _descend(run: Run, batches: Sequence[Named], count: float) -> tuple[float, f
 
 @torch.no_grad()
 def evaluate(run: Run, stage: Stage, recipe: SftRecipe) -> float:
-    """Mean cross-entropy per answer token on the held-out samples (the first ``eval_batches`` micro-batches of every process)."""
-    accelerator = run.accelerator
-    rank, world = accelerator.process_index, accelerator.num_processes
+    """Mean cross-entropy per answer token on the held-out samples (the first ``eval_batches`` micro-batches of every process).
+
+    Every process takes as many passes, because FSDP's must meet: where it can read nothing, the pass is over another sample and
+    does not count. Raises ``ValueError``, on all processes, where one can read no sample, and when too many cannot be used.
+    """
+    rank, world = run.accelerator.process_index, run.accelerator.num_processes
     asked = stage.held_out[: recipe.eval_batches * recipe.micro_batch * world]
     groups = [asked[at : at + recipe.micro_batch] for at in range(0, len(asked), recipe.micro_batch)]
-    rounds = math.ceil(len(groups) / world)
+    bad: dict[str, str] = {}
+    spare = next(filter(None, (_readable([sample], stage, recipe, run, bad) for sample in asked)), None)
+    blind = union(run, {} if spare else {f"process {rank}": next(iter(bad.values()))})
+    if blind:
+        name, why = next(iter(blind.items()))
+        raise ValueError(f"{name} can read none of {len(asked)} held-out samples of {stage.folder}: {why}; is the folder there?")
     total = torch.zeros(2, device=run.device)
     run.module.eval()
-    for number in range(rounds):  # every process takes as many passes: FSDP's must meet
-        own = groups[min(number * world + rank, len(groups) - 1)]
-        counts = number * world + rank < len(groups)
-        store: dict[Any, Any] = {}
-        segments: list[Segment] = []
-        for sample in own:
-            try:
-                segments.append(segment(stage, sample, run.processor, store, recipe.model.max_pixels))
-            except ValueError as error:
-                stage.leave_out(sample, str(error))
-        if not segments:
-            continue
-        batch = make_batch(run.processor, segments, store)
-        value = -run.module(on(run.device, batch)).sum()
-        if counts:
-            total += torch.stack([value.float(), answer_mask(batch).sum().to(run.device).float()])
+    for number in range(rank, math.ceil(len(groups) / world) * world, world):
+        own = _readable(groups[number], stage, recipe, run, bad) if number < len(groups) else None
+        value = -run.module(on(run.device, own or spare)).sum()
+        if own:
+            total += torch.stack([value.float(), answer_mask(own).sum().to(run.device).float()])
     run.module.train()
-    total = accelerator.reduce(total, "sum")
+    stage.leave_out_all(union(run, bad))
+    total = run.accelerator.reduce(total, "sum")
     return (total[0] / total[1]).item() if total[1] else math.nan
+
+
+def _readable(
+    samples: Sequence[Sample], stage: Stage, recipe: SftRecipe, run: Run, bad: dict[str, str]
+) -> dict[str, torch.Tensor] | None:
+    """The micro-batch of those samples that can be used (None: of none); the others go into ``bad``, by name."""
+    store: dict[Any, Any] = {}
+    segments: list[Segment] = []
+    for sample in samples:
+        try:
+            segments.append(segment(stage, sample, run.processor, store, recipe.model.max_pixels))
+        except ValueError as error:
+            bad[name_of(sample)] = str(error)
+    return make_batch(run.processor, segments, store) if segments else None

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from two_processes import run_two
 
-from cac_align.training.grpo import GrpoRecipe, ObjectiveRecipe, summary, train_grpo
+from cac_align.training.grpo import GrpoRecipe, ObjectiveRecipe, dealt, summary, train_grpo
 from cac_align.training.policy import ModelRecipe, load
 from cac_align.training.rollout import Asking, RolloutRecipe, open_prompt, roll_out
 from cac_align.training.run import Keeping
@@ -213,3 +213,12 @@ def test_two_processes_give_what_one_gives(root):
     one, two, start = (weights(root / name) for name in ("one/final", "two/final", "model"))
     moved = max((one[name] - start[name]).abs().max().item() for name in one)
     assert max((one[name] - two[name]).abs().max().item() for name in one) < 0.02 * moved and moved > 1e-4
+
+
+def test_every_process_gets_as_many_of_each_class():
+    """Classes alternate by slot, and a process's share would be one class: with pairs nobody waits for who drew the two-turn videos."""
+    drawn = [(slot, ("normal", "abnormal")[slot % 2]) for slot in range(16)]
+    parts = [dealt(drawn, rank, 4) for rank in range(4)]
+    assert [[kind for _, kind in part].count("normal") for part in parts] == [2, 2, 2, 2]
+    assert sorted(slot for part in parts for slot, _ in part) == list(range(16))
+    assert [len(dealt(drawn, rank, 16)) for rank in range(16)] == [1] * 16  # no pairs to deal

@@ -7,9 +7,11 @@ import tiny_stage
 import torch
 
 from cac_align.data.records import read_records
+from cac_align.training import rollout as rollout_module
 from cac_align.training.policy import AnswerLogProbs, ModelRecipe, answer_mask, load, make_batch
 from cac_align.training.rollout import Asking, RolloutRecipe, banned, open_prompt, prefill, roll_out, sample
 from cac_align.video import Video
+from cac_align.vlm.inputs import ControlToken
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +155,23 @@ def test_wrong_recipes():
         RolloutRecipe(group=1)
     with pytest.raises(ValueError, match="'fresh' or 'continued'"):
         RolloutRecipe(context="stale")
+
+
+def test_only_what_the_policy_wrote_is_held_against_it(parts, monkeypatch):
+    """Turn 2 cannot be asked because the first answer spells a control token: a rollout that ended. For any other reason: no score."""
+    model, processor, prompts = parts
+    plain = rollout_module._segment
+    for error, said in (
+        (ControlToken("<|im_end|>"), None),
+        (ValueError("too many pixels"), "its clip cannot be shown: too many"),
+    ):
+
+        def second_fails(processor, asked, videos, *rest, error=error):
+            if videos[-1][1] not in {prompt.scan.indices for prompt in prompts}:  # a clip
+                raise error
+            return plain(processor, asked, videos, *rest)
+
+        monkeypatch.setattr(rollout_module, "_segment", second_fails)
+        found = [r for r in roll_out(model, processor, prompts[:2], asking(), {}) if r.first.anomalies and r.first.valid]
+        assert found and all(r.second is None and r.ending == "window" for r in found)
+        assert {r.error if said is None else (r.error or "")[: len(said)] for r in found} == {said}

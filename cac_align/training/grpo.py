@@ -168,7 +168,7 @@ class _Collected:
 def _collect(stage: Stage, recipe: GrpoRecipe, run: Run) -> _Collected:
     accelerator = run.accelerator
     drawn = list(enumerate(draw(stage, run.step, recipe.batch)))
-    own = [part[0] for part in shares(drawn, 1, accelerator.process_index, accelerator.num_processes)]
+    own = dealt(drawn, accelerator.process_index, accelerator.num_processes)
     prompts = [_open(stage, slot, sample) for slot, sample in own]
     asking = _asking(recipe, run.step)
     store: dict[Any, tuple[Tensor, Tensor]] = {}
@@ -187,6 +187,12 @@ def _collect(stage: Stage, recipe: GrpoRecipe, run: Run) -> _Collected:
     gains = objective.advantages(rewards, recipe.grpo.eps_advantage).flatten().tolist()
     rows = [rollout_row(*each) for each in zip(rollouts, earned, gains, strict=True)]
     return _Collected(rollouts, gains, store, rows)
+
+
+def dealt(drawn: Sequence[Any], rank: int, world: int) -> list[Any]:
+    """This process's videos: pairs of one normal and one abnormal where that goes up, because mostly the abnormal ones take two turns."""
+    size = 2 if len(drawn) % (2 * world) == 0 else 1
+    return [one for part in shares(drawn, size, rank, world) for one in part]
 
 
 def _asking(recipe: GrpoRecipe, step: int) -> Asking:

@@ -32,7 +32,7 @@ from cac_align.training.samples import end_token, seeded
 from cac_align.training.terms import Ending, Terms, TermWeights, terms
 from cac_align.training.watch import Stopped
 from cac_align.video import Frames, Video
-from cac_align.vlm.inputs import encode_one
+from cac_align.vlm.inputs import ControlToken, encode_one
 from cac_align.vlm.protocol import Conversation
 from cac_align.vlm.spelling import text_and_ends, vocabulary
 
@@ -168,8 +168,10 @@ def roll_out(
         videos = [*firsts[at // group].videos * (asking.rollout.context == "continued"), (rollout.slot, clip.indices)]
         try:
             looks.append((at, _segment(processor, asked, videos, store, asking.max_pixels), clip))
-        except ValueError:
-            continue  # the first answer holds a control token in its text: nothing can be asked about it
+        except ControlToken:
+            continue  # in the text of the first answer: nothing can be asked about it
+        except ValueError as error:
+            rollouts[at] = replace(rollout, error=f"its clip cannot be shown: {error}")
     if looks:
         own = [(rollouts[at].slot, rollouts[at].number) for at, _, _ in looks]
         noise = None if greedy else torch.stack([_noise(asking, slot, number, 2) for slot, number in own])

@@ -21,6 +21,11 @@ from cac_align.video import Frames
 from cac_align.vlm.protocol import Conversation, Message
 from cac_align.vlm.spelling import vocabulary
 
+
+class ControlToken(ValueError):
+    """A text that would be read as the chat's own structure."""
+
+
 TEXT, IMAGE, VIDEO = 0, 1, 2
 """Values of mm_token_type_ids."""
 
@@ -266,7 +271,7 @@ def _channels_first(pixels: np.ndarray) -> torch.Tensor:
 def _reject_control_tokens(tokenizer: Any, message: Message) -> None:
     for token in vocabulary(tokenizer).special:
         if token in message.text:
-            raise ValueError(
+            raise ControlToken(
                 f"the {message.role}'s text contains the control token {token!r} at character {message.text.index(token)}; "
                 "remove it, it would be read as the chat's own structure"
             )

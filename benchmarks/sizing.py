@@ -108,6 +108,10 @@ def generate_flops(video: Video, steps: int, passes: int) -> tuple[float, float,
     return forward * steps * passes, forward, tokens
 
 
+TRACED = 17.6
+"""GiB beyond weights at the peak of one optimiser step of Wan-1.3B: 81 × 480 × 832, guidance, checkpointing. A shape-only trace."""
+
+
 def rows(gpu: Gpu) -> list[tuple[str, str, str, dict[int, str]]]:
     """(stage, memory per GPU, what was calculated, {GPUs: time})."""
     video, brain = Video(), judge()
@@ -119,8 +123,7 @@ def rows(gpu: Gpu) -> list[tuple[str, str, str, dict[int, str]]]:
     video_s = video_flops / (gpu.peak * MFU)
     shape = wan_1_3b()
     width, layers = shape["num_attention_heads"] * shape["attention_head_dim"], shape["num_layers"]
-    kept = tokens * width * 2 * layers  # gradient checkpointing keeps each block's input
-    block = tokens * (2 * shape["ffn_dim"] + 16 * width) * 2  # one block recomputed: about so many activations at once
+    block = tokens * (2 * shape["ffn_dim"] + 16 * width) * 2  # one block: about so many activations at once
     lora = (
         32 * layers * (8 * 2 * width + 2 * (width + shape["ffn_dim"]))
     )  # q, k, v, o of both attentions, both feed-forward layers
@@ -130,6 +133,10 @@ def rows(gpu: Gpu) -> list[tuple[str, str, str, dict[int, str]]]:
     sft_tokens = one_tokens
     patches, _ = visual(21, video)
     sft_s = 4 * forward_flops(brain, 21, video, sft_tokens) / (gpu.peak * MFU)
+
+    # Per video: the policy's forward, forward again and twice that backward, and the reference's forward.
+    learn_flops = forward_flops(brain, 21, video, one_tokens + 7 * 512) + 8 * forward_flops(brain, 13, video, two_tokens)
+    learn_s = 5 * learn_flops / (gpu.peak * MFU)
 
     # Checkpointing keeps each block's input.
     kept_judge = 2 * (brain.layers * one_tokens * brain.hidden + brain.vision_layers * patches * brain.vision_hidden)
@@ -177,8 +184,8 @@ def rows(gpu: Gpu) -> list[tuple[str, str, str, dict[int, str]]]:
         ),
         (
             "Flow-GRPO, one group of 16: learning",
-            f"{(wan + 2 * kept + 2 * block + 16 * lora) / GIB:.0f} GiB (weights {wan / GIB:.1f}, twice block inputs {kept / GIB:.1f} and one block "
-            f"{block / GIB:.1f}, LoRA 32 with Adam {16 * lora / GIB:.1f})",
+            f"{(wan + 16 * lora) / GIB + TRACED:.0f} GiB (weights {wan / GIB:.1f}, LoRA 32 with Adam {16 * lora / GIB:.1f}, "
+            f"traced: {TRACED}; see below)",
             f"micro-batch 1, {trained} of 50 steps trained (the recipe's sde_window), guidance in the loss, checkpointing: 2 × 4 forwards each",
             over(train_s, "s"),
         ),
@@ -192,8 +199,8 @@ def rows(gpu: Gpu) -> list[tuple[str, str, str, dict[int, str]]]:
             "train the judge by GRPO (stage 3)",
             shared(zero2, 2 * brain.weights + kept_judge + rollouts),
             "ZeRO-2: policy and reference whole in bf16, 14 bytes per weight sharded, keys and values of 32 rollouts; "
-            "a step is 64 videos × 8, judged, then learned from",
-            over(512 * (judge_s + 2 * sft_s), "s/step"),
+            "a step is 64 videos × 8, judged, then learned from: turn 1's prompt once per video, turn 2's once per rollout",
+            over(64 * (8 * judge_s + learn_s), "s/step"),
         ),
     ]
 

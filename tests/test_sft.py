@@ -174,7 +174,7 @@ def test_a_nan_loss_stops_before_anything_is_applied(root, tmp_path):
     model.save_pretrained(folder)
     made = recipe(root, "nan", model=ModelRecipe(path=str(folder)))
     with pytest.raises(
-        ValueError, match="step 0: the loss is nan; nothing of this step was applied, no checkpoint was written yet"
+        ValueError, match="step 0: the loss is nan; nothing of this step was saved, no checkpoint was written yet"
     ):
         train_sft(made)
     assert not (root / "nan" / "checkpoint.json").exists() and not (root / "nan" / "final").exists()

@@ -21,7 +21,7 @@ from typing import Any
 class Attempt:
     """One answer. reasons: against it (empty: verified). error: the teacher gave no answer; this counts as no round.
 
-    key: the question's (``Question.key``). round: 1 is the first. num_prompt_tokens, num_tokens: a reviewer's included.
+    key: the question's (``Question.key``). task: its ``label``. round: 1 is the first. num_prompt_tokens, num_tokens: a reviewer's included.
     """
 
     key: str

@@ -1,13 +1,14 @@
 """What is asked about a record: the whole video (scan), clips around its anomalies (look), single frames (frame).
 
-records → plan → Question (record, task, window or frame, donors) → shown → Frames → conversation (as the judge's) → teacher
+records → plan → Question (record, task, window or frame, alarms) → shown → Frames → conversation (as the judge's) → teacher
 
 scan: turn 1, at 4 fps. look: turn 2, at 8 fps, told what turn 1 wrote; clips shorter than a second where the anomaly is, so
-that no anomaly is cut. A normal video is looked at where an anomalous one (its donor) is, and told the answer to that one's
-scan. A share of the looks at anomalous videos is told another's too, all of whose anomalies lie inside the window. Neither the
-words, nor their length, nor how they fit the clip may give the verdict away. frame: frames that show a single-frame category by
-themselves (stage 1). single: windows and boxes at once, at 4 fps (the single-turn formulation; only where asked for). Every
-choice is drawn from (seed, record id): files in another order give the same questions.
+that no anomaly is cut. A normal video is looked at where an anomalous one (its donor) is, and told a false alarm: a mistaken scan
+of the normal video itself, which suspects there what was found in the donor. A share of the looks at anomalous videos is told a
+mistaken scan of their own video too. Neither the words, nor their length, nor how they fit the clip may give the verdict away: at
+inference turn 1 always writes about the video that is shown. frame: frames that show a single-frame category by themselves
+(stage 1). single: windows and boxes at once, at 4 fps (the single-turn formulation; only where asked for). Every choice is drawn
+from (seed, record id): files in another order give the same questions.
 
 Source: CaC (arXiv 2605.11723) Sec. 3.1-3.2, Appendices B.2 and C.2.
 """
@@ -37,21 +38,31 @@ Task = Literal["scan", "look", "frame", "single"]
 TASKS: tuple[Task, ...] = ("scan", "look", "frame")
 ALL_TASKS: tuple[Task, ...] = (*TASKS, "single")
 SCAN_FPS, LOOK_FPS = 4.0, 8.0
+LENT = 3
+"""Donors per look at most: each that a teacher does not manage to retell costs all its rounds."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One thing to ask about a record. window (seconds) for look, frame (source index) for frame, else None.
+    """One thing to ask about a record. window (seconds): of a look, else None; frame (source index): for frame, else None.
 
-    donors: for look, looks at other records, one of which lends the answer to its scan (``suspected``), the best first. Without
-    donors an abnormal record's look is told its own scan's; a normal one's cannot be asked, and its window is None.
+    supposed: what a mistaken scan (an alarm) suspects, found in the record ``donor``; its window is that of the look it is for.
+    alarms: for look, mistaken scans of its own video, one of whose answers it is told; the best first. Without alarms an abnormal
+    record's look is told the answer to its scan; a normal one's cannot be asked, and its window is None.
     """
 
     record: Record
     task: Task
     window: Window | None = None
     frame: int | None = None
-    donors: tuple[Question, ...] = ()
+    supposed: tuple[Anomaly, ...] = ()
+    donor: str = ""
+    alarms: tuple[Question, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What teacher and log call it: the task, or "alarm" for a mistaken scan."""
+        return "alarm" if self.supposed else self.task
 
     @property
     def number(self) -> Literal[1, 2]:
@@ -70,9 +81,9 @@ class Question:
 
     @property
     def key(self) -> str:
-        """What its attempts are filed under: question and annotations (donors' too), so that corrected ones are asked anew."""
+        """What its attempts are filed under: question and annotations (borrowed too), so that corrected ones are asked anew."""
         asked = [self.record.to_json(), self.task, self.window and self.window.to_json(), self.frame]
-        asked.append([donor.record.to_json() for donor in self.donors] or None)
+        asked += [[anomaly.to_json() for anomaly in self.supposed], [alarm.key for alarm in self.alarms]]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -91,8 +102,8 @@ def plan(
     """The questions of every record, by record id; scan before look, because look is told what scan found.
 
     frames_per_video: at most so many single frames (2: the paper's 20 K frames are 10 K anomalous ones of 5 K videos, and as many
-    normal ones). max_clip_s: clips last less than this, in seconds. foreign_suspicion: share of abnormal looks that have donors,
-    where any fit.
+    normal ones). max_clip_s: clips last less than this, in seconds. foreign_suspicion: share of abnormal looks that have alarms,
+    where any donor fits.
     """
     anomalous = sorted((record for record in records if record.status == "abnormal"), key=lambda record: record.id)
     looks = {record.id: _own_looks(record, max_clip_s, seed) for record in anomalous}
@@ -106,7 +117,7 @@ def plan(
             if record.status == "normal":
                 asked.append(_false_alarm(record, lenders, max_clip_s, seed))
             else:
-                asked += [_doubted(look, lenders, foreign_suspicion, seed) for look in looks[record.id]]
+                asked += [_doubted(look, lenders, foreign_suspicion, max_clip_s, seed) for look in looks[record.id]]
         if "frame" in tasks:
             asked += [Question(record, "frame", frame=frame) for frame in _frames(record, frames_per_video, seed)]
         if "single" in tasks:
@@ -129,6 +140,11 @@ def _own_looks(record: Record, max_clip_s: float, seed: int) -> list[Question]:
     return [Question(record, "look", window) for window in windows]
 
 
+def _short(look: Question, max_clip_s: float) -> bool:
+    assert look.window is not None
+    return length_s(look.window, look.record.fps) < max_clip_s
+
+
 Lenders = Sequence[tuple[set[str], Question]]
 """Looks at anomalous records with the words of their prompts."""
 
@@ -139,38 +155,46 @@ def _false_alarm(record: Record, lenders: Lenders, max_clip_s: float, seed: int)
 
     def fits(other: Question) -> bool:
         assert other.window is not None
-        return other.window.end_s <= last_s + 1e-6 and length_s(other.window, record.fps) < max_clip_s
+        return other.window.end_s <= last_s + 1e-6 and _short(other, max_clip_s)
 
     donors = _donors(record, lenders, fits, _draw(record, "look", seed))
-    return Question(record, "look", donors[0].window if donors else None, donors=donors)
+    alarms = tuple(_alarm(record, donor, donor.window, donor.record.anomalies) for donor in donors)
+    return Question(record, "look", alarms[0].window if alarms else None, alarms=alarms)
 
 
-def _doubted(look: Question, lenders: Lenders, share: float, seed: int) -> Question:
-    """An abnormal record's look, in ``share`` of cases with donors: those whose anomalies all lie in its window."""
-    window = look.window
+def _doubted(look: Question, lenders: Lenders, share: float, max_clip_s: float, seed: int) -> Question:
+    """An abnormal record's look, in ``share`` of cases with alarms, at the very times at which something is wrong: from donors
+    with as many findings, so that a false claim is no longer or shorter than a right one."""
+    record, window = look.record, look.window
     assert window is not None
-    draw = _draw(look.record, f"foreign {window.start_s:.6f}", seed)
+    draw = _draw(record, f"foreign {window.start_s:.6f}", seed)
     if draw.random() >= share:
         return look
 
     def fits(other: Question) -> bool:
-        inside = (each.window is not None and hull([window, each.window]) == window for each in other.record.anomalies)
-        return other.record.id != look.record.id and all(inside)
+        as_many = len(other.record.anomalies) == len(record.anomalies)
+        return other.record.id != record.id and as_many and _short(other, max_clip_s) == _short(look, max_clip_s)
 
-    return replace(look, donors=_donors(look.record, lenders, fits, draw))
+    donors = _donors(record, lenders, fits, draw)
+    return replace(look, alarms=tuple(_alarm(record, donor, window, record.anomalies) for donor in donors))
 
 
-def _donors(record: Record, lenders: Lenders, fits: Callable[[Question], bool], draw: random.Random) -> tuple[Question, ...]:
-    """At most eight looks drawn from those that fit: first where the video lasts as long, then by words shared with the prompt."""
+def _alarm(record: Record, donor: Question, window: Window | None, when: Sequence[Anomaly]) -> Question:
+    """The mistaken scan that suspects the donor's findings at the times of ``when``, for a look at ``window``."""
+    lent = zip(donor.record.anomalies, when, strict=True)
+    supposed = tuple(replace(anomaly, window=at.window, boxes={}, saliency=None) for anomaly, at in lent)
+    return Question(record, "scan", window, supposed=supposed, donor=donor.record.id)
+
+
+def _donors(record: Record, lenders: Lenders, fits: Callable[[Question], bool], draw: random.Random) -> list[Question]:
+    """At most ``LENT`` of eight looks drawn from those that fit, by how alike their prompts' words are to the record's (Jaccard
+    index: the number of words shared would favour long prompts, and so the kinds of anomaly that these have)."""
     drawn = draw.sample(lenders, min(256, len(lenders)))
     offered = list(islice((lender for lender in drawn if fits(lender[1])), 8))
     words = _words(record.prompt)
-    offered.sort(key=lambda lender: (_scan_frames(lender[1].record) != _scan_frames(record), -len(words & lender[0])))
-    return tuple(look for _, look in offered)
-
-
-def _scan_frames(record: Record) -> int:
-    return int((record.num_frames - 1) / record.fps * SCAN_FPS + 1e-6) + 1
+    return [look for _, look in sorted(offered, key=lambda lender: -len(words & lender[0]) / len(words | lender[0] | {""}))][
+        :LENT
+    ]
 
 
 def _frames(record: Record, most: int, seed: int) -> list[int]:
@@ -207,25 +231,8 @@ def shown(question: Question, video: Video) -> Frames:
 
 
 def truth(question: Question, frames: Frames) -> tuple[Anomaly, ...]:
-    """What a perfect answer to these frames names."""
-    return seen(question.record.anomalies, frames.indices, frames.times_s)
-
-
-def suspected(
-    look: Question, scanned: Frames, own: str, scan_of: Callable[[Record], str | None]
-) -> tuple[Question, dict[str, str]]:
-    """The look as it is asked, and what its sample says of the suspicion: "claim", an answer to turn 1, and "donor", the id of
-    the other record that this was written about. Empty: a normal record, and no donor's answer is to be had.
-
-    scanned: the frames of the record's own scan, own: the answer to it. scan_of: a record's accepted answer, or None. A normal
-    record is looked at where the donor is, so that the claim is about what is shown.
-    """
-    for donor in look.donors:
-        claim = scan_of(donor.record)
-        if claim is not None and not read_claim(claim, scanned).faults:
-            window = donor.window if look.record.status == "normal" else look.window
-            return replace(look, window=window, donors=(donor,)), {"claim": claim, "donor": donor.record.id}
-    return replace(look, donors=()), {} if look.record.status == "normal" else {"claim": own}
+    """What the answer to these frames is to name: what they show of the annotation, or of what a mistaken scan suspects."""
+    return seen(question.supposed or question.record.anomalies, frames.indices, frames.times_s)
 
 
 def conversation(question: Question, frames: Frames, *, claim: Turn | None = None, wording: str = "full") -> Conversation:
@@ -250,9 +257,11 @@ def read_claim(text: str, scanned: Frames) -> Turn:
 
 
 def told(question: Question, frames: Frames, video: Video, *, close_ups: bool) -> Conversation:
-    """What comes before the question when a teacher is asked: the findings, and for a whole video the anomaly enlarged."""
-    text = filled("hints", record=question.record.id, task=question.task, found=found(question, frames))
-    close_up = _close_up(question.record, video) if close_ups and question.whole else None
+    """What comes before the question when a teacher is asked: the findings, and for a whole video the anomaly enlarged; for a
+    mistaken scan what it suspects."""
+    name = "mistaken" if question.supposed else "hints"
+    text = filled(name, record=question.record.id, task=question.label, found=found(question, frames))
+    close_up = _close_up(question.record, video) if close_ups and question.whole and not question.supposed else None
     if close_up is None:
         return (Message("system", text),)
     about = filled("close_up", first_s=f"{close_up.times_s[0]:.2f}", last_s=f"{close_up.times_s[-1]:.2f}")
@@ -260,7 +269,7 @@ def told(question: Question, frames: Frames, video: Video, *, close_ups: bool) -
 
 
 def found(question: Question, frames: Frames) -> str:
-    """The annotation in the numbers of the frames shown, as the answer's own JSON writes it; without a chain of thought."""
+    """``truth`` in the numbers of the frames shown, as the answer's own JSON writes it; without a chain of thought."""
     meant: Sequence[Anomaly] = truth(question, frames)
     text = write_answer(
         chain_of_thought="",

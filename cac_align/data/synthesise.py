@@ -7,8 +7,9 @@ fourth or fifth non-salient, else it is discarded with the reason (Sec. 3.1). De
 wrong; what the student will see is the question and the accepted answer alone. A single frame that fails costs only itself, and
 so does an answer in a single turn (task "single", for the single-turn formulation).
 
-A look that is told the answer to another record's scan (``questions``) needs that first: whoever comes to it asks it, once. Where
-a donor's scan is discarded the next donor's is told; where none is left, a normal record's look is lost ("no donor").
+A false alarm (``questions``) is asked for before the look that is told it, and verified like a scan, against what it is to suspect;
+it is no sample of its own, and its rounds say nothing about salience. Where it is discarded the next donor's finding is borrowed;
+where none is left, an abnormal record's look is told its own scan, and a normal one's is lost ("no alarm").
 
     out/attempts.jsonl   every answer, rejected ones with their reasons: the resume point     out/synthesis.json   who made it, how
     out/chains.jsonl     accepted answers as samples          out/records.jsonl   the records they belong to, with saliency
@@ -26,7 +27,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,6 @@ from cac_align.data.questions import (
     plan,
     read_claim,
     shown,
-    suspected,
     told,
     truth,
 )
@@ -168,7 +167,7 @@ def synthesise(
     log = AttemptLog(out / "attempts.jsonl")
     try:
         _claim_folder(out, teacher, settings)
-        ask = _Asking(root, teacher, settings, log, {record.id: threading.Lock() for record in usable})
+        ask = _Asking(root, teacher, settings, log)
         outcomes = _all(ask, usable, questions, settings, progress)
         report = _report(outcomes, log, settings, len(every) - len(usable))
         _write(out, root, outcomes, report, settings)
@@ -236,13 +235,12 @@ def _all(
 
 @dataclass(frozen=True)
 class _Asking:
-    """The loop over one record's questions. locks: by record id; whoever asks about a record holds its lock, and no other."""
+    """The loop over one record's questions."""
 
     root: Path
     teacher: Vlm
     settings: Synthesis
     log: AttemptLog
-    locks: Mapping[str, threading.Lock]
 
     def record(self, record: Record, questions: Sequence[Question]) -> Outcome:
         try:
@@ -256,9 +254,7 @@ class _Asking:
                 question, suspicion = planned, {}
                 try:
                     if planned.task == "look":
-                        question, suspicion = suspected(planned, scanned, scan_answer, self._scan)
-                        if not suspicion:
-                            raise _Discarded("look", "no donor: no verified scan of another record fits this video", alone=True)
+                        question, suspicion = self._suspicion(planned, scanned, video, scan_answer)
                     frames = scanned if question.whole else shown(question, video)
                     claim = read_claim(suspicion["claim"], scanned) if suspicion else None
                     answer, needed = self._chain(question, frames, video, claim)
@@ -278,54 +274,54 @@ class _Asking:
             return Outcome(record, discarded=str(error), lost=((error.task, str(error)),))
         return Outcome(record, tuple(samples), rounds, lost=tuple(lost))
 
-    def _scan(self, record: Record) -> str | None:
-        """The verified answer to a record's scan, asked for where it has not been; None where it is discarded."""
-        question = Question(record, "scan")
-        before = self.log.rounds(question.key)
-        if before and before[-1].verified:
-            return _answer_in(before[-1])
-        if len(before) >= self.settings.rounds:
-            return None
-        try:
-            video = open_video(record, self.root)
-            scanned = video.sample(SCAN_FPS)
-        except (ValueError, OSError):
-            return None
-        with suppress(_Discarded):
-            return self._chain(question, scanned, video)[0]
-        return None
+    def _suspicion(self, look: Question, scanned: Frames, video: Video, own: str) -> tuple[Question, dict[str, str]]:
+        """The look as it is asked, and what its sample says of the suspicion: "claim", an answer to turn 1 (``own``, that to the
+        record's scan, or a mistaken one), and "donor", the id of the record whose finding that borrows.
+
+        Raises ``_Discarded`` for a normal record without a verified alarm.
+        """
+        why = "no other record's finding fits this video"
+        for alarm in look.alarms:
+            try:
+                claim, _ = self._chain(alarm, scanned, video)
+            except _Discarded as error:
+                why = str(error)
+                continue
+            return replace(look, window=alarm.window, alarms=(alarm,)), {"claim": claim, "donor": alarm.donor}
+        if look.record.status == "normal":
+            raise _Discarded("look", f"no alarm: {why}", alone=True)
+        return replace(look, alarms=()), {"claim": own}
 
     def _chain(self, question: Question, frames: Frames, video: Video, claim: Turn | None = None) -> tuple[str, int]:
         """The verified answer and its round. Raises ``_Discarded``, or ``_Unanswered`` when the teacher fails."""
         settings = self.settings
-        if not truth(question, frames) and question.record.status == "abnormal":
-            raise _Discarded(question.task, f"not shown: no frame of the {question.task} shows the anomaly")
+        if not truth(question, frames) and (question.supposed or question.record.status == "abnormal"):
+            raise _Discarded(question.task, f"not shown: no frame of the {question.label} shows the anomaly")
         asked = told(question, frames, video, close_ups=settings.close_ups) + conversation(
             question, frames, claim=claim, wording=settings.wording
         )
-        with self.locks[question.record.id]:
-            before = self.log.rounds(question.key)
-            while not (before and before[-1].verified):
-                if len(before) >= settings.rounds:
-                    why = "; ".join(before[-1].reasons) if before else "no round was asked for"
-                    raise _Discarded(question.task, f"{why} ({question.task}, after {len(before)} rounds)")
-                again = asked if not before else (
-                    *asked,
-                    Message("assistant", _CONTROL.sub("", before[-1].text)[:8000]),
-                    Message("user", filled("again", reasons="; ".join(before[-1].reasons)[:800])),
-                )  # fmt: skip
-                attempt = self._attempt(question, frames, again, len(before) + 1)
-                self.log.add(attempt)
-                if attempt.error is not None:
-                    raise _Unanswered(f"{question.task}: the teacher gave no answer: {attempt.error}")
-                before = [*before, attempt]
+        before = self.log.rounds(question.key)
+        while not (before and before[-1].verified):
+            if len(before) >= settings.rounds:
+                why = "; ".join(before[-1].reasons) if before else "no round was asked for"
+                raise _Discarded(question.task, f"{why} ({question.label}, after {len(before)} rounds)")
+            again = asked if not before else (
+                *asked,
+                Message("assistant", _CONTROL.sub("", before[-1].text)[:8000]),
+                Message("user", filled("again", reasons="; ".join(before[-1].reasons)[:800])),
+            )  # fmt: skip
+            attempt = self._attempt(question, frames, again, len(before) + 1)
+            self.log.add(attempt)
+            if attempt.error is not None:
+                raise _Unanswered(f"{question.label}: the teacher gave no answer: {attempt.error}")
+            before = [*before, attempt]
         return _answer_in(before[-1]), len(before)
 
     def _attempt(self, question: Question, frames: Frames, asked: Conversation, number: int) -> Attempt:
         settings = self.settings
         schema = answer_schema(question.number, boxed=question.boxed) if settings.constrained else None
         reply = self.teacher.answer([asked], max_new_tokens=settings.max_new_tokens, schema=schema)[0]
-        attempt = Attempt(question.key, question.record.id, question.task, number, reply.text, error=reply.error,
+        attempt = Attempt(question.key, question.record.id, question.label, number, reply.text, error=reply.error,
                           num_prompt_tokens=reply.num_prompt_tokens, num_tokens=reply.num_tokens)  # fmt: skip
         if reply.error is not None:
             return attempt
@@ -336,7 +332,7 @@ class _Asking:
         attempt = replace(attempt, reasons=against)
         if not settings.review or against:
             return attempt
-        text = filled("review", found=found(question, frames), answer=reply.text)
+        text = filled("review_mistaken" if question.supposed else "review", found=found(question, frames), answer=reply.text)
         verdict = self.teacher.answer([(Message("user", text, frames),)], max_new_tokens=settings.max_new_tokens)[0]
         agreed = re.search(r'"consistent"\s*:\s*(true|false)', verdict.text)
         if verdict.error is not None or agreed is None:

@@ -90,12 +90,5 @@ def cover(event: Window, record: Record, *, max_s: float, look_fps: float, draw:
     return event
 
 
-def stretch(record: Record, duration_s: float, draw: random.Random) -> Window:
-    """A window of about ``duration_s`` seconds (its last frame's display included) anywhere in the video, on whole source frames."""
-    count = max(1, min(record.num_frames, round(duration_s * record.fps)))
-    first = draw.randint(0, record.num_frames - count)
-    return Window(first / record.fps, (first + count - 1) / record.fps)
-
-
 def _on_frames(seconds: float, fps: float) -> float:
     return math.floor(seconds * fps + _CLOSE_S) / fps

@@ -7,7 +7,8 @@ answer → read_answer → reasons against it: format, status, labels, time, box
   frames covered;
 - look, frame: mean IoU above 0.5 over the annotated boxes on the frames shown (Eq. 5), a box that was not found counting 0 and every
   frame that is boxed outside the annotated time counting as one more box that is wrong; strict: 85 % of each annotated box covered as well;
-- the text names nothing that gives away that the truth was known ("annotation", "ground truth", "the given label", …).
+- the text names nothing that gives away that the truth was known ("annotation", "ground truth", "the given label", …), nor a scan
+  that it is a false alarm ("wrongly suspected", …). A false alarm is compared with what it is to suspect (``questions``).
 
 Source: CaC (arXiv 2605.11723) Appendix B.2 and Fig. S6.
 """
@@ -35,6 +36,10 @@ _MENTIONS = re.compile(
     r"|\b(?:human|expert) (?:raters?|reviewers?|labell?ers?|experts?)\b|\bsystem (?:message|prompt)\b|\baccording to (?:the )?(?:labels?|experts?)\b",
     re.IGNORECASE,
 )
+_ADMITS = re.compile(
+    r"\bfalse alarms?\b|\bmistaken (?:inspector|answer|suspicion|finding)s?\b|\b(?:wrongly|mistakenly) suspect\w*|\banother video\b",
+    re.IGNORECASE,
+)
 
 
 def mentions_hint(text: str) -> str | None:
@@ -43,21 +48,27 @@ def mentions_hint(text: str) -> str | None:
     return found.group(0) if found else None
 
 
+def admits_mistake(text: str) -> str | None:
+    """The words that give away that an alarm is false, or None. A close look may well say them, of what it was told."""
+    found = _ADMITS.search(text)
+    return found.group(0) if found else None
+
+
 def faults(
     text: str, truth: Sequence[Anomaly], frames: Frames, *, number: Literal[1, 2], boxed: bool = False, strict: bool = False
 ) -> tuple[str, ...]:
     """Every reason against an answer, each beginning with the rule's name; empty when it is verified. Never raises on any text.
 
-    truth: what a perfect answer to ``frames`` names (``truth.seen``). number: 1 for a scan, 2 for a look or a single frame.
+    truth: what the answer to ``frames`` is to name (``questions.truth``). number: 1 for a scan, 2 for a look or a single frame.
     boxed: a scan must box as well (the single-turn formulation).
     """
     turn = read_answer(text, number=number, frames=frames.indices, times_s=frames.times_s, boxed=boxed)
     reasons = [f"format: {fault}" for fault in turn.faults[:3]]
-    if told := mentions_hint(text):
+    if told := mentions_hint(text) or (admits_mistake(text) if number == 1 else None):
         reasons.append(f"hint: the text says {told!r}")
     status = "abnormal" if truth else "normal"
     if turn.status is not None and turn.status != status:
-        reasons.append(f"status: {turn.status}, but the frames are {status}")
+        reasons.append(f"status: {turn.status}, expected {status}")
     if turn.status != status or not truth:
         return tuple(reasons)
     said, meant = ({anomaly.type for anomaly in anomalies} for anomalies in (turn.anomalies, truth))

@@ -3,7 +3,8 @@
 conversation of a synthesis (names its sample) → Record → ``teacher.answer`` for the frames shown → Reply
 
 Where the record's clip can be drawn again from its seed, the chain of thought also says where the main entity is, as a small judge
-needs it; other records get the chain without places.
+needs it; other records get the chain without places. A mistaken scan suspects what the conversation says (<found>), told of somebody
+who is in the prompt; where the prompt is not the small world's, in the words of the conversation.
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from cac_align.answer import read_answer
 from cac_align.data.records import Record
+from cac_align.judgement import Anomaly
 from cac_align.miniature import teacher
+from cac_align.miniature.grammar import parse_prompt
+from cac_align.miniature.scene import Scene
 from cac_align.miniature.world import FULL, PLAYGROUND, STUDIO, make_clip
+from cac_align.video import Frames
 from cac_align.vlm.protocol import Conversation, Readout, Reply
 
-_SAMPLE = re.compile(r"\(sample (.*), (scan|look|frame|single)\)")
+_SAMPLE = re.compile(r"\(sample (.*), (scan|alarm|look|frame|single)\)")
+_FOUND = re.compile(r"<found>(.*)</found>", re.DOTALL)
 
 
 class GroundTruth:
@@ -30,7 +37,7 @@ class GroundTruth:
         if not self._records:
             raise ValueError("the ground-truth teacher needs records, received none")
         self._lock = threading.Lock()
-        self._places = lru_cache(maxsize=64)(self._drawn_places)
+        self._scene = lru_cache(maxsize=64)(self._drawn_scene)
 
     @property
     def passport(self) -> Mapping[str, str]:
@@ -58,20 +65,22 @@ class GroundTruth:
         frames = next((message.frames for message in reversed(conversation) if message.frames is not None), None)
         if record is None or frames is None:
             return Reply("", error="the ground-truth teacher answers questions about its own records only")
+        anomalies = _suspected(sample.string, record, frames) if sample[2] == "alarm" else record.anomalies
         with self._lock:
-            places = self._places(record.id)
+            scene = self._scene(record.id)
+        places = None if scene is None else teacher.places(scene, anomalies)
         text = teacher.answer(
-            record.anomalies,
-            number=1 if sample[2] in ("scan", "single") else 2,
+            anomalies,
+            number=1 if sample[2] in ("scan", "alarm", "single") else 2,
             frames=frames.indices,
             times_s=frames.times_s,
-            boxed=sample[2] != "scan",
+            boxed=sample[2] not in ("scan", "alarm"),
             places=None if places is None else [places[index] for index in frames.indices],
         )
         return Reply(text, num_prompt_tokens=tokens, num_tokens=len(text) // 4 + 1)
 
-    def _drawn_places(self, name: str) -> tuple[str, ...] | None:
-        """Where the main entity is on every source frame, from the clip drawn again; None where the seed gives another clip."""
+    def _drawn_scene(self, name: str) -> Scene | None:
+        """The scene of the clip drawn again; None where the seed gives another clip."""
         record = self._records[name]
         seed = record.extra.get("seed")
         if not isinstance(seed, int) or seed < 0:
@@ -80,5 +89,22 @@ class GroundTruth:
             clip = make_clip(seed, world, anomalous=record.status == "abnormal")
             told = [anomaly.window for anomaly in clip.anomalies] == [anomaly.window for anomaly in record.anomalies]
             if told and clip.prompt == record.prompt and len(clip.pixels) == record.num_frames:
-                return tuple(teacher.places(clip.scene, clip.anomalies))
+                return clip.scene
         return None
+
+
+def _suspected(text: str, record: Record, frames: Frames) -> list[Anomaly]:
+    """What a mistaken scan is to suspect, told of somebody who is in the record's prompt: of the same kind where there is one."""
+    told = _FOUND.search(text)
+    assert told is not None  # the conversation of every alarm says it
+    anomalies = read_answer(told[1], number=1, frames=frames.indices, times_s=frames.times_s).anomalies
+    try:
+        actors = [(actor.colour, actor.kind) for actor in parse_prompt(record.prompt).actors]
+    except ValueError:
+        return list(anomalies)
+    suspected = []
+    for anomaly in anomalies:
+        colour, kind = teacher.who(anomaly)
+        alike = [actor for actor in actors if actor[1] == kind] or actors
+        suspected.append(teacher.retold(anomaly, *((colour, kind) if (colour, kind) in actors else alike[0])))
+    return suspected

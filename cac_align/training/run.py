@@ -172,7 +172,7 @@ class Run:
         kept = self.out / "checkpoint.json"
         where = f"the last checkpoint is kept ({kept})" if kept.is_file() else "no checkpoint was written yet"
         return (
-            f"step {self.step}: the {what} is {value}; nothing of this step was applied, {where}. Lower run.lr (now "
+            f"step {self.step}: the {what} is {value}; nothing of this step was saved, {where}. Lower run.lr (now "
             f"{learning_rate(self.step, self.keeping):.2e}) and start in a fresh out=, or look at the batch"
         )
 

@@ -6,8 +6,8 @@ One line per sample: {"record", "task": frame | scan | look | single, "window": 
 "answer", and for a look "claim" (turn 1's answer) or "suspicion": [{"type", "reason"}]}. Draws are a function of (seed, step) alone: pairs of one normal and one
 abnormal sample of the same task, each class walked through in its own shuffled order, so 1:1 holds in every batch.
 A look without claim or suspicion of its own is told the record's true anomalies, or (normal ones, and a share of the others)
-another record's, so that a suspicion alone does not give the answer away. Claims were mixed like this when they were made
-(``data.questions``), because the answer is about what the look was told.
+another record's, so that a suspicion alone does not give the answer away. Claims were mixed like this when they were made, with
+false alarms about the video itself (``data.questions``), because the answer is about what the look was told.
 """
 
 from __future__ import annotations

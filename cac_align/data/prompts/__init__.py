@@ -7,7 +7,7 @@ import re
 from functools import cache
 from importlib.resources import files
 
-NAMES = ("hints", "close_up", "frame", "again", "review")
+NAMES = ("hints", "mistaken", "close_up", "frame", "again", "review", "review_mistaken")
 _SLOT = re.compile(r"\{(record|task|found|first_s|last_s|prompt|reasons|answer)\}")
 
 

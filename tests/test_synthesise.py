@@ -11,7 +11,7 @@ from cac_align.answer import read_answer
 from cac_align.cli import main
 from cac_align.data.attempts import Attempt, AttemptLog
 from cac_align.data.questions import open_video
-from cac_align.data.records import read_records, write_records
+from cac_align.data.records import read_records
 from cac_align.data.synthesise import Synthesis, synthesise
 from cac_align.judgement import Window
 from cac_align.miniature.ground_truth import GroundTruth
@@ -77,48 +77,76 @@ def test_the_ground_truth_teacher_is_verified_in_the_first_round_and_its_samples
     assert all((tmp_path / record.video).is_file() for record in written)
 
 
-def test_a_donors_scan_is_asked_once_whoever_needs_it_first_and_the_next_donor_is_told_where_it_is_discarded(
-    world, records, tmp_path
-):
-    one, other = (record.id for record in records if record.status == "abnormal")
-    normal = [record for record in records if record.status == "normal"]
+NORMAL = json.dumps({"COT": "Step 1: fine.", "status": "normal", "anomalies": []})
+
+
+def test_an_alarm_is_asked_before_its_look_verified_against_what_it_supposes_and_no_sample_of_its_own(world, records, tmp_path):
     pupil = Pupil(records)
-    synthesise([*normal, *(record for record in records if record.status == "abnormal")], world.parent, ScriptedVlm(pupil),
-               tmp_path / "all", replace(BRIEF, workers=1))  # fmt: skip
-    asked = [pair for pair in pupil.asked if pair[1] != "frame"]
-    assert len(set(asked)) == len(asked) == 8 and asked.index((normal[0].id, "look")) == 2  # after its scan and its donor's
-    first = next(
-        row["donor"] for row in rows(tmp_path / "all" / "chains.jsonl") if row["record"] == normal[0].id and "donor" in row
-    )
-    second = other if first == one else one
-    pupil = Pupil(records, {first: 5})
+    settings = replace(BRIEF, workers=1, foreign_suspicion=1.0)
+    report = synthesise(records, world.parent, ScriptedVlm(pupil), tmp_path, settings)
+    assert [task for name, task in pupil.asked if name == records[0].id][:3] == ["scan", "alarm", "look"]
+    assert report["samples"] == {"scan": 4, "look": 4, "frame": report["samples"]["frame"]} and report["rejected"] == 0
+    attempts = {row["record"]: row["text"] for row in rows(tmp_path / "attempts.jsonl") if row["task"] == "alarm"}
+    by_id = {record.id: record for record in records}
+    looks = [row for row in rows(tmp_path / "chains.jsonl") if row["task"] == "look"]
+    for look in looks:
+        assert look["claim"] == attempts[look["record"]] and look["donor"] != look["record"]
+        lent = [anomaly.type for anomaly in by_id[look["donor"]].anomalies]
+        assert [item["Attributed Label"] for item in json.loads(look["claim"])["anomalies"]] == lent
+        assert json.loads(look["answer"])["status"] == by_id[look["record"]].status  # the truth stays what it is
+    for scan in (row for row in rows(tmp_path / "chains.jsonl") if row["task"] == "scan"):
+        assert json.loads(scan["answer"])["status"] == by_id[scan["record"]].status and "donor" not in scan
+        assert scan["answer"] not in attempts.values()
+    again = Pupil(records)
+    teacher = ScriptedVlm(again)
+    before = (tmp_path / "chains.jsonl").read_text()
+    assert synthesise(records, world.parent, teacher, tmp_path, settings) == report and again.asked == []
+    assert (tmp_path / "chains.jsonl").read_text() == before
+
+
+def test_an_alarm_that_tells_the_truth_is_rejected_with_the_reason_and_costs_at_most_the_look(world, records, tmp_path):
+    normal = [record.id for record in records if record.status == "normal"]
+    honest = dict.fromkeys((record.id for record in records), 99)
+    pupil = Pupil(records, honest, spoil=NORMAL, task="alarm")
+    settings = replace(BRIEF, workers=1, foreign_suspicion=1.0, rounds=2, salient_rounds=1, saliency="all")
+    report = synthesise(records, world.parent, ScriptedVlm(pupil), tmp_path, settings)
+    assert (report["accepted"], report["samples"]["scan"], report["samples"]["look"], report["salient"]) == (4, 4, 2, 2)
+    refused = [row for row in rows(tmp_path / "attempts.jsonl") if row["task"] == "alarm"]
+    assert {tuple(row["reasons"]) for row in refused} == {("status: normal, expected abnormal",)}
+    # two rounds of every donor's: two fit the normal videos (there are two), one each abnormal one
+    assert {name: pupil.asked.count((name, "alarm")) for name in honest} == {n: 4 if n in normal else 2 for n in honest}
+    lost = rows(tmp_path / "discarded.jsonl")
+    assert sorted(row["record"] for row in lost) == sorted(normal) and report["reasons"] == {"no alarm": 2}
+    assert {row["reason"] for row in lost} == {"no alarm: status: normal, expected abnormal (alarm, after 2 rounds)"}
+    scans = {row["record"]: row["answer"] for row in rows(tmp_path / "chains.jsonl") if row["task"] == "scan"}
+    told = {row["record"]: row for row in rows(tmp_path / "chains.jsonl") if row["task"] == "look"}
+    assert all(row["claim"] == scans[name] and "donor" not in row for name, row in told.items())  # their own scans
+    again = Pupil(records, honest, spoil=NORMAL, task="alarm")
+    assert synthesise(records, world.parent, ScriptedVlm(again), tmp_path, settings) == report and again.asked == []
+
+
+def test_the_next_donors_finding_is_borrowed_where_an_alarm_is_discarded(world, records, tmp_path):
+    target = next(record.id for record in records if record.status == "normal")
+    synthesise(records, world.parent, GroundTruth(records), tmp_path / "first", BRIEF)
+    pupil = Pupil(records, {target: 5}, task="alarm")
     report = synthesise(records, world.parent, ScriptedVlm(pupil), tmp_path / "next", BRIEF)
-    told = [row.get("donor") for row in rows(tmp_path / "next" / "chains.jsonl") if row["task"] == "look"]
-    assert report["discarded"] == 1 and set(told) - {None} == {second} and pupil.asked.count((first, "scan")) == 5
-    pupil = Pupil(records, {first: 5, second: 5})
-    report = synthesise(records, world.parent, ScriptedVlm(pupil), tmp_path / "none", BRIEF)
-    assert (report["discarded"], report["accepted"], report["samples"]) == (2, 2, {"scan": 2, "frame": 2})
-    lost = [row for row in rows(tmp_path / "none" / "discarded.jsonl") if row["task"] == "look"]
-    assert len(lost) == 2 and all(row["reason"].startswith("no donor: no verified scan") for row in lost)
+    first, second = (
+        next(row for row in rows(tmp_path / name / "chains.jsonl") if row["record"] == target and row["task"] == "look")
+        for name in ("first", "next")
+    )
+    assert pupil.asked.count((target, "alarm")) == 6 and report["accepted"] == 4
+    assert {first["donor"], second["donor"]} == {record.id for record in records if record.status == "abnormal"}
+    assert first["window"] != second["window"] and second["rounds"] == 1  # looked at where the other donor is
 
 
-def test_a_donor_that_is_not_answered_yet_leaves_the_look_for_the_next_call(world, records, tmp_path):
-    abnormal = [record.id for record in records if record.status == "abnormal"]
-    pupil, down = Pupil(records), {"down": True}
-
-    def flaky(conversation):
-        wanted = any(f"(sample {name}, scan)" in conversation[0].text for name in abnormal)
-        return Reply("", error="timeout") if down["down"] and wanted else pupil(conversation)
-
-    teacher = ScriptedVlm(flaky)
-    report = synthesise(records, world.parent, teacher, tmp_path / "parts", replace(BRIEF, workers=1))
-    assert (report["unanswered"], report["accepted"]) == (4, 0)
-    down["down"] = False
-    synthesise(records, world.parent, teacher, tmp_path / "parts", replace(BRIEF, workers=1))
-    synthesise(records, world.parent, ScriptedVlm(Pupil(records)), tmp_path / "whole", replace(BRIEF, workers=1))
-    for name in ("chains.jsonl", "records.jsonl", "discarded.jsonl"):
-        assert (tmp_path / "parts" / name).read_text() == (tmp_path / "whole" / name).read_text()
-    assert len(pupil.asked) == len(set(pupil.asked))
+def test_the_reviewer_of_an_alarm_is_not_told_that_people_found_it(world, records, tmp_path):
+    teacher = ScriptedVlm(lambda conversation: GroundTruth(records).answer([conversation], max_new_tokens=400)[0])
+    settings = replace(BRIEF, workers=1, review=True, tasks=["scan", "look"])
+    assert synthesise(records, world.parent, teacher, tmp_path, settings)["accepted"] == 4
+    alarms = sum(row["task"] == "alarm" for row in rows(tmp_path / "attempts.jsonl"))
+    reviews = [asked[0].text for asked in teacher.asked if len(asked) == 1]
+    assert alarms >= 2 and sum("who is mistaken" in text for text in reviews) == alarms
+    assert sum("People found in this video" in text for text in reviews) == len(reviews) - alarms == 8
 
 
 def test_the_round_decides_salience_and_five_failures_discard_with_the_reason(world, records, tmp_path):
@@ -184,18 +212,21 @@ def test_a_teacher_that_answers_garbage_stops_the_run_with_a_sentence_and_writes
     assert report["discarded"] == 4 and report["accepted"] == 0  # or it goes on, counted, as the recipe says
 
 
-def test_a_teacher_that_is_down_costs_no_round_and_the_same_call_resumes(world, records, tmp_path):
+@pytest.mark.parametrize("asked", ["(sample ", ", alarm)"])
+def test_a_teacher_that_is_down_costs_no_round_and_the_same_call_resumes(world, records, tmp_path, asked):
     pupil, down = Pupil(records), {"down": True}
 
     def flaky(conversation):
-        return Reply("", error="connection refused") if down["down"] else pupil(conversation)
+        failed = down["down"] and asked in conversation[0].text
+        return Reply("", error="connection refused") if failed else pupil(conversation)
 
-    teacher = ScriptedVlm(flaky)
-    report = synthesise(records, world.parent, teacher, tmp_path, BRIEF)
+    teacher, settings = ScriptedVlm(flaky), replace(BRIEF, foreign_suspicion=1.0)
+    report = synthesise(records, world.parent, teacher, tmp_path, settings)
     assert (report["unanswered"], report["failures"], report["accepted"]) == (4, 4, 0)
     down["down"] = False
-    report = synthesise(records, world.parent, teacher, tmp_path, BRIEF)
+    report = synthesise(records, world.parent, teacher, tmp_path, settings)
     assert (report["unanswered"], report["accepted"], report["rounds"]) == (0, 4, {1: 4})
+    assert len(pupil.asked) == len(set(pupil.asked))
 
 
 def test_several_records_are_asked_at_once_and_progress_counts_them(world, records, tmp_path):
@@ -256,7 +287,7 @@ def test_what_the_scan_cannot_show_is_not_taught(tmp_path):
     assert not any(window.start_s <= n / 4 <= window.end_s for n in range(5))  # no frame of the 4-fps scan is inside
     teacher = ScriptedVlm(Pupil(records))
     report = synthesise(records, tmp_path, teacher, tmp_path / "out", BRIEF)
-    assert report["reasons"] == {"not shown": 1, "no donor": 1} and report["accepted"] == 1
+    assert report["reasons"] == {"not shown": 1, "no alarm": 1} and report["accepted"] == 1
     assert all("abnormal" not in conversation[0].text.split("(sample ")[1][:20] for conversation in teacher.asked)
 
 
@@ -361,17 +392,3 @@ def test_the_recipes_that_ship_are_read():
     assert teacher_of(None, folder / "synthesise.yaml", ["served_model=other"], []).passport["model"] == "other"
     assert read_recipe(Synthesis, folder / "miniature.yaml", section="synthesis").wording == "brief"
     assert read_recipe(Splits, folder / "splits.yaml", section="splits") == Splits()  # the paper's sizes are the defaults
-
-
-def test_places_come_from_the_clip_drawn_again_and_other_records_do_without(tmp_path):
-    path = write_world(2, 1_440_000, tmp_path)  # the full world: its seeds can be drawn again
-    records = list(read_records(path))
-    settings = Synthesis(wording="brief", tasks=["scan"])
-    synthesise(records, tmp_path, GroundTruth(records), tmp_path / "with", settings)
-    others = [replace(record, extra={}) for record in records]
-    write_records(tmp_path / "others.jsonl", others)
-    synthesise(others, tmp_path, GroundTruth(others), tmp_path / "without", settings)
-    (one, *_), (other, *_) = (rows(tmp_path / name / "chains.jsonl") for name in ("with", "without"))
-    thoughts = [json.loads(sample["answer"])["COT"] for sample in (one, other)]
-    assert thoughts[1].startswith("Step 1: Frame 0: fine.")
-    assert thoughts[0].split("Frame 0: ")[1][0] in "abcd" and thoughts[0].split("Frame 0: ")[1][1] in "1234"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cac_align.data.verify import faults, mentions_hint
+from cac_align.data.verify import admits_mistake, faults, mentions_hint
 from cac_align.judgement import Anomaly, Box, Window
 from cac_align.video import Frames
 
@@ -114,3 +114,16 @@ def test_talk_of_the_hint_is_rejected(text):
 )  # fmt: skip
 def test_ordinary_talk_is_not(text):
     assert mentions_hint(text) is None
+
+
+def test_a_scan_does_not_admit_that_it_is_mistaken_but_a_look_may_say_so_of_what_it_was_told():
+    for text in (
+        "This is a false alarm.",
+        "A mistaken inspector sees it melt.",
+        "The box is wrongly suspected.",
+        "As in another video",
+    ):
+        assert admits_mistake(text) and rules(answer(thought=text), [truth()]) == ["hint"]
+        assert rules(answer(boxes={"Frame 2": [0, 0, 1, 1]}, thought=text), [truth()], number=2) == []
+    assert admits_mistake("The lamp could be mistaken for a ball; no alarm is seen in the video.") is None
+    assert faults(NORMAL, [truth()], FRAMES, number=1) == ("status: normal, expected abnormal",)

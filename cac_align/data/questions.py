@@ -163,17 +163,21 @@ def _false_alarm(record: Record, lenders: Lenders, max_clip_s: float, seed: int)
 
 
 def _doubted(look: Question, lenders: Lenders, share: float, max_clip_s: float, seed: int) -> Question:
-    """An abnormal record's look, in ``share`` of cases with alarms, at the very times at which something is wrong: from donors
-    with as many findings, so that a false claim is no longer or shorter than a right one."""
+    """An abnormal record's look, in ``share`` of cases with alarms, at the very times at which something else is wrong.
+
+    Donors have as many findings, so that a false claim is no longer or shorter than a right one, and of other types only.
+    """
     record, window = look.record, look.window
     assert window is not None
     draw = _draw(record, f"foreign {window.start_s:.6f}", seed)
     if draw.random() >= share:
         return look
+    types = {anomaly.type for anomaly in record.anomalies}
 
     def fits(other: Question) -> bool:
-        as_many = len(other.record.anomalies) == len(record.anomalies)
-        return other.record.id != record.id and as_many and _short(other, max_clip_s) == _short(look, max_clip_s)
+        lent = other.record.anomalies
+        mistaken = len(lent) == len(record.anomalies) and types.isdisjoint(anomaly.type for anomaly in lent)
+        return mistaken and _short(other, max_clip_s) == _short(look, max_clip_s)
 
     donors = _donors(record, lenders, fits, draw)
     return replace(look, alarms=tuple(_alarm(record, donor, window, record.anomalies) for donor in donors))
@@ -192,9 +196,11 @@ def _donors(record: Record, lenders: Lenders, fits: Callable[[Question], bool], 
     drawn = draw.sample(lenders, min(256, len(lenders)))
     offered = list(islice((lender for lender in drawn if fits(lender[1])), 8))
     words = _words(record.prompt)
-    return [look for _, look in sorted(offered, key=lambda lender: -len(words & lender[0]) / len(words | lender[0] | {""}))][
-        :LENT
-    ]
+
+    def alike(lender: tuple[set[str], Question]) -> float:
+        return len(words & lender[0]) / max(1, len(words | lender[0]))
+
+    return [look for _, look in sorted(offered, key=alike, reverse=True)[:LENT]]
 
 
 def _frames(record: Record, most: int, seed: int) -> list[int]:

@@ -7,9 +7,9 @@ fourth or fifth non-salient, else it is discarded with the reason (Sec. 3.1). De
 wrong; what the student will see is the question and the accepted answer alone. A single frame that fails costs only itself, and
 so does an answer in a single turn (task "single", for the single-turn formulation).
 
-A false alarm (``questions``) is asked for before the look that is told it, and verified like a scan, against what it is to suspect;
-it is no sample of its own, and its rounds say nothing about salience. Where it is discarded the next donor's finding is borrowed;
-where none is left, an abnormal record's look is told its own scan, and a normal one's is lost ("no alarm").
+A false alarm (``questions``) is asked for before the look that is told it, and verified like a scan, against what it is to
+suspect; it is no sample of its own, and its rounds say nothing about salience. Where it is discarded the next donor's finding is
+borrowed; where none is left, an abnormal record's look is told its own scan, and a normal one's is lost ("no alarm").
 
     out/attempts.jsonl   every answer, rejected ones with their reasons: the resume point     out/synthesis.json   who made it, how
     out/chains.jsonl     accepted answers as samples          out/records.jsonl   the records they belong to, with saliency

@@ -37,7 +37,8 @@ _MENTIONS = re.compile(
     re.IGNORECASE,
 )
 _ADMITS = re.compile(
-    r"\bfalse alarms?\b|\bmistaken (?:inspector|answer|suspicion|finding)s?\b|\b(?:wrongly|mistakenly) suspect\w*|\banother video\b",
+    r"\bfalse alarms?\b|\bmistaken (?:inspector|answer|suspicion|finding)s?\b|\b(?:wrongly|mistakenly) suspect\w*"
+    r"|\banother video\b",
     re.IGNORECASE,
 )
 

@@ -3,8 +3,8 @@
 conversation of a synthesis (names its sample) → Record → ``teacher.answer`` for the frames shown → Reply
 
 Where the record's clip can be drawn again from its seed, the chain of thought also says where the main entity is, as a small judge
-needs it; other records get the chain without places. A mistaken scan suspects what the conversation says (<found>), told of somebody
-who is in the prompt; where the prompt is not the small world's, in the words of the conversation.
+needs it; other records get the chain without places. A mistaken scan suspects what the conversation says (<found>), told of an
+entity that the prompt names; where the prompt is not the small world's, in the words of the conversation.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class GroundTruth:
 
 
 def _suspected(text: str, record: Record, frames: Frames) -> list[Anomaly]:
-    """What a mistaken scan is to suspect, told of somebody who is in the record's prompt: of the same kind where there is one."""
+    """What a mistaken scan is to suspect, told of an entity that the prompt names: of the same kind where there is one."""
     told = _FOUND.search(text)
     assert told is not None  # the conversation of every alarm says it
     anomalies = read_answer(told[1], number=1, frames=frames.indices, times_s=frames.times_s).anomalies

@@ -29,6 +29,8 @@ class JudgeRecipe:
     (``cac.folder``), or else the reward's own default. For a server, ``served_model`` names the model and ``api_key_env`` the environment
     variable that holds the key; retries and backoff_s say how long an outage may last (``ServerVlm``). max_pixels: limit over all
     frames of one video. views: of cac, how each video is shown; of several, R is that of their mean log-odds (``cac.views``).
+    revision: of weights on the hub; of a server's, any text that changes with them: it enters the passport by which the ledger goes,
+    and a server cannot say that a checkpoint was overwritten.
     """
 
     kind: str = "cac"
@@ -52,8 +54,9 @@ class JudgeRecipe:
     allow_other_prompt: bool = False
     # motion
     full_speed: float = 0.15
-    # a model that runs here
+    # a model, here or behind a server
     revision: str | None = None
+    # a model that runs here
     device: str | None = None
     dtype: str | None = None
     batch_size: int | None = None
@@ -278,7 +281,7 @@ def _load_component(recipe: JudgeRecipe) -> Reward:
 
 
 _LOCAL = ("revision", "device", "dtype", "batch_size", "max_pixels")
-_SERVED = ("served_model", "concurrency", "timeout_s", "retries", "backoff_s", "dialect", "frames", "api_key_env")
+_SERVED = ("served_model", "revision", "concurrency", "timeout_s", "retries", "backoff_s", "dialect", "frames", "api_key_env")
 """What a recipe may say of a judge that runs here, and of one behind a URL."""
 
 
@@ -287,7 +290,7 @@ def _backend_options(recipe: JudgeRecipe) -> dict[str, Any]:
     server = recipe.model.startswith(("http://", "https://"))
     names, foreign = (_SERVED, _LOCAL) if server else (_LOCAL, _SERVED)
     for name in foreign:
-        if getattr(recipe, name) is not None:
+        if name not in names and getattr(recipe, name) is not None:
             raise ValueError(
                 f"{name} is for {'a judge that runs here' if server else 'a judge behind a URL'}, and model is {recipe.model}; leave it out"
             )

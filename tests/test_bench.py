@@ -13,6 +13,7 @@ from cac_align.data.records import Record, write_records
 from cac_align.evaluation.bench import bench, compare, plots, stored_scores, write
 from cac_align.evaluation.detection import evaluate
 from cac_align.judgement import Anomaly, Judgement, Window
+from cac_align.rewards.combine import combine
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Score
 
@@ -167,3 +168,13 @@ def test_a_judges_words_and_its_calibration_reach_the_json(tmp_path):
     judgement = Judgement("normal", log_p_normal=math.log(0.7), log_p_abnormal=math.log(0.1))
     row = compare([evaluate(records, [judgement], judge="j")]).to_json()
     assert row["judge"] == "j" and row["ece"] == pytest.approx(1 - 0.875)
+
+
+def test_a_reward_that_compares_a_prompts_videos_is_refused(set_of_six):
+    root, _ = set_of_six
+    for normalise in ("group", "rank"):
+        ranked = combine({"a": Brightness("a"), "b": Brightness("b")}, normalise=normalise)
+        with pytest.raises(
+            ValueError, match=f"judge 'both' normalises by '{normalise}', which compares the videos of one prompt"
+        ):
+            bench(root / "records.jsonl", {"both": ranked})

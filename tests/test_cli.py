@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from cac_align import cli
 from cac_align.cli import _parser, main
 from cac_align.cli.judging import judge_names
 from cac_align.cli.prompts import read_prompts
-from cac_align.cli.scoring import score_files, score_table, video_prompts
+from cac_align.cli.scoring import chunks, score_files, score_table, video_prompts
 from cac_align.encoding import write_mp4
+from cac_align.rewards.combine import combine
 from cac_align.rewards.reward import Score
 
 
@@ -47,6 +49,44 @@ def test_score_prints_one_json_object_per_video_and_nothing_else(clip, capsys):
     assert [row["video"] for row in rows] == [str(clip)] * 2
     assert set(rows[0]) == {"video", "prompt", "score", "parts", "judgement", "error", "passport"}
     assert rows[0]["score"] == pytest.approx(0.5, abs=0.02) and rows[0]["error"] is None
+
+
+class Levels(Brightness):
+    """A clip's name is its value in per cent."""
+
+    bounds = (0.0, 1.0)
+
+    def __call__(self, prompts, videos):
+        return [Score(int(Path(video.name).stem) / 100, passport=self.passport) for video in videos]
+
+
+def ranked():
+    return combine({"levels": Levels()}, normalise="rank")
+
+
+def test_a_prompts_videos_are_ranked_together(tmp_path, capsys):
+    videos = []
+    for n in range(20):
+        write_mp4(tmp_path / f"{n:02}.mp4", np.full((2, 16, 16, 3), 10 * n, np.uint8), fps=16)
+        videos.append(str(tmp_path / f"{n:02}.mp4"))
+    assert main(["score", *videos, "--prompt", "one", "--json", "--reward", f"{__name__}:ranked"]) == 0
+    values = [json.loads(line)["score"] for line in capsys.readouterr().out.splitlines()]
+    assert values == pytest.approx([n / 19 for n in range(20)], abs=1e-6)  # in chunks of 16: n / 15, then 0, 1/3, 2/3, 1
+    # Two prompts in turn, through a ledger: ten ranks each, rows still in the order given.
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("even\nodd\n" * 10)
+    told = ["--prompts", str(prompts), "--json", "--ledger", str(tmp_path / "l.jsonl"), "--reward", f"{__name__}:ranked"]
+    assert main(["score", *videos, *told]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["video"] for row in rows] == videos and [row["prompt"] for row in rows[:2]] == ["even", "odd"]
+    assert [row["score"] for row in rows] == pytest.approx([n // 2 / 9 for n in range(20)], abs=1e-6)
+
+
+def test_chunks_part_a_prompt_only_where_its_videos_are_not_compared():
+    prompts = ["a"] * 20 + ["b"] * 3 + ["c"] * 14 + ["b"]
+    assert list(map(len, chunks(prompts, whole_prompts=False))) == [16, 16, 6]
+    assert list(chunks(prompts, whole_prompts=True)) == [[*range(20)], [20, 21, 22, 37], [*range(23, 37)]]
+    assert list(chunks([], whole_prompts=True)) == []
 
 
 def test_broken_files_cost_only_themselves_and_the_exit_status_says_so(clip, tmp_path, capsys):

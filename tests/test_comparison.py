@@ -17,8 +17,9 @@ VIDEO = Video.open(np.zeros((4, 8, 8, 3), np.uint8), fps=8.0)
 DEFECT = (Anomaly("Object Distortion", Window(0.0, 0.1)),)
 
 
-def reading(group, number, *, abnormal=None, raters=None, motion=0.02, **values):
-    made = Reading(Clip(None, f"{number}.mp4", group, VIDEO, f"prompt {number}", 0), values=values, motion=motion)
+def reading(group, number, *, abnormal=None, raters=None, motion=0.02, prompt=None, judges=None, **values):
+    prompt = prompt or f"prompt {number}"
+    made = Reading(Clip(None, f"{number}.mp4", group, VIDEO, prompt, 0), values=values, motion=motion, judges=judges or {})
     if abnormal is not None:
         made.judgement = Judgement("abnormal" if abnormal else "normal", DEFECT if abnormal else ())
     for rater, said in (raters or {}).items():
@@ -119,3 +120,56 @@ def test_nothing_judged_is_said_and_not_made_up():
     made = comparison(lambda k: {}, lambda k: {}, n=2)
     assert [measure.key for measure in made.measures] == ["motion"]
     assert "Nobody judged anomalies" in summary(made) and gains(made) == (None, [None, None])
+
+
+def test_values_of_different_judges_are_not_compared_and_said():
+    def side(abnormal, cac, judge, views=""):
+        passport = {"vlm/weights": judge} | ({"views": views} if views else {})
+        return {"abnormal": abnormal, "cac": cac, "judges": {"cac": passport, "cac_rate": passport}}
+
+    made = comparison(lambda k: side(True, 0.4, "A"), lambda k: side(False, 0.8, "B", "as_is, reversed"))
+    assert [measure.key for measure in made.measures] == ["motion"] and gains(made) == (None, [None] * 24)
+    assert {fault.kind for fault in made.faults} == {"judged differently"} and len(made.faults) == 24
+    assert "CaC score (views, vlm/weights)" in made.faults[0].why
+    assert said(made, "24 of 24 pairs were judged by different judges before and after") and "Different judges" in summary(made)
+    some = comparison(lambda k: side(True, 0.4, "A"), lambda k: side(False, 0.8, "B" if k < 4 else "A"))
+    for key in ("cac", "cac_rate"):
+        assert (some.measure(key).missing, some.measure(key).difference.n) == (4, 20)
+    assert gains(some)[1][:5] == [None] * 4 + [pytest.approx(0.4)] and len(some.faults) == 4
+
+
+def test_seeds_of_one_prompt_are_one_case():
+    def side(abnormal):
+        return lambda k: {"abnormal": abnormal(k), "cac": 0.01 * k, "prompt": f"prompt {k // 4}"}
+
+    # six prompts of four seeds; one of them is abnormal in all four before, and in none after
+    made = comparison(side(lambda k: k < 4), side(lambda k: False))
+    rate = made.measure("cac_rate")
+    assert (rate.test.name, rate.test.n, rate.test.p_value) == ("paired permutation", 6, 1.0)  # McNemar over 24 said p = 1/8
+    assert rate.difference.n == 6 and rate.difference.value == pytest.approx(-1 / 6) and rate.verdict == "open"
+    assert (rate.before.n, rate.before.value, len(rate.values)) == (6, pytest.approx(1 / 6), 24)
+    assert rate.to_json()["pairs"] == 24 and rate.many == "6 prompts" and said(made, "Only 6 prompts (24 pairs)")
+
+
+def test_few_prompts_are_never_certain():
+    made = comparison(lambda k: {"cac": 0.4 + 0.01 * k}, lambda k: {"cac": 0.8}, n=4)
+    cac = made.measure("cac")
+    assert (cac.difference.low, cac.before.low, cac.verdict) == (None, None, "open")
+    assert cac.no_interval == "no interval: fewer than 5 prompts" == cac.to_json()["no_interval"]
+    five = comparison(lambda k: {"cac": 0.4 + 0.01 * k}, lambda k: {"cac": 0.8}, n=5).measure("cac")
+    # the bootstrap interval lies above 0 whenever all differences do; the test knows that 2 of 2^5 sign patterns are as extreme
+    assert five.difference.low > 0 and five.test.p_value == pytest.approx(2 / 2**5) and five.verdict == "open"
+    six = comparison(lambda k: {"cac": 0.4 + 0.01 * k}, lambda k: {"cac": 0.8}, n=6).measure("cac")
+    assert six.test.p_value == pytest.approx(2 / 2**6) and six.verdict == "better"
+
+
+def test_equal_differences_have_no_interval_and_the_test_decides():
+    def certain(n):
+        return comparison(lambda k: {"abnormal": True}, lambda k: {"abnormal": False}, n=n)
+
+    five, six = (certain(n).measure("cac_rate") for n in (5, 6))
+    assert (five.difference.low, five.verdict) == (None, "open") and (six.difference.low, six.verdict) == (None, "better")
+    assert six.no_interval == "no interval: every prompt has the same value"
+    assert "(−100 points; no interval: every prompt has the same value)" in summary(certain(6))
+    still = comparison(lambda k: {"cac": 0.4}, lambda k: {"cac": 0.4}).measure("cac")
+    assert (still.difference.value, still.difference.low, still.verdict) == (0.0, None, "open")

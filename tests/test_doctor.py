@@ -189,8 +189,11 @@ def test_flow_factory_remarks_are_not_verdicts():
     # 48 × 16 / 8 = 96 videos of 81 × 480 × 832 × 3 × 4 bytes
     assert big["host memory"].ok is None and "96 per rank, 37.3 GB" in big["host memory"].text
     small = ff()
-    small["rewards"][0] |= {"on_missing": "neutral", "batch_size": 1}
-    assert "fragments of groups" in {check.name: check for check in flow_factory(small)}["cac policy"].text
+    small["rewards"][0] |= {"on_missing": "neutral", "batch_size": 1, "group_size": 16}
+    policy = {check.name: check for check in flow_factory(small)}["cac policy"]
+    assert "needs all 16 videos of a prompt in one call" in policy.text and "fragments of groups" in policy.text
+    small["rewards"][0].pop("group_size")
+    assert "'neutral' needs group_size" in wrong(flow_factory(small))["cac options"].text
 
 
 # ---- flow_grpo, UniRL, verl-omni -------------------------------------------------------------------------------------------
@@ -205,6 +208,7 @@ def test_flow_grpo_traps(ml_collections):
     assert "epochs" in wrong(flow_grpo({**good, "num_epochs": 2}))
     groups = {check.name: check for check in flow_grpo(good)}["groups"]
     assert groups.ok is None and "a call holds 2 videos, a group 16" in groups.text
+    assert "neutral stops the run" in groups.text and groups.fix.startswith("on_missing: raise")
 
 
 def test_flow_grpo_configs_are_python(tmp_path):

@@ -14,12 +14,25 @@ from cac_align.judgement import Anomaly, Box, Window
 HUMAN, MOTION = "Human Distortion", "Motion Anomalies"
 
 
-def rating(video, rater, bad, group="before", pair="same", kind=HUMAN, window=Window(0, 1), box=Box(0, 0, 500, 500), **more):
+def rating(
+    video, rater, bad, group="before", pair="same", kind=HUMAN, window=Window(0, 1), box=Box(0, 0, 500, 500), prompt="", **more
+):
     anomalies = (Anomaly(kind, window, boxes={0: (box,)}),) if bad else ()
     pair = video.split("/")[-1] if pair == "same" else pair
     status = "abnormal" if bad else "normal"
     settings = {"annotator": rater, "review": "draft", "extra": {"group": group, "pair": pair}} | more
-    return Record(f"{group}/{video}#{rater}", f"{group}/{video}", "p", 8, 80, 64, 48, status, anomalies, **settings)
+    return Record(
+        f"{group}/{video}#{rater}",
+        f"{group}/{video}",
+        prompt or f"prompt of {pair}",
+        8,
+        80,
+        64,
+        48,
+        status,
+        anomalies,
+        **settings,
+    )
 
 
 def pair_of(name, rater, before, after):
@@ -63,6 +76,29 @@ def test_two_raters_who_split_give_halves_and_a_permutation_test():
     # 8 units, 2 ratings each: 7 ann-abnormal… coincidences: 2 units disagree, abnormal said 5 + 3 = 8 of 16 times
     assert report.status_agreement.alpha == pytest.approx(1 - 15 * 2 / (8 * 8))
     assert report.raters["ann"].value == pytest.approx(5 / 8) and report.raters["bob"].value == pytest.approx(3 / 8)
+
+
+def test_seeds_of_one_prompt_are_one_case_and_few_prompts_have_no_interval():
+    # two prompts of five seeds: one got better in all five, the other stayed
+    rows = []
+    for number in range(10):
+        bad, prompt = number < 5, f"prompt {number // 5}"
+        rows += [
+            rating(f"{number}.mp4", "ann", bad, prompt=prompt),
+            rating(f"{number}.mp4", "ann", False, "after", prompt=prompt),
+        ]
+    report = experts(rows)
+    # McNemar over the pairs, as if they were independent, would say p = 2/2^5
+    assert (report.difference.name, report.difference.n, report.difference.p_value) == ("paired permutation", 2, 1.0)
+    assert report.difference.difference == pytest.approx(-0.5)
+    assert (report.difference_interval.value, report.difference_interval.low) == (pytest.approx(-0.5), None)
+    assert "-0.500 (no interval) over 2 prompts" in report.to_markdown()
+    # ten videos, but two prompts: the Wilson interval is that of 1 of 2
+    rate = report.rates["before"]
+    assert (rate.value, rate.n, report.raters["ann"].n) == (0.5, 2, 20)
+    z, n, p = 1.959964, 2, 0.5
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    assert (rate.low, rate.high) == pytest.approx((p - half, p + half), abs=1e-6)
 
 
 def test_windows_and_boxes_of_raters_who_both_saw_something():

@@ -128,5 +128,5 @@ def test_the_policy_reaches_the_host(adapter):
 
     with pytest.raises(Unscored, match=r"policy raise.*NaN"):
         pointwise(build(adapter), [sample(), bad], 2)
-    neutral = build(adapter, on_missing="neutral", max_unscored_share=1.0)
+    neutral = build(adapter, on_missing="neutral", max_unscored_share=1.0, group_size=2)
     assert pointwise(neutral, [sample(), bad], 2).tolist() == pytest.approx([0.825, 0.825])

@@ -124,7 +124,7 @@ def test_wrong_counts_and_empty_batches():
 
 def test_the_ledger_holds_evidence_facts_and_every_substitution(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    wiring = Wiring(ledger=str(path), on_missing="neutral", max_unscored_share=1.0)
+    wiring = Wiring(ledger=str(path), on_missing="neutral", max_unscored_share=1.0, group_size=2)
     reward = Hosted(Brightness(), wiring, "flow-factory/cac")
     sent = reward.numbers(["p"], [floats()], step=7)
     assert sent == [pytest.approx(192 / 255)]
@@ -143,6 +143,23 @@ def test_the_ledger_holds_evidence_facts_and_every_substitution(tmp_path):
     assert note["unscored"] is True and note["policy"].startswith("neutral") and note["sent"] == pytest.approx(202 / 255)
     missing = next(row for row in rows if row["kind"] == "missing")
     assert missing["score"] is None  # the score itself stays missing
+
+
+def test_a_policy_that_cannot_work_is_refused_before_the_first_video():
+    with pytest.raises(ValueError, match="'neutral' needs group_size"):
+        hosted(Wiring(reward="hosting:scripted", on_missing="neutral"), "test")
+
+
+def test_facts_are_each_videos_own(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    reward = Hosted(Brightness(), Wiring(ledger=str(path)), "test")
+    reward.scores(["p", "q"], [floats(210), floats(60)], each=[{"group": 3}, {"group": 4}], step=1)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    prompts = {row["key"]: row["prompt"] for row in rows if row["kind"] == "score"}
+    facts = {prompts[row["key"]]: row["extra"] for row in rows if row["kind"] == "extra"}
+    assert facts == {"p": {"host": "test", "step": 1, "group": 3}, "q": {"host": "test", "step": 1, "group": 4}}
+    with pytest.raises(ValueError, match="one set of facts per video, received 1 for 2"):
+        reward.scores(["p", "q"], [floats(210), floats(60)], each=[{"group": 3}])
 
 
 def test_adapters_import_nothing_heavy():

@@ -9,7 +9,8 @@ import pytest
 from cac_align.data.records import Record, write_records
 from cac_align.encoding import write_mp4
 from cac_align.evaluation.pairing import pair_up, read_folder
-from cac_align.evaluation.readings import motion, read_all
+from cac_align.evaluation.readings import Reading, judged_alike, misjudged, motion, read_all, take_score
+from cac_align.judgement import Anomaly, Judgement, Window
 from cac_align.rewards.combine import combine
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Score
@@ -109,3 +110,52 @@ def test_raters_and_vbench_rows_find_their_clips_and_strangers_are_named(folders
     assert by_name["after/1.mp4"].ratings[0].extra["pair"] == "1.mp4"
     assert by_name["after/0.mp4"].vbench == {"imaging_quality": 0.64}
     assert {("rating of another video", "else/9.mp4"), ("no VBench value", "after/0.mp4")} <= {(f.kind, f.name) for f in faults}
+
+
+ABNORMAL = Judgement("abnormal", (Anomaly("Object Distortion", Window(0.0, 0.1)),))
+
+
+def test_a_verdict_counts_only_with_the_score_that_it_led_to():
+    refused = Reading(None)
+    take_score(refused, Score.missing("mass 0.0003 on the two verdicts", evidence=ABNORMAL), "cac")
+    assert (refused.judged_abnormal, refused.scored, refused.error) == (None, False, "mass 0.0003 on the two verdicts")
+    take_score(refused, Score(0.2, evidence=ABNORMAL), "cac")
+    assert refused.judged_abnormal is True and refused.error is None
+    take_score(refused, Score.missing("refused", evidence=Judgement("normal")), "cac")
+    assert refused.judged_abnormal is True and refused.values == {"cac": 0.2}  # value and verdict are still the same call's
+
+
+def test_the_verdict_of_a_scored_component_survives_a_combination_that_failed():
+    passport = {"reward": "combine unified+cac", "cac/vlm": "A", "unified/vlm": "B"}
+    kept, lost = Reading(None), Reading(None)
+    take_score(kept, Score.missing("unified: no answer", parts={"cac": 0.2}, evidence=ABNORMAL, passport=passport), "unified+cac")
+    take_score(lost, Score.missing("cac: mass", parts={"unified": 3.0}, evidence=ABNORMAL, passport=passport), "unified+cac")
+    assert (kept.judged_abnormal, lost.judged_abnormal) == (True, None)
+    assert kept.judges["cac_rate"] == {"vlm": "A"}
+
+
+def test_a_component_s_judge_is_the_same_alone_and_in_a_combination():
+    alone, combined, other = Reading(None), Reading(None), Reading(None)
+    take_score(alone, Score(0.2, evidence=ABNORMAL, passport={"vlm": "A"}), "cac")
+    parts, passport = {"cac": 0.3, "normalised/cac": 0.3}, {"reward": "combine cac", "cac/vlm": "A"}
+    take_score(combined, Score(0.3, parts, ABNORMAL, None, passport), "cac")
+    take_score(other, Score(0.2, evidence=ABNORMAL, passport={"vlm": "B", "views": "2"}), "cac")
+    assert judged_alike(alone, combined, "cac") and judged_alike(alone, combined, "cac_rate") and misjudged(alone, combined) == {}
+    assert misjudged(alone, other) == {"cac": ["views", "vlm"], "cac_rate": ["views", "vlm"]}
+
+
+def test_a_vbench_row_is_of_its_prompt_and_names_its_judge(folders):
+    digest = hashlib.sha256((folders[1] / "0.mp4").read_bytes()).hexdigest()
+    row = {"path": "0.mp4", "sha256": digest, "raw": 0.25, "error": None, "version": "0.1.5"}
+    rows = [
+        {**row, "dimension": "overall_consistency", "prompt": "p0"},
+        {**row, "dimension": "temporal_style", "prompt": "of another folder"},
+        {**row, "dimension": "imaging_quality", "raw": 50.0, "imaging_mode": "shorter"},
+        {"path": "0.mp4", "sha256": digest, "dimension": "human_action", "raw": False, "error": None, "prompt": "p0"},
+    ]
+    (folders[1] / "vbench.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    readings, faults = read(folders)
+    found = next(reading for reading in readings if reading.vbench)
+    assert found.vbench == {"overall_consistency": 0.25, "imaging_quality": 0.5}
+    assert found.judges["vbench/imaging_quality"] == {"version": "0.1.5", "imaging_mode": "shorter"}
+    assert any("earlier release" in fault.why for fault in faults)

@@ -120,6 +120,18 @@ def test_how_long_a_served_judge_is_waited_for_is_the_recipes_to_say():
         load_reward(None, [*served, "components.cac.retries=often"])
 
 
+def test_a_served_judges_revision_enters_its_passport():
+    served = ["components.cac.model=http://127.0.0.1:1/v1", "components.cac.served_model=x"]
+
+    def passport(*told):
+        return dict(load_reward(None, [*served, *told]).passport)
+
+    plain = passport()
+    assert not any(key.endswith("revision") and key.startswith("cac/") for key in plain)  # as before: ledgers stay valid
+    first, second = (passport(f"components.cac.revision={text}") for text in ("monday", "tuesday"))
+    assert first == plain | {"cac/vlm/revision": "monday"} and second == plain | {"cac/vlm/revision": "tuesday"}
+
+
 def test_a_reward_can_be_named_by_module_and_name():
     assert import_name("cac_align.video:Video").__name__ == "Video"
     with pytest.raises(ValueError, match="cannot import 'cac_align.video:Nothing'"):

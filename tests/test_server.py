@@ -153,6 +153,7 @@ def test_the_passport_names_the_checkpoint_and_not_the_address(serve: Any) -> No
         "vllm",
     )
     assert first != dict(vlm_for(servers[0], frames="video").passport)
+    assert dict(vlm_for(servers[0], revision="2 May").passport) == first | {"revision": "2 May"}
     assert all(isinstance(value, str) for value in first.values())
 
 

@@ -152,7 +152,7 @@ def test_a_full_queue_answers_429_with_retry_after_and_loses_nothing():
     reward = Brightness(delay_s=0.15)
     with serving(reward, Settings(batch_size=1, limits=Limits(max_queued=2))) as (url, _):
         answers = []
-        threads = [threading.Thread(target=lambda: answers.append(ask(url, frames_item()))) for _ in range(8)]
+        threads = [threading.Thread(target=lambda n=n: answers.append(ask(url, frames_item(f"ball {n}")))) for n in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -200,7 +200,7 @@ def test_stopping_finishes_what_was_accepted():
     reward = Brightness(delay_s=0.4)
     answers = []
     with serving(reward, Settings(batch_size=1)) as (url, server):
-        threads = [threading.Thread(target=lambda: answers.append(ask(url, frames_item()))) for _ in range(3)]
+        threads = [threading.Thread(target=lambda n=n: answers.append(ask(url, frames_item(f"ball {n}")))) for n in range(3)]
         for thread in threads:
             thread.start()
         while not reward.batches:

@@ -5,7 +5,18 @@ import itertools
 import numpy as np
 import pytest
 
-from cac_align.evaluation.statistics import alpha, counts_interval, mcnemar, mean_interval, paired_permutation, share, vote_share
+from cac_align.evaluation.statistics import (
+    alpha,
+    by_prompt,
+    counts_interval,
+    mcnemar,
+    mean_interval,
+    paired_by_prompt,
+    paired_permutation,
+    prompt_interval,
+    share,
+    vote_share,
+)
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 5), (455, 500), (9, 500), (5, 5), (29, 100)])
@@ -117,3 +128,40 @@ def test_alpha_with_gaps_by_hand():
 def test_alpha_says_why_it_is_missing():
     assert "two raters" in alpha({"r1": {"a": 1}}).note
     assert "undefined without variation" in alpha({"r1": {"a": "n"}, "r2": {"a": "n"}}).note
+
+
+def test_a_prompt_s_values_are_averaged_and_an_unknown_prompt_stands_alone():
+    assert by_prompt([1.0, 0.0, 1.0, 0.5, 0.5], ["a", "b", "a", None, None]) == [1.0, 0.0, 0.5, 0.5]
+    with pytest.raises(ValueError, match="shorter"):
+        by_prompt([1.0, 2.0], ["a"])
+
+
+def test_few_or_equal_prompts_have_no_interval():
+    assert (prompt_interval([1, 2, 3, 4]).low, prompt_interval([1, 2, 3, 4]).value) == (None, 2.5)
+    assert (prompt_interval([0.1 + 0.2, 0.3] * 10).high, prompt_interval([]).value) == (None, None)  # equal but for rounding
+    values = [0.1, 0.4, 0.2, 0.8, 0.3]
+    assert prompt_interval(values, seed=2) == mean_interval(values, seed=2)
+
+
+def test_pairs_of_one_prompt_are_one_case():
+    # six prompts of three seeds, each better after in two of three: pooled, McNemar over 12 discordant pairs says p = 2/2^12
+    pairs, prompts = [(1.0, 0.0), (1.0, 0.0), (0.0, 0.0)] * 6, [f"p{n // 3}" for n in range(18)]
+    found = paired_by_prompt(pairs, prompts, yes_no=True)
+    assert (found.test.name, found.test.n, found.test.p_value) == ("paired permutation", 6, pytest.approx(2 / 2**6))
+    assert found.difference.value == pytest.approx(-2 / 3) and found.difference.n == 6 and found.difference.low is None
+    assert found.no_interval == "no interval: every prompt has the same value"
+    # unequal numbers of seeds: each prompt weighs the same; (1 + 0) / 2 and not 3/4
+    assert paired_by_prompt([(0.0, 1.0)] * 3 + [(0.0, 0.0)], ["a", "a", "a", "b"], yes_no=True).difference.value == 0.5
+
+
+def test_one_pair_per_prompt_changes_nothing():
+    rng = np.random.default_rng(4)
+    first, second = rng.random((2, 12))
+    for prompts in ([None] * 12, [f"p{n}" for n in range(12)]):
+        found = paired_by_prompt(list(zip(first, second, strict=True)), prompts, yes_no=False, seed=3)
+        assert found.test == paired_permutation(first, second, seed=3)
+        assert found.difference == mean_interval(second - first, seed=3)
+        outcomes = paired_by_prompt(
+            [(float(a > 0.5), float(b > 0.3)) for a, b in zip(first, second, strict=True)], prompts, yes_no=True
+        )
+        assert outcomes.test == mcnemar(first > 0.5, second > 0.3)

@@ -1,10 +1,11 @@
-"""TRL-style reward functions: keyword arguments in, a float or None per video out, a name to log under."""
+"""TRL-style reward functions: keyword arguments in, a float per video out, a name to log under."""
 
 import pytest
 import torch
 from hosting import clip
 
-from cac_align.plugins import host
+from cac_align.plugins import host, trl
+from cac_align.plugins.failure import Unscored
 from cac_align.plugins.trl import VideoReward, prompt_text
 
 
@@ -26,11 +27,32 @@ def test_completions_or_a_column_hold_the_videos():
     assert reward(prompts=["a"], completions=["some text"], videos=[video(90)]) == pytest.approx([0.425])
 
 
-def test_no_score_is_none():
-    reward = VideoReward(reward="hosting:brightness")
+@pytest.mark.parametrize("installed", ["1.10.0", "1.16.0", "2.0.1"])
+def test_no_score_is_none_where_trl_leaves_it_out(monkeypatch, installed):
+    monkeypatch.setattr(trl, "_trl", lambda: installed)
+    reward = VideoReward(reward="hosting:brightness", leave_out=True, max_unscored_share=0.6, min_seen=4)
     values = reward(prompts=["a", "unscorable"], completions=[video(), video() * float("nan")])
     assert values[0] > 0 and values[1] is None
     assert reward(prompts=["unscorable"], completions=[video()]) == [None]
+    with pytest.raises(Unscored, match="too many videos without a score .* 3 of 4 unscored"):
+        reward(prompts=["unscorable"], completions=[video()])
+
+
+def test_a_missing_score_raises():
+    with pytest.raises(Unscored, match="1 of 2 videos have no score"):
+        VideoReward(reward="hosting:brightness")(prompts=["a", "unscorable"], completions=[video(), video()])
+    reward = VideoReward(reward="hosting:brightness", on_missing="neutral", max_unscored_share=1.0, group_size=2)
+    values = reward(prompts=["a", "a"], completions=[video(), video() * float("nan")])
+    assert values[1] == pytest.approx(values[0])
+
+
+@pytest.mark.parametrize("installed", ["", "0.24.0", "1.9.3"])
+def test_none_is_refused_where_trl_would_count_it_as_zero(monkeypatch, installed):
+    monkeypatch.setattr(trl, "_trl", lambda: installed)
+    with pytest.raises(
+        ValueError, match=f"leave_out needs trl >= 1.10, found {installed or 'none'}: an older one may count None as 0"
+    ):
+        VideoReward(reward="hosting:brightness", leave_out=True)
 
 
 def test_wrong_use_is_a_typed_error():

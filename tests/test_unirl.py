@@ -11,6 +11,7 @@ import torch
 from hosting import clip
 
 from cac_align.plugins import host
+from cac_align.plugins.evidence import _headline, read_evidence
 from cac_align.plugins.failure import Unscored
 
 
@@ -93,12 +94,23 @@ def test_a_failure_is_a_flag_and_nan_never_a_number(adapter):
 
 
 def test_neutral_keeps_the_reason(adapter):
-    here = backend(adapter, on_missing="neutral", max_unscored_share=1.0)
+    here = backend(adapter, on_missing="neutral", max_unscored_share=1.0, group_size=2)
     response = here.compute_rewards(RewardRequest(["a", "a"], [video(), video() * 9]))
     assert response.rewards == pytest.approx([0.825, 0.825]) and response.successes == [True, True]
     assert "must lie in [0, 1]" in response.errors[1]
-    with pytest.raises(Unscored, match="no video of this prompt's group"):
+    with pytest.raises(Unscored, match="holds 1 videos of the prompt and its group 2"):
         here.compute_rewards(RewardRequest(["a", "b"], [video(), video() * 9]))
+
+
+def test_each_video_is_filed_under_its_own_group(adapter, tmp_path):
+    here = backend(adapter, ledger=str(tmp_path / "ledger.jsonl"))
+    here.compute_rewards(RewardRequest(["a", "b"], [video(240), video(90)], ["g0", "g1"]))
+    evidence = read_evidence(tmp_path / "ledger.jsonl")
+    assert {item.prompt: item.facts for item in evidence} == {
+        "a": {"host": "unirl", "group": "g0"},
+        "b": {"host": "unirl", "group": "g1"},
+    }
+    assert "group g0" in _headline(next(item for item in evidence if item.prompt == "a"))
 
 
 def test_wrong_requests_are_typed_errors(adapter):

@@ -165,7 +165,7 @@ def test_rows_are_read_by_path_content_and_dimension(tmp_path):
     assert [row.value for row in report.rows] == [0.7, 0.5, None]  # the last row counts; another content is another video
     assert report.means["imaging_quality"].value == pytest.approx(0.6) and report.means["imaging_quality"].n == 2
     assert report.to_json()["unscored"] == 1 and "VBench was not run on this file" in report.to_markdown()
-    assert rows_done(rows) == {(*row, "imaging_quality", "") for row in (("a", "1"), ("b", "1"), ("c", "old"))}
+    assert rows_done(rows) == {(*row, "imaging_quality", "", "") for row in (("a", "1"), ("b", "1"), ("c", "old"))}
     asked = {"path": "a", "sha256": "1", "dimension": "overall_consistency", "raw": 0.3, "error": None, "prompt": "a cat"}
     rows.write_text(json.dumps(asked) + "\n")
     cats, dogs = ({"path": "a", "sha256": "1", "prompt": f"a {who}"} for who in ("cat", "dog"))
@@ -176,6 +176,21 @@ def test_rows_are_read_by_path_content_and_dimension(tmp_path):
         read_report(rows, listed, ["imaging_quality"])
     rows.write_text(line(raw=5000.0) + "\n")
     assert "outside its range" in read_report(rows, listed[:1], ["imaging_quality"]).unscored[0].error
+
+
+def test_the_mean_is_over_prompts_and_few_prompts_have_no_interval(tmp_path):
+    rows, raws = tmp_path / "vbench.jsonl", (100.0, 100.0, 100.0, 20.0)
+    made = [
+        {"path": f"{n}", "sha256": "1", "dimension": "imaging_quality", "raw": raw, "error": None} for n, raw in enumerate(raws)
+    ]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in made))
+    listed = [{"path": f"{n}", "sha256": "1", "prompt": "a cat" if n < 3 else "a dog"} for n in range(4)]
+    report = read_report(rows, listed, ["imaging_quality"])
+    mean = report.means["imaging_quality"]
+    assert (mean.value, mean.low, mean.high, mean.n) == (pytest.approx(0.6), None, None, 2)  # (1 + 0.2) / 2, not 3.2 / 4
+    assert "| 4 (2 prompts) | 0 |" in report.to_markdown()
+    alone = read_report(rows, [{**item, "prompt": ""} for item in listed], ["imaging_quality"])
+    assert alone.means["imaging_quality"].value == pytest.approx(0.8) and alone.means["imaging_quality"].n == 4
 
 
 def test_a_failing_step_of_the_environment_is_shown(tmp_path):

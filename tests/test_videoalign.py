@@ -8,7 +8,7 @@ from hosting import clip
 from cac_align.encoding import write_mp4
 from cac_align.plugins import host
 from cac_align.plugins.failure import Unscored
-from cac_align.plugins.videoalign import VideoVLMRewardInference
+from cac_align.plugins.videoalign import RunStopped, VideoVLMRewardInference
 
 
 @pytest.fixture(autouse=True)
@@ -47,11 +47,40 @@ def test_the_files_own_rate_is_not_believed(paths):
 
 
 def test_failures_and_wrong_rewards_are_errors(paths):
-    with pytest.raises(Unscored, match="policy raise"):
+    with pytest.raises(RunStopped, match="policy raise") as stopped:
         VideoVLMRewardInference("hosting:scripted").reward(["/no/such.mp4"], ["a"])
-    with pytest.raises(Unscored, match="no part 'normalised/cac'"):
+    assert isinstance(stopped.value.__cause__, Unscored)
+    with pytest.raises(RunStopped, match="no part 'normalised/cac'"):
         VideoVLMRewardInference("hosting:brightness").reward(paths[:1], ["a"])
-    with pytest.raises(ValueError, match="one prompt per video"):
+    with pytest.raises(RunStopped, match="one prompt per video"):
         VideoVLMRewardInference("hosting:scripted").reward(paths, ["a"])
     with pytest.raises(ValueError, match="unknown reward option"):
         VideoVLMRewardInference("hosting:scripted", legder="x")
+
+
+def dance_grpo(inferencer, path, prompt):
+    """What that host's trainer does with one video: a failure that it can catch becomes the group's worst score."""
+    try:
+        (row,) = inferencer.reward([path], [prompt], use_norm=True)
+        return row["VQ"], row["MQ"]
+    except Exception:
+        return -1.0, -1.0
+
+
+def test_no_failure_becomes_the_trainers_own_number(paths):
+    assert dance_grpo(VideoVLMRewardInference("hosting:scripted"), paths[0], "a") == pytest.approx((0.9, 0.75))
+    with pytest.raises(RunStopped, match="Unscored: 1 of 1 videos have no score"):
+        dance_grpo(VideoVLMRewardInference("hosting:scripted"), "/no/such.mp4", "a")
+    down = VideoVLMRewardInference("http://127.0.0.1:9", timeout_s=0.3)
+    with pytest.raises(RunStopped, match="service http://127.0.0.1:9"):
+        dance_grpo(down, paths[0], "a")
+
+
+def test_an_exhausted_budget_stops_the_run(paths):
+    options = {"on_missing": "neutral", "group_size": 2, "max_unscored_share": 0.25, "min_seen": 2}
+    inferencer = VideoVLMRewardInference("hosting:scripted", **options)
+    with pytest.raises(RunStopped, match="too many videos without a score .* 1 of 2 unscored"):
+        try:
+            inferencer.reward([paths[0], "/no/such.mp4"], ["a", "a"])
+        except Exception:
+            pytest.fail("the host would have gone on")

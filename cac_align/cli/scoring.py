@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from cac_align.cli.prompts import read_prompts
 if TYPE_CHECKING:
     from cac_align.rewards.reward import Reward, Score
 
-CHUNK = 16  # videos judged together; results appear, and are kept, chunk by chunk
+CHUNK = 16  # videos judged together, or more where one prompt has more and its videos are compared; results appear chunk by chunk
 
 
 def run_score(options: argparse.Namespace) -> int:
@@ -22,19 +22,23 @@ def run_score(options: argparse.Namespace) -> int:
 
     from cac_align.recipe import load_reward
     from cac_align.rewards.ledger import Ledger
+    from cac_align.rewards.normalise import NEEDS_GROUP
 
     prompts = video_prompts(options.videos, options.prompt, options.prompts)
     reward = load_reward(options.reward, options.overrides)
+    whole_prompts = getattr(reward, "normalise", None) in NEEDS_GROUP
     if options.ledger is not None:
         reward = Ledger(options.ledger).wrap(reward)
+    found: dict[int, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
     with tqdm(total=len(options.videos), unit="video", file=sys.stderr, disable=None) as bar:
-        for start in range(0, len(options.videos), CHUNK):
-            chunk = options.videos[start : start + CHUNK]
-            for row in score_files(reward, chunk, prompts[start : start + CHUNK], options.fps):
-                rows.append(row)
+        for chunk in chunks(prompts, whole_prompts=whole_prompts):
+            paths, texts = [options.videos[n] for n in chunk], [prompts[n] for n in chunk]
+            found.update(zip(chunk, score_files(reward, paths, texts, options.fps), strict=True))
+            while len(rows) in found:  # in the order of the command line
+                rows.append(found.pop(len(rows)))
                 if options.json:
-                    print(json.dumps(row), flush=True)
+                    print(json.dumps(rows[-1]), flush=True)
             bar.update(len(chunk))
     if not options.json:
         print(score_table(rows))
@@ -42,6 +46,21 @@ def run_score(options: argparse.Namespace) -> int:
     if missing:
         print(f"{len(missing)} of {len(rows)} videos have no score", file=sys.stderr)
     return 1 if missing else 0
+
+
+def chunks(prompts: Sequence[str], *, whole_prompts: bool) -> Iterator[list[int]]:
+    """Positions of the videos judged together, ``CHUNK`` at most; ``whole_prompts`` never parts one prompt's videos."""
+    groups: dict[str | int, list[int]] = {}
+    for position, prompt in enumerate(prompts):
+        groups.setdefault(prompt if whole_prompts else position, []).append(position)
+    chunk: list[int] = []
+    for members in groups.values():
+        if chunk and len(chunk) + len(members) > CHUNK:
+            yield chunk
+            chunk = []
+        chunk = chunk + members
+    if chunk:
+        yield chunk
 
 
 def score_files(reward: Reward, paths: Sequence[str], prompts: Sequence[str], fps: float | None) -> list[dict[str, Any]]:

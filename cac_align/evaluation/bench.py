@@ -22,6 +22,7 @@ from cac_align.evaluation.detection import Report, evaluate
 from cac_align.evaluation.localisation import SPLITS
 from cac_align.evaluation.statistics import Estimate, PairedTest, mcnemar
 from cac_align.judgement import ANOMALY_TYPES
+from cac_align.rewards.normalise import NEEDS_GROUP
 from cac_align.rewards.reward import Reward, Score
 from cac_align.video import Video
 
@@ -100,10 +101,16 @@ def bench(
     rewards: judge's name → reward. ledger: a ``Ledger`` that keeps the scores, so that a second run judges only what is missing.
     threshold: None lets a judgement's own status decide (0.5 for rewards without evidence). progress: called with (judge, videos
     done, videos in all). out: folder for bench.json, bench.md and the plots.
-    Raises ``ValueError`` for an empty or malformed records file, or no reward.
+    Raises ``ValueError`` for an empty or malformed records file, no reward, or one that compares the videos of a prompt.
     """
     if not rewards:
         raise ValueError("bench needs at least one reward, received none; pass {'cac': CaC.load(...)}")
+    for name, reward in rewards.items():
+        if getattr(reward, "normalise", None) in NEEDS_GROUP:
+            raise ValueError(
+                f"judge {name!r} normalises by {reward.normalise!r}, which compares the videos of one prompt; a bench scores every "
+                "video by itself, use normalise: range or reference"
+            )
     records = list(read_records(records_path))
     videos, notes = _open_all(records, Path(records_path).parent)
     reports = []

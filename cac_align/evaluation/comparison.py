@@ -2,8 +2,9 @@
 
 Readings, two by two → measures (before, after, difference on the complete pairs) → warnings → Comparison
 
-Every difference is paired: after − before on the pairs where both are known, with a percentile bootstrap interval over pairs and
-McNemar's exact test (yes/no) or a sign-flip permutation test. Pairs that lack a value are counted, per measure, in ``missing``.
+Every difference is paired: after − before on the pairs where both are known and come from the same judge (equal passports). A prompt's
+pairs are averaged first; then a percentile bootstrap interval over prompts and a sign-flip permutation test, or McNemar's exact test
+(yes/no, one pair per prompt). Pairs that lack such a value are counted, per measure, in ``missing``.
 
 Source: CaC (arXiv 2605.11723) Sec. 4.2 and Table 2.
 """
@@ -18,15 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from cac_align.evaluation.pairing import Fault, Pair, Pairing
-from cac_align.evaluation.readings import Reading
+from cac_align.evaluation.pairing import Fault, Pairing
+from cac_align.evaluation.readings import PairReading, Reading, counts, judged_alike, misjudged
 from cac_align.evaluation.statistics import (
+    FEWEST_PROMPTS,
     NOTHING,
     Estimate,
     PairedTest,
-    mcnemar,
+    by_prompt,
     mean_interval,
-    paired_permutation,
+    paired_by_prompt,
+    prompt_interval,
     vote_share,
 )
 from cac_align.rewards.normalise import variance_shares
@@ -38,37 +41,11 @@ _SCORE_MOVE = 0.02  # likewise, of a score's own range
 
 
 @dataclass(frozen=True)
-class PairReading:
-    """A pair with what is known of its two clips. ``experts``: the share of raters who judged both and call it abnormal."""
-
-    pair: Pair
-    before: Reading
-    after: Reading
-
-    @property
-    def experts(self) -> tuple[float, float] | None:
-        """(before, after): share of the raters who judged *both* and call each abnormal; None when nobody judged both."""
-        sides = [
-            {record.annotator: float(record.status == "abnormal") for record in reading.ratings if counts(record)}
-            for reading in (self.before, self.after)
-        ]
-        both = sorted(sides[0].keys() & sides[1].keys())
-        if not both:
-            return None
-        first, second = (sum(side[rater] for rater in both) / len(both) for side in sides)
-        return first, second
-
-
-def counts(record: Any) -> bool:
-    """Whether a rating counts: it names its rater, and no reviewer sent it back."""
-    return bool(record.annotator) and record.review != "returned"
-
-
-@dataclass(frozen=True)
 class Measure:
     """One row: a quantity before and after on the pairs where both are known.
 
-    key: its name in JSON. higher_is_better: None where neither is (motion). rate: a share of videos, shown in per cent.
+    key: its name in JSON. higher_is_better: None where neither is (motion). rate: a share of videos, shown in per cent. values: (before,
+    after) per pair; the estimates and the test count prompts. no_interval: why the difference has no interval, where it has none.
     """
 
     key: str
@@ -82,19 +59,32 @@ class Measure:
     test: PairedTest
     missing: int
     values: tuple[tuple[float, float], ...]
+    no_interval: str | None = None
 
     @property
     def verdict(self) -> str:
-        """ "better", "worse" or "changed" when the interval excludes no change, else "open"."""
-        low, high = self.difference.low, self.difference.high
-        if low is None or high is None or low <= 0 <= high:
+        """ "better", "worse" or "changed" when the interval *and* the paired test exclude no change, else "open".
+
+        Where every prompt moved alike there is no interval to ask, and the test alone decides; below 5 prompts nothing does.
+        """
+        low, high, moved = self.difference.low, self.difference.high, self.difference.value
+        if self.difference.n < FEWEST_PROMPTS or not moved or self.test.p_value is None or self.test.p_value >= 0.05:
+            return "open"
+        if low is not None and high is not None and low <= 0 <= high:
             return "open"
         if self.higher_is_better is None:
             return "changed"
-        return "better" if (low > 0) == self.higher_is_better else "worse"
+        return "better" if (moved > 0) == self.higher_is_better else "worse"
+
+    @property
+    def many(self) -> str:
+        """What the difference rests on: "24 pairs", or "8 prompts" where a prompt has several pairs."""
+        n = self.difference.n
+        return f"{n} {'pair' if n == len(self.values) else 'prompt'}{'s' if n > 1 else ''}"
 
     def to_json(self) -> dict[str, Any]:
-        row: dict[str, Any] = {name: getattr(self, name) for name in ("key", "label", "section", "missing", "verdict")}
+        names = ("key", "label", "section", "missing", "verdict", "no_interval")
+        row: dict[str, Any] = {name: getattr(self, name) for name in names} | {"pairs": len(self.values)}
         row |= {name: getattr(self, name).to_json() for name in ("before", "after", "difference", "test")}
         return row
 
@@ -144,16 +134,35 @@ def compare(pairing: Pairing, readings: Sequence[Reading], faults: Sequence[Faul
         name: mean_interval([r.shares[name] for r in readings if name in r.shares], resamples=RESAMPLES, seed=seed)
         for name in dict.fromkeys(name for reading in readings for name in reading.shares)
     }
-    changes = {name: [_both(row, lambda reading, name=name: reading.normalised.get(name)) for row in rows] for name in components}
-    contributions = {
-        name: mean_interval([pair[1] - pair[0] for pair in pairs if pair is not None], resamples=RESAMPLES, seed=seed)
-        for name, pairs in changes.items()
-    }
+    changes = {name: [_both(row, lambda r, name=name: r.normalised.get(name), "reward") for row in rows] for name in components}
+    contributions = {name: _change(rows, pairs, seed) for name, pairs in changes.items()}
     of_change = not shares
     if of_change:
         shares = _shares_of_change(changes, _weights(readings))
-    made = Comparison(pairing.before, pairing.after, rows, measures, (), shares, of_change, contributions, tuple(faults))
+    named = (*faults, *_different_judges(rows))
+    made = Comparison(pairing.before, pairing.after, rows, measures, (), shares, of_change, contributions, named)
     return replace(made, warnings=tuple(warnings(made)))
+
+
+JUDGED_DIFFERENTLY = "judged differently"
+"""The kind of fault of a pair whose two sides come from different judges."""
+
+
+def _different_judges(rows: Sequence[PairReading]) -> list[Fault]:
+    """A fault per pair that has a value on both sides, but from different judges: such numbers are not compared."""
+    found = []
+    for row in rows:
+        apart = misjudged(row.before, row.after)
+        if apart:
+            said = "; ".join(f"{COMPONENTS.get(key, key)} ({', '.join(entries)})" for key, entries in apart.items())
+            found.append(Fault(JUDGED_DIFFERENTLY, row.pair.id, f"different judges before and after, not compared: {said}"))
+    return found
+
+
+def _change(rows: Sequence[PairReading], pairs: Sequence[tuple[float, float] | None], seed: int) -> Estimate:
+    known = [(row.pair.prompt, pair) for row, pair in zip(rows, pairs, strict=True) if pair is not None]
+    values = by_prompt([after - before for _, (before, after) in known], [prompt for prompt, _ in known])
+    return prompt_interval(values, resamples=RESAMPLES, seed=seed)
 
 
 def _weights(readings: Sequence[Reading]) -> Mapping[str, float]:
@@ -187,19 +196,31 @@ def _measures(rows: Sequence[PairReading], seed: int) -> list[Measure]:
     def add(
         key: str, label: str, section: str, better: bool | None, take: Callable[[PairReading], Any], rate: bool = False
     ) -> None:
-        values = [pair for pair in map(take, rows) if pair is not None]
-        if values:
-            found.append(_measure(key, label, section, better, rate, values, len(rows) - len(values), seed))
+        known = [(row.pair.prompt, pair) for row in rows if (pair := take(row)) is not None]
+        if known:
+            found.append(_measure(key, label, section, better, rate, known, len(rows) - len(known), seed))
 
     for name in dict.fromkeys(name for row in rows for reading in (row.before, row.after) for name in reading.vbench):
         label = name.replace("_", " ").capitalize()
-        add(f"vbench/{name}", label, "VBench", True, lambda row, name=name: _both(row, lambda r: r.vbench.get(name)))
+        add(
+            f"vbench/{name}",
+            label,
+            "VBench",
+            True,
+            lambda row, name=name: _both(row, lambda r: r.vbench.get(name), f"vbench/{name}"),
+        )
     add("experts", "Anomaly rate, experts", "Anomalies", False, lambda row: row.experts, rate=True)
-    add("cac_rate", "Anomaly rate, CaC", "Anomalies", False, lambda row: _both(row, _abnormal), rate=True)
+    add("cac_rate", "Anomaly rate, CaC", "Anomalies", False, lambda row: _both(row, _abnormal, "cac_rate"), rate=True)
     names = list(dict.fromkeys(name for row in rows for reading in (row.before, row.after) for name in reading.values))
     for name in sorted(names, key=lambda name: (list(COMPONENTS).index(name) if name in COMPONENTS else -1, name)):
-        add(name, COMPONENTS.get(name, name), "Rewards", True, lambda row, name=name: _both(row, lambda r: r.values.get(name)))
-    add("motion", "Motion", "Motion", None, lambda row: _both(row, lambda r: r.motion))
+        add(
+            name,
+            COMPONENTS.get(name, name),
+            "Rewards",
+            True,
+            lambda row, name=name: _both(row, lambda r: r.values.get(name), name),
+        )
+    add("motion", "Motion", "Motion", None, lambda row: _both(row, lambda r: r.motion, "motion"))
     return found
 
 
@@ -207,9 +228,12 @@ def _abnormal(reading: Reading) -> float | None:
     return None if reading.judged_abnormal is None else float(reading.judged_abnormal)
 
 
-def _both(row: PairReading, take: Callable[[Reading], float | None]) -> tuple[float, float] | None:
+def _both(row: PairReading, take: Callable[[Reading], float | None], judge: str) -> tuple[float, float] | None:
+    """(before, after); None where a side has no value, or the two come from different judges of this key."""
     first, second = take(row.before), take(row.after)
-    return None if first is None or second is None or math.isnan(first) or math.isnan(second) else (first, second)
+    if first is None or second is None or math.isnan(first) or math.isnan(second):
+        return None
+    return (first, second) if judged_alike(row.before, row.after, judge) else None
 
 
 def _measure(
@@ -218,18 +242,21 @@ def _measure(
     section: str,
     better: bool | None,
     rate: bool,
-    values: Sequence[tuple[float, float]],
+    known: Sequence[tuple[str | None, tuple[float, float]]],
     missing: int,
     seed: int,
 ) -> Measure:
-    first, second = [a for a, _ in values], [b for _, b in values]
-    if all(value in (0.0, 1.0) for value in (*first, *second)) and (rate or key == "vbench/dynamic_degree"):
-        test = mcnemar([bool(value) for value in first], [bool(value) for value in second])
-    else:
-        test = paired_permutation(first, second, seed=seed)
-    sides = [vote_share(side) if rate else mean_interval(side, resamples=RESAMPLES, seed=seed) for side in (first, second)]
-    difference = mean_interval([b - a for a, b in values], resamples=RESAMPLES, seed=seed)
-    return Measure(key, label, section, better, rate, *sides, difference, test, missing, tuple(values))
+    """known: (prompt, (before, after)) of each pair that counts."""
+    values, prompts = [pair for _, pair in known], [prompt for prompt, _ in known]
+    yes_no = rate or key == "vbench/dynamic_degree"
+    found = paired_by_prompt(values, prompts, yes_no=yes_no, resamples=RESAMPLES, seed=seed)
+    sides = [
+        vote_share(side) if rate else prompt_interval(side, resamples=RESAMPLES, seed=seed)
+        for side in (found.first, found.second)
+    ]
+    return Measure(
+        key, label, section, better, rate, *sides, found.difference, found.test, missing, tuple(values), found.no_interval
+    )
 
 
 # ---- sentences ----------------------------------------------------------------------------------------------------
@@ -259,7 +286,7 @@ def warnings(made: Comparison) -> list[str]:
         how = "did not change" if _value(experts.difference) == 0 else f"rose by {100 * _value(experts.difference):.0f} points"
         found.append(
             f"CaC {'rose' if cac else 'saw fewer anomalies'}, but experts did not agree: their anomaly rate {how} over "
-            f"{experts.difference.n} pairs. The reward may have been outwitted. {_certainty(experts)}"
+            f"{experts.many}. The reward may have been outwitted. {_certainty(experts)}"
         )
     elif cac_better and experts is None:
         found.append(
@@ -282,10 +309,17 @@ def warnings(made: Comparison) -> list[str]:
         found.append(
             f"{unscored} of {2 * len(made.readings)} videos have no score; their pairs are left out of the rewards' rows."
         )
-    if len(made.readings) < 20:
+    apart = [fault for fault in made.faults if fault.kind == JUDGED_DIFFERENTLY]
+    if apart:
         found.append(
-            f"Only {len(made.readings)} pair{'s' if len(made.readings) > 1 else ''}: the intervals are wide, and a few videos decide."
+            f"{len(apart)} of {len(made.readings)} pairs were judged by different judges before and after, and are not compared: "
+            f"{apart[0].why.split(': ', 1)[1]}. Score both folders with the same reward."
         )
+    prompts = len(by_prompt([0.0] * len(made.readings), [row.pair.prompt for row in made.readings]))
+    if prompts < 20:
+        pairs = f"{len(made.readings)} pair{'s' if len(made.readings) > 1 else ''}"
+        few = pairs if prompts == len(made.readings) else f"{prompts} prompt{'s' if prompts > 1 else ''} ({pairs})"
+        found.append(f"Only {few}: the intervals are wide, and a few videos decide.")
     return found
 
 
@@ -295,21 +329,17 @@ def _value(estimate: Estimate) -> float:
 
 
 def _moved(measure: Measure, direction: int, enough: float) -> bool:
-    """Whether it moved that way: beyond its interval, or by enough to matter."""
-    difference = measure.difference
-    sure = (
-        difference.low is not None
-        and difference.high is not None
-        and (difference.high < 0 if direction < 0 else difference.low > 0)
-    )
-    return sure or direction * _value(difference) > enough
+    """Whether it moved that way: beyond chance, or by enough to matter."""
+    moved = direction * _value(measure.difference)
+    return moved > enough or (measure.verdict != "open" and moved > 0)
 
 
 def _certainty(measure: Measure) -> str:
-    low, high = measure.difference.low, measure.difference.high
-    if low is not None and high is not None and not low <= 0 <= high:
-        return "The 95 % interval excludes no change."
-    return f"With {measure.difference.n} pairs this may still be chance."
+    if measure.verdict == "open":
+        return f"With {measure.many} this may still be chance."
+    if measure.no_interval:
+        return "Every prompt moved alike, and the paired test excludes no change."
+    return "The 95 % interval excludes no change."
 
 
 def _low(label: str) -> str:
@@ -332,12 +362,12 @@ def gains(made: Comparison) -> tuple[str | None, list[float | None]]:
     """(label of what pairs are ordered by, gain per pair: positive is better after; None where unknown)."""
     takes: dict[str, Callable[[PairReading], tuple[float, float] | None]] = {
         "experts": lambda row: row.experts,
-        "cac_rate": lambda row: _both(row, _abnormal),
+        "cac_rate": lambda row: _both(row, _abnormal, "cac_rate"),
     }
     for key in RANKINGS:
         measure = made.measure(key)
         if measure is not None:
-            take = takes.get(key, lambda row, key=key: _both(row, lambda r: r.values.get(key)))
+            take = takes.get(key, lambda row, key=key: _both(row, lambda r: r.values.get(key), key))
             sign = 1 if measure.higher_is_better else -1
             pairs = [take(row) for row in made.readings]
             return measure.label, [None if pair is None else sign * (pair[1] - pair[0]) for pair in pairs]
@@ -349,19 +379,21 @@ def summary(made: Comparison) -> str:
     rate = made.measure("experts") or made.measure("cac_rate")
     many = f"{len(made.readings)} pair{'s' if len(made.readings) != 1 else ''} of videos"
     if rate is None:
-        return f"{many}, the same prompts before and after. Nobody judged anomalies: give a reward, a ledger or ratings."
+        apart = any(fault.kind == JUDGED_DIFFERENTLY for fault in made.faults)
+        why = "Different judges judged the two sides" if apart else "Nobody judged anomalies: give a reward, a ledger or ratings"
+        return f"{many}, the same prompts before and after. {why}."
     low, high = rate.difference.low, rate.difference.high
     moved = _value(rate.difference)
     verb = "fell" if moved < 0 else "rose" if moved > 0 else "stayed"
     interval = (
         f" ({_points(moved)} points, 95 % interval {_points(low)} to {_points(high)})"
         if low is not None and high is not None
-        else ""
+        else f" ({_points(moved)} points; {rate.no_interval})"
     )
     who = "by experts" if rate.key == "experts" else "by CaC"
     return f"{many}, the same prompts before and after. Anomalies counted {who} {verb} from {100 * _value(rate.before):.0f} % to {100 * _value(rate.after):.0f} %{interval}."
 
 
 __all__ = [
-    "COMPONENTS", "Comparison", "Measure", "NOTHING", "PairReading", "compare", "gains", "summary", "warnings",
+    "COMPONENTS", "Comparison", "Measure", "NOTHING", "PairReading", "compare", "counts", "gains", "summary", "warnings",
 ]  # fmt: skip

@@ -3,9 +3,11 @@
 ratings (one Record per rater and video; extra: group, pair) → experts → rates, paired test, agreement, review, faults by name
 
 - A video's value is the share of its raters who call it abnormal: 0 or 1 for one rater, and a half where two disagree. A group's
-  anomaly rate is the mean over its videos, with a Wilson interval (n = videos; conservative where raters split).
-- Before and after are compared on pairs, by the raters who judged both: McNemar's exact test when every value is 0 or 1, else a
-  sign-flip permutation test. Negative differences mean fewer anomalies after.
+  anomaly rate is the mean over its prompts (a prompt's videos are averaged first), with a Wilson interval (n = prompts; conservative
+  where raters or seeds split). A rater's own rate, over both groups, counts videos.
+- Before and after are compared on pairs, by the raters who judged both. A prompt's pairs (seeds) are averaged first, since they are not
+  independent: McNemar's exact test where every prompt has one pair and every value is 0 or 1, else a sign-flip permutation test over
+  prompts. Negative differences mean fewer anomalies after.
 - Agreement: Krippendorff's alpha (nominal) on the status and on each type; mean window IoU (in seconds) and box IoU (Eq. 5, both
   ways) over pairs of raters who both call a video abnormal.
 - Review (Appendix B.1.3): every annotation is verified by a second person, who accepts or returns it; 10 % of the accepted ones are
@@ -18,7 +20,7 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -32,9 +34,9 @@ from cac_align.evaluation.statistics import (
     Estimate,
     PairedTest,
     alpha,
-    mcnemar,
+    by_prompt,
     mean_interval,
-    paired_permutation,
+    paired_by_prompt,
     vote_share,
 )
 from cac_align.judgement import ANOMALY_TYPES
@@ -104,12 +106,12 @@ class ExpertsReport:
 
     def to_markdown(self) -> str:
         """Rates, the paired difference and agreement as a table and sentences, then everything that was left out, by name."""
-        lines = ["| group | anomaly rate | videos |", "| --- | ---: | ---: |"]
+        lines = ["| group | anomaly rate | prompts |", "| --- | ---: | ---: |"]
         lines += [f"| {_cell(name)} | {rate} | {rate.n} |" for name, rate in self.rates.items()]
         test, interval = self.difference, self.difference_interval
         if test is not None and test.difference is not None and self.groups:
-            bounds = f"[{interval.low:+.3f}, {interval.high:+.3f}]" if interval else ""
-            lines += ["", f"{self.groups[1]} − {self.groups[0]}: {test.difference:+.3f} {bounds} over {test.n} pairs, "
+            bounds = f"[{interval.low:+.3f}, {interval.high:+.3f}]" if interval and interval.low is not None else "(no interval)"
+            lines += ["", f"{self.groups[1]} − {self.groups[0]}: {test.difference:+.3f} {bounds} over {test.n} prompts, "
                           f"p = {test.p_value:.2g} ({test.name})."]  # fmt: skip
         status = self.status_agreement
         known = f"{status.alpha:.3f} over {status.units} videos" if status.alpha is not None else status.note
@@ -179,9 +181,9 @@ def experts(
             if len({record.status for record in row.values()}) > 1:
                 said = ", ".join(f"{rater} {record.status}" for rater, record in sorted(row.items()))
                 named.append(Fault("raters disagree", f"{group}/{video}" if group else video, said))
-    rates = {group: vote_share([_abnormal(row.values()) for row in videos.values()]) for group, videos in votes.items()}
+    rates = {group: _rate(videos.values(), _abnormal) for group, videos in votes.items()}
     type_rates = {
-        group: {kind: vote_share([_carries(row.values(), kind) for row in videos.values()]) for kind in ANOMALY_TYPES}
+        group: {kind: _rate(videos.values(), lambda row, kind=kind: _carries(row, kind)) for kind in ANOMALY_TYPES}
         for group, videos in votes.items()
     }
     test, interval = _difference(votes, groups, named, seed) if groups else (None, None)
@@ -224,6 +226,12 @@ def _usable(ratings: Iterable[Record], named: list[Fault]) -> dict[tuple[str, st
     return counted
 
 
+def _rate(videos: Iterable[Mapping[str, Record]], of: Callable[[Iterable[Record]], float]) -> Estimate:
+    """The mean over prompts of what ``of`` says of each video's ratings, with its Wilson interval. videos: ratings by rater."""
+    rows = [list(row.values()) for row in videos]
+    return vote_share(by_prompt([of(row) for row in rows], [row[0].prompt or None for row in rows]))
+
+
 def _abnormal(row: Iterable[Record]) -> float:
     said = [record.status == "abnormal" for record in row]
     return sum(said) / len(said)
@@ -237,7 +245,7 @@ def _carries(row: Iterable[Record], kind: str) -> float:
 def _difference(
     votes: Mapping[str, Mapping[str, Mapping[str, Record]]], groups: tuple[str, str], named: list[Fault], seed: int
 ) -> tuple[PairedTest, Estimate]:
-    """The paired test of second − first, and the mean difference with its bootstrap interval over pairs."""
+    """The paired test of second − first, and the mean difference with its bootstrap interval, both over prompts."""
     sides: list[dict[str, dict[str, Record]]] = []
     for group in groups:
         pairs: dict[str, dict[str, Record]] = defaultdict(dict)
@@ -249,7 +257,7 @@ def _difference(
                 else:
                     pairs[str(pair)][rater] = record
         sides.append(pairs)
-    first, second = [], []
+    values, prompts = [], []
     for pair in sorted(set(sides[0]) | set(sides[1])):
         rows = [side.get(pair) for side in sides]
         if None in rows:
@@ -259,13 +267,11 @@ def _difference(
         for rater in sorted(set(rows[0]) ^ set(rows[1])):
             named.append(Fault("half a pair", f"{pair} by {rater}", f"{rater} judged one side only; not used for the difference"))
         if both:
-            first.append(_abnormal(rows[0][rater] for rater in both))
-            second.append(_abnormal(rows[1][rater] for rater in both))
-    if all(value in (0.0, 1.0) for value in (*first, *second)):
-        test = mcnemar([bool(value) for value in first], [bool(value) for value in second])
-    else:
-        test = paired_permutation(first, second, seed=seed)
-    return test, mean_interval([b - a for a, b in zip(first, second, strict=True)], seed=seed)
+            first, second = (_abnormal(row[rater] for rater in both) for row in rows)
+            values.append((first, second))
+            prompts.append(rows[0][both[0]].prompt or None)
+    found = paired_by_prompt(values, prompts, yes_no=True, seed=seed)
+    return found.test, found.difference
 
 
 def _places(by_rater: Mapping[str, Mapping[str, Record]]) -> tuple[list[float], list[float]]:

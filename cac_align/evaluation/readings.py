@@ -21,8 +21,8 @@ from jaxtyping import UInt8
 
 from cac_align.data.records import Record
 from cac_align.evaluation.experts import read_ratings
-from cac_align.evaluation.pairing import Clip, Fault, Pairing, json_rows
-from cac_align.evaluation.vbench import Row, scaled
+from cac_align.evaluation.pairing import Clip, Fault, Pair, Pairing, json_rows
+from cac_align.evaluation.vbench import Row, row_value
 from cac_align.judgement import Judgement
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Reward, Score
@@ -40,6 +40,8 @@ class Reading:
 
     values: raw component values by name ("cac", "unified", …) and "reward", the combined value. normalised, shares: of a combined
     score, by component. ratings: one record per rater. vbench: by dimension, in [0, 1]. motion: see the module.
+    judges: what produced a value, by the value's key ("cac", "reward", "cac_rate" for the verdict, "vbench/<dimension>"): two values are
+    comparable only where these are equal. passport: of the score as a whole.
     """
 
     clip: Clip
@@ -52,6 +54,7 @@ class Reading:
     ratings: list[Record] = field(default_factory=list)
     vbench: dict[str, float] = field(default_factory=dict)
     motion: float | None = None
+    judges: dict[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def scored(self) -> bool:
@@ -61,6 +64,33 @@ class Reading:
     def judged_abnormal(self) -> bool | None:
         """CaC's verdict; None without one."""
         return None if self.judgement is None or self.judgement.status is None else self.judgement.status == "abnormal"
+
+
+@dataclass(frozen=True)
+class PairReading:
+    """A pair with what is known of its two clips. ``experts``: the share of raters who judged both and call it abnormal."""
+
+    pair: Pair
+    before: Reading
+    after: Reading
+
+    @property
+    def experts(self) -> tuple[float, float] | None:
+        """(before, after): share of the raters who judged *both* and call each abnormal; None when nobody judged both."""
+        sides = [
+            {record.annotator: float(record.status == "abnormal") for record in reading.ratings if counts(record)}
+            for reading in (self.before, self.after)
+        ]
+        both = sorted(sides[0].keys() & sides[1].keys())
+        if not both:
+            return None
+        first, second = (sum(side[rater] for rater in both) / len(both) for side in sides)
+        return first, second
+
+
+def counts(record: Any) -> bool:
+    """Whether a rating counts: it names its rater, and no reviewer sent it back."""
+    return bool(record.annotator) and record.review != "returned"
 
 
 def clips_of(pairing: Pairing) -> list[Clip]:
@@ -100,9 +130,14 @@ def read_all(
 
 
 def take_score(reading: Reading, score: Score, name: str) -> None:
-    """Enter a score under its reward's name, and a combination's components under theirs."""
-    if score.evidence is not None:
+    """Enter a score under its reward's name, and a combination's components under theirs.
+
+    A verdict counts only with the score that it led to: one that was refused (too little probability mass, say) is no verdict.
+    """
+    # A combination that lacks another component may hold CaC's verdict all the same; its raw parts are the scored components.
+    if score.evidence is not None and (score.scored or "cac" in score.parts):
         reading.judgement = score.evidence
+        reading.judges["cac_rate"] = _component(score.passport, "cac") or score.passport
     if not score.scored:
         reading.error = score.error
     combined = any(part.startswith("normalised/") for part in score.parts)
@@ -115,11 +150,39 @@ def take_score(reading: Reading, score: Score, name: str) -> None:
             reading.shares[part.split("/", 1)[1]] = value
         elif combined and "/" not in part:
             reading.values[part] = value
+            reading.judges[part] = _component(score.passport, part)
     if score.scored:
-        reading.values["reward" if combined else name] = score.value
+        key = "reward" if combined else name
+        reading.values[key], reading.judges[key] = score.value, score.passport
         reading.error = None
-    if combined or not reading.passport:
+    if combined or not reading.passport or reading.passport.get("reward") == score.passport.get("reward"):
         reading.passport = score.passport
+
+
+def _component(passport: Mapping[str, str], name: str) -> dict[str, str]:
+    """The component's own passport inside a combination's; empty where there is none."""
+    return {key.removeprefix(f"{name}/"): value for key, value in passport.items() if key.startswith(f"{name}/")}
+
+
+def judged_alike(before: Reading, after: Reading, key: str) -> bool:
+    """Whether the value of that key comes from the same judge on both sides: equal passports, hence equal passport digests."""
+    return dict(before.judges.get(key, {})) == dict(after.judges.get(key, {}))
+
+
+def misjudged(before: Reading, after: Reading) -> dict[str, list[str]]:
+    """By key of a value that both sides have, from different judges: the passport entries that differ."""
+    found = {}
+    for key in before.judges.keys() | after.judges.keys():
+        if all(_has(reading, key) for reading in (before, after)) and not judged_alike(before, after, key):
+            first, second = before.judges.get(key, {}), after.judges.get(key, {})
+            found[key] = sorted(entry for entry in {**first, **second} if first.get(entry) != second.get(entry))
+    return dict(sorted(found.items()))
+
+
+def _has(reading: Reading, key: str) -> bool:
+    if key == "cac_rate":
+        return reading.judged_abnormal is not None
+    return key in reading.values or key.removeprefix("vbench/") in reading.vbench
 
 
 def _from_reward(readings: Sequence[Reading], reward: Reward) -> None:
@@ -175,6 +238,7 @@ def _from_selections(readings: Sequence[Reading], folders: Sequence[Path]) -> No
                     if reading.clip.path.resolve().is_relative_to(path.parent.resolve()):
                         if isinstance(score, (int, float)):
                             reading.values["reward"] = float(score)
+                            reading.judges.pop("reward", None)
                         else:
                             reading.error = str(error)
 
@@ -248,18 +312,29 @@ def _add_vbench(readings: Sequence[Reading], folders: Sequence[Path], rows: Sequ
     for path in stored:
         for number, row in json_rows(path, faults):
             try:
-                value, error = None, row["error"]
-                if error is None:
-                    value = scaled(row["dimension"], row["raw"])
-                _enter(by_hash.get(row["sha256"], ()), row["dimension"], value, error, faults)
-            except (ValueError, KeyError, TypeError) as fault:
+                value, error = row_value(row)
+                judge = {name: str(row[name]) for name in ("version", "imaging_mode") if name in row}
+                found = by_hash.get(row["sha256"], ())
+                about = [
+                    each for each in found if None in (each.clip.prompt, row.get("prompt")) or each.clip.prompt == row["prompt"]
+                ]
+                _enter(about, row["dimension"], value, error, faults, judge)
+            except (KeyError, TypeError) as fault:
                 faults.append(Fault("unreadable line", f"{path.parent.name}/{path.name}:{number}", f"not a VBench row: {fault}"))
 
 
-def _enter(readings: Sequence[Reading], dimension: str, value: float | None, error: str | None, faults: list[Fault]) -> None:
+def _enter(
+    readings: Sequence[Reading],
+    dimension: str,
+    value: float | None,
+    error: str | None,
+    faults: list[Fault],
+    judge: Mapping[str, str] | None = None,
+) -> None:
     for reading in readings:
         if value is not None:
             reading.vbench[dimension] = value
+            reading.judges[f"vbench/{dimension}"] = judge or {}
         else:
             faults.append(Fault("no VBench value", f"{reading.clip.group}/{reading.clip.name}", f"{dimension}: {error}"))
 

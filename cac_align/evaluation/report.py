@@ -373,7 +373,8 @@ def _sections(made: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
                 "before": shown(measure, measure.before.value),
                 "after": shown(measure, measure.after.value),
                 "difference": shown(measure, difference.value, signed=True),
-                "interval": f"{shown(measure, difference.low, signed=True)} to {shown(measure, difference.high, signed=True)}",
+                "interval": measure.no_interval
+                or f"{shown(measure, difference.low, signed=True)} to {shown(measure, difference.high, signed=True)}",
                 "bar": bar,
                 "p": "–"
                 if measure.test.p_value is None

@@ -1,6 +1,7 @@
 """Intervals, paired tests and agreement: thin, named doors to scipy, statsmodels and krippendorff, so that every report counts the same way.
 
-share, vote_share (Wilson) · mean_interval, counts_interval (bootstrap) · mcnemar, paired_permutation · alpha (Krippendorff)
+share, vote_share (Wilson) · mean_interval, prompt_interval, counts_interval (bootstrap) · mcnemar, paired_permutation, paired_by_prompt
+· alpha (Krippendorff)
 
 Nothing here invents a number: an estimate over nothing is None, never 0 and never NaN.
 Sources: Wilson 1927; Efron 1979 (percentile bootstrap); McNemar 1947, exact form; Krippendorff 2011 (alpha).
@@ -190,6 +191,72 @@ def paired_permutation(first: Sequence[float], second: Sequence[float], *, resam
         rng=np.random.default_rng(seed),
     )
     return PairedTest("paired permutation", n, float(differences.mean()), float(result.pvalue))
+
+
+# ---- the prompt is the unit: several seeds of one prompt are not independent -------------------------------------------
+
+FEWEST_PROMPTS = 5
+"""Below this many prompts a bootstrap has too few values to draw from, and its interval would look certain."""
+
+
+def by_prompt(values: Sequence[float], prompts: Sequence[str | None]) -> list[float]:
+    """The mean of each prompt's values, in order of first appearance. A value whose prompt is None stands alone.
+
+    Raises ``ValueError`` when the two differ in length.
+    """
+    groups: dict[str | int, list[float]] = {}
+    for number, (value, prompt) in enumerate(zip(values, prompts, strict=True)):
+        groups.setdefault(number if prompt is None else prompt, []).append(value)
+    return [group[0] if len(group) == 1 else math.fsum(group) / len(group) for group in groups.values()]
+
+
+def no_interval_because(values: Sequence[float]) -> str | None:
+    """Why a bootstrap over these prompts' values would claim a certainty that is not there; None where it can be trusted."""
+    if len(values) < FEWEST_PROMPTS:
+        return f"no interval: fewer than {FEWEST_PROMPTS} prompts"
+    if max(values) - min(values) <= 1e-9 * max(map(abs, values)):
+        return "no interval: every prompt has the same value"
+    return None
+
+
+def prompt_interval(values: Sequence[float], *, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """``mean_interval`` of one value per prompt, without low and high where ``no_interval_because`` gives a reason."""
+    found = mean_interval(values, resamples=resamples, seed=seed)
+    return found if no_interval_because(values) is None else Estimate(found.value, None, None, found.n)
+
+
+@dataclass(frozen=True)
+class ByPrompt:
+    """Two things measured on the same prompts: the mean of each prompt's pairs, the paired test and the mean of second − first."""
+
+    first: tuple[float, ...]
+    second: tuple[float, ...]
+    test: PairedTest
+    difference: Estimate
+    no_interval: str | None
+
+
+def paired_by_prompt(
+    pairs: Sequence[tuple[float, float]],
+    prompts: Sequence[str | None],
+    *,
+    yes_no: bool,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> ByPrompt:
+    """Compare (first, second) pairs over their prompts. prompts: one per pair; None where it is not known (that pair stands alone).
+
+    yes_no: the measure is an outcome, so that McNemar's test fits where every value is 0 or 1 and every prompt has one pair; else the
+    sign-flip permutation test over prompts. Raises ``ValueError`` when pairs and prompts differ in length.
+    """
+    first, second = (by_prompt([pair[side] for pair in pairs], prompts) for side in (0, 1))
+    if yes_no and len(first) == len(pairs) and all(value in (0.0, 1.0) for value in (*first, *second)):
+        test = mcnemar([bool(value) for value in first], [bool(value) for value in second])
+    else:
+        test = paired_permutation(first, second, seed=seed)
+    apart = [b - a for a, b in zip(first, second, strict=True)]
+    difference = prompt_interval(apart, resamples=resamples, seed=seed)
+    return ByPrompt(tuple(first), tuple(second), test, difference, no_interval_because(apart))
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ videos → vbench_runner.py in that environment (subprocess) → rows (JSON Line
 
 VBench pins libraries that cannot live beside ours, but its code runs unchanged when installed without its pins (``vbench_env``).
 One scale: imaging_quality comes as 0..100 per video and is divided by 100; dynamic_degree is a bool and becomes 0 or 1.
-The mean here is over videos. VBench's own subject and background averages are over frame pairs: the same number when all clips
-are equally long, as before/after pairs are. A video that VBench cannot score is unscored, with its reason, and counted.
+The mean here is over prompts, a prompt's videos averaged first, since seeds of one prompt are not independent; a video whose prompt is
+not known stands alone. VBench's own averages are over videos (subject and background: over frame pairs), the same number where every
+prompt has as many, equally long clips. A video that VBench cannot score is unscored, with its reason, and counted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cac_align.evaluation.pairing import listed_in
-from cac_align.evaluation.statistics import Estimate, mean_interval
+from cac_align.evaluation.statistics import Estimate, by_prompt, prompt_interval
 from cac_align.evaluation.vbench_runner import PROMPTED, row_key
 
 DEFAULT_DIMENSIONS = ("subject_consistency", "imaging_quality", "dynamic_degree")
@@ -31,7 +32,8 @@ DIMENSIONS = (
     *DEFAULT_DIMENSIONS, "background_consistency", "aesthetic_quality", "motion_smoothness", "temporal_flickering",
     "human_action", "temporal_style", "overall_consistency",
 )  # fmt: skip
-"""What VBench computes on videos of one's own; the first seven need no prompt."""
+"""What VBench computes on videos of one's own; the first seven need no prompt. human_action takes "A person is ACTION" only, with one of
+VBench's 400 actions: any other prompt leaves the video unscored."""
 NEED_THE_BENCHMARK = ("object_class", "multiple_objects", "color", "spatial_relationship", "scene", "appearance_style")
 """Dimensions that exist only for VBench's own list of prompts; VBench refuses them for custom input."""
 
@@ -70,7 +72,7 @@ class Row:
 
 @dataclass(frozen=True)
 class VBenchReport:
-    """All rows, in the order of the videos, and the mean of each dimension with its bootstrap interval over videos."""
+    """All rows, in the order of the videos, and the mean of each dimension with its bootstrap interval over prompts."""
 
     rows: tuple[Row, ...]
     means: Mapping[str, Estimate]
@@ -93,7 +95,9 @@ class VBenchReport:
         lines = ["| dimension | mean | videos | unscored |", "| --- | ---: | ---: | ---: |"]
         for name, mean in self.means.items():
             missing = sum(row.dimension == name for row in self.unscored)
-            lines.append(f"| {name} | {mean} | {mean.n} | {missing} |")
+            scored = sum(row.dimension == name for row in self.rows) - missing
+            videos = f"{scored}" if scored == mean.n else f"{scored} ({mean.n} prompts)"
+            lines.append(f"| {name} | {mean} | {videos} | {missing} |")
         lines += [""] if self.unscored else []
         for row in self.unscored:
             lines.append(f"- {Path(row.video).name}, {row.dimension}: {row.error}".replace("\n", " "))
@@ -159,7 +163,7 @@ def vbench(
     cache = Path(cache or os.environ.get(CACHE_VARIABLE) or "~/.cache/vbench").expanduser().absolute()
     _repair_tail(rows)
     asking = [name for name in dimensions if name in PROMPTED]
-    told = _prompts(files, home, prompts) if asking else dict.fromkeys(files, "")
+    told = _prompts(files, home, prompts)
     listed = [{"path": str(file), "sha256": _sha256(file), "prompt": told[file]} for file in files]
     lacking = [item["path"] for item in listed if not item["prompt"].strip()]
     if asking and lacking:
@@ -170,7 +174,7 @@ def vbench(
     request = {"dimensions": list(dimensions), "videos": listed, "rows": str(rows.absolute()), "device": device}
     request |= {"cache": str(cache), "imaging_mode": imaging_mode}
     version = _run(interpreter, request, rows.with_suffix(".log"), progress)
-    return read_report(rows, listed, dimensions, version)
+    return read_report(rows, [{**item, "imaging_mode": imaging_mode} for item in listed], dimensions, version)
 
 
 def _prompts(files: Sequence[Path], home: Path, given: Mapping[str, str] | None) -> dict[Path, str]:
@@ -193,9 +197,10 @@ def check_dimensions(dimensions: Sequence[str]) -> None:
 
 
 def read_report(rows: Path, listed: Sequence[Mapping[str, str]], dimensions: Sequence[str], version: str = "") -> VBenchReport:
-    """The report on ``listed`` videos (path, sha256) from a rows file; the last row of a video and dimension counts.
+    """The report on ``listed`` videos (path, sha256; prompt and imaging_mode where known) from a rows file; of equal rows the last counts.
 
-    A row written for other content under the same path, or another prompt where that counts, is not this video's, and leaves it unscored.
+    A row written for other content under the same path, by another version of VBench, or for another prompt or imaging_mode where that
+    counts, is not this video's, and leaves it unscored. Raises ``ValueError`` for a line that is no row.
     """
     stored: dict[tuple[str, ...], dict[str, Any]] = {}
     with open(rows, encoding="utf-8") as lines:
@@ -206,22 +211,30 @@ def read_report(rows: Path, listed: Sequence[Mapping[str, str]], dimensions: Seq
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{rows}:{number}: not a VBench row: {error}; delete the line to compute it again") from error
     found: list[Row] = []
+    means = {}
     for dimension in dimensions:
+        values, prompts = [], []
         for item in listed:
-            row = stored.get(row_key(item, dimension))
-            raw, error = (None, "VBench was not run on this file") if row is None else (row["raw"], row["error"])
-            value = None
-            if error is None:
-                try:
-                    value = scaled(dimension, raw)
-                except ValueError as fault:
-                    error = str(fault)
-            found.append(Row(item["path"], dimension, value, raw, error))
-    means = {
-        name: mean_interval([row.value for row in found if row.dimension == name and row.value is not None])
-        for name in dimensions
-    }
+            row = stored.get(row_key({**item, "version": version}, dimension))
+            value, error = (None, "VBench was not run on this file") if row is None else row_value(row)
+            found.append(Row(item["path"], dimension, value, None if row is None else row["raw"], error))
+            if value is not None:
+                values.append(value)
+                prompts.append(item.get("prompt") or None)
+        means[dimension] = prompt_interval(by_prompt(values, prompts))
     return VBenchReport(tuple(found), means, version)
+
+
+def row_value(row: Mapping[str, Any]) -> tuple[float | None, str | None]:
+    """(value in [0, 1], None) of a stored row, or (None, why it has none). Raises ``KeyError`` or ``TypeError`` for what is no row."""
+    if row["error"] is not None:
+        return None, row["error"]
+    if row["dimension"] == "human_action" and "version" not in row:
+        return None, "an earlier release let VBench take the action from the file's name; compute it again"
+    try:
+        return scaled(row["dimension"], row["raw"]), None
+    except ValueError as fault:
+        return None, str(fault)
 
 
 def videos_in(folder: str | Path) -> list[Path]:

@@ -3,7 +3,8 @@
 request.json → for each dimension: load its model once → for each video: VBench's function on that one video → a row of JSON Lines
 
 request: {"dimensions", "videos": [{"path", "sha256", "prompt"}], "rows", "device", "cache", "imaging_mode"}. Each row is appended as
-soon as it exists, so a killed run resumes; a row with an error is a video without a score and stops nothing else.
+soon as it exists, so a killed run resumes; a row with an error is a video without a score and stops nothing else. A row says which
+VBench made it, in which imaging_mode and for which prompt where these count; under other ones it is computed again.
 A line of progress per row goes to stdout, everything that VBench prints to stderr.
 Exit status: 0 every asked-for row exists; 3 weight files are missing (named on stdout with the commands that fetch them);
 4 the environment cannot import a dimension.
@@ -100,14 +101,12 @@ def main(path):
     except Exception as error:
         tell(broken=f"{type(error).__name__}: {error}")
         return 4
-    done = rows_done(request["rows"])
+    done, version = rows_done(request["rows"]), vbench_version()
+    videos = [{**video, "version": version, "imaging_mode": request["imaging_mode"]} for video in request["videos"]]
     todo = [
-        (dimension, video)
-        for dimension in request["dimensions"]
-        for video in request["videos"]
-        if row_key(video, dimension) not in done
+        (dimension, video) for dimension in request["dimensions"] for video in videos if row_key(video, dimension) not in done
     ]
-    tell(todo=len(todo), version=vbench_version())
+    tell(todo=len(todo), version=version)
     unreadable = {video["path"]: unreadable_because(video["path"]) for _, video in todo}
     current, measure = None, None
     with open(request["rows"], "a", encoding="utf-8") as rows:
@@ -119,17 +118,23 @@ def main(path):
                     current, measure = dimension, measures[dimension](request, cache)
                 value, error = measured(measure, video)
             row = {"path": video["path"], "sha256": video["sha256"], "dimension": dimension, "raw": value, "error": error}
-            if dimension in PROMPTED:
-                row["prompt"] = video["prompt"]
+            row |= {"version": version} | {name: video[name] for name in counting(dimension)}
             rows.write(json.dumps(row) + "\n")
             rows.flush()
             tell(done=number, of=len(todo), path=video["path"], dimension=dimension, error=error)
     return 0
 
 
+def counting(dimension):
+    """What else a dimension's value depends on, by its name in a row."""
+    return ("prompt",) * (dimension in PROMPTED) + ("imaging_mode",) * (dimension == "imaging_quality")
+
+
 def row_key(item, dimension):
-    """What a value belongs to: (path, sha256, dimension, prompt where it counts). item: a row, or a video of the request."""
-    return item["path"], item["sha256"], dimension, item.get("prompt", "") if dimension in PROMPTED else ""
+    """What a value belongs to: (path, sha256, dimension, VBench's version, then prompt or imaging_mode where it counts). item: a row, or
+    a video of the request with "version" and "imaging_mode"; what it does not say is ""."""
+    known = [item.get(name, "") for name in ("version", *counting(dimension))]
+    return item["path"], item["sha256"], dimension, *known
 
 
 def rows_done(path):
@@ -289,17 +294,46 @@ def dynamic_degree(module, request, cache):
 
 def by_prompt(module, dimension, request):
     """Dimensions that need the prompt: VBench's own compute function on a list of one video. The model is loaded for each video."""
-    compute = getattr(module, f"compute_{dimension}")
     files = submodules(dimension)
+    return lambda video: computed(module, dimension, request, files, video["path"], video["prompt"])
+
+
+def computed(module, dimension, request, files, path, prompt):
+    """VBench's own compute function on a list of this one video."""
+    with tempfile.TemporaryDirectory() as folder:
+        listing = os.path.join(folder, "one_full_info.json")
+        entry = {"prompt_en": prompt, "dimension": [dimension], "video_list": [path]}
+        Path(listing).write_text(json.dumps([entry]), encoding="utf-8")
+        return only(getattr(module, f"compute_{dimension}")(listing, request["device"], files), path)
+
+
+def human_action(module, request, cache):
+    """VBench takes the action from the file's *name*, never from the prompt: it sees a link that is named by its own convention."""
+    files, actions = submodules("human_action"), set(module.build_dict().values())
 
     def measure(video):
+        action = action_of(video["prompt"], actions)
         with tempfile.TemporaryDirectory() as folder:
-            listing = os.path.join(folder, "one_full_info.json")
-            entry = {"prompt_en": video["prompt"], "dimension": [dimension], "video_list": [video["path"]]}
-            Path(listing).write_text(json.dumps([entry]), encoding="utf-8")
-            return only(compute(listing, request["device"], files), video["path"])
+            link = os.path.join(folder, f"a person is {action}-0{os.path.splitext(video['path'])[1]}")
+            os.symlink(os.path.abspath(video["path"]), link)
+            return computed(module, "human_action", request, files, link, video["prompt"])
 
     return measure
+
+
+def action_of(prompt, actions):
+    """The action of "A person is ACTION", among VBench's own (``actions``, in lower case).
+
+    Raises ``ValueError`` for any other prompt: VBench would answer "no" to it whatever the video shows.
+    """
+    _, person, action = prompt.lower().strip().removesuffix(".").rpartition("person is ")
+    # The last condition is what VBench reads out of the link's name.
+    if not person or action not in actions or "/" in action or action.split("-")[0].split("_")[0] != action:
+        raise ValueError(
+            f"human_action knows prompts of the form 'A person is ACTION' with one of its {len(actions)} actions, "
+            f"received {prompt!r}; nothing was measured"
+        )
+    return action
 
 
 LOADERS = {
@@ -310,6 +344,7 @@ LOADERS = {
     "temporal_flickering": temporal_flickering,
     "motion_smoothness": motion_smoothness,
     "dynamic_degree": dynamic_degree,
+    "human_action": human_action,
 }
 
 if __name__ == "__main__":

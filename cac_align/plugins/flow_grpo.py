@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("script", type=Path)
     parser.add_argument("rest", nargs=argparse.REMAINDER)
     given = vars(parser.parse_args(arguments))
-    kinds = {"fps": float, "max_unscored_share": float, "timeout_s": float, "min_seen": int, "quality": int}
+    kinds = {"fps": float, "max_unscored_share": float, "timeout_s": float, "min_seen": int, "group_size": int, "quality": int}
     options = {name: kinds.get(name, str)(given[name]) for name in names if given[name] is not None}
     sys.argv = [str(given["script"]), *given["rest"]]
     sys.path.insert(0, str(given["script"].resolve().parent))

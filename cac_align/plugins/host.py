@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from cac_align.plugins.failure import Policy, Tally, numbers
+from cac_align.plugins.failure import Policy, Tally, numbers, optional
 from cac_align.rewards.reward import Reward, Score, check_pairs
 from cac_align.video import Layout, Video
 
@@ -30,8 +30,8 @@ class Wiring:
 
     reward: recipe file, "module:Name", "http://…" of our service, or None (the shipped miniature). component: "cac", "unified", or
     None for the whole. fps: true frames per second of the host's videos (Wan: 16). layout: where the axes leave two readings.
-    on_missing, max_unscored_share, min_seen: see ``Policy``. ledger: JSONL file for evidence. For a service: timeout_s per call,
-    token_env (environment variable that holds its token), send and quality as in ``RemoteReward``.
+    on_missing, max_unscored_share, min_seen, group_size: see ``Policy``. ledger: JSONL file for evidence. For a service:
+    timeout_s per call, token_env (environment variable that holds its token), send and quality as in ``RemoteReward``.
     """
 
     reward: str | None = None
@@ -41,6 +41,7 @@ class Wiring:
     on_missing: Literal["raise", "neutral"] = "raise"
     max_unscored_share: float = 0.1
     min_seen: int = 32
+    group_size: int | None = None
     ledger: str | None = None
     timeout_s: float = 600.0
     token_env: str | None = None
@@ -59,14 +60,15 @@ class Wiring:
 
     @property
     def policy(self) -> Policy:
-        return Policy(self.on_missing, self.max_unscored_share, self.min_seen)
+        """Raises ``ValueError`` for one that cannot work."""
+        return Policy(self.on_missing, self.max_unscored_share, self.min_seen, self.group_size)
 
 
 class Hosted:
     """Our reward as one host sees it: pixels in; scores, or numbers by the wiring's policy, out. Thread-safe."""
 
     def __init__(self, reward: Reward, wiring: Wiring, host: str) -> None:
-        self.wiring, self.host, self.tally, self.ledger = wiring, host, Tally(), None
+        self.wiring, self.policy, self.host, self.tally, self.ledger = wiring, wiring.policy, host, Tally(), None
         self.reward = reward
         if wiring.ledger is not None:
             from cac_align.rewards.ledger import Ledger
@@ -74,13 +76,15 @@ class Hosted:
             self.ledger = Ledger(wiring.ledger)
             self.reward = self.ledger.wrap(reward)
 
-    def scores(self, prompts: Sequence[str], videos: Sequence[Any], **facts: Any) -> list[Score]:
-        """One Score per video, in order; ``facts`` (host step, group, …) go to the ledger.
+    def scores(
+        self, prompts: Sequence[str], videos: Sequence[Any], *, each: Sequence[Mapping[str, Any]] | None = None, **facts: Any
+    ) -> list[Score]:
+        """One Score per video, in order; ``facts`` of the call (host step, …) and of ``each`` video (group, …) go to the ledger.
 
         videos: (T, C, H, W) or any other layout ``Video.open`` reads, tensors, arrays, PIL lists or file paths.
-        Raises ``ValueError`` when the two differ in length or the reward as a whole cannot work.
+        Raises ``ValueError`` when the lengths differ or the reward as a whole cannot work.
         """
-        return self._scored(prompts, videos, facts)[0]
+        return self._scored(prompts, videos, facts, each)[0]
 
     def numbers(self, prompts: Sequence[str], videos: Sequence[Any], **facts: Any) -> list[float]:
         """One finite float per video. Raises ``Unscored`` as the policy says; otherwise like ``scores``."""
@@ -88,16 +92,26 @@ class Hosted:
 
     def values(self, prompts: Sequence[str], scores: Sequence[Score], keys: Sequence[str | None] | None = None) -> list[float]:
         """The policy applied to scores of one call."""
-        sent = numbers(prompts, scores, self.wiring.policy, self.tally)
+        sent = numbers(prompts, scores, self.policy, self.tally)
         for value, score, key in zip(sent, scores, keys or [None] * len(sent), strict=True):
             if not score.scored and self.ledger is not None and key is not None:
-                self.ledger.annotate(key, host=self.host, unscored=True, policy=str(self.wiring.policy), sent=value)
+                self.ledger.annotate(key, host=self.host, unscored=True, policy=str(self.policy), sent=value)
         return sent
 
+    def optional(self, prompts: Sequence[str], scores: Sequence[Score]) -> list[float | None]:
+        """Scores of one call, None for the missing ones. Raises ``Unscored`` when the policy's budget is used up."""
+        return optional(prompts, scores, self.policy, self.tally)
+
     def _scored(
-        self, prompts: Sequence[str], videos: Sequence[Any], facts: Mapping[str, Any]
+        self,
+        prompts: Sequence[str],
+        videos: Sequence[Any],
+        facts: Mapping[str, Any],
+        each: Sequence[Mapping[str, Any]] | None = None,
     ) -> tuple[list[Score], list[str | None]]:
         check_pairs(prompts, videos)
+        if each is not None and len(each) != len(videos):
+            raise ValueError(f"expected one set of facts per video, received {len(each)} for {len(videos)} videos")
         scores: list[Score | None] = [None] * len(videos)
         opened: dict[int, Video] = {}
         for index, pixels in enumerate(videos):
@@ -119,7 +133,7 @@ class Hosted:
                     keys[index] = score_key(prompts[index], video, passport)
                 except (ValueError, OSError):
                     continue  # its bytes cannot be read: its score is missing and its row, with the reason, is in the ledger
-                self.ledger.annotate(keys[index], host=self.host, **facts)
+                self.ledger.annotate(keys[index], host=self.host, **facts, **(each[index] if each is not None else {}))
         return [score for score in scores if score is not None], keys
 
 

@@ -65,14 +65,10 @@ def _wiring(name: str, options: Mapping[str, Any], *, whole_groups: bool) -> Ite
     fps = float(wiring.fps)
     fix = "" if fps == 16 else f"fps: 16 on {name}, unless the videos really have {fps:g} frames per second"
     yield Check(f"{name} fps", True if fps == 16 else None, f"{fps:g} frames per second (Wan: 16; the hosts tag files 8)", fix)
-    if wiring.on_missing == "neutral" and not whole_groups:
-        text = "neutral needs scored members of the same prompt in the same call; this host's calls hold fragments of groups, then it raises"
-        yield Check(
-            f"{name} policy",
-            None,
-            f"{policy}: {text}",
-            "raise the host's reward batch size to the samples of a rank, or use on_missing: raise",
-        )
+    if wiring.on_missing == "neutral":
+        text = f"{policy}: neutral needs all {wiring.group_size} videos of a prompt in one call, or a gap stops the run"
+        split = "" if whole_groups else "; this host's calls hold fragments of groups"
+        yield Check(f"{name} policy", None, text + split, f"on_missing: raise on {name}, unless one call holds the whole group")
     else:
         yield Check(f"{name} policy", True, str(policy))
     yield from _reward_source(name, wiring)
@@ -249,12 +245,14 @@ def flow_grpo(config: Mapping[str, Any]) -> Iterator[Check]:
     sample = config.get("sample") or {}
     batch, k = int(sample.get("train_batch_size", 1)), int(sample.get("num_image_per_prompt", 1))
     fragment = batch < k
-    text = f"a call holds {batch} videos, a group {k}" + (": groups are split over calls and ranks" if fragment else "")
+    text = f"a call holds {batch} videos, a group {k}" + (
+        ": groups are split over calls and ranks, where neutral stops the run" if fragment else ""
+    )
     yield Check(
         "groups",
         None if fragment else True,
         text,
-        "on_missing: raise (neutral would often find no scored member)" if fragment else "",
+        "on_missing: raise (the default); the mean of a fragment is not the group's" if fragment else "",
     )
     yield Check(
         "noise", None, "its Wan kernel has no noise_level: the std follows sigma; the paper's 0.3 cannot be expressed here"
@@ -356,8 +354,9 @@ def remarks(host: str) -> Iterator[Check]:
         "flow_grpo": "(B, T, C, H, W) float [0, 1]; anything else, NaN or out of range has no score",
         "unirl": "(C, T, H, W) float [0, 1]; anything else, NaN or out of range has no score",
         "verl-omni": "uint8 (T, C, H, W) or (C, T, H, W); state layout= where both could be 3",
-        "videoalign": "files on disk; their frame rate is taken from fps=, never from the file",
-        "trl": "tensors, arrays, PIL frames or paths; a video without a score is None",
+        "videoalign": "files on disk; their frame rate is taken from fps=, never from the file; a failure ends the run "
+        "(RunStopped), because DanceGRPO turns every Exception into VQ = MQ = -1.0",
+        "trl": "tensors, arrays, PIL frames or paths; a missing score raises (None only with leave_out=True on trl >= 1.10)",
     }
     yield Check("layout and range", None, layouts[host])
     if host in ("flow-factory", "flow_grpo"):

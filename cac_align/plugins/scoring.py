@@ -2,7 +2,8 @@
 
 accepted videos → queue (bounded) → worker: up to ``batch_size`` of one reward, waiting a few ms for company → reward → futures
 
-A full queue refuses at once (``Full``, with how long to wait). A reward that raises for a batch is asked again video by video, so that
+A video that waits or is being scored already, for the same prompt and reward, is not scored a second time: a client that gave up
+waiting and asks again joins its own first request. A full queue refuses at once (``Full``, with how long to wait). A reward that raises for a batch is asked again video by video, so that
 one bad video fails alone. Stopping finishes what was accepted.
 """
 
@@ -31,12 +32,27 @@ class Full(Exception):
         self.retry_after_s, self.stopping = retry_after_s, stopping
 
 
+Answer = tuple[Score, Video]
+"""A score, and the object it was read from: of several that hold the same video, the one that was accepted first."""
+
+_Key = tuple[str, str, str, float]
+
+
 @dataclass(eq=False)
 class _Job:
     reward: str
     prompt: str
     video: Video
-    done: Future[Score] = field(default_factory=Future)
+    waiting: list[Future[Answer]] = field(default_factory=list)
+
+    @property
+    def key(self) -> _Key:
+        """Reward, prompt, content hash, frames per second: the same for requests that have one answer."""
+        return self.reward, self.prompt, self.video.content_hash, self.video.fps
+
+    def join(self) -> Future[Answer]:
+        self.waiting.append(Future())
+        return self.waiting[-1]
 
 
 class Scoring:
@@ -62,6 +78,7 @@ class Scoring:
             observe,
         )
         self._queue: deque[_Job] = deque()
+        self._open: dict[_Key, _Job] = {}  # those that wait and those being scored
         self._changed = threading.Condition()
         self._stopping = False
         self._busy_since: float | None = None
@@ -88,21 +105,27 @@ class Scoring:
         """Whole seconds until this many videos have probably left the queue, in [1, 60]."""
         return min(60, max(1, math.ceil(videos * self._seconds_per_video)))
 
-    def submit(self, reward: str, prompts: Sequence[str], videos: Sequence[Video]) -> list[Future[Score]]:
-        """Accept all of these videos or none. Cancelling a future that waits takes its video out of the queue.
+    def submit(self, reward: str, prompts: Sequence[str], videos: Sequence[Video]) -> list[Future[Answer]]:
+        """Accept all of these videos or none. A video whose futures are all cancelled while it waits leaves the queue.
 
-        Raises ``Full`` when they do not fit, or the service is stopping.
+        Raises ``Full`` when they do not fit, or the service is stopping; ``ValueError`` when a video's bytes cannot be read.
         """
-        jobs = [_Job(reward, prompt, video) for prompt, video in zip(prompts, videos, strict=True)]
+        asked = [_Job(reward, prompt, video) for prompt, video in zip(prompts, videos, strict=True)]
+        keys = [job.key for job in asked]  # hashed outside the lock
         with self._changed:
             if self._stopping:
                 raise Full(5, stopping=True)
-            if len(self._queue) + len(jobs) > self.max_queued:
-                over = len(self._queue) + len(jobs) - self.max_queued
+            fresh: dict[_Key, _Job] = {}
+            for key, job in zip(keys, asked, strict=True):
+                if key not in self._open:
+                    fresh.setdefault(key, job)
+            if len(self._queue) + len(fresh) > self.max_queued:
+                over = len(self._queue) + len(fresh) - self.max_queued
                 raise Full(self.retry_after_s(over))
-            self._queue.extend(jobs)
+            self._open |= fresh
+            self._queue.extend(fresh.values())
             self._changed.notify_all()
-        return [job.done for job in jobs]
+            return [self._open[key].join() for key in keys]
 
     def close(self, timeout_s: float) -> bool:
         """Accept nothing more, finish what was accepted. False when that took longer than ``timeout_s``."""
@@ -125,8 +148,15 @@ class Scoring:
             # A running mean: Retry-After only has to be of the right order.
             self._seconds_per_video += 0.2 * (seconds / len(batch) - self._seconds_per_video)
             for job, score in zip(batch, scores, strict=True):
-                job.done.set_result(score)
+                self._answer(job, score)
             self.observe(batch[0].reward, len(batch), seconds)
+
+    def _answer(self, job: _Job, score: Score) -> None:
+        with self._changed:
+            del self._open[job.key]
+        for future in job.waiting:  # nobody joins any more
+            if future.set_running_or_notify_cancel():
+                future.set_result((score, job.video))
 
     def _next(self) -> list[_Job] | None:
         """The next batch, all for one reward; None when the service stopped and nothing is left."""
@@ -142,7 +172,11 @@ class Scoring:
             taken = [job for job in self._queue if job.reward == name][: self.batch_size]
             chosen = set(map(id, taken))
             self._queue = deque(job for job in self._queue if id(job) not in chosen)
-        return [job for job in taken if job.done.set_running_or_notify_cancel()]
+            wanted = [job for job in taken if not all(future.cancelled() for future in job.waiting)]
+            for job in taken:
+                if job not in wanted:
+                    del self._open[job.key]
+        return wanted
 
     def _score(self, batch: list[_Job]) -> list[Score]:
         reward = self.rewards[batch[0].reward]

@@ -194,9 +194,9 @@ def create_app(reward: Reward, settings: Settings = Settings(), ledger: Path | N
             await asyncio.wait(waited, timeout=settings.timeout_s)
         for index, future in zip(videos, waited, strict=True):
             if future.done():
-                answers[index] = future.result()
+                answers[index], videos[index] = future.result()
             else:
-                future.cancel()  # takes it out of the queue if it still waits there
+                future.cancel()  # takes it out of the queue if it still waits there and nobody else waits for it
                 answers[index] = Score.missing(f"timed out: the service gave it {settings.timeout_s:g} s")
         for score in answers:
             videos_total.labels(name, "scored" if score.scored else "unscored").inc()
@@ -294,7 +294,9 @@ def unsent_frames(video: Video | None) -> tuple[int, ...]:
 def opened_or_why(part: VideoPart, settings: Settings) -> Video | Score:
     """The video, or the missing score that says why there is none."""
     try:
-        return open_part(part, settings.roots, settings.limits)
+        video = open_part(part, settings.roots, settings.limits)
+        _ = video.content_hash  # kept by the video: taken here, in a thread, because the queue goes by it
+        return video
     except ValueError as error:
         return Score.missing(str(error))
 

@@ -33,6 +33,7 @@ class CaCSpec(BaseRewardComponentSpec):
     on_missing: str = "raise"
     max_unscored_share: float = 0.1
     min_seen: int = 32
+    group_size: int | None = None
     ledger: str | None = None
     timeout_s: float = 600.0
     token_env: str | None = None
@@ -51,12 +52,14 @@ class CaCBackend(RewardBackend):
         self.hosted = hosted(Wiring.read(options, layout="CTHW"), "unirl")
 
     def compute_rewards(self, request: RewardRequest) -> RewardResponse:
-        """request.videos: a list of (C, T, H, W) tensors in [0, 1]; request.prompts: one text each."""
+        """request.videos: a list of (C, T, H, W) tensors in [0, 1]; request.prompts: one text each; request.group_ids: one each
+        or none, for the evidence. Raises ``ValueError`` where these differ in length or there is no video."""
         start = time.monotonic()
         if not request.is_video:
             raise ValueError("UniRL passed no video: this backend judges video, set input_kind: video and use a video model")
         prompts, videos = list(request.prompts), request.videos or []
-        scores = self.hosted.scores(prompts, videos, groups=list(request.group_ids or []))
+        each = None if request.group_ids is None else [{"group": group} for group in request.group_ids]
+        scores = self.hosted.scores(prompts, videos, each=each or None)
         neutral = self.hosted.wiring.on_missing == "neutral"
         rewards = self.hosted.values(prompts, scores) if neutral else [score.value for score in scores]
         names = sorted({name for score in scores for name in score.parts})

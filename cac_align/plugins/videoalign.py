@@ -5,6 +5,10 @@
     VQ = CaC, MQ = TA = UnifiedReward, Overall = the whole reward (their mean, not VideoAlign's sum VQ + MQ + TA)
 
 VQ and MQ with equal coefficients are therefore the paper's mean. ``use_norm=True`` gives normalised values, False raw ones.
+
+DanceGRPO's trainer catches every ``Exception`` around ``reward`` and goes on with VQ = MQ = -1.0, a score that nobody gave and
+the worst of its group. So whatever stops a call (the policy, its budget, a dead service, wrong use) leaves as ``RunStopped``,
+which is no ``Exception``: the run ends with the reason.
 """
 
 from __future__ import annotations
@@ -14,6 +18,10 @@ from typing import Any
 
 from cac_align.plugins.failure import Unscored
 from cac_align.plugins.host import Wiring, hosted
+
+
+class RunStopped(BaseException):
+    """``reward`` has no scores to give. Not an ``Exception``, so that the host cannot take a number of its own for it."""
 
 
 class VideoVLMRewardInference:
@@ -43,8 +51,14 @@ class VideoVLMRewardInference:
         use_norm: bool = True,
     ) -> list[dict[str, float]]:
         """One {"VQ", "MQ", "TA", "Overall"} per file. ``fps``, ``num_frames`` and ``max_pixels`` are VideoAlign's own sampling; ours
-        is the recipe's, and they are ignored. Raises ``Unscored`` as the policy says."""
+        is the recipe's, and they are ignored. Raises ``RunStopped`` for every failure, with its cause."""
         del fps, num_frames, max_pixels
+        try:
+            return self._rows(video_paths, prompts, use_norm)
+        except Exception as error:
+            raise RunStopped(f"{type(error).__name__}: {error}") from error
+
+    def _rows(self, video_paths: Sequence[str], prompts: Sequence[str], use_norm: bool) -> list[dict[str, float]]:
         scores = self.hosted.scores(list(prompts), [str(path) for path in video_paths])
         overall = self.hosted.values(list(prompts), scores)
         rows = []

@@ -57,6 +57,8 @@ class ServerVlm:
         videos goes out as images all the same, because vLLM takes one set of indices per request).
     dialect: "vllm", "sglang", or "openai" for servers that can neither continue an answer nor enforce every JSON schema.
     image_quality: of the JPEGs, 1 to 100. headers: further HTTP headers.
+    revision: any text that tells these weights from others at the same path, e.g. a date or a commit. It enters the passport; a
+        server names its checkpoint and cannot say that the files were exchanged.
     word_token_ids: token id → its text, e.g. {8252: "normal", 370: "ab"}: vLLM then reports exactly these tokens at every place,
         instead of the 20 likeliest.
     Raises ``ValueError`` for an argument that is out of range or a combination the server cannot do.
@@ -77,6 +79,7 @@ class ServerVlm:
         image_quality: int = 95,
         headers: Mapping[str, str] | None = None,
         word_token_ids: Mapping[int, str] | None = None,
+        revision: str | None = None,
     ) -> None:
         if dialect not in ("vllm", "sglang", "openai"):
             raise ValueError(f"dialect must be 'vllm', 'sglang' or 'openai', received {dialect!r}")
@@ -100,6 +103,7 @@ class ServerVlm:
         self.frames = frames
         self.dialect = dialect
         self.image_quality = image_quality
+        self.revision = revision
         self.word_token_ids = dict(word_token_ids) if word_token_ids else None
         self._api_key = api_key
         self._headers = dict(headers or {})
@@ -127,13 +131,15 @@ class ServerVlm:
 
     @property
     def passport(self) -> Mapping[str, str]:
-        """What identifies the answers, wherever the server runs. ``served`` is the checkpoint that the server says it has loaded.
+        """What identifies the answers, wherever the server runs. ``served`` is the checkpoint that the server says it has loaded,
+        ``revision`` (only where one was given) which of those weights.
 
         While the server cannot be asked it is "unreachable": then there are no scores for it to identify either.
         """
         if self._root is None:
             self._root = self._ask_root()
-        return {
+        revision = {} if self.revision is None else {"revision": self.revision}
+        return revision | {
             "backend": "server",
             "model": self.model,
             "served": self._root or "unreachable",

@@ -28,9 +28,11 @@ scheduler: {{dynamics_type: Flow-SDE, noise_level: 0.3, num_sde_steps: 1, sde_st
 eval: {{resolution: [{px}, {px}], num_frames: {frames}, per_device_batch_size: 1, num_inference_steps: {steps}, guidance_scale: {guidance}, eval_freq: 0}}
 rewards:
   - {{name: cac, reward_model: cac_align.plugins.flow_factory.CaCReward, weight: 0.5, batch_size: {batch}, device: cpu,
-     async_reward: {asynchronous}, num_workers: 4, reward: "{reward}", ledger: {ledger}, fps: {fps}, on_missing: {on_missing}}}
+     async_reward: {asynchronous}, num_workers: 4, reward: "{reward}", ledger: {ledger}, fps: {fps}, on_missing: {on_missing},
+     group_size: 4}}
   - {{name: unified, reward_model: cac_align.plugins.flow_factory.UnifiedVideoReward, weight: 0.5, batch_size: {batch}, device: cpu,
-     async_reward: {asynchronous}, num_workers: 4, reward: "{reward}", ledger: {ledger}, fps: {fps}, on_missing: {on_missing}}}
+     async_reward: {asynchronous}, num_workers: 4, reward: "{reward}", ledger: {ledger}, fps: {fps}, on_missing: {on_missing},
+     group_size: 4}}
 """
 
 

@@ -70,6 +70,8 @@ def test_the_unmodified_wan_script_trains_two_epochs(tmp_path):
             str(FPS),
             "--on-missing",
             ON_MISSING,
+            "--group-size",
+            "4",
         ]
         run([*LAUNCH, *ours, str(script), "--config", "config.py"], tmp_path, [home])
     assert hashlib.sha256(script.read_bytes()).hexdigest() == before

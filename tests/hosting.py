@@ -122,3 +122,14 @@ def serving(reward, settings=Settings(), ledger=None):
             server.should_exit = True
             thread.join(20)
             assert not thread.is_alive()
+
+
+@contextmanager
+def occupied(reward, ask):
+    """While the service scores a first request: ``ask()`` in a thread, which is joined at the end."""
+    blocker = threading.Thread(target=ask)
+    blocker.start()
+    while not reward.batches:
+        time.sleep(0.005)
+    yield
+    blocker.join()

@@ -5,7 +5,7 @@ import time
 
 import httpx
 import pytest
-from hosting import Brightness, clip, serving
+from hosting import Brightness, clip, occupied, serving
 
 from cac_align.plugins.scoring import Scoring
 from cac_align.plugins.service import Settings
@@ -24,11 +24,10 @@ def ask(url, item, timeout_s=20.0):
 
 def test_a_client_that_gives_up_and_asks_again_joins_its_own_request():
     reward = Brightness(delay_s=1.0)
-    with serving(reward, Settings(batch_size=1)) as (url, _):
-        blocker = threading.Thread(target=ask, args=(url, frames_item("first")))
-        blocker.start()
-        while not reward.batches:
-            time.sleep(0.005)
+    with (
+        serving(reward, Settings(batch_size=1)) as (url, _),
+        occupied(reward, lambda: ask(url, frames_item("first"))),
+    ):
         item = frames_item("same")
         for _ in range(3):
             with pytest.raises(httpx.TimeoutException):
@@ -37,7 +36,6 @@ def test_a_client_that_gives_up_and_asks_again_joins_its_own_request():
         assert score * 255 == pytest.approx(192, abs=1)  # the mean of frames 0, 4, 8, 12, 16
         other = ask(url, frames_item("same", level=100))["score"]
         assert other * 255 == pytest.approx(92, abs=1)
-        blocker.join()
     assert reward.batches == [["first"], ["same"], ["same"]]  # each of the two videos once
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from hosting import Brightness, clip, group_normalised, scripted, serving
+from hosting import Brightness, clip, group_normalised, occupied, scripted, serving
 from matplotlib.cbook import get_sample_data
 from PIL import Image
 
@@ -166,11 +166,10 @@ def test_a_full_queue_answers_429_with_retry_after_and_loses_nothing():
 
 def test_waiting_videos_are_scored_together_and_in_order():
     reward = Brightness(delay_s=0.1)
-    with serving(reward, Settings(batch_size=8)) as (url, _):
-        blocker = threading.Thread(target=ask, args=(url, frames_item("first")))
-        blocker.start()
-        while not reward.batches:
-            time.sleep(0.005)
+    with (
+        serving(reward, Settings(batch_size=8)) as (url, _),
+        occupied(reward, lambda: ask(url, frames_item("first"))),
+    ):
         results = {}
         threads = [
             threading.Thread(target=lambda level=level: results.update({level: ask(url, frames_item(level=level)).json()}))
@@ -178,7 +177,7 @@ def test_waiting_videos_are_scored_together_and_in_order():
         ]
         for thread in threads:
             thread.start()
-        for thread in [blocker, *threads]:
+        for thread in threads:
             thread.join()
         # mean of frames 0, 4, 8, 12, 16 is level - 8
         assert {level: round(answer["scores"][0]["score"] * 255) for level, answer in results.items()} == {

@@ -19,7 +19,6 @@ from cac_align.answer import read_answer
 from cac_align.data.records import Record
 from cac_align.judgement import Anomaly
 from cac_align.miniature import teacher
-from cac_align.miniature.grammar import parse_prompt
 from cac_align.miniature.scene import Scene
 from cac_align.miniature.world import FULL, PLAYGROUND, STUDIO, make_clip
 from cac_align.video import Frames
@@ -99,12 +98,6 @@ def _suspected(text: str, record: Record, frames: Frames) -> list[Anomaly]:
     assert told is not None  # the conversation of every alarm says it
     anomalies = read_answer(told[1], number=1, frames=frames.indices, times_s=frames.times_s).anomalies
     try:
-        actors = [(actor.colour, actor.kind) for actor in parse_prompt(record.prompt).actors]
-    except ValueError:
+        return [teacher.retold(anomaly, *teacher.stand_ins(anomaly, record.prompt)[0]) for anomaly in anomalies]
+    except ValueError:  # the prompt is not the small world's
         return list(anomalies)
-    suspected = []
-    for anomaly in anomalies:
-        colour, kind = teacher.who(anomaly)
-        alike = [actor for actor in actors if actor[1] == kind] or actors
-        suspected.append(teacher.retold(anomaly, *((colour, kind) if (colour, kind) in actors else alike[0])))
-    return suspected

@@ -179,12 +179,10 @@ def _claim(normal: PoolClip, abnormal: PoolClip, shown: PoolClip, rng: np.random
     claim = abnormal.anomalies[int(rng.integers(len(abnormal.anomalies)))]
     if rng.random() < plan.wrong_claim:
         claim = _CLAIMS[int(rng.integers(len(_CLAIMS)))]
-    colour, kind = teacher.who(claim)
-    actors = [(actor.colour, actor.kind) for actor in parse_prompt(shown.prompt).actors]
-    if (colour, kind) in actors:
+    names = teacher.stand_ins(claim, shown.prompt)
+    if teacher.who(claim) in names:
         return claim
-    alike = [actor for actor in actors if actor[1] == kind] or actors
-    return teacher.retold(claim, *alike[int(rng.integers(len(alike)))])
+    return teacher.retold(claim, *names[int(rng.integers(len(names)))])
 
 
 def _second_turn(clip: PoolClip, indices: Sequence[int], claim: Anomaly, rng: np.random.Generator, plan: LessonPlan) -> Lesson:

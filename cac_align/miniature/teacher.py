@@ -59,6 +59,16 @@ def who(anomaly: Anomaly) -> tuple[str, str]:
     return (match.group(1), match.group(2)) if match else ("", "thing")
 
 
+def stand_ins(anomaly: Anomaly, prompt: str) -> list[tuple[str, str]]:
+    """Colour and kind of the prompt's entities of which this can be said: the one that it is said of, or else those of its kind, or all.
+
+    Raises ``ValueError`` for a prompt outside the world.
+    """
+    actors = [(actor.colour, actor.kind) for actor in parse_prompt(prompt).actors]
+    named = who(anomaly)
+    return [named] if named in actors else [actor for actor in actors if actor[1] == named[1]] or actors
+
+
 def retold(anomaly: Anomaly, colour: str, kind: str) -> Anomaly:
     """The same complaint about another entity: for suspicions that turn out to be wrong."""
     name = f"{colour} {kind}"
@@ -225,4 +235,15 @@ def _half(value: float) -> float:
     return min(5.0, max(1.0, round(2 * value) / 2))
 
 
-__all__ = ["answer", "caption", "chain_of_thought", "grades", "parse_prompt", "retold", "visible", "who", "with_shown_boxes"]
+__all__ = [
+    "answer",
+    "caption",
+    "chain_of_thought",
+    "grades",
+    "parse_prompt",
+    "retold",
+    "stand_ins",
+    "visible",
+    "who",
+    "with_shown_boxes",
+]

@@ -42,7 +42,7 @@ weights: install
 	$(BIN)/cac-align align recipes/miniature/aligned.yaml || [ $$? -eq 1 ]
 	for stage in generated_12 generated_13; do $(BIN)/python -m cac_align.miniature.generated recipes/miniature/$$stage.yaml || exit 1; done
 	$(BIN)/python -m cac_align.miniature.train_judge recipes/miniature/cac_sft_15.yaml
-	for views in as_is as_is,reversed as_is,reversed,reversed+later as_is,reversed,later,reversed+later; do $(BIN)/python -m cac_align.miniature.calibrate runs/cac_sft_15/final 320 $$views || exit 1; done
+	for views in as_is as_is,reversed as_is,later as_is,reversed,reversed+later as_is,reversed,later,reversed+later; do $(BIN)/python -m cac_align.miniature.calibrate runs/cac_sft_15/final 320 $$views || exit 1; done
 	cp -r runs/miniature/wan_3/final/. cac_align/miniature/weights/wan
 	cp -r runs/cac_sft_15/final/. cac_align/miniature/weights/cac
 	cp -r runs/unified_2/final/. cac_align/miniature/weights/unified

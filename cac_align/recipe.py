@@ -11,10 +11,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cac_align.rewards.reward import Reward
 from cac_align.video import Video
+
+if TYPE_CHECKING:
+    from cac_align.rewards.cac import CaC
 
 T = TypeVar("T")
 
@@ -29,6 +32,7 @@ class JudgeRecipe:
     (``cac.folder``), or else the reward's own default. For a server, ``served_model`` names the model and ``api_key_env`` the environment
     variable that holds the key; retries and backoff_s say how long an outage may last (``ServerVlm``). max_pixels: limit over all
     frames of one video. views: of cac, how each video is shown; of several, R is that of their mean log-odds (``cac.views``).
+    threshold: of several views, the mean log-odds at or below which their verdict is "abnormal" (no R moves with it).
     revision: of weights on the hub; of a server's, any text that changes with them: it enters the passport by which the ledger goes,
     and a server cannot say that a checkpoint was overwritten.
     """
@@ -49,6 +53,7 @@ class JudgeRecipe:
     min_mass: float = 0.01
     temperature: float | None = None
     views: list[str] = field(default_factory=lambda: ["as_is"])
+    threshold: float | None = None
     # unified
     prompt_file: str | None = None
     allow_other_prompt: bool = False
@@ -240,6 +245,16 @@ def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, ove
     return combine(rewards, normalise=recipe.normalise, weights=weights, statistics=statistics)
 
 
+def load_cac(recipe: str | os.PathLike[str] | RewardRecipe | None = None, overrides: Sequence[str] = ()) -> CaC:
+    """The one two-turn CaC of a reward recipe, without its other components. Raises ``ValueError`` where there is none, or several."""
+    if not isinstance(recipe, RewardRecipe):
+        recipe = read_recipe(RewardRecipe, recipe, overrides, section="reward")
+    chosen = {name: one for name, one in recipe.components.items() if one.kind == "cac" and one.mode == "two_turn"}
+    if len(chosen) != 1:
+        raise ValueError(f"expected one component of kind cac, mode two_turn, received {', '.join(chosen) or 'none'}")
+    return load_reward(RewardRecipe(components=chosen))
+
+
 _ASKED = ("wording", "context", "windows", "constrained", "scan_fps", "look_fps", "margin_s", "max_new_tokens")
 """What a recipe may say of how a judge is asked; of what it leaves out, the judge's folder decides."""
 
@@ -262,7 +277,8 @@ def _load_component(recipe: JudgeRecipe) -> Reward:
             settings = SingleTurn(asked.scan_fps, asked.wording, asked.constrained, asked.max_new_tokens, asked.retries)
         elif recipe.mode != "two_turn":
             settings = VerdictOnly(form=recipe.mode, scan_fps=asked.scan_fps, wording=asked.wording)
-        options = {"min_mass": recipe.min_mass, "temperature": recipe.temperature, "views": tuple(recipe.views)}
+        options = {name: getattr(recipe, name) for name in ("min_mass", "temperature", "threshold")}
+        options["views"] = tuple(recipe.views)
         return CaC.load(model, settings=settings, **options, **backend)
     if recipe.kind == "unified":
         from cac_align.rewards.unified import UnifiedReward

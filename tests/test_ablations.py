@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from cac_align.data.records import Record
+from cac_align.judgement import Anomaly, Window
 from cac_align.miniature import ablations
-from cac_align.miniature.ablations import VARIANTS, Ablations, main, open_rows, path, report, run, stage_recipe, table
+from cac_align.miniature.ablations import Ablations, deal, main, open_rows, path, report, run, stage_recipe
+from cac_align.miniature.ablations_table import VARIANTS, table
 from cac_align.recipe import read_recipe
 from cac_align.training.watch import Stopped
 
@@ -89,13 +92,31 @@ def test_each_variant_changes_one_thing_in_the_recipes():
         return stage_recipe(recipe, stage, BY_NAME[name], seed, Path("data"), "start", Path("out"))
 
     full = made(3, "full")
-    assert (full.run.steps, full.run.seed, full.run.cpu, full.data.turns, full.model.path) == (20, 1, True, 2, "start")
+    assert (full.run.steps, full.run.seed, full.run.cpu, full.data.turns, full.model.path) == (30, 1, True, 2, "start")
     assert (full.rollout.group, full.grpo.beta, full.data.samples, full.data.folder) == (8, 0.01, "stage3.jsonl", "data")
     for name in ("temporal", "spatial", "type"):
         assert made(3, f"no-{name}") == replace(full, weights=replace(full.weights, **{name: 0.0}))
     assert made(3, "single-turn") == replace(full, data=replace(full.data, turns=1))
     assert made(2, "single-turn") == replace(made(2, "full"), data=replace(made(2, "full").data, turns=1))
     assert made(1, "single-turn") == made(1, "full") and made(2, "no-type") == made(2, "full") != made(2, "full", seed=2)
+
+
+def test_dealt_annotations_stay_with_their_prompt_and_tell_nothing():
+    broken = (Anomaly("Object Distortion", Window(0.25, 0.75), "r", "p"),)
+    records = [
+        Record(
+            str(k), f"{k}.mp4", f"prompt {k % 5}", 16.0, 17, 64, 64, "abnormal" if k // 5 % 2 else "normal", broken * (k // 5 % 2)
+        )
+        for k in range(200)
+    ]
+    dealt = deal(records)
+    assert [(one.id, one.video, one.prompt) for one in dealt] == [(one.id, one.video, one.prompt) for one in records]
+    for prompt in {record.prompt for record in records}:
+        before, after = ([one.status for one in some if one.prompt == prompt] for some in (records, dealt))
+        assert sorted(before) == sorted(after) and before != after
+    kept = sum(one.status == other.status for one, other in zip(records, dealt, strict=True))
+    assert 70 < kept < 130, "a coin would keep 100 of 200, its standard deviation is 7"
+    assert deal(records) == dealt != deal(records, seed=1)
 
 
 def test_what_is_done_is_skipped():
@@ -137,6 +158,7 @@ def recipe():
         seeds=[0],
         variants=["full", "untrained", "no-stage-3", "single-turn", "no-type"],
         recipes=str(ROOT / "recipes" / "miniature"),
+        forget=sft,
         stage1={**sft, "lora_rank": 4},
         stage2=sft,
         stage3={
@@ -164,6 +186,9 @@ def test_a_real_run_shares_stages_resumes_and_writes_its_table(recipe, tmp_path,
         "stage1+2-single+3-single",
         "stage1+2+3-no-type",
     }
+    assert "Start: the shipped mini-CaC, made to forget what is abnormal (2 steps of stage 2 on annotations dealt" in text
+    shared = [json.loads((tmp_path / name / "recipe.json").read_text())["model.path"] for name in ("start", "seed0/stage1")]
+    assert shared == ["miniature", str(tmp_path / "start" / "final")]
     assert text == (tmp_path / "ablations.md").read_text() and text.count("| 1 |") == 4 and "open" not in text
     assert "- no" not in text and str(tmp_path) not in text
     tables = {name: rollouts(tmp_path, name) for name in ("stage1+2+3", "stage1+2-single+3-single", "stage1+2+3-no-type")}
@@ -202,7 +227,7 @@ def test_a_training_that_stops_itself_is_a_sentence_not_a_number(recipe, tmp_pat
     monkeypatch.setattr(ablations, "train_sft", stops)
     monkeypatch.setattr(ablations, "prepare", lambda recipe, out: out / "data")
     monkeypatch.setattr(ablations, "set_threads", lambda count: None)
-    chosen = replace(recipe, variants=["full", "no-stage-3", "no-stage-1"])
+    chosen = replace(recipe, variants=["full", "no-stage-3", "no-stage-1"], forget={})
     text = run(chosen, tmp_path)
     # stage 1 stops once and its sentence stands for both variants that pass through it; stage 2 from the start weights stops by itself
     assert [Path(out).name for out in calls] == ["stage1", "stage2"]
@@ -213,6 +238,8 @@ def test_a_training_that_stops_itself_is_a_sentence_not_a_number(recipe, tmp_pat
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert all("figures" not in row and row["stopped"] for row in rows)
     assert run(chosen, tmp_path) == text and len(calls) == 2
+    with pytest.raises(Stopped, match="step 1: the loss is nan"):  # a start that could not be made leaves nothing to compare
+        run(replace(recipe, first_seed=recipe.first_seed + 2), tmp_path / "other")
 
 
 def test_the_command(recipe, tmp_path, monkeypatch, capsys):

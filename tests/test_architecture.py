@@ -118,6 +118,7 @@ def test_every_module_has_its_test():
         "truth": "questions",
         "attempts": "synthesise",
         "ground_truth": "synthesise",
+        "ablations_table": "ablations",
         "fingerprint": "splits",
         "serving": "cli",
         "schema": "constrained",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cac_align.cac.folder import settings_of, write_settings, write_temperature
+from cac_align.cac.single_turn import SingleTurn
 from cac_align.miniature import calibrate
 from cac_align.miniature.generated import HELD_OUT, Generated
 from cac_align.recipe import read_recipe
@@ -36,9 +37,15 @@ def test_views_have_a_temperature_of_their_own_beside_the_first(tmp_path):
     fitted = json.loads((folder / "cac_align.json").read_text())
     assert fitted["temperature"] == 7.5 and list(fitted["of_views"]) == ["as_is, reversed"]
     own = fitted["of_views"]["as_is, reversed"]
+    threshold = fitted["thresholds"]["as_is, reversed"]
     assert own > 0 and own != 7.5
     assert CaC.load(str(folder)).temperature == 7.5
-    assert CaC.load(str(folder), views=("as_is", "reversed")).temperature == own
+    pair = CaC.load(str(folder), views=("as_is", "reversed"))
+    assert (pair.temperature, pair.threshold) == (own, threshold) and threshold != 0
+    assert CaC.load(str(folder)).threshold == 0 == CaC.load(str(folder), views=("as_is", "mirrored")).threshold
+    assert CaC.load(str(folder), views=("as_is", "reversed"), settings=SingleTurn(wording="brief")).threshold == 0, (
+        "fitted for two turns"
+    )
     assert CaC.load(str(folder), views=("as_is", "mirrored")).temperature == 7.5, "not fitted: that of the video as it is"
     (folder / "cac_align.json").write_text('{"of_views": {"mirrored": 3.5}}')  # views alone were fitted
     assert [CaC.load(str(folder), views=views).temperature for views in (("mirrored",), ("as_is",))] == [3.5, 1.0]
@@ -47,7 +54,7 @@ def test_views_have_a_temperature_of_their_own_beside_the_first(tmp_path):
 def test_a_judge_that_scores_nothing_is_not_fitted(tmp_path):
     shutil.copytree(shipped("cac"), tmp_path / "judge")
     (tmp_path / "judge" / "cac_align.json").unlink()  # asked in the paper's long words, which the small judge has never heard
-    with pytest.raises(ValueError, match="no clip has a score; the first says: "):
+    with pytest.raises(ValueError, match="no video has a score; the first says: "):
         calibrate.main([str(tmp_path / "judge"), "2"])
 
 

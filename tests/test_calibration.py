@@ -1,6 +1,7 @@
 """Calibration worked by hand: reliability bins, ECE, AUROC by counting pairs, and the cut for a false-alarm rate."""
 
 import itertools
+import math
 import random
 
 import pytest
@@ -9,10 +10,13 @@ from cac_align.evaluation.calibration import (
     auroc,
     calibrate,
     expected_calibration_error,
+    fit_scores,
     fit_temperature,
+    fit_threshold,
     operating_point,
     reliability,
 )
+from cac_align.rewards.reward import Score
 
 
 def test_ece_by_hand():
@@ -76,3 +80,37 @@ def test_a_temperature_makes_certainty_as_large_as_it_is_right():
         fit_temperature([1.0, 2.0], [True, True])
     with pytest.raises(ValueError, match="one truth per value"):
         fit_temperature([1.0], [True, False])
+
+
+def test_a_threshold_lies_where_normal_is_as_likely_as_not():
+    assert fit_threshold([1.0, 2.0, 3.0, 4.0], [False, False, True, True]) == pytest.approx(
+        2.5, abs=0.01
+    )  # parted: in the middle
+    # Two log-odds only: at −10 one of four is normal, at 20 nine of ten. The line through logit(1/4) and logit(9/10) is 0 at
+    # −10 + 30 · 1.0986 / (1.0986 + 2.1972) = 0.
+    odds, truth = [-10.0] * 20 + [20.0] * 20, [True] * 5 + [False] * 15 + [True] * 18 + [False] * 2
+    assert fit_threshold(odds, truth) == pytest.approx(0.0, abs=0.01)
+    rng = random.Random(3)
+    seen = [rng.gauss(0, 20) for _ in range(20_000)]
+    truth = [rng.random() < 1 / (1 + 2.718281828 ** -((z - 7) / 4)) for z in seen]
+    assert fit_threshold(seen, truth) == pytest.approx(7, abs=0.3)
+    with pytest.raises(ValueError, match="of normal and of abnormal"):
+        fit_threshold([1.0, 2.0], [False, False])
+
+
+def test_a_fit_counts_what_it_was_made_on():
+    def scored(odds):
+        return Score(0.5, {"log_odds": odds}, None, None, {})
+
+    # One view: three of four at 12 are normal, T = 12 / ln 3. Two views: also b, with two log-odds b lies where logit(3/4) and logit(1/4) meet.
+    one = fit_scores([scored(12.0)] * 4 + [Score.missing("torn")], [True, True, True, False, False])
+    assert (one.n, one.abnormal, one.threshold, one.right, one.right_before) == (4, 0.25, None, 0.75, 0.75)
+    assert one.temperature == pytest.approx(10.923, rel=0.005)
+    assert one.loss == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)), abs=1e-5)
+    assert one.loss_before == pytest.approx(0.75 * math.log1p(math.exp(-12)) + 0.25 * math.log1p(math.exp(12)))
+    two = fit_scores([scored(16.0)] * 4 + [scored(4.0)] * 4, [True] * 3 + [False] + [True] + [False] * 3, views=2)
+    assert two.threshold == pytest.approx(10.0, abs=0.01) and (two.right_before, two.right) == (0.5, 0.75)
+    with pytest.raises(ValueError, match="no video has a score; the first says: torn"):
+        fit_scores([Score.missing("torn")], [True])
+    with pytest.raises(ValueError, match="the scores have no log-odds"):
+        fit_scores([Score(3.0, {"alignment": 3.0}, None, None, {})], [True])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from cac_align import cli
+from cac_align.cac.folder import settings_of, write_settings
 from cac_align.cli import _parser, main
 from cac_align.cli.judging import judge_names
 from cac_align.cli.prompts import read_prompts
@@ -18,6 +20,7 @@ from cac_align.cli.scoring import chunks, score_files, score_table, video_prompt
 from cac_align.encoding import write_mp4
 from cac_align.rewards.combine import combine
 from cac_align.rewards.reward import Score
+from cac_align.weights import shipped
 
 
 class Brightness:
@@ -255,6 +258,7 @@ def test_judges_of_one_comparison_have_names_of_their_own():
     "arguments",
     [
         ["evaluate", "bench", "RECORDS"],
+        ["evaluate", "calibrate", "RECORDS"],
         ["data", "export", "coco", "RECORDS", "OUT"],
         ["data", "synthesise", "RECORDS", "--teacher", "miniature", "--out", "OUT"],
     ],
@@ -263,6 +267,38 @@ def test_records_that_are_not_there_are_named(arguments, tmp_path, capsys):
     places = {"RECORDS": str(tmp_path / "nowhere.jsonl"), "OUT": str(tmp_path / "out")}
     assert main([places.get(word, word) for word in arguments]) == 2
     assert "nowhere.jsonl: expected a records file (JSONL), found nothing there" in capsys.readouterr().err
+
+
+def test_a_judge_is_calibrated_on_annotated_records(tmp_path, capsys):
+    """The real judge on real files: what is fitted stands in its folder, and the next load takes it."""
+    from cac_align.miniature.world import PLAYGROUND, write_world
+    from cac_align.rewards.cac import CaC
+
+    folder = tmp_path / "judge"
+    shutil.copytree(shipped("cac"), folder)
+    write_settings(folder, settings_of(shipped("cac")))
+    records = write_world(16, 1_460_000, tmp_path / "world", PLAYGROUND)
+    views = ["--set", f"components.cac.model={folder}", "--set", "components.cac.views=[as_is,later]"]
+    again = ["evaluate", "calibrate", str(records), *views, "--ledger", str(tmp_path / "ledger.jsonl")]
+    assert main([*again, "--write", str(folder), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["n"], told["abnormal"], told["views"]) == (16, 0.5, ["as_is", "later"]) and told["loss"] < told["loss_before"]
+    made = CaC.load(str(folder), views=("as_is", "later"))
+    assert (made.temperature, made.threshold) == (told["temperature"], told["threshold"]) != (1.0, 0.0)
+    # A damaged video costs itself and is counted; a folder that is no judge's, and a recipe without CaC, are named before anything runs.
+    video = next((tmp_path / "world" / "videos").iterdir())
+    video.write_bytes(b"no video")
+    assert main(again) == 1
+    said = capsys.readouterr()
+    assert (
+        "temperature: " in said.out
+        and "threshold: " in said.out
+        and f"cannot be opened and are unscored: {video.stem}" in said.err
+    )
+    assert "fitted on 15 videos" in said.err and "1 videos have no score" in said.err
+    assert main([*again, "--write", str(tmp_path / "world")]) == 2 and "has no config.json" in capsys.readouterr().err
+    wrong = ["evaluate", "calibrate", str(records), "--set", "components.cac.mode=readout"]
+    assert main(wrong) == 2 and "expected one component of kind cac, mode two_turn, received none" in capsys.readouterr().err
 
 
 def test_one_judges_scores_in_two_files_are_not_dropped(tmp_path, capsys):

@@ -77,6 +77,10 @@ def test_settings_and_temperatures_are_read_back(tmp_path):
     assert folder.settings_of(tmp_path) == asked
     found = [folder.temperature_of(tmp_path, views) for views in (("as_is",), ("as_is", "reversed"), ("mirrored",))]
     assert found == [7.0, 5.0, 7.0]
+    folder.write_threshold(tmp_path, 8.5, ("as_is", "reversed"))
+    folder.write_threshold(tmp_path, 2.0, ("as_is", "later"))
+    found = [folder.threshold_of(tmp_path, views) for views in (("as_is", "reversed"), ("as_is", "later"), ("as_is",))]
+    assert found == [8.5, 2.0, 0.0]
     folder.write_temperature(tmp_path, 6.0)  # fitted anew: those of views belonged to former weights
     assert folder.read(tmp_path).keys() == {"two_turn", "temperature"}
     folder.write_settings(tmp_path, TwoTurn())

@@ -137,6 +137,30 @@ def test_the_evidence_is_the_first_view_that_says_what_the_mean_says():
     )
 
 
+def test_several_views_have_a_threshold_of_their_own_and_one_is_never_overruled():
+    video = clip((6, 20, 12), slice(8, 13))
+
+    def half_blind(conversation):
+        shown = conversation[-1].frames.pixels
+        left = shown.max() > 200 and np.nonzero(shown.max(axis=(0, 1, 3)) > 200)[0].min() < SIZE // 2
+        return eye(conversation) if not left else said("normal", 0.9, 0.1)
+
+    def verdict(threshold, *views):
+        reward = CaC(ScriptedVlm(half_blind), views=views, threshold=threshold)
+        (score,), (judgement,) = reward([PROMPT], [video]), reward.judge([PROMPT], [video])
+        assert judgement == score.evidence and score.passport.get("threshold", "0.0") == repr(threshold)
+        return judgement.status, score.value
+
+    # Two views overlook the square (log 9 each), the mirrored one sees it (log 1/9): their mean is log 9 / 3 = 0.7324, R = 0.67533.
+    three = ("as_is", "mirrored", "reversed")
+    assert verdict(0.0, *three) == verdict(0.73, *three) == ("normal", pytest.approx(0.67533, abs=1e-5))
+    assert verdict(0.74, *three) == ("abnormal", pytest.approx(0.67533, abs=1e-5)), "R does not move"
+    assert verdict(5.0, "as_is", "reversed")[0] == "normal", "no view says abnormal, so nobody has a window for it"
+    assert verdict(5.0, "as_is")[0] == "normal" and verdict(-5.0, "mirrored")[0] == "abnormal"
+    with pytest.raises(ValueError, match="threshold must be a finite log-odds, received nan"):
+        CaC(ScriptedVlm([]), threshold=math.nan)
+
+
 def test_a_view_without_a_verdict_leaves_no_score():
     reward = CaC(ScriptedVlm([said("normal", 0.9, 0.1), "no JSON", "still none"]), views=("as_is", "mirrored"))
     (score,) = reward([PROMPT], [clip((6, 20, 12), slice(0, 0))])
@@ -157,8 +181,8 @@ def test_views_are_checked_and_come_from_recipes():
     for wrong in ((), ("as_is", "as_is"), ("upside_down",), ("mirrored+mirrored",), ("mirrored+reversed", "reversed+mirrored")):
         with pytest.raises(ValueError, match="view"):
             CaC(ScriptedVlm([]), views=wrong)
-    made = load_reward(RewardRecipe(components={"cac": JudgeRecipe(views=["as_is", "mirrored"])}))
-    assert made.views == ("as_is", "mirrored") and made.passport["views"] == "as_is, mirrored"
+    made = load_reward(RewardRecipe(components={"cac": JudgeRecipe(views=["as_is", "mirrored"], threshold=2.5)}))
+    assert made.views == ("as_is", "mirrored") and made.passport["views"] == "as_is, mirrored" and made.threshold == 2.5
 
 
 def test_a_judgement_without_verdict_stays_one():

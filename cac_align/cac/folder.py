@@ -1,6 +1,7 @@
-"""What a judge's folder says of itself in ``cac_align.json``: how it has learnt to be asked, and the temperatures fitted for it.
+"""What a judge's folder says of itself in ``cac_align.json``: how it has learnt to be asked, and what has been fitted for it.
 
-    {"two_turn": {"wording": "brief", "margin_s": 0.25}, "max_pixels": 1605632, "temperature": 13.45, "of_views": {"as_is, reversed": 10.531}}
+    {"two_turn": {"wording": "brief", "margin_s": 0.25}, "max_pixels": 1605632,
+     "temperature": 13.45, "of_views": {"as_is, reversed": 10.531}, "thresholds": {"as_is, reversed": 8.5}}
 
 Everything in it is optional; what is missing is the paper's, and the checkpoint's own. A hub repository has it beside its weights; a server
 has none that anybody could read.
@@ -80,6 +81,11 @@ def temperature_of(folder: str | Path, views: Sequence[str], revision: str | Non
     return float(said.get("of_views", {}).get(", ".join(views), said.get("temperature", 1.0)))
 
 
+def threshold_of(folder: str | Path, views: Sequence[str], revision: str | None = None) -> float:
+    """The mean log-odds, fitted for these views, at or below which their verdict is "abnormal"; or else 0."""
+    return float(read(folder, revision).get("thresholds", {}).get(", ".join(views), 0.0))
+
+
 def max_pixels_of(folder: str | Path, revision: str | None = None) -> int | None:
     """The limit over all frames of one video with which this judge has learnt; None: the checkpoint's own."""
     said = read(folder, revision).get("max_pixels")
@@ -87,20 +93,27 @@ def max_pixels_of(folder: str | Path, revision: str | None = None) -> int | None
 
 
 def write_settings(folder: str | Path, settings: TwoTurn, max_pixels: int | None = None) -> None:
-    """Say how this judge has learnt to be asked: what differs from the paper. Temperatures fitted before are gone: they were another's."""
+    """Say how this judge has learnt to be asked: what differs from the paper. What was fitted before is gone: it was another's."""
     plain = TwoTurn()
     own = {f.name: getattr(settings, f.name) for f in fields(TwoTurn) if getattr(settings, f.name) != getattr(plain, f.name)}
     _write(folder, {"two_turn": own} | ({} if max_pixels is None else {"max_pixels": max_pixels}))
 
 
 def write_temperature(folder: str | Path, temperature: float, views: Sequence[str] = (AS_IS,)) -> None:
-    """Keep a temperature. That of the video as it is comes first and replaces all former ones, those of views stand beside it."""
+    """Keep a temperature. That of the video as it is comes first and replaces all that was fitted before, those of views stand beside it."""
     said = dict(read(folder))
     if tuple(views) == (AS_IS,):
-        said = {**{name: value for name, value in said.items() if name != "of_views"}, "temperature": temperature}
+        said = {name: value for name, value in said.items() if name not in ("of_views", "thresholds")}
+        said["temperature"] = temperature
     else:
         said["of_views"] = {**said.get("of_views", {}), ", ".join(views): temperature}
     _write(folder, said)
+
+
+def write_threshold(folder: str | Path, threshold: float, views: Sequence[str]) -> None:
+    """Keep the threshold of these views beside those of others."""
+    said = dict(read(folder))
+    _write(folder, said | {"thresholds": {**said.get("thresholds", {}), ", ".join(views): threshold}})
 
 
 def _write(folder: str | Path, said: Mapping[str, Any]) -> None:

@@ -167,7 +167,11 @@ def mean_log_odds(judgements: Sequence[Judgement]) -> float:
     return float(np.mean([judgement.log_odds for judgement in judgements]))
 
 
-def speaking_for(judgements: Sequence[Judgement]) -> Judgement:
-    """The judgement that stands for all: the first one whose own verdict is the mean's (0 counts as abnormal)."""
-    sound = mean_log_odds(judgements) > 0
-    return next(judgement for judgement in judgements if (judgement.log_odds > 0) == sound)
+def speaking_for(judgements: Sequence[Judgement], threshold: float = 0.0) -> Judgement:
+    """The judgement that stands for all: the first one whose own verdict is the mean's, which is "abnormal" at or below ``threshold``.
+
+    Where no view says what the mean does (it lies between 0 and the threshold, and so do they all), the first view speaks: a verdict
+    that nobody gave would have neither window nor boxes. So one view is never overruled.
+    """
+    sound = mean_log_odds(judgements) > threshold
+    return next((judgement for judgement in judgements if (judgement.log_odds > 0) == sound), judgements[0])

@@ -179,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _evaluate_verbs(evaluate: argparse.ArgumentParser, late: Callable[[str, str], Callable[[argparse.Namespace], int]]) -> None:
-    kinds = evaluate.add_subparsers(dest="kind", required=True, metavar="bench|vbench|experts")
+    kinds = evaluate.add_subparsers(dest="kind", required=True, metavar="bench|calibrate|vbench|experts")
 
     bench = kinds.add_parser("bench", help="a judge against annotated records: CaC-Bench's tables, calibration, intervals")
     bench.set_defaults(run=late("judging", "run_bench"))
@@ -198,6 +198,15 @@ def _evaluate_verbs(evaluate: argparse.ArgumentParser, late: Callable[[str, str]
     bench.add_argument("--out", type=Path, help="folder for bench.json, bench.md and plots")
     bench.add_argument("--videos", action="store_true", help="with --json: one row per video as well")
     bench.add_argument("--json", action="store_true")
+
+    fit = kinds.add_parser("calibrate", help="temperature and threshold of a CaC judge, fitted on annotated records")
+    fit.set_defaults(run=late("judging", "run_calibrate"))
+    fit.add_argument("records", type=Path, help="records.jsonl of videos that it has not learnt from and will not be measured on")
+    fit.add_argument("--reward", help="recipe YAML with one two-turn cac in it (default: the miniature)")
+    fit.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
+    fit.add_argument("--ledger", type=Path, help="keep and reuse scores")
+    fit.add_argument("--write", type=Path, metavar="FOLDER", help="write them into this judge's cac_align.json")
+    fit.add_argument("--json", action="store_true")
 
     vbench = kinds.add_parser("vbench", help="the real VBench, run in an environment of its own")
     vbench.set_defaults(run=late("judging", "run_vbench"))

@@ -1,4 +1,4 @@
-"""`cac-align evaluate bench|vbench|experts`, `vbench-env`, `report`, `annotate`: how good is the judge, and how good are the videos."""
+"""`cac-align evaluate bench|calibrate|vbench|experts`, `vbench-env`, `report`, `annotate`: how good is the judge, and how good are the videos."""
 
 from __future__ import annotations
 
@@ -58,6 +58,40 @@ def judge_names(recipes: Sequence[str | None]) -> list[str]:
     if twice:
         raise ValueError(f"--reward {twice[0]} is given {len(twice)} times; each judge is compared once")
     return names
+
+
+def run_calibrate(options: argparse.Namespace) -> int:
+    from cac_align.cac.folder import write_temperature, write_threshold
+    from cac_align.data.records import read_records
+    from cac_align.evaluation.bench import score_records
+    from cac_align.evaluation.calibration import fit_scores
+    from cac_align.recipe import load_cac
+    from cac_align.rewards.ledger import Ledger
+
+    if options.write is not None and not (options.write / "config.json").is_file():
+        raise ValueError(f"--write {options.write} is no judge's folder: it has no config.json")
+    records = list(read_records(options.records))
+    reward = load_cac(options.reward, options.overrides)
+    judge = Ledger(options.ledger).wrap(reward) if options.ledger else reward
+    show = _progress("videos")
+    scores, notes = score_records(options.records, records, judge, lambda done: show("", done, len(records)))
+    fit = fit_scores(scores, [record.status == "normal" for record in records], views=len(reward.views))
+    if options.write is not None:
+        write_temperature(options.write, fit.temperature, reward.views)
+        if fit.threshold is not None:
+            write_threshold(options.write, fit.threshold, reward.views)
+    if options.json:
+        print(json.dumps({"views": list(reward.views), **fit.to_json(), "notes": notes}, indent=1))
+    else:
+        print(
+            f"temperature: {fit.temperature}   # views: {', '.join(reward.views)}; loss {fit.loss_before:.3f} → {fit.loss:.3f} nats"
+        )
+        if fit.threshold is not None:
+            print(f"threshold: {fit.threshold}   # verdicts right {fit.right_before:.3f} at 0, {fit.right:.3f} at it")
+        print(f"fitted on {fit.n} videos, {fit.abnormal:.2f} of them abnormal", *notes, sep="\n", file=sys.stderr)
+    if fit.n < len(records):
+        print(f"{len(records) - fit.n} videos have no score", file=sys.stderr)
+    return 1 if fit.n < len(records) else 0
 
 
 def run_vbench(options: argparse.Namespace) -> int:

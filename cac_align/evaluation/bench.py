@@ -133,6 +133,14 @@ def bench(
     return found
 
 
+def score_records(
+    records_path: str | Path, records: Sequence[Record], reward: Reward, done: Callable[[int], Any]
+) -> tuple[list[Score], list[str]]:
+    """One reward's score of every record's video, and what was odd about the videos. done: called with how many are through."""
+    videos, notes = _open_all(records, Path(records_path).parent)
+    return _run(reward, records, videos, done), notes
+
+
 def _open_all(records: Sequence[Record], root: Path) -> tuple[list[Video | str], list[str]]:
     """Each record's video, or the reason why it cannot be opened; and sentences about what does not fit the records."""
     opened: list[Video | str] = []

@@ -18,6 +18,7 @@ import numpy as np
 
 from cac_align.evaluation.statistics import Estimate, share
 from cac_align.judgement import Status
+from cac_align.rewards.reward import Score
 
 BINS = 10
 
@@ -168,12 +169,90 @@ def fit_temperature(log_odds: Sequence[float], normal: Sequence[bool]) -> float:
     log_odds: log P(normal) − log P(abnormal) of the deciding turn. Raises ``ValueError`` for other lengths, non-finite values, or
     when all videos are of one kind.
     """
+    odds, is_normal = _checked(log_odds, normal)
+    signed = np.where(is_normal, odds, -odds)
+    grid = np.geomspace(0.25, 1000, 2001)
+    losses = [float(np.logaddexp(0, -signed / temperature).mean()) for temperature in grid]
+    return float(grid[int(np.argmin(losses))])
+
+
+def fit_threshold(log_odds: Sequence[float], normal: Sequence[bool]) -> float:
+    """The log-odds at which a video is as likely to be normal as not: b of σ((log-odds − b) / T) with the smallest mean negative
+    log-likelihood over b and T in [0.25, 1000] (Platt 1999). Mind that it holds for the share of normal videos it was fitted on.
+
+    log_odds: those of a judge, or the mean of several views. Raises ``ValueError`` as ``fit_temperature`` does.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
+    odds, is_normal = _checked(log_odds, normal)
+    scale = max(1.0, float(np.abs(odds).max()))
+    signs, scaled = np.where(is_normal, 1.0, -1.0), odds / scale
+
+    def loss(line: np.ndarray) -> tuple[float, np.ndarray]:
+        margins = signs * (line[0] * scaled + line[1])
+        pulls = -signs * expit(-margins) / len(signs)
+        return float(np.logaddexp(0, -margins).mean()), np.array([pulls @ scaled, pulls.sum()])
+
+    slope, shift = minimize(loss, np.array([1.0, 0.0]), jac=True, bounds=[(scale / 1000, 4 * scale), (None, None)]).x
+    return float(-shift / slope * scale)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What ``fit_scores`` found for a judge, and on what.
+
+    temperature: as in ``fit_temperature``. threshold: as in ``fit_threshold``; None for a judge that sees each video in one view, whose
+    verdict is its own word. n: videos with a score. abnormal: share of them. loss_before, loss: mean negative log-likelihood of σ(log-odds)
+    and of σ(log-odds / temperature), nats. right_before, right: share of log-odds on the right side of 0, and of the threshold (or 0).
+    """
+
+    temperature: float
+    threshold: float | None
+    n: int
+    abnormal: float
+    loss_before: float
+    loss: float
+    right_before: float
+    right: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def fit_scores(scores: Sequence[Score], normal: Sequence[bool], *, views: int = 1) -> Fit:
+    """Temperature, and for several views the threshold, from CaC's scores of videos whose truth is known; whatever has no score is left out.
+
+    Fit on videos that the judge has neither learnt from nor will be measured on. Raises ``ValueError`` when no score has log-odds (it is
+    not CaC's), no video has a score (the first one's reason is told), or all of those that have are of one kind.
+    """
+    rows = [(score.parts.get("log_odds"), truth) for score, truth in zip(scores, normal, strict=True) if score.scored]
+    if not rows:
+        raise ValueError(
+            f"no video has a score; the first says: {scores[0].error}" if scores else "expected scores, received none"
+        )
+    if any(value is None for value, _ in rows):
+        raise ValueError("the scores have no log-odds, as CaC's have; there is nothing to fit")
+    odds, is_normal = _checked(*zip(*rows, strict=True))
+    temperature = round(fit_temperature(odds, is_normal), 3)
+    threshold = round(fit_threshold(odds, is_normal), 3) if views > 1 else None
+    signed = np.where(is_normal, odds, -odds)
+    return Fit(
+        temperature,
+        threshold,
+        len(rows),
+        float(1 - is_normal.mean()),
+        float(np.logaddexp(0, -signed).mean()),
+        float(np.logaddexp(0, -signed / temperature).mean()),
+        float(((odds > 0) == is_normal).mean()),
+        float(((odds > (threshold or 0.0)) == is_normal).mean()),
+    )
+
+
+def _checked(log_odds: Sequence[float], normal: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
     odds, is_normal = np.asarray(log_odds, np.float64), np.asarray(normal, bool)
     if odds.shape != is_normal.shape or odds.ndim != 1:
         raise ValueError(f"expected one truth per value, received {odds.shape} and {is_normal.shape}")
     if not np.isfinite(odds).all() or is_normal.all() or not is_normal.any():
         raise ValueError("expected finite log-odds of normal and of abnormal videos")
-    signed = np.where(is_normal, odds, -odds)
-    grid = np.geomspace(0.25, 1000, 2001)
-    losses = [float(np.logaddexp(0, -signed / temperature).mean()) for temperature in grid]
-    return float(grid[int(np.argmin(losses))])
+    return odds, is_normal

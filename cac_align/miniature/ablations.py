@@ -1,11 +1,12 @@
 """The paper's ablations in miniature: every variant of the recipe trained through the real stages and measured on unseen clips.
 
-world clips → records → synthesise (ground truth) → split → for each seed and variant: stage 1 → 2 → 3 → figures → ablations.md
+world clips → records → synthesise (ground truth) → split → start (forget) → for each seed and variant: stage 1 → 2 → 3 → figures → ablations.md
 
     python -m cac_align.miniature.ablations OUT [--recipe recipes/miniature/ablations.yaml] [--set clips=200 stage3.run.steps=10 …]
 
     OUT/data/            world, chains, stages: built once            OUT/results.jsonl   one line per variant and training seed
-    OUT/seedK/stage1…    a folder per training, named by its path     OUT/ablations.md    the table: mean ± sd over training seeds
+    OUT/start/           the start, made to forget (``forget``)       OUT/ablations.md    the table: mean ± sd over training seeds
+    OUT/seedK/stage1…    a folder per training, named by its path
 
 A training that several variants pass through (stage 1, stages 1 and 2) is run once. The same call goes on where the last one ended. A
 training that stops itself (``training.watch``) is written down with its sentence: a failure never becomes a number.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import sys
 import time
@@ -27,15 +29,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cac_align.cac.folder import settings_of
 from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.data.records import read_records
+from cac_align.data.records import Record, read_records
 from cac_align.data.splits import Splits, split
 from cac_align.data.synthesise import Synthesis, synthesise
 from cac_align.files import write_whole
+from cac_align.miniature.ablations_table import VARIANTS, Variant, table
 from cac_align.miniature.ground_truth import GroundTruth
 from cac_align.miniature.judge_figures import evaluate
 from cac_align.miniature.pool import WORLDS
@@ -45,51 +46,8 @@ from cac_align.training.grpo import GrpoRecipe, train_grpo
 from cac_align.training.policy import ModelRecipe
 from cac_align.training.run import claim, read_rows
 from cac_align.training.sft import SftRecipe, train_sft
-from cac_align.training.terms import NAMES
 from cac_align.training.watch import Stopped
 from cac_align.vlm.local import set_threads
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One row of the table. stages: which are run, in order; none: the start weights as they are. turns: how stages 2 and 3 and the
-    evaluation ask. without: the term of Eq. 6 that has weight 0 in stage 3. paper: overall accuracy in Table 3."""
-
-    name: str
-    title: str
-    paper: float
-    stages: tuple[int, ...] = (1, 2, 3)
-    turns: int = 2
-    without: str = ""
-
-    def __post_init__(self) -> None:
-        if self.without and self.without not in NAMES:
-            raise ValueError(f"without must be one of {', '.join(NAMES)}, received {self.without!r}")
-
-
-VARIANTS: tuple[Variant, ...] = (
-    Variant("full", "full recipe", 0.817),
-    Variant("untrained-single-turn", "start weights, single turn", 0.514, stages=(), turns=1),
-    Variant("untrained", "start weights, two turns", 0.537, stages=()),
-    Variant("no-stage-1", "no stage 1 (single frames)", 0.701, stages=(2, 3)),
-    Variant("no-stage-2", "no stage 2 (multi-frame SFT)", 0.651, stages=(1, 3)),
-    Variant("no-stage-3", "no stage 3 (two-turn GRPO)", 0.674, stages=(1, 2)),
-    Variant("single-turn", "stages 2 and 3 in a single turn", 0.734, turns=1),
-    Variant("no-temporal", "without temporal IoU reward", 0.629, without="temporal"),
-    Variant("no-spatial", "without spatial IoU reward", 0.716, without="spatial"),
-    Variant("no-type", "without type IoU reward", 0.710, without="type"),
-)
-"""The rows of Table 3, the full recipe first."""
-
-COLUMNS: tuple[tuple[str, str], ...] = (
-    ("accuracy", "right_of_all"),
-    ("temporal IoU", "temporal_iou"),
-    ("spatial IoU", "spatial_iou"),
-    ("recall, < 1 s and < 20 %", "recall_sparse"),
-    ("AUROC of R", "auroc"),
-    ("no verdict", "no_verdict"),
-)
-"""A column's title and the figure of ``judge_figures.evaluate`` that stands in it (no_verdict as a share of the clips)."""
 
 
 @dataclass
@@ -99,8 +57,10 @@ class Ablations:
     splits: how they are shared out. Two defaults are not the paper's: ``near`` is smaller, because plain scenes look alike, and so is
     ``frames``, because few of the world's types are single-frame ones: stage 1 would take them all, and stages 2 and 3 see none.
     test_clips: measured on, normal and broken together, from ``test_seed`` (TEST_SEEDS). seeds: of the trainings. variants: names from ``VARIANTS``; empty: all of them.
-    start: the weights before stage 1 ("miniature" or a folder). recipes: folder of cac_stage1.yaml, cac_stage2.yaml, cac_stage3.yaml.
-    stage1, stage2, stage3: what differs from them. jobs: training seeds at a time, a process each. device: of all trainings.
+    start: the weights before stage 1 ("miniature" or a folder). forget: what differs from cac_stage2.yaml in a training of them before all
+    others, on the training clips with their annotations dealt anew among clips of one prompt (``deal``): the eyes, the words and the form
+    of an answer stay, what makes a clip abnormal goes, as with the paper's untrained base; empty: the start is taken as it is.
+    recipes: folder of cac_stage1.yaml, cac_stage2.yaml, cac_stage3.yaml. stage1, stage2, stage3: what differs from them. jobs: training seeds at a time, a process each. device: of all trainings.
     """
 
     world: str = "playground"
@@ -112,6 +72,7 @@ class Ablations:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     variants: list[str] = field(default_factory=list)
     start: str = "miniature"
+    forget: dict[str, Any] = field(default_factory=dict)
     recipes: str = "recipes/miniature"
     stage1: dict[str, Any] = field(default_factory=dict)
     stage2: dict[str, Any] = field(default_factory=dict)
@@ -158,12 +119,39 @@ def prepare(recipe: Ablations, out: Path) -> Path:
         write_world(recipe.clips, recipe.first_seed, part, WORLDS[recipe.world])
         os.replace(part, world)
     records = list(read_records(world / "records.jsonl"))
+    if recipe.forget:
+        _stages(recipe, deal(records), world, data / "dealt")
+    _stages(recipe, records, world, data)
+    return stages
+
+
+def _stages(recipe: Ablations, records: Sequence[Record], world: Path, folder: Path) -> None:
     asked = Synthesis(
         wording=start_settings(recipe).wording, tasks=["scan", "look", "frame", "single"], close_ups=False, workers=1
     )
-    synthesise(records, world, GroundTruth(records), data / "chains", asked)
-    split(data / "chains", stages, recipe.splits)
-    return stages
+    synthesise(records, world, GroundTruth(records), folder / "chains", asked)
+    if not (folder / "stages" / "report.json").is_file():
+        split(folder / "chains", folder / "stages", recipe.splits)
+
+
+def deal(records: Sequence[Record], seed: int = 0) -> list[Record]:
+    """The same videos, status and anomalies of each dealt to one of the same prompt: they name what is to be seen, and tell no verdict."""
+    of_prompt: dict[str, list[int]] = {}
+    for place, record in enumerate(records):
+        of_prompt.setdefault(record.prompt, []).append(place)
+    dealt, rng = list(records), random.Random(seed)
+    for places in of_prompt.values():
+        for place, other in zip(places, rng.sample(places, len(places)), strict=True):
+            dealt[place] = replace(records[place], status=records[other].status, anomalies=records[other].anomalies)
+    return dealt
+
+
+def beginner(recipe: Ablations, out: Path) -> str:
+    """The weights that every variant starts from ("miniature" or a folder): the recipe's, made to forget where it says so."""
+    if not recipe.forget:
+        return recipe.start
+    full, data = VARIANTS[0], out / "data" / "dealt" / "stages"
+    return str(train_sft(stage_recipe(recipe, 2, full, 0, data, recipe.start, out / "start", recipe.forget)))
 
 
 def path(variant: Variant) -> tuple[str, ...]:
@@ -175,9 +163,18 @@ def path(variant: Variant) -> tuple[str, ...]:
     return tuple("stage" + "+".join(labels[: count + 1]) for count in range(len(labels)))
 
 
-def stage_recipe(recipe: Ablations, stage: int, variant: Variant, seed: int, data: Path, start: str, out: Path) -> Any:
-    """The recipe of one training: that of the folder ``recipe.recipes``, with this budget, and what the variant leaves out."""
-    given = _dotted(getattr(recipe, f"stage{stage}"))
+def stage_recipe(
+    recipe: Ablations,
+    stage: int,
+    variant: Variant,
+    seed: int,
+    data: Path,
+    start: str,
+    out: Path,
+    budget: Mapping[str, Any] | None = None,
+) -> Any:
+    """The recipe of one training: that of the folder ``recipe.recipes``, with this budget (None: the stage's), and what the variant leaves out."""
+    given = _dotted(getattr(recipe, f"stage{stage}") if budget is None else budget)
     made = read_recipe(
         GrpoRecipe if stage == 3 else SftRecipe,
         Path(recipe.recipes) / f"cac_stage{stage}.yaml",
@@ -204,12 +201,12 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def train(recipe: Ablations, variant: Variant, seed: int | None, data: Path, out: Path) -> str:
-    """Run the variant's stages, or take those that are there; returns the weights at its end ("miniature" or a folder).
+def train(recipe: Ablations, variant: Variant, seed: int | None, data: Path, start: str, out: Path) -> str:
+    """Run the variant's stages from ``start``, or take those that are there; returns the weights at its end ("miniature" or a folder).
 
     Stage 1 hands on its last weights, stages 2 and 3 those of their best evaluation. Raises ``Stopped`` with the stage in its sentence.
     """
-    weights = recipe.start
+    weights = start
     for stage, name in zip(variant.stages, path(variant), strict=True):
         folder = out / f"seed{seed}" / name
         note = folder / "stopped.txt"
@@ -259,7 +256,7 @@ def open_rows(recipe: Ablations, rows: Sequence[Mapping[str, Any]]) -> list[tupl
     return [(variant, seed) for variant, seed in wanted if (variant.name, seed) not in done]
 
 
-def work(recipe: Ablations, out: Path, data: Path, seed: int | None) -> None:
+def work(recipe: Ablations, out: Path, data: Path, start: str, seed: int | None) -> None:
     """Everything that is still open for one training seed (None: the start weights); each result is written at once."""
     set_threads(1)
     for variant, own in open_rows(recipe, read_rows(out / "results.jsonl")):
@@ -267,7 +264,7 @@ def work(recipe: Ablations, out: Path, data: Path, seed: int | None) -> None:
             continue
         began = time.time()
         try:
-            found: dict[str, Any] = {"figures": measure(recipe, variant, train(recipe, variant, seed, data, out))}
+            found: dict[str, Any] = {"figures": measure(recipe, variant, train(recipe, variant, seed, data, start, out))}
         except Stopped as error:
             found = {"stopped": error.sentence}
         row = {"variant": variant.name, "seed": seed, **found, "seconds": round(time.time() - began, 1)}
@@ -289,7 +286,8 @@ def run(recipe: Ablations, out: Path) -> str:
     left = [seed for _, seed in open_rows(recipe, read_rows(results))]
     if left:
         data = prepare(recipe, out)
-        calls = [(recipe, out, data, seed) for seed in dict.fromkeys(left)]
+        start = beginner(recipe, out)
+        calls = [(recipe, out, data, start, seed) for seed in dict.fromkeys(left)]
         if recipe.jobs == 1:
             for call in calls:
                 work(*call)
@@ -309,6 +307,9 @@ def report(recipe: Ablations, rows: Sequence[Mapping[str, Any]]) -> str:
     """The table in Markdown with what it was measured on, and the sentence of every training that stopped itself."""
     half = recipe.test_clips // 2
     start = "the shipped mini-CaC" if recipe.start == "miniature" else f"`{Path(recipe.start).name}`"
+    if recipe.forget:
+        steps = _dotted(recipe.forget).get("run.steps", "the recipe's")
+        start += f", made to forget what is abnormal ({steps} steps of stage 2 on annotations dealt among clips of one prompt)"
     steps = ", ".join(
         f"stage {stage} {_dotted(getattr(recipe, f'stage{stage}')).get('run.steps', 'as in its recipe')}" for stage in (1, 2, 3)
     )
@@ -329,50 +330,6 @@ def report(recipe: Ablations, rows: Sequence[Mapping[str, Any]]) -> str:
         lines += ["", "Trainings that stopped themselves, and have no figures:", ""]
         lines += [f"- {titles[row['variant']]}, seed {row['seed']}: {row['stopped']}" for row in stopped]
     return "\n".join(lines) + "\n"
-
-
-def table(variants: Sequence[Variant], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of the table: a row per variant, means over the seeds that have figures; "stopped" or "open" where none has.
-
-    "minus full": accuracy minus that of the full recipe of the same training seed (of start weights: minus all of its seeds).
-    """
-    titles = ["variant", "paper", *(title for title, _ in COLUMNS), "accuracy minus full", "seeds"]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    full = {row["seed"]: row["figures"]["right_of_all"] for row in rows if row["variant"] == "full" and "figures" in row}
-    for variant in variants:
-        own = [row for row in rows if row["variant"] == variant.name]
-        measured = [row["figures"] for row in own if "figures" in row]
-        if measured:
-            cells = [_cell(measured, figure) for _, figure in COLUMNS]
-        else:
-            cells = ["stopped" if own else "open"] * len(COLUMNS)
-        apart = [
-            row["figures"]["right_of_all"] - reference
-            for row in own
-            if "figures" in row and variant.name != "full"
-            for seed, reference in full.items()
-            if row["seed"] in (None, seed)
-        ]
-        cells.append(_told(apart, len(measured) if variant.stages else len(full), "+"))
-        seeds = str(len(measured)) if len(measured) == len(own) else f"{len(measured)} of {len(own)}"
-        seeds = "–" if own and not variant.stages else seeds
-        lines.append(f"| {variant.title} | {variant.paper:.3f} | " + " | ".join(cells) + f" | {seeds} |")
-    return lines
-
-
-def _cell(measured: Sequence[Mapping[str, Any]], figure: str) -> str:
-    """Of the figures that are defined (no anomalous clip was caught, say: no IoU)."""
-    values = [row[figure] / (row["clips"] if figure == "no_verdict" else 1) for row in measured if row[figure] is not None]
-    return _told(values, len(measured))
-
-
-def _told(values: Sequence[float], of: int, sign: str = "") -> str:
-    """Mean ± sd (n − 1; of one value no sd), "(k of n)" where some of the ``of`` values are missing, "–" where all are. sign: as in a format."""
-    if not values:
-        return "–"
-    sd = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-    lost = f" ({len(values)} of {of})" if len(values) < of else ""
-    return f"{np.mean(values):{sign}.3f}{sd}{lost}"
 
 
 def main(arguments: Sequence[str]) -> int:

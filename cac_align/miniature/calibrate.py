@@ -1,9 +1,9 @@
-"""The temperature of the shipped judge: fitted on generated clips that it has neither learnt from nor is measured by.
+"""Temperature and threshold of the shipped judge: fitted on generated clips that it has neither learnt from nor is measured by.
 
-judge folder + N clips of the small Wan → two turns → log-odds, oracle's verdicts → fit_temperature → FOLDER/cac_align.json
+judge folder + N clips of the small Wan → two turns → log-odds, oracle's verdicts → fit_scores → FOLDER/cac_align.json
 
     python -m cac_align.miniature.calibrate runs/cac_mean 320                        # of the video as it is
-    python -m cac_align.miniature.calibrate runs/cac_mean 320 as_is,mirrored         # of the mean over views, kept beside the former
+    python -m cac_align.miniature.calibrate runs/cac_mean 320 as_is,mirrored         # of the mean over views, kept beside the former; with a threshold
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from cac_align.cac.folder import write_temperature
+from cac_align.cac.folder import write_temperature, write_threshold
 from cac_align.cac.views import AS_IS
-from cac_align.evaluation.calibration import fit_temperature
+from cac_align.evaluation.calibration import fit_scores
 from cac_align.miniature.generated import held_out_clips
 from cac_align.rewards.cac import CaC
 from cac_align.vlm.local import set_threads
@@ -34,15 +32,12 @@ def main(arguments: Sequence[str]) -> int:
     folder, clips = Path(arguments[0]), held_out_clips(int(arguments[1]), first=FIRST)
     cac = CaC.load(str(folder), temperature=1.0, views=views, batch_size=32)
     scores = cac([clip.prompt for clip in clips], [clip.video() for clip in clips])
-    rows = [(score.parts["log_odds"], clip.status == "normal") for clip, score in zip(clips, scores, strict=True) if score.scored]
-    if not rows:
-        raise ValueError(f"{folder}: no clip has a score; the first says: {scores[0].error}")
-    temperature = round(fit_temperature(*zip(*rows, strict=True)), 3)
-    write_temperature(folder, temperature, views)
-    odds, normal = (np.array(column) for column in zip(*rows, strict=True))
-    print(
-        f"{len(rows)} clips, {1 - normal.mean():.2f} broken; T = {temperature}; verdicts right {((odds > 0) == normal).mean():.3f}"
-    )
+    fit = fit_scores(scores, [clip.status == "normal" for clip in clips], views=len(views))
+    write_temperature(folder, fit.temperature, views)
+    print(f"{fit.n} clips, {fit.abnormal:.2f} broken; T = {fit.temperature}; above 0 as is right {fit.right_before:.3f}")
+    if fit.threshold is not None:
+        write_threshold(folder, fit.threshold, views)
+        print(f"threshold {fit.threshold}; above it as is right {fit.right:.3f}")
     return 0
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cac_align.cac.folder import settings_of
+from cac_align.cac.folder import settings_of, threshold_of
 from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.cac.views import AS_IS
@@ -46,16 +46,17 @@ def evaluate(
     shown a broken frame; caught in turn 1, in the end) and on sparse defects (all of them together shorter than
     1 s and on less than 20 % of the frame, as CaC-Bench-Hard measures it). All of these are over the clips with a verdict, but for
     right_of_all: the share of right verdicts among all clips. settings: how CaC is asked (None: as its folder says); views: in which views
-    (``cac.views``); of several, verdict and AUROC are those of their mean log-odds, and the rest is that of the view that speaks for
-    them. unified: mean scores and AUROC.
+    (``cac.views``); of several, verdict (by the folder's threshold for them, where it is asked as the folder says) and AUROC are those
+    of their mean log-odds, and the rest is that of the view that speaks for them. unified: mean scores and AUROC.
     """
     first = VALID_SEEDS.start if first_seed is None else first_seed
     vlm = LocalVlm.load(folder, device=device, batch_size=32)
+    threshold = threshold_of(folder, views) if settings is None else 0.0
     settings = settings or settings_of(folder)
     found: dict[str, Any] = {}
     for world in worlds:
         shown = [make_clip(first + number, world, anomalous=number % 2 == 1) for number in range(clips // len(worlds))]
-        found[world.name] = cac_figures(vlm, shown, settings, views) if job == "cac" else _unified_figures(vlm, shown)
+        found[world.name] = cac_figures(vlm, shown, settings, views, threshold) if job == "cac" else _unified_figures(vlm, shown)
     return found
 
 
@@ -77,16 +78,23 @@ def main(arguments: Sequence[str]) -> int:
         print(json.dumps(found), flush=True)
     vlm = LocalVlm.load(asked.folder, device="cpu", batch_size=32)
     clips = held_out_clips(asked.count, lora=asked.lora)
-    told = cac_figures(vlm, clips, settings_of(asked.folder), views) if asked.job == "cac" else _unified_figures(vlm, clips)
+    if asked.job == "cac":
+        told = cac_figures(vlm, clips, settings_of(asked.folder), views, threshold_of(asked.folder, views))
+    else:
+        told = _unified_figures(vlm, clips)
     print(json.dumps({"generated": told}))
     return 0
 
 
 def cac_figures(
-    vlm: Any, shown: Sequence[Any], settings: TwoTurn | SingleTurn, views: Sequence[str] = (AS_IS,)
+    vlm: Any,
+    shown: Sequence[Any],
+    settings: TwoTurn | SingleTurn,
+    views: Sequence[str] = (AS_IS,),
+    threshold: float = 0.0,
 ) -> dict[str, Any]:
     """The dictionary of ``evaluate`` for one world's clips."""
-    reward = CaC(vlm, settings, views=tuple(views))
+    reward = CaC(vlm, settings, views=tuple(views), threshold=threshold)
     given = reward([clip.prompt for clip in shown], [clip.video() for clip in shown])
     first, final, types, defects = {"normal": [], "abnormal": []}, {"normal": [], "abnormal": []}, {}, {}
     sparse: list[bool] = []

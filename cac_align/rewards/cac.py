@@ -45,7 +45,9 @@ class CaC:
     aloud is almost certain of its verdict, right or wrong, and Eq. 7 then ties what its log-odds still tell apart; T from held-out clips
     (``evaluation.calibration.fit_temperature``; Guo et al. 2017, arXiv 1706.04599) makes R a probability again and keeps every order.
     views: how each video is shown (``cac.views``); of several, R is that of the mean log-odds, every view must have a verdict, and the
-    evidence is the first view's judgement that agrees with the mean. bounds: the range of its values, for ``normalise="range"``.
+    evidence is the first view's judgement that agrees with the mean. threshold: of several views, the mean log-odds at or below which their
+    verdict is "abnormal": one view's alarm is worth more than one view's silence, so it lies above 0 (``evaluation.calibration.fit_threshold``).
+    It moves no R. bounds: the range of its values, for ``normalise="range"``.
     """
 
     vlm: Vlm
@@ -55,12 +57,15 @@ class CaC:
     name: str = ""
     bounds: tuple[float, float] = (0.0, 1.0)
     views: tuple[str, ...] = (AS_IS,)
+    threshold: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.views or len({frozenset(steps_of(view)) for view in self.views}) < len(self.views):
             raise ValueError(f"views must be one or more different views, received {list(self.views)}")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature must be a positive number, received {self.temperature}")
+        if not math.isfinite(self.threshold):
+            raise ValueError(f"threshold must be a finite log-odds, received {self.threshold}")
         if not self.name:
             object.__setattr__(self, "name", _REWARDS[type(self.settings)][0].replace(" ", "_"))
 
@@ -73,13 +78,14 @@ class CaC:
         min_mass: float = 0.01,
         temperature: float | None = None,
         views: Sequence[str] = (AS_IS,),
+        threshold: float | None = None,
         **backend: Any,
     ) -> CaC:
         """``model``: a checkpoint (folder or hub id) to run here, or the URL of an OpenAI-compatible server.
 
         settings: None takes those that stand in the checkpoint's ``cac_align.json`` (``cac.folder``), or else the paper's two turns.
         temperature: None takes the one that stands there, fitted for the two turns and these views (or for the
-        video as it is), or else 1.
+        video as it is), or else 1. threshold: None takes the one that stands there for the two turns and these views, or else 0.
         backend: passed to ``LocalVlm.load`` (device, dtype, batch_size, max_pixels: as the folder says, …) or ``ServerVlm`` (served_model, concurrency, timeout_s, …).
         Raises ``ValueError`` when the model cannot be loaded or reached.
         """
@@ -87,9 +93,11 @@ class CaC:
         settings = settings or folder.settings_of(model, revision)
         if temperature is None:
             temperature = folder.temperature_of(model, views, revision) if isinstance(settings, TwoTurn) else 1.0
+        if threshold is None:
+            threshold = folder.threshold_of(model, views, revision) if isinstance(settings, TwoTurn) else 0.0
         if (learnt := folder.max_pixels_of(model, revision)) is not None:
             backend.setdefault("max_pixels", learnt)
-        return cls(connect(model, **backend), settings, min_mass, temperature, views=tuple(views))
+        return cls(connect(model, **backend), settings, min_mass, temperature, views=tuple(views), threshold=threshold)
 
     @classmethod
     def miniature(cls, **backend: Any) -> CaC:
@@ -101,6 +109,7 @@ class CaC:
         kind, _ = _REWARDS[type(self.settings)]
         own = {} if self.temperature == 1 else {"temperature": repr(self.temperature)}
         own |= {} if self.views == (AS_IS,) else {"views": ", ".join(self.views)}
+        own |= {} if self.threshold == 0 else {"threshold": repr(self.threshold)}
         return {"reward": kind, "min_mass": repr(self.min_mass), **own, **two_turn.passport(self.settings, self.vlm)}
 
     def judge(
@@ -108,7 +117,7 @@ class CaC:
     ) -> list[Judgement]:
         """The judgements themselves, one per video, in order; of several views the one that speaks for all, or the first that failed."""
         return [
-            next((judgement for judgement in seen if judgement.error is not None), None) or speaking_for(seen)
+            next((judgement for judgement in seen if judgement.error is not None), None) or speaking_for(seen, self.threshold)
             for seen in self._judge_views(prompts, videos, progress)
         ]
 
@@ -140,7 +149,7 @@ class CaC:
                     f"{who}: the verdict's two words hold only {judgement.mass:.3g} of the probability (limit {self.min_mass:g})"
                 )
                 return Score.missing(reason, parts=_probabilities(judgement), evidence=judgement, passport=passport)
-        judgement, odds = speaking_for(seen), mean_log_odds(seen)
+        judgement, odds = speaking_for(seen, self.threshold), mean_log_odds(seen)
         parts = {**_probabilities(judgement), "log_odds": odds}
         if len(seen) > 1:
             parts |= {f"log_odds/{view}": one.log_odds for view, one in zip(self.views, seen, strict=True)}

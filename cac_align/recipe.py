@@ -32,7 +32,7 @@ class JudgeRecipe:
     (``cac.folder``), or else the reward's own default. For a server, ``served_model`` names the model and ``api_key_env`` the environment
     variable that holds the key; retries and backoff_s say how long an outage may last (``ServerVlm``). max_pixels: limit over all
     frames of one video. views: of cac, how each video is shown; of several, R is that of their mean log-odds (``cac.views``).
-    threshold: of several views, the mean log-odds at or below which their verdict is "abnormal" (no R moves with it).
+    threshold: of several views, the mean log-odds at or below which their verdict is "abnormal", where a view says so (no R moves with it).
     revision: of weights on the hub; of a server's, any text that changes with them: it enters the passport by which the ledger goes,
     and a server cannot say that a checkpoint was overwritten.
     """
@@ -147,6 +147,8 @@ def read_recipe(
             layers.append(OmegaConf.from_dotlist(list(overrides)))
         try:
             merged = OmegaConf.merge(*layers)
+            if overrides:
+                _check_components(OmegaConf.merge(*layers[:-1]), overrides, where)
         except TypeError as error:
             raise ValueError(f"{where}: a list or a single value stands where keys and values are expected ({error})") from error
         value = OmegaConf.to_object(merged)
@@ -190,6 +192,22 @@ def _forget_default_components(defaults: Any, chosen: Any) -> None:
         defaults.components = {}
     if "reward" in defaults and chosen.get("reward") and "components" in chosen.reward:
         defaults.reward.components = {}
+
+
+def _check_components(known: Any, overrides: Sequence[str], where: str) -> None:
+    """Raise ``ValueError`` for an override of a component that there is not: it would be a miniature judge more, at equal weight. One that
+    is meant to be new says its kind or model."""
+    keys = [item.partition("=")[0].split(".") for item in overrides]
+    for key in keys:
+        own, reward = key[1:] if key[0] == "reward" else key, known.get("reward") if key[0] == "reward" else known
+        if len(own) < 3 or own[0] != "components":
+            continue
+        names = list(reward.components) if reward is not None and "components" in reward else []
+        new = any(other[:-1] == key[:-1] and other[-1] in ("kind", "model") for other in keys)
+        if own[1] not in names and not new:
+            near = difflib.get_close_matches(own[1], names, n=1, cutoff=0.0)
+            meant = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"{where}: no component {own[1]!r}; {meant}A new one needs its kind or model")
 
 
 def _explain(kind: type, error: Exception) -> str:

@@ -108,9 +108,27 @@ def test_a_fit_counts_what_it_was_made_on():
     assert one.temperature == pytest.approx(10.923, rel=0.005)
     assert one.loss == pytest.approx(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)), abs=1e-5)
     assert one.loss_before == pytest.approx(0.75 * math.log1p(math.exp(-12)) + 0.25 * math.log1p(math.exp(12)))
-    two = fit_scores([scored(16.0)] * 4 + [scored(4.0)] * 4, [True] * 3 + [False] + [True] + [False] * 3, views=2)
+    torn = Score(0.5, {"log_odds": 4.0, "log_odds/as_is": 12.0, "log_odds/later": -4.0}, None, None, {})
+    two = fit_scores([scored(16.0)] * 4 + [torn] * 4, [True] * 3 + [False] + [True] + [False] * 3, views=2)
     assert two.threshold == pytest.approx(10.0, abs=0.01) and (two.right_before, two.right) == (0.5, 0.75)
     with pytest.raises(ValueError, match="no video has a score; the first says: torn"):
         fit_scores([Score.missing("torn")], [True])
     with pytest.raises(ValueError, match="the scores have no log-odds"):
         fit_scores([Score(3.0, {"alignment": 3.0}, None, None, {})], [True])
+
+
+def test_a_fit_counts_verdicts_as_cac_gives_them_and_keeps_nothing_of_a_judge_that_knows_nothing():
+    def scored(*views):
+        return Score(
+            0.5, {"log_odds": sum(views) / len(views), **{f"log_odds/{k}": v for k, v in enumerate(views)}}, None, None, {}
+        )
+
+    # Below the threshold (between 4 and 8) "abnormal" needs a view that says so: the last two have means of 3, and only one has one.
+    scores = [*[scored(9.0, 7.0)] * 4, scored(10.0, -4.0), scored(2.0, 4.0)]
+    fit = fit_scores(scores, [True] * 4 + [False] * 2, views=2)
+    assert 3 < fit.threshold < 8 and fit.right == pytest.approx(5 / 6) and fit.right_before == pytest.approx(4 / 6)
+    blind = [scored(float(k % 7), float(k % 7)) for k in range(70)]
+    with pytest.raises(ValueError, match="do not tell normal from abnormal videos"):
+        fit_scores(blind, [k % 10 < 7 for k in range(70)], views=2)
+    with pytest.raises(ValueError, match="do not tell normal from abnormal videos"):
+        fit_scores([scored(-9.0), scored(-8.0), scored(9.0), scored(8.0)], [True, True, False, False])

@@ -297,6 +297,10 @@ def test_a_judge_is_calibrated_on_annotated_records(tmp_path, capsys):
     )
     assert "fitted on 15 videos" in said.err and "1 videos have no score" in said.err
     assert main([*again, "--write", str(tmp_path / "world")]) == 2 and "has no config.json" in capsys.readouterr().err
+    normal = tmp_path / "world" / "normal.jsonl"
+    normal.write_text("".join(line + "\n" for line in records.read_text().splitlines() if '"status": "normal"' in line))
+    assert main(["evaluate", "calibrate", str(normal)]) == 2
+    assert "normal.jsonl: expected normal and abnormal videos, all 8 are normal" in capsys.readouterr().err
     wrong = ["evaluate", "calibrate", str(records), "--set", "components.cac.mode=readout"]
     assert main(wrong) == 2 and "expected one component of kind cac, mode two_turn, received none" in capsys.readouterr().err
 

@@ -109,6 +109,22 @@ def test_a_verdict_comes_from_words_where_there_are_any_else_from_the_number():
     assert verdict(r, judgement).value == pytest.approx(1 / (1 + math.exp(2)))
 
 
+def test_the_verdict_of_cac_is_its_own_at_any_temperature_and_over_views():
+    r, judgement = normal("a"), says("abnormal", -0.5)
+    for temperature in (
+        1.0,
+        13.0,
+    ):  # two views, 16 and −15: their mean is 0.5, and a threshold of 6 takes the one that says abnormal
+        views = Score(
+            1 / (1 + math.exp(-0.5 / temperature)), {"log_odds": 0.5, "log_odds/as_is": 16.0, "log_odds/later": -15.0}, judgement
+        )
+        found = verdict(r, views)
+        assert (found.status, found.source, found.value) == ("abnormal", "judgement", views.value)
+        assert verdict(r, views, threshold=0.5).status == "normal"
+    combined = Score(0.7, {"cac": 0.5, "ur": 0.9, "cac/log_odds": 0.5}, judgement)
+    assert (verdict(r, combined).status, verdict(r, combined).source) == ("normal", "threshold")
+
+
 def by(judgement):
     """A score as CaC gives it: the judgement's own reward."""
     return Score(judgement.reward, evidence=judgement)

@@ -81,8 +81,16 @@ def test_settings_and_temperatures_are_read_back(tmp_path):
     folder.write_threshold(tmp_path, 2.0, ("as_is", "later"))
     found = [folder.threshold_of(tmp_path, views) for views in (("as_is", "reversed"), ("as_is", "later"), ("as_is",))]
     assert found == [8.5, 2.0, 0.0]
-    folder.write_temperature(tmp_path, 6.0)  # fitted anew: those of views belonged to former weights
-    assert folder.read(tmp_path).keys() == {"two_turn", "temperature"}
+    folder.write_temperature(tmp_path, 6.0)
+    folder.write_temperature(tmp_path, 4.0, ("reversed+later", "as_is"))
+    folder.write_threshold(tmp_path, 3.0, ("later", "as_is"))  # the mean knows no order, nor do a view's steps
+    said = folder.read(tmp_path)
+    assert said["thresholds"] == {"as_is, reversed": 8.5, "later, as_is": 3.0} and said["temperature"] == 6.0
+    assert folder.temperature_of(tmp_path, ("as_is", "later+reversed")) == 4.0
+    assert [folder.threshold_of(tmp_path, views) for views in (("reversed", "as_is"), ("as_is", "later"))] == [8.5, 3.0]
+    folder.write_settings(tmp_path, asked)  # weights that learnt anew: what was fitted belonged to the former ones
+    assert folder.read(tmp_path).keys() == {"two_turn"}
+    folder.write_temperature(tmp_path, 6.0)
     folder.write_settings(tmp_path, TwoTurn())
     assert folder.read(tmp_path) == {"two_turn": {}} and folder.max_pixels_of(tmp_path) is None
     folder.write_settings(tmp_path, TwoTurn(), 50_176)

@@ -50,6 +50,26 @@ def test_listed_components_replace_the_default_ones(tmp_path):
     assert set(read_recipe(BestOfNRecipe, file).reward.components) == {"judge"}
 
 
+def test_an_override_of_a_component_that_is_not_there_adds_no_judge(tmp_path):
+    file = tmp_path / "one.yaml"
+    file.write_text("components:\n  cac: {kind: cac, model: some/where}\n")
+    for wrong, near in (
+        ("components.caC.temperature=13", "did you mean 'cac'"),
+        ("components.unified.weight=2", "did you mean 'cac'"),
+    ):
+        with pytest.raises(ValueError, match=rf"one.yaml: no component '.*'; {near}\? A new one needs its kind or model"):
+            read_recipe(RewardRecipe, file, [wrong])
+    with pytest.raises(ValueError, match="no component 'caC'"):
+        read_recipe(BestOfNRecipe, None, ["reward.components.caC.temperature=13"])
+    new = read_recipe(
+        RewardRecipe, file, ["components.motion.weight=0.3", "components.motion.kind=motion", "components.cac.weight=2"]
+    )
+    assert {name: (one.kind, one.weight) for name, one in new.components.items()} == {
+        "cac": ("cac", 2.0),
+        "motion": ("motion", 0.3),
+    }
+
+
 @pytest.mark.parametrize(
     "text, told",
     [

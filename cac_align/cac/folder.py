@@ -78,12 +78,21 @@ def settings_of(folder: str | Path, revision: str | None = None) -> TwoTurn:
 def temperature_of(folder: str | Path, views: Sequence[str], revision: str | None = None) -> float:
     """The temperature fitted for these views, or else for the video as it is, or else 1."""
     said = read(folder, revision)
-    return float(said.get("of_views", {}).get(", ".join(views), said.get("temperature", 1.0)))
+    return float(_for(said.get("of_views", {}), views, said.get("temperature", 1.0)))
 
 
 def threshold_of(folder: str | Path, views: Sequence[str], revision: str | None = None) -> float:
     """The mean log-odds, fitted for these views, at or below which their verdict is "abnormal"; or else 0."""
-    return float(read(folder, revision).get("thresholds", {}).get(", ".join(views), 0.0))
+    return float(_for(read(folder, revision).get("thresholds", {}), views, 0.0))
+
+
+def _for(fitted: Mapping[str, float], views: Sequence[str], otherwise: float) -> float:
+    """What was fitted for these views, in whatever order they and their steps stand: the mean has none."""
+    return {_key(name.split(", ")): value for name, value in fitted.items()}.get(_key(views), otherwise)
+
+
+def _key(views: Sequence[str]) -> frozenset[frozenset[str]]:
+    return frozenset(frozenset(view.split("+")) for view in views)
 
 
 def max_pixels_of(folder: str | Path, revision: str | None = None) -> int | None:
@@ -100,20 +109,25 @@ def write_settings(folder: str | Path, settings: TwoTurn, max_pixels: int | None
 
 
 def write_temperature(folder: str | Path, temperature: float, views: Sequence[str] = (AS_IS,)) -> None:
-    """Keep a temperature. That of the video as it is comes first and replaces all that was fitted before, those of views stand beside it."""
+    """Keep a temperature, beside those of other views."""
     said = dict(read(folder))
     if tuple(views) == (AS_IS,):
-        said = {name: value for name, value in said.items() if name not in ("of_views", "thresholds")}
         said["temperature"] = temperature
     else:
-        said["of_views"] = {**said.get("of_views", {}), ", ".join(views): temperature}
+        said["of_views"] = _beside(said.get("of_views", {}), views, temperature)
     _write(folder, said)
 
 
 def write_threshold(folder: str | Path, threshold: float, views: Sequence[str]) -> None:
     """Keep the threshold of these views beside those of others."""
     said = dict(read(folder))
-    _write(folder, said | {"thresholds": {**said.get("thresholds", {}), ", ".join(views): threshold}})
+    _write(folder, said | {"thresholds": _beside(said.get("thresholds", {}), views, threshold)})
+
+
+def _beside(fitted: Mapping[str, float], views: Sequence[str], value: float) -> dict[str, float]:
+    """With this value for these views, in place of a former one that named them in another order."""
+    others = {name: found for name, found in fitted.items() if _key(name.split(", ")) != _key(views)}
+    return {**others, ", ".join(views): value}
 
 
 def _write(folder: str | Path, said: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,11 @@ def run_calibrate(options: argparse.Namespace) -> int:
     if options.write is not None and not (options.write / "config.json").is_file():
         raise ValueError(f"--write {options.write} is no judge's folder: it has no config.json")
     records = list(read_records(options.records))
-    reward = load_cac(options.reward, options.overrides)
+    if len({record.status for record in records}) < 2:
+        raise ValueError(f"{options.records}: expected normal and abnormal videos, all {len(records)} are {records[0].status}")
+    reward = replace(
+        load_cac(options.reward, options.overrides), temperature=1.0, threshold=0.0
+    )  # log-odds do not depend on them
     judge = Ledger(options.ledger).wrap(reward) if options.ledger else reward
     show = _progress("videos")
     scores, notes = score_records(options.records, records, judge, lambda done: show("", done, len(records)))

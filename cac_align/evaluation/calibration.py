@@ -21,6 +21,8 @@ from cac_align.judgement import Status
 from cac_align.rewards.reward import Score
 
 BINS = 10
+_TEMPERATURES = (0.25, 1000.0)
+"""Between which a temperature is looked for."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def fit_temperature(log_odds: Sequence[float], normal: Sequence[bool]) -> float:
     """
     odds, is_normal = _checked(log_odds, normal)
     signed = np.where(is_normal, odds, -odds)
-    grid = np.geomspace(0.25, 1000, 2001)
+    grid = np.geomspace(*_TEMPERATURES, 2001)
     losses = [float(np.logaddexp(0, -signed / temperature).mean()) for temperature in grid]
     return float(grid[int(np.argmin(losses))])
 
@@ -194,7 +196,9 @@ def fit_threshold(log_odds: Sequence[float], normal: Sequence[bool]) -> float:
         pulls = -signs * expit(-margins) / len(signs)
         return float(np.logaddexp(0, -margins).mean()), np.array([pulls @ scaled, pulls.sum()])
 
-    slope, shift = minimize(loss, np.array([1.0, 0.0]), jac=True, bounds=[(scale / 1000, 4 * scale), (None, None)]).x
+    slope, shift = minimize(
+        loss, np.array([1.0, 0.0]), jac=True, bounds=[(scale / _TEMPERATURES[1], scale / _TEMPERATURES[0]), (None, None)]
+    ).x
     return float(-shift / slope * scale)
 
 
@@ -204,7 +208,8 @@ class Fit:
 
     temperature: as in ``fit_temperature``. threshold: as in ``fit_threshold``; None for a judge that sees each video in one view, whose
     verdict is its own word. n: videos with a score. abnormal: share of them. loss_before, loss: mean negative log-likelihood of σ(log-odds)
-    and of σ(log-odds / temperature), nats. right_before, right: share of log-odds on the right side of 0, and of the threshold (or 0).
+    and of σ(log-odds / temperature), nats. right_before, right: share of right verdicts with a threshold of 0, and with this one, by CaC's
+    own rule (``cac.views.speaking_for``: "abnormal" needs a view that says so).
     """
 
     temperature: float
@@ -224,19 +229,30 @@ def fit_scores(scores: Sequence[Score], normal: Sequence[bool], *, views: int = 
     """Temperature, and for several views the threshold, from CaC's scores of videos whose truth is known; whatever has no score is left out.
 
     Fit on videos that the judge has neither learnt from nor will be measured on. Raises ``ValueError`` when no score has log-odds (it is
-    not CaC's), no video has a score (the first one's reason is told), or all of those that have are of one kind.
+    not CaC's), no video has a score (the first one's reason is told), all of those that have are of one kind, or the log-odds do not
+    tell one kind from the other.
     """
-    rows = [(score.parts.get("log_odds"), truth) for score, truth in zip(scores, normal, strict=True) if score.scored]
+    rows = [(score.parts, truth) for score, truth in zip(scores, normal, strict=True) if score.scored]
     if not rows:
         raise ValueError(
             f"no video has a score; the first says: {scores[0].error}" if scores else "expected scores, received none"
         )
-    if any(value is None for value, _ in rows):
+    if any("log_odds" not in parts for parts, _ in rows):
         raise ValueError("the scores have no log-odds, as CaC's have; there is nothing to fit")
-    odds, is_normal = _checked(*zip(*rows, strict=True))
+    odds, is_normal = _checked([parts["log_odds"] for parts, _ in rows], [truth for _, truth in rows])
     temperature = round(fit_temperature(odds, is_normal), 3)
     threshold = round(fit_threshold(odds, is_normal), 3) if views > 1 else None
+    if temperature >= _TEMPERATURES[1] or (threshold is not None and not odds.min() <= threshold <= odds.max()):
+        found = f"temperature {temperature}" + ("" if threshold is None else f", threshold {threshold}")
+        raise ValueError(f"these log-odds do not tell normal from abnormal videos ({found}); nothing was kept")
     signed = np.where(is_normal, odds, -odds)
+    each = [[value for name, value in parts.items() if name.startswith("log_odds/")] or [parts["log_odds"]] for parts, _ in rows]
+    lowest, highest = np.array([min(seen) for seen in each]), np.array([max(seen) for seen in each])
+
+    def right(cut: float) -> float:
+        sound = np.where(odds > cut, highest > 0, lowest > 0)  # where no view says what the mean does, what they do say stands
+        return float((sound == is_normal).mean())
+
     return Fit(
         temperature,
         threshold,
@@ -244,8 +260,8 @@ def fit_scores(scores: Sequence[Score], normal: Sequence[bool], *, views: int = 
         float(1 - is_normal.mean()),
         float(np.logaddexp(0, -signed).mean()),
         float(np.logaddexp(0, -signed / temperature).mean()),
-        float(((odds > 0) == is_normal).mean()),
-        float(((odds > (threshold or 0.0)) == is_normal).mean()),
+        right(0.0),
+        right(threshold or 0.0),
     )
 
 

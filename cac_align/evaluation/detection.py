@@ -69,7 +69,8 @@ def evidence_of(given: Score | Judgement | float | None) -> Judgement | None:
 def verdict(record: Record, given: Score | Judgement | float | None, *, threshold: float | None = None) -> Verdict:
     """What a judge's answer says about a record. None, NaN, a failed Score and a Judgement with an error are all unscored.
 
-    Without ``threshold`` the judgement's own status decides where the value is the judgement's, else value < 0.5 means abnormal:
+    Without ``threshold`` the judgement's own status decides where the value is the judgement's or CaC's (which may be read at a
+    temperature, or be the mean of several views, whose verdict CaC's own threshold has decided), else value < 0.5 means abnormal:
     a combination (UR + CaC) hands on CaC's judgement as evidence, but what is judged here is its own number. With ``threshold``
     every video with value < ``threshold`` is abnormal, whatever the judgement said. A judgement with a status but without
     probabilities has a verdict and no value: it takes part in recall and not in calibration.
@@ -83,7 +84,8 @@ def verdict(record: Record, given: Score | Judgement | float | None, *, threshol
     else:
         value, error = float(given), "the stored score is not finite" if not math.isfinite(given) else None
     said = evidence_of(given)
-    own = said is not None and (math.isnan(said.reward) or abs(said.reward - value) < 1e-6)
+    from_cac = isinstance(given, Score) and "log_odds" in given.parts  # a combination names them by component
+    own = said is not None and (from_cac or math.isnan(said.reward) or abs(said.reward - value) < 1e-6)
     if error is None and threshold is None and own:
         return Verdict(record.id, record.status, said.status, value, "judgement")
     if error is None and math.isnan(value):

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from fastapi.testclient import TestClient
 
 from cac_align.data.records import read_records
 from cac_align.encoding import write_mp4
+from cac_align.evaluation import annotate as module
 from cac_align.evaluation.annotate import annotate, create_app, export_path, gather, order
 from cac_align.judgement import ANOMALY_TYPES
 from cac_align.video import Video
@@ -90,9 +92,11 @@ def test_frames_come_exactly_by_source_index(client):
     assert client.get("/frame/unknown/0").status_code == 404
 
 
-def post(client, shown, kind, detail=None, *, seen=0, headers=None, number=0):
-    body = {"rater": "ann", "task": shown["task"], "clip": shown["clips"][number]["token"], "kind": kind, "detail": detail or {}}
-    return client.post("/api/action", json={**body, "seen": seen, "client": f"{kind}-{seen}-{number}-xyz"}, headers=headers)
+def post(client, shown, kind, detail=None, *, seen=0, headers=None, number=0, rater="ann"):
+    body = {"rater": rater, "task": shown["task"], "clip": shown["clips"][number]["token"], "kind": kind, "detail": detail or {}}
+    return client.post(
+        "/api/action", json={**body, "seen": seen, "client": f"{shown['task']}-{rater}-{kind}-{seen}-{number}"}, headers=headers
+    )
 
 
 def test_both_sides_of_a_pair_are_needed_and_exported_with_group_and_pair(client, tmp_path):
@@ -148,6 +152,108 @@ def test_what_cannot_be_rated_is_named(tmp_path):
     clip(tmp_path / "v" / "good.mp4", 4, level=99)
     with pytest.raises(ValueError, match="another video than the one rated"):
         create_app(tmp_path / "v", database=tmp_path / "r.sqlite")
+
+
+def rated(client, number, *, rater="ann"):
+    """Judge all clips of a task normal, and confirm."""
+    shown = task(client, rater, number=number)
+    seen = shown["state"]["last"]
+    for place in range(len(shown["clips"])):
+        seen = post(client, shown, "normal", seen=seen, number=place, rater=rater).json()["state"]["last"]
+    return post(client, shown, "done", seen=seen, rater=rater).json()["state"]["last"]
+
+
+def served(folders, database):
+    return TestClient(create_app(folders, database=database), base_url="http://127.0.0.1")
+
+
+def test_ratings_of_other_folders_stay_in_the_export(pairs, tmp_path):
+    database = tmp_path / "r.sqlite"
+    with served(pairs, database) as client:
+        for number in (1, 2, 3):
+            rated(client, number)
+    first = {record.id: record for record in read_records(tmp_path / "r.jsonl")}
+    assert len(first) == 6
+    clip(tmp_path / "qx-third" / "qxclip-0.mp4", 9)
+    clip(tmp_path / "qx-third" / "qxclip-1.mp4", 9)
+    third = tmp_path / "qx-third"
+    with served(third, database):  # wholly different
+        pass
+    assert {record.id: record for record in read_records(tmp_path / "r.jsonl")} == first
+    with served([*pairs, third], database) as client:  # one more: a task is a clip now, and no longer a pair
+        assert len(client.app.state.tasks) == 8
+        numbers = {t.name: n for n, t in enumerate(order(client.app.state.tasks, "ann", "0"), 1)}
+        rated(client, numbers["clip/qx-third/qxclip-0.mp4"])
+        rated(client, numbers["clip/qx-first/qxclip-1.mp4"])  # judged once more, by itself
+    records = {record.id: record for record in read_records(tmp_path / "r.jsonl")}
+    assert len(records) == 7 and records.keys() > first.keys()
+    assert records["qx-first/qxclip-1.mp4#ann"].extra["task"] == "clip/qx-first/qxclip-1.mp4"
+    with served([pairs[0], third], database) as client:  # pairs of the same name, with another partner
+        assert task(client)["finished"] == 0 and [t.name for t in client.app.state.tasks if t.name.startswith("pair/")] == [
+            f"pair/qxclip-{n}.mp4 (qx-first/qxclip-{n}.mp4, qx-third/qxclip-{n}.mp4)" for n in (0, 1)
+        ]
+    assert {record.id: record for record in read_records(tmp_path / "r.jsonl")} == records
+    with served(pairs, database) as client:
+        assert task(client)["finished"] == 3
+    assert {record.id: record for record in read_records(tmp_path / "r.jsonl")} == records
+
+
+def test_an_earlier_release_s_database_is_refused_before_its_ratings_are_lost(pairs, tmp_path):
+    database = tmp_path / "r.sqlite"
+    with served(pairs, database) as client:
+        rated(client, 1)
+        rated(client, 2, rater="bob")
+        post(client, task(client, number=3), "normal")  # half-written: no rating
+    with sqlite3.connect(database) as db:
+        db.execute("DROP TABLE served")  # as an earlier release left it
+    before = (tmp_path / "r.jsonl").read_bytes()
+    clip(tmp_path / "qx-third" / "a.mp4", 9)
+    with pytest.raises(ValueError, match=r"2 confirmed ratings of 2 raters belong to other folders .*first: pair/.*Open it once"):
+        create_app(tmp_path / "qx-third", database=database)
+    assert (tmp_path / "r.jsonl").read_bytes() == before and len(before.splitlines()) == 4
+    for folders in (pairs, tmp_path / "qx-third"):  # the way out
+        with served(folders, database):
+            assert (tmp_path / "r.jsonl").read_bytes() == before
+
+
+def test_what_is_confirmed_while_the_export_is_written_is_one_export_more(pairs, tmp_path, monkeypatch):
+    written, go, begun = [], threading.Event(), threading.Event()
+
+    def slow(store, tasks, database, write=module._write_export):
+        written.append(len(store.raters()))
+        if len(written) == 2:  # the first after the one at the start
+            begun.set()
+            assert go.wait(60)
+        return write(store, tasks, database)
+
+    monkeypatch.setattr(module, "_write_export", slow)
+    raters = [f"rater {number}" for number in range(5)]
+    with served(pairs, tmp_path / "r.sqlite") as client:
+        threads = [threading.Thread(target=rated, args=(client, 1), kwargs={"rater": rater}) for rater in raters]
+        threads[0].start()
+        assert begun.wait(60)
+        for thread in threads[1:]:
+            thread.start()
+        deadline = time.monotonic() + 60
+        while client.get("/api/task", params={"rater": raters[-1]}).json()["finished"] == 0 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for thread in threads[1:]:
+            thread.join(5)  # nobody waits for the export
+        assert not any(thread.is_alive() for thread in threads[1:])
+        go.set()
+        threads[0].join(60)
+        assert written == [0, 1, 5]
+        assert len(list(read_records(tmp_path / "r.jsonl"))) == 2 * 5
+
+
+def test_an_export_that_failed_is_made_up_for_at_the_end(pairs, tmp_path, monkeypatch):
+    write = module._write_export
+    with served(pairs, tmp_path / "r.sqlite") as client:
+        monkeypatch.setattr(module, "_write_export", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):  # the test client shows what the server logs
+            rated(client, 1)
+        monkeypatch.setattr(module, "_write_export", write)
+    assert len(list(read_records(tmp_path / "r.jsonl"))) == 2
 
 
 # ---- Chromium -----------------------------------------------------------------------------------------------------

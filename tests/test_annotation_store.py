@@ -128,3 +128,7 @@ def test_export_writes_confirmed_ratings_and_names_the_half_written(store, tmp_p
     assert {frame: [box.to_json() for box in boxes] for frame, boxes in anomaly.boxes.items()} == {3: [[100, 200, 300, 400]]}
     assert record.extra == {"group": "videos", "pair": None, "task": "a.mp4"}
     assert store.finished("ann", tasks) == {"t-a.mp4"}
+    # Of tasks that are not served it is known when the store was told of them, and named when it was not.
+    assert {fault.kind for fault in export(store, [], tmp_path).half_written} == {"rated, not there"}
+    store.describe(tasks)
+    assert export(store, [], tmp_path) == made

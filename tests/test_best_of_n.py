@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cac_align.cli import main, selecting
 from cac_align.encoding import write_mp4
 from cac_align.generation.best_of_n import best_of_n, read_candidates, select, slug
 from cac_align.judgement import Anomaly, Judgement, Window
@@ -207,6 +208,17 @@ def test_out_holds_videos_ledger_and_selection(tmp_path):
     assert Path(rows[0]["candidates"][1]).is_file()
     assert [row["kind"] for row in Ledger(tmp_path / "ledger.jsonl").rows()] == ["score"] * 6
     assert selections[0].video.path == tmp_path / "videos" / f"{slug('a hand')}-1.mp4"
+
+
+def test_another_prompt_file_into_the_same_folder_keeps_the_former_prompts(tmp_path, monkeypatch, capsys):
+    best_of_n(["a hand", "a ball"], Generator(LEVELS), Brightness(), n=3, out=tmp_path)
+    told = best_of_n(["a dog", "a ball"], Generator(LEVELS), Brightness(), n=3, out=tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "selection.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == ["a dog", "a ball", "a hand"]
+    (tmp_path / "prompts.txt").write_text("a dog\na ball\na dog\n")
+    monkeypatch.setattr(selecting, "_selections", lambda *_: [*told, told[0]])
+    assert main(["best-of-n", "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path), "--json"]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows[:2]  # of this call only
 
 
 def test_the_same_call_again_does_nothing_again(tmp_path):

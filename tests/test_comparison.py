@@ -93,7 +93,7 @@ def test_cac_that_rose_while_experts_did_not_agree_is_a_warning():
     assert said(made, "CaC rose, but experts did not agree: their anomaly rate did not change")
     assert said(comparison(side(0.4, third), side(0.8, lambda k: k % 2 == 0)), "rose by 17 points")
     assert not said(comparison(side(0.4, third), side(0.8, lambda k: False)), "experts did not agree")
-    assert said(comparison(lambda k: {"cac": 0.4}, lambda k: {"cac": 0.8}), "no expert has looked")
+    assert said(comparison(lambda k: {"cac": 0.4}, lambda k: {"cac": 0.8}), "no expert's rating of both sides was found")
 
 
 def test_unified_that_rose_while_cac_fell_is_a_warning():
@@ -119,7 +119,7 @@ def test_a_component_that_drowns_the_other_is_a_warning():
 def test_nothing_judged_is_said_and_not_made_up():
     made = comparison(lambda k: {}, lambda k: {}, n=2)
     assert [measure.key for measure in made.measures] == ["motion"]
-    assert "Nobody judged anomalies" in summary(made) and gains(made) == (None, [None, None])
+    assert "No verdict was found" in summary(made) and gains(made) == (None, [None, None])
 
 
 def test_values_of_different_judges_are_not_compared_and_said():

@@ -92,3 +92,20 @@ def test_a_selection_is_compared_with_a_random_candidate_of_the_same_prompt(tmp_
     assert {pair.before.seed for pair in made.pairs} == {0, 1, 2}  # the chosen one may be drawn too
     assert [pair.before.name for pair in made.pairs] == [pair.before.name for pair in pair_selection(tmp_path, seed=3).pairs]
     assert ("undecided prompt", "prompt 0") in {(fault.kind, fault.name) for fault in made.faults} and len(made.pairs) == 29
+
+
+def test_the_listings_one_folder_up_say_what_best_of_n_made_its_videos_from(tmp_path):
+    run = tmp_path / "run"
+    clip(run / "videos" / "a-1.mp4")
+    clip(run / "videos" / "b-1.mp4")
+    lines = [
+        {"prompt": "a cat", "candidates": [str(run / "videos" / "a-1.mp4"), "videos/gone.mp4"], "seeds": [1, 2]},
+        {"prompt": "of another folder", "candidates": ["others/b-1.mp4"], "seeds": [1]},
+    ]
+    (run / "selection.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"prompt": "torn')
+    (run / "prompts.jsonl").write_text('{"prompt": "a list of prompts, which names no video"}\n')
+    found = read_folder(run / "videos")
+    assert [(one.prompt, one.seed) for one in found.clips] == [("a cat", 1), (None, None)]
+    assert [(fault.kind, fault.name) for fault in found.faults] == [("unreadable line", "selection.jsonl:3")]
+    prompts(run / "videos", {"video": "a-1.mp4", "prompt": "a dog", "seed": 3})  # the folder's own word comes first
+    assert [(one.prompt, one.seed) for one in read_folder(run / "videos").clips] == [("a dog", 3), (None, None)]

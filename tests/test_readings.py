@@ -159,3 +159,15 @@ def test_a_vbench_row_is_of_its_prompt_and_names_its_judge(folders):
     assert found.vbench == {"overall_consistency": 0.25, "imaging_quality": 0.5}
     assert found.judges["vbench/imaging_quality"] == {"version": "0.1.5", "imaging_mode": "shorter"}
     assert any("earlier release" in fault.why for fault in faults)
+
+
+def test_a_rater_counts_once_however_many_files_hold_the_rating(folders, tmp_path):
+    def record(status, rater):
+        mark = (Anomaly("Object Distortion", Window(0.0, 0.1), reason="bent"),) * (status == "abnormal")
+        return Record(f"0#{rater}", "before/0.mp4", "p0", 8.0, 4, 32, 32, status, mark, annotator=rater, review="draft")
+
+    write_records(tmp_path / "ratings-old.jsonl", [record("normal", "ann"), record("normal", "bob")])
+    write_records(tmp_path / "ratings.jsonl", [record("abnormal", "ann"), record("normal", "bob")])
+    readings, faults = read(folders)
+    assert [(one.annotator, one.status) for one in readings[0].ratings] == [("ann", "abnormal"), ("bob", "normal")]
+    assert [fault.name for fault in faults if fault.kind == "rated twice"] == ["0#ann"]  # the same rating twice is no news

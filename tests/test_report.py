@@ -1,15 +1,21 @@
 """The report: one file, opened offline in Chromium without a complaint, hostile text inert, everything left out named."""
 
+import hashlib
 import json
 import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
 from chromium import browser_page, require_chromium
+from fastapi.testclient import TestClient
 
+from cac_align.cli import _parser
 from cac_align.data.records import Record, write_records
 from cac_align.encoding import write_mp4
 from cac_align.evaluation import report as module
+from cac_align.evaluation.annotate import create_app, default_database
 from cac_align.evaluation.report import report, report_selection
 from cac_align.generation.best_of_n import best_of_n
 from cac_align.judgement import Anomaly, Box, Judgement, Window
@@ -162,3 +168,70 @@ def test_wrong_input_is_an_error_with_the_way_out(tmp_path):
         report(tmp_path / "a", tmp_path / "a", tmp_path / "r.html")
     with pytest.raises(ValueError, match=r"no selection\.jsonl"):
         report_selection(tmp_path / "a", tmp_path / "r.html")
+
+
+# ---- the documented way ---------------------------------------------------------------------------------------------
+
+
+def documented():
+    """The commands of docs/full_size.md, section 4, as the command line reads them."""
+    text = (Path(__file__).parents[1] / "docs" / "full_size.md").read_text(encoding="utf-8")
+    section = text.split("## 4. Before and after")[1].split("\n## ")[0]
+    lines = [line.strip() for line in section.splitlines() if line.startswith("    cac-align ")]
+    return [_parser().parse_args(shlex.split(line)[1:]) for line in lines]
+
+
+def rate_everything(client):
+    """One rater's whole session over the page's own interface: what is dark has an anomaly."""
+    lights = {m.token: m.clip.video.frames([1]).pixels.mean() for task in client.app.state.tasks for m in task.members}
+    prompts = []
+    while (shown := client.get("/api/task", params={"rater": "ada"}).json())["task"]:
+        prompts.append(shown["prompt"])
+        seen = 0
+        for clip in (one["token"] for one in shown["clips"]):
+            defect = [("start", {"frame": 0}), ("end", {"frame": 2}), ("type", {"type": "Object Distortion"})]
+            defect += [("box", {"frame": 1, "box": [100, 100, 300, 300]}), ("reason", {"text": "too dark"})]
+            for kind, detail in [("normal", {})] if lights[clip] > 127 else defect:
+                detail = {"anomaly": 0, **detail} if detail else {}
+                seen = act(client, shown, clip, kind, detail, seen)
+        act(client, shown, clip, "done", {}, seen)
+    return prompts
+
+
+def act(client, shown, clip, kind, detail, seen):
+    body = {"rater": "ada", "task": shown["task"], "clip": clip, "kind": kind, "detail": detail, "seen": seen}
+    answer = client.post("/api/action", json={**body, "client": f"{shown['task']}-{clip}-{kind}-{seen}"})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["state"]["last"]
+
+
+def test_the_documented_commands_end_in_a_report_with_vbench_and_the_experts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    verbs, comparison = [], None
+    for options in documented():
+        verbs.append(options.verb)
+        if options.verb == "best-of-n":
+            low = 60 if options.out.name == "before" else 150
+            generate = lambda prompt, seed, low=low: Video.open(video(low + 10 * len(prompt)), fps=8.0)  # noqa: E731
+            best_of_n(["a cat", "a horse"], generate, REWARD, n=options.n, out=options.out)
+        elif options.verb == "evaluate":  # what vbench_runner.py writes, where the command writes it
+            for path in sorted(options.folder.glob("*.mp4")):
+                row = {"path": str(path.absolute()), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+                row |= {"dimension": "imaging_quality", "raw": 64.0, "error": None, "version": "0.1.5", "imaging_mode": "longer"}
+                with open(options.folder / "vbench.jsonl", "a") as lines:
+                    lines.write(json.dumps(row) + "\n")
+        elif options.verb == "annotate":
+            app = create_app(options.folders, database=options.database or default_database(options.folders))
+            with TestClient(app, base_url="http://127.0.0.1") as client:
+                assert sorted(rate_everything(client)) == ["a cat", "a horse"]
+        elif options.verb == "report":
+            comparison = report(options.before, options.after, options.out, ratings=options.ratings)
+    assert verbs == ["best-of-n", "best-of-n", "vbench-env", "evaluate", "evaluate", "annotate", "report"]
+    assert {measure.key for measure in comparison.measures} >= {"experts", "cac_rate", "vbench/imaging_quality", "reward"}
+    assert (comparison.measure("experts").before.value, comparison.measure("experts").after.value) == (0.5, 0.0)
+    ratings = [one for row in comparison.readings for side in (row.before, row.after) for one in side.ratings]
+    assert sorted(rating.prompt for rating in ratings) == ["a cat", "a cat", "a horse", "a horse"]
+    assert comparison.faults == () and not any("no expert" in sentence for sentence in comparison.warnings)
+    # From the folders of the videos themselves it is the same.
+    again = report("out/before/videos", "out/after/videos", "again.html")
+    assert again.faults == () and [m.to_json() for m in again.measures] == [m.to_json() for m in comparison.measures]

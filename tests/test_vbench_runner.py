@@ -76,6 +76,17 @@ PACKAGES = {
     "    return 0, [{'video_path': paths[0], 'video_results': value}]\n",
 }
 
+COUNTING = """import os
+class VideoReader(list):
+    def __init__(self, path, **_):
+        super().__init__([0])
+        with open(os.environ["DECODED"], "a") as lines:
+            lines.write(path + "\\n")
+    def get_batch(self, _):
+        pass
+"""
+FLICKERING = "def temporal_flickering(paths):\n    return 0, [{'video_path': paths[0], 'video_results': 0.5}]\n"
+
 
 def small_environment(folder, version):
     """A python that finds a VBench of this version; nothing else of the real one."""
@@ -113,3 +124,18 @@ def test_a_value_belongs_to_its_imaging_mode_and_to_its_vbench(tmp_path):
     assert [(row["version"], row["imaging_mode"]) for row in rows] == [
         ("0.1.5", "longer"), ("0.1.5", "shorter"), ("0.1.6", "longer"),
     ]  # fmt: skip
+
+
+def test_each_video_is_checked_once_however_many_dimensions(tmp_path, monkeypatch):
+    folder, cache = tmp_path / "videos", tmp_path / "cache"
+    (cache / "pyiqa_model").mkdir(parents=True)
+    (cache / "pyiqa_model" / "musiq_spaq_ckpt-358bb6af.pth").write_bytes(b"")
+    folder.mkdir()
+    videos = [str(clip(folder / name)) for name in ("a.mp4", "b.mp4")]
+    monkeypatch.setenv("DECODED", str(tmp_path / "decoded"))
+    python = small_environment(tmp_path / "env", "0.1.5")
+    (tmp_path / "env" / "decord.py").write_text(COUNTING)
+    (tmp_path / "env" / "vbench" / "temporal_flickering.py").write_text(FLICKERING)
+    report = vbench(folder, dimensions=["imaging_quality", "temporal_flickering"], cache=cache, python=python)
+    assert [row.value for row in report.rows] == [0.6, 0.6, 0.5, 0.5]
+    assert (tmp_path / "decoded").read_text().splitlines() == videos

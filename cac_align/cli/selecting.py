@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ def run_best_of_n(options: argparse.Namespace) -> int:
         return 0
     page = write_selection_page(selections, options.out / "report.html", title=f"Best of {_given(options.n, recipe.n)}")
     if options.json:
-        print((options.out / "selection.jsonl").read_text(encoding="utf-8"), end="")
+        for selection in {each.prompt: each for each in selections}.values():  # the file may hold former calls' as well
+            print(json.dumps(selection.to_json(), ensure_ascii=True))
     else:
         print(selection_table(selections))
     undecided = sum(selection.chosen is None for selection in selections)

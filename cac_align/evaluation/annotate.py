@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from cac_align.data.records import write_records
-from cac_align.evaluation.annotation_store import AnnotationStore, Export, Member, Outdated, Task, export
+from cac_align.evaluation.annotation_store import AnnotationStore, Export, Member, Outdated, Task, check_described, export
 from cac_align.evaluation.frame_images import FrameImages, exact
 from cac_align.evaluation.page import environment
 from cac_align.evaluation.pairing import Clip, Fault, Pairing, pair_up, read_folder
@@ -123,6 +123,9 @@ def _tasks(sources: Sources, store: AnnotationStore) -> tuple[list[Task], list[F
     for name, members in gathered:
         made = tuple(Member(clip_tokens[names[f"{clip.path.resolve()}"]], clip, groups) for clip, groups in members)
         tasks.append(Task(task_tokens[name], name, made))
+    tasks = store.apart(tasks)
+    store.describe(tasks)
+    check_described(store)
     return tasks, faults
 
 
@@ -145,7 +148,8 @@ def create_app(sources: Sources, *, database: Path, rater: str | None = None, se
     """The page's server. database: SQLite file, made or resumed; the export stands beside it with the ending ``.jsonl``.
 
     seed: of the order in which clips come; fixed by the first opening of a database. The application's state has ``tasks``,
-    ``faults`` and ``export()``. Raises ``ValueError`` for folders that cannot be read or videos changed since they were rated.
+    ``faults`` and ``export()``. Ratings of other folders in the same database stay in the export. Raises ``ValueError`` for folders that
+    cannot be read, videos changed since they were rated, or a database of an earlier release with ratings of other folders.
     """
     if rater is not None:
         rater = _name(rater)
@@ -153,7 +157,7 @@ def create_app(sources: Sources, *, database: Path, rater: str | None = None, se
     tasks, faults = _tasks(sources, store)
     shuffle = store.setting("seed", str(seed))
     images = FrameImages({member.token: member.clip.video for task in tasks for member in task.members})
-    writing = threading.Lock()
+    writing, stale = threading.Lock(), threading.Event()
     met: dict[str, list[Task]] = {}
 
     def arranged_for(who: str) -> list[Task]:
@@ -163,7 +167,21 @@ def create_app(sources: Sources, *, database: Path, rater: str | None = None, se
 
     def write_export() -> Export:
         with writing:
+            stale.clear()
             return _write_export(store, tasks, database)
+
+    def refresh_export() -> None:
+        """Write what has changed. One at a time: what changes while a file is being written is all in the next one."""
+        stale.set()
+        while stale.is_set() and writing.acquire(blocking=False):  # else whoever writes now sees the flag and goes on
+            stale.clear()
+            try:
+                _write_export(store, tasks, database)
+            except BaseException:
+                stale.set()
+                raise
+            finally:
+                writing.release()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -256,7 +274,7 @@ def create_app(sources: Sources, *, database: Path, rater: str | None = None, se
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
         if action.kind in ("done", "undo"):
-            later.add_task(write_export)
+            later.add_task(refresh_export)
         return {"state": state_json(state)}
 
     return app

@@ -4,6 +4,7 @@ key press → add (checked, one transaction on disk) → actions table → fold 
 
 Undo is an action like any other (it names the one it takes back), so the table tells the whole story of a rating. A rating counts when
 its rater confirmed it (``done``) and nothing is missing from it; everything else is half-written, and counted and named as such.
+What was ever rated here stays in the export whatever is served now: the file describes every task that it was opened with.
 Several processes and raters may write at once (write-ahead log): an action states the last one its page had seen, and is refused
 when another page of the same rater was faster; repeated after a lost answer it is recognised by its ``client`` id and not added twice.
 """
@@ -14,6 +15,7 @@ import json
 import os
 import secrets
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ from cac_align.data.records import Record, Review
 from cac_align.evaluation.pairing import Clip, Fault
 from cac_align.evaluation.rating import KINDS, Action, Mark, Rating, TaskState, fold
 from cac_align.judgement import Anomaly, Window
+from cac_align.video import Video
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tokens (token TEXT PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL, content TEXT, UNIQUE (kind, name));
@@ -33,6 +36,7 @@ CREATE TABLE IF NOT EXISTS actions (
     id INTEGER PRIMARY KEY AUTOINCREMENT, time TEXT NOT NULL, rater TEXT NOT NULL, task TEXT NOT NULL, clip TEXT NOT NULL,
     kind TEXT NOT NULL, detail TEXT NOT NULL, client TEXT UNIQUE);
 CREATE INDEX IF NOT EXISTS actions_of_a_task ON actions (rater, task, id);
+CREATE TABLE IF NOT EXISTS served (task TEXT PRIMARY KEY, about TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TRIGGER IF NOT EXISTS actions_stay BEFORE UPDATE ON actions BEGIN SELECT RAISE(ABORT, 'actions are never changed'); END;
 CREATE TRIGGER IF NOT EXISTS actions_remain BEFORE DELETE ON actions BEGIN SELECT RAISE(ABORT, 'actions are never deleted'); END;
@@ -179,10 +183,43 @@ class AnnotationStore:
         with self._lock:
             return [rater for (rater,) in self._db.execute("SELECT DISTINCT rater FROM actions ORDER BY rater")]
 
-    def rated(self, rater: str) -> list[str]:
-        """Tokens of the tasks this rater touched."""
+    def everything(self) -> dict[tuple[str, str], list[Action]]:
+        """All actions by (rater, task), in one query: raters in order of their names, a rater's tasks as they were last touched."""
         with self._lock:
-            return [task for (task,) in self._db.execute("SELECT DISTINCT task FROM actions WHERE rater = ?", (rater,))]
+            rows = self._db.execute("SELECT rater, task, id, kind, clip, detail FROM actions ORDER BY id").fetchall()
+        found: dict[tuple[str, str], list[Action]] = {}
+        for rater, task, number, kind, clip, detail in rows:
+            actions = found[rater, task] = found.pop((rater, task), [])
+            actions.append(Action(number, kind, clip, json.loads(detail)))
+        return dict(sorted(found.items(), key=lambda item: item[0][0]))
+
+    def names(self, kind: str) -> dict[str, str]:
+        """The names of all clips or tasks, by token."""
+        with self._lock:
+            return dict(self._db.execute("SELECT token, name FROM tokens WHERE kind = ?", (kind,)))
+
+    def apart(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks, those under another name whose name was rated with other clips (``pair/a.mp4`` of other folders)."""
+        worked: dict[str, list[list[Action]]] = {}
+        for (_, token), actions in self.everything().items():
+            worked.setdefault(token, []).append(actions)
+        return [task if all(task.fits(each) for each in worked.get(task.token, ())) else self._renamed(task) for task in tasks]
+
+    def _renamed(self, task: Task) -> Task:
+        name = f"{task.name} ({', '.join(f'{member.clip.group}/{member.clip.name}' for member in task.members)})"
+        return Task(self.token("task", name), name, task.members)
+
+    def describe(self, tasks: Sequence[Task]) -> None:
+        """Keep what records need beside the ratings of these tasks, so that they can be exported when they are not served."""
+        rows = [(task.token, json.dumps(task.to_json(self.path.parent), ensure_ascii=False)) for task in tasks]
+        with self._writing() as db:
+            db.executemany("INSERT OR REPLACE INTO served VALUES (?, ?)", rows)
+
+    def described(self) -> dict[str, Task]:
+        """Every task that was ever described, by token. Its clips' videos have a clock and a size, but no frames."""
+        with self._lock:
+            rows = self._db.execute("SELECT task, about FROM served").fetchall()
+        return {token: Task.from_json(token, json.loads(about), self.path.parent) for token, about in rows}
 
 
 # ---- export -------------------------------------------------------------------------------------------------------
@@ -209,6 +246,33 @@ class Task:
     def lengths(self) -> dict[str, int]:
         return {member.token: len(member.clip.video) for member in self.members}
 
+    def fits(self, actions: Sequence[Action]) -> bool:
+        """Whether these actions can have been done on these clips."""
+        try:
+            fold(actions, self.lengths)
+        except ValueError:
+            return False
+        return True
+
+    def to_json(self, folder: Path) -> dict[str, Any]:
+        """All that its records need; paths relative to ``folder``."""
+        members = []
+        for member in self.members:
+            clip, video = member.clip, member.clip.video
+            about = {"token": member.token, "groups": dict(member.groups), "path": os.path.relpath(clip.path, folder)}
+            about |= {"name": clip.name, "group": clip.group, "prompt": clip.prompt, "fps": video.fps}
+            members.append({**about, "times_s": video.times_s, "height": video.height, "width": video.width})
+        return {"name": self.name, "members": members}
+
+    @classmethod
+    def from_json(cls, token: str, about: Mapping[str, Any], folder: Path) -> Task:
+        members = []
+        for row in about["members"]:
+            video = Video(row["fps"], tuple(row["times_s"]), row["height"], row["width"], row["name"], None)
+            clip = Clip(folder / row["path"], row["name"], row["group"], video, row["prompt"])
+            members.append(Member(row["token"], clip, row["groups"]))
+        return cls(token, about["name"], tuple(members))
+
 
 @dataclass(frozen=True)
 class Export:
@@ -221,27 +285,51 @@ class Export:
 def export(store: AnnotationStore, tasks: Sequence[Task], folder: Path, *, review: Review = "draft") -> Export:
     """Everyone's ratings as annotation records; ``video`` is relative to ``folder``, where the records file will stand.
 
+    tasks: those served now; what was rated of others that the store describes is exported as well. Where a rater judged a clip in two
+    tasks (alone and in a pair), the one they touched last counts, and the other is named.
     A record's ``extra`` holds group, pair (None without one) and task; its id is ``<group>/<video>#<rater>``.
     """
-    by_token = {task.token: task for task in tasks}
-    records: list[Record] = []
+    by_token = {**store.described(), **{task.token: task for task in tasks}}
+    records: dict[str, Record] = {}
     half: list[Fault] = []
-    for rater in store.raters():
-        for token in sorted(store.rated(rater), key=lambda token: by_token[token].name if token in by_token else ""):
-            if token not in by_token:
-                half.append(Fault("rated, not there", rater, f"rated something that is not among these videos (task {token})"))
-                continue
-            task = by_token[token]
-            state = store.state(rater, token, task.lengths)
-            if not state.touched:
-                continue  # everything was undone again
-            if not state.done:
-                why = "; ".join(state.lacks()) or "complete, but not confirmed with n"
-                half.append(Fault("half-written rating", f"{rater}: {task.name}", why))
-                continue
-            for member in task.members:
-                records += _records(member, state.ratings[member.token], rater, task.name, folder, review)
-    return Export(tuple(records), tuple(half))
+    for (rater, token), actions in store.everything().items():
+        if token not in by_token:
+            half.append(Fault("rated, not there", rater, f"rated something that is not among these videos (task {token})"))
+            continue
+        task = by_token[token]
+        state = fold(actions, task.lengths)
+        if not state.touched:
+            continue  # everything was undone again
+        if not state.done:
+            why = "; ".join(state.lacks()) or "complete, but not confirmed with n"
+            half.append(Fault("half-written rating", f"{rater}: {task.name}", why))
+            continue
+        for member in task.members:
+            for record in _records(member, state.ratings[member.token], rater, task.name, folder, review):
+                if (former := records.pop(record.id, None)) is not None:
+                    why = f"{rater} rated it again in {task.name}; the later rating counts"
+                    half.append(Fault("rated twice", f"{rater}: {former.extra['task']}", why))
+                records[record.id] = record
+    return Export(tuple(records.values()), tuple(half))
+
+
+def check_described(store: AnnotationStore) -> None:
+    """Raise ``ValueError`` for a file of an earlier release that holds confirmed ratings of tasks that it does not describe: an
+    export without them would be less than what was rated."""
+    known = store.described()
+    lost = []
+    for (rater, token), actions in store.everything().items():
+        if token not in known and fold(actions, {action.clip: sys.maxsize for action in actions}).done:
+            lost.append((rater, token))
+    if lost:
+        names = store.names("task")
+        raters = len({rater for rater, _ in lost})
+        raise ValueError(
+            f"{store.path}: {len(lost)} confirmed ratings of {raters} rater{'s' if raters > 1 else ''} belong to other folders than "
+            f"these (first: {names.get(lost[0][1], lost[0][1])}), and an earlier release did not keep what videos these are: the "
+            "export would lose them. Open it once with the folders that were rated (from then on any others will do), or give "
+            "another --database and the report the former export, with --ratings"
+        )
 
 
 def _records(member: Member, rating: Rating, rater: str, task: str, folder: Path, review: Review) -> Iterator[Record]:

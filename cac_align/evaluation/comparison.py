@@ -290,7 +290,7 @@ def warnings(made: Comparison) -> list[str]:
         )
     elif cac_better and experts is None:
         found.append(
-            "CaC rose, and no expert has looked: CaC was what this run optimised, so its own rise proves little. Rate both folders."
+            "CaC rose, and no expert's rating of both sides was found: the run optimised CaC, so this proves little. Rate both folders."
         )
     if unified and cac and _moved(unified, 1, _SCORE_MOVE * 4) and _moved(cac, -1, _SCORE_MOVE):
         found.append(
@@ -380,7 +380,7 @@ def summary(made: Comparison) -> str:
     many = f"{len(made.readings)} pair{'s' if len(made.readings) != 1 else ''} of videos"
     if rate is None:
         apart = any(fault.kind == JUDGED_DIFFERENTLY for fault in made.faults)
-        why = "Different judges judged the two sides" if apart else "Nobody judged anomalies: give a reward, a ledger or ratings"
+        why = "Different judges judged the two sides" if apart else "No verdict was found: give a reward, a ledger or ratings"
         return f"{many}, the same prompts before and after. {why}."
     low, high = rate.difference.low, rate.difference.high
     moved = _value(rate.difference)

@@ -2,7 +2,8 @@
 
 folder (*.mp4, prompts.jsonl, selection.jsonl, candidates.jsonl, records.jsonl) → Folder (clips, faults) → pair_up → Pairing
 
-A clip's prompt and seed come from the listings, else the seed from a name ``<slug of the prompt>-<seed>.mp4`` (best_of_n).
+A clip's prompt and seed come from the listings of the folder or of the one above it, else the seed from a name
+``<slug of the prompt>-<seed>.mp4`` (best_of_n).
 Pairs are found by prompt and seed, then by file name, then by a prompt that each side has once. Whatever cannot be used (a file
 that does not open, a listing's torn line, a video without partner or prompt) or does not quite fit (another length, rate or size)
 is a ``Fault`` by name; nothing is dropped silently.
@@ -97,7 +98,7 @@ def read_folder(folder: str | Path, group: str | None = None) -> Folder:
     if not files:
         raise ValueError(f"{folder}: no videos in it; expected files ending in {', '.join(VIDEO_SUFFIXES)}")
     faults: list[Fault] = []
-    listed = listed_in(folder, files, faults)
+    listed = listed_around(folder, files, faults)
     clips = []
     for path in files:
         name = path.relative_to(folder).as_posix()
@@ -124,28 +125,39 @@ def _seed_in_name(path: Path, prompt: str | None) -> int | None:
     return int(number) if dash and known and number.isascii() and number.isdecimal() else None
 
 
+def listed_around(folder: Path, files: Sequence[Path], faults: list[Fault]) -> dict[Path, tuple[str | None, int | None]]:
+    """(prompt, seed) by file, from the folder's listings, else from those one folder up: Best-of-N lists its ``videos/`` there."""
+    above = listed_in(folder.absolute().parent, files, faults, own=False)
+    return {**above, **listed_in(folder, files, faults)}
+
+
 def listed_in(
-    folder: Path, files: Sequence[Path], faults: list[Fault], *, by_name: bool = True
+    folder: Path, files: Sequence[Path], faults: list[Fault], *, own: bool = True
 ) -> dict[Path, tuple[str | None, int | None]]:
     """(prompt, seed) by file, from the folder's listings. Lines that cannot be read or name no file here are faults.
 
-    by_name: a line whose path leads elsewhere means the one file of that name, as in a folder that was moved.
+    own: the listings are about these files, and a line whose path leads elsewhere means the one file of that name, as in a
+    folder that was moved. Else only paths count; lines about other files are no faults, nor is anything in a listing of others alone.
     """
     by_path = {path.resolve(): path for path in files}
     names = Counter(path.name for path in files)
-    alone = {path.name: path for path in files if by_name and names[path.name] == 1}
+    alone = {path.name: path for path in files if own and names[path.name] == 1}
     found: dict[Path, tuple[str | None, int | None]] = {}
     for listing in (folder / name for name in LISTINGS):
         if not listing.is_file():
             continue
-        for number, video, prompt, seed in _listing_rows(listing, faults):
+        torn: list[Fault] = []
+        named = own
+        for number, video, prompt, seed in _listing_rows(listing, torn):
             path = by_path.get((folder / video).resolve()) or by_path.get(Path(video).resolve()) or alone.get(Path(video).name)
-            if path is None:
-                faults.append(
+            if path is not None:
+                named = True
+                found.setdefault(path, (prompt, seed))
+            elif own:
+                torn.append(
                     Fault("listed, not there", video, f"{listing.name}:{number} names it, and the folder holds no such file")
                 )
-            else:
-                found.setdefault(path, (prompt, seed))
+        faults += torn if named else []
     return found
 
 

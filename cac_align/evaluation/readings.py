@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,8 +112,10 @@ def read_all(
 
     reward: scores every clip that has a prompt; None: the ledgers' and selections' scores. ratings: record files, besides the
     folders' own. vbench: rows; None: the folders' ``vbench.jsonl``. Raises ``ValueError`` for a named ratings file without ratings.
+    folders: see ``_places``. Of one rater's ratings of a clip the last one read counts; the named files are read last.
     """
     readings = [Reading(clip) for clip in clips_of(pairing)]
+    folders = _places(readings, folders)
     if reward is None:
         _from_selections(readings, folders)
         _from_ledgers(readings, folders, faults)
@@ -243,12 +246,15 @@ def _from_selections(readings: Sequence[Reading], folders: Sequence[Path]) -> No
                             reading.error = str(error)
 
 
-def _stored(folders: Sequence[Path], name: str) -> list[Path]:
-    """The files of this name in the folders or just above them (``out/videos`` beside ``out/ledger.jsonl``), each once."""
-    found = [
-        place / name for folder in folders for place in (folder.resolve(), folder.resolve().parent) if (place / name).is_file()
-    ]
-    return list(dict.fromkeys(found))
+def _places(readings: Sequence[Reading], folders: Sequence[Path]) -> list[Path]:
+    """Where something may be stored, each once: the folders, just above each, above all (the rating page's), the clips' own."""
+    around = [place for folder in folders for place in (folder.resolve(), folder.resolve().parent)]
+    around += [Path(os.path.commonpath(around[::2]))] if around else []
+    return list(dict.fromkeys([*around, *(reading.clip.path.parent.resolve() for reading in readings)]))
+
+
+def _stored(places: Sequence[Path], name: str) -> list[Path]:
+    return [place / name for place in places if (place / name).is_file()]
 
 
 # ---- raters -------------------------------------------------------------------------------------------------------
@@ -258,15 +264,13 @@ def _add_ratings(
     readings: Sequence[Reading], pairing: Pairing, folders: Sequence[Path], files: Sequence[Path], faults: list[Fault]
 ) -> None:
     """Give each clip the records that are about it, relabelled with this pairing's groups and pairs."""
-    own = [
-        path for folder in folders for place in (folder, folder.resolve().parent) for path in sorted(place.glob("ratings*.jsonl"))
-    ]
+    own = [path for folder in folders for path in sorted(folder.glob("ratings*.jsonl"))]
     by_path: dict[Path, list[Reading]] = {}
     for reading in readings:
         by_path.setdefault(reading.clip.path.resolve(), []).append(reading)
     named = {id(reading): pair.id for pair, two in zip(pairing.pairs, _two_by_two(readings), strict=True) for reading in two}
     groups = {pairing.before, pairing.after}
-    for path in dict.fromkeys(path.resolve() for path in [*map(Path, files), *own]):
+    for path in dict.fromkeys(path.resolve() for path in [*own, *map(Path, files)]):
         if path not in {Path(file).resolve() for file in files} and not path.stat().st_size:
             continue  # the rating page's export before the first rating
         records, unreadable = read_ratings(path)
@@ -279,7 +283,11 @@ def _add_ratings(
                 faults.append(Fault("rating of another video", record.id, f"{record.video} is in none of the pairs"))
             for reading in about:
                 extra = {**record.extra, "group": reading.clip.group, "pair": named[id(reading)]}
-                reading.ratings.append(replace(record, video=str(reading.clip.path.resolve()), extra=extra))
+                given = replace(record, video=str(reading.clip.path.resolve()), extra=extra)
+                twice = [old for old in reading.ratings if counts(old) and counts(given) and old.annotator == given.annotator]
+                if any(old != given for old in twice):
+                    faults.append(Fault("rated twice", record.id, f"{record.annotator} rated it again; the last one read counts"))
+                reading.ratings = [*(old for old in reading.ratings if old not in twice), given]
 
 
 def _by_name(readings: Sequence[Reading], record: Record) -> list[Reading]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cac_align.evaluation.pairing import listed_in
+from cac_align.evaluation.pairing import listed_around
 from cac_align.evaluation.statistics import Estimate, by_prompt, prompt_interval
 from cac_align.evaluation.vbench_runner import PROMPTED, row_key
 
@@ -181,8 +181,7 @@ def _prompts(files: Sequence[Path], home: Path, given: Mapping[str, str] | None)
     """Every file's prompt: as given by path or name, or as the listings of the folder, or of the one above it, say; "" where nothing does."""
     if given is not None:
         return {file: given.get(str(file), given.get(file.name, "")) for file in files}
-    above = listed_in(home.parent, files, [], by_name=False)  # Best-of-N lists its videos/ one folder up
-    found = {**above, **listed_in(home, files, [])}
+    found = listed_around(home, files, [])
     return {file: found.get(file, (None, None))[0] or "" for file in files}
 
 

@@ -107,7 +107,9 @@ def main(path):
         (dimension, video) for dimension in request["dimensions"] for video in videos if row_key(video, dimension) not in done
     ]
     tell(todo=len(todo), version=version)
-    unreadable = {video["path"]: unreadable_because(video["path"]) for _, video in todo}
+    unreadable = {
+        path: unreadable_because(path) for path in dict.fromkeys(video["path"] for _, video in todo)
+    }  # decodes each once
     current, measure = None, None
     with open(request["rows"], "a", encoding="utf-8") as rows:
         for number, (dimension, video) in enumerate(todo, 1):

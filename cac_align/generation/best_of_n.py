@@ -5,7 +5,8 @@ prompts → generate(prompt, seed) or given candidates → reward(N candidates o
 A candidate without a score loses to any score; when none has one the prompt is *undecided*, never silently picked. Scores within
 ``QUANTUM`` are a tie and the lowest index wins. With ``out`` everything is on disk at once and the same call resumes:
 ``out/videos/<slug>-<seed>.mp4`` (complete or absent), ``out/generator.json`` (the generator's passport, where it has one),
-``out/ledger.jsonl``, ``out/selection.jsonl`` (one line per prompt as it is decided, in the order of the prompts at the end). Scores are then taken of the written file, so that a resumed run sees the same bytes.
+``out/ledger.jsonl``, ``out/selection.jsonl`` (one line per prompt as it is decided, in the order of the prompts at the end, then
+those of former calls). Scores are then taken of the written file, so that a resumed run sees the same bytes.
 
 Source: CaC (arXiv 2605.11723) Sec. 4.2: Best-of-N with N = 5.
 """

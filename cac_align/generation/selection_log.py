@@ -19,7 +19,10 @@ class Row(Protocol):
 
 
 class SelectionLog:
-    """``selection.jsonl``: a line as each prompt is decided, the whole file in order at the end, both without a half-written state."""
+    """``selection.jsonl``: a line as each prompt is decided, the whole file in order at the end, both without a half-written state.
+
+    What former calls decided of other prompts stays, after the prompts of this one.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,4 +46,7 @@ class SelectionLog:
             self._known[selection.prompt] = line
 
     def finish(self, selections: Sequence[Row]) -> None:
-        write_whole(self.path, "".join(json.dumps(selection.to_json(), ensure_ascii=True) + "\n" for selection in selections))
+        """The whole file: these in order, then the known lines of other prompts."""
+        lines = {selection.prompt: json.dumps(selection.to_json(), ensure_ascii=True) for selection in selections}
+        self._known = lines | {prompt: line for prompt, line in self._known.items() if prompt not in lines}
+        write_whole(self.path, "".join(line + "\n" for line in self._known.values()))

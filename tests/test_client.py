@@ -358,6 +358,57 @@ def cut_short(part):
     return part.model_copy(update={"images": tuple(images)})
 
 
+class Exchanged(Brightness):
+    """A reward whose server names another checkpoint from one reading of the passport to the next, as ``served`` lists them."""
+
+    def __init__(self, *served):
+        super().__init__()
+        self.served = list(served)
+
+    @property
+    def passport(self):
+        return {"reward": "brightness", "vlm/served": self.served.pop(0) if len(self.served) > 1 else self.served[0]}
+
+
+def test_a_service_that_is_up_before_its_judge_is_known_once_the_judge_is():
+    reward = Exchanged("unreachable")
+    with serving(reward) as (url, _):
+        remote = RemoteReward(url)
+        assert remote.health().passports["brightness"]["vlm/served"] == "unreachable"
+        with pytest.raises(ValueError, match="cannot be asked which checkpoint it runs"):
+            _ = remote.passport
+        reward.served = ["one"]
+        assert remote.health().passports["brightness"]["vlm/served"] == remote.passport["vlm/served"] == "one"
+        (score,) = remote(["a"], videos(200))
+        assert score.scored and score.passport["vlm/served"] == "one"
+        reward.served = ["two"]
+        (score,) = remote(["b"], videos(200))
+        assert not score.scored and "another reward than when this run began" in score.error
+
+
+def test_a_judge_that_was_exchanged_while_it_scored_gives_no_score():
+    def read(*served):
+        reward = Exchanged("one")
+        with serving(reward) as (url, _):
+            remote = RemoteReward(url)
+            assert remote.passport["vlm/served"] == "one"
+            reward.served = list(served)  # read before judging, for the score itself, and after judging
+            return remote(["a"], videos(200))[0]
+
+    assert read("one", "one", "one").scored
+    assert read("unreachable", "one", "one").scored and read("one", "one", "two").scored  # the score's own says who it was
+    assert "another reward than when this run began" in read("one", "two", "two").error
+    assert "the judge was exchanged while it scored" in read("one", "three", "two").error
+
+
+def test_the_passport_says_at_which_quality_pixels_travel_however_files_do():
+    with serving(Brightness()) as (url, _):
+        wires = {
+            RemoteReward(url, send=send, quality=q).passport["wire"] for send in ("frames", "file", "path") for q in (50, 90)
+        }
+    assert len(wires) == 6 and "file, pixels as jpeg quality 50" in wires
+
+
 def test_a_broken_body_is_its_own_videos_missing_score():
     sound, _ = noisy(17)
     broken = opened_frames(cut_short(sound), Limits())

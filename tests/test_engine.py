@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cac_align.vlm import engine
 from cac_align.vlm.constrained import SchemaConstraint, SchemaLogitsProcessor
 from cac_align.vlm.dialogue import Question, hold
 from cac_align.vlm.engine import float_logits
@@ -279,6 +280,40 @@ def test_memory_that_runs_out_in_the_middle_of_an_answer_halves_the_batch_and_ch
     assert (
         "4 answers at once failed, going on with at most 2: out of memory" in caplog.text and "DefaultCPUAllocator" in caplog.text
     )
+
+
+def judged(vlm):
+    """Four answers of which two are wider than the others, each with a readout at its beginning."""
+    asked = [ask("abcd"[n], frames(3 + n), Message("assistant", BEGUN)) for n in range(4)]
+    return vlm.answer(asked, max_new_tokens=20, readout=SHORT)
+
+
+@pytest.mark.parametrize("call", [1, 2, 6, 20], ids=["prefill", "first step", "later step", "last step"])
+@pytest.mark.parametrize("place", ["lm_head", "_choose", "isfinite", "_look"])
+def test_memory_that_runs_out_behind_the_forward_changes_neither_text_nor_probability(monkeypatch, caplog, place, call):
+    """After the forward of a prefill or a step: in lm_head, before a token is chosen, meanwhile, or at its readout."""
+    vlm = LocalVlm(tiny_qwen.model(seed=3), tiny_qwen.processor(), name="x", batch_size=4)
+    expected = judged(vlm)
+    assert all(reply.log_p is not None for reply in expected)
+    if place == "_look":
+        monkeypatch.setattr(engine, "LOOK_EVERY", 1)
+    owner, name = {"lm_head": (vlm.model.lm_head, "forward"), "isfinite": (torch, place)}.get(place, (engine.Engine, place))
+    calls, real = [], getattr(owner, name)
+    # Four answers: a head reads four rows per step, and again four times in the prefill, which plants the four readouts.
+    last = {"lm_head": call if call == 1 else call + 4, "_look": 4 * call - 2}.get(place, call)
+
+    def fails_once(*args):
+        calls.append(1)
+        if len(calls) == last:
+            raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+        return real(*args)
+
+    monkeypatch.setattr(owner, name, fails_once)
+    found = judged(vlm)
+    assert len(calls) > last and "4 answers at once failed, going on with at most 2: out of memory" in caplog.text
+    for one, other in zip(found, expected, strict=True):
+        assert one.error is None and (one.text, one.num_tokens) == (other.text, other.num_tokens)
+        assert one.log_p == pytest.approx(other.log_p, abs=1e-4)
 
 
 def test_memory_too_small_for_one_answer_is_that_answers_error():

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -278,3 +279,19 @@ def test_a_video_that_vanished_is_the_rewards_to_report(tmp_path):
     scores = Ledger(path).wrap(Careful())(["p", "p"], [gone, good])
     assert "cannot be read" in scores[0].error and scores[1].value == 0.01
     assert [(row["kind"], row["video_hash"] is None) for row in Ledger(path).rows()] == [("missing", True), ("score", False)]
+
+
+def test_a_score_of_another_checkpoint_than_the_key_names_is_not_filed(tmp_path):
+    """The server was exchanged between two batches of one call."""
+
+    class Served(Counting):
+        @property
+        def passport(self):
+            return {"reward": self.name, "vlm/served": "one" if len(self.asked) < 2 else "two"}
+
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    remembered = replace(ledger.wrap(Served()), videos_at_once=1)
+    first, second = remembered(["p", "p"], [video(1), video(2)])
+    assert first.scored and first.passport["vlm/served"] == "one"
+    assert not second.scored and "the judge was exchanged since this call began" in second.error
+    assert ledger.num_scores == 1 and ledger.find(score_key("p", video(2), {"reward": "counting", "vlm/served": "one"})) is None

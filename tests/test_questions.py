@@ -171,6 +171,44 @@ def test_a_corrected_record_is_asked_anew():
     assert before.task == after.task == "scan" and before.key != after.key
 
 
+def test_what_is_neither_shown_nor_compared_asks_nothing_anew_and_all_else_does():
+    of, ball = record(anomaly(2, 9, frames=(2, 9))), record(anomaly(4, 9, "Motion Anomalies", frames=(4, 9)), name="ball")
+    (labelled,) = (replace(one, saliency="non-salient") for one in of.anomalies)
+    (more,) = (replace(one, region="elsewhere") for one in of.anomalies)
+
+    def keys(one, other=ball):
+        return [question.key for question in plan([one, other], foreign_suspicion=1.0)["r"]]
+
+    for same in (
+        {"video": "../moved/r.mp4"}, {"review": "audited"}, {"annotator": "bob"}, {"extra": {"n": 1}}, {"anomalies": (labelled,)},
+    ):  # fmt: skip
+        assert keys(replace(of, **same)) == keys(of) == keys(replace(of, **same), replace(ball, video="x.mp4", review="audited"))
+    for other in (
+        {"prompt": "another"}, {"num_frames": 48}, {"width": 32}, {"height": 32}, {"fps": 16.5}, {"id": "s"}, {"anomalies": (more,)}
+    ):  # fmt: skip
+        changed = replace(of, **other)
+        asked = plan([changed, ball], foreign_suspicion=1.0)[changed.id]
+        assert set(keys(of)).isdisjoint(question.key for question in asked)
+
+
+def test_a_record_more_or_less_changes_its_neighbours_questions_only():
+    kinds = ("Object Distortion", "Motion Anomalies")
+    bad = [record(anomaly(n % 40, n % 40 + 2, kinds[n % 2]), name=f"bad{n}", prompt=f"a ball number {n}") for n in range(300)]
+    good = [record(name=f"good{n}", prompt="a ball") for n in range(300)]
+
+    def keys(records):
+        asked = plan(records, tasks=["look"], foreign_suspicion=1.0)
+        return {(name, n): q.key for name, questions in asked.items() for n, q in enumerate(questions)}
+
+    before, shares = keys(bad + good), []
+    for gone in range(0, 300, 30):
+        after = keys(bad[:gone] + bad[gone + 1 :] + good)
+        shares.append(sum(before[name] != key for name, key in after.items()) / len(after))
+    assert max(shares) < 0.12 and sum(shares) / len(shares) < 0.05  # eight of 300 are looked at, or sixteen of which eight fit
+    donors = {alarm.donor for asked in plan(bad + good, tasks=["look"]).values() for q in asked for alarm in q.alarms}
+    assert len(donors) > 200  # and everyone's findings are borrowed
+
+
 def test_the_teacher_sees_the_anomaly_enlarged_and_is_told_in_the_frames_own_numbers():
     clip = make_clip(1_420_001, anomalous=True)
     of, video = clip.record("x.mp4"), Video.open(clip.pixels, fps=16)

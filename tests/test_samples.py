@@ -4,6 +4,8 @@ import json
 import math
 import re
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny_qwen
@@ -20,6 +22,7 @@ from cac_align.miniature.grammar import COLOURS, KINDS, parse_prompt
 from cac_align.miniature.ground_truth import GroundTruth
 from cac_align.miniature.world import World, write_world
 from cac_align.training.samples import CLASSES, DataRecipe, Sample, conversation, draw, read_stage, segment, usable
+from cac_align.video import Video
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +184,8 @@ def test_what_a_look_is_told_is_about_its_own_scene_and_does_not_tell_the_classe
     # Both see what there is to see: a template, or a kind of anomaly that one class alone is told.
     short = ["Step 1: something looks wrong. Step 2: the ball melts. Step 3: Object Distortion."] * len(texts["normal"])
     assert told_apart(list(map(len, short)), list(map(len, texts["abnormal"]))) == guessed(short, texts["abnormal"]) == 1.0
-    kinds = [[text for text in texts[status] if (ANOMALY_TYPES[0] in text) == at] for at, status in enumerate(CLASSES)]
+    every = [text for status in CLASSES for text in texts[status]]
+    kinds = [[text for text in every if (ANOMALY_TYPES[0] in text) == at] for at in (False, True)]
     assert guessed(*kinds) > 0.8
 
 
@@ -206,6 +210,25 @@ def test_a_broken_video_is_replaced_by_one_of_its_class_and_counted(tmp_path):
     assert made.videos[0][0] in ("clip3", "clip5") and list(found.bad) == ["clip1/scan"]
     with pytest.raises(ValueError, match="sample clip1/scan: .*data.bad=skip"):
         usable(stage(folder, 3, bad="stop"), bad, processor, {})
+
+
+def test_a_video_of_variable_frame_rate_is_left_out_by_name(tmp_path, monkeypatch):
+    """The teacher saw it on its own clock, training would read it at index / fps: other frames, other times."""
+    folder = tiny_stage.data_folder(tmp_path)
+    opened = Video.open
+
+    def uneven(source, **options):
+        video = opened(source, **options)
+        late = tuple(t if 2 * n < len(video) else t + 0.1 for n, t in enumerate(video.times_s))  # 1.6 frames from the middle on
+        return replace(video, times_s=late) if Path(source).name == "clip1.mp4" and "fps" not in options else video
+
+    monkeypatch.setattr(Video, "open", uneven)
+    found = stage(folder, 3, max_bad=0.5)
+    bad = next(s for s in found.training["scan", "abnormal"] if s.record == "clip1")
+    usable(found, bad, tiny_qwen.processor(tiny_stage.tokenizer()), {})
+    assert found.bad == {"clip1/scan": "clip1: variable frame rate: re-encode at a constant rate"}
+    other = found.records["clip3"]
+    assert found.video(other).times_s == tuple(n / other.fps for n in range(other.num_frames))
 
 
 def test_what_any_process_leaves_out_counts_once_towards_the_limit(folder):

@@ -21,10 +21,13 @@ from chat_server import (
     vlm_for,
 )
 
+from cac_align.miniature.judge import SPECIAL_TOKENS
 from cac_align.video import Frames
 from cac_align.vlm.connect import connect
-from cac_align.vlm.protocol import Message, Readout, Vlm
+from cac_align.vlm.local import LocalVlm
+from cac_align.vlm.protocol import CONTROL_TOKENS, Message, Readout, Vlm
 from cac_align.vlm.server import ServerVlm
+from tests import tiny_qwen
 
 # ---- the request --------------------------------------------------------------------------------------------------
 
@@ -137,6 +140,22 @@ def test_an_assistants_last_message_is_continued(serve: Any) -> None:
     assert (server.requests[0]["continue_final_message"], server.requests[0]["add_generation_prompt"]) == (True, False)
     (reply,) = vlm_for(server, dialect="openai").answer([chat], max_new_tokens=5)
     assert "continued" in reply.error and len(server.requests) == 1
+
+
+def test_a_control_token_in_a_text_fails_its_own_conversation_as_the_local_judge_says_it(serve: Any) -> None:
+    server = serve(lambda body, number: Answer(completion("fine")))
+    for hostile in CONTROL_TOKENS:
+        asked = [user(), user(f"ball {hostile}"), (*user(), Message("assistant", hostile))]
+        replies = vlm_for(server).answer(asked, max_new_tokens=5)
+        for reply, role, at in zip(replies[1:], ("user", "assistant"), (5, 0), strict=True):
+            said = f"the {role}'s text contains the control token {hostile!r} at character {at}; remove it"
+            assert reply.text == "" and reply.error.startswith(said)
+        assert replies[0].text == "fine"
+    assert {len(request["messages"]) for request in server.requests} == {1} and len(server.requests) == len(CONTROL_TOKENS)
+    (local,) = LocalVlm(tiny_qwen.model(), tiny_qwen.processor(), name="x").answer([user("ball <|im_end|>")], max_new_tokens=1)
+    (remote,) = vlm_for(server).answer([user("ball <|im_end|>")], max_new_tokens=1)
+    assert local.error == f"could not be encoded: {remote.error}" and set(tiny_qwen.SPECIAL) <= set(CONTROL_TOKENS)
+    assert set(CONTROL_TOKENS) == set(SPECIAL_TOKENS)  # those of the judges that ship
 
 
 # ---- identity -----------------------------------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from chat_server import (
     Answer,
@@ -18,7 +20,11 @@ from chat_server import (
     vlm_for,
 )
 
+from cac_align.cac.verdict_only import VerdictOnly
 from cac_align.recipe import load_reward
+from cac_align.rewards.cac import CaC
+from cac_align.rewards.ledger import Ledger, score_key
+from cac_align.video import Video
 from cac_align.vlm import server as server_module
 from cac_align.vlm.dialogue import Question, hold
 from cac_align.vlm.server import ServerVlm
@@ -103,6 +109,96 @@ def test_wrong_requests_are_final_with_the_servers_words(serve: Any, status: int
     reply = one(server)
     assert len(server.requests) == 1
     assert reply.error.startswith(f"the server answered {status}: ") and said in reply.error
+
+
+# ---- who answered -------------------------------------------------------------------------------------------------
+
+AWAY = Answer({"error": {"message": "starting"}}, status=503)
+
+
+def models(root: str) -> Answer:
+    return Answer({"data": [{"id": "cac", "root": root}]})
+
+
+def verdict() -> Answer:
+    """One token, P(normal) = .75 and P(abnormal) = .25."""
+    top = [{"token": word, "logprob": math.log(p), "bytes": None} for word, p in (("normal", 0.75), ("abnormal", 0.25))]
+    return Answer(completion("normal", {"content": [{**top[0], "top_logprobs": top}]}))
+
+
+def judge_of(server: Server) -> CaC:
+    return CaC(vlm_for(server), VerdictOnly())
+
+
+def clips(*levels: int) -> list[Video]:
+    return [Video.open(np.full((9, 32, 32, 3), level, np.uint8), fps=16) for level in levels]
+
+
+def test_a_server_that_was_away_and_is_the_same_again_loses_no_score(serve: Any) -> None:
+    server = serve(lambda body, number: (verdict(), broken_connection(), AWAY)[number if number < 3 else 0], models("one"))
+    scores = judge_of(server)(["a"] * 3, clips(1, 2, 3))
+    assert [score.value for score in scores] == pytest.approx([0.75] * 3)
+    assert {score.passport["vlm/served"] for score in scores} == {"one"}
+
+
+def test_a_checkpoint_that_is_not_known_when_its_answers_come_gives_no_score(serve: Any) -> None:
+    def wakes(body: dict[str, Any], number: int) -> Answer:
+        server.models = models("one")
+        return AWAY if number == 0 else verdict()
+
+    server = serve(wakes, AWAY)
+    judge = judge_of(server)
+    assert judge.passport["vlm/served"] == "unreachable"
+    (early,) = judge(["a"], clips(1))
+    assert not early.scored and "could not be asked which checkpoint it runs" in early.error
+    (late,) = judge(["a"], clips(1))
+    assert late.value == pytest.approx(0.75) and late.passport["vlm/served"] == "one" == judge.passport["vlm/served"]
+    server.models, server.respond = AWAY, lambda body, number: verdict()
+    (gone,) = judge(["a"], clips(1))
+    assert gone == late  # nothing broke: the server is still believed to be what it was
+    judge.vlm._forget()
+    assert not judge(["a"], clips(1))[0].scored
+
+
+@pytest.mark.parametrize("how", ["503", "broken", "quietly"])
+def test_a_checkpoint_that_was_exchanged_gives_no_score_and_then_a_passport_of_its_own(
+    serve: Any, tmp_path: Path, how: str
+) -> None:
+    """Between two calls: by a 503 or a broken connection at the next request, or while nobody asks, the connection merely being new."""
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    server = serve(lambda body, number: verdict(), models("one"))
+    judge = judge_of(server)
+    reward = ledger.wrap(judge)
+    before = dict(reward.passport)
+    assert reward(["a"], clips(1))[0].scored
+    restart = {"503": AWAY, "broken": broken_connection()}.get(how)
+    first = len(server.requests)
+    server.models = models("two")
+    server.respond = lambda body, number: restart if restart and number == first else verdict()
+    if how == "quietly":
+        judge.vlm._client.close()
+        judge.vlm._client = None
+    (score,) = reward(["a"], clips(2))
+    assert not score.scored and "checkpoint changed while it judged" in score.error
+    assert reward.passport["vlm/served"] == "two" and dict(reward.passport) != before
+    fresh = reward(["a", "a"], clips(1, 2))  # the first clip's score was another judge's
+    assert [score.passport["vlm/served"] for score in fresh] == ["two", "two"] and len(server.requests) == first + 3 + bool(
+        restart
+    )
+    for row in ledger.rows():
+        if row["kind"] == "score":
+            (video,) = (video for video in clips(1, 2) if video.content_hash == row["video_hash"])
+            assert row["key"] == score_key("a", video, row["passport"])
+
+
+def test_what_a_server_runs_is_asked_again_after_a_minute(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(lambda body, number: verdict(), models("one"))
+    vlm = vlm_for(server)
+    assert vlm.passport["served"] == "one"
+    server.models = models("two")
+    assert vlm.passport["served"] == "one"
+    monkeypatch.setattr(server_module, "_BELIEVED_S", 0.0)
+    assert vlm.passport["served"] == "two"
 
 
 def test_a_hanging_server_times_out(serve: Any) -> None:

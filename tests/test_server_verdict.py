@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from chat_server import (
     Answer,
@@ -16,6 +17,9 @@ from chat_server import (
 )
 
 from cac_align.cac.readout import STATUS
+from cac_align.cac.verdict_only import VerdictOnly
+from cac_align.rewards.cac import CaC
+from cac_align.video import Video
 from cac_align.vlm.protocol import Message, Readout
 
 BEFORE = ['{"', "C", "OT", '":', ' "', "a sixth", " finger", '",', ' "', "status", '":', ' "']
@@ -150,6 +154,28 @@ def test_the_second_request_extends_an_answer_that_was_being_continued(serve: An
     assert math.exp(reply.log_p["normal"]) == pytest.approx(0.9)
     assert server.requests[1]["messages"][-1]["content"] == '{"COT": "", "status": "'
     assert len(server.requests[1]["messages"]) == 2 and "response_format" not in server.requests[1]
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+def test_behind_a_schema_the_probabilities_are_those_without_it(serve: Any, dialect: str) -> None:
+    # The mask leaves "normal" and "ab" alone: they sum to 1, whatever the model wanted to write. It wanted "null".
+    masked = answer_with(token("normal", None, {"normal": 0.6, "ab": 0.4}))
+    bodies = [masked, one_token("null", {"null": 0.995, "normal": 0.003, "ab": 0.002})]
+    server = serve(lambda body, number: Answer(bodies["response_format" not in body]))
+    (reply,) = vlm_for(server, dialect=dialect).answer([user()], max_new_tokens=500, schema={"type": "object"}, readout=STATUS)
+    p = {word: math.exp(value) for word, value in reply.log_p.items()}
+    assert p == pytest.approx({"normal": 0.003, "abnormal": 0.002}) and '"status": "normal"' in reply.text
+    assert ["response_format" in request for request in server.requests] == [True, False]
+    judge = CaC(vlm_for(server, dialect=dialect), VerdictOnly(form="json"))
+    (score,) = judge(["a"], [Video.open(np.zeros((9, 32, 32, 3), np.uint8), fps=16)])
+    assert not score.scored and "hold only 0.005 of the probability" in score.error
+
+
+def test_behind_a_schema_a_second_request_that_fails_leaves_no_probabilities(serve: Any) -> None:
+    masked = answer_with(token("normal", None, {"normal": 0.6, "ab": 0.4}))
+    server = serve(lambda body, number: Answer(masked) if "response_format" in body else Answer({"error": "no"}, status=400))
+    (reply,) = vlm_for(server).answer([user()], max_new_tokens=500, schema={"type": "object"}, readout=STATUS)
+    assert reply.log_p is None and reply.error is None
 
 
 def test_openai_servers_are_not_asked_to_continue(serve: Any) -> None:

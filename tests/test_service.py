@@ -197,14 +197,15 @@ def test_a_stuck_reward_times_out_and_health_says_so():
 
 def test_stopping_finishes_what_was_accepted():
     reward = Brightness(delay_s=0.4)
+    reward.lock.acquire()  # nothing is judged before all three are in
     answers = []
     with serving(reward, Settings(batch_size=1)) as (url, server):
         threads = [threading.Thread(target=lambda n=n: answers.append(ask(url, frames_item(f"ball {n}")))) for n in range(3)]
         for thread in threads:
             thread.start()
-        while not reward.batches:
-            time.sleep(0.005)
-        time.sleep(0.1)
+        while "cac_align_queued_videos 2.0" not in httpx.get(f"{url}/metrics").text:
+            time.sleep(0.01)
+        reward.lock.release()
         server.should_exit = True
         for thread in threads:
             thread.join()

@@ -188,7 +188,8 @@ def test_the_check_finds_a_near_duplicate_in_another_stage_and_the_same_file_und
     assert any("share video b.mp4" in one for one in check(stages, records, hashes, names, Splits()))
 
 
-def test_a_benchmark_and_its_near_duplicates_are_kept_out(chains, tmp_path):
+def test_a_benchmark_and_its_near_duplicates_are_kept_out(chains, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("cac_align.data.questions.variable", lambda *_: True)  # for what looks alike, no clock is needed
     bench = tmp_path / "bench"
     bench.mkdir()
     (row,) = [record for record in read_records(chains / "records.jsonl") if record.id == "good0"]
@@ -197,6 +198,10 @@ def test_a_benchmark_and_its_near_duplicates_are_kept_out(chains, tmp_path):
     report = split(chains, tmp_path / "out", apart=[bench / "records.jsonl"])
     used = {row["record"] for rows in stages_of(tmp_path / "out").values() for row in rows}
     assert not used & {"good0", "bad14"} and report["near_benchmark"] == 2
+    assert main(["data", "split", str(chains), "--out", str(tmp_path / "verb"), "--apart", str(bench / "records.jsonl")]) == 0
+    *_, kept_out, unused = capsys.readouterr().out.splitlines()
+    assert kept_out == "near_benchmark: 2 videos kept out" and report["unused"] == 28 - len(used)
+    assert unused == f"unused: {report['unused']} videos with chains are in no stage, those kept out included"
     wrong = check_folder(tmp_path / "out", apart=[chains / "records.jsonl"])[1]
     assert any("is to be kept apart" in one for one in wrong)
 

@@ -16,6 +16,7 @@ from cac_align.data.synthesise import Synthesis, synthesise
 from cac_align.judgement import Window
 from cac_align.miniature.ground_truth import GroundTruth
 from cac_align.miniature.world import World, write_world
+from cac_align.video import Video
 from cac_align.vlm.protocol import Reply
 from cac_align.vlm.scripted import ScriptedVlm
 
@@ -280,6 +281,60 @@ def test_bad_records_are_discarded_by_name_and_the_others_go_on(world, records, 
         synthesise([records[0]] * 2, world.parent, GroundTruth(records), tmp_path / "e")
 
 
+@pytest.mark.parametrize("status", ["normal", "abnormal"])
+def test_a_video_damaged_behind_its_scan_is_discarded_by_name_and_the_others_go_on(world, records, tmp_path, monkeypatch, status):
+    """At 4 fps its frames can be read, the others not: an abnormal one fails in the close-up, a normal one in its look."""
+    target = next(record for record in records if record.status == status)
+    frames, seen = Video.frames, []
+
+    def damaged(self, indices, *, fps=None):
+        if self.path.name == Path(target.video).name:
+            seen.append(tuple(indices))
+            if any(index % 4 for index in indices):
+                raise (ValueError if status == "normal" else OSError)(f"{self.name}: the file is damaged")
+        return frames(self, indices, fps=fps)
+
+    monkeypatch.setattr(Video, "frames", damaged)
+    settings = replace(BRIEF, tasks=["scan", "look"])
+    report = synthesise(records, world.parent, GroundTruth(records), tmp_path, settings)
+    assert (report["discarded"], report["accepted"], report["reasons"]) == (1, 3, {f"{world.parent / target.video}": 1})
+    (lost,) = rows(tmp_path / "discarded.jsonl")
+    assert (lost["record"], lost["task"]) == (target.id, "video") and "the file is damaged" in lost["reason"] and len(seen) > 1
+    assert len(rows(tmp_path / "chains.jsonl")) == 6
+    again = synthesise(records, world.parent, GroundTruth(records), tmp_path, settings)
+    assert again["accepted"] == 3  # a resume is no worse
+
+
+def test_a_box_outside_the_video_costs_its_record_and_a_bug_is_not_taken_for_damage(world, records, tmp_path):
+    target = next(record for record in records if record.status == "abnormal")
+    (anomaly,) = target.anomalies
+    away = replace(anomaly, type="Object Distortion", window=Window(0.25, 1.75), boxes={28: next(iter(anomaly.boxes.values()))})
+    changed = [replace(target, anomalies=(away,)), *(record for record in records if record is not target)]
+    report = synthesise(changed, world.parent, GroundTruth(changed), tmp_path / "out", BRIEF)
+    assert (report["accepted"], report["discarded"]) == (3, 1)
+    (lost,) = [row for row in rows(tmp_path / "out" / "discarded.jsonl") if row["record"] == target.id]
+    assert lost["task"] == "video" and "frame 28 is asked for, the last one is 16" in lost["reason"]
+
+    class Buggy(GroundTruth):
+        def answer(self, *asked, **options):
+            raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="^a bug$"):
+        synthesise(records, world.parent, Buggy(records), tmp_path / "bug", BRIEF)
+
+
+def test_the_answer_kept_ends_where_it_was_read_to_end(world, records, tmp_path):
+    def talkative(conversation):
+        reply = GroundTruth(records).answer([conversation], max_new_tokens=400)[0]
+        return replace(reply, text=f"Here: {reply.text} So {{nothing}} else is wrong.")
+
+    report = synthesise(records, world.parent, ScriptedVlm(talkative), tmp_path, replace(BRIEF, foreign_suspicion=1.0))
+    assert (report["accepted"], report["rejected"]) == (4, 0)
+    for sample in rows(tmp_path / "chains.jsonl"):
+        assert set(json.loads(sample["answer"])) == {"COT", "status", "anomalies"}
+        assert "claim" not in sample or set(json.loads(sample["claim"])) == {"COT", "status", "anomalies"}
+
+
 def test_what_the_scan_cannot_show_is_not_taught(tmp_path):
     path = write_world(2, 1_430_000, tmp_path, World(num_frames=(17,), length_weights=()))
     records = list(read_records(path))
@@ -334,6 +389,46 @@ def test_a_reviewer_reads_what_was_verified_and_costs_are_counted(world, records
     first, second = rows(tmp_path / "attempts.jsonl")
     assert first["reasons"] == ['review: {"consistent": false, "why": "it says ball"}'] and second["reasons"] == []
     assert report["cost"] == pytest.approx((6000 * 1.0 + 800 * 10.0) / 1e6)
+
+
+def test_a_reviewer_who_is_down_costs_no_generation_and_one_without_a_verdict_a_round(world, records, tmp_path):
+    pupil, reviewer = Pupil(records), {"says": Reply("", error="timeout")}
+    reviewed = []
+
+    def teacher(conversation):
+        if len(conversation) == 1 and '"consistent"' in conversation[0].text:
+            reviewed.append(conversation[0].text)
+            return reviewer["says"]
+        return replace(pupil(conversation), num_prompt_tokens=2000, num_tokens=300)
+
+    settings = replace(BRIEF, review=True, tasks=["scan"], workers=1, rounds=3, salient_rounds=1)
+    for failures in (2, 4):  # a second failure of the reviewer does not lose the answer either
+        report = synthesise(records[:2], world.parent, ScriptedVlm(teacher), tmp_path, settings)
+        assert (report["unanswered"], report["failures"], report["answers"]) == (2, failures, 0)
+        assert pupil.asked == [(record.id, "scan") for record in records[:2]]  # generated, and paid for, once
+    reviewer["says"] = Reply('{"consistent": true}', num_prompt_tokens=1000, num_tokens=100)
+    report = synthesise(records[:2], world.parent, ScriptedVlm(teacher), tmp_path, settings)
+    assert len(pupil.asked) == 2 and len(reviewed) == 6 and len(set(reviewed)) == 2
+    assert (report["accepted"], report["rounds"], report["answers"], report["unanswered"]) == (2, {1: 2}, 2, 0)
+    assert (report["prompt_tokens"], report["answer_tokens"]) == (2 * 3000, 2 * 400)  # each answer and each review counted once
+    assert [row["unreviewed"] for row in rows(tmp_path / "attempts.jsonl")] == [True] * 4 + [False] * 2
+    reviewer["says"] = Reply("It looks fine to me.")
+    report = synthesise(records, world.parent, ScriptedVlm(teacher), tmp_path, settings)
+    assert (report["accepted"], report["discarded"], report["unanswered"]) == (2, 2, 0) and len(pupil.asked) == 2 + 2 * 3
+    assert all("review: no verdict in 'It looks fine to me.'" in row["reason"] for row in rows(tmp_path / "discarded.jsonl"))
+
+
+def test_a_finished_synthesis_decodes_nothing_again_and_counts_what_the_file_holds(world, records, tmp_path, monkeypatch):
+    settings = replace(BRIEF, foreign_suspicion=1.0)
+    pupil = Pupil(records, {records[0].id: 1})
+    report = synthesise(records, world.parent, ScriptedVlm(pupil), tmp_path, settings)
+    kept = rows(tmp_path / "attempts.jsonl")
+    assert report["answers"] == len(kept) and report["rejected"] == 1 == sum(bool(row["reasons"]) for row in kept)
+    assert report["answer_tokens"] == sum(row["num_tokens"] for row in kept) > 0
+    monkeypatch.setattr(Video, "frames", lambda *_, **__: pytest.fail("decoded again"))
+    before = (tmp_path / "chains.jsonl").read_text()
+    assert synthesise(records, world.parent, ScriptedVlm(pupil), tmp_path, settings) == report
+    assert (tmp_path / "chains.jsonl").read_text() == before
 
 
 @pytest.mark.parametrize(

@@ -282,3 +282,18 @@ def test_a_server_gets_the_images_first_the_text_last_and_temperature_zero():
     kinds = [part["type"] for part in body["messages"][0]["content"]]
     assert kinds == ["image_url"] * 16 + ["text"]
     assert body["messages"][0]["content"][-1]["text"].endswith("[a [red] {ball}]")
+
+
+@pytest.mark.parametrize(
+    ("named", "told"), [(["one", "two"], "checkpoint changed while it judged"), (["unreachable"], "could not be asked")]
+)
+def test_a_server_that_was_exchanged_while_it_judged_gives_no_score(named, told):
+    class Served(Scripted):
+        @property
+        def passport(self):
+            return {"served": named[min(len(self.asked), len(named) - 1)]}
+
+    (lost,) = UnifiedReward(Served([ANSWER]))(["a red ball"], [video()])
+    assert not lost.scored and told in lost.error
+    (kept,) = UnifiedReward(Served(["no numbers"]))(["a red ball"], [video()])
+    assert not kept.scored and told not in kept.error, "its own reason stays"

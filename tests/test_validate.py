@@ -1,13 +1,18 @@
 """Every convention of Appendix B.1 is broken once, by hand, and named by record, field and rule; world records break none."""
 
 import json
+from fractions import Fraction
 
+import av
+import numpy as np
 import pytest
 
 from cac_align.cli import main
-from cac_align.data.records import read_records
+from cac_align.data.questions import open_video
+from cac_align.data.records import Record, read_records
 from cac_align.data.validate import RULES, validate
 from cac_align.miniature.world import World, make_clip, write_world
+from cac_align.video import Video
 
 SMALL = World(num_frames=(17,), length_weights=())
 
@@ -114,6 +119,102 @@ def test_what_the_conventions_allow_passes(world, rows, anomalies):
 def test_a_broken_head_is_named(world, rows, change, field, rule):
     row = {**rows[0], **change}
     assert check(world, [row]) == [(row["id"], field, rule)]
+
+
+def write_video(path, fps, num_frames=17, *, stamps_ms=None):
+    """A whole file of flat frames; the container rounds the time stamps its own way. stamps_ms: other ones than index / fps."""
+    codec, pixel = {".mkv": ("h264", "yuv420p"), ".webm": ("libvpx-vp9", "yuv420p"), ".gif": ("gif", "rgb8")}[path.suffix]
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=fps)
+        stream.width = stream.height = 64
+        stream.pix_fmt = pixel
+        if stamps_ms is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for index in range(num_frames):
+            pixels = np.full((64, 64, 3), index % 25 * 10, np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pixel)
+            if stamps_ms is not None:
+                frame.pts, frame.time_base = round(stamps_ms[index]), Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    return Video.open(path)
+
+
+@pytest.mark.parametrize("videos", [True, False])
+@pytest.mark.parametrize("fps", [16, 24])
+@pytest.mark.parametrize("kind", [".mkv", ".webm", ".gif"])
+def test_windows_by_the_containers_own_clock_pass_and_those_one_frame_off_do_not(tmp_path, kind, fps, videos):
+    video = write_video(tmp_path / f"a{kind}", fps)
+    assert len(video) == 17 and abs(video.fps - fps) < 0.01 * fps
+    rounded = [index for index, time_s in enumerate(video.times_s) if abs(time_s - index / fps) > 1e-6]
+    assert rounded  # the clocks do differ
+
+    def broken(row_fps, window, frames, **changes):
+        anomaly = one(window=dict(zip(("start_s", "end_s"), window, strict=True)), **changes)
+        anomaly["boxes"] = {str(frame): [[1, 2, 30, 40]] for frame in frames}
+        row = {
+            "id": "a", "video": f"a{kind}", "prompt": "p", "fps": row_fps, "num_frames": 17, "width": 64, "height": 64,
+            "status": "abnormal", "anomalies": [anomaly], "annotator": "ann",
+        }  # fmt: skip
+        return check(tmp_path / "records.jsonl", [row], videos=videos)
+
+    own, plain = video.times_s, [index / fps for index in range(17)]
+    for clock in (own, plain):
+        for first, last in [(index, min(index + 3, 16)) for index in range(16)] + [(0, 16)]:
+            window = clock[first], clock[last]
+            assert broken(fps, window, (first, last)) == broken(video.fps, window, (first, last)) == []
+            assert broken(fps, window, (first, last), type=MOTION, reason=GONE) == []
+            if first > 0:
+                assert broken(fps, window, (first - 1,)) == [("a", f"anomalies[0].boxes[{first - 1}]", "box window")]
+            if last < 16:
+                assert broken(fps, window, (last + 1,)) == [("a", f"anomalies[0].boxes[{last + 1}]", "box window")]
+            if last - first > 2:
+                inside = broken(fps, window, (first + 1,), type=MOTION, reason=GONE)
+                assert inside == [("a", f"anomalies[0].boxes[{first + 1}]", "transition")]
+        (beyond,) = broken(fps, (clock[14], clock[16] + 1 / fps), (15,))
+        assert beyond == ("a", "anomalies[0].window", "window")
+
+
+def test_a_variable_frame_rate_is_named_and_refused_and_a_rate_that_drifts_is_put_on_the_records_clock(tmp_path):
+    """Half of the frames 1/16 s apart, half 1/12 s: frame 20 of 41 is 1.25 s in, and 1.46 s at the mean rate."""
+    path = tmp_path / "a.mkv"
+
+    def stated(fps, num_frames):
+        row = {
+            "id": "a", "video": "a.mkv", "prompt": "p", "fps": fps, "num_frames": num_frames, "width": 64, "height": 64,
+            "status": "normal", "anomalies": [], "annotator": "ann",
+        }  # fmt: skip
+        (tmp_path / "records.jsonl").write_text(json.dumps(row) + "\n")
+        told = [(v.field, v.message) for v in validate(tmp_path / "records.jsonl").violations]
+        return told, Record.from_json(row)
+
+    uneven = write_video(path, 16, 41, stamps_ms=[1000 * (n / 16 if n <= 20 else 20 / 16 + (n - 20) / 12) for n in range(41)])
+    sentence = "a.mkv: variable frame rate: re-encode at a constant rate"
+    for fps in (uneven.fps, 16.0):
+        told, record = stated(fps, 41)
+        assert told == [("video", sentence)]
+        with pytest.raises(ValueError, match=f"^record a: {sentence}$"):
+            open_video(record, tmp_path)
+        assert open_video(record, tmp_path, clocked=False).frames((20,)).pixels.shape == (1, 64, 64, 3)
+    jitter = write_video(path, 16, 41, stamps_ms=[1000 * n / 16 + 25 * (n % 2) for n in range(41)])  # 0.4 frames
+    told, record = stated(16.0, 41)
+    assert told == [] and open_video(record, tmp_path).times_s == jitter.times_s
+    write_video(path, 16, 241, stamps_ms=[1000 * n / 15.9 for n in range(241)])  # 0.6 %: less than the 1 % allowed
+    told, record = stated(16.0, 241)
+    assert told == [("fps", "states 16, a.mkv has 15.9, which makes 1.5 frames by its end")]
+    assert open_video(record, tmp_path).times_s == tuple(n / 16 for n in range(241))  # as training and measuring read it
+    assert stated(15.9, 241)[0] == []
+
+
+def test_a_window_between_two_frames_means_the_nearer_ones_and_of_a_transition_those_on_either_side(world, rows):
+    between = {"start_s": 4.4 / 16, "end_s": 7.6 / 16}
+    for frames in ((4, 8), (5, 7)):
+        boxes = {str(frame): [[1, 2, 30, 40]] for frame in frames}
+        for anomaly in (one(window=between, boxes=boxes), one(type=MOTION, reason=GONE, window=between, boxes=boxes)):
+            assert check(world, [{**rows[1], "anomalies": [anomaly]}]) == []
+    for frame, rule in (("3", "box window"), ("6", "transition"), ("9", "box window")):
+        gone = one(type=MOTION, reason=GONE, window=between, boxes={frame: [[1, 2, 30, 40]]})
+        assert check(world, [{**rows[1], "anomalies": [gone]}]) == [(rows[1]["id"], f"anomalies[0].boxes[{frame}]", rule)]
 
 
 def test_lines_that_are_no_records_and_ids_that_stand_twice(world, rows):

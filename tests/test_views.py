@@ -101,6 +101,7 @@ def test_later_is_an_eighth_of_a_second_of_an_uneven_clock_and_leaves_a_frame():
 
 def test_left_and_right_change_places_in_a_mirror_only():
     assert told("Left hand up, a car drifts rightwards", "mirrored+reversed") == "Right hand up, a car drifts leftwards"
+    assert told("the leftmost cup, Rightmost of three", "mirrored") == "the rightmost cup, Leftmost of three"
     assert told("a bright aright leftover", "mirrored") == "a bright aright leftover"
     assert told("to the right", "reversed") == told("to the right", "as_is") == "to the right"
 

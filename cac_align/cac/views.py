@@ -94,7 +94,7 @@ def viewed(video: Video, view: str) -> Video:
     return Video(video.fps, times, video.height, video.width, f"{video.name} ({view})", _Copy(video, steps))
 
 
-_SIDES = re.compile(r"\b(left|right)(ward|wards)?\b", re.IGNORECASE)
+_SIDES = re.compile(r"\b(left|right)(wards?|most)?\b", re.IGNORECASE)
 
 
 def told(prompt: str, view: str) -> str:

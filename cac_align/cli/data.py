@@ -276,6 +276,9 @@ def run_split(options: argparse.Namespace) -> int:
     else:
         for stage, figures in report["stages"].items():
             print(f"{stage}: {figures['samples']} samples of {figures['videos']} videos: {figures['tasks']}")
+        if not options.check:
+            print(f"near_benchmark: {report['near_benchmark']} videos kept out")
+            print(f"unused: {report['unused']} videos with chains are in no stage, those kept out included")
         for finding in wrong:
             print(finding)
         print("no video and no near-duplicate in two stages" if not wrong else f"{len(wrong)} findings", file=sys.stderr)

@@ -11,17 +11,21 @@ import fcntl
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cac_align.files import write_whole
+
 
 @dataclass(frozen=True)
 class Attempt:
-    """One answer. reasons: against it (empty: verified). error: the teacher gave no answer; this counts as no round.
+    """One answer. reasons: against it (empty: verified). error: teacher or reviewer gave no answer; this counts as no round.
 
-    key: the question's (``Question.key``). task: its ``label``. round: 1 is the first. num_prompt_tokens, num_tokens: a reviewer's included.
+    key: the question's (``Question.key``). task: its ``label``. round: 1 is the first. num_prompt_tokens, num_tokens: with a
+    reviewer's. unreviewed: the text stands, only its review is missing; the review's own line counts the reviewer's tokens alone.
     """
 
     key: str
@@ -33,14 +37,34 @@ class Attempt:
     error: str | None = None
     num_prompt_tokens: int = 0
     num_tokens: int = 0
+    unreviewed: bool = False
 
     @property
     def verified(self) -> bool:
         return self.error is None and not self.reasons
 
+    @property
+    def answer(self) -> str:
+        """The one JSON object of a verified answer, without the words around it: it ends where ``read_answer`` ended it."""
+        start = self.text.index("{")
+        _, end = json.JSONDecoder(strict=False).raw_decode(self.text, start)
+        return self.text[start:end]
+
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Attempt:
         return cls(**{**row, "reasons": tuple(row["reasons"])})
+
+
+def claim_folder(path: Path, made: Mapping[str, str]) -> None:
+    """Say in ``path`` how its folder is made. Raises ``ValueError`` where it says that the folder was made otherwise."""
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        other = sorted(name for name in {*made, *before} if made.get(name) != before.get(name))
+        if other:
+            name = other[0]
+            was, now = before.get(name), made.get(name)
+            raise ValueError(f"{path.parent}: was made with {name} = {was}, now it is {now}; use the same, or another folder")
+    write_whole(path, json.dumps(made, indent=1, sort_keys=True) + "\n")
 
 
 class AttemptLog:
@@ -58,6 +82,7 @@ class AttemptLog:
             os.close(self._fd)
             raise ValueError(f"{self.path}: another process is writing it; wait for it, or give another folder") from error
         self.by_key: dict[str, list[Attempt]] = {}
+        self._totals: Counter[str] = Counter()
         self._repair()
         with open(self.path, encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
@@ -75,6 +100,12 @@ class AttemptLog:
         with self._lock:
             return [attempt for attempt in self.by_key.get(key, ()) if attempt.error is None]
 
+    def unreviewed(self, key: str) -> Attempt | None:
+        """The last answer to a question, where only its review is missing."""
+        with self._lock:
+            last = self.by_key.get(key, (None,))[-1]
+        return last if last is not None and last.unreviewed else None
+
     def add(self, attempt: Attempt) -> None:
         """Keep an attempt; on return it is in the file. Raises ``OSError`` when it cannot be written whole."""
         # ASCII, because a teacher's text may hold U+2028 and its like, at which many a reader splits lines.
@@ -87,19 +118,17 @@ class AttemptLog:
             self._keep(attempt)
 
     def totals(self) -> dict[str, int]:
-        """Answers, failures and tokens of everything in the file."""
+        """Answers, failures and tokens of everything in the file; counted as it grows."""
         with self._lock:
-            every = [attempt for attempts in self.by_key.values() for attempt in attempts]
-        return {
-            "answers": sum(attempt.error is None for attempt in every),
-            "rejected": sum(bool(attempt.reasons) for attempt in every),
-            "failures": sum(attempt.error is not None for attempt in every),
-            "prompt_tokens": sum(attempt.num_prompt_tokens for attempt in every),
-            "answer_tokens": sum(attempt.num_tokens for attempt in every),
-        }
+            return {name: self._totals[name] for name in ("answers", "rejected", "failures", "prompt_tokens", "answer_tokens")}
 
     def _keep(self, attempt: Attempt) -> None:
         self.by_key.setdefault(attempt.key, []).append(attempt)
+        self._totals["answers"] += attempt.error is None
+        self._totals["rejected"] += bool(attempt.reasons)
+        self._totals["failures"] += attempt.error is not None
+        self._totals["prompt_tokens"] += attempt.num_prompt_tokens
+        self._totals["answer_tokens"] += attempt.num_tokens
 
     def _repair(self) -> None:
         data = self.path.read_bytes()

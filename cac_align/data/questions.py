@@ -8,7 +8,7 @@ of the normal video itself, which suspects there what was found in the donor. A 
 mistaken scan of their own video too. Neither the words, nor their length, nor how they fit the clip may give the verdict away: at
 inference turn 1 always writes about the video that is shown. frame: frames that show a single-frame category by themselves
 (stage 1). single: windows and boxes at once, at 4 fps (the single-turn formulation; only where asked for). Every choice is drawn
-from (seed, record id): files in another order give the same questions.
+from (seed, record id): files in another order give the same questions, and a record more or less changes its neighbours' alone.
 
 Source: CaC (arXiv 2605.11723) Sec. 3.1-3.2, Appendices B.2 and C.2.
 """
@@ -19,20 +19,27 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
 from cac_align.answer import read_answer, write_answer
 from cac_align.cac.prompts import single_turn_conversation, turn_one_conversation, turn_two_conversation
 from cac_align.data.prompts import filled
-from cac_align.data.records import Record
+from cac_align.data.records import VARIABLE, Record, off_clock, variable
 from cac_align.data.truth import cover, events, length_s, seen
 from cac_align.judgement import SINGLE_FRAME_TYPES, Anomaly, Turn, Window, hull
 from cac_align.video import Frames, Video
 from cac_align.vlm.protocol import Conversation, Message
+
+
+class Unreadable(ValueError):
+    """A video's frames cannot be had: the file is damaged, or does not reach as far as its record says."""
+
 
 Task = Literal["scan", "look", "frame", "single"]
 TASKS: tuple[Task, ...] = ("scan", "look", "frame")
@@ -81,9 +88,12 @@ class Question:
 
     @property
     def key(self) -> str:
-        """What its attempts are filed under: question and annotations (borrowed too), so that corrected ones are asked anew."""
-        asked = [self.record.to_json(), self.task, self.window and self.window.to_json(), self.frame]
-        asked += [[anomaly.to_json() for anomaly in self.supposed], [alarm.key for alarm in self.alarms]]
+        """What its attempts are filed under: question and annotations (borrowed too), so that corrected ones are asked anew. What
+        is neither shown nor compared does not count: where the file lies, who annotated and reviewed it, saliency."""
+        of = self.record
+        asked = [of.id, of.prompt, of.fps, of.num_frames, of.width, of.height, of.status]
+        asked += [self.task, self.window and self.window.to_json(), self.frame, [alarm.key for alarm in self.alarms]]
+        asked += [[replace(one, saliency=None).to_json() for one in of_whom] for of_whom in (of.anomalies, self.supposed)]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -107,7 +117,7 @@ def plan(
     """
     anomalous = sorted((record for record in records if record.status == "abnormal"), key=lambda record: record.id)
     looks = {record.id: _own_looks(record, max_clip_s, seed) for record in anomalous}
-    lenders = [(_words(look.record.prompt), look) for own in looks.values() for look in own]
+    lenders = _ring([look for own in looks.values() for look in own])
     questions: dict[str, list[Question]] = {}
     for record in records:
         asked: list[Question] = []
@@ -145,8 +155,17 @@ def _short(look: Question, max_clip_s: float) -> bool:
     return length_s(look.window, look.record.fps) < max_clip_s
 
 
-Lenders = Sequence[tuple[set[str], Question]]
-"""Looks at anomalous records with the words of their prompts."""
+Lenders = Sequence[tuple[str, set[str], Question]]
+"""Looks at anomalous records: each one's place on a ring (a hash), its prompt's words, the look; in the order of the places."""
+
+
+def _place(*of: object) -> str:
+    return hashlib.sha256("|".join(map(str, of)).encode()).hexdigest()
+
+
+def _ring(looks: Sequence[Question]) -> Lenders:
+    placed = [(_place(look.record.id, look.window), _words(look.record.prompt), look) for look in looks]
+    return sorted(placed, key=lambda lender: lender[0])
 
 
 def _false_alarm(record: Record, lenders: Lenders, max_clip_s: float, seed: int) -> Question:
@@ -157,7 +176,7 @@ def _false_alarm(record: Record, lenders: Lenders, max_clip_s: float, seed: int)
         assert other.window is not None
         return other.window.end_s <= last_s + 1e-6 and _short(other, max_clip_s)
 
-    donors = _donors(record, lenders, fits, _draw(record, "look", seed))
+    donors = _donors(record, lenders, fits, _place(seed, "look", record.id))
     alarms = tuple(_alarm(record, donor, donor.window, donor.record.anomalies) for donor in donors)
     return Question(record, "look", alarms[0].window if alarms else None, alarms=alarms)
 
@@ -169,8 +188,8 @@ def _doubted(look: Question, lenders: Lenders, share: float, max_clip_s: float, 
     """
     record, window = look.record, look.window
     assert window is not None
-    draw = _draw(record, f"foreign {window.start_s:.6f}", seed)
-    if draw.random() >= share:
+    about = f"foreign {window.start_s:.6f}"
+    if _draw(record, about, seed).random() >= share:
         return look
     types = {anomaly.type for anomaly in record.anomalies}
 
@@ -179,7 +198,7 @@ def _doubted(look: Question, lenders: Lenders, share: float, max_clip_s: float, 
         mistaken = len(lent) == len(record.anomalies) and types.isdisjoint(anomaly.type for anomaly in lent)
         return mistaken and _short(other, max_clip_s) == _short(look, max_clip_s)
 
-    donors = _donors(record, lenders, fits, draw)
+    donors = _donors(record, lenders, fits, _place(seed, about, record.id))
     return replace(look, alarms=tuple(_alarm(record, donor, window, record.anomalies) for donor in donors))
 
 
@@ -190,17 +209,19 @@ def _alarm(record: Record, donor: Question, window: Window | None, when: Sequenc
     return Question(record, "scan", window, supposed=supposed, donor=donor.record.id)
 
 
-def _donors(record: Record, lenders: Lenders, fits: Callable[[Question], bool], draw: random.Random) -> list[Question]:
-    """At most ``LENT`` of eight looks drawn from those that fit, by how alike their prompts' words are to the record's (Jaccard
-    index: the number of words shared would favour long prompts, and so the kinds of anomaly that these have)."""
-    drawn = draw.sample(lenders, min(256, len(lenders)))
-    offered = list(islice((lender for lender in drawn if fits(lender[1])), 8))
+def _donors(record: Record, lenders: Lenders, fits: Callable[[Question], bool], start: str) -> list[Question]:
+    """At most ``LENT`` of eight looks that fit, by how alike their prompts' words are to the record's (Jaccard index: the number
+    of words shared would favour long prompts, and so the kinds of anomaly that these have). The eight are the first on the ring from
+    ``start`` on, among 256: another lender more or less changes only those near it."""
+    first = bisect_left(lenders, start, key=lambda lender: lender[0])
+    passed = (lenders[place] for place in islice(chain(range(first, len(lenders)), range(first)), 256))
+    offered = list(islice((lender for lender in passed if fits(lender[2])), 8))
     words = _words(record.prompt)
 
-    def alike(lender: tuple[set[str], Question]) -> float:
-        return len(words & lender[0]) / max(1, len(words | lender[0]))
+    def alike(lender: tuple[str, set[str], Question]) -> float:
+        return len(words & lender[1]) / max(1, len(words | lender[1]))
 
-    return [look for _, look in sorted(offered, key=alike, reverse=True)[:LENT]]
+    return [look for _, _, look in sorted(offered, key=alike, reverse=True)[:LENT]]
 
 
 def _frames(record: Record, most: int, seed: int) -> list[int]:
@@ -226,14 +247,52 @@ def _words(text: str) -> set[str]:
 
 
 def shown(question: Question, video: Video) -> Frames:
-    """The frames that judge and teacher see. Raises ``ValueError`` when the video does not hold them."""
+    """The frames that judge and teacher see, decoded when their pixels are first read. Raises ``Unreadable``, here or then."""
     if question.whole:
-        return video.sample(SCAN_FPS)
+        return whole(video)
     if question.task == "look":
         assert question.window is not None
-        return video.clip(question.window, LOOK_FPS)
+        with _reading():
+            return _later(video, video.indices_at(LOOK_FPS, question.window), LOOK_FPS)
     assert question.frame is not None
-    return video.frames((question.frame,), fps=LOOK_FPS)
+    if question.frame >= len(video):
+        raise Unreadable(f"{video.name}: frame {question.frame} is asked for, the last one is {len(video) - 1}")
+    return _later(video, (question.frame,), LOOK_FPS)
+
+
+def whole(video: Video) -> Frames:
+    """What a scan shows, decoded when its pixels are first read."""
+    return _later(video, video.indices_at(SCAN_FPS), SCAN_FPS)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise Unreadable(str(error)) from error
+
+
+@dataclass(frozen=True, eq=False)
+class _Undecoded:
+    """Frames of a video as ``Frames.undecoded`` takes them."""
+
+    video: Video
+    indices: tuple[int, ...]
+    jpegs: None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return len(self.indices), self.video.height, self.video.width, 3
+
+    def decode(self) -> Any:
+        with _reading():
+            return self.video.frames(self.indices).pixels
+
+
+def _later(video: Video, indices: tuple[int, ...], fps: float) -> Frames:
+    times_s = tuple(video.times_s[index] for index in indices)
+    return Frames.undecoded(_Undecoded(video, indices), indices, times_s, fps, len(video))
 
 
 def truth(question: Question, frames: Frames) -> tuple[Anomaly, ...]:
@@ -264,7 +323,7 @@ def read_claim(text: str, scanned: Frames) -> Turn:
 
 def told(question: Question, frames: Frames, video: Video, *, close_ups: bool) -> Conversation:
     """What comes before the question when a teacher is asked: the findings, and for a whole video the anomaly enlarged; for a
-    mistaken scan what it suspects."""
+    mistaken scan what it suspects. Raises ``Unreadable``."""
     name = "mistaken" if question.supposed else "hints"
     text = filled(name, record=question.record.id, task=question.label, found=found(question, frames))
     close_up = _close_up(question.record, video) if close_ups and question.whole and not question.supposed else None
@@ -294,8 +353,9 @@ def _close_up(record: Record, video: Video, most: int = 8) -> Frames | None:
     windows = [anomaly.window for anomaly in record.anomalies if anomaly.window is not None]
     if not boxes or not windows:
         return None
-    indices = video.indices_at(8.0, hull(windows))
-    frames = video.frames(indices[:: -(-len(indices) // most)], fps=8.0)
+    with _reading():
+        indices = video.indices_at(8.0, hull(windows))
+        frames = video.frames(indices[:: -(-len(indices) // most)], fps=8.0)
     corners = [box.to_pixels(video.width, video.height) for box in boxes]
     left, top = min(corner[0] for corner in corners), min(corner[1] for corner in corners)
     right, bottom = max(corner[2] for corner in corners), max(corner[3] for corner in corners)
@@ -308,8 +368,11 @@ def _close_up(record: Record, video: Video, most: int = 8) -> Frames | None:
 # ---- samples and videos ---------------------------------------------------------------------------------------------
 
 
-def open_video(record: Record, root: Path) -> Video:
-    """The record's video on the record's own clock. Raises ``ValueError`` when it cannot be read or is not what the record states."""
+def open_video(record: Record, root: Path, *, clocked: bool = True) -> Video:
+    """The record's video, its time stamps within half a frame of the record's own clock (clocked=False: for its pixels alone).
+
+    Raises ``ValueError`` when it cannot be read, is not what the record states, or has a variable frame rate.
+    """
     path = root / record.video
     if not path.is_file():
         raise ValueError(f"record {record.id}: video missing: expected {path}")
@@ -319,7 +382,10 @@ def open_video(record: Record, root: Path) -> Video:
             f"record {record.id}: states {record.num_frames} frames of {record.width}x{record.height}, {path.name} has "
             f"{len(video)} of {video.width}x{video.height}; correct the record or the file"
         )
-    return video if abs(video.fps - record.fps) <= 0.01 * record.fps else video.with_fps(record.fps)
+    if clocked and variable(video, record.fps):
+        raise ValueError(f"record {record.id}: {path.name}: {VARIABLE}")
+    close = abs(video.fps - record.fps) <= 0.01 * record.fps and off_clock(video, record.fps) <= 0.5
+    return video if close else video.with_fps(record.fps)
 
 
 def as_sample(question: Question, answer: str, **more: Any) -> dict[str, Any]:

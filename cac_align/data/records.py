@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cac_align.judgement import Anomaly, Status
+from cac_align.video import Video
 
 Review = Literal["draft", "returned", "accepted", "audited"]
 
@@ -78,6 +79,24 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
             lines.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
             count += 1
     return count
+
+
+VARIABLE = "variable frame rate: re-encode at a constant rate"
+
+
+def off_clock(video: Video, fps: float) -> float:
+    """By how many frames a time stamp of the video lies off the even clock index / fps, on which judges learn and are tested."""
+    return max(abs(time_s * fps - index) for index, time_s in enumerate(video.times_s))
+
+
+def variable(video: Video, fps: float) -> bool:
+    """Whether the video's own time stamps lie more than half a frame off any even clock: ``fps``, and that of its own mean rate.
+
+    ``video`` is on the container's clock: opened without fps.
+    """
+    if off_clock(video, fps) <= 0.5:
+        return False
+    return off_clock(video, (len(video) - 1) / video.times_s[-1]) > 0.5
 
 
 def moved(record: Record, root: Path, out: Path) -> Record:

@@ -155,7 +155,8 @@ def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
 def _hashes(items: Sequence[tuple[Path, Record]], progress: Callable[[int, int], None] | None) -> np.ndarray:
     hashes = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding leaves Python's lock
-        for number, found in enumerate(pool.map(lambda item: fingerprint(open_video(item[1], item[0])), items), 1):
+        each = pool.map(lambda item: fingerprint(open_video(item[1], item[0], clocked=False)), items)
+        for number, found in enumerate(each, 1):
             hashes.append(found)
             if progress is not None:
                 progress(number, len(items))

@@ -34,13 +34,13 @@ from typing import Any
 from cac_align.cac.prompts import wording_hash
 from cac_align.cac.schema import answer_schema
 from cac_align.cac.single_turn import single_turn_hash
-from cac_align.data.attempts import Attempt, AttemptLog
+from cac_align.data.attempts import Attempt, AttemptLog, claim_folder
 from cac_align.data.prompts import filled, texts_hash
 from cac_align.data.questions import (
     ALL_TASKS,
-    SCAN_FPS,
     TASKS,
     Question,
+    Unreadable,
     as_sample,
     conversation,
     found,
@@ -50,6 +50,7 @@ from cac_align.data.questions import (
     shown,
     told,
     truth,
+    whole,
 )
 from cac_align.data.records import Record, moved, write_records
 from cac_align.data.verify import faults
@@ -166,7 +167,8 @@ def synthesise(
     )  # fmt: skip
     log = AttemptLog(out / "attempts.jsonl")
     try:
-        _claim_folder(out, teacher, settings)
+        made = {f"teacher/{name}": value for name, value in teacher.passport.items()}
+        claim_folder(out / "synthesis.json", {**made, **settings.identity()})
         ask = _Asking(root, teacher, settings, log)
         outcomes = _all(ask, usable, questions, settings, progress)
         report = _report(outcomes, log, settings, len(every) - len(usable))
@@ -174,20 +176,6 @@ def synthesise(
     finally:
         log.close()
     return report
-
-
-def _claim_folder(out: Path, teacher: Vlm, settings: Synthesis) -> None:
-    made = {**{f"teacher/{name}": value for name, value in teacher.passport.items()}, **settings.identity()}
-    path = out / "synthesis.json"
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        other = sorted(name for name in {*made, *before} if made.get(name) != before.get(name))
-        if other:
-            name = other[0]
-            raise ValueError(
-                f"{out}: was made with {name} = {before.get(name)}, now it is {made.get(name)}; use the same, or another folder"
-            )
-    write_whole(path, json.dumps(made, indent=1, sort_keys=True) + "\n")
 
 
 def _all(
@@ -245,9 +233,9 @@ class _Asking:
     def record(self, record: Record, questions: Sequence[Question]) -> Outcome:
         try:
             video = open_video(record, self.root)
-            scanned = video.sample(SCAN_FPS)
         except (ValueError, OSError) as error:
             return Outcome(record, discarded=f"video: {error}", lost=(("video", str(error)),))
+        scanned = whole(video)
         samples, lost, rounds, scan_answer = [], [], 0, ""
         try:
             for planned in questions:
@@ -268,6 +256,8 @@ class _Asking:
                 if question.task not in ALONE:
                     rounds = max(rounds, needed)
                 samples.append(as_sample(question, answer, **suspicion, rounds=needed))
+        except Unreadable as error:
+            return Outcome(record, discarded=f"video: {error}", lost=(("video", str(error)),))
         except _Unanswered as error:
             return Outcome(record, unanswered=str(error))
         except _Discarded as error:
@@ -293,29 +283,39 @@ class _Asking:
         return replace(look, alarms=()), {"claim": own}
 
     def _chain(self, question: Question, frames: Frames, video: Video, claim: Turn | None = None) -> tuple[str, int]:
-        """The verified answer and its round. Raises ``_Discarded``, or ``_Unanswered`` when the teacher fails."""
+        """The verified answer and its round; what the log holds is not asked again, and without a question nothing is decoded.
+
+        Raises ``_Discarded``, ``Unreadable``, or ``_Unanswered`` when teacher or reviewer fails.
+        """
         settings = self.settings
         if not truth(question, frames) and (question.supposed or question.record.status == "abnormal"):
             raise _Discarded(question.task, f"not shown: no frame of the {question.label} shows the anomaly")
-        asked = told(question, frames, video, close_ups=settings.close_ups) + conversation(
-            question, frames, claim=claim, wording=settings.wording
-        )
-        before = self.log.rounds(question.key)
+        before, unreviewed = self.log.rounds(question.key), self.log.unreviewed(question.key)
+        asked: Conversation = ()
         while not (before and before[-1].verified):
             if len(before) >= settings.rounds:
                 why = "; ".join(before[-1].reasons) if before else "no round was asked for"
                 raise _Discarded(question.task, f"{why} ({question.label}, after {len(before)} rounds)")
+            if not asked:
+                frames = replace(frames)  # decodes them: a damaged video is found here, not inside the teacher
+                asked = told(question, frames, video, close_ups=settings.close_ups) + conversation(
+                    question, frames, claim=claim, wording=settings.wording
+                )
             again = asked if not before else (
                 *asked,
                 Message("assistant", _CONTROL.sub("", before[-1].text)[:8000]),
                 Message("user", filled("again", reasons="; ".join(before[-1].reasons)[:800])),
             )  # fmt: skip
-            attempt = self._attempt(question, frames, again, len(before) + 1)
+            if unreviewed is None:
+                attempt = self._attempt(question, frames, again, len(before) + 1)
+            else:  # its tokens are counted already
+                answered = replace(unreviewed, num_prompt_tokens=0, num_tokens=0)
+                attempt, unreviewed = self._reviewed(answered, question, frames), None
             self.log.add(attempt)
             if attempt.error is not None:
                 raise _Unanswered(f"{question.label}: the teacher gave no answer: {attempt.error}")
             before = [*before, attempt]
-        return _answer_in(before[-1]), len(before)
+        return before[-1].answer, len(before)
 
     def _attempt(self, question: Question, frames: Frames, asked: Conversation, number: int) -> Attempt:
         settings = self.settings
@@ -330,21 +330,21 @@ class _Asking:
         if reply.truncated:
             against = (*against, "format: the answer hit the token limit")
         attempt = replace(attempt, reasons=against)
-        if not settings.review or against:
-            return attempt
-        text = filled("review_mistaken" if question.supposed else "review", found=found(question, frames), answer=reply.text)
-        verdict = self.teacher.answer([(Message("user", text, frames),)], max_new_tokens=settings.max_new_tokens)[0]
+        return attempt if against or not settings.review else self._reviewed(attempt, question, frames)
+
+    def _reviewed(self, attempt: Attempt, question: Question, frames: Frames) -> Attempt:
+        """The verified attempt as a reviewer leaves it; without a verdict it is rejected, without any answer ``unreviewed``."""
+        text = filled("review_mistaken" if question.supposed else "review", found=found(question, frames), answer=attempt.text)
+        verdict = self.teacher.answer([(Message("user", text, frames),)], max_new_tokens=self.settings.max_new_tokens)[0]
         agreed = re.search(r'"consistent"\s*:\s*(true|false)', verdict.text)
-        if verdict.error is not None or agreed is None:
-            reasons, error = (), f"review: {verdict.error or 'no verdict in ' + repr(verdict.text[:80])}"
-        else:
-            reasons, error = (() if agreed[1] == "true" else (f"review: {verdict.text[:300]}",)), None
-        tokens = (reply.num_prompt_tokens + verdict.num_prompt_tokens, reply.num_tokens + verdict.num_tokens)
-        return replace(attempt, reasons=reasons, error=error, num_prompt_tokens=tokens[0], num_tokens=tokens[1])
-
-
-def _answer_in(attempt: Attempt) -> str:
-    return attempt.text[attempt.text.find("{") : attempt.text.rfind("}") + 1]
+        error, reasons = (None if verdict.error is None else f"review: {verdict.error}"), ()
+        if error is None and agreed is None:
+            reasons = (f"review: no verdict in {verdict.text[:80]!r}",)
+        elif error is None and agreed[1] == "false":
+            reasons = (f"review: {verdict.text[:300]}",)
+        tokens = (attempt.num_prompt_tokens + verdict.num_prompt_tokens, attempt.num_tokens + verdict.num_tokens)
+        return replace(attempt, reasons=reasons, error=error, unreviewed=error is not None,
+                       num_prompt_tokens=tokens[0], num_tokens=tokens[1])  # fmt: skip
 
 
 # ---- what is written ----------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ records.jsonl → validate → Violation (record, field, rule, message), one per
 
 Checked on the raw lines, so that one wrong number does not hide the rest of its record. The rules are ``RULES``; a word in a reason
 ("disappears", "suddenly appears") is what tells that an anomaly is a transition, because the record has no other mark for it.
+Windows are read on the video's own time stamps where it is opened, else on index / fps, each end to the nearest frame: containers
+round their time stamps (matroska, webm: to 1 ms; gif: to 10 ms), and a window follows one clock or the other.
 
 Source: CaC (arXiv 2605.11723) Appendix B.1.2 (categories, windows), B.1.3 (boxes, transitions, review).
 """
@@ -19,14 +21,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cac_align.data.records import Record
+import numpy as np
+
+from cac_align.data.records import VARIABLE, Record, off_clock, variable
 from cac_align.judgement import ANOMALY_TYPES, SINGLE_FRAME_TYPES, Box
 from cac_align.video import Video
 
 RULES: Mapping[str, str] = {
     "record": "every line is one JSON object with the record's fields, each of its type",
     "unique": "an id stands once",
-    "video": "the video exists, can be read, and has the stated frames, fps and size",
+    "video": "the video exists, can be read, has the stated frames, fps and size, and a constant frame rate",
     "status": "abnormal records name anomalies, normal ones none",
     "type": "an anomaly has one of the five types",
     "window": "an anomaly's window is in order and inside the video",
@@ -42,6 +46,8 @@ RULES: Mapping[str, str] = {
     "review": "the review state is draft, returned, accepted or audited, and the annotator is named",
 }
 
+_OFF, _EXACT = 0.45, 0.2
+"""Frames by which a window's end may miss the frame it means; by which it still means that frame and no other."""
 _TRANSITION = re.compile(
     r"\b(?:disappear|vanish)(?:s|es|ed|ing)?\b|\b(?:disappearance)\b|\bsudden(?:ly)?\s+(?:re)?appear\w*|"
     r"\b(?:re)?appear(?:s|ed|ing)?\s+(?:suddenly|out of|from (?:nowhere|nothing|thin air))|\bpop(?:s|ped|ping)?\s+(?:in|out|into|up)\b|"
@@ -129,11 +135,12 @@ def _line(line: str, number: int, root: Path, ids: Counter[str], videos: bool) -
         return [Violation(f"line {number}", "(line)", "record", f"expected a JSON object, received {type(row).__name__}")]
     name = row["id"] if isinstance(row.get("id"), str) else f"line {number}"
     ids[name] += 1
-    found = [Violation(name, *rest) for rest in (*_head(row), *_anomalies(row))]
+    video = _opened(root / row["video"]) if videos and isinstance(row.get("video"), str) else None
+    found = [Violation(name, *rest) for rest in (*_head(row), *_anomalies(row, _times_s(row, video)))]
     if ids[name] == 2:
         found.append(Violation(name, "id", "unique", f"stands again on line {number}; give every record its own id"))
-    if videos and isinstance(row.get("video"), str):
-        found += [Violation(name, *rest) for rest in _video(row, root)]
+    if video is not None:
+        found += [Violation(name, *rest) for rest in _video(row, video)]
     return found
 
 
@@ -164,7 +171,7 @@ def _head(row: Mapping[str, Any]) -> Iterator[Found]:
         yield "annotator", "review", "nobody is named"
 
 
-def _anomalies(row: Mapping[str, Any]) -> Iterator[Found]:
+def _anomalies(row: Mapping[str, Any], times_s: Sequence[float] | None) -> Iterator[Found]:
     anomalies = row.get("anomalies", [])
     if not isinstance(anomalies, list):
         yield "anomalies", "record", f"expected a list, received {type(anomalies).__name__}"
@@ -173,7 +180,7 @@ def _anomalies(row: Mapping[str, Any]) -> Iterator[Found]:
         if not isinstance(anomaly, dict):
             yield f"anomalies[{position}]", "record", f"expected an object, received {anomaly!r}"
             continue
-        for name, rule, message in _anomaly(anomaly, row):
+        for name, rule, message in _anomaly(anomaly, row, times_s):
             yield f"anomalies[{position}].{name}", rule, message
     for position, anomaly in enumerate(anomalies):
         for before, other in enumerate(anomalies[:position]):
@@ -192,7 +199,7 @@ def _same_defect(one: Any, other: Any) -> bool:
     return len(kinds) == 2 and one.get("window") == other.get("window") and one["boxes"] == other.get("boxes")
 
 
-def _anomaly(anomaly: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[Found]:
+def _anomaly(anomaly: Mapping[str, Any], row: Mapping[str, Any], times_s: Sequence[float] | None) -> Iterator[Found]:
     kind, reason = anomaly.get("type"), anomaly.get("reason")
     known = isinstance(kind, str) and kind in ANOMALY_TYPES
     if not known:
@@ -206,12 +213,15 @@ def _anomaly(anomaly: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[Fou
     transition = isinstance(reason, str) and _TRANSITION.search(reason)
     if transition and kind in ("Object Distortion", "Physical Violations"):
         yield "type", "appearance", f"{kind}, but the reason says {transition.group(0)!r}; that is a Motion Anomaly"
-    frames = yield from _window(anomaly, row, multi=known and kind not in SINGLE_FRAME_TYPES)
+    frames = yield from _window(anomaly, row, times_s, multi=known and kind not in SINGLE_FRAME_TYPES)
     yield from _boxes(anomaly, row, frames, bool(transition and kind == "Motion Anomalies"))
 
 
-def _window(anomaly: Mapping[str, Any], row: Mapping[str, Any], *, multi: bool) -> Iterator[Found]:
-    """Yields violations; returns the window's frames (first, last), or None where there is no usable window."""
+def _window(
+    anomaly: Mapping[str, Any], row: Mapping[str, Any], times_s: Sequence[float] | None, *, multi: bool
+) -> Iterator[Found]:
+    """Yields violations; returns the window's frames, or None where there is no usable window: first, last, and what else may
+    stand for them where the window misses the frames (``_EXACT``)."""
     window = anomaly.get("window")
     ends = [window.get("start_s"), window.get("end_s")] if isinstance(window, dict) else []
     if len(ends) != 2 or not all(_number(end) for end in ends):
@@ -224,19 +234,21 @@ def _window(anomaly: Mapping[str, Any], row: Mapping[str, Any], *, multi: bool) 
     if not (_number(row.get("fps")) and row["fps"] > 0 and isinstance(row.get("num_frames"), int)):
         return None
     fps, last = row["fps"], row["num_frames"] - 1
-    if start_s < 0 or end_s > last / fps + 1e-6:
-        yield "window", "window", f"{start_s:g}-{end_s:g} s lies outside the video, which is 0-{last / fps:g} s"
+    last_s = last / fps if times_s is None else times_s[-1]
+    if start_s < 0 or end_s > last_s + _OFF / fps:
+        yield "window", "window", f"{start_s:g}-{end_s:g} s lies outside the video, which is 0-{last_s:g} s"
         return None
-    first, final = math.ceil(start_s * fps - 1e-6), math.floor(end_s * fps + 1e-6)
+    begins, ends = (end * fps if times_s is None else float(np.interp(end, times_s, range(last + 1))) for end in (start_s, end_s))
+    first, final = math.ceil(begins - _OFF), min(math.floor(ends + _OFF), last)
     if final < first:  # between two frames: the nearest one
-        first = final = min(round((start_s + end_s) / 2 * fps), last)
+        first = final = min(round((begins + ends) / 2), last)
     if multi and final == first:
         yield "window", "multi-frame", f"{anomaly.get('type')} on frame {first} alone; it takes a comparison of frames"
-    return first, final
+    return first, final, math.ceil(begins - _EXACT), math.floor(ends + _EXACT)
 
 
 def _boxes(
-    anomaly: Mapping[str, Any], row: Mapping[str, Any], window: tuple[int, int] | None, transition: bool
+    anomaly: Mapping[str, Any], row: Mapping[str, Any], window: tuple[int, ...] | None, transition: bool
 ) -> Iterator[Found]:
     boxes = anomaly.get("boxes", {})
     if not isinstance(boxes, dict):
@@ -278,21 +290,44 @@ def _frame(where: str, entry: Any) -> Iterator[Found]:
         seen.append(corners)
 
 
-def _video(row: Mapping[str, Any], root: Path) -> Iterator[Found]:
-    path = root / row["video"]
+def _opened(path: Path) -> Video | str:
+    """The video, or why there is none."""
     if not path.is_file():
-        yield "video", "video", f"missing: expected {path}"
-        return
+        return f"missing: expected {path}"
     try:
-        video = Video.open(path)
+        return Video.open(path)
     except (ValueError, OSError) as error:
-        yield "video", "video", f"cannot be read: {error}"
+        return f"cannot be read: {error}"
+
+
+def _times_s(row: Mapping[str, Any], video: Video | str | None) -> Sequence[float] | None:
+    """The video's own time stamps, where it is the one that the record means."""
+    if not isinstance(video, Video) or row.get("num_frames") != len(video) or not _same_rate(row, video):
+        return None
+    return video.times_s
+
+
+def _same_rate(row: Mapping[str, Any], video: Video) -> bool:
+    return _number(row.get("fps")) and abs(row["fps"] - video.fps) <= 0.01 * video.fps
+
+
+def _video(row: Mapping[str, Any], video: Video | str) -> Iterator[Found]:
+    if isinstance(video, str):
+        yield "video", "video", video
         return
+    named = Path(row["video"]).name
     for name, has in (("num_frames", len(video)), ("width", video.width), ("height", video.height)):
         if isinstance(row.get(name), int) and row[name] != has:
-            yield name, "video", f"states {row[name]}, {path.name} has {has}"
-    if _number(row.get("fps")) and abs(row["fps"] - video.fps) > 0.01 * video.fps:
-        yield "fps", "video", f"states {row['fps']:g}, {path.name} has {video.fps:g}"
+            yield name, "video", f"states {row[name]}, {named} has {has}"
+    if not _number(row.get("fps")) or row["fps"] <= 0:
+        return
+    if variable(video, row["fps"]):
+        yield "video", "video", f"{named}: {VARIABLE}"
+    elif not _same_rate(row, video):
+        yield "fps", "video", f"states {row['fps']:g}, {named} has {video.fps:g}"
+    elif row.get("num_frames") == len(video) and (off := off_clock(video, row["fps"])) > 0.5:
+        has = (len(video) - 1) / video.times_s[-1]
+        yield "fps", "video", f"states {row['fps']:g}, {named} has {has:.5g}, which makes {off:.1f} frames by its end"
 
 
 def _number(value: Any) -> bool:

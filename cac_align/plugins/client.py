@@ -35,6 +35,7 @@ from cac_align.plugins.wire import (
 )
 from cac_align.rewards.reward import Score, check_pairs
 from cac_align.video import Video
+from cac_align.vlm.protocol import unidentified
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _BACKOFF_S = (0.25, 8.0)  # first and longest pause; doubled each time, with jitter so that clients do not come back together
@@ -103,9 +104,15 @@ class RemoteReward:
 
     @property
     def passport(self) -> Mapping[str, str]:
-        """The service's passport for this reward, and how pixels travel. Raises ``ValueError`` when the service cannot be asked."""
+        """The service's passport for this reward, and how pixels travel (those of a video without a file always as JPEG).
+
+        Raises ``ValueError`` when the service cannot be asked, or cannot itself ask which checkpoint its judge runs.
+        """
         learned = self._ask_health(time.monotonic() + self.timeout_s)
-        return {**learned.passport, "wire": f"jpeg quality {self.quality}" if self.send == "frames" else self.send}
+        if unidentified(learned.passport):
+            raise ValueError(f"service {self.url}: its judge cannot be asked which checkpoint it runs; start that server first")
+        jpeg = f"jpeg quality {self.quality}"
+        return {**learned.passport, "wire": jpeg if self.send == "frames" else f"{self.send}, pixels as {jpeg}"}
 
     def health(self) -> Health:
         """What the service says about itself now. Raises ``ValueError`` when it cannot be asked within ``timeout_s``."""
@@ -158,7 +165,7 @@ class RemoteReward:
             response.scores[0].opened()
         except ValueError as error:
             raise _Failed(f"answered garbage: {str(error)[:200]}") from error
-        if response.passport != dict(self._learn(deadline).passport):
+        if response.scores[0].score is not None and response.passport != dict(self._learn(deadline).passport):
             # Scores of two models in one run would be compared with each other: nobody could tell from the numbers.
             raise _Failed(
                 "the service now scores with another reward than when this run began; restart the run, or the service as it was"
@@ -178,8 +185,9 @@ class RemoteReward:
             if name not in health.rewards:
                 raise ValueError(f"{self.url} serves {', '.join(health.rewards) or 'no reward'}; received reward {name!r}")
             known = _Learned(name, health.passports.get(name, {}), health.frame_plans.get(name))
-            with self._lock:
-                self._learned = known
+            if not unidentified(known.passport):  # else its judge is not ready: asked again next time
+                with self._lock:
+                    self._learned = known
         return known
 
     def _ask_health(self, deadline: float) -> _Learned:

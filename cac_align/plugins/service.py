@@ -93,7 +93,7 @@ def create_app(reward: Reward, settings: Settings = Settings(), ledger: Path | N
     rewards = offered(reward)
     default = next(iter(rewards))
     plans = {name: plan_of(each) for name, each in rewards.items()}
-    passports = {name: dict(each.passport) for name, each in rewards.items()}
+    _ = [each.passport for each in rewards.values()]  # read anew for every answer: a server may be exchanged
     if ledger is not None:
         from cac_align.rewards.ledger import Ledger
 
@@ -202,13 +202,21 @@ def create_app(reward: Reward, settings: Settings = Settings(), ledger: Path | N
             videos_total.labels(name, "scored" if score.scored else "unscored").inc()
         return [(score, unsent_frames(videos.get(index))) for index, score in enumerate(answers)]
 
+    async def passport_of(name: str) -> dict[str, str]:
+        try:
+            return await asyncio.to_thread(lambda: dict(rewards[name].passport))  # a server may have to be asked
+        except ValueError as error:
+            raise HTTPException(503, str(error), headers={"Retry-After": "5"}) from error
+
     @app.post("/v1/score")
     async def score(request: Request) -> Response:
         message = await read(request, ScoreRequest)
         name = message.reward or default
+        before = await passport_of(name) if name in rewards else {}
         answers = await judge(name, [item.prompt for item in message.items], [item.video for item in message.items])
-        results = [ScoreResult(**answer.to_json(), unsent=unsent) for answer, unsent in answers]
-        answer = ScoreResponse(scores=results, passport=passports[name])
+        scores, passport = of_one_judge([score for score, _ in answers], before, await passport_of(name))
+        results = [ScoreResult(**each.to_json(), unsent=unsent) for each, (_, unsent) in zip(scores, answers, strict=True)]
+        answer = ScoreResponse(scores=results, passport=passport)
         return Response(answer.model_dump_json(), media_type="application/json")
 
     @app.post("/score")
@@ -255,6 +263,7 @@ def create_app(reward: Reward, settings: Settings = Settings(), ledger: Path | N
         if stranger:  # a probe may ask whether we live, nothing else
             answer = Health(status=status)
         else:
+            passports = {name: await passport_of(name) for name in rewards}
             names = {name: ["ready"] for name in rewards}
             answer = Health(status=status, rewards=names, default=default, passports=passports, frame_plans=plans, limits=limits)
         return Response(answer.model_dump_json(), 200 if status == "ok" else 503, media_type="application/json")
@@ -283,6 +292,18 @@ def plan_of(reward: Reward) -> FramePlan | None:
         else:
             return None
     return FramePlan(scan_fps=tuple(sorted(scans)), look_fps=tuple(sorted(looks)), counts=tuple(sorted(counts)))
+
+
+def of_one_judge(scores: Sequence[Score], before: dict[str, str], after: dict[str, str]) -> tuple[list[Score], dict[str, str]]:
+    """(the scores, the passport that holds for every number among them), from the passports read before and after judging.
+
+    Where these differ, the scores' own tell which it was; the score of another judge is missing.
+    """
+    stated = [dict(score.passport) for score in scores if score.scored]
+    passport = after if before == after else next((each for each in (after, before) if each in stated), after)
+    lost = Score.missing("the judge was exchanged while it scored, so nobody knows which one did", passport=passport)
+    wrong = [before != after and score.scored and dict(score.passport) != passport for score in scores]
+    return [lost if other else score for score, other in zip(scores, wrong, strict=True)], passport
 
 
 def unsent_frames(video: Video | None) -> tuple[int, ...]:

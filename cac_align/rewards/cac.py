@@ -23,7 +23,7 @@ from cac_align.rewards.reward import Score, check_pairs
 from cac_align.video import Video
 from cac_align.vlm.connect import connect
 from cac_align.vlm.dialogue import Dialogue
-from cac_align.vlm.protocol import Vlm
+from cac_align.vlm.protocol import Vlm, unknown_judge
 from cac_align.weights import shipped
 
 Settings = TwoTurn | SingleTurn | VerdictOnly
@@ -46,7 +46,7 @@ class CaC:
     (``evaluation.calibration.fit_temperature``; Guo et al. 2017, arXiv 1706.04599) makes R a probability again and keeps every order.
     views: how each video is shown (``cac.views``); of several, R is that of the mean log-odds, every view must have a verdict, and the
     evidence is the first view's judgement that agrees with the mean. threshold: of several views, the mean log-odds at or below which their
-    verdict is "abnormal": one view's alarm is worth more than one view's silence, so it lies above 0 (``evaluation.calibration.fit_threshold``).
+    verdict is "abnormal", where one of them says so: one view's alarm is worth more than one view's silence, so it lies above 0 (``evaluation.calibration.fit_threshold``).
     It moves no R. bounds: the range of its values, for ``normalise="range"``.
     """
 
@@ -122,9 +122,18 @@ class CaC:
         ]
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
+        """One Score per video, in order. None is a number when it cannot be told which checkpoint judged: a server that was exchanged
+        meanwhile, or that does not say what it runs."""
         check_pairs(prompts, videos)
         passport = self.passport
-        return [self._score(seen, passport) for seen in self._judge_views(prompts, videos, None)]
+        scores = [self._score(seen, passport) for seen in self._judge_views(prompts, videos, None)]
+        if (why := unknown_judge(passport, self.passport)) is None:
+            return scores
+        lost = f"{self.name}: {why}"
+        return [
+            Score.missing(lost, parts=score.parts, evidence=score.evidence, passport=passport) if score.scored else score
+            for score in scores
+        ]
 
     def _judge_views(
         self, prompts: Sequence[str], videos: Sequence[Video], progress: Callable[[int], None] | None

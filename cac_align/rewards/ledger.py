@@ -286,6 +286,7 @@ class Remembered:
             fresh = self.reward([prompts[index] for index in batch], [videos[index] for index in batch])
             if len(fresh) != len(batch):
                 raise ValueError(f"reward {self.name!r} returned {len(fresh)} scores for {len(batch)} videos; expected one each")
+            fresh = [_of_judge(passport, score) for score in fresh]
             self.ledger.record(
                 [
                     (keys[index], "score" if score.scored else "missing", prompts[index], videos[index], self.name, score)
@@ -294,6 +295,15 @@ class Remembered:
             )
             scores |= {keys[index]: score for index, score in zip(batch, fresh, strict=True)}
         return [scores[key] for key in keys]
+
+
+def _of_judge(passport: Mapping[str, str], score: Score) -> Score:
+    """The score, where no other checkpoint made it than its key says: a server may be exchanged in the middle of a call."""
+    told = {name: value for name, value in score.passport.items() if name.endswith("vlm/served")}
+    if not score.scored or all(passport.get(name, value) == value for name, value in told.items()):
+        return score
+    why = "the judge was exchanged since this call began, so its score is not filed under the former one; score this video again"
+    return Score.missing(why, parts=score.parts, evidence=score.evidence, passport=score.passport)
 
 
 @dataclass(frozen=True)

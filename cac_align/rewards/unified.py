@@ -21,7 +21,7 @@ from typing import Any
 
 from cac_align.rewards.reward import Score, check_pairs
 from cac_align.video import Video
-from cac_align.vlm.protocol import Conversation, Message, Reply, Vlm
+from cac_align.vlm.protocol import Conversation, Message, Reply, Vlm, unknown_judge
 
 NUM_FRAMES = 16
 AXES = ("alignment", "physics", "style")
@@ -150,11 +150,14 @@ class UnifiedReward:
         scores: list[Score] = []
         for start in range(0, len(videos), _VIDEOS_AT_ONCE):
             stop = start + _VIDEOS_AT_ONCE
-            scores += self._score(prompts[start:stop], videos[start:stop])
+            passport = self.passport
+            found = self._score(prompts[start:stop], videos[start:stop], passport)
+            if why := unknown_judge(passport, self.passport):
+                found = [Score.missing(why, parts=each.parts, passport=passport) if each.scored else each for each in found]
+            scores += found
         return scores
 
-    def _score(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
-        passport = self.passport
+    def _score(self, prompts: Sequence[str], videos: Sequence[Video], passport: Mapping[str, str]) -> list[Score]:
         scores: dict[int, Score] = {}
         conversations: dict[int, Conversation] = {}
         for index, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):

@@ -29,7 +29,7 @@ from cac_align.answer import read_answer
 from cac_align.cac.prompts import single_turn_conversation, turn_one_conversation, turn_two_conversation
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.data.questions import Task
-from cac_align.data.records import Record, read_records
+from cac_align.data.records import VARIABLE, Record, read_records, variable
 from cac_align.judgement import Anomaly, Turn, Window
 from cac_align.training.policy import Segment, keep_videos
 from cac_align.video import Frames, Video
@@ -110,7 +110,11 @@ class Stage:
     num_samples: int = 0
 
     def video(self, record: Record) -> Video:
-        return Video.open(self.folder / record.video, fps=record.fps, name=record.id)
+        """On the record's clock. Raises ``ValueError`` when it cannot be read or has a variable frame rate."""
+        video = Video.open(self.folder / record.video, name=record.id)
+        if variable(video, record.fps):
+            raise ValueError(f"{record.id}: {VARIABLE}")
+        return video.with_fps(record.fps)
 
     def leave_out(self, sample: Sample, why: str) -> None:
         """Count a bad sample. Raises ``ValueError`` where the recipe says stop, or when there are too many."""

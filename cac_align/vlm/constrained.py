@@ -3,7 +3,9 @@
 JSON schema → grammar → one matcher per answer → mask over the vocabulary before each token → only schema-valid text, then the end token
 
 Constrain at inference only: in reinforcement learning a mask would make the sampled policy differ from the scored one. The readout of
-Eq. 7 always uses the unmasked distribution. The reader validates every answer afterwards all the same.
+Eq. 7 uses the unmasked distribution: here the logits before the mask; a server, whose log-probabilities are those behind it, is asked
+for them once more without the schema (``server``; not in the "openai" dialect, whose schema is a hint and which cannot go on with an
+answer). The reader validates every answer afterwards all the same.
 Numbers should be bounded integers in the schema (a free number may run on: 39e6349499164).
 """
 

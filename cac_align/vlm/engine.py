@@ -142,9 +142,7 @@ class Engine:
         ).last_hidden_state
         last = states[torch.arange(len(group), device=device), torch.tensor(news, device=device) - 1]
         del states
-        for row, state in zip(group, last, strict=True):
-            row.length, row.states = row.prompt.length, [state]
-        self._choose(group, model.lm_head(last))
+        self._choose(group, last, model.lm_head(last))
 
     # ---- one token for everyone -----------------------------------------------------------------------------------------
 
@@ -182,11 +180,7 @@ class Engine:
         writing = [number for number, row in enumerate(rows) if row and not row.written]
         if writing:
             states = states[:, 0] if len(writing) == len(rows) else states[writing, 0]
-            logits = model.lm_head(states)
-            for number, state in zip(writing, states, strict=True):
-                rows[number].length += 1
-                rows[number].states.append(state)
-            self._choose([rows[number] for number in writing], logits)
+            self._choose([rows[number] for number in writing], states, model.lm_head(states))
 
     def _tree_mask(
         self, seen: Bool[torch.Tensor, "S W"], asked: Sequence[Sequence[int]], columns: Int64[torch.Tensor, "S Q"]
@@ -205,8 +199,11 @@ class Engine:
                     mask[number, query, : before + row.tree.depths[parent]] = True
         return mask
 
-    def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
-        """The next token of each row, greedily. A row whose logits are not finite, or whose schema allows nothing, stops with an error."""
+    def _choose(self, rows: Sequence[Row], states: Float[torch.Tensor, "N H"], logits: Float[torch.Tensor, "N V"]) -> None:
+        """The next token of each row, greedily. A row whose logits are not finite, or whose schema allows nothing, stops with an error.
+
+        states: where the logits come from. No row moves before every token is known: a failure until then leaves all as they were.
+        """
         logits = logits.float()
         finite = torch.isfinite(logits.sum(1)).tolist()
         logits.masked_fill_(self._banned, -torch.inf)
@@ -214,8 +211,11 @@ class Engine:
         if held:  # a mask depends on the tokenizer and the matcher only, so any row's constraint can apply all of them
             held.mask_(logits, [row.matcher for row in rows])
         best, chosen = logits.max(1)
-        for row, fine, value, token in zip(rows, finite, best.tolist(), chosen.tolist(), strict=True):
-            if row.written:  # nothing is to be written (limit 0)
+        for row, state, fine, value, token in zip(rows, states, finite, best.tolist(), chosen.tolist(), strict=True):
+            row.torn, complete = True, row.written
+            row.length = row.prompt.length + len(row.tokens)
+            row.states.append(state)
+            if complete:  # nothing is to be written (limit 0)
                 pass
             elif not fine:
                 row.error = (
@@ -229,8 +229,10 @@ class Engine:
                 row.tokens.append(token)
                 if row.matcher:
                     row.prompt.constraint.accept(row.matcher, token)
+        for row in rows:
             if row.prompt.readout is not None and (row.written or len(row.tokens) % LOOK_EVERY == 0):
                 self._look(row)
+            row.torn = False
 
     # ---- probabilities of words -----------------------------------------------------------------------------------------
 
@@ -314,7 +316,8 @@ class Engine:
     def _guard(self, work: Callable[[], None], rows: Sequence[Row], finish: Callable[[Prompt, Answer], None]) -> None:
         """Do some work for these rows. If it fails, half of them start again later; a single one is finished with the fault.
 
-        A forward that failed midway has moved no answer on: its columns are simply written again.
+        A forward that failed midway has moved no answer on: its columns are simply written again. An answer that was being moved on
+        when the work failed starts again like one that has no token yet.
         """
         fault = _fault(work)
         if fault is None:
@@ -329,7 +332,7 @@ class Engine:
         self._limit = max(1, others + kept)
         log.warning("%d answers at once failed, going on with at most %d: %s", others + len(rows), self._limit, fault)
         for number, row in enumerate(rows):
-            if number >= kept or not row.states:  # after a failed step the first half goes on as it is
+            if number >= kept or row.torn or not row.states:  # after a failed step the first half goes on as it is
                 self._rows[self._rows.index(row)] = None
                 self._again.append(row.prompt)
         self._close_gaps()

@@ -18,13 +18,9 @@ import torch
 from jaxtyping import Int64
 
 from cac_align.video import Frames
-from cac_align.vlm.protocol import Conversation, Message
+from cac_align.vlm.protocol import ControlToken as ControlToken
+from cac_align.vlm.protocol import Conversation, Message, refuse_control_tokens
 from cac_align.vlm.spelling import vocabulary
-
-
-class ControlToken(ValueError):
-    """A text that would be read as the chat's own structure."""
-
 
 TEXT, IMAGE, VIDEO = 0, 1, 2
 """Values of mm_token_type_ids."""
@@ -85,7 +81,7 @@ def _together(
     for conversation in conversations:
         check(conversation)
         for message in conversation:
-            _reject_control_tokens(processor.tokenizer, message)
+            refuse_control_tokens(message, vocabulary(processor.tokenizer).special)
         asked = conversation[:-1] if conversation[-1].role == "assistant" else conversation
         texts.append(
             processor.apply_chat_template(
@@ -266,12 +262,3 @@ def _limit(half: Any, max_pixels: int | None, device: Any) -> dict[str, Any]:
 
 def _channels_first(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
-
-
-def _reject_control_tokens(tokenizer: Any, message: Message) -> None:
-    for token in vocabulary(tokenizer).special:
-        if token in message.text:
-            raise ControlToken(
-                f"the {message.role}'s text contains the control token {token!r} at character {message.text.index(token)}; "
-                "remove it, it would be read as the chat's own structure"
-            )

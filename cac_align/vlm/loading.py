@@ -18,6 +18,17 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 """How attention inside the vision encoder is computed. The language model's goes through sdpa: its slots need a mask."""
 
 
+BESIDE_WEIGHTS = frozenset(
+    (
+        *("config.json", "generation_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+        *("processor_config.json", "chat_template.jinja", "chat_template.json", "tokenizer.json", "tokenizer_config.json"),
+        *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    )
+)
+"""Files beside the weights that decide what a judge sees and says: frame sizes, tokens, the chat's form. Not ``cac_align.json``, whose
+content enters the passport by itself."""
+
+
 def load_model(source: str, *, device: str, dtype: torch.dtype, revision: str | None, attention: str = "sdpa") -> tuple[Any, Any]:
     """(model in evaluation mode on ``device``, its processor).
 
@@ -111,11 +122,11 @@ def hash_weights(model: Any) -> str:
 
 
 def hash_files(folder: Path) -> str:
-    """sha256 over all weight files of a folder."""
+    """sha256 over names, sizes and contents of a folder's weights and of the files in ``BESIDE_WEIGHTS``."""
     digest = hashlib.sha256()
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin") or path.name in BESIDE_WEIGHTS)
     for path in files:
-        digest.update(path.name.encode())
+        digest.update(f"{path.name} {path.stat().st_size} ".encode())
         with path.open("rb") as stream:
             while block := stream.read(1 << 24):
                 digest.update(block)

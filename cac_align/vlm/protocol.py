@@ -9,7 +9,7 @@ summed over all spellings its tokenizer has for the word; it never searches for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -24,6 +24,35 @@ class Message:
     text: str
     frames: Frames | None = None
     as_images: bool = False
+
+
+CONTROL_TOKENS = (
+    *(
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|object_ref_start|>",
+        "<|object_ref_end|>",
+        "<|box_start|>",
+        "<|box_end|>",
+    ),
+    *("<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+)
+"""Qwen's special tokens. A model whose tokenizer is at hand is asked for its own."""
+
+
+class ControlToken(ValueError):
+    """A text that would be read as the chat's own structure."""
+
+
+def refuse_control_tokens(message: Message, tokens: Iterable[str] = CONTROL_TOKENS) -> None:
+    """Raise ``ControlToken`` for a message whose text holds one of these."""
+    for token in tokens:
+        if token in message.text:
+            raise ControlToken(
+                f"the {message.role}'s text contains the control token {token!r} at character {message.text.index(token)}; "
+                "remove it, it would be read as the chat's own structure"
+            )
 
 
 Conversation = tuple[Message, ...]
@@ -57,6 +86,24 @@ class Reply:
     truncated: bool = False
     num_prompt_tokens: int = 0
     num_tokens: int = 0
+
+
+UNREACHABLE = "unreachable"
+"""What a passport says of a checkpoint that could not be asked for: it identifies nothing."""
+
+
+def unidentified(passport: Mapping[str, str]) -> bool:
+    """Whether a passport, a reward's own or a combination's, speaks of a server that could not be asked which checkpoint it runs."""
+    return any(name.endswith("vlm/served") and value == UNREACHABLE for name, value in passport.items())
+
+
+def unknown_judge(before: Mapping[str, str], after: Mapping[str, str]) -> str | None:
+    """Why the passports read before and after a call do not tell who judged in between; None: they do."""
+    if unidentified(before) or unidentified(after):
+        return "the server could not be asked which checkpoint it runs, so nobody knows which one judged; score this video again"
+    if dict(before) != dict(after):
+        return "the server's checkpoint changed while it judged, so nobody knows which one did; score this video again"
+    return None
 
 
 @runtime_checkable

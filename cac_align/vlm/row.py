@@ -56,7 +56,10 @@ class Answer:
 
 @dataclass(eq=False)
 class Row:
-    """One slot at work. length: columns that hold the prompt and the answer so far. next_position: M-RoPE of the answer's token 0."""
+    """One slot at work. length: columns that hold the prompt and the answer so far. next_position: M-RoPE of the answer's token 0.
+
+    torn: its next token is being put down; a failure meanwhile leaves it of no use.
+    """
 
     prompt: Prompt
     matcher: Any
@@ -66,6 +69,7 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     states: list[torch.Tensor] = field(default_factory=list)  # states[n] predicts token n
     ended: bool = False
+    torn: bool = False
     error: str | None = None
     place: tuple[int, bytes] | None = None
     tree: SpellingTree | None = None

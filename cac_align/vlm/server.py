@@ -1,7 +1,8 @@
 """A vision-language model behind the OpenAI chat protocol, as vLLM and SGLang speak it: JSON over HTTP, nothing pickled.
 
 conversations → JPEG frames + text → POST /v1/chat/completions (bounded retries, thread pool) → Reply
-readout: locate(text) → token at that place → its top-20 → log P(word);  not covered → one more request that ends at the place
+readout: locate(text) → token at that place → its top-20 → log P(word);  not covered, or behind a schema → one more
+request, without a schema, that ends at the place: the grammar's mask acts before a server takes its log-probabilities
 
 The client samples and stamps the frames itself, so that what the judge sees is exact: either single images, each behind its time
 ("<0.5 seconds>", Qwen3-VL's own notation), or one video part whose frame indices and rate travel along (vLLM only). Decoding is
@@ -18,6 +19,7 @@ import math
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -28,10 +30,10 @@ from urllib.parse import urlsplit
 import httpx
 
 from cac_align.vlm.dialogue import Dialogue, Question, converse
-from cac_align.vlm.protocol import Conversation, Readout, Reply
+from cac_align.vlm.protocol import UNREACHABLE, Conversation, Readout, Reply
 from cac_align.vlm.server_chat import chat, continuation, response_format
 from cac_align.vlm.server_readout import Uncovered, read_words
-from cac_align.vlm.server_reply import Failed, choice_of, excerpt, reply_of, retry_after_s, server_message
+from cac_align.vlm.server_reply import Failed, choice_of, excerpt, reply_of, retry_after_s, root_of, server_message
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,7 +43,11 @@ TOP_LOGPROBS = 20
 """As many as the protocol allows everywhere."""
 
 _RETRIED = frozenset({429, 500, 502, 503, 504})
+_AWAY = frozenset({502, 503, 504})
+"""Whoever answers after one of these may be another process, with another checkpoint."""
 _LONGEST_WAIT_S = 30.0
+_BELIEVED_S = 60.0
+"""How long the checkpoint that a server named is believed to be still there, while nothing is asked of it."""
 _READERS = 4
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -115,10 +121,11 @@ class ServerVlm:
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(self.concurrency)
         self._root: str | None = None
+        self._asked_s, self._breaks = -math.inf, 0  # when it was asked for (monotonic clock), how often it was forgotten
         self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        private = {"_client", "_client_pid", "_lock", "_slots", "_warned"}
+        private = {"_client", "_client_pid", "_lock", "_slots", "_warned", "_root", "_asked_s", "_breaks"}
         return {name: value for name, value in self.__dict__.items() if name not in private}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -134,20 +141,30 @@ class ServerVlm:
         """What identifies the answers, wherever the server runs. ``served`` is the checkpoint that the server says it has loaded,
         ``revision`` (only where one was given) which of those weights.
 
-        While the server cannot be asked it is "unreachable": then there are no scores for it to identify either.
+        It is asked for again after a new connection, a broken one, a 502, 503 or 504, and after a minute: the server may have been
+        started anew, with something else. While it cannot be asked it is "unreachable", which identifies no score.
         """
-        if self._root is None:
-            self._root = self._ask_root()
+        root = self._root
+        if root is None or time.monotonic() - self._asked_s > _BELIEVED_S:
+            breaks = self._breaks
+            root = self._ask_root()
+            with self._lock:
+                if breaks == self._breaks:  # else the server went away meanwhile
+                    self._root, self._asked_s = root, time.monotonic()
         revision = {} if self.revision is None else {"revision": self.revision}
         return revision | {
             "backend": "server",
             "model": self.model,
-            "served": self._root or "unreachable",
+            "served": root or UNREACHABLE,
             "dialect": self.dialect,
             "frames": self._frames_entry(),
             "decoding": "temperature 0, top_p 1, seed 0",
-            "readout": "logprob_token_ids" if self.word_token_ids else f"top {TOP_LOGPROBS}",
+            "readout": self._readout_entry(),
         }
+
+    def _readout_entry(self) -> str:
+        how = "logprob_token_ids" if self.word_token_ids else f"top {TOP_LOGPROBS}"
+        return how if self.dialect == "openai" else f"{how}, behind a schema by a request without it"
 
     def _frames_entry(self) -> str:
         how = f"jpeg {self.image_quality}"
@@ -252,6 +269,8 @@ class ServerVlm:
             return None
         place = found - len(begun)
         try:
+            if "response_format" in request and self.dialect != "openai":
+                raise Uncovered("the schema's mask acted on them", ask_again=True)
             return read_words(choice.get("logprobs"), text, place, readout.words, self.word_token_ids)
         except Uncovered as uncovered:
             if not uncovered.ask_again or self.dialect == "openai":
@@ -293,11 +312,18 @@ class ServerVlm:
     def _attempt(self, body: bytes) -> Any:
         url = f"{self.url}/chat/completions"
         try:
-            response = self._http().post(url, content=body, headers={"Content-Type": "application/json"})
+            response = self._http().post(
+                url, content=body, headers={"Content-Type": "application/json"}, extensions={"trace": self._watch}
+            )
         except httpx.TimeoutException:
+            self._forget()
             return _Again(f"no answer from the server within {self.timeout_s:g} s")
         except httpx.RequestError as error:
+            self._forget()
             return _Again(f"the connection to the server failed: {error or type(error).__name__}")
+        if response.status_code in _AWAY:
+            self._forget()
+        self._asked_s = time.monotonic()
         if response.status_code in _RETRIED:
             return _Again(f"the server answered {response.status_code}: {server_message(response)}", retry_after_s(response))
         if response.status_code != 200:
@@ -322,20 +348,29 @@ class ServerVlm:
                 self._client_pid = os.getpid()
             return self._client
 
+    def _watch(self, event: str, _: Mapping[str, Any]) -> None:
+        """A server that was started anew while nobody asked breaks no request: it is told by the connection being a new one."""
+        if event.startswith("connection.connect_") and event.endswith(".started"):
+            self._forget()
+
+    def _forget(self) -> None:
+        with self._lock:
+            self._root = None
+            self._breaks += 1
+
     def _ask_root(self) -> str | None:
         """The checkpoint behind the served name; the name itself where the server does not say; None while it cannot be asked."""
-        try:
-            response = self._http().get(f"{self.url}/models", timeout=min(self.timeout_s, 10.0))
-        except httpx.RequestError:
+        for wait_s in (0.0, 1.0, 3.0):  # a busy server may be slow to say: what it has just judged is not given up for that
+            time.sleep(wait_s)
+            try:
+                response = self._http().get(f"{self.url}/models", timeout=min(self.timeout_s, 10.0))
+            except httpx.RequestError:
+                continue
+            if response.status_code not in _RETRIED:
+                break
+        else:
             return None
-        if response.status_code in _RETRIED:
-            return None
-        try:
-            cards = response.json()["data"] if response.status_code == 200 else []
-            card = next((card for card in cards if card.get("id") == self.model), {})
-            return str(card.get("root") or self.model)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return self.model
+        return root_of(response, self.model)
 
 
 def _check(question: Question, where: str) -> None:

@@ -16,14 +16,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from cac_align.video import Frames
-from cac_align.vlm.protocol import Conversation
+from cac_align.vlm.protocol import Conversation, refuse_control_tokens
 
 
 def chat(conversation: Conversation, *, as_video: bool, quality: int) -> dict[str, Any]:
     """The fields of the request that carry the conversation. ``quality``: of the JPEGs made here, 1 to 100.
 
-    Raises ``ValueError`` when a frame turns out broken as it is decoded.
+    Raises ``ValueError`` when a frame turns out broken as it is decoded, or a text holds one of Qwen's control tokens: a server would
+    read it as the chat's own structure.
     """
+    for message in conversation:
+        refuse_control_tokens(message)
     clips = [message.frames for message in conversation if message.frames is not None and not message.as_images]
     as_video = as_video and len(clips) == 1
     messages = []

@@ -75,3 +75,13 @@ def retry_after_s(response: httpx.Response) -> float:
         except (ValueError, TypeError):
             return 0.0
     return max(seconds, 0.0) if math.isfinite(seconds) else 0.0
+
+
+def root_of(response: httpx.Response, model: str) -> str:
+    """The checkpoint that ``/models`` names behind this served name; the name itself where it does not say."""
+    try:
+        cards = response.json()["data"] if response.status_code == 200 else []
+        card = next((card for card in cards if card.get("id") == model), {})
+        return str(card.get("root") or model)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return model

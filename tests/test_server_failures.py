@@ -316,3 +316,15 @@ def test_a_dialogue_that_raises_ends_the_call(serve: Any) -> None:
         hold(vlm_for(serve(lambda body, number: Answer(completion("fine")))), [broken()])
     with pytest.raises(ValueError, match="dialogue 0's question has no user message"):
         hold(vlm_for(serve(lambda body, number: Answer(completion("fine")))), [asks_nobody()])
+
+
+def test_a_server_too_busy_to_name_its_checkpoint_at_once_loses_no_judgement(serve: Any) -> None:
+    server = serve(lambda body, number: verdict(), models("one"))
+    judge = judge_of(server)
+    assert judge(["a"], clips(1))[0].scored
+    judge.vlm._forget()
+    away, named = AWAY, models("one")
+    server.models = away
+    threading.Timer(0.5, lambda: setattr(server, "models", named)).start()
+    (score,) = judge(["a"], clips(1))
+    assert score.value == pytest.approx(0.75) and score.passport["vlm/served"] == "one"

@@ -120,12 +120,12 @@ class ServerVlm:
         self._client_pid = -1
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(self.concurrency)
-        self._root: str | None = None
+        self._root, self._answered = None, False
         self._asked_s, self._breaks = -math.inf, 0  # when it was asked for (monotonic clock), how often it was forgotten
         self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        private = {"_client", "_client_pid", "_lock", "_slots", "_warned", "_root", "_asked_s", "_breaks"}
+        private = {"_client", "_client_pid", "_lock", "_slots", "_warned", "_root", "_answered", "_asked_s", "_breaks"}
         return {name: value for name, value in self.__dict__.items() if name not in private}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -323,7 +323,7 @@ class ServerVlm:
             return _Again(f"the connection to the server failed: {error or type(error).__name__}")
         if response.status_code in _AWAY:
             self._forget()
-        self._asked_s = time.monotonic()
+        self._asked_s, self._answered = time.monotonic(), True
         if response.status_code in _RETRIED:
             return _Again(f"the server answered {response.status_code}: {server_message(response)}", retry_after_s(response))
         if response.status_code != 200:
@@ -360,7 +360,7 @@ class ServerVlm:
 
     def _ask_root(self) -> str | None:
         """The checkpoint behind the served name; the name itself where the server does not say; None while it cannot be asked."""
-        for wait_s in (0.0, 1.0, 3.0):  # a busy server may be slow to say: what it has just judged is not given up for that
+        for wait_s in (0.0, 1.0, 3.0) if self._answered else (0.0,):  # what a busy server has judged is not given up at once
             time.sleep(wait_s)
             try:
                 response = self._http().get(f"{self.url}/models", timeout=min(self.timeout_s, 10.0))

@@ -14,7 +14,6 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VL
 
 from cac_align.cac.prompts import turn_one_conversation
 from cac_align.miniature.judge import (
-    SPECIAL_TOKENS,
     build_model,
     build_tokenizer,
     train_merges,
@@ -28,6 +27,7 @@ from cac_align.miniature.train_judge import HEADS, JudgeTraining, learning_rate,
 from cac_align.recipe import read_recipe
 from cac_align.video import Frames
 from cac_align.vlm.local import LocalVlm
+from cac_align.vlm.protocol import CONTROL_TOKENS
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,7 +66,7 @@ def test_any_text_survives(tokenizer, text):
 
 
 def test_special_tokens_are_qwens_and_single(tokenizer):
-    for token in SPECIAL_TOKENS:
+    for token in CONTROL_TOKENS:
         assert len(tokenizer(token).input_ids) == 1
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.padding_side == "left"
 

@@ -20,13 +20,14 @@ from chat_server import (
     user,
     vlm_for,
 )
+from transformers import AutoTokenizer
 
-from cac_align.miniature.judge import SPECIAL_TOKENS
 from cac_align.video import Frames
 from cac_align.vlm.connect import connect
 from cac_align.vlm.local import LocalVlm
 from cac_align.vlm.protocol import CONTROL_TOKENS, Message, Readout, Vlm
 from cac_align.vlm.server import ServerVlm
+from cac_align.weights import shipped
 from tests import tiny_qwen
 
 # ---- the request --------------------------------------------------------------------------------------------------
@@ -155,7 +156,8 @@ def test_a_control_token_in_a_text_fails_its_own_conversation_as_the_local_judge
     (local,) = LocalVlm(tiny_qwen.model(), tiny_qwen.processor(), name="x").answer([user("ball <|im_end|>")], max_new_tokens=1)
     (remote,) = vlm_for(server).answer([user("ball <|im_end|>")], max_new_tokens=1)
     assert local.error == f"could not be encoded: {remote.error}" and set(tiny_qwen.SPECIAL) <= set(CONTROL_TOKENS)
-    assert set(CONTROL_TOKENS) == set(SPECIAL_TOKENS)  # those of the judges that ship
+    tokenizer = AutoTokenizer.from_pretrained(shipped("cac"))
+    assert set(CONTROL_TOKENS) == set(tokenizer.all_special_tokens)  # those of the judges that ship
 
 
 # ---- identity -----------------------------------------------------------------------------------------------------

@@ -122,16 +122,22 @@ def test_r_is_that_of_the_mean_log_odds():
     assert score.parts["log_odds/mirrored"] == pytest.approx(math.log(1.5)) and score.evidence.p_normal == pytest.approx(0.9)
 
 
+def half_blind(normal):
+    """An eye that overlooks what is on the left, as surely as P(normal) says."""
+
+    def look(conversation):
+        shown = conversation[-1].frames.pixels
+        left = shown.max() > 200 and np.nonzero(shown.max(axis=(0, 1, 3)) > 200)[0].min() < SIZE // 2
+        return eye(conversation) if not left else said("normal", normal, 1 - normal)
+
+    return look
+
+
 def test_the_evidence_is_the_first_view_that_says_what_the_mean_says():
     video = clip((6, 20, 12), slice(8, 13))
 
-    def half_blind(conversation):
-        shown = conversation[-1].frames.pixels
-        left = shown.max() > 200 and np.nonzero(shown.max(axis=(0, 1, 3)) > 200)[0].min() < SIZE // 2
-        return eye(conversation) if not left else said("normal", 0.7, 0.3)
-
     # As it is the square lies on the left and is overlooked (log-odds log 7/3); mirrored it is seen (turn 2: log 1/9).
-    (score,) = CaC(ScriptedVlm(half_blind), views=("as_is", "mirrored"))([PROMPT], [video])
+    (score,) = CaC(ScriptedVlm(half_blind(0.7)), views=("as_is", "mirrored"))([PROMPT], [video])
     assert score.parts["log_odds"] == pytest.approx((math.log(7 / 3) - math.log(9)) / 2) and score.value < 0.5
     assert score.evidence.status == "abnormal" and score.evidence.anomalies[0].boxes[8][0].to_json()[0] == pytest.approx(
         94, abs=1
@@ -141,13 +147,8 @@ def test_the_evidence_is_the_first_view_that_says_what_the_mean_says():
 def test_several_views_have_a_threshold_of_their_own_and_one_is_never_overruled():
     video = clip((6, 20, 12), slice(8, 13))
 
-    def half_blind(conversation):
-        shown = conversation[-1].frames.pixels
-        left = shown.max() > 200 and np.nonzero(shown.max(axis=(0, 1, 3)) > 200)[0].min() < SIZE // 2
-        return eye(conversation) if not left else said("normal", 0.9, 0.1)
-
     def verdict(threshold, *views):
-        reward = CaC(ScriptedVlm(half_blind), views=views, threshold=threshold)
+        reward = CaC(ScriptedVlm(half_blind(0.9)), views=views, threshold=threshold)
         (score,), (judgement,) = reward([PROMPT], [video]), reward.judge([PROMPT], [video])
         assert judgement == score.evidence and score.passport.get("threshold", "0.0") == repr(threshold)
         return judgement.status, score.value

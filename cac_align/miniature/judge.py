@@ -32,23 +32,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-SPECIAL_TOKENS: tuple[str, ...] = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-"""Qwen's special tokens, in the order of its table."""
+from cac_align.vlm.protocol import CONTROL_TOKENS
 
 PIECES = "|".join(
     (
@@ -182,14 +166,14 @@ def build_tokenizer(texts: Iterable[str], num_merges: int = JudgeSize.num_merges
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"), _byte_level()])
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in CONTROL_TOKENS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         padding_side="left",
         clean_up_tokenization_spaces=False,
-        additional_special_tokens=list(SPECIAL_TOKENS),
+        additional_special_tokens=list(CONTROL_TOKENS),
         model_max_length=32768,
     )
 
@@ -272,7 +256,7 @@ def generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
         do_sample=False,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=[tokenizer.convert_tokens_to_ids(t) for t in SPECIAL_TOKENS if t not in ("<|im_end|>", "<|endoftext|>")],
+        suppress_tokens=[tokenizer.convert_tokens_to_ids(t) for t in CONTROL_TOKENS if t not in ("<|im_end|>", "<|endoftext|>")],
     )
 
 

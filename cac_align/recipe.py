@@ -8,8 +8,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -253,6 +253,7 @@ def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, ove
             raise ValueError(
                 f"component {name!r}: kind must be cac, unified, motion or 'module:Name', received {component.kind!r}"
             )
+        _refuse_unread(f"component {name!r}: kind {component.kind}", component, _read_of(component))
     rewards = {name: _load_component(component) for name, component in recipe.components.items()}
     if len(rewards) == 1:
         return next(iter(rewards.values()))
@@ -277,6 +278,41 @@ _ASKED = ("wording", "context", "windows", "constrained", "scan_fps", "look_fps"
 """What a recipe may say of how a judge is asked; of what it leaves out, the judge's folder decides."""
 
 
+_LOCAL = ("revision", "device", "dtype", "batch_size", "max_pixels")
+_SERVED = ("served_model", "revision", "concurrency", "timeout_s", "retries", "backoff_s", "dialect", "frames", "api_key_env")
+"""What a recipe may say of a judge that runs here, and of one behind a URL."""
+_MODES = {
+    "two_turn": _ASKED,
+    "single_turn": ("scan_fps", "wording", "constrained", "max_new_tokens"),
+    "readout": ("scan_fps", "wording"),
+    "json": ("scan_fps", "wording"),
+}
+"""Which of them each mode of CaC knows."""
+
+
+def _read_of(recipe: JudgeRecipe) -> tuple[str, ...]:
+    """The keys that say something of this component, besides kind and weight. Raises ``ValueError`` for an unknown mode."""
+    judge = ("model", *_LOCAL, *_SERVED)
+    if recipe.kind == "cac":
+        if recipe.mode not in _MODES:
+            raise ValueError(f"mode must be two_turn, single_turn, readout or json, received {recipe.mode!r}")
+        return (*judge, "mode", "min_mass", "temperature", "views", "threshold", *_MODES[recipe.mode])
+    if recipe.kind == "unified":
+        return judge if recipe.model == "miniature" else (*judge, "prompt_file", "allow_other_prompt", "max_new_tokens")
+    return ("full_speed",) if recipe.kind == "motion" else ()
+
+
+def _refuse_unread(what: str, recipe: Any, read: Collection[str]) -> None:
+    """Raise ``ValueError`` for a key that was given a value and that nobody would read."""
+    for item in fields(recipe):
+        default = item.default if item.default is not MISSING else item.default_factory()
+        if item.name not in (*read, "kind", "weight") and getattr(recipe, item.name) != default:
+            raise ValueError(
+                f"{what}: {item.name}={getattr(recipe, item.name)!r} would not be read; leave it out"
+                + (f" (it takes {', '.join(read)})" if read else "")
+            )
+
+
 def _load_component(recipe: JudgeRecipe) -> Reward:
     backend = _backend_options(recipe)
     if recipe.kind == "cac":
@@ -286,8 +322,6 @@ def _load_component(recipe: JudgeRecipe) -> Reward:
         from cac_align.rewards.cac import CaC
         from cac_align.weights import shipped
 
-        if recipe.mode not in ("two_turn", "single_turn", "readout", "json"):
-            raise ValueError(f"mode must be two_turn, single_turn, readout or json, received {recipe.mode!r}")
         model = str(shipped("cac")) if recipe.model == "miniature" else recipe.model
         given = {name: getattr(recipe, name) for name in _ASKED if getattr(recipe, name) is not None}
         settings = asked = replace(settings_of(model, recipe.revision), **given)
@@ -314,11 +348,6 @@ def _load_component(recipe: JudgeRecipe) -> Reward:
     return import_name(recipe.kind)()
 
 
-_LOCAL = ("revision", "device", "dtype", "batch_size", "max_pixels")
-_SERVED = ("served_model", "revision", "concurrency", "timeout_s", "retries", "backoff_s", "dialect", "frames", "api_key_env")
-"""What a recipe may say of a judge that runs here, and of one behind a URL."""
-
-
 def _backend_options(recipe: JudgeRecipe) -> dict[str, Any]:
     """Only what the recipe states; each backend has its own defaults. Raises ``ValueError`` for what is said of the other backend."""
     server = recipe.model.startswith(("http://", "https://"))
@@ -340,6 +369,7 @@ def _backend_options(recipe: JudgeRecipe) -> dict[str, Any]:
 def load_generator(recipe: GeneratorRecipe) -> Callable[[str, int], Video]:
     """The generator a recipe describes: a callable from prompt and seed to Video. Raises ``ValueError`` when it cannot be loaded."""
     if ":" in recipe.model and not Path(recipe.model).exists():
+        _refuse_unread(f"generator {recipe.model}", recipe, ("model",))
         return import_name(recipe.model)()
     from cac_align.generation.wan import Wan
     from cac_align.weights import shipped

@@ -235,7 +235,10 @@ def test_the_same_call_again_does_nothing_again(tmp_path):
 
 
 def test_an_interrupted_run_resumes(tmp_path):
-    class Interrupted(Generator):
+    class Known(Generator):
+        passport = {"weights_sha256": "ab"}  # noqa: RUF012
+
+    class Interrupted(Known):
         def __call__(self, prompt, seed):
             if len(self.asked) == 4:
                 raise KeyboardInterrupt
@@ -246,7 +249,7 @@ def test_an_interrupted_run_resumes(tmp_path):
     assert len((tmp_path / "selection.jsonl").read_text().splitlines()) == 1  # the first prompt's is there already
     with open(tmp_path / "selection.jsonl", "a") as file:
         file.write('{"prompt": "to')
-    generator, reward = Generator(LEVELS), Brightness()
+    generator, reward = Known(LEVELS), Brightness()
     resumed = best_of_n(["p", "q"], generator, reward, n=3, out=tmp_path)
     assert generator.asked == [("q", 1), ("q", 2)] and len(reward.asked) == 3
     whole = best_of_n(["p", "q"], Generator(LEVELS), Brightness(), n=3, out=tmp_path / "whole")
@@ -310,6 +313,24 @@ def test_videos_of_another_generator_are_not_taken_for_this_ones(tmp_path):
         best_of_n(["p"], Known(LEVELS), Brightness(), n=1, out=tmp_path)
     with pytest.raises(ValueError, match=r"another generator \(steps differ; steps was '50', now '4'\); write to another folder"):
         best_of_n(["p"], Hasty(LEVELS), Brightness(), n=1, out=tmp_path)
+
+
+def test_a_generator_without_a_passport_goes_by_its_name(tmp_path):
+    class Known(Generator):
+        passport = {"weights_sha256": "ab"}  # noqa: RUF012
+
+    for _ in range(2):
+        best_of_n(["p"], Generator(LEVELS), Brightness(), n=1, out=tmp_path / "a")
+    said = json.loads((tmp_path / "a" / "generator.json").read_text())
+    assert said == {"generator": f"{Generator.__module__}:Generator"}
+    with pytest.raises(ValueError, match="another generator"):
+        best_of_n(["p"], Known(LEVELS), Brightness(), n=1, out=tmp_path / "a")
+    best_of_n(["p"], Known(LEVELS), Brightness(), n=1, out=tmp_path / "b")
+    with pytest.raises(ValueError, match="another generator"):
+        best_of_n(["p"], Generator(LEVELS), Brightness(), n=1, out=tmp_path / "b")
+    (tmp_path / "b" / "generator.json").unlink()
+    with pytest.raises(ValueError, match=r"who made .*mp4 is not known \(generator.json is missing\); write to another folder"):
+        best_of_n(["p"], Known(LEVELS), Brightness(), n=1, out=tmp_path / "b")
 
 
 def test_hostile_prompts_become_safe_names(tmp_path):

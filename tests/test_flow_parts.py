@@ -251,8 +251,8 @@ def test_judging_runs_beside_the_caller_and_counts_what_it_saved(tmp_path):
     future.result()
     ((score, moved),) = judging.wait(future)
     assert score.scored and moved == 0.0 and judging.busy_s >= worked and judging.waited_s < judging.busy_s
-    judging.link("a", grey(51), {"step": 1, "advantage": 0.5})
-    judging.link("a", grey(51), {"step": 1, "advantage": 0.5})
+    judging.link("a", grey(51), score, {"step": 1, "advantage": 0.5})
+    judging.link("a", grey(51), score, {"step": 1, "advantage": 0.5})
     (row,) = [row for row in judging.ledger.rows() if row["kind"] == "extra"]
     assert row["extra"] == {"step": 1, "advantage": 0.5}
     judging.close()

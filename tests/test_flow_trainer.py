@@ -1,5 +1,6 @@
 """The alignment loop on a tiny real Wan: exact ratios, learning, interruption, and everything that can go wrong."""
 
+import copy
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers import WanPipeline
 from safetensors.torch import load_file
 from tiny_flow import WORDS, Brightness, environment, lora, recipe, rows, same, write_recipe, write_wan
 
@@ -20,6 +22,7 @@ from cac_align.flow_grpo.adapter import copy_of
 from cac_align.flow_grpo.rollout import sample_with_lora, velocity
 from cac_align.flow_grpo.sde import log_prob, transition
 from cac_align.flow_grpo.settings import Watch, Window
+from cac_align.flow_grpo.setup import build_judging
 from cac_align.flow_grpo.trainer import Run, align
 from cac_align.rewards.ledger import Ledger
 from cac_align.video import Video
@@ -278,6 +281,18 @@ def test_a_step_at_learning_rate_zero_teaches_nothing_and_other_steps_are_anothe
         align(replace(falling, steps=3))
 
 
+def test_a_run_without_a_checkpoint_keeps_its_folder_to_itself(model, tmp_path):
+    """The reading before training lies there from the first minute on, and is what every later one is compared with."""
+    given = recipe(model, tmp_path, steps=2, save_every=2, watch=Watch(every=2, prompts=1))
+    align_until(given, 1)
+    before = (tmp_path / "watch.jsonl").read_text()
+    assert before and not (tmp_path / "checkpoints").exists()
+    with pytest.raises(ValueError, match="another recipe \\(seed, watch differ; seed was 0, now 7\\)"):
+        align(replace(given, seed=7, watch=Watch(every=2, prompts=2)))
+    align(replace(given, save_every=1))  # may change
+    assert (tmp_path / "watch.jsonl").read_text().startswith(before)
+
+
 def test_a_checkpoint_older_than_a_key_of_the_recipe_goes_on(model, tmp_path):
     given = recipe(model, tmp_path, steps=2, save_every=1)
     align_until(given, 1)
@@ -379,6 +394,16 @@ def test_a_folder_that_is_not_wan_is_refused(model, tmp_path):
         Run(recipe(other, tmp_path))
 
 
+def test_a_wan_of_two_transformers_is_refused(model, tmp_path):
+    """Wan 2.2's A14B: below boundary_ratio the pipeline goes on with the second one, which nobody would train or sample with."""
+    one = WanPipeline.from_pretrained(model)
+    parts = {name: part for name, part in one.components.items() if name != "transformer_2"}
+    WanPipeline(**parts, transformer_2=copy.deepcopy(one.transformer), boundary_ratio=0.875).save_pretrained(tmp_path / "two")
+    shutil.copy(model / "cac_align.json", tmp_path / "two")
+    with pytest.raises(ValueError, match=r"two transformers, one for high and one for low noise \(boundary_ratio 0.875\)"):
+        Run(recipe(tmp_path / "two", tmp_path / "out"))
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -393,6 +418,20 @@ def test_a_folder_that_is_not_wan_is_refused(model, tmp_path):
 def test_a_recipe_that_cannot_run_is_refused_at_once(changes, told, model, tmp_path):
     with pytest.raises(ValueError, match=re.escape(told)):
         Run(recipe(model, tmp_path, **changes))
+
+
+def test_local_credit_follows_the_boxes_of_its_own_component(model, tmp_path):
+    """Two judges with boxes: the first one's would be charged with the second one's score."""
+    given = recipe(model, tmp_path, credit="local", reward=str(tmp_path / "two.yaml"))
+    boxes = "{kind: 'tiny_flow:Boxes'}"
+    (tmp_path / "two.yaml").write_text(f"components: {{first: {{kind: 'tiny_flow:Corner'}}, cac: {boxes}}}\n")
+    judging = build_judging(given, tmp_path / "out", 1)
+    pixels = np.zeros((5, 16, 16, 3), np.uint8)
+    pixels[:, 8:, 8:] = 200  # Boxes marks the bright corner, Corner always the other one
+    ((score, _),) = judging.wait(judging.submit(["a"], [Video.open(pixels, fps=16)]))
+    judging.close()
+    ((box,),) = score.evidence.anomalies[0].boxes.values()
+    assert (box.xmin, box.ymin) == (500, 500)
 
 
 def test_local_credit_needs_a_component_with_boxes(model, tmp_path):

@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file
 from two_processes import run_two
 
+from cac_align.cac.two_turn import TwoTurn
 from cac_align.training.grpo import GrpoRecipe, ObjectiveRecipe, dealt, summary, train_grpo
 from cac_align.training.policy import ModelRecipe, load
 from cac_align.training.rollout import Asking, RolloutRecipe, open_prompt, roll_out
 from cac_align.training.run import Keeping
 from cac_align.training.samples import DataRecipe, draw, read_stage
+from cac_align.training.sft import SftRecipe
 from cac_align.training.terms import TermWeights
 from cac_align.training.watch import WatchRecipe
 
@@ -170,10 +172,23 @@ def test_rollouts_without_a_score_are_counted_and_do_not_enter_the_mean():
         "tokens": 3,
         "malformed": False,
         "ending": "normal",
+        "error": None,
     }
     scored = {"total": -2.0, "format": 0.0, "status": -1.0, "type": None, "temporal": None, "spatial": None}
     found = summary([{**row, "terms": scored}, {**row, "terms": None}])
     assert found["unscored"] == 0.5 and found["reward"] == -2.0 and math.isnan(found["term_type"]) and found["dead_groups"] == 1.0
+    # A suspicion without a usable window never comes to a verdict, and a clip that could not be cut is nobody's verdict.
+    nowhere = {**row, "terms": scored, "status": ["abnormal"], "truth": "abnormal", "ending": "window"}
+    lost = {**row, "terms": None, "status": ["abnormal"], "truth": "abnormal", "ending": "error", "error": "no frames"}
+    assert summary([nowhere, lost])["accuracy"] == 0.0 and math.isnan(summary([lost])["accuracy"])
+    assert summary([nowhere, lost, {**row, "terms": scored}])["accuracy"] == 0.5
+
+
+def test_the_judge_is_asked_afterwards_as_in_its_rollouts():
+    """In the other style the same judge is right less often (the turns of a chat are another context)."""
+    made = GrpoRecipe(rollout=RolloutRecipe(context="continued"), data=DataRecipe(margin_s=0.25, wording="brief"))
+    assert made.asked == TwoTurn(4.0, 8.0, "continued", wording="brief", margin_s=0.25)
+    assert SftRecipe(data=DataRecipe(margin_s=0.25)).asked == TwoTurn(margin_s=0.25)
 
 
 def test_wrong_recipes(root):
@@ -191,6 +206,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import test_grpo
 from pathlib import Path
+from cac_align.cac.two_turn import TwoTurn
 from cac_align.training.grpo import train_grpo
 train_grpo(test_grpo.recipe(Path(sys.argv[2]), sys.argv[3], batch=4))
 """

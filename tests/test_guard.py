@@ -89,6 +89,34 @@ def test_a_reading_without_most_of_its_scores_is_said_and_never_the_best():
     assert gain(before, Reading.from_json(old)) == pytest.approx(0.1)  # kept before readings had their videos' scores
 
 
+def seen(step, totals, **each):
+    """A reading of two numbers per video or more: means over the videos that have them."""
+    held_out = each.get("held_out", (0.8,))
+    parts = {"unified/alignment": float(np.nanmean(each["alignment"]))} if "alignment" in each else {}
+    named = {("unified/alignment" if name == "alignment" else name): values for name, values in each.items()}
+    return Reading(step, float(np.nanmean(totals)), 1.0, float(np.nanmean(held_out)), parts, totals, named)
+
+
+def test_the_held_out_reward_and_alignment_are_compared_on_the_videos_that_have_them_in_both():
+    """A judge that fails on some videos moves the mean both ways; the videos themselves say what happened."""
+    nan = math.nan
+    before, after = seen(0, (0.5, 0.5), held_out=(0.9, nan)), seen(10, (0.7, 0.7), held_out=(0.9, 0.1))
+    assert after.held_out == 0.5 and alarms([before, after], 0.05) == []  # its mean fell, the one video in both did not
+    before = seen(0, (0.5,) * 4, held_out=(0.9, 0.9, 0.5, 0.5))
+    after = seen(10, (0.7,) * 4, held_out=(0.85, 0.81, nan, nan))
+    lost, hacked = alarms([before, after], 0.05)  # its mean rose from .70 to .83
+    assert lost == ("Step 10: 2 of the 4 watched videos have a score and no longer the held-out reward; the others are compared.")
+    assert "the held-out reward fell from 0.9000 to 0.8300 while the reward rose from 0.5000 to 0.7000" in hacked
+    before = seen(0, (0.5, 0.5, 0.5), alignment=(5.0, 5.0, 1.0))
+    after = seen(10, (0.7, 0.7, nan), alignment=(4.0, 4.0, nan))
+    (told,) = alarms([before, after], 0.05, max_unscored=0.5)  # a video without any score is told as such, not twice
+    assert "prompt alignment (unified/alignment) fell from 5.0000 to 4.0000" in told
+    assert Reading.from_json(json.loads(json.dumps(after.to_json()))).each["unified/alignment"][:2] == (4.0, 4.0)
+    gone = Reading(10, 0.7, 1.0, nan, {}, (0.7, 0.7), {"held_out": (nan, nan)})
+    (told,) = alarms([seen(0, (0.5, 0.5), alignment=(5.0, 5.0)), gone], 0.05)
+    assert told.startswith("Step 10: 2 of the 2 watched videos have a score and no longer prompt alignment")
+
+
 def test_stopping_rules_by_hand():
     rows = [{"step": k, "videos": 10, "unscored": n, "errors": ["timeout"] if n else []} for k, n in enumerate((0, 0, 1, 2))]
     assert unscored_too_often(rows, 0.1, 4) is None  # 3 of 40

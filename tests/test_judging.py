@@ -11,7 +11,10 @@ from tiny_flow import Brightness, recipe, rows, write_wan
 from cac_align import encoding
 from cac_align.flow_grpo.judging import Judging
 from cac_align.flow_grpo.trainer import align
+from cac_align.rewards.combine import combine
+from cac_align.rewards.ledger import Ledger
 from cac_align.video import Video
+from cac_align.vlm.protocol import UNREACHABLE
 
 
 def grey(level):
@@ -48,6 +51,45 @@ def test_judging_that_has_not_begun_is_dropped_at_close():
     threading.Timer(0.2, gate.set).start()
     judging.close()
     assert first.done() and not first.cancelled() and second.cancelled()
+
+
+class Served(Brightness):
+    """A judge behind a server: ``now`` is the checkpoint that it runs; None: it is gone."""
+
+    name, now = "cac", "first"
+
+    @property
+    def passport(self):
+        if self.now is None:
+            raise ValueError("service cannot be asked")
+        return {"reward": "cac", "vlm/served": self.now}
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("later", [UNREACHABLE, "second"])
+def test_an_advantage_finds_its_score_whatever_the_server_says_by_then(tmp_path, together, later):
+    judge, ledger = Served(), Ledger(tmp_path / "ledger.jsonl")
+    judging = Judging(combine({"cac": judge}) if together else judge, ledger)
+    for step in range(3):
+        judge.now = "first"
+        ((score, _),) = judging.wait(judging.submit(["a"], [grey(step)]))
+        judge.now = later
+        judging.link("a", grey(step), score, {"step": step})
+    judging.close()
+    filed = {row["key"] for row in ledger.rows() if row["kind"] == ("combined" if together else "score")}
+    linked = [row["key"] for row in ledger.rows() if row["kind"] == "extra"]
+    # a single reward's passport is asked for once it can say who judges; until then the score alone knows the checkpoint
+    assert set(linked) == filed and len(linked) == 3
+
+
+def test_a_service_that_is_gone_when_the_advantages_are_known_ends_no_run(tmp_path, caplog):
+    judge = Served()
+    judging = Judging(judge, Ledger(tmp_path / "ledger.jsonl"))
+    ((score, _),) = judging.wait(judging.submit(["a"], [grey(1)]))
+    judge.now = None
+    judging.link("a", grey(1), score, {"step": 0})
+    assert score.scored and "what became of it is not in the ledger: service cannot be asked" in caplog.text
+    judging.close()
 
 
 def test_a_clip_that_cannot_be_written_is_said_once_it_is_known():

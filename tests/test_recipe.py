@@ -6,10 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny_flow import Brightness
 
 from cac_align.cac.folder import write_settings
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.recipe import BestOfNRecipe, JudgeRecipe, RewardRecipe, import_name, load_reward, read_recipe
+from cac_align.recipe import (
+    BestOfNRecipe,
+    GeneratorRecipe,
+    JudgeRecipe,
+    RewardRecipe,
+    import_name,
+    load_generator,
+    load_reward,
+    read_recipe,
+)
 from cac_align.weights import shipped
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -48,6 +58,30 @@ def test_listed_components_replace_the_default_ones(tmp_path):
     file.write_text("reward:\n  components:\n    judge: {kind: cac, model: some/where}\n")
     assert set(read_recipe(RewardRecipe, file, section="reward").components) == {"judge"}
     assert set(read_recipe(BestOfNRecipe, file).reward.components) == {"judge"}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (JudgeRecipe(kind="unified", max_new_tokens=300), "kind unified: max_new_tokens=300 would not be read"),
+        (JudgeRecipe(kind="unified", prompt_file="mine.txt"), "kind unified: prompt_file='mine.txt' would not be read"),
+        (JudgeRecipe(kind="unified", views=["reversed"]), "kind unified: views=['reversed'] would not be read"),
+        (JudgeRecipe(mode="readout", max_new_tokens=7), "kind cac: max_new_tokens=7 would not be read"),
+        (JudgeRecipe(mode="single_turn", look_fps=16.0), "kind cac: look_fps=16.0 would not be read"),
+        (JudgeRecipe(full_speed=0.3), "kind cac: full_speed=0.3 would not be read"),
+        (JudgeRecipe(kind="motion", temperature=2.0), "kind motion: temperature=2.0 would not be read"),
+        (JudgeRecipe(kind="tiny_flow:Brightness", device="cpu"), "kind tiny_flow:Brightness: device='cpu' would not be read"),
+    ],
+)
+def test_a_key_that_nobody_would_read_is_refused(given, told):
+    with pytest.raises(ValueError, match=re.escape(f"component 'one': {told}; leave it out")):
+        load_reward(RewardRecipe(components={"one": given}))
+
+
+def test_a_generator_of_ones_own_takes_no_settings_of_wan():
+    assert isinstance(load_generator(GeneratorRecipe(model="tiny_flow:Brightness")), Brightness)
+    with pytest.raises(ValueError, match=re.escape("generator tiny_flow:Brightness: lora='runs/lora' would not be read")):
+        load_generator(GeneratorRecipe(model="tiny_flow:Brightness", lora="runs/lora"))
 
 
 def test_an_override_of_a_component_that_is_not_there_adds_no_judge(tmp_path):

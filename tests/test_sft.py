@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from two_processes import run_two
 
 from cac_align.training.policy import AnswerLogProbs, ModelRecipe, answer_mask, load
-from cac_align.training.run import Keeping
+from cac_align.training.run import Keeping, Run, start_accelerator
 from cac_align.training.samples import DataRecipe, draw, read_stage, segment
 from cac_align.training.sft import SftRecipe, train_sft
 
@@ -157,6 +157,39 @@ def test_micro_batches_change_only_rounding(root):
         assert a.keys() == b.keys()
         for name in {"loss", "norm", "held_out_loss"} & a.keys():
             assert a[name] == pytest.approx(b[name], rel=1e-3)
+
+
+def test_answers_that_count_frames_are_learnt_at_the_rates_they_count_at():
+    """ "Frame 1-2" of a scan at 4 fps is another time at 2 fps."""
+    with pytest.raises(ValueError, match=r"data.scan_fps must be 4, received 2: the answers count frames at that rate"):
+        SftRecipe(data=DataRecipe(scan_fps=2.0))
+    with pytest.raises(ValueError, match=r"data.look_fps must be 8, received 4"):
+        SftRecipe(data=DataRecipe(look_fps=4.0))
+
+
+def test_another_number_of_processes_goes_on_with_whole_steps(root):
+    """accelerate keeps its count of micro-batches in the checkpoint; what is left of it would cut the next steps in the middle."""
+    made = recipe(root, "recount")
+    model, processor = load(made.model)
+
+    def begun(parts):
+        return Run(made.out, made, made.run, start_accelerator(made.run, "no", parts), AnswerLogProbs(model), processor)
+
+    def steps(run, parts):
+        """One step of ``parts`` micro-batches: whether the optimiser acted behind the last one and no other."""
+        acted, weight = [], next(p for p in run.scorer.parameters() if p.requires_grad)
+        real = run.optimizer.optimizer.step
+        run.optimizer.optimizer.step = lambda *a, **k: (acted.append(len(asked)), real(*a, **k))
+        asked = []
+        run.descend([lambda: (asked.append(1), weight.sum())[1] for _ in range(parts)])
+        run.optimizer.optimizer.step = real
+        return acted
+
+    first = begun(3)
+    assert steps(first, 3) == [3]
+    first.step += 1
+    first.save()
+    assert steps(begun(2), 2) == [2]  # 3 of before + 1 would have been the end of a step of 2
 
 
 def test_another_recipe_in_the_same_folder_is_refused(root):

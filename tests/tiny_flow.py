@@ -13,6 +13,7 @@ from cac_align.judgement import Window as Seconds
 from cac_align.miniature.wan import MiniWan, build_pipeline, save_pipeline
 from cac_align.rewards.combine import combine
 from cac_align.rewards.reward import Score
+from cac_align.video import Video
 
 SMALL = MiniWan(
     vae_dim=8,
@@ -106,6 +107,17 @@ class Boxes(Brightness):
             anomaly = Anomaly("Object Distortion", Seconds(0.0, 0.125), "bright", "corner", {1: (Box(x, y, x + 500, y + 500),)})
             scores.append(Score(float(last.mean()) / 255, evidence=Judgement("abnormal", (anomaly,))))
         return scores
+
+
+class Corner(Boxes):
+    """Marks the top left corner, whatever is shown."""
+
+    @property
+    def passport(self):
+        return {"reward": "corner"}
+
+    def __call__(self, prompts, videos):
+        return super().__call__(prompts, [Video.open(np.zeros_like(every(video)), fps=16) for video in videos])
 
 
 class Broken(Brightness):

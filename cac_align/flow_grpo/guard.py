@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from typing import Any
 class Reading:
     """The watched videos at one step: means over the same prompts and seeds. NaN: not measured, or no video scored.
 
-    totals: the score of each watched video, NaN where it has none; readings are compared on the videos that have one in both.
+    totals: the score of each watched video, NaN where it has none. each: the same of "motion", "held_out" and the alignment parts.
+    Readings are compared on the videos that have the number in both.
     """
 
     step: int
@@ -28,6 +29,7 @@ class Reading:
     held_out: float = math.nan
     parts: Mapping[str, float] | None = None
     totals: tuple[float, ...] = ()
+    each: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def unscored(self) -> int:
@@ -45,23 +47,37 @@ class Reading:
             **{name: None if math.isnan(value) else value for name, value in numbers.items()},
             "parts": plain,
             "unscored": self.unscored,
-            "totals": [None if math.isnan(total) else total for total in self.totals],
+            "totals": _nulls(self.totals),
+            "each": {name: _nulls(values) for name, values in self.each.items()},
         }
 
     @classmethod
     def from_json(cls, row: Mapping[str, object]) -> Reading:
         total, moved, held_out = (math.nan if row[name] is None else float(row[name]) for name in ("total", "motion", "held_out"))
         parts = {name: math.nan if value is None else float(value) for name, value in dict(row["parts"]).items()}
-        totals = tuple(math.nan if value is None else float(value) for value in row.get("totals", ()))
-        return cls(int(row["step"]), total, moved, held_out, parts, totals)
+        each = {name: _nans(values) for name, values in dict(row.get("each", {})).items()}
+        return cls(int(row["step"]), total, moved, held_out, parts, _nans(row.get("totals", ())), each)
+
+    def of(self, name: str) -> tuple[float, tuple[float, ...]]:
+        """ "total", "motion", "held_out" or a part: its mean, and each video's own (none in a row kept before readings had them)."""
+        if name == "total":
+            return self.total, self.totals
+        mean = getattr(self, name) if name in ("motion", "held_out") else (self.parts or {}).get(name, math.nan)
+        return float(mean), self.each.get(name, ())
+
+
+def _nulls(values: Sequence[float]) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values]
+
+
+def _nans(values: Any) -> tuple[float, ...]:
+    return tuple(math.nan if value is None else float(value) for value in values)
 
 
 def gain(before: Reading, after: Reading) -> float:
     """How much the total rose from one reading to a later one, on the videos that are scored in both; NaN where none is."""
-    if not (before.totals and after.totals):  # kept before readings had them
-        return after.total - before.total
-    both = [new - old for old, new in zip(before.totals, after.totals, strict=True) if not math.isnan(new - old)]
-    return sum(both) / len(both) if both else math.nan
+    old, new = _in_both(before, after, "total")
+    return new - old
 
 
 def alarms(readings: Sequence[Reading], tolerance: float, max_unscored: float = 0.1) -> list[str]:
@@ -80,25 +96,51 @@ def alarms(readings: Sequence[Reading], tolerance: float, max_unscored: float = 
             f"Step {last.step}: {last.unscored} of the {len(last.totals)} watched videos have no score; the numbers are those of the "
             "others, and this LoRA is not taken for the best one."
         )
-    if _fell(first.motion, last.motion, tolerance):
+    (old, new), (before, after) = _in_both(first, last, "total"), _in_both(first, last, "motion")
+    if _fell(before, after, tolerance):
         told.append(
-            f"Step {last.step}: the watched videos move {1 - last.motion / first.motion:.0%} less than before training "
-            f"({first.motion:.3f} → {last.motion:.3f} frame heights per second) while the reward goes from {first.total:.4f} to "
-            f"{last.total:.4f}: it may be paying for standing still."
+            f"Step {last.step}: the watched videos move {1 - after / before:.0%} less than before training "
+            f"({before:.3f} → {after:.3f} frame heights per second) while the reward goes from {old:.4f} to {new:.4f}: it may be "
+            "paying for standing still."
         )
-    falling = {"the held-out reward": (first.held_out, last.held_out)}
-    falling |= {
-        f"prompt alignment ({name})": (value, (last.parts or {}).get(name, math.nan))
-        for name, value in (first.parts or {}).items()
-        if name.split("/")[-1] == "alignment"
-    }
-    for name, (before, after) in falling.items():
+    falling = {"held_out": "the held-out reward"}
+    falling |= {name: f"prompt alignment ({name})" for name in first.parts or {} if is_alignment(name)}
+    for name, words in falling.items():
+        if (lost := _lost(first, last, name)) > max_unscored * len(last.totals):
+            told.append(
+                f"Step {last.step}: {lost} of the {len(last.totals)} watched videos have a score and no longer {words}; the others "
+                "are compared."
+            )
+        before, after = _in_both(first, last, name)
         if rises and _fell(before, after, tolerance):
             told.append(
-                f"Step {last.step}: {name} fell from {before:.4f} to {after:.4f} while the reward rose from {first.total:.4f} to "
-                f"{last.total:.4f}: the reward is probably being hacked."
+                f"Step {last.step}: {words} fell from {before:.4f} to {after:.4f} while the reward rose from {old:.4f} to {new:.4f}: "
+                "the reward is probably being hacked."
             )
     return told
+
+
+def is_alignment(part: str) -> bool:
+    """Whether a part of a score says how well the video fits its prompt."""
+    return part.split("/")[-1] == "alignment"
+
+
+def _in_both(before: Reading, after: Reading, name: str) -> tuple[float, float]:
+    """The means of a number over the videos that have it in both readings; NaN where none has."""
+    (mean, old), (later, new) = before.of(name), after.of(name)
+    if not (old and new):
+        return mean, later
+    pairs = [pair for pair in zip(old, new, strict=True) if not any(map(math.isnan, pair))]
+    if not pairs:
+        return math.nan, math.nan
+    return sum(first for first, _ in pairs) / len(pairs), sum(last for _, last in pairs) / len(pairs)
+
+
+def _lost(before: Reading, after: Reading, name: str) -> int:
+    """How many videos had this number, and still have a score but not it."""
+    had = before.each.get(name, ())
+    has = after.each.get(name) or (math.nan,) * len(had)
+    return sum(not math.isnan(a) and math.isnan(b) and not math.isnan(c) for a, b, c in zip(had, has, after.totals, strict=False))
 
 
 def _fell(before: float, after: float, tolerance: float) -> bool:

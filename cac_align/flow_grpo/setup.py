@@ -5,6 +5,7 @@ recipe → check → Accelerator, Wan + LoRA, prompts, chunk size        recipe 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from cac_align.flow_grpo.judging import Judging
 from cac_align.flow_grpo.settings import FlowGrpoRecipe, check, chunk_prompts, prompts_at, read_prompts
 from cac_align.generation.wan import Wan
 from cac_align.recipe import load_reward
+from cac_align.rewards.combine import Combined
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.normalise import NEEDS_GROUP
 from cac_align.weights import shipped
@@ -41,6 +43,7 @@ def prepare(recipe: FlowGrpoRecipe) -> tuple[Accelerator, Wan, list[str], int]:
     prompts = read_prompts(recipe.prompts, recipe.prompt_first, recipe.prompt_count, note=accelerator.is_main_process)
     prompts_at(0, prompts, recipe)
     wan = load_wan(recipe, accelerator.device)
+    check_one_expert(wan)
     transformer = wan.pipeline.transformer
     for part in (wan.pipeline.vae, wan.pipeline.text_encoder):
         part.requires_grad_(False)
@@ -59,6 +62,16 @@ def check_device(wish: torch.device | None, given: torch.device) -> None:
     else:
         way = "leave device out, or mend what accelerate was told (ACCELERATE_USE_CPU, --cpu, its config file)"
     raise ValueError(f"device={wish}, but accelerate runs this process on {given}; {way}")
+
+
+def check_one_expert(wan: Wan) -> None:
+    """Raise ``ValueError`` for a checkpoint that changes its transformer on the way (Wan 2.2's A14B): only one of them would be trained and
+    sampled with, in videos that the pipeline never makes."""
+    if getattr(wan.pipeline, "transformer_2", None) is not None or wan.pipeline.config.get("boundary_ratio") is not None:
+        raise ValueError(
+            f"this checkpoint has two transformers, one for high and one for low noise (boundary_ratio "
+            f"{wan.pipeline.config.get('boundary_ratio')}); align trains one: take Wan 2.1, or Wan 2.2's 5B"
+        )
 
 
 def load_wan(recipe: FlowGrpoRecipe, device: object = None) -> Wan:
@@ -91,6 +104,8 @@ def build_judging(recipe: FlowGrpoRecipe, out: Path, processes: int) -> Judging:
             f"reward normalise={normalise} compares the videos of a prompt, which lie on {processes} processes; use range or reference "
             "(advantages are normalised within the whole group in any case)"
         )
+    if recipe.credit == "local" and isinstance(reward, Combined):
+        reward = replace(reward, evidence_of=recipe.credit_component)
     judging = Judging(reward, Ledger(out / "ledger.jsonl"), overlap=recipe.overlap)
     if recipe.credit == "local" and recipe.credit_component not in judging.components:
         raise ValueError(

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cac_align.files import write_whole
 from cac_align.flow_grpo.adapter import Weights, whole
 from cac_align.flow_grpo.settings import FlowGrpoRecipe
 
@@ -88,6 +89,22 @@ def publish(out: Path, checkpoint: Path | None) -> None:
         put_folder(out / source.name, lambda part, source=source: shutil.copytree(source, part))
 
 
+def take_up(out: Path, recipe: FlowGrpoRecipe, *, write: bool) -> dict[str, Any] | None:
+    """The state to go on from, None for a run that has no checkpoint yet. ``out/recipe.json`` says from now on whose folder this is.
+
+    The readings before training are there long before the first checkpoint, and belong to this recipe alone. write: on one process.
+    Raises ``ValueError`` when the checkpoint is damaged, or the folder holds a run of another recipe.
+    """
+    folder, claim = newest(out), out / "recipe.json"
+    stored = None if folder is None else read(folder, recipe)
+    if claim.is_file():
+        _check_same(claim.read_text(encoding="utf-8"), recipe, out)
+    elif write:
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(claim, to_text(recipe) + "\n")
+    return stored
+
+
 def read(folder: Path, recipe: FlowGrpoRecipe) -> dict[str, Any]:
     """The state in a checkpoint. Raises ``ValueError`` when it is damaged or comes from a run of another recipe."""
     try:
@@ -96,16 +113,20 @@ def read(folder: Path, recipe: FlowGrpoRecipe) -> dict[str, Any]:
         raise ValueError(
             f"{folder}: cannot be read ({error}); remove this folder to go on from the checkpoint before it"
         ) from error
-    before, now = json.loads(state["recipe"]), json.loads(to_text(recipe))
+    _check_same(state["recipe"], recipe, folder.parents[1])
+    return state
+
+
+def _check_same(text: str, recipe: FlowGrpoRecipe, out: Path) -> None:
+    before, now = json.loads(text), json.loads(to_text(recipe))
     before = json.loads(to_text(FlowGrpoRecipe())) | before  # a key that came after the run was at its default
     changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     if changed:
         name = changed[0]
         raise ValueError(
-            f"{folder.parents[1]}: holds a run of another recipe ({', '.join(changed)} differ; {name} was {before.get(name)!r}, now "
+            f"{out}: holds a run of another recipe ({', '.join(changed)} differ; {name} was {before.get(name)!r}, now "
             f"{now.get(name)!r}); choose another out=, or go on with the same recipe"
         )
-    return state
 
 
 def place_weights(parameters: Mapping[str, Tensor], stored: Weights) -> None:

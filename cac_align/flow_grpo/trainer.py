@@ -97,10 +97,9 @@ class Run:
         self.tracker = open_tracker(recipe.track, self.out, self.step) if self.main else None
 
     def _restore(self) -> None:
-        folder = state.newest(self.out)
-        if folder is None:
+        stored = state.take_up(self.out, self.recipe, write=self.main)
+        if stored is None:
             return
-        stored = state.read(folder, self.recipe)
         self.step = stored["step"]
         state.place_weights(self.lora, stored["lora"])
         for copy, name in ((self.ema, "ema"), (self.slow, "slow")):
@@ -344,12 +343,13 @@ class Run:
 
         kept = crediting.telling(credits, self.recipe.clips_per_step)
         for chunk, credit in zip(chunks, credits, strict=True):
-            for number, video in zip(chunk.numbers, chunk.videos, strict=True):
+            judged = self.judging.wait(chunk.scores)
+            for number, video, (score, _) in zip(chunk.numbers, chunk.videos, judged, strict=True):
                 group, place = divmod(number, self.recipe.group_size)
                 group += chunk.first_group
                 facts = {"step": step, "group": group, "sample": place, "fps": video.fps}
                 facts["advantage"] = round(float(credit.advantage[number]), 6)
-                self.judging.link(chunk.prompts[group - chunk.first_group], video, facts)
+                self.judging.link(chunk.prompts[group - chunk.first_group], video, score, facts)
                 if (group, place) in kept:
                     file = Path(self._named(step, chunk.first_group, number, video).name)
                     file.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 
 from cac_align.encoding import write_mp4
 from cac_align.flow_grpo.adapter import gathered, save_lora, swapped
-from cac_align.flow_grpo.guard import Reading, alarms, gain
+from cac_align.flow_grpo.guard import Reading, alarms, gain, is_alignment
 from cac_align.flow_grpo.journal import Rows, track
 from cac_align.flow_grpo.judging import Judging
 from cac_align.flow_grpo.rollout import sample
@@ -119,8 +119,10 @@ def _reading(run: Run) -> Reading:
         (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listing), encoding="utf-8")
     names = dict.fromkeys(name for row in rows for name in row["parts"] if not name.startswith(("normalised/", "share/")))
     parts = {name: _mean([row["parts"].get(name, math.nan) for row in rows]) for name in names}
-    means = (_mean([row[name] for row in rows]) for name in ("total", "motion", "held_out"))
-    return Reading(run.step, *means, parts, tuple(row["total"] for row in rows))
+    each = {name: tuple(row[name] for row in rows) for name in ("total", "motion", "held_out")}
+    means = [_mean(values) for values in each.values()]
+    each |= {name: tuple(row["parts"].get(name, math.nan) for row in rows) for name in parts if is_alignment(name)}
+    return Reading(run.step, *means, parts, each.pop("total"), each)
 
 
 def _scored(reward: Any, run: Run, prompts: list[str], videos: list[Any]) -> list[tuple[Any, float]]:

@@ -112,7 +112,7 @@ def best_of_n(
     ``selection-i.jsonl``; once all are through, a call without share finds everything made and scored. progress: makes the progress bars, e.g. ``lambda total, about: tqdm(total=total, desc=about)``.
     doing: is told of each prompt that it is being made, and then judged (``whereabouts.Whereabouts.at``).
     Raises ``ValueError`` for no prompt, a blank one, n below 1, candidates that cannot be found, or an ``out`` whose videos come from
-    a generator with another passport. A candidate that cannot be
+    another generator (by its passport; one that has none goes by its name). A candidate that cannot be
     made (``ValueError`` of the generator) or read is one without a score; any other exception of the generator ends the call,
     and nothing already made or scored is lost.
     """
@@ -137,7 +137,7 @@ def best_of_n(
         (out / "videos").mkdir(parents=True, exist_ok=True)
         reward = Ledger(out / "ledger.jsonl").wrap(reward)
         if callable(candidates):
-            _same_generator(out / "generator.json", getattr(candidates, "passport", None))
+            _same_generator(out, candidates)
         log = SelectionLog(out / ("selection.jsonl" if share[1] == 1 else f"selection-{share[0]}.jsonl"))
     total = n * len(unique) if callable(candidates) else sum(len(candidates.get(prompt, ())) for prompt in unique)
     bar = progress(total, "candidates") if progress else None
@@ -276,11 +276,20 @@ def _generated(generate: Generate, prompt: str, seed: int, out: Path | None) -> 
     return _opened(path)
 
 
-def _same_generator(path: Path, passport: Mapping[str, str] | None) -> None:
+def _where(generate: object) -> str:
+    """A generator without a passport goes by where it is defined: "module:Name"."""
+    kind = generate if hasattr(generate, "__qualname__") else type(generate)
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _same_generator(out: Path, generate: object) -> None:
     """Refuse to take another generator's finished videos for this one's."""
-    if passport is None:
-        return
+    own = getattr(generate, "passport", None)
+    path, passport = out / "generator.json", own or {"generator": _where(generate)}
     if not path.exists():
+        made = next((out / "videos").glob("*.mp4"), None)
+        if made is not None and own:
+            raise ValueError(f"{out}: who made {made.name} is not known ({path.name} is missing); write to another folder")
         write_whole(path, json.dumps(dict(passport), indent=1, sort_keys=True) + "\n")
         return
     before = json.loads(path.read_text(encoding="utf-8"))
@@ -288,7 +297,7 @@ def _same_generator(path: Path, passport: Mapping[str, str] | None) -> None:
     if changed:
         key = changed[0]
         raise ValueError(
-            f"{path.parent}: its videos come from another generator ({', '.join(changed)} differ; {key} was {before.get(key)!r}, now "
+            f"{out}: its videos come from another generator ({', '.join(changed)} differ; {key} was {before.get(key)!r}, now "
             f"{passport.get(key)!r}); write to another folder, or go on with the same generator"
         )
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cac_align.judgement import Judgement
 from cac_align.rewards.normalise import (
     NEEDS_GROUP,
     NORMALISERS,
@@ -50,13 +51,15 @@ def bounds_of(reward: Reward) -> tuple[float, float] | None:
 class Combined:
     """A weighted mean of normalised rewards, itself a Reward. Make one with ``combine``.
 
-    components: by name. weights: by name, positive, summing to 1. statistics: by name, for ``reference`` only.
+    components: by name. weights: by name, positive, summing to 1. statistics: by name, for ``reference`` only. evidence_of: the component
+    whose judgement goes with the score; None: the first that has one. It moves no number.
     """
 
     components: Mapping[str, Reward]
     normalise: Normaliser
     weights: Mapping[str, float]
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
+    evidence_of: str | None = None
 
     @property
     def name(self) -> str:
@@ -103,13 +106,13 @@ class Combined:
         for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
             reason = self._missing(row)
             if reason is not None:
-                combined[index] = _without(row, reason, passport)
+                combined[index] = self._without(row, reason, passport)
             else:
                 groups.setdefault(prompt, []).append(index)
         for members in groups.values():
             if self.normalise in NEEDS_GROUP and len(members) < 2:
                 reason = f"{self.normalise} normalisation needs >= 2 scored videos per prompt, received {len(members)}"
-                combined[members[0]] = _without(rows[members[0]], reason, passport)
+                combined[members[0]] = self._without(rows[members[0]], reason, passport)
             else:
                 scores = self._group([rows[index] for index in members], passport)
                 for index, score in zip(members, scores, strict=True):
@@ -128,7 +131,7 @@ class Combined:
             parts |= {f"share/{name}": float(shares[name]) for name in self.components}
             # Not np.sum over the column: its order of additions may depend on memory layout, and ties must stay ties.
             value = quantise(math.fsum(terms[:, index].tolist()))
-            scores.append(Score(value, parts, _evidence(row), None, passport))
+            scores.append(Score(value, parts, self._evidence(row), None, passport))
         return scores
 
     def _normalised(self, name: str, values: list[float]) -> np.ndarray:
@@ -151,6 +154,14 @@ class Combined:
             if score.scored and bounds and not bounds[0] - QUANTUM <= score.value <= bounds[1] + QUANTUM:
                 reasons.append(f"{name}: scored {score.value:g}, outside its declared bounds {bounds}")
         return "; ".join(reasons) or None
+
+    def _evidence(self, row: Mapping[str, Score]) -> Judgement | None:
+        given = [row[self.evidence_of]] if self.evidence_of in row else row.values()
+        return next((score.evidence for score in given if score.evidence is not None), None)
+
+    def _without(self, row: Mapping[str, Score], reason: str, passport: Mapping[str, str]) -> Score:
+        """No combined score, but everything that the components did say."""
+        return Score.missing(reason, parts=_raw_parts(row), evidence=self._evidence(row), passport=passport)
 
     def _normaliser_text(self) -> str:
         if self.normalise == "range":
@@ -220,12 +231,3 @@ def _raw_parts(row: Mapping[str, Score]) -> dict[str, float]:
             parts[name] = score.value
         parts |= {f"{name}/{part}": value for part, value in score.parts.items()}
     return parts
-
-
-def _evidence(row: Mapping[str, Score]):
-    return next((score.evidence for score in row.values() if score.evidence is not None), None)
-
-
-def _without(row: Mapping[str, Score], reason: str, passport: Mapping[str, str]) -> Score:
-    """No combined score, but everything that the components did say."""
-    return Score.missing(reason, parts=_raw_parts(row), evidence=_evidence(row), passport=passport)

@@ -31,6 +31,7 @@ from typing import Any
 from cac_align.rewards.combine import Combined, bounds_of
 from cac_align.rewards.reward import Reward, Score, check_pairs
 from cac_align.video import Video
+from cac_align.vlm.protocol import served
 
 _HEAD = re.compile(rb'\{"key": "([0-9a-f]{64})", "kind": "(score|missing|combined|extra)"')
 
@@ -299,8 +300,7 @@ class Remembered:
 
 def _of_judge(passport: Mapping[str, str], score: Score) -> Score:
     """The score, where no other checkpoint made it than its key says: a server may be exchanged in the middle of a call."""
-    told = {name: value for name, value in score.passport.items() if name.endswith("vlm/served")}
-    if not score.scored or all(passport.get(name, value) == value for name, value in told.items()):
+    if not score.scored or all(passport.get(name, value) == value for name, value in served(score.passport).items()):
         return score
     why = "the judge was exchanged since this call began, so its score is not filed under the former one; score this video again"
     return Score.missing(why, parts=score.parts, evidence=score.evidence, passport=score.passport)
@@ -327,10 +327,9 @@ class Logged:
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
         scores = self.reward(prompts, videos)
-        passport = dict(self.reward.passport)
         entries = []
         for prompt, video, score in zip(prompts, videos, scores, strict=True):
-            key = _key_of(prompt, video, passport)
+            key = _key_of(prompt, video, score.passport)
             filed = self.ledger.combined(key)
             if filed is None or filed.to_json() != score.to_json():  # a resumed run adds no second copy
                 entries.append((key, "combined", prompt, video, self.name, score))

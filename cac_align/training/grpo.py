@@ -15,13 +15,14 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cac_align.cac.two_turn import TwoTurn
 from cac_align.files import write_whole
 from cac_align.training import objective
 from cac_align.training.policy import AnswerLogProbs, ModelRecipe, answer_mask, load, make_batch, on
@@ -74,6 +75,11 @@ class GrpoRecipe:
             raise ValueError("expected grpo.updates, rollout_videos and micro_batch to be at least 1")
         if self.grpo.beta < 0 or not 0 < self.grpo.epsilon < 1:
             raise ValueError(f"expected grpo.beta >= 0 and epsilon in (0, 1), received {self.grpo.beta} and {self.grpo.epsilon}")
+
+    @property
+    def asked(self) -> TwoTurn:
+        """How the judge is asked afterwards: as in its rollouts."""
+        return replace(self.data.asked, context=self.rollout.context)
 
 
 def train_grpo(recipe: GrpoRecipe) -> Path:
@@ -233,16 +239,20 @@ def rollout_row(rollout: Rollout, earned: Terms | None, advantage: float) -> dic
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The step's figures over all processes' rollouts; IoU terms over anomalous videos."""
+    """The step's figures over all processes' rollouts; IoU terms over anomalous videos.
+
+    accuracy: of those that could be rolled out; one that names no usable window never comes to a verdict, which is wrong.
+    """
     count = len(rows)
     scored = [row["terms"] for row in rows if row["terms"] is not None]
     groups: dict[int, list[float]] = {}
     for row in rows:
         groups.setdefault(row["slot"], []).append(row["advantage"])
     said = [row["status"][-1] for row in rows]
+    right = [float(row["ending"] != "window" and row["status"][-1] == row["truth"]) for row in rows if row["error"] is None]
     figures = {
         "reward": mean([one["total"] for one in scored]),
-        "accuracy": sum(one == row["truth"] for one, row in zip(said, rows, strict=True)) / count,
+        "accuracy": mean(right),
         "normal_rate": said.count("normal") / count,
         "answer_tokens": sum(row["tokens"] for row in rows) / count,
         "dead_groups": sum(not any(group) for group in groups.values()) / len(groups),

@@ -126,6 +126,7 @@ class Run:
         if pointer.is_file():
             state = json.loads(pointer.read_text(encoding="utf-8"))
             accelerator.load_state(str(self.out / state["folder"]))
+            accelerator.step = 0  # its count of micro-batches, of which another number of processes makes another number per step
             self.step, self.best = state["step"], state["best"]
         self.log = Log(self.out, self.step, keeping, recipe) if accelerator.is_main_process else None
 
@@ -211,7 +212,7 @@ class Run:
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
             write_model(self.scorer, state, self.processor, partial)
-            write_settings(partial, self.recipe.data.asked, self.recipe.model.max_pixels)
+            write_settings(partial, self.recipe.asked, self.recipe.model.max_pixels)
             former = self.out / f"{name}.former"
             shutil.rmtree(former, ignore_errors=True)
             if folder.exists():

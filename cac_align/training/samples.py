@@ -89,7 +89,7 @@ class DataRecipe:
 
     @property
     def asked(self) -> TwoTurn:
-        """How a judge that learns from these data is asked afterwards."""
+        """How a judge that learns from these data in fresh turns is asked afterwards."""
         return TwoTurn(self.scan_fps, self.look_fps, wording=self.wording, margin_s=self.margin_s)
 
 

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from cac_align.cac.two_turn import TwoTurn
+from cac_align.data.questions import LOOK_FPS, SCAN_FPS
 from cac_align.training.policy import AnswerLogProbs, ModelRecipe, Segment, answer_mask, load, make_batch, on, with_lora
 from cac_align.training.run import Keeping, Run, bar, shares, start_accelerator, union
 from cac_align.training.samples import DataRecipe, Sample, Stage, draw, name_of, read_stage, segment, usable
@@ -54,6 +56,17 @@ class SftRecipe:
             raise ValueError(f"batch must be even and at least 2 (half normal, half abnormal), received {self.batch}")
         if self.micro_batch < 1 or self.lora_rank < 0:
             raise ValueError(f"expected micro_batch >= 1 and lora_rank >= 0, received {self.micro_batch} and {self.lora_rank}")
+        for name, written in (("scan_fps", SCAN_FPS), ("look_fps", LOOK_FPS)):
+            if getattr(self.data, name) != written:
+                raise ValueError(
+                    f"data.{name} must be {written:g}, received {getattr(self.data, name):g}: the answers count frames at that rate, and "
+                    "would name other times at any other"
+                )
+
+    @property
+    def asked(self) -> TwoTurn:
+        """How the judge is asked afterwards."""
+        return self.data.asked
 
 
 def train_sft(recipe: SftRecipe) -> Path:

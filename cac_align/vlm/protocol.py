@@ -96,9 +96,14 @@ UNREACHABLE = "unreachable"
 """What a passport says of a checkpoint that could not be asked for: it identifies nothing."""
 
 
+def served(passport: Mapping[str, str]) -> dict[str, str]:
+    """The entries of a passport, a reward's own or a combination's, that say which checkpoint a server runs."""
+    return {name: value for name, value in passport.items() if name.endswith("vlm/served")}
+
+
 def unidentified(passport: Mapping[str, str]) -> bool:
-    """Whether a passport, a reward's own or a combination's, speaks of a server that could not be asked which checkpoint it runs."""
-    return any(name.endswith("vlm/served") and value == UNREACHABLE for name, value in passport.items())
+    """Whether a passport speaks of a server that could not be asked which checkpoint it runs."""
+    return UNREACHABLE in served(passport).values()
 
 
 def unknown_judge(before: Mapping[str, str], after: Mapping[str, str]) -> str | None:

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "cac_align"
 
 # Each room may import the rooms listed. Modules at the top level are named by themselves.
-VALUES = {"video", "decoding", "encoding", "judgement", "answer", "overlap", "weights", "files", "device", "schedule"}
+VALUES = {"video", "decoding", "encoding", "judgement", "answer", "overlap", "prompts", "weights", "files", "device", "schedule"}
 ALLOWED = {
     **dict.fromkeys(VALUES, VALUES),
     "whereabouts": VALUES | {"whereabouts"},
@@ -110,8 +110,9 @@ def test_every_module_has_its_test():
     """tests/test_<module>.py, one to one; a module whose test stands elsewhere is named here with the place."""
     elsewhere = {
         "__main__": "cli",
-        "prompts": "two_turn",
+        "cac/prompts": "two_turn",
         "scoring": "service",
+        "remembered": "ledger",
         "selecting": "cli",
         "judging": "cli",
         "data": "synthesise",

@@ -15,7 +15,6 @@ from cac_align import cli
 from cac_align.cac.folder import settings_of, write_settings
 from cac_align.cli import _parser, main
 from cac_align.cli.judging import judge_names
-from cac_align.cli.prompts import read_prompts
 from cac_align.cli.scoring import chunks, score_files, score_table, video_prompts
 from cac_align.encoding import write_mp4
 from cac_align.rewards.combine import combine
@@ -139,10 +138,9 @@ def test_wrong_input_is_one_sentence_and_status_2(arguments, told, capsys):
     assert told in error and error.startswith(f"cac-align {arguments[0]}:") and "Traceback" not in error
 
 
-def test_prompt_files(tmp_path):
+def test_the_prompt_of_every_video(tmp_path):
     lines = tmp_path / "prompts.txt"
     lines.write_text("one\n\n  two  \n")
-    assert [row["prompt"] for row in read_prompts(lines)] == ["one", "two"]
     rows = tmp_path / "prompts.jsonl"
     rows.write_text('{"video": "b.mp4", "prompt": "B"}\n{"video": "a.mp4", "prompt": "A"}\n')
     assert video_prompts(["x/a.mp4", "b.mp4"], None, rows) == ["A", "B"]
@@ -158,12 +156,12 @@ def test_prompt_files(tmp_path):
         video_prompts(["before/0.mp4", "x/after/0.mp4"], None, rows)
     rows.write_text('{"video": "before/0.mp4", "prompt": "A"}\n{"video": "after/0.mp4", "prompt": "A"}\n')
     assert video_prompts(["x/0.mp4"], None, rows) == ["A"]  # one prompt, whichever of the two it is
-    rows.write_text('{"prompt": "A"}\n{"video": 1}\n')
-    with pytest.raises(ValueError, match="prompts.jsonl:2: expected a JSON object with a prompt"):
-        read_prompts(rows)
-    rows.write_text("\n\n")
-    with pytest.raises(ValueError, match="holds no prompts"):
-        read_prompts(rows)
+    rows.write_text('{"video": "b.mp4", "prompt": "B"}\n{"file": "a.mp4", "prompt": "A"}\n')
+    with pytest.raises(ValueError, match="names the video of some prompts, but not that of 'A'; name all or none"):
+        video_prompts(["a.mp4", "b.mp4"], None, rows)
+    rows.write_text('{"video": "b.mp4", "prompt": "B"}\n{"video": "b.mp4", "prompt": "A"}\n')
+    with pytest.raises(ValueError, match="has two prompts for b.mp4: 'B' and 'A'"):
+        video_prompts(["b.mp4"], None, rows)
 
 
 def test_the_table_shows_reasons_for_people():

@@ -44,7 +44,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_blank_lines_and_repetitions_are_left_out_and_counted(tmp_path, capsys):
     file = tmp_path / "prompts.txt"
-    file.write_text('a red ball\n\n  a blue box \na red ball\n{"prompt": "a green ball"}\n   \n')
+    file.write_text("a red ball\n\n  a blue box \na red ball\na green ball\n   \n")
     assert read_prompts(str(file), 0, 1) == ["a red ball", "a blue box", "a green ball"]
     assert "3 prompts; left out 2 blank lines and 1 repetitions" in capsys.readouterr().err
     file.write_text("\n".join(f"prompt {n}" for n in range(10_000)))
@@ -53,8 +53,10 @@ def test_blank_lines_and_repetitions_are_left_out_and_counted(tmp_path, capsys):
     file.write_text("\n \n")
     with pytest.raises(ValueError, match="holds no prompt; write one per line"):
         read_prompts(str(file), 0, 1)
+    file.write_text('{"prompt": "a red ball"}\n{"prompt": "a blue box"}\n')
+    assert read_prompts(str(file), 0, 1) == ["a red ball", "a blue box"]
     file.write_text('{"text": "x"}\n')
-    with pytest.raises(ValueError, match=r"prompts.txt:1: expected a prompt, or a JSON object with one"):
+    with pytest.raises(ValueError, match=r"prompts: .*prompts.txt:1: expected a JSON object with a prompt"):
         read_prompts(str(file), 0, 1)
 
 

@@ -411,7 +411,7 @@ def test_a_wan_of_two_transformers_is_refused(model, tmp_path):
         ({"prompts_per_step": 7}, "prompts_per_step is 7, but there are only 6 prompts"),
         ({"height": 20}, "height must be a positive multiple of 16"),
         ({"reward": "no.yaml"}, "no.yaml: no such recipe file"),
-        ({"prompts": "nowhere.txt"}, "prompts: nowhere.txt cannot be read"),
+        ({"prompts": "nowhere.txt"}, "prompts: nowhere.txt: cannot be read"),
         ({"objective": "ppo"}, "objective must be one of grpo, nft; received 'ppo'"),
     ],
 )

@@ -295,3 +295,34 @@ def test_a_score_of_another_checkpoint_than_the_key_names_is_not_filed(tmp_path)
     assert first.scored and first.passport["vlm/served"] == "one"
     assert not second.scored and "the judge was exchanged since this call began" in second.error
     assert ledger.num_scores == 1 and ledger.find(score_key("p", video(2), {"reward": "counting", "vlm/served": "one"})) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"a red ball", b"one\ntwo", b"\x00\x00\x00\x20ftypisom\nmoov and a last line", b'{"key": "1", "record": "x"}\n', b"{}"],
+)
+@pytest.mark.parametrize("write", [True, False])
+def test_a_file_of_another_kind_is_refused_and_left_as_it_is(tmp_path, content, write):
+    """A torn last row is moved aside; the last line of somebody's video or prompts is not."""
+    file = tmp_path / "mine"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="mine: is not a ledger: no line of it is a ledger's row; give another file"):
+        Ledger(file, write)
+    assert file.read_bytes() == content and [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_reading_alone_makes_and_mends_nothing(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    with pytest.raises(ValueError, match="cannot be opened as a ledger: No such file or directory$"):
+        Ledger(path, write=False)
+    assert not path.exists()
+    Ledger(path).annotate("0" * 64, step=1)
+    path.write_bytes(path.read_bytes() + b'{"key": "torn')
+    before = path.read_bytes()
+    path.chmod(0o444)
+    ledger = pickle.loads(pickle.dumps(Ledger(path, write=False)))
+    assert [row["extra"] for row in ledger.rows()] == [{"step": 1}] and path.read_bytes() == before
+    torn = tmp_path / "first.jsonl"
+    torn.write_bytes(b'{"key": "01')  # killed in the middle of its very first row
+    with pytest.warns(UserWarning, match="the last line was torn"):
+        assert list(Ledger(torn).rows()) == []

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cac_align.cli.prompts import read_prompts
+from cac_align.prompts import read_prompts
 
 if TYPE_CHECKING:
     from cac_align.rewards.reward import Reward, Score
@@ -91,8 +91,8 @@ def video_prompts(videos: Sequence[str], prompt: str | None, file: Path | None) 
     if prompt is not None:
         return [prompt] * len(videos)
     rows = read_prompts(file)
-    if all(row.get("video") for row in rows):
-        by_video = {row["video"]: row["prompt"] for row in rows}
+    if any("video" in row for row in rows):
+        by_video = _prompt_by_video(rows, file)
         by_name: dict[str, str | None] = {}
         for video, text in by_video.items():
             if by_name.setdefault(Path(video).name, text) != text:
@@ -111,6 +111,19 @@ def video_prompts(videos: Sequence[str], prompt: str | None, file: Path | None) 
     if len(rows) != len(videos):
         raise ValueError(f"{file} holds {len(rows)} prompts for {len(videos)} videos; expected one line per video")
     return [row["prompt"] for row in rows]
+
+
+def _prompt_by_video(rows: Sequence[Mapping[str, Any]], file: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for row in rows:
+        video, prompt = row.get("video"), row["prompt"]
+        if not (isinstance(video, str) and video):
+            raise ValueError(f"{file} names the video of some prompts, but not that of {prompt!r}; name all or none")
+        if found.setdefault(video, prompt) != prompt:
+            raise ValueError(
+                f"{file} has two prompts for {video}: {found[video]!r} and {prompt!r}; keep the one it was made from"
+            )
+    return found
 
 
 def score_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cac_align.cli.prompts import read_prompts
+from cac_align.prompts import read_prompts
 
 
 def run_best_of_n(options: argparse.Namespace) -> int:

@@ -212,27 +212,27 @@ def _from_ledgers(readings: Sequence[Reading], folders: Sequence[Path], faults: 
     for reading in readings:
         wanted.setdefault((reading.clip.video.content_hash, reading.clip.prompt), []).append(reading)
     for path in _stored(folders, "ledger.jsonl"):
-        ledger = Ledger(path)
-        rows = [row for row in ledger.rows() if "score" in row]
-        for kinds in (("score", "missing"), ("combined",)):
-            for row in rows:
-                if row.get("kind") not in kinds:
-                    continue
-                for reading in wanted.get((row.get("video_hash"), row.get("prompt")), ()):
-                    try:
-                        take_score(reading, Score.from_json(row), str(row.get("reward")))
-                    except (ValueError, KeyError, TypeError) as error:
-                        faults.append(
-                            Fault("unreadable line", f"{path.parent.name}/{path.name}", f"a score of {row.get('video')}: {error}")
-                        )
-        faults += [Fault("unreadable line", f"{path.parent.name}/{path.name}", fault) for fault in ledger.faults]
+        where = f"{path.parent.name}/{path.name}"
+        try:
+            ledger = Ledger(path, write=False)
+        except ValueError as error:
+            faults.append(Fault("unreadable line", where, str(error)))
+            continue
+        scored = (row for row in ledger.rows() if "score" in row)
+        for row in sorted(scored, key=lambda row: row.get("kind") == "combined"):
+            for reading in wanted.get((row.get("video_hash"), row.get("prompt")), ()):
+                try:
+                    take_score(reading, Score.from_json(row), str(row.get("reward")))
+                except (ValueError, KeyError, TypeError) as error:
+                    faults.append(Fault("unreadable line", where, f"a score of {row.get('video')}: {error}"))
+        faults += [Fault("unreadable line", where, fault) for fault in ledger.faults]
 
 
 def _from_selections(readings: Sequence[Reading], folders: Sequence[Path]) -> None:
     """The combined values that ``selection.jsonl`` holds, for folders that came without their ledger."""
-    by_name = {(reading.clip.path.name, reading.clip.prompt): [] for reading in readings}
+    by_name: dict[tuple[str, str | None], list[Reading]] = {}
     for reading in readings:
-        by_name[reading.clip.path.name, reading.clip.prompt].append(reading)
+        by_name.setdefault((reading.clip.path.name, reading.clip.prompt), []).append(reading)
     for path in _stored(folders, "selection.jsonl"):
         for _, row in json_rows(path, []):  # unreadable lines were named when the folder was read
             columns = [row.get(name) or () for name in ("candidates", "scores", "errors")]

@@ -24,11 +24,10 @@ from jaxtyping import Bool
 
 from cac_align.flow_grpo.credit import Grid, mask_of
 from cac_align.rewards.combine import Combined
-from cac_align.rewards.ledger import Ledger, score_key
+from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.motion import motion
 from cac_align.rewards.reward import Reward, Score
 from cac_align.video import Video
-from cac_align.vlm.protocol import UNREACHABLE, served, unidentified
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,7 +63,6 @@ class Judging:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="judging")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writing")
         self._writes: deque[Future[Any]] = deque()
-        self._passport: Mapping[str, str] = {"vlm/served": UNREACHABLE}
 
     @property
     def components(self) -> dict[str, float]:
@@ -123,26 +121,16 @@ class Judging:
             self.busy_s += time.perf_counter() - began
 
     def link(self, prompt: str, video: Video, score: Score, facts: Mapping[str, Any]) -> None:
-        """Add what became of a video (step, group, advantage) to the row of this score of it in the ledger, once.
-
-        Which checkpoint judged it the score itself knows: a server may be busy, gone or another one by now.
-        """
+        """Add what became of a video (step, group, advantage) to the row of this score of it in the ledger, once."""
         if self.ledger is None:
             return
         try:
-            passport = score.passport if isinstance(self.plain, Combined) else {**self._own_passport(), **served(score.passport)}
+            key = self.reward.filed_under(prompt, video, score)
         except ValueError as error:
             _LOG.warning("%s: what became of it is not in the ledger: %s", video.name, error)
             return
-        key = score_key(prompt, video, passport)
         if dict(facts) not in self.ledger.extra(key):
             self.ledger.annotate(key, **facts)
-
-    def _own_passport(self) -> Mapping[str, str]:
-        """A single reward's passport, asked for until it says which checkpoint judges."""
-        if unidentified(self._passport):
-            self._passport = dict(self.reward.passport)
-        return self._passport
 
 
 def score_all(reward: Reward, prompts: Sequence[str], videos: Sequence[Video | None]) -> list[Score]:

@@ -7,7 +7,6 @@ Defaults are those of the miniature where a cost is involved; the paper's number
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import numpy as np
 
 from cac_align.flow_grpo.advantages import AGGREGATIONS
 from cac_align.flow_grpo.sde import DYNAMICS
+from cac_align.prompts import read_lines, rows_of
 from cac_align.recipe import import_name
 from cac_align.schedule import warm_cosine
 
@@ -209,10 +209,10 @@ def read_prompts(source: str, first: int, count: int, note: bool = True) -> list
     else:
         where = source
         try:
-            lines = Path(source).read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"prompts: {source} cannot be read: {error}; give a text file or module:function") from error
-        lines = [_prompt_of(line, f"{source}:{number}") for number, line in enumerate(lines, 1)]
+            rows = rows_of(read_lines(Path(source)), source)
+        except ValueError as error:
+            raise ValueError(f"prompts: {error}; give a text file or module:function") from error
+        lines = ["" if row is None else row["prompt"] for row in rows]
         lines = lines[:-1] if lines and not lines[-1] else lines  # the file's last newline is no blank line
     kept = list(dict.fromkeys(line for line in lines if line))
     blanks = sum(not line for line in lines)
@@ -224,16 +224,6 @@ def read_prompts(source: str, first: int, count: int, note: bool = True) -> list
             file=sys.stderr,
         )
     return kept
-
-
-def _prompt_of(line: str, where: str) -> str:
-    line = line.strip()
-    if not line.startswith("{"):
-        return line
-    try:
-        return str(json.loads(line)["prompt"]).strip()
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"prompts: {where}: expected a prompt, or a JSON object with one; received {line[:80]!r}") from error
 
 
 def prompts_at(step: int, prompts: Sequence[str], recipe: FlowGrpoRecipe) -> list[str]:

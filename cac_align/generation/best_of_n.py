@@ -195,12 +195,14 @@ def read_candidates(source: Path, prompts: Sequence[str] | None = None) -> dict[
         raise ValueError(f"{source}: no such folder or JSONL of candidates")
     found: dict[str, list[Path]] = {prompt: [] for prompt in prompts or ()}
     if listing.is_file():
-        for number, line in enumerate(listing.read_text(encoding="utf-8").split("\n"), start=1):
+        for number, line in enumerate(listing.read_text(encoding="utf-8-sig").split("\n"), start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-                prompt, video = str(row["prompt"]), listing.parent / str(row["video"])
+                prompt, video = row["prompt"], listing.parent / row["video"]
+                if not (isinstance(prompt, str) and prompt.strip()):
+                    raise ValueError("no prompt")
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f'{listing}: line {number}: expected {{"prompt": …, "video": …}}, received {line[:80]!r}'

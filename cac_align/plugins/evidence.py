@@ -72,7 +72,7 @@ def read_evidence(ledger: Path) -> list[Evidence]:
         raise ValueError(f"{ledger}: no such ledger; expected the JSONL file a run wrote (ledger= of its host adapter)")
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     facts: dict[str, dict[str, Any]] = {}
-    for row in Ledger(ledger).rows():
+    for row in Ledger(ledger, write=False).rows():
         if row["kind"] == "extra":
             facts.setdefault(row["key"], {}).update(row["extra"])
         else:

@@ -23,15 +23,13 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cac_align.rewards.combine import Combined, bounds_of
-from cac_align.rewards.reward import Reward, Score, check_pairs
+from cac_align.rewards.combine import Combined
+from cac_align.rewards.reward import Reward, Score
 from cac_align.video import Video
-from cac_align.vlm.protocol import served
 
 _HEAD = re.compile(rb'\{"key": "([0-9a-f]{64})", "kind": "(score|missing|combined|extra)"')
 
@@ -49,24 +47,33 @@ def score_key(prompt: str, video: Video, passport: Mapping[str, str]) -> str:
     return hashlib.sha256(_canonical([video.content_hash, prompt, passport_digest(passport)])).hexdigest()
 
 
+def unreadable_key(name: str, prompt: str, passport: Mapping[str, str]) -> str:
+    """What a video whose bytes cannot be read is filed under, by its name: for audit, never a hit."""
+    return hashlib.sha256(_canonical(["unreadable", name, prompt, passport_digest(passport)])).hexdigest()
+
+
 class Ledger:
     """A ledger file, open for reading and appending; made when it does not exist. Thread-safe; picklable by its path.
 
-    faults: damaged lines found so far, one sentence each. Raises ``ValueError`` when the path cannot be a ledger.
+    write: False only reads: nothing is made or mended. faults: damaged lines found so far, one sentence each.
+    Raises ``ValueError`` when the path cannot be a ledger, or is a file of another kind, which is left as it is.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], write: bool = True) -> None:
         self.path = Path(path).absolute()
+        self._write = write
         self.faults: list[str] = []
         self._lock = threading.RLock()
         self._fd, self._pid = -1, -1
         self._forget()
         with self._lock, self._file():
-            self._repair_tail()
+            self._refuse_another_kind()
+            if write:
+                self._repair_tail()
             self._catch_up()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Ledger, (self.path,))
+        return (Ledger, (self.path, self._write))
 
     @property
     def num_scores(self) -> int:
@@ -80,6 +87,8 @@ class Ledger:
         videos_at_once: how many videos the reward is given per call, each batch being written as soon as it is scored: it is what
         a kill can cost. Raise it for a server that takes more at a time.
         """
+        from cac_align.rewards.remembered import Logged, Remembered
+
         if isinstance(reward, Combined):
             wrapped = {name: self.wrap(component, videos_at_once=videos_at_once) for name, component in reward.components.items()}
             return Logged(reward.with_components(wrapped), self)
@@ -147,13 +156,16 @@ class Ledger:
         """The descriptor, under the exclusive lock that every process takes. Reopened after a fork: a lock belongs to the open
         file, and a child that inherited it would not be kept out by its parent."""
         if self._pid != os.getpid():
+            how = os.O_RDWR | os.O_APPEND | os.O_CREAT if self._write else os.O_RDONLY
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                if self._write:
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._fd = os.open(self.path, how | os.O_CLOEXEC, 0o644)
             except OSError as error:
-                raise ValueError(f"{self.path}: cannot be opened as a ledger: {error.strerror}; give a writable file") from error
+                cure = "; give a writable file" if self._write else ""
+                raise ValueError(f"{self.path}: cannot be opened as a ledger: {error.strerror}{cure}") from error
             self._pid = os.getpid()
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        fcntl.flock(self._fd, fcntl.LOCK_EX if self._write else fcntl.LOCK_SH)
         try:
             yield self._fd
         finally:
@@ -226,6 +238,18 @@ class Ledger:
                     raise OSError(errno.ENOSPC, full, str(self.path))
             self._catch_up()
 
+    def _refuse_another_kind(self) -> None:
+        """A video or a prompt file given as a ledger would be cut behind its last newline, as a torn row is."""
+        if os.fstat(self._fd).st_size == 0:
+            return
+        with open(self.path, "rb") as file:
+            if any(_HEAD.match(line) for line in file):
+                return
+            file.seek(0)
+            line, begun = file.readline(), b'{"key": "'
+        if line[: len(begun)] != begun[: len(line)] or line.endswith(b"\n"):  # not the torn beginning of a first row
+            raise ValueError(f"{self.path}: is not a ledger: no line of it is a ledger's row; give another file")
+
     def _repair_tail(self) -> None:
         """End the file with a newline: a line cut short by a dead process is moved aside. Called under the lock only, where nobody
         is in the middle of writing."""
@@ -249,100 +273,6 @@ class Ledger:
             self._damaged.add(offset)
             self.faults.append(f"{self.path}: the row at byte {offset} {what}; skipped")
             warnings.warn(self.faults[-1], stacklevel=4)
-
-
-@dataclass(frozen=True)
-class Remembered:
-    """A reward that looks into a ledger before it scores. Made by ``Ledger.wrap``."""
-
-    reward: Reward
-    ledger: Ledger
-    videos_at_once: int = 16
-
-    @property
-    def name(self) -> str:
-        return self.reward.name
-
-    @property
-    def passport(self) -> Mapping[str, str]:
-        return self.reward.passport
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        return bounds_of(self.reward)
-
-    def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
-        """One Score per video, in order; equal videos with equal prompts are scored once."""
-        check_pairs(prompts, videos)
-        passport = dict(self.reward.passport)
-        keys = [_key_of(prompt, video, passport) for prompt, video in zip(prompts, videos, strict=True)]
-        scores: dict[str, Score] = {}
-        for key in keys:
-            if key not in scores and (hit := self.ledger.find(key)) is not None:
-                scores[key] = hit
-        first = {key: index for index, key in reversed(list(enumerate(keys)))}
-        todo = sorted(index for key, index in first.items() if key not in scores)
-        for start in range(0, len(todo), self.videos_at_once):
-            batch = todo[start : start + self.videos_at_once]
-            fresh = self.reward([prompts[index] for index in batch], [videos[index] for index in batch])
-            if len(fresh) != len(batch):
-                raise ValueError(f"reward {self.name!r} returned {len(fresh)} scores for {len(batch)} videos; expected one each")
-            fresh = [_of_judge(passport, score) for score in fresh]
-            self.ledger.record(
-                [
-                    (keys[index], "score" if score.scored else "missing", prompts[index], videos[index], self.name, score)
-                    for index, score in zip(batch, fresh, strict=True)
-                ]
-            )
-            scores |= {keys[index]: score for index, score in zip(batch, fresh, strict=True)}
-        return [scores[key] for key in keys]
-
-
-def _of_judge(passport: Mapping[str, str], score: Score) -> Score:
-    """The score, where no other checkpoint made it than its key says: a server may be exchanged in the middle of a call."""
-    if not score.scored or all(passport.get(name, value) == value for name, value in served(score.passport).items()):
-        return score
-    why = "the judge was exchanged since this call began, so its score is not filed under the former one; score this video again"
-    return Score.missing(why, parts=score.parts, evidence=score.evidence, passport=score.passport)
-
-
-@dataclass(frozen=True)
-class Logged:
-    """A combination over remembered components that files what it made of them. Made by ``Ledger.wrap``."""
-
-    reward: Combined
-    ledger: Ledger
-
-    @property
-    def name(self) -> str:
-        return self.reward.name
-
-    @property
-    def passport(self) -> Mapping[str, str]:
-        return self.reward.passport
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        return self.reward.bounds
-
-    def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
-        scores = self.reward(prompts, videos)
-        entries = []
-        for prompt, video, score in zip(prompts, videos, scores, strict=True):
-            key = _key_of(prompt, video, score.passport)
-            filed = self.ledger.combined(key)
-            if filed is None or filed.to_json() != score.to_json():  # a resumed run adds no second copy
-                entries.append((key, "combined", prompt, video, self.name, score))
-        self.ledger.record(entries)
-        return scores
-
-
-def _key_of(prompt: str, video: Video, passport: Mapping[str, str]) -> str:
-    """``score_key``, or for a video whose bytes cannot be read a key of its own: its row is for audit and is never a hit."""
-    try:
-        return score_key(prompt, video, passport)
-    except (ValueError, OSError):
-        return hashlib.sha256(_canonical(["unreadable", video.name, prompt, passport_digest(passport)])).hexdigest()
 
 
 def _hash_or_none(video: Video) -> str | None:

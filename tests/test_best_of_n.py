@@ -315,6 +315,31 @@ def test_videos_of_another_generator_are_not_taken_for_this_ones(tmp_path):
         best_of_n(["p"], Hasty(LEVELS), Brightness(), n=1, out=tmp_path)
 
 
+def test_choices_of_another_reward_are_not_mixed_with_this_ones(tmp_path):
+    class Other(Brightness):
+        passport = {"reward": "other", "vlm/served": "a", "vlm/dtype": "float32"}  # noqa: RUF012
+
+    class Moved(Other):  # the same judge on other hardware, its server restarted
+        passport = {"reward": "other", "vlm/served": "unreachable", "vlm/dtype": "bfloat16"}  # noqa: RUF012
+
+    best_of_n(["p"], Generator(LEVELS), Brightness(), n=2, out=tmp_path)
+    before = (tmp_path / "selection.jsonl").read_bytes()
+    with pytest.raises(
+        ValueError, match=r"its choices come from another reward \(reward differ.*--candidates .*videos takes these"
+    ):
+        best_of_n(["p"], Generator(LEVELS), Other(), n=2, out=tmp_path)
+    assert (tmp_path / "selection.jsonl").read_bytes() == before
+    given = read_candidates(tmp_path / "videos", ["p"])
+    for judge in (Other(), Moved()):
+        assert len(best_of_n(["p"], given, judge, n=2, out=tmp_path / "again")[0].scores) == 2
+
+
+def test_a_folder_that_trains_is_no_place_for_it(tmp_path):
+    (tmp_path / "recipe.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a run that trains"):
+        best_of_n(["p"], Generator(LEVELS), Brightness(), n=1, out=tmp_path)
+
+
 def test_a_generator_without_a_passport_goes_by_its_name(tmp_path):
     class Known(Generator):
         passport = {"weights_sha256": "ab"}  # noqa: RUF012

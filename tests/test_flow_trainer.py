@@ -293,6 +293,38 @@ def test_a_run_without_a_checkpoint_keeps_its_folder_to_itself(model, tmp_path):
     assert (tmp_path / "watch.jsonl").read_text().startswith(before)
 
 
+def test_what_stands_behind_the_names_may_not_change_either(model, tmp_path):
+    """The recipe names files; a run whose reward or prompts were edited in their files would read as one curve."""
+    (tmp_path / "reward.yaml").write_text("components: {one: {kind: 'tiny_flow:Brightness'}}\n")
+    (tmp_path / "prompts.txt").write_text("".join(f"a {colour} ball\n" for colour in ("red", "blue", "green")))
+    out = tmp_path / "out"
+    given = recipe(model, out, steps=2, reward=str(tmp_path / "reward.yaml"), prompts=str(tmp_path / "prompts.txt"))
+    align_until(given, 1)
+    (tmp_path / "reward.yaml").write_text("components: {one: {kind: 'tiny_flow:Still'}}\n")
+    with pytest.raises(
+        ValueError, match=r"began with another reward than .* \(reward differ; reward was 'brightness', now 'still'\)"
+    ):
+        align(given)
+    (tmp_path / "prompts.txt").write_text("a red ball\na blue ball\na red box\n")
+    with pytest.raises(ValueError, match="began with other prompts than .*prompts.txt gives now; put them back"):
+        align(replace(given, allow_changed_reward=True))
+    (tmp_path / "prompts.txt").write_text("".join(f"a {colour} ball\n" for colour in ("red", "blue", "green")))
+    align(replace(given, allow_changed_reward=True))
+    assert len(rows(out)) == 2
+    align(given)  # it is the run's reward from then on
+
+
+def test_folders_of_other_runs_are_refused(model, tmp_path):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "selection.jsonl").touch()
+    (tmp_path / "stage").mkdir()
+    (tmp_path / "stage" / "recipe.json").write_text('{"run.lr": 0.1}')
+    with pytest.raises(ValueError, match="holds a run of Best-of-N; choose another out="):
+        Run(recipe(model, tmp_path / "best"))
+    with pytest.raises(ValueError, match="holds another kind of run"):
+        Run(recipe(model, tmp_path / "stage"))
+
+
 def test_a_checkpoint_older_than_a_key_of_the_recipe_goes_on(model, tmp_path):
     given = recipe(model, tmp_path, steps=2, save_every=1)
     align_until(given, 1)

@@ -161,7 +161,7 @@ def unscored_too_often(rows: Sequence[Mapping[str, Any]], limit: float, patience
     reasons = "; ".join(dict.fromkeys(error for row in recent for error in row.get("errors", ())))
     return (
         f"{share:.0%} of the videos of the last {len(recent)} steps have no score (max_unscored is {limit:.0%}): {reasons[:500]}. "
-        "Mend the reward and run the same command: it goes on after this step"
+        "Mend the reward and run the same command: it goes on after this step (with allow_changed_reward=true where it judges otherwise now)"
     )
 
 

@@ -70,6 +70,7 @@ class FlowGrpoRecipe:
     credit: uniform | local; credit_component: the reward whose judgement says where.
     lr falls along half a cosine to lr × final_lr at the last step (1: it stays). updates: optimizer steps per batch of videos. nft_times: noise levels per video; nft_decay: how much of the slow copy stays per step.
     ema: decay of the averaged LoRA that is saved as ``lora`` (0: the last one is). dtype: float32 | bfloat16.
+    allow_changed_reward: go on although the reward now judges otherwise than when the run began (its file was edited, its judge exchanged).
     max_unscored: largest share of videos without a score over the last ``patience`` steps. max_skipped: steps skipped for NaN before
     the run stops. clips_per_step: videos kept as files for the report. track: tensorboard | wandb, or empty.
     """
@@ -135,6 +136,7 @@ class FlowGrpoRecipe:
     max_skipped: int = 3
     save_every: int = 5
     keep_checkpoints: int = 2
+    allow_changed_reward: bool = False
     clips_per_step: int = 4
     track: str = ""
 

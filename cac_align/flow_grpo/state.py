@@ -9,10 +9,11 @@ Under FSDP 2 sharded tensors are gathered before they are written and cut again 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,21 @@ from torch import Tensor
 from cac_align.files import write_whole
 from cac_align.flow_grpo.adapter import Weights, whole
 from cac_align.flow_grpo.settings import FlowGrpoRecipe
+from cac_align.rewards.reward import lasting
 
-FREE = ("out", "steps", "device", "overlap", "max_unscored", "patience", "max_skipped", "save_every", "keep_checkpoints", "track")
+FREE = (
+    "out",
+    "steps",
+    "device",
+    "overlap",
+    "max_unscored",
+    "patience",
+    "max_skipped",
+    "save_every",
+    "keep_checkpoints",
+    "track",
+    "allow_changed_reward",
+)
 FREE_WATCH = ("tolerance", "stop")
 """Keys that may change between a run and its continuation (``steps`` only while the learning rate does not hang on it)."""
 
@@ -89,20 +103,45 @@ def publish(out: Path, checkpoint: Path | None) -> None:
         put_folder(out / source.name, lambda part, source=source: shutil.copytree(source, part))
 
 
-def take_up(out: Path, recipe: FlowGrpoRecipe, *, write: bool) -> dict[str, Any] | None:
+def take_up(
+    out: Path, recipe: FlowGrpoRecipe, prompts: Sequence[str], passport: Mapping[str, str], *, write: bool
+) -> dict[str, Any] | None:
     """The state to go on from, None for a run that has no checkpoint yet. ``out/recipe.json`` says from now on whose folder this is.
 
-    The readings before training are there long before the first checkpoint, and belong to this recipe alone. write: on one process.
-    Raises ``ValueError`` when the checkpoint is damaged, or the folder holds a run of another recipe.
+    The readings before training are there long before the first checkpoint, and belong to this recipe, these prompts and this reward alone
+    (passport: its own). write: on one process. Raises ``ValueError`` when the checkpoint is damaged, or the folder holds another run.
     """
     folder, claim = newest(out), out / "recipe.json"
     stored = None if folder is None else read(folder, recipe)
+    digest = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
+    now = {"align": fingerprint(recipe), "prompts_sha256": digest, "reward": lasting(passport)}
     if claim.is_file():
-        _check_same(claim.read_text(encoding="utf-8"), recipe, out)
-    elif write:
+        _check_claim(json.loads(claim.read_text(encoding="utf-8")), now, recipe, out)
+    if (out / "selection.jsonl").exists():
+        raise ValueError(f"{out}: holds a run of Best-of-N; choose another out=")
+    if write and (recipe.allow_changed_reward or not claim.is_file()):
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(claim, to_text(recipe) + "\n")
+        write_whole(claim, json.dumps(now, indent=1) + "\n")
     return stored
+
+
+def _check_claim(before: Mapping[str, Any], now: Mapping[str, Any], recipe: FlowGrpoRecipe, out: Path) -> None:
+    if "align" not in before:
+        raise ValueError(f"{out}: holds another kind of run (its recipe.json is no alignment's); choose another out=")
+    _check_same(json.dumps(before["align"]), recipe, out)
+    if before["prompts_sha256"] != now["prompts_sha256"]:
+        raise ValueError(
+            f"{out}: began with other prompts than {recipe.prompts} gives now; put them back, or choose another out="
+        )
+    was, given = before["reward"], now["reward"]
+    changed = sorted(name for name in {*was, *given} if was.get(name) != given.get(name))
+    if changed and not recipe.allow_changed_reward:
+        name = changed[0]
+        raise ValueError(
+            f"{out}: began with another reward than {recipe.reward} gives now ({', '.join(changed)} differ; {name} was "
+            f"{was.get(name)!r}, now {given.get(name)!r}); choose another out=, or set allow_changed_reward=true: what was read before "
+            "then stands beside what another reward says"
+        )
 
 
 def read(folder: Path, recipe: FlowGrpoRecipe) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Run:
         self.tracker = open_tracker(recipe.track, self.out, self.step) if self.main else None
 
     def _restore(self) -> None:
-        stored = state.take_up(self.out, self.recipe, write=self.main)
+        stored = state.take_up(self.out, self.recipe, self.prompts, self.judging.plain.passport, write=self.main)
         if stored is None:
             return
         self.step = stored["step"]

@@ -4,7 +4,7 @@ prompts → generate(prompt, seed) or given candidates → reward(N candidates o
 
 A candidate without a score loses to any score; when none has one the prompt is *undecided*, never silently picked. Scores within
 ``QUANTUM`` are a tie and the lowest index wins. With ``out`` everything is on disk at once and the same call resumes:
-``out/videos/<slug>-<seed>.mp4`` (complete or absent), ``out/generator.json`` (the generator's passport, where it has one),
+``out/videos/<slug>-<seed>.mp4`` (complete or absent), ``out/generator.json`` and ``out/reward.json`` (their passports),
 ``out/ledger.jsonl``, ``out/selection.jsonl`` (one line per prompt as it is decided, in the order of the prompts at the end, then
 those of former calls). Scores are then taken of the written file, so that a resumed run sees the same bytes.
 
@@ -27,7 +27,7 @@ from cac_align.files import write_whole
 from cac_align.generation.selection_log import SelectionLog
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.normalise import quantise
-from cac_align.rewards.reward import Reward, Score
+from cac_align.rewards.reward import Reward, Score, lasting
 from cac_align.video import Video
 
 Generate = Callable[[str, int], Video]
@@ -135,9 +135,13 @@ def best_of_n(
     if out is not None:
         out = Path(out)
         (out / "videos").mkdir(parents=True, exist_ok=True)
-        reward = Ledger(out / "ledger.jsonl").wrap(reward)
+        if (out / "recipe.json").exists():
+            raise ValueError(f"{out}: holds a run that trains (recipe.json); write to another folder")
         if callable(candidates):
             _same_generator(out, candidates)
+        others = f"write to another folder (--candidates {out / 'videos'} takes these videos)"
+        _same(out / "reward.json", lasting(reward.passport), "choices come from another reward", others)
+        reward = Ledger(out / "ledger.jsonl").wrap(reward)
         log = SelectionLog(out / ("selection.jsonl" if share[1] == 1 else f"selection-{share[0]}.jsonl"))
     total = n * len(unique) if callable(candidates) else sum(len(candidates.get(prompt, ())) for prompt in unique)
     bar = progress(total, "candidates") if progress else None
@@ -288,10 +292,15 @@ def _same_generator(out: Path, generate: object) -> None:
     """Refuse to take another generator's finished videos for this one's."""
     own = getattr(generate, "passport", None)
     path, passport = out / "generator.json", own or {"generator": _where(generate)}
+    made = next((out / "videos").glob("*.mp4"), None)
+    if own and made is not None and not path.exists():
+        raise ValueError(f"{out}: who made {made.name} is not known ({path.name} is missing); write to another folder")
+    _same(path, passport, "videos come from another generator", "write to another folder")
+
+
+def _same(path: Path, passport: Mapping[str, str], what: str, cure: str) -> None:
+    """Keep the passport, or refuse to go on where another one is kept."""
     if not path.exists():
-        made = next((out / "videos").glob("*.mp4"), None)
-        if made is not None and own:
-            raise ValueError(f"{out}: who made {made.name} is not known ({path.name} is missing); write to another folder")
         write_whole(path, json.dumps(dict(passport), indent=1, sort_keys=True) + "\n")
         return
     before = json.loads(path.read_text(encoding="utf-8"))
@@ -299,8 +308,8 @@ def _same_generator(out: Path, generate: object) -> None:
     if changed:
         key = changed[0]
         raise ValueError(
-            f"{out}: its videos come from another generator ({', '.join(changed)} differ; {key} was {before.get(key)!r}, now "
-            f"{passport.get(key)!r}); write to another folder, or go on with the same generator"
+            f"{path.parent}: its {what} ({', '.join(changed)} differ; {key} was {before.get(key)!r}, now {passport.get(key)!r}); "
+            f"{cure}, or go on with the same one"
         )
 
 

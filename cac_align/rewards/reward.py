@@ -16,7 +16,14 @@ from typing import Any, Protocol, runtime_checkable
 from cac_align.judgement import Judgement
 from cac_align.video import Video, check_pairs
 
-__all__ = ["Reward", "Score", "check_pairs"]
+__all__ = ["Reward", "Score", "check_pairs", "lasting"]
+
+_PASSING = ("vlm/served", "vlm/dtype", "vlm/preprocessing", "vlm/vision_attention")
+
+
+def lasting(passport: Mapping[str, str]) -> dict[str, str]:
+    """What of a passport says which judge it is and how it is asked, on whatever machine and whether or not its server can be asked now."""
+    return {name: value for name, value in passport.items() if not name.endswith(_PASSING)}
 
 
 @dataclass(frozen=True)

@@ -243,7 +243,9 @@ def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, ove
     Raises ``ValueError`` when the recipe is wrong or a model cannot be loaded.
     """
     if isinstance(recipe, str) and ":" in recipe and not Path(recipe).exists():
-        return import_name(recipe)()
+        if overrides:
+            raise ValueError(f"{overrides[0]} would not be read: {recipe} is called as it is; leave it out, or write a recipe")
+        return made(recipe)
     if not isinstance(recipe, RewardRecipe):
         recipe = read_recipe(RewardRecipe, recipe, overrides, section="reward")
     if not recipe.components:
@@ -284,8 +286,7 @@ _SERVED = ("served_model", "revision", "concurrency", "timeout_s", "retries", "b
 _MODES = {
     "two_turn": _ASKED,
     "single_turn": ("scan_fps", "wording", "constrained", "max_new_tokens"),
-    "readout": ("scan_fps", "wording"),
-    "json": ("scan_fps", "wording"),
+    **dict.fromkeys(("readout", "json"), ("scan_fps", "wording")),
 }
 """Which of them each mode of CaC knows."""
 
@@ -307,10 +308,8 @@ def _refuse_unread(what: str, recipe: Any, read: Collection[str]) -> None:
     for item in fields(recipe):
         default = item.default if item.default is not MISSING else item.default_factory()
         if item.name not in (*read, "kind", "weight") and getattr(recipe, item.name) != default:
-            raise ValueError(
-                f"{what}: {item.name}={getattr(recipe, item.name)!r} would not be read; leave it out"
-                + (f" (it takes {', '.join(read)})" if read else "")
-            )
+            takes = f" (it takes {', '.join(read)})" if read else ""
+            raise ValueError(f"{what}: {item.name}={getattr(recipe, item.name)!r} would not be read; leave it out{takes}")
 
 
 def _load_component(recipe: JudgeRecipe) -> Reward:
@@ -345,7 +344,18 @@ def _load_component(recipe: JudgeRecipe) -> Reward:
         from cac_align.rewards.motion import Motion
 
         return Motion(recipe.full_speed)
-    return import_name(recipe.kind)()
+    return made(recipe.kind)
+
+
+def made(name: str) -> Reward:
+    """The reward behind "module:Name", called without arguments. Raises ``ValueError`` when that gives none."""
+    try:
+        reward = import_name(name)()
+    except TypeError as error:
+        raise ValueError(f"{name} cannot be called without arguments ({error}); expected what makes a reward so") from error
+    if not (callable(reward) and hasattr(reward, "name") and hasattr(reward, "passport")):
+        raise ValueError(f"{name} gives a {type(reward).__name__}, which is no reward: it needs a name, a passport and a call")
+    return reward
 
 
 def _backend_options(recipe: JudgeRecipe) -> dict[str, Any]:

@@ -170,6 +170,16 @@ def test_a_judges_words_and_its_calibration_reach_the_json(tmp_path):
     assert row["judge"] == "j" and row["ece"] == pytest.approx(1 - 0.875)
 
 
+def test_a_threshold_beyond_every_score_is_refused(set_of_six):
+    folder, *_ = set_of_six
+
+    class Bounded(Brightness):
+        bounds = (0.0, 1.0)
+
+    with pytest.raises(ValueError, match=r"finite number between 0 and 1, where judge 'bright' has its values; received 50"):
+        bench(folder / "records.jsonl", {"bright": Bounded()}, threshold=50)
+
+
 def test_a_reward_that_compares_a_prompts_videos_is_refused(set_of_six):
     root, _ = set_of_six
     for normalise in ("group", "rank"):

@@ -130,12 +130,43 @@ def test_hostile_prompts_pass_through(clip):
         (["best-of-n", "--prompts", "nowhere.txt", "--out", "x"], "nowhere.txt: cannot be read as prompts"),
         (["doctor", "--host", "nobody"], "unknown host 'nobody'"),
         (["evaluate", "experts", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["report", "nowhere"], "nowhere: no such file or folder"),
+        (["report", ".", "nowhere"], "nowhere: no such file or folder"),
+        (["report", ".", ".", "--set", "a=1"], "--set a=1 overrides a recipe's key; give the recipe with --reward"),
+        (["annotate", "nowhere"], "nowhere: no such folder"),
+        (["evaluate", "bench", "r.jsonl", "--stored", "s.jsonl", "--reward", "r.yaml"], "--stored reads scores made before"),
+        (["evaluate", "bench", __file__, "--stored", "nowhere.jsonl"], "test_cli.py:1: not a record"),
+        (["score", "a.mp4", "--prompt", "p", "--reward", "json:dumps"], "json:dumps cannot be called without arguments"),
+        (["score", "a.mp4", "--prompt", "p", "--reward", "collections:Counter"], "gives a Counter, which is no reward"),
+        (["score", "a.mp4", "--prompt", "p", "--reward", "a:B", "--set", "c=1"], "c=1 would not be read: a:B is called as it is"),
+        (["world", "--n", "2", "--out", "/proc/nowhere"], "/proc/nowhere"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_status_2(arguments, told, capsys):
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert told in error and error.startswith(f"cac-align {arguments[0]}:") and "Traceback" not in error
+    assert told in error and error.startswith(f"cac-align {arguments[0]}") and "Traceback" not in error
+
+
+@pytest.mark.parametrize("verb", ["annotate .", "serve"])
+@pytest.mark.parametrize("port", ["99999", "-1", "http"])
+def test_a_port_that_there_is_not(verb, port, capsys):
+    with pytest.raises(SystemExit):
+        main([*verb.split(), "--port", port])
+    assert f"{port} is no port; expected 0 to 65535" in capsys.readouterr().err or port == "-1"
+
+
+def test_a_run_is_reported_by_its_ledger_alone(tmp_path, capsys):
+    (tmp_path / "ledger.jsonl").touch()
+    assert main(["report", str(tmp_path), "--reward", "r.yaml"]) == 2
+    assert "leave out --reward and --ratings" in capsys.readouterr().err
+
+
+def test_given_candidates_are_all_judged(tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("a red ball rolls to the right on grass\n")
+    given = ["--prompts", str(tmp_path / "p.txt"), "--candidates", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(["best-of-n", *given, "--n", "3"]) == 2
+    assert "--n says how many to generate; of the given --candidates all are judged" in capsys.readouterr().err
 
 
 def test_the_prompt_of_every_video(tmp_path):

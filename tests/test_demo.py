@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from cac_align.cli import main
 from cac_align.generation.best_of_n import Selection
 from cac_align.miniature.demo import demo, lines, playground_prompts, summarise
 from cac_align.miniature.oracle import Verdict
@@ -56,6 +57,19 @@ def test_prompts_are_distinct_and_inside_the_world():
         parse_prompt(prompt)
     with pytest.raises(ValueError, match="expected 1 to 216 prompts"):
         playground_prompts(217)
+
+
+def test_a_run_whose_judge_says_nothing_is_no_success(tmp_path, monkeypatch, capsys):
+    class Silent:
+        name, bounds, passport = "silent", (0.0, 1.0), {"reward": "silent"}
+
+        def __call__(self, prompts, videos):
+            return [Score.missing("nothing to say") for _ in videos]
+
+    monkeypatch.setattr("cac_align.miniature.demo.load_reward", lambda recipe: Silent())
+    assert main(["demo", "--out", str(tmp_path), "--n", "1", "--prompts", "1"]) == 1
+    told = capsys.readouterr().out
+    assert "no decided prompt" in told and "1 prompts are undecided" in told and (tmp_path / "report.html").is_file()
 
 
 def test_a_small_run_leaves_everything_on_disk_and_resumes(tmp_path):

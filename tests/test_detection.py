@@ -232,6 +232,9 @@ def test_bad_input_is_named():
         evaluate([normal("a"), normal("b")], [0.1])
     with pytest.raises(ValueError, match="belong to no record, first 'z'"):
         evaluate([normal("a")], {"z": 0.3})
+    for wrong in (math.nan, math.inf):  # nothing is below a NaN: every video would be normal
+        with pytest.raises(ValueError, match="threshold must be a finite number; received"):
+            evaluate([normal("a"), anomalous("b")], [0.1, 0.2], threshold=wrong)
 
 
 def test_a_number_that_ranks_but_is_cut_in_the_wrong_place_is_told_from_a_bad_one():

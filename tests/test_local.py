@@ -139,8 +139,10 @@ def test_load_refuses_a_folder_that_lacks_weights_or_everything(tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"1 weights are missing .* lm_head"):
         LocalVlm.load(tmp_path)
-    with pytest.raises(ValueError, match="could not be loaded"):
+    with pytest.raises(ValueError, match="nothing-here: no such folder; expected the folder of a Qwen3-VL, or a hub id"):
         LocalVlm.load(tmp_path / "nothing-here")
+    with pytest.raises(ValueError, match="minature: no such folder"):  # a slip of the pen is not asked of the hub
+        LocalVlm.load("minature")
 
 
 def test_a_prompt_beyond_the_models_length_is_refused_and_a_long_answer_stops_there():

@@ -6,7 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn, disjoint, judge
+from cac_align.cac.verdict_only import VerdictOnly
 from cac_align.judgement import Judgement, Window
 from cac_align.rewards.cac import CaC
 from cac_align.video import Video
@@ -98,6 +100,12 @@ def test_a_margin_shows_turn_two_what_came_before_and_after():
     for wrong in (-0.1, math.nan):
         with pytest.raises(ValueError, match="margin_s must be seconds, 0 or more"):
             TwoTurn(margin_s=wrong)
+    for made in (TwoTurn, SingleTurn, VerdictOnly):
+        for wrong in (0.0, -4.0, math.nan, math.inf):
+            with pytest.raises(ValueError, match="scan_fps must be frames per second, more than 0"):
+                made(scan_fps=wrong)
+    with pytest.raises(ValueError, match="look_fps must be frames per second, more than 0, received 0"):
+        TwoTurn(look_fps=0)
     assert "margin_s" not in TwoTurn().passport() and TwoTurn(margin_s=0.25).passport()["margin_s"] == "0.25"
 
 
@@ -228,6 +236,9 @@ def test_a_temperature_brings_back_what_certainty_ties():
     for wrong in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="temperature must be a positive number"):
             CaC(Script(), temperature=wrong)
+    for wrong in (2.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="min_mass is a share of the probability, 0 to 1, received"):
+            CaC(Script(), min_mass=wrong)
 
 
 def test_a_judges_folder_brings_its_temperature(tmp_path):

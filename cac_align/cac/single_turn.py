@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cac_align.cac.prompts import single_turn_conversation, wording_hash
-from cac_align.cac.two_turn import Asked, ask, decide
+from cac_align.cac.two_turn import Asked, ask, check_rates, decide
 from cac_align.judgement import Judgement
 from cac_align.video import Frames, Video
 from cac_align.vlm.dialogue import Dialogue
@@ -30,6 +30,7 @@ class SingleTurn:
     retries: int = 1
 
     def __post_init__(self) -> None:
+        check_rates(scan_fps=self.scan_fps)
         if self.max_new_tokens < 1 or self.retries < 0:
             raise ValueError(f"expected max_new_tokens >= 1 and retries >= 0, received {self.max_new_tokens} and {self.retries}")
 

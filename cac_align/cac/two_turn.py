@@ -48,6 +48,7 @@ class TwoTurn:
     margin_s: float = 0.0
 
     def __post_init__(self) -> None:
+        check_rates(scan_fps=self.scan_fps, look_fps=self.look_fps)
         if not (math.isfinite(self.margin_s) and self.margin_s >= 0):
             raise ValueError(f"margin_s must be seconds, 0 or more, received {self.margin_s}")
         if self.context not in ("fresh", "continued"):
@@ -61,6 +62,13 @@ class TwoTurn:
         # Without a margin the passport is what it was before there were margins.
         fields = {name: str(getattr(self, name)) for name in self.__dataclass_fields__ if name != "margin_s" or self.margin_s}
         return {**fields, "prompt_sha256": wording_hash(self.wording)}
+
+
+def check_rates(**rates: float) -> None:
+    """Raise ``ValueError`` for a frame rate at which nothing could be shown."""
+    for name, fps in rates.items():
+        if not (math.isfinite(fps) and fps > 0):
+            raise ValueError(f"{name} must be frames per second, more than 0, received {fps}")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from cac_align.cac.prompts import turn_one_conversation, wording_hash
 from cac_align.cac.readout import STATUS, WORDS
+from cac_align.cac.two_turn import check_rates
 from cac_align.judgement import Judgement, Turn
 from cac_align.video import Frames, Video
 from cac_align.vlm.dialogue import Dialogue, Question
@@ -43,6 +44,7 @@ class VerdictOnly:
     wording: str = "full"
 
     def __post_init__(self) -> None:
+        check_rates(scan_fps=self.scan_fps)
         if self.form not in ("readout", "json"):
             raise ValueError(f"form must be 'readout' or 'json', received {self.form!r}")
 

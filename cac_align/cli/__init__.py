@@ -28,10 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # times as long. Before torch is loaded they can be told to sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = _parser().parse_args(arguments)
+    verb = " ".join(filter(None, (options.verb, getattr(options, "kind", None))))
     try:
         return options.run(options)
     except ValueError as error:
-        print(f"cac-align {options.verb}: {error}", file=sys.stderr)
+        print(f"cac-align {verb}: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
@@ -39,16 +40,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         extra = "evaluate" if options.verb == "annotate" else extra
         print(
-            f"cac-align {options.verb} needs the package {error.name}: in its checkout: pip install -c constraints.txt -e '.[{extra}]'",
+            f"cac-align {verb} needs the package {error.name}: in its checkout: pip install -c constraints.txt -e '.[{extra}]'",
             file=sys.stderr,
         )
         return 2
     except KeyboardInterrupt:
-        print(f"\ncac-align {options.verb}: interrupted; the same command resumes", file=sys.stderr)
+        print(f"\ncac-align {verb}: interrupted; the same command resumes", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader (head, less) went away; nothing more can be said
         return 141
+    except OSError as error:  # a path that is not there, may not be written, or is a folder
+        if error.filename is None:
+            raise
+        print(f"cac-align {verb}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def _late(module: str, name: str) -> Callable[[argparse.Namespace], int]:
@@ -104,24 +110,32 @@ def _parser() -> argparse.ArgumentParser:
     best.add_argument("--json", action="store_true", help="print selection.jsonl instead of a table")
 
     align = verb("align", "align", "run_align", "align a Wan model with a reward: Flow-GRPO or DiffusionNFT, a LoRA")
+    align.epilog = "The same command resumes. Exit status: 0 trained; 1 trained, and a guard raised an alarm; 2 stopped, and why."
     align.add_argument("recipe", type=Path, help="YAML, e.g. recipes/flow_grpo/miniature.yaml")
-    align.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="override recipe keys, e.g. out=DIR")
+    align.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="override recipe keys, e.g. out=DIR (default: the recipe's)"
+    )
     align.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
 
     world = verb(
         "world", "selecting", "run_world", "render miniature clips as mp4 with exact records, half normal, half anomalous"
     )
-    world.add_argument("--n", type=int, required=True)
+    world.add_argument("--n", type=int, required=True, help="how many clips, an even number")
     world.add_argument("--seed", type=int, default=2_000_000, help="first seed; held-out seeds start at 2000000 (default)")
     world.add_argument("--out", type=Path, required=True)
     world.add_argument(
         "--world", choices=("full", "studio", "playground"), default="full", help="the small judges know the playground"
     )
     add_data_verbs(verb("data", "data", "run_validate", "annotated videos: check, convert, explain, split into stages"), _late)
-    train = verb("train", "train", "run_train", "train CaC: single frames, then clips, then two-turn GRPO")
+    train = verb(
+        "train", "train", "run_train", "train CaC: single frames, then clips, then two-turn GRPO; the same command resumes"
+    )
     train.add_argument("stage", choices=("stage1", "stage2", "stage3"))
     train.add_argument("recipe", type=Path, help="YAML, see recipes/cac and recipes/miniature")
-    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="out=DIR and any other key of the recipe")
+    train.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="override recipe keys: data.folder=DIR model.path=DIR out=DIR"
+    )
+    train.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
     _evaluate_verbs(verb("evaluate", "judging", "run_bench", "how good is a judge, how good are the videos"), _late)
     report = verb(
         "report", "judging", "run_report", "one self-contained HTML page: before against after, or what a training run rewarded"
@@ -138,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--clips-per-step", type=int, default=4, help="run: clips shown per step (default: 4)")
     report.add_argument("--max-steps", type=int, default=12, help="run: steps shown; all are in the table (default: 12)")
-    report.add_argument("--out", type=Path, default=Path("report.html"))
+    report.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: report.html, here)")
     report.add_argument("--ratings", type=Path, action="append", default=[], help="ratings exported by the rating page")
     report.add_argument("--max-pairs", type=int, default=50, help="pairs shown; all are counted (default: 50)")
     report.add_argument("--seed", type=int, default=0)
@@ -149,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     annotate.add_argument("--rater", help="whose page opens at / (default: the page asks)")
     annotate.add_argument("--database", type=Path, help="where every action is kept (default: beside the videos)")
     annotate.add_argument("--host", default="127.0.0.1")
-    annotate.add_argument("--port", type=int, default=8017)
+    annotate.add_argument("--port", type=_port, default=8017, help="default: 8017")
     annotate.add_argument("--seed", type=int, default=0, help="shuffles the order and the sides")
 
     env = verb("vbench-env", "judging", "run_vbench_env", "create the environment of its own that VBench needs")
@@ -160,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _reward_options(serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to bind; anything but loopback needs CAC_ALIGN_TOKEN")
-    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--port", type=_port, default=8000, help="default: 8000")
     serve.add_argument(
         "--fps", type=float, default=16.0, help="rate of videos that come without one, as hosts' files do (default: 16, Wan's)"
     )
@@ -212,14 +226,18 @@ def _evaluate_verbs(evaluate: argparse.ArgumentParser, late: Callable[[str, str]
     vbench.set_defaults(run=late("judging", "run_vbench"))
     vbench.add_argument("folder", type=Path, help="folder of videos")
     vbench.add_argument(
-        "--dimensions", nargs="+", default=["subject_consistency", "imaging_quality", "dynamic_degree"], metavar="NAME"
+        "--dimensions",
+        nargs="+",
+        default=["subject_consistency", "imaging_quality", "dynamic_degree"],
+        metavar="NAME",
+        help="default: subject_consistency imaging_quality dynamic_degree",
     )
     vbench.add_argument(
         "--prompts", type=Path, help="JSONL of {video, prompt} for the dimensions that need one (default: the folder's listings)"
     )
     vbench.add_argument("--rows", type=Path, help="where per-video results are kept (default: vbench.jsonl in the folder)")
     vbench.add_argument("--python", type=Path, help="python of an environment that has vbench")
-    vbench.add_argument("--device", default="cpu")
+    vbench.add_argument("--device", default="cpu", help="default: cpu")
     vbench.add_argument("--json", action="store_true")
 
     experts = kinds.add_parser("experts", help="what people rated: anomaly rates, paired difference, agreement")
@@ -227,6 +245,12 @@ def _evaluate_verbs(evaluate: argparse.ArgumentParser, late: Callable[[str, str]
     experts.add_argument("ratings", type=Path, help="ratings.jsonl, or the folder the rating page wrote")
     experts.add_argument("--groups", nargs=2, metavar=("BEFORE", "AFTER"))
     experts.add_argument("--json", action="store_true")
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and int(text) < 2**16):
+        raise argparse.ArgumentTypeError(f"{text} is no port; expected 0 to 65535")
+    return int(text)
 
 
 def _reward_options(parser: argparse.ArgumentParser, default: str = "UnifiedReward + CaC, the miniature") -> None:

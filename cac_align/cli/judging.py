@@ -18,7 +18,11 @@ def run_bench(options: argparse.Namespace) -> int:
     from cac_align.recipe import load_reward
     from cac_align.rewards.ledger import Ledger
 
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)  # said before hours of judging
     if options.stored:
+        if options.reward or options.overrides:
+            raise ValueError("--stored reads scores made before, and runs no model; leave out --reward and --set")
         records = list(read_records(options.records))
         judges: dict[str, Any] = {}
         for path in options.stored:
@@ -156,8 +160,15 @@ def run_report(options: argparse.Namespace) -> int:
     from cac_align.evaluation.report import report, report_selection
     from cac_align.recipe import load_reward
 
+    for path in (options.before, options.after, options.ledger):
+        if path is not None and not path.exists():
+            raise ValueError(f"{path}: no such file or folder")
+    if options.overrides and options.reward is None:
+        raise ValueError(f"--set {options.overrides[0]} overrides a recipe's key; give the recipe with --reward")
     ledger = _run_ledger(options)
     if ledger is not None:
+        if options.reward or options.ratings:
+            raise ValueError("a run's page shows what its ledger holds; leave out --reward and --ratings, or compare two folders")
         print(_report_run(ledger, options))
         return 0
     chosen = None if options.reward is None else load_reward(options.reward, options.overrides)
@@ -213,6 +224,9 @@ def _report_run(ledger: Path, options: argparse.Namespace) -> Path:
 def run_annotate(options: argparse.Namespace) -> int:
     from cac_align.evaluation.annotate import annotate
 
+    for folder in options.folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder")
     annotate(
         options.folders,
         rater=options.rater,

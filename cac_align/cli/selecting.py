@@ -43,6 +43,8 @@ def _selections(options: argparse.Namespace, recipe: Any, prompts: Sequence[str]
     from cac_align.generation.best_of_n import best_of_n, read_candidates
     from cac_align.recipe import GeneratorRecipe, load_generator, load_reward
 
+    if options.candidates is not None and options.n is not None:
+        raise ValueError("--n says how many to generate; of the given --candidates all are judged, leave one of the two out")
     index, count = _share()
     if count > 1:
         _processes()
@@ -121,7 +123,8 @@ def run_demo(options: argparse.Namespace) -> int:
     settings = {"n": options.n, "num_prompts": options.prompts, "seed": options.seed, "guidance_scale": options.guidance_scale}
     for line in demo(options.out, progress=_bar, **settings):
         print(line, flush=True)
-    return 0
+    undecided = json.loads((options.out / "summary.json").read_text(encoding="utf-8"))["undecided"]
+    return 1 if undecided == options.prompts else 0
 
 
 def run_world(options: argparse.Namespace) -> int:

@@ -8,15 +8,16 @@ import argparse
 def run_train(options: argparse.Namespace) -> int:
     from cac_align.recipe import read_recipe
 
+    overrides = [*options.overrides, *options.settings]
     _check_stage(options.recipe, options.stage)
     if options.stage == "stage3":
         from cac_align.training.grpo import GrpoRecipe, train_grpo
 
-        print(train_grpo(read_recipe(GrpoRecipe, options.recipe, options.overrides)))
+        print(train_grpo(read_recipe(GrpoRecipe, options.recipe, overrides)))
         return 0
     from cac_align.training.sft import SftRecipe, train_sft
 
-    recipe = read_recipe(SftRecipe, options.recipe, options.overrides)
+    recipe = read_recipe(SftRecipe, options.recipe, overrides)
     if f"stage{recipe.stage}" != options.stage:
         raise ValueError(f"{options.recipe} is a recipe of stage {recipe.stage}, received {options.stage}")
     print(train_sft(recipe))

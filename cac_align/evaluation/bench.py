@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cac_align.data.records import Record, read_records
-from cac_align.evaluation.detection import Report, evaluate
+from cac_align.evaluation.detection import Report, check_threshold, evaluate
 from cac_align.evaluation.localisation import SPLITS
 from cac_align.evaluation.statistics import Estimate, PairedTest, mcnemar
 from cac_align.judgement import ANOMALY_TYPES
+from cac_align.rewards.combine import bounds_of
 from cac_align.rewards.normalise import NEEDS_GROUP
 from cac_align.rewards.reward import Reward, Score
 from cac_align.video import Video
@@ -106,6 +107,7 @@ def bench(
     if not rewards:
         raise ValueError("bench needs at least one reward, received none; pass {'cac': CaC.load(...)}")
     for name, reward in rewards.items():
+        check_threshold(name, threshold, bounds_of(reward))
         if getattr(reward, "normalise", None) in NEEDS_GROUP:
             raise ValueError(
                 f"judge {name!r} normalises by {reward.normalise!r}, which compares the videos of one prompt; a bench scores every "

@@ -60,6 +60,16 @@ class Verdict:
         }
 
 
+def check_threshold(judge: str, threshold: float | None, bounds: tuple[float, float] | None) -> None:
+    """Raise ``ValueError`` for a threshold that is no number or that no value of this judge could lie below or above."""
+    if threshold is None:
+        return
+    low, high = bounds or (-math.inf, math.inf)
+    if not (math.isfinite(threshold) and low <= threshold <= high):
+        among = "" if bounds is None else f" between {low:g} and {high:g}, where judge {judge!r} has its values"
+        raise ValueError(f"threshold must be a finite number{among}; received {threshold}")
+
+
 def evidence_of(given: Score | Judgement | float | None) -> Judgement | None:
     """The judgement in a judge's answer, where it holds one that reached a verdict."""
     judgement = given if isinstance(given, Judgement) else given.evidence if isinstance(given, Score) else None
@@ -201,10 +211,11 @@ def evaluate(
 ) -> Report:
     """Judge the judge. ``scores`` align with ``records``, or map record ids to scores (an id that is missing is unscored).
 
-    Raises ``ValueError`` for no records, an id that stands twice, scores of another length, or a score for an unknown id.
+    Raises ``ValueError`` for a threshold that is not finite, no records, an id that stands twice, scores of another length, or a score for an unknown id.
     """
     records = list(records)
     ids = [record.id for record in records]
+    check_threshold(judge, threshold, None)
     if not records:
         raise ValueError("evaluate needs at least one record, received none; is the records file empty?")
     if len(set(ids)) != len(ids):

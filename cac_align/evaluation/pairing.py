@@ -271,7 +271,9 @@ def pair_selection(folder: str | Path, *, seed: int = 0) -> Pairing:
     folder = Path(folder)
     listing = folder / "selection.jsonl"
     if not listing.is_file():
-        raise ValueError(f"{folder}: no selection.jsonl; expected what `cac-align best-of-n --out` writes")
+        raise ValueError(
+            f"{folder}: neither selection.jsonl (Best-of-N) nor ledger.jsonl (a run) in it; a folder of videos needs a second one beside it"
+        )
     read = read_folder(folder, "candidates")
     faults = list(read.faults)
     by_path = {clip.path.resolve(): clip for clip in read.clips}

@@ -163,7 +163,7 @@ def _names(before: Path, after: Path) -> tuple[str, str]:
     """What the two folders are called: their names, as much of the path as tells them apart."""
     first, second = before.resolve(), after.resolve()
     if first == second:
-        raise ValueError(f"before and after are the same folder, {before}; for one Best-of-N folder use report_selection")
+        raise ValueError(f"before and after are the same folder, {before}; give two folders, or one of Best-of-N by itself")
     for depth in range(1, max(len(first.parts), len(second.parts)) + 1):
         names = "/".join(first.parts[-depth:]), "/".join(second.parts[-depth:])
         if names[0] != names[1]:

@@ -85,7 +85,11 @@ def demo(
     choices, comparison = summarise(selections, oracle_verdicts(selections))
     summary = {"prompts": len(prompts), "n": n, "seed": seed, "choices": [choice.to_json() for choice in choices], **comparison}
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    tiles = [(f"{100 * choice.anomaly_rate.value:.0f} %", f"anomalous: {choice.name}") for choice in choices]
+    rates = [choice.anomaly_rate.value for choice in choices]
+    tiles = [
+        ("–" if rate is None else f"{100 * rate:.0f} %", f"anomalous: {choice.name}")
+        for rate, choice in zip(rates, choices, strict=True)
+    ]
     page = write_selection_page(selections[:CARDS], out / "report.html", title=f"Best of {n}: UnifiedReward + CaC", tiles=tiles)
     yield from lines(choices, comparison, len(prompts), n)
     yield f"report: {page}"

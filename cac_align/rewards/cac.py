@@ -64,6 +64,8 @@ class CaC:
             raise ValueError(f"views must be one or more different views, received {list(self.views)}")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature must be a positive number, received {self.temperature}")
+        if not 0 <= self.min_mass <= 1:
+            raise ValueError(f"min_mass is a share of the probability, 0 to 1, received {self.min_mass}")
         if not math.isfinite(self.threshold):
             raise ValueError(f"threshold must be a finite log-odds, received {self.threshold}")
         if not self.name:

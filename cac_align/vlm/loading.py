@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ def load_model(source: str, *, device: str, dtype: torch.dtype, revision: str | 
 
     Raises ``ValueError`` when torchvision does not fit torch, the checkpoint is not a Qwen3-VL, lacks weights or cannot be read.
     """
+    if not Path(source).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        raise ValueError(
+            f"{source}: no such folder; expected the folder of a Qwen3-VL, or a hub id such as Qwen/Qwen3-VL-8B-Instruct"
+        )
     check_torchvision()
     from transformers import AutoConfig, AutoProcessor, Qwen3VLForConditionalGeneration
 

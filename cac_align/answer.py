@@ -64,6 +64,10 @@ def _one_object(text: str) -> tuple[dict[str, Any] | None, str | None]:
     return found[0], None
 
 
+CONTRADICTS = "anomalies: must be empty when status is normal, received "
+"""How the fault begins of an answer that says normal and names something, readable or not."""
+
+
 def read_answer(
     text: str,
     *,
@@ -90,6 +94,7 @@ def read_answer(
     if not isinstance(thought, str):
         faults.append("COT: expected a string" if "COT" in answer else "COT: missing")
         thought = ""
+    thought = _sound(thought)
     status = answer.get("status")
     if status not in ("normal", "abnormal"):
         faults.append(
@@ -97,11 +102,14 @@ def read_answer(
         )
         status = None
     items = answer.get("anomalies")
-    if not isinstance(items, list):
+    if status == "normal" and isinstance(items, dict) and items:
+        faults.append(CONTRADICTS + "an object")
+        items = []
+    elif not isinstance(items, list):
         faults.append("anomalies: expected a list" if "anomalies" in answer else "anomalies: missing")
         items = []
     elif status == "normal" and items:
-        faults.append(f"anomalies: must be empty when status is normal, received {len(items)}")
+        faults.append(f"{CONTRADICTS}{len(items)}")
     elif status == "abnormal" and not items:
         faults.append("anomalies: must name at least one anomaly when status is abnormal")
     anomalies = []
@@ -137,7 +145,12 @@ def _read_anomaly(
     if window is None and number == 2 and len(times_s) > 0:
         window = Window(float(times_s[0]), float(times_s[-1]))  # a clip's region is the whole clip by default (Fig. S4)
     reason, region = (item.get(key) if isinstance(item.get(key), str) else "" for key in ("Reason for Anomaly", "Problem Region"))
-    return Anomaly(label, window, reason, region, boxes), faults
+    return Anomaly(label, window, _sound(reason), _sound(region), boxes), faults
+
+
+def _sound(text: str) -> str:
+    """Text that can be written as UTF-8: half of a surrogate pair, as a JSON escape may leave it, becomes "?"."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _read_window(value: object, times_s: Sequence[float], *, required: bool) -> tuple[Window | None, str | None]:

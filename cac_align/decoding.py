@@ -315,7 +315,8 @@ def _read_decord(source: Path | bytes, indices: tuple[int, ...], count: int) -> 
         reader = decord.VideoReader(_openable(source), ctx=decord.cpu(0), fault_tol=_NO_FAULTS)
         if len(reader) != count:
             return None
-        return reader.get_batch(list(indices)).asnumpy()
+        batch = reader.get_batch(list(indices))
+        return batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)  # other code may have set decord's bridge
     except (RuntimeError, IndexError, decord.DECORDError, decord.DECORDLimitReachedError):
         return None  # PyAV reads it, or says what is wrong
 

@@ -257,7 +257,7 @@ def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, ove
             )
         _refuse_unread(f"component {name!r}: kind {component.kind}", component, _read_of(component))
     rewards = {name: _load_component(component) for name, component in recipe.components.items()}
-    if len(rewards) == 1:
+    if len(rewards) == 1 and recipe.normalise == "range":  # as it is: its scale is its own
         return next(iter(rewards.values()))
     from cac_align.rewards.combine import combine
 

@@ -113,6 +113,7 @@ def test_every_module_has_its_test():
         "cac/prompts": "two_turn",
         "scoring": "service",
         "remembered": "ledger",
+        "host_lines": "doctor",
         "selecting": "cli",
         "judging": "cli",
         "data": "synthesise",

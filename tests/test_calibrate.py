@@ -8,6 +8,7 @@ import pytest
 
 from cac_align.cac.folder import settings_of, write_settings, write_temperature
 from cac_align.cac.single_turn import SingleTurn
+from cac_align.cac.two_turn import TwoTurn
 from cac_align.miniature import calibrate
 from cac_align.miniature.generated import HELD_OUT, Generated
 from cac_align.recipe import read_recipe
@@ -53,7 +54,8 @@ def test_views_have_a_temperature_of_their_own_beside_the_first(tmp_path):
 
 def test_a_judge_that_scores_nothing_is_not_fitted(tmp_path):
     shutil.copytree(shipped("cac"), tmp_path / "judge")
-    (tmp_path / "judge" / "cac_align.json").unlink()  # asked in the paper's long words, which the small judge has never heard
+    # asked in the long words of the full size, which the small judge has never heard, and given little room for what it makes of them
+    write_settings(tmp_path / "judge", TwoTurn(max_new_tokens=24))
     with pytest.raises(ValueError, match="no video has a score; the first says: "):
         calibrate.main([str(tmp_path / "judge"), "2"])
 

@@ -146,6 +146,19 @@ def test_both_decoders_give_the_same_frames(clips: dict[str, Path], name: str) -
             assert name not in {"default.mp4", "intra.mp4", "uneven.mp4", "clip.mkv", "vp9.webm"}
 
 
+def test_a_bridge_that_other_code_has_set_changes_nothing(clips: dict[str, Path]) -> None:
+    """decord's bridge is one for the whole process; data sets set it, and then batches are torch's."""
+    decord = pytest.importorskip("decord")
+    frames = FileFrames(clips["default.mp4"])
+    plain = _read_decord(frames.source, (0, 3), 40)
+    decord.bridge.set_bridge("torch")
+    try:
+        bridged = _read_decord(frames.source, (0, 3), 40)
+    finally:
+        decord.bridge.set_bridge("native")
+    assert isinstance(bridged, np.ndarray) and plain is not None and np.array_equal(bridged, plain)
+
+
 @pytest.mark.parametrize("name", ["default.mp4", "clip.gif", "vp9.webm"])
 def test_bytes_are_as_good_as_a_path(clips: dict[str, Path], name: str) -> None:
     assert np.array_equal(whole(clips[name].read_bytes()), whole(clips[name]))

@@ -1,18 +1,25 @@
 """doctor: our own recipes pass, every trap that a config can show is found and mended, nothing is guessed."""
 
+import ast
+import inspect
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import yaml
 from hosting import scripted, serving
+from omegaconf import OmegaConf
 
 from cac_align.plugins import doctor as doctor_module
 from cac_align.plugins.configs import read_config
 from cac_align.plugins.doctor import HOSTS, checklist, doctor, to_json, torchvision_check
-from cac_align.plugins.inspection import LINES, flow_factory, flow_grpo, unirl, verl_omni
+from cac_align.plugins.host import Wiring
+from cac_align.plugins.inspection import LINES, READERS, flow_factory, flow_grpo, unirl, verl_omni
+from cac_align.plugins.verl_omni import compute_score
 
+PLUGINS = Path(doctor_module.__file__).parent
 RECIPES = Path(__file__).parent.parent / "recipes" / "hosts"
 
 
@@ -245,5 +252,89 @@ def test_verl_omni_traps(tmp_path):
     config = read_config("verl-omni", script)
     assert config["reward"]["reward_functions"]["cac"]["on_missing"] == "neutral"
     found = wrong(verl_omni(config))
-    assert set(found) == {"cac failures", "cac policy", "manager"} and "required=true" in found["cac failures"].fix
+    assert set(found) == {"cac failures", "cac on_missing", "manager"} and "required=true" in found["cac failures"].fix
     assert "reward" in wrong(verl_omni({"reward": {"reward_functions": {}}}))
+
+
+# ---- what a right-looking config hides ---------------------------------------------------------------------------------
+
+
+def test_unirls_recipe_replaces_the_reward_that_it_is_composed_with():
+    """Hydra merges mappings: options of the reward in wan21_t2v.yaml would reach our spec, which does not take them."""
+    theirs = {
+        "reward": {
+            "_target_": "unirl.reward.service.RewardService",
+            "backend": {"_target_": "theirs", "config": {"_target_": "PickScoreSpec", "device": "cuda", "model_id": "x"}},
+        },
+        "data_source": {"args": {"run": {"data_path": "datasets/pickscore/train.txt"}}},
+        "stack": {"num_updates_per_batch": 2},
+    }
+    ours = OmegaConf.load(RECIPES / "unirl_wan21_1_3b.yaml")
+    composed = OmegaConf.to_container(OmegaConf.merge(theirs, ours), resolve=True)
+    spec = composed["reward"]["backend"]["config"]
+    assert spec == {
+        "_target_": "cac_align.plugins.unirl.CaCSpec",
+        "reward": "http://127.0.0.1:8000",
+        "fps": 16,
+        "ledger": "ledger.jsonl",
+    }
+    assert composed["stack"]["num_updates_per_batch"] == 1 and "pickscore" not in str(composed["data_source"])
+
+
+def test_a_unirl_reward_written_in_place_over_another_recipe_is_wrong():
+    spec = {"_target_": "cac_align.plugins.unirl.CaCSpec", "fps": 16, "ledger": "l.jsonl"}
+    backend = {"_target_": "cac_align.plugins.unirl.CaCBackend", "config": spec}
+    config = {"defaults": ["wan21_t2v", "_self_"], "reward": {"backend": backend}, "adv_use_global_std": False}
+    assert list(wrong(READERS["unirl"](config))) == ["composition"]
+    assert wrong(READERS["unirl"](config | {"defaults": ["_self_"]})) == {}
+    for change, name in (({"layout": "CTHW"}, "reward layout"), ({"_target_": "other"}, "backend config")):
+        changed = config | {"defaults": ["_self_"], "reward": {"backend": backend | {"config": spec | change}}}
+        assert list(wrong(READERS["unirl"](changed))) == [name]
+
+
+def test_every_option_of_ours_that_a_host_may_set_is_taken_by_its_adapter():
+    """Hydra passes unknown keys to the spec, which raises; verl-omni drops what is not in the signature without a word."""
+    options = {item.name for item in fields(Wiring)}
+    tree = ast.parse((PLUGINS / "unirl.py").read_text(encoding="utf-8"))
+    (spec,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "CaCSpec"]
+    assert {line.target.id for line in spec.body if isinstance(line, ast.AnnAssign)} == options - {"layout"} | {"batch_size"}
+    taken = set(inspect.signature(compute_score).parameters)
+    assert options - taken == {"on_missing", "group_size"}
+    entry = {
+        "path": "pkg://cac_align.plugins.verl_omni",
+        "name": "compute_score",
+        "required": True,
+        "ledger": "l.jsonl",
+        "fps": 16,
+    }
+    section = {"reward_manager": {"name": "MultiVisualRewardManager"}, "reward_functions": {"cac": entry}}
+    assert wrong(READERS["verl-omni"]({"reward": section})) == {}
+    section["reward_functions"]["cac"] = entry | {"group_size": 16}
+    assert list(wrong(READERS["verl-omni"]({"reward": section}))) == ["cac group_size"]
+
+
+def test_flow_factorys_classes_need_their_component_in_the_recipe(tmp_path):
+    (tmp_path / "one.yaml").write_text("components: {cac: {kind: cac}}\n")
+    config = ff()
+    for entry in config["rewards"]:
+        entry["reward"] = str(tmp_path / "one.yaml")
+    assert "has cac, not 'unified'" in wrong(flow_factory(config))["unified recipe"].text
+    assert "cac recipe" not in wrong(flow_factory(config))
+
+
+def test_only_both_components_once_each_are_the_papers_mean():
+    config = ff()
+    found = {check.name: check for check in flow_factory(config)}
+    assert found["aggregation"].ok is True and "the paper's mean" in found["aggregation"].text
+    config["rewards"][1]["reward_model"] = "cac_align.plugins.flow_factory.CaCUnifiedReward"
+    found = {check.name: check for check in flow_factory(config)}
+    assert found["aggregation"].ok is None and "not the paper's mean" in found["aggregation"].text
+
+
+def test_the_models_own_frame_rate_is_what_the_reward_must_be_told():
+    config = ff()
+    config["train"]["frame_rate"] = 24.0
+    assert "the reward takes the videos for 16 fps" in wrong(flow_factory(config))["cac frame rate"].text
+    for entry in config["rewards"]:
+        entry["fps"] = 24
+    assert "cac frame rate" not in wrong(flow_factory(config))

@@ -54,6 +54,16 @@ def test_components_are_normalised_as_in_the_whole():
     assert group_normalised().normalise == "group"
 
 
+def test_a_reward_alone_reaches_hosts_on_zero_to_one_too():
+    """UnifiedReward says 1 to 5; a host that adds it to CaC would weigh it fourfold."""
+    unified = scripted().components["unified"]
+    (alone,) = offered(unified).values()
+    assert unified.bounds == (1.0, 5.0) and alone.bounds == (0.0, 1.0)
+    assert alone(["p"], [Video.open(clip(240), fps=16)])[0].value == pytest.approx(0.75)
+    cac = scripted().components["cac"]
+    assert offered(cac) == {cac.name: cac}  # where it lies already
+
+
 def test_a_url_means_the_service(monkeypatch):
     from cac_align.plugins.service import Settings
 
@@ -138,7 +148,7 @@ def test_the_ledger_holds_evidence_facts_and_every_substitution(tmp_path):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["kind"] for row in rows].count("missing") == 1
     extras = [row["extra"] for row in rows if row["kind"] == "extra"]
-    assert {"host": "flow-factory/cac", "step": 7} in extras
+    assert {"host": "flow-factory/cac", "fps": 16.0, "step": 7} in extras
     (note,) = [extra for extra in extras if "unscored" in extra]
     assert note["unscored"] is True and note["policy"].startswith("neutral") and note["sent"] == pytest.approx(202 / 255)
     missing = next(row for row in rows if row["kind"] == "missing")
@@ -157,7 +167,8 @@ def test_facts_are_each_videos_own(tmp_path):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     prompts = {row["key"]: row["prompt"] for row in rows if row["kind"] == "score"}
     facts = {prompts[row["key"]]: row["extra"] for row in rows if row["kind"] == "extra"}
-    assert facts == {"p": {"host": "test", "step": 1, "group": 3}, "q": {"host": "test", "step": 1, "group": 4}}
+    known = {"host": "test", "fps": 16.0, "step": 1}  # the rate it was judged at: hosts tag their files 8
+    assert facts == {"p": {**known, "group": 3}, "q": {**known, "group": 4}}
     with pytest.raises(ValueError, match="one set of facts per video, received 1 for 2"):
         reward.scores(["p", "q"], [floats(210), floats(60)], each=[{"group": 3}])
 

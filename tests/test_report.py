@@ -164,9 +164,9 @@ def test_many_pairs_are_all_counted_and_both_ends_are_shown(tmp_path):
 def test_wrong_input_is_an_error_with_the_way_out(tmp_path):
     (tmp_path / "a").mkdir()
     write_mp4(tmp_path / "a" / "x.mp4", video(50), 8.0)
-    with pytest.raises(ValueError, match="the same folder.*report_selection"):
+    with pytest.raises(ValueError, match="the same folder.*give two folders, or one of Best-of-N by itself"):
         report(tmp_path / "a", tmp_path / "a", tmp_path / "r.html")
-    with pytest.raises(ValueError, match=r"no selection\.jsonl"):
+    with pytest.raises(ValueError, match=r"neither selection\.jsonl \(Best-of-N\) nor ledger\.jsonl \(a run\) in it"):
         report_selection(tmp_path / "a", tmp_path / "r.html")
 
 

@@ -109,6 +109,25 @@ def test_a_margin_shows_turn_two_what_came_before_and_after():
     assert "margin_s" not in TwoTurn().passport() and TwoTurn(margin_s=0.25).passport()["margin_s"] == "0.25"
 
 
+@pytest.mark.parametrize("named", ['["six fingers"]', '[{"a": 1}]', '{"a": 1}', '[{"Attributed Label": "human distortion"}]'])
+def test_an_answer_that_says_normal_and_names_something_unreadable_is_no_verdict(named):
+    """It contradicts itself as one does whose anomaly can be read: asked again, and then without a verdict."""
+    torn = '{"COT": "six fingers", "status": "normal", "anomalies": %s}' % named  # noqa: UP031
+    (judgement,), script = ask((torn, 0.9, 0.1), (torn, 0.9, 0.1))
+    assert judgement.status is None and "no usable status (anomalies: must be empty when status is normal" in judgement.error
+    assert len(script.asked) == 2
+    for nothing in ("[]", "null", '"none"', "{}"):
+        (judgement,), _ = ask(('{"COT": "x", "status": "normal", "anomalies": %s}' % nothing, 0.9, 0.1))  # noqa: UP031
+        assert judgement.status == "normal"
+
+
+def test_half_a_surrogate_pair_in_an_answer_can_be_sent_on():
+    (judgement,), _ = ask(('{"COT": "a fast ball \\ud83d ok", "status": "normal", "anomalies": []}', 0.9, 0.1))
+    assert (
+        judgement.turns[0].chain_of_thought == "a fast ball ? ok" and json.dumps(judgement.to_json(), ensure_ascii=False).encode()
+    )
+
+
 def test_turn_two_not_confirming_means_normal_and_reads_turn_two():
     (judgement,), _ = ask((answer("abnormal", anomaly("Frame 4-6")), 0.1, 0.9), (answer("normal"), 0.7, 0.1))
     assert judgement.status == "normal" and judgement.anomalies == () and len(judgement.turns) == 2

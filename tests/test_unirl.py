@@ -107,8 +107,8 @@ def test_each_video_is_filed_under_its_own_group(adapter, tmp_path):
     here.compute_rewards(RewardRequest(["a", "b"], [video(240), video(90)], ["g0", "g1"]))
     evidence = read_evidence(tmp_path / "ledger.jsonl")
     assert {item.prompt: item.facts for item in evidence} == {
-        "a": {"host": "unirl", "group": "g0"},
-        "b": {"host": "unirl", "group": "g1"},
+        "a": {"host": "unirl", "fps": 16.0, "group": "g0"},
+        "b": {"host": "unirl", "fps": 16.0, "group": "g1"},
     }
     assert "group g0" in _headline(next(item for item in evidence if item.prompt == "a"))
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar
 
-from cac_align.answer import read_answer
+from cac_align.answer import CONTRADICTS, read_answer
 from cac_align.cac.prompts import retry_conversation, turn_one_conversation, turn_two_conversation, wording_hash
 from cac_align.cac.readout import STATUS
 from cac_align.cac.schema import answer_schema
@@ -240,7 +240,7 @@ def unusable(turn: Turn, *, single: bool = False) -> str | None:
     the single one. Other faults (a missing region, a box out of range) are kept as evidence but do not stop the verdict. An answer
     that says its verdict but was cut off or mangled afterwards is not used: what it would have gone on to say is unknown.
     """
-    if turn.status is None or (turn.status == "normal" and turn.anomalies):
+    if turn.status is None or any(fault.startswith(CONTRADICTS) for fault in turn.faults):
         return _because(turn, "no usable status")
     if turn.status == "abnormal" and turn.number == 1 and not single and not any(anomaly.window for anomaly in turn.anomalies):
         return _because(turn, "abnormal without a usable window")

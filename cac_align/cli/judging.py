@@ -160,9 +160,6 @@ def run_report(options: argparse.Namespace) -> int:
     from cac_align.evaluation.report import report, report_selection
     from cac_align.recipe import load_reward
 
-    for path in (options.before, options.after, options.ledger):
-        if path is not None and not path.exists():
-            raise ValueError(f"{path}: no such file or folder")
     if options.overrides and options.reward is None:
         raise ValueError(f"--set {options.overrides[0]} overrides a recipe's key; give the recipe with --reward")
     ledger = _run_ledger(options)
@@ -171,6 +168,9 @@ def run_report(options: argparse.Namespace) -> int:
             raise ValueError("a run's page shows what its ledger holds; leave out --reward and --ratings, or compare two folders")
         print(_report_run(ledger, options))
         return 0
+    for path in (options.before, options.after):
+        if path is not None and not path.exists():
+            raise ValueError(f"{path}: no such file or folder")
     chosen = None if options.reward is None else load_reward(options.reward, options.overrides)
     shared = {"reward": chosen, "ratings": options.ratings, "max_pairs": options.max_pairs, "seed": options.seed}
     if options.after is None:

@@ -1,6 +1,6 @@
 """Hosts' config files as plain mappings: YAML, Hydra overrides, and flow_grpo's Python.
 
-path → read_config(host) → nested mapping, nothing resolved or filled in
+path → read_config(host) → nested mapping, nothing filled in and nothing resolved but a top-level ``${name}``
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ def read_config(host: str, path: Path) -> Mapping[str, Any]:
         raise ValueError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(config, Mapping):
         raise ValueError(f"{path}: expected a mapping at the top, received {type(config).__name__}")
-    return config
+    return {name: config.get(_named(value), value) for name, value in config.items()}
+
+
+def _named(value: Any) -> str | None:
+    """The top-level key that a value such as ``${reward_of_ours}`` stands for."""
+    found = re.fullmatch(r"\$\{(\w+)\}", value) if isinstance(value, str) else None
+    return found[1] if found else None
 
 
 def _overrides(text: str) -> dict[str, Any]:

@@ -125,15 +125,14 @@ class Hosted:
                 scores[index] = score
         keys: list[str | None] = [None] * len(videos)
         if self.ledger is not None and opened:
-            from cac_align.rewards.ledger import score_key
-
-            passport = dict(self.reward.passport)
+            told = {"host": self.host, "fps": self.wiring.fps, **facts}  # a file may say another rate than it was judged at
             for index, video in opened.items():
                 try:
-                    keys[index] = score_key(prompts[index], video, passport)
-                except (ValueError, OSError):
-                    continue  # its bytes cannot be read: its score is missing and its row, with the reason, is in the ledger
-                self.ledger.annotate(keys[index], host=self.host, **facts, **(each[index] if each is not None else {}))
+                    keys[index] = self.reward.filed_under(prompts[index], video, scores[index])
+                except ValueError as error:
+                    log.warning("%s: what is known of it is not in the ledger: %s", video.name, error)
+                    continue
+                self.ledger.annotate(keys[index], **told, **(each[index] if each is not None else {}))
         return [score for score in scores if score is not None], keys
 
 
@@ -181,6 +180,8 @@ def _built(wiring: Wiring) -> Reward:
 def offered(reward: Reward) -> dict[str, Reward]:
     """A reward and, where it is a combination, each of its components normalised as in the whole; the whole stands first.
 
+    One alone whose bounds are not 0 and 1 (UnifiedReward: 1 to 5) is brought there, too: hosts add up what they are given.
+
     Raises ``ValueError`` for a normaliser that compares the videos of one prompt: hosts and clients hand over fragments of groups.
     """
     normalise = getattr(reward, "normalise", None)
@@ -189,10 +190,12 @@ def offered(reward: Reward) -> dict[str, Reward]:
             f"reward {reward.name!r} normalises by {normalise!r} within a prompt's videos, but a host's call holds only a fragment of "
             "them; use normalise: range or reference, or give the host the components one by one and let it normalise"
         )
+    from cac_align.rewards.combine import Combined, bounds_of
+
+    if normalise is None and bounds_of(reward) not in (None, (0.0, 1.0)):
+        return {reward.name: Combined({reward.name: reward}, "range", {reward.name: 1.0})}
     choices = {reward.name: reward}
     if normalise is not None:
-        from cac_align.rewards.combine import Combined
-
         assert isinstance(reward, Combined)
         for name, component in reward.components.items():
             statistics = {key: value for key, value in reward.statistics.items() if key == name}

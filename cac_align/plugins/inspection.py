@@ -5,40 +5,13 @@ config mapping → flow_factory | flow_grpo | unirl | verl_omni → checks, each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cac_align.plugins.host import Wiring
-
-LINES: dict[str, str] = {
-    "flow-factory": """rewards:
-  - {name: cac, reward_model: cac_align.plugins.flow_factory.CaCReward, weight: 0.5, batch_size: 16, device: cpu,
-     reward: "http://127.0.0.1:8000", fps: 16, ledger: ledger.jsonl}
-  - {name: unified, reward_model: cac_align.plugins.flow_factory.UnifiedVideoReward, weight: 0.5, batch_size: 16, device: cpu,
-     reward: "http://127.0.0.1:8000", fps: 16, ledger: ledger.jsonl}
-train: {advantage_aggregation: sum}""",
-    "flow_grpo": """config.reward_fn = {"cac": 0.5, "unifiedreward_video": 0.5}
-accelerate launch … -m cac_align.plugins.flow_grpo --reward http://127.0.0.1:8000 --ledger ledger.jsonl scripts/train_wan2_1.py --config …""",
-    "unirl": """reward:
-  _target_: unirl.reward.service.RewardService
-  backend:
-    _target_: cac_align.plugins.unirl.CaCBackend
-    base_device: cpu
-    config: {_target_: cac_align.plugins.unirl.CaCSpec, reward: "http://127.0.0.1:8000", fps: 16, ledger: ledger.jsonl}""",
-    "verl-omni": """reward.reward_manager.name=MultiVisualRewardManager
-+reward.reward_functions.cac.path=pkg://cac_align.plugins.verl_omni
-+reward.reward_functions.cac.name=compute_score
-+reward.reward_functions.cac.weight=1.0
-+reward.reward_functions.cac.required=true
-+reward.reward_functions.cac.reward=http://127.0.0.1:8000
-+reward.reward_functions.cac.fps=16""",
-    "videoalign": """from cac_align.plugins.videoalign import VideoVLMRewardInference
-inferencer = VideoVLMRewardInference("http://127.0.0.1:8000", fps=16, ledger="ledger.jsonl")""",
-    "trl": """from cac_align.plugins.trl import VideoReward
-trainer = GRPOTrainer(..., reward_funcs=[VideoReward(reward="http://127.0.0.1:8000", fps=16, ledger="ledger.jsonl")])""",
-}
+from cac_align.plugins.host_lines import LINES
 
 
 @dataclass(frozen=True)
@@ -78,6 +51,25 @@ def _wiring(name: str, options: Mapping[str, Any], *, whole_groups: bool) -> Ite
         )
 
 
+def _refused(name: str, options: dict[str, Any], keys: Sequence[str], why: str) -> Iterator[Check]:
+    """Options that this host's adapter does not take; they are taken out, so that each is said once."""
+    for key in keys:
+        if options.pop(key, None) is not None:
+            yield Check(f"{name} {key}", False, why, f"remove {key} from {name}")
+
+
+def _frame_rate(name: str, options: Mapping[str, Any], rate: Any) -> Iterator[Check]:
+    """Where the host's config says how many frames per second its model makes, that is what the reward must be told."""
+    told = float(options.get("fps", 16))
+    if rate is not None and float(rate) != told:
+        yield Check(
+            f"{name} frame rate",
+            False,
+            f"train.frame_rate is {rate}, and the reward takes the videos for {told:g} fps",
+            f"fps: {rate} on {name}",
+        )
+
+
 def _reward_source(name: str, wiring: Wiring) -> Iterator[Check]:
     source = wiring.reward
     if source is None:
@@ -90,7 +82,7 @@ def _reward_source(name: str, wiring: Wiring) -> Iterator[Check]:
     elif source.startswith(("http://", "https://")):
         yield _service(name, source, wiring.component)
     elif source.endswith((".yaml", ".yml")):
-        yield _recipe(name, Path(source))
+        yield _recipe(name, Path(source), wiring.component)
 
 
 def _service(name: str, url: str, component: str | None) -> Check:
@@ -111,7 +103,7 @@ def _service(name: str, url: str, component: str | None) -> Check:
     )
 
 
-def _recipe(name: str, path: Path) -> Check:
+def _recipe(name: str, path: Path, component: str | None) -> Check:
     from cac_align.recipe import RewardRecipe, read_recipe
 
     try:
@@ -120,6 +112,9 @@ def _recipe(name: str, path: Path) -> Check:
         return Check(
             f"{name} recipe", False, str(error), "cac-align score VIDEO --prompt TEXT --reward RECIPE tries a recipe alone"
         )
+    if component is not None and component not in (*recipe.components, "+".join(recipe.components)):
+        text = f"{path} has {', '.join(recipe.components)}, not {component!r}"
+        return Check(f"{name} recipe", False, text, "a recipe that has it, or another class")
     if recipe.normalise in ("group", "rank"):
         text = f"{path} normalises by {recipe.normalise!r} within a prompt's videos; the host's calls hold fragments of groups"
         return Check(f"{name} normalisation", False, text, "normalise: range   (or reference)")
@@ -139,7 +134,7 @@ def flow_factory(config: Mapping[str, Any]) -> Iterator[Check]:
     yield Check(
         "reward", bool(ours), f"{len(ours)} of {len(entries)} rewards are ours" if ours else "none of our rewards is listed", fix
     )
-    names = ("CaCUnifiedReward", "CaCReward", "UnifiedVideoReward")
+    names = {"CaCUnifiedReward": None, "CaCReward": "cac", "UnifiedVideoReward": "unified"}
     for entry in entries:
         name, path = str(entry.get("name", "default")), str(entry.get("reward_model", ""))
         if "." not in path and path.lower() != path and "cac" in path.lower():
@@ -147,12 +142,14 @@ def flow_factory(config: Mapping[str, Any]) -> Iterator[Check]:
                 f"{name} path",
                 False,
                 f"{path!r}: registered names are looked up in lower case and never found",
-                f"reward_model: cac_align.plugins.flow_factory.{names[0]}",
+                "reward_model: cac_align.plugins.flow_factory.CaCUnifiedReward",
             )
         if entry in ours:
             right = path in {f"cac_align.plugins.flow_factory.{each}" for each in names}
             yield Check(f"{name} path", right, path, "" if right else f"cac_align.plugins.flow_factory.{{{', '.join(names)}}}")
             options = {key: value for key, value in entry.items() if key not in known} | dict(entry.get("extra_kwargs") or {})
+            options = {"component": names.get(path.rpartition(".")[2]), **options}
+            yield from _frame_rate(name, options, train.get("frame_rate"))
             yield from _wiring(name, options, whole_groups=int(entry.get("batch_size", 16)) >= int(train.get("group_size", 16)))
         elif "server_url" in entry:
             yield Check(
@@ -164,14 +161,18 @@ def flow_factory(config: Mapping[str, Any]) -> Iterator[Check]:
     if len(ours) > 1:
         aggregation = train.get("advantage_aggregation", "gdpo")
         weights = [float(entry.get("weight", 1)) for entry in ours]
-        mean = aggregation == "sum" and len(set(weights)) == 1
+        both = sorted(str(entry.get("reward_model", "")).rpartition(".")[2] for entry in ours) == [
+            "CaCReward",
+            "UnifiedVideoReward",
+        ]
+        mean = aggregation == "sum" and len(set(weights)) == 1 and both
         text = f"advantage_aggregation {aggregation} with weights {weights}: " + (
             "the paper's mean of normalised scores" if mean else "not the paper's mean"
         )
         fix = (
             ""
             if mean
-            else "train: {advantage_aggregation: sum}, equal weights (gdpo z-scores each reward per group: noise of a near-constant one is amplified)"
+            else "train: {advantage_aggregation: sum}, CaCReward and UnifiedVideoReward once each, equal weights (gdpo z-scores each reward per group: noise of a near-constant one is amplified)"
         )
         yield Check("aggregation", True if mean else None, text, fix)
     video = str(model.get("model_type", "")).startswith(("wan", "ltx"))
@@ -281,7 +282,16 @@ def unirl(config: Mapping[str, Any]) -> Iterator[Check]:
             target,
             "" if target.endswith(".CaCBackend") else LINES["unirl"],
         )
+        built = spec.get("_target_") == "cac_align.plugins.unirl.CaCSpec"
+        yield Check("backend config", built, f"config of {spec.get('_target_')}", "" if built else LINES["unirl"])
+        merged = bool(set(map(str, config.get("defaults") or ())) - {"_self_"}) and "cac_reward" not in config
+        if merged:
+            text = (
+                "Hydra merges reward into that of the recipe in defaults, whose options (device, model_id, …) stay in its config"
+            )
+            yield Check("composition", False, text, LINES["unirl"])
         options = {key: value for key, value in spec.items() if key not in ("_target_", "batch_size")}
+        yield from _refused("reward", options, ("layout",), "UniRL's videos are (C, T, H, W)")
         yield from _wiring("reward", options, whole_groups=False)
     elif target.endswith("RemoteRewardBackend"):
         yield Check("backend", True, f"{target} at {spec.get('base_url')}, rewards {spec.get('required_rewards')}")
@@ -334,9 +344,7 @@ def verl_omni(config: Mapping[str, Any]) -> Iterator[Check]:
         fix = "" if required else f"+reward.reward_functions.{key}.required=true; otherwise a failure becomes 0.0"
         yield Check(f"{key} failures", required, f"required={required}", fix)
         options = {name: value for name, value in entry.items() if name not in ("path", "name", "weight", "required")}
-        if "on_missing" in options:
-            yield Check(f"{key} policy", False, "one call holds one video: neutral has no group", f"remove {key}.on_missing")
-            options.pop("on_missing")
+        yield from _refused(key, options, ("on_missing", "group_size"), "one call holds one video: neutral has no group")
         yield from _wiring(key, options, whole_groups=True)
     manager = (section.get("reward_manager") or {}).get("name")
     fits = manager == "MultiVisualRewardManager"

@@ -37,6 +37,8 @@ class CaCSpec(BaseRewardComponentSpec):
     ledger: str | None = None
     timeout_s: float = 600.0
     token_env: str | None = None
+    send: str = "frames"
+    quality: int = 90
     batch_size: int = 8
 
 

@@ -28,9 +28,12 @@ async def compute_score(
     fps: float = 16.0,
     layout: str | None = None,
     max_unscored_share: float = 0.1,
+    min_seen: int = 32,
     ledger: str | None = None,
     timeout_s: float = 600.0,
     token_env: str | None = None,
+    send: str = "frames",
+    quality: int = 90,
 ) -> dict[str, float]:
     """{"score": value, part: value, …}. Raises ``Unscored`` when there is no score, ``ValueError`` for pixels that are not uint8.
 
@@ -40,7 +43,8 @@ async def compute_score(
     if not str(solution_image.dtype).endswith("uint8"):
         raise ValueError(f"verl-omni hands over uint8 pixels in [0, 255], received {solution_image.dtype}")
     options = {"reward": reward, "component": component, "fps": float(fps), "layout": layout, "ledger": ledger}
-    options |= {"max_unscored_share": max_unscored_share, "timeout_s": float(timeout_s), "token_env": token_env}
+    options |= {"max_unscored_share": max_unscored_share, "min_seen": min_seen, "timeout_s": float(timeout_s)}
+    options |= {"token_env": token_env, "send": send, "quality": quality}
     prompt = str((extra_info or {}).get("prompt") or ground_truth)
     here = hosted(Wiring.read(options), "verl-omni")
     # In a thread: the reward blocks, and the reward loop's event loop must go on streaming other samples.

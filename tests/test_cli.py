@@ -298,6 +298,19 @@ def test_records_that_are_not_there_are_named(arguments, tmp_path, capsys):
     assert "nowhere.jsonl: expected a records file (JSONL), found nothing there" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "content, told", [(b"", ": holds no records"), (b"\n\n", ": holds no records"), (b"\x00ftyp\xff", ":1: not a record")]
+)
+@pytest.mark.parametrize("verb", ["evaluate bench", "evaluate calibrate", "data synthesise"])
+def test_records_that_are_none_are_named(verb, content, told, tmp_path, capsys):
+    file = tmp_path / "mine.jsonl"
+    file.write_bytes(content)
+    more = ["--teacher", "miniature", "--out", str(tmp_path / "out")] if verb.startswith("data") else []
+    assert main([*verb.split(), str(file), *more]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"cac-align {verb}: ") and f"mine.jsonl{told}" in error
+
+
 def test_a_judge_is_calibrated_on_annotated_records(tmp_path, capsys):
     """The real judge on real files: what is fitted stands in its folder, and the next load takes it."""
     from cac_align.miniature.world import PLAYGROUND, write_world

@@ -186,11 +186,11 @@ def run_export(options: argparse.Namespace) -> int:
 
 
 def run_synthesise(options: argparse.Namespace) -> int:
-    from cac_align.data.records import read_records
+    from cac_align.data.records import all_records
     from cac_align.data.synthesise import Synthesis, synthesise
     from cac_align.recipe import read_recipe
 
-    records = list(read_records(options.records))
+    records = all_records(options.records)
     about_teacher = [item.removeprefix("teacher.") for item in options.overrides if item.startswith("teacher.")]
     overrides = [item for item in options.overrides if not item.startswith("teacher.")]
     small = options.teacher == "miniature"

@@ -12,18 +12,18 @@ from typing import Any
 
 
 def run_bench(options: argparse.Namespace) -> int:
-    from cac_align.data.records import read_records
+    from cac_align.data.records import all_records
     from cac_align.evaluation.bench import bench, compare, stored_scores, write
     from cac_align.evaluation.detection import evaluate
     from cac_align.recipe import load_reward
     from cac_align.rewards.ledger import Ledger
 
+    if options.stored and (options.reward or options.overrides):
+        raise ValueError("--stored reads scores made before, and runs no model; leave out --reward and --set")
+    records = all_records(options.records)  # what is wrong with the paths is said before a judge is loaded
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)  # said before hours of judging
+        options.out.mkdir(parents=True, exist_ok=True)
     if options.stored:
-        if options.reward or options.overrides:
-            raise ValueError("--stored reads scores made before, and runs no model; leave out --reward and --set")
-        records = list(read_records(options.records))
         judges: dict[str, Any] = {}
         for path in options.stored:
             found_there = stored_scores(path, records)
@@ -67,7 +67,7 @@ def judge_names(recipes: Sequence[str | None]) -> list[str]:
 
 def run_calibrate(options: argparse.Namespace) -> int:
     from cac_align.cac.folder import write_temperature, write_threshold
-    from cac_align.data.records import read_records
+    from cac_align.data.records import all_records
     from cac_align.evaluation.bench import score_records
     from cac_align.evaluation.calibration import fit_scores
     from cac_align.recipe import load_cac
@@ -75,7 +75,7 @@ def run_calibrate(options: argparse.Namespace) -> int:
 
     if options.write is not None and not (options.write / "config.json").is_file():
         raise ValueError(f"--write {options.write} is no judge's folder: it has no config.json")
-    records = list(read_records(options.records))
+    records = all_records(options.records)
     if len({record.status for record in records}) < 2:
         raise ValueError(f"{options.records}: expected normal and abnormal videos, all {len(records)} are {records[0].status}")
     reward = replace(

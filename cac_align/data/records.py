@@ -61,14 +61,22 @@ def read_records(path: str | Path) -> Iterator[Record]:
         raise ValueError(
             f"{path}: expected a records file (JSONL), found {'a folder' if Path(path).is_dir() else 'nothing'} there"
         )
-    with open(path, encoding="utf-8") as lines:
+    with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                yield Record.from_json(json.loads(line))
+                yield Record.from_json(json.loads(line.decode("utf-8")))
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}:{number}: not a record: {error}") from error
+
+
+def all_records(path: str | Path) -> list[Record]:
+    """The records of a JSONL file, at least one. Raises ``ValueError`` as ``read_records`` does, and for a file without any."""
+    records = list(read_records(path))
+    if not records:
+        raise ValueError(f"{path}: holds no records")
+    return records
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:

@@ -17,7 +17,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cac_align.data.records import Record, read_records
+from cac_align.data.records import Record, all_records
 from cac_align.evaluation.detection import Report, check_threshold, evaluate
 from cac_align.evaluation.localisation import SPLITS
 from cac_align.evaluation.statistics import Estimate, PairedTest, mcnemar
@@ -113,7 +113,7 @@ def bench(
                 f"judge {name!r} normalises by {reward.normalise!r}, which compares the videos of one prompt; a bench scores every "
                 "video by itself, use normalise: range or reference"
             )
-    records = list(read_records(records_path))
+    records = all_records(records_path)
     videos, notes = _open_all(records, Path(records_path).parent)
     reports = []
     for name, reward in rewards.items():

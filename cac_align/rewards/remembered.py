@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cac_align.rewards.combine import Combined, bounds_of
+from cac_align.rewards.combine import bounds_of
 from cac_align.rewards.ledger import Ledger, score_key, unreadable_key
 from cac_align.rewards.reward import Reward, Score, check_pairs
 from cac_align.video import Video
@@ -16,12 +16,11 @@ from cac_align.vlm.protocol import served
 
 
 @dataclass(frozen=True)
-class Remembered:
-    """A reward that looks into a ledger before it scores. Made by ``Ledger.wrap``."""
+class _Filing:
+    """A reward beside the ledger that it files in: its own name, passport and bounds."""
 
     reward: Reward
     ledger: Ledger
-    videos_at_once: int = 16
 
     @property
     def name(self) -> str:
@@ -34,6 +33,13 @@ class Remembered:
     @property
     def bounds(self) -> tuple[float, float] | None:
         return bounds_of(self.reward)
+
+
+@dataclass(frozen=True)
+class Remembered(_Filing):
+    """A reward that looks into a ledger before it scores. Made by ``Ledger.wrap``."""
+
+    videos_at_once: int = 16
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
         """One Score per video, in order; equal videos with equal prompts are scored once."""
@@ -75,23 +81,8 @@ def _of_judge(passport: Mapping[str, str], score: Score) -> Score:
 
 
 @dataclass(frozen=True)
-class Logged:
+class Logged(_Filing):
     """A combination over remembered components that files what it made of them. Made by ``Ledger.wrap``."""
-
-    reward: Combined
-    ledger: Ledger
-
-    @property
-    def name(self) -> str:
-        return self.reward.name
-
-    @property
-    def passport(self) -> Mapping[str, str]:
-        return self.reward.passport
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        return self.reward.bounds
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
         scores = self.reward(prompts, videos)

@@ -42,11 +42,16 @@ weights: install
 	$(BIN)/cac-align align recipes/miniature/aligned.yaml || [ $$? -eq 1 ]
 	for stage in generated_12 generated_13; do $(BIN)/python -m cac_align.miniature.generated recipes/miniature/$$stage.yaml || exit 1; done
 	$(BIN)/python -m cac_align.miniature.train_judge recipes/miniature/cac_sft_15.yaml
-	for views in as_is as_is,reversed as_is,later as_is,reversed,reversed+later as_is,reversed,later,reversed+later; do $(BIN)/python -m cac_align.miniature.calibrate runs/cac_sft_15/final 320 $$views || exit 1; done
+	$(BIN)/python -m cac_align.miniature.records recipes/miniature/records.yaml model=runs/miniature/wan_3/final
+	$(BIN)/cac-align data synthesise runs/miniature/records/records.jsonl --teacher miniature --recipe recipes/data/miniature.yaml --out runs/miniature/chains
+	$(BIN)/cac-align data split runs/miniature/chains --out runs/miniature/stages --recipe recipes/miniature/splits.yaml
+	$(BIN)/cac-align train stage1 recipes/miniature/cac_stage1.yaml data.folder=runs/miniature/stages model.path=runs/cac_sft_15/final
+	$(BIN)/cac-align train stage2 recipes/miniature/cac_stage2.yaml data.folder=runs/miniature/stages
+	$(BIN)/cac-align train stage3 recipes/miniature/cac_stage3.yaml data.folder=runs/miniature/stages
+	for views in as_is as_is,reversed as_is,later as_is,later_1_16,later,later_3_16; do $(BIN)/python -m cac_align.miniature.calibrate runs/mini/stage3/final 320 $$views || exit 1; done
 	cp -r runs/miniature/wan_3/final/. cac_align/miniature/weights/wan
-	cp -r runs/cac_sft_15/final/. cac_align/miniature/weights/cac
 	cp -r runs/unified_2/final/. cac_align/miniature/weights/unified
-	$(BIN)/python -m cac_align.weights
+	$(BIN)/python -m cac_align.weights cac runs/mini/stage3/final
 
 # The paper's Table 2 in miniature: three alignments of the small Wan, judged by the oracle (half an hour to forty minutes each on two cores; status 1: trained, but a guard raised an alarm).
 # Prints its lines and leaves them in out/table2/table2.md; docs/table2.md holds those that were measured, with their conditions.

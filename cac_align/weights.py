@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import sys
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -75,5 +78,31 @@ def write_manifest() -> Path:
     return path
 
 
-if __name__ == "__main__":
+def ship(name: str, folder: str | Path) -> Path:
+    """Copy a judge's folder over the shipped model ``name``, its float32 tensors stored as float16 (half the size); returns where it lies."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    into = weights_folder() / name
+    shutil.copytree(folder, into, dirs_exist_ok=True)
+    tensors = load_file(into / "model.safetensors")
+    halved = {key: value.half() if value.dtype == torch.float32 else value for key, value in tensors.items()}
+    save_file(halved, into / "model.safetensors", metadata={"format": "pt"})
+    for file in into.iterdir():
+        file.chmod(0o644)
+    return into
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``python -m cac_align.weights [NAME FOLDER]``: ship this folder as NAME, where one is given, and record what lies there."""
+    if len(arguments) not in (0, 2):
+        print("usage: python -m cac_align.weights [NAME FOLDER]", file=sys.stderr)
+        return 2
+    if arguments:
+        ship(arguments[0], arguments[1])
     print(write_manifest())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 from two_processes import run_two
 
+from cac_align.cac.folder import settings_of, write_settings
+from cac_align.cac.two_turn import TwoTurn
 from cac_align.training.policy import AnswerLogProbs, ModelRecipe, answer_mask, load
 from cac_align.training.run import Keeping, Run, start_accelerator
 from cac_align.training.samples import DataRecipe, draw, read_stage, segment
@@ -81,6 +83,7 @@ def test_the_first_loss_is_the_mean_cross_entropy_per_answer_token(root):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_stopped_run_ends_with_the_same_weights(root, stage):
     whole, parts = f"whole{stage}", f"parts{stage}"
+    write_settings(root / "model", TwoTurn(max_new_tokens=77, margin_s=9.0))
     train_sft(recipe(root, whole, stage))
     made = recipe(root, parts, stage)
     train_sft(replace(made, run=replace(made.run, until=3)))
@@ -97,6 +100,8 @@ def test_a_stopped_run_ends_with_the_same_weights(root, stage):
     for name in ("loss", "norm"):
         assert [row.get(name) for row in rows(root / parts)] == [row.get(name) for row in rows(root / whole)]
     load(ModelRecipe(path=str(root / parts / "final")))  # a plain Qwen3-VL, adapters merged
+    asked = settings_of(root / parts / "final")
+    assert asked == replace(made.asked, max_new_tokens=77), "of the start's settings, what no training decides"
     before = (root / parts / "final" / "model.safetensors").stat().st_mtime_ns
     assert train_sft(made) == root / parts / "final"  # a finished run is not touched
     assert (root / parts / "final" / "model.safetensors").stat().st_mtime_ns == before

@@ -1,5 +1,6 @@
 """The judges that ship: how good they are on clips that no training has seen, and that they are as small as they should be."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +44,12 @@ def test_figures_of_several_views_are_those_of_their_mean():
     clips = [make_clip(2_500_100 + number, PLAYGROUND, anomalous=number % 2 == 1) for number in range(12)]
     prompts, videos = [clip.prompt for clip in clips], [clip.video() for clip in clips]
     judges = [CaC.load(str(needs("cac")), views=(view,), batch_size=32) for view in ("as_is", "later")]
-    odds = np.mean([[score.parts["log_odds"] for score in judge(prompts, videos)] for judge in judges], axis=0)
-    normal = np.arange(12) % 2 == 0
-    views = ("as_is", "later")
+    each = np.asarray([[score.parts["log_odds"] for score in judge(prompts, videos)] for judge in judges])
+    odds, views, normal = each.mean(0), ("as_is", "later"), np.arange(12) % 2 == 0
+    threshold = json.loads((needs("cac") / "cac_align.json").read_text())["thresholds"]["as_is, later"]
+    sound = (odds > threshold) | (each > 0).all(0)  # "abnormal" needs a view that says so
     figures = evaluate(needs("cac"), "cac", 12, first_seed=2_500_100, worlds=(PLAYGROUND,), views=views)["playground"]
-    assert figures["accuracy"] == pytest.approx(np.mean((odds > 0) == normal), abs=1e-4)
+    assert figures["accuracy"] == pytest.approx(np.mean(sound == normal), abs=1e-4)
     assert figures["auroc"] == pytest.approx(np.mean(odds[normal][:, None] > odds[~normal]), abs=1e-4)
 
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from cac_align.cac.views import told, unviewed, viewed
+from cac_align.cac.views import EVERY_FRAME, told, unviewed, viewed
 from cac_align.judgement import Judgement, Window
 from cac_align.recipe import JudgeRecipe, RewardRecipe, load_reward
 from cac_align.rewards.cac import CaC
@@ -85,6 +85,20 @@ def test_later_scans_the_frames_between(view):
     assert score.evidence.turns[0].frames == (2, 6, 10, 14)
     assert set(found.boxes) == {10} and found.boxes[10][0].to_json() == [94, 312, 281, 500]
     assert found.window == Window(10 / 16, 10 / 16)
+
+
+def test_four_beginnings_show_every_frame_at_16_fps():
+    """The scans of a video of 17 frames: each frame in one of them, and a defect of any one frame before one of them."""
+    video = clip((6, 20, 12), slice(0, 0))
+    scores = [CaC(ScriptedVlm(eye), views=(view,))([PROMPT], [video])[0] for view in EVERY_FRAME]
+    shown = [score.evidence.turns[0].frames for score in scores]
+    assert shown == [(0, 4, 8, 12, 16), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15)]
+    for frame in range(1, 17):
+        blink = clip((6, 20, 12), slice(frame, frame + 1))
+        told = [CaC(ScriptedVlm(eye), views=(view,))([PROMPT], [blink])[0].evidence for view in EVERY_FRAME]
+        assert [judgement.status for judgement in told].count("abnormal") == 1
+        (found,) = next(judgement.anomalies for judgement in told if judgement.status == "abnormal")
+        assert set(found.boxes) == {frame} and found.window == Window(frame / 16, frame / 16)
 
 
 def test_later_is_an_eighth_of_a_second_of_an_uneven_clock_and_leaves_a_frame():
@@ -180,7 +194,14 @@ def test_progress_counts_videos_not_views():
 
 
 def test_views_are_checked_and_come_from_recipes():
-    for wrong in ((), ("as_is", "as_is"), ("upside_down",), ("mirrored+mirrored",), ("mirrored+reversed", "reversed+mirrored")):
+    for wrong in (
+        (),
+        ("as_is", "as_is"),
+        ("upside_down",),
+        ("mirrored+mirrored",),
+        ("later+later_1_16",),
+        ("mirrored+reversed", "reversed+mirrored"),
+    ):
         with pytest.raises(ValueError, match="view"):
             CaC(ScriptedVlm([]), views=wrong)
     made = load_reward(RewardRecipe(components={"cac": JudgeRecipe(views=["as_is", "mirrored"], threshold=2.5)}))

@@ -4,6 +4,8 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from cac_align import weights
 
@@ -60,3 +62,18 @@ def test_what_really_ships_is_whole_and_small():
     on_disk = set(weights.weights_folder().rglob("*.safetensors"))
     listed = {weights.weights_folder() / name / file for name, files in manifest.items() for file in files}
     assert on_disk <= listed
+
+
+def test_a_judge_is_shipped_as_halves_of_its_numbers(folder, tmp_path):
+    made = tmp_path / "made"
+    made.mkdir()
+    wide = torch.tensor([1.0, 1 / 3, 1e-3])
+    save_file({"weight": wide, "count": torch.tensor([7])}, made / "model.safetensors", metadata={"format": "pt"})
+    (made / "config.json").write_text('{"new": true}')
+    assert weights.main(["toy", str(made)]) == 0
+    stored = load_file(folder / "toy" / "model.safetensors")
+    assert stored["weight"].dtype == torch.float16 and stored["count"].tolist() == [7]
+    assert (stored["weight"].float() / wide - 1).abs().max() < 2**-11, "rounded to 11 bits"
+    weights.shipped.cache_clear()
+    assert json.loads((weights.shipped("toy") / "config.json").read_text()) == {"new": True}, "the manifest knows what ships now"
+    assert weights.main(["toy"]) == 2

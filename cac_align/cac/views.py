@@ -8,7 +8,9 @@ or shifted copy errs differently, and the mean over views is surer than any of t
 picture right and down by 1/32 of its width and height, edges repeated. "reversed" runs backwards: a motion that is wrong only in its direction
 looks right then, so it belongs beside views that are not reversed. "later" begins 1/8 s late, so that the scan at 4 fps falls on the frames
 halfway between those that it shows of the video as it is: a defect of 1/8 s, of which one scan sees every other one, lies before one of the
-two. Steps are joined by "+", as in "mirrored+reversed"; "reversed+later" begins 1/8 s before the video's end.
+two. "later_1_16" and "later_3_16" begin 1/16 and 3/16 s late: with these three, the scans of four views show every frame of a video at
+16 fps (Wan's), and no defect falls between them. Steps are joined by "+", as in "mirrored+reversed"; "reversed+later" begins 1/8 s before
+the video's end.
 
 Not in the paper, which looks once (Sec. 3.4): a reward with a passport of its own.
 """
@@ -29,9 +31,11 @@ from cac_align.video import Video
 
 SHIFT = 1 / 32
 """Of width and height. On Qwen3-VL's grid of 32 px this is about a patch at 832 px, half a patch at 480, and never a whole one in both."""
-LATER_S = 1 / 8
-"""Half a step of the paper's scan at 4 fps (Sec. 3.4)."""
+LATER_S: Mapping[str, float] = {"later": 1 / 8, "later_1_16": 1 / 16, "later_3_16": 3 / 16}
+"""Half a step of the paper's scan at 4 fps (Sec. 3.4), a quarter and three quarters."""
 AS_IS = "as_is"
+EVERY_FRAME = (AS_IS, "later_1_16", "later", "later_3_16")
+"""Views whose scans together show every frame of a video at 16 fps."""
 Pixels = UInt8[np.ndarray, "T H W 3"]
 
 
@@ -50,14 +54,16 @@ def _shift(pixels: Pixels) -> Pixels:
 
 
 _PICTURES: Mapping[str, Callable[[Pixels], Pixels]] = {"mirrored": _mirror, "shifted": _shift}
-_STEPS = (*_PICTURES, "reversed", "later")
+_STEPS = (*_PICTURES, "reversed", *LATER_S)
 
 
 def steps_of(view: str) -> tuple[str, ...]:
     """What is done for this view, in order; nothing for ``AS_IS``. Raises ``ValueError`` for an unknown or repeated step."""
     steps = () if view == AS_IS else tuple(view.split("+"))
-    if set(steps) - set(_STEPS) or len(set(steps)) < len(steps):
-        raise ValueError(f"a view is {AS_IS!r}, or some of {', '.join(_STEPS)} joined by '+'; received {view!r}")
+    if set(steps) - set(_STEPS) or len(set(steps)) < len(steps) or len(set(steps) & set(LATER_S)) > 1:
+        raise ValueError(
+            f"a view is {AS_IS!r}, or some of {', '.join(_STEPS)} joined by '+', one beginning at most; received {view!r}"
+        )
     return steps
 
 
@@ -84,7 +90,7 @@ class _Copy:
 def viewed(video: Video, view: str) -> Video:
     """The video in this view; frames are decoded only when they are read. Raises ``ValueError`` for an unknown view.
 
-    A video of which "later" would leave no frame is shown from its last one.
+    A video of which a later beginning would leave no frame is shown from its last one.
     """
     steps = steps_of(view)
     if not steps:
@@ -143,11 +149,11 @@ def _anomaly(anomaly: Anomaly, video: Video, steps: tuple[str, ...]) -> Anomaly:
 
 
 def _shown(video: Video, steps: tuple[str, ...]) -> range:
-    """The source frames that this view shows, in its order; "later" leaves out those of its first ``LATER_S``, though never all."""
-    count, times, late = len(video), video.times_s, "later" in steps
+    """The source frames that this view shows, in its order; a later beginning leaves out those of its first ``LATER_S``, though never all."""
+    count, times, late_s = len(video), video.times_s, sum(LATER_S.get(step, 0.0) for step in steps)
     if "reversed" in steps:
-        return range(max(1, bisect_right(times, times[-1] - LATER_S + 1e-6) if late else count) - 1, -1, -1)
-    return range(min(bisect_left(times, LATER_S - 1e-6), count - 1) if late else 0, count)
+        return range(max(1, bisect_right(times, times[-1] - late_s + 1e-6)) - 1, -1, -1)
+    return range(min(bisect_left(times, late_s - 1e-6), count - 1), count)
 
 
 def _box(box: Box, video: Video, steps: tuple[str, ...]) -> Box | None:

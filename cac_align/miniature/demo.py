@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from cac_align.cac.views import EVERY_FRAME
 from cac_align.evaluation.selection_page import write_selection_page
 from cac_align.evaluation.statistics import Estimate, mcnemar, mean_interval, share
 from cac_align.generation.best_of_n import Selection, best_of_n
@@ -26,8 +27,8 @@ from cac_align.rewards.normalise import quantise
 from cac_align.video import Video
 from cac_align.vlm.local import set_threads
 
-VIEWS = ("as_is", "reversed", "later", "reversed+later")
-"""How CaC is shown each candidate: both ways, with two scans each whose frames lie between each other's."""
+VIEWS = EVERY_FRAME
+"""How CaC is shown each candidate."""
 CARDS = 40  # prompts shown on the page; all of them are in selection.jsonl
 
 

@@ -2,8 +2,8 @@
 
 conversation of a synthesis (names its sample) → Record → ``teacher.answer`` for the frames shown → Reply
 
-Where the record's clip can be drawn again from its seed, the chain of thought also says where the main entity is, as a small judge
-needs it; other records get the chain without places. A mistaken scan suspects what the conversation says (<found>), told of an
+Where the record says so (``extra["places"]``, one per source frame) or its clip can be drawn again from its seed, the chain of thought also
+says where the main entity is, as a small judge needs it; other records get the chain without places. A mistaken scan suspects what the conversation says (<found>), told of an
 entity that the prompt names; where the prompt is not the small world's, in the words of the conversation.
 """
 
@@ -65,9 +65,11 @@ class GroundTruth:
         if record is None or frames is None:
             return Reply("", error="the ground-truth teacher answers questions about its own records only")
         anomalies = _suspected(sample.string, record, frames) if sample[2] == "alarm" else record.anomalies
-        with self._lock:
-            scene = self._scene(record.id)
-        places = None if scene is None else teacher.places(scene, anomalies)
+        places = record.extra.get("places")
+        if places is None:
+            with self._lock:
+                scene = self._scene(record.id)
+            places = None if scene is None else teacher.places(scene, anomalies)
         text = teacher.answer(
             anomalies,
             number=1 if sample[2] in ("scan", "alarm", "single") else 2,

@@ -22,7 +22,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cac_align.cac.folder import write_settings
+from cac_align.cac.folder import settings_of, write_settings
 from cac_align.files import write_whole
 from cac_align.recipe import flat
 from cac_align.schedule import warm_cosine
@@ -103,6 +103,10 @@ class Run:
     def __init__(self, out: str, recipe: Any, keeping: Keeping, accelerator: Any, scorer: AnswerLogProbs, processor: Any) -> None:
         self.out, self.keeping, self.accelerator, self.processor = Path(out), keeping, accelerator, processor
         self.scorer, self.recipe = scorer, recipe
+        start = settings_of(recipe.model.source, recipe.model.revision)
+        self.asked = replace(
+            recipe.asked, max_new_tokens=start.max_new_tokens
+        )  # how long an answer may be is no matter of training
         if accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
             claim(self.out, recipe)
@@ -212,7 +216,7 @@ class Run:
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
             write_model(self.scorer, state, self.processor, partial)
-            write_settings(partial, self.recipe.asked, self.recipe.model.max_pixels)
+            write_settings(partial, self.asked, self.recipe.model.max_pixels)
             former = self.out / f"{name}.former"
             shutil.rmtree(former, ignore_errors=True)
             if folder.exists():

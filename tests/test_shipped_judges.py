@@ -1,6 +1,7 @@
 """The judges that ship: how good they are on clips that no training has seen, and that they are as small as they should be."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from transformers import AutoProcessor
 
 from cac_align.cac.folder import settings_of
+from cac_align.cac.views import EVERY_FRAME
 from cac_align.judgement import Box
 from cac_align.miniature.generated import held_out_clips
 from cac_align.miniature.judge_figures import cac_figures, evaluate
@@ -51,6 +53,21 @@ def test_figures_of_several_views_are_those_of_their_mean():
     figures = evaluate(needs("cac"), "cac", 12, first_seed=2_500_100, worlds=(PLAYGROUND,), views=views)["playground"]
     assert figures["accuracy"] == pytest.approx(np.mean(sound == normal), abs=1e-4)
     assert figures["auroc"] == pytest.approx(np.mean(odds[normal][:, None] > odds[~normal]), abs=1e-4)
+
+
+def test_what_one_scan_is_not_shown_another_is():
+    """Flickers of which the scan at 4 fps shows no frame: in one view a judge can only guess, in four it sees them."""
+    clips = (make_clip(2_610_001 + 2 * number, PLAYGROUND, anomalous=True) for number in range(400))
+    between = (
+        clip for clip in clips if clip.defects[0].subtype == "flicker" and clip.defects[0].frames.isdisjoint(range(0, 17, 4))
+    )
+    hidden = list(islice(between, 8))
+    prompts, videos = [clip.prompt for clip in hidden], [clip.video() for clip in hidden]
+    caught = [
+        sum(score.evidence.status == "abnormal" for score in CaC.load(str(needs("cac")), views=views)(prompts, videos))
+        for views in (("as_is",), EVERY_FRAME)
+    ]
+    assert len(hidden) == 8 and caught[0] <= 1 and caught[1] >= 7
 
 
 def test_the_shipped_cac_judges_what_the_shipped_wan_draws():

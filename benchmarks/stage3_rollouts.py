@@ -7,16 +7,19 @@ transformers' ``generate`` with sampling, for each turn. Printed: rollouts per s
 All rows of a turn are decoded together; those that ended leave by halves. What remains of the gain depends on how many go on together.
 Learning (one forward and backward pass over all of them, an update without the optimiser): each prompt once with all of its answers,
 against rows of their own in batches as wide as the longest.
-On a GPU also the peak of memory beyond weights at G and at 2 G, and the size of one rollout's keys and values, which alone may grow.
+Last the peak of memory beyond weights at G and at 2 G, and the size of one rollout's keys and values, which alone may grow.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from cac_align.answer import read_answer
 from cac_align.cac.prompts import turn_one_conversation, turn_two_conversation
@@ -58,8 +61,7 @@ def main() -> None:
         f"ratio, rollouts per second: {plain_s / shared_s:.2f}x (goal 3x); per token: {plain_s / sum(plain) * sum(r.num_tokens for r in shared) / shared_s:.2f}x"
     )
     learning(model, processor, prompts, asking)
-    if device == "cuda":
-        memory(model, processor, prompts, asking)
+    memory(model, processor, prompts, asking)
 
 
 def clips(count: int) -> list[Prompt]:
@@ -126,17 +128,28 @@ def memory(model: Any, processor: Any, prompts: list[Prompt], asking: Asking) ->
 
     for factor in (1, 2):
         more = replace(asking, rollout=replace(asking.rollout, group=factor * asking.rollout.group))
+        rollouts, peak = peak_mib(lambda more=more: roll_out(model, processor, prompts, more, {}), model.device)
+        config = model.config.text_config
+        longest = max(sum(segment.ids.shape[1] for segment in r.segments[-1:]) + asking.rollout.max_new_tokens for r in rollouts)
+        row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize * longest / 2**20
+        print(
+            f"{len(prompts)} videos, G = {more.rollout.group}: peak beyond weights {peak:.1f} MiB; "
+            f"keys and values of one rollout at most {row:.2f} MiB"
+        )
+
+
+def peak_mib(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+    """What it returns, and the most memory that its tensors held at a time, in MiB."""
+    if device.type == "cuda":
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        rollouts = roll_out(model, processor, prompts, more, {})
-        peak = (torch.cuda.max_memory_allocated() - before) / 2**20
-        config = model.config.text_config
-        longest = max(sum(segment.ids.shape[1] for segment in r.segments[-1:]) + asking.rollout.max_new_tokens for r in rollouts)
-        row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2 * longest / 2**20
-        print(
-            f"G = {more.rollout.group}: peak beyond weights {peak:.0f} MiB; keys and values of one rollout at most {row:.2f} MiB"
-        )
+        return call(), (torch.cuda.max_memory_allocated() - before) / 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        found = call()
+    events = [event for event in watched.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return found, max(held) / 2**20
 
 
 if __name__ == "__main__":

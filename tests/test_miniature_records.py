@@ -1,6 +1,7 @@
 """Records for the stages that end in the judge that ships: they keep the conventions, and say where the entity is."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -34,6 +35,9 @@ def test_rendered_and_drawn_clips_become_records_that_say_what_is_so(tmp_path):
     path.unlink()
     (path.parent / "drawn" / "000020.jsonl").unlink()
     assert records.make(asked).read_bytes() == whole and batch.stat().st_mtime_ns == before
+
+    with pytest.raises(ValueError, match="seed"):
+        records.make(replace(asked, seed=asked.seed + 100))  # its clips would be those of the former noise
 
     synthesise(drawn, path.parent, GroundTruth(drawn), tmp_path / "chains", Synthesis(wording="brief", tasks=["scan"], workers=1))
     for line in (tmp_path / "chains" / "chains.jsonl").read_text().splitlines():

@@ -30,6 +30,7 @@ from cac_align.miniature.generated import HELD_OUT, anomalies_of, places_of
 from cac_align.miniature.oracle import look
 from cac_align.miniature.world import PLAYGROUND, TRAIN_SEEDS, make_prompts, write_world
 from cac_align.recipe import GeneratorRecipe, load_generator, read_recipe
+from cac_align.training.run import claim
 from cac_align.vlm.local import set_threads
 
 BATCH = 20
@@ -60,8 +61,10 @@ class Clips:
 
 
 def make(recipe: Clips) -> Path:
-    """The folder's ``records.jsonl``, made where it is not there yet."""
+    """The folder's ``records.jsonl``, made where it is not there yet. Raises ``ValueError`` where the folder belongs to another recipe."""
     out = Path(recipe.out)
+    out.mkdir(parents=True, exist_ok=True)
+    claim(out, replace(recipe, jobs=1))
     if (out / "records.jsonl").is_file():
         return out / "records.jsonl"
     part = out / "rendered.partial"

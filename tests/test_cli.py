@@ -391,3 +391,15 @@ def test_a_module_of_our_own_that_is_missing_is_a_fault_and_shown_whole(monkeypa
     monkeypatch.setattr(cli, "_late", lambda module, name: run)
     with pytest.raises(ModuleNotFoundError):
         main(["serve"])
+
+
+def test_a_verb_on_several_processes_ends_their_group(tmp_path):
+    """A gloo thread at work when the interpreter ends aborts it now and then: the launcher then reports a run as failed that is whole."""
+    from torch import distributed
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        assert main(["world", "--n", "2", "--out", str(tmp_path / "clips")]) == 0
+        assert not distributed.is_initialized()
+    finally:
+        cli.leave_processes()

@@ -15,13 +15,14 @@ from cac_align.miniature.oracle import judge
 from cac_align.video import Video
 
 
-def test_rendered_and_drawn_clips_become_records_that_say_what_is_so(tmp_path):
+def test_rendered_and_drawn_clips_become_records_that_say_what_is_so(tmp_path, capsys):
     asked = records.Clips(out=str(tmp_path / "made"), rendered=4, drawn=24)
     path = records.make(asked)
     assert not validate(path).violations
     told = list(read_records(path))
     rendered, drawn = told[:4], told[4:]
     assert [record.status for record in rendered] == ["normal", "abnormal"] * 2
+    assert f"kept {len(drawn)} of 24 drawn clips" in capsys.readouterr().err
     assert len(drawn) >= 2 and [record.status for record in drawn] == ["normal", "abnormal"] * (len(drawn) // 2)
     for record in drawn:
         assert 0 <= record.extra["noise"] - asked.seed < asked.drawn and len(record.extra["places"]) == record.num_frames

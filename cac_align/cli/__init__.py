@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     verb = " ".join(filter(None, (options.verb, getattr(options, "kind", None))))
     try:
-        return options.run(options)
+        status = options.run(options)
+        leave_processes()
+        return status
     except ValueError as error:
         print(f"cac-align {verb}: {error}", file=sys.stderr)
         return 2
@@ -55,6 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"cac-align {verb}: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
+
+
+def leave_processes() -> None:
+    """Ends the process group, if this process is in one: the last line of a program that ran on several processes.
+
+    Without it a gloo thread still at work when the interpreter ends aborts the process now and then, after all is written, and the
+    launcher reports a failure (one of eight two-process programs here).
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _late(module: str, name: str) -> Callable[[argparse.Namespace], int]:

@@ -96,6 +96,12 @@ def _all(recipe: Clips, out: Path) -> Iterator[Record]:
     for record in read_records(told):
         if record.id not in wrong:
             kinds[record.status].append(record)
+    drawn = 2 * min(map(len, kinds.values()))
+    print(
+        f"kept {drawn} of {recipe.drawn} drawn clips, half of them broken; {len(wrong)} break a convention, "
+        f"{sum(map(len, kinds.values())) - drawn} are beyond the half, the others do not follow their prompt or have no box",
+        file=sys.stderr,
+    )
     for pair in zip(*kinds.values(), strict=False):
         yield from pair
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import WanPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_flow import WORDS, Brightness, environment, lora, recipe, rows, same, write_recipe, write_wan
 
 from cac_align.cli import main
@@ -24,6 +24,7 @@ from cac_align.flow_grpo.sde import log_prob, transition
 from cac_align.flow_grpo.settings import Watch, Window
 from cac_align.flow_grpo.setup import build_judging
 from cac_align.flow_grpo.trainer import Run, align
+from cac_align.generation.wan import Wan
 from cac_align.rewards.ledger import Ledger
 from cac_align.video import Video
 
@@ -203,6 +204,16 @@ def test_videos_of_a_trained_lora_come_from_the_checkpoints_own_sampler(whole, m
     assert plain[0].content_hash != tuned[0].content_hash
     with pytest.raises(ValueError, match="no LoRA that fits"):
         sample_with_lora(model, model, ["a red ball"], [1])
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_lora_that_finds_no_place_is_an_error_and_not_the_base_models_videos(whole, model, tmp_path, half):
+    """PEFT's own names (adapter_model.safetensors of other trainers), for all of it or for half: diffusers warns and goes on without."""
+    trained = load_file(whole / "lora" / "pytorch_lora_weights.safetensors")
+    other = {name: name.replace("transformer.", "base_model.model.", 1) for name in list(trained)[:: 2 if half else 1]}
+    save_file({other.get(name, name): tensor for name, tensor in trained.items()}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="no LoRA that fits"):
+        Wan.load(model, lora=tmp_path, device="cpu")
 
 
 # ---- the watched videos --------------------------------------------------------------------------------------------

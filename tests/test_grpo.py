@@ -213,6 +213,11 @@ leave_processes()
 """
 
 
+def test_its_watch_reads_every_step():
+    with pytest.raises(ValueError, match="run.log_every must be 1 in stage 3"):
+        GrpoRecipe(run=Keeping(log_every=10))
+
+
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(root):
     (root / "script.py").write_text(SCRIPT)

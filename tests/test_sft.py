@@ -18,7 +18,7 @@ from two_processes import run_two
 from cac_align.cac.folder import settings_of, write_settings
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.training.policy import AnswerLogProbs, ModelRecipe, answer_mask, load
-from cac_align.training.run import Keeping, Run, start_accelerator
+from cac_align.training.run import Keeping, Run, fsdp_plugin, start_accelerator
 from cac_align.training.samples import DataRecipe, draw, read_stage, segment
 from cac_align.training.sft import SftRecipe, train_sft
 
@@ -273,6 +273,18 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(root):
 
 SHARDED = os.path.join(os.path.dirname(__file__), "sharded_cpu.py")
 BLOCKS = {"FSDP_TRANSFORMER_CLS_TO_WRAP": "Qwen3VLTextDecoderLayer,Qwen3VLVisionBlock"}
+
+
+def test_under_fsdp_in_bfloat16_gradients_are_reduced_and_log_probabilities_returned_in_float32(monkeypatch):
+    """accelerate's own policy rounds both to bfloat16: what the loss of an answer is, to two digits."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    plugin = fsdp_plugin("bf16")
+    plugin.set_mixed_precision("bf16")  # as Accelerator does
+    policy = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    assert fsdp_plugin("bf16") is None
 
 
 @pytest.mark.slow

@@ -28,6 +28,11 @@ def test_all_is_well_or_too_early():
         ({"normal_rate": 0.0}, "say abnormal"),
         ({"answer_tokens": 10.0}, "answers shrank from 100 to 10 tokens"),
         ({"malformed": 0.8}, "80.0% of rollouts are malformed"),
+        # cut off or unreadable: no rollout has a verdict, which is no collapse to "abnormal"
+        (
+            {"malformed": 0.98, "normal_rate": 0.0},
+            "98.0% of rollouts are malformed over the last 5 steps (limit 50%); train stage 2 longer",
+        ),
         ({"unscored": 0.5}, "50.0% of rollouts are unscored"),
         ({"dead_groups": 1.0}, "100.0% of groups are dead"),
     ],

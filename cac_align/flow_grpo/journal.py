@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,10 @@ def open_tracker(kind: str, out: Path, step: int) -> Any:
             return SummaryWriter(str(out / "tensorboard"), purge_step=step)
         import wandb
 
-        return wandb.init(project="cac-align", name=out.name, id=f"cac-{out.name}", dir=str(out), resume="allow")
+        known = out / "wandb-id.txt"  # a run of its own, whatever other folders are called; the same one when it goes on
+        if not known.is_file():
+            write_whole(known, secrets.token_hex(8))
+        return wandb.init(project="cac-align", name=out.name, id=known.read_text(encoding="utf-8"), dir=str(out), resume="allow")
     except ImportError as error:
         raise ValueError(
             f"track={kind} needs the package {kind}: in its checkout: pip install -c constraints.txt -e '.[{kind}]' ({error})"

@@ -198,15 +198,9 @@ def sample_with_lora(
 ) -> list[Video]:
     """One video per prompt and seed with a trained LoRA (None: without), by the checkpoint's own sampler, as ``WanPipeline`` makes them.
 
-    settings: go to ``Wan.load`` (device, dtype, num_inference_steps, …). Raises ``ValueError`` as ``Wan.load`` does, or when
-    ``lora`` is no folder with a LoRA for this model.
+    settings: go to ``Wan.load`` (device, dtype, num_inference_steps, …). Raises ``ValueError`` as ``Wan.load`` does.
     """
-    wan = Wan.load(model, **settings)
-    if lora is not None:
-        try:
-            wan.pipeline.load_lora_weights(str(lora))
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
-            raise ValueError(f"{lora}: no LoRA that fits {model}: {str(error).splitlines()[0]}") from error
+    wan = Wan.load(model, lora=lora, **settings)
     videos: list[Video] = []
     for start in range(0, len(prompts), batch):
         videos += wan.batch(prompts[start : start + batch], seeds[start : start + batch])

@@ -233,21 +233,25 @@ def prompts_at(step: int, prompts: Sequence[str], recipe: FlowGrpoRecipe) -> lis
 
     Raises ``ValueError`` when a step needs more prompts than there are: a prompt twice in a step would merge two groups.
     """
-    per_step = recipe.prompts_per_step
+    per_step, count = recipe.prompts_per_step, len(prompts)
     if per_step > len(prompts):
         raise ValueError(f"prompts_per_step is {per_step}, but there are only {len(prompts)} prompts; lower it or add prompts")
-    chosen: list[str] = []
-    position = step * per_step
-    while len(chosen) < per_step:
-        turn, offset = divmod(position, len(prompts))
-        order = np.random.default_rng((recipe.seed, 1, turn)).permutation(len(prompts))
-        prompt = prompts[order[offset]]
-        if prompt not in chosen:
-            chosen.append(prompt)
-        else:  # the seam between two passes: take the next one that is not in this step yet
-            chosen.append(next(prompts[n] for n in order if prompts[n] not in chosen))
-        position += 1
-    return chosen
+    turn, offset = divmod(step * per_step, count)
+    chosen = _order(turn, count, recipe)[offset : offset + per_step]
+    if len(chosen) < per_step:
+        chosen = chosen + _order(turn + 1, count, recipe)[: per_step - len(chosen)]
+    return [prompts[n] for n in chosen]
+
+
+def _order(turn: int, count: int, recipe: FlowGrpoRecipe) -> list[int]:
+    """The order of one pass. A step that begins in the pass before goes on with prompts that it does not have yet; the others wait."""
+    order = [int(n) for n in np.random.default_rng((recipe.seed, 1, turn)).permutation(count)]
+    begun = turn * count % recipe.prompts_per_step
+    if not begun:
+        return order
+    there = set(_order(turn - 1, count, recipe)[-begun:])
+    head = [n for n in order if n not in there][: recipe.prompts_per_step - begun]
+    return head + [n for n in order if n not in head]
 
 
 def chunk_prompts(recipe: FlowGrpoRecipe, processes: int) -> int:

@@ -5,13 +5,14 @@ recipe → check → Accelerator, Wan + LoRA, prompts, chunk size        recipe 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs
 
 from cac_align.device import pick_device
 from cac_align.flow_grpo.adapter import add_lora
@@ -20,9 +21,10 @@ from cac_align.flow_grpo.judging import Judging
 from cac_align.flow_grpo.settings import FlowGrpoRecipe, check, chunk_prompts, prompts_at, read_prompts
 from cac_align.generation.wan import Wan
 from cac_align.recipe import load_reward
-from cac_align.rewards.combine import Combined
+from cac_align.rewards.combine import Combined, bounds_of
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.normalise import NEEDS_GROUP
+from cac_align.rewards.reward import Reward
 from cac_align.weights import shipped
 
 
@@ -38,6 +40,7 @@ def prepare(recipe: FlowGrpoRecipe) -> tuple[Accelerator, Wan, list[str], int]:
     # One process may wait for a judge that answers after its last retry; the others must not end the run for it.
     kwargs = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=timedelta(days=1))]
     accelerator = Accelerator(cpu=wish is not None and wish.type == "cpu", kwargs_handlers=kwargs)
+    check_launch(accelerator)
     check_device(wish, accelerator.device)
     chunk = chunk_prompts(recipe, accelerator.num_processes)
     prompts = read_prompts(recipe.prompts, recipe.prompt_first, recipe.prompt_count, note=accelerator.is_main_process)
@@ -62,6 +65,24 @@ def check_device(wish: torch.device | None, given: torch.device) -> None:
     else:
         way = "leave device out, or mend what accelerate was told (ACCELERATE_USE_CPU, --cpu, its config file)"
     raise ValueError(f"device={wish}, but accelerate runs this process on {given}; {way}")
+
+
+def check_launch(accelerator: Accelerator) -> None:
+    """Raise ``ValueError`` for a setting of accelerate (its default config counts, too) under which this loop would train something else."""
+    state, kind = accelerator.state, accelerator.distributed_type
+    sharded = kind == DistributedType.FSDP and accelerator.is_fsdp2
+    if not (sharded or kind == DistributedType.NO or kind.value.startswith("MULTI_")):
+        which = "FSDP 1" if kind == DistributedType.FSDP else kind.value
+        wrong = f"{which} is not supported: use DDP, or FSDP with fsdp_version 2"
+    elif accelerator.mixed_precision not in ("no", "bf16"):
+        wrong = f"mixed_precision {accelerator.mixed_precision} is not supported: use no or bf16"
+    elif state.dynamo_plugin.backend != DynamoBackend.NO:
+        wrong = "dynamo_backend must be no: the LoRA's names would be those of the compiled model, which nothing can load"
+    elif accelerator.gradient_accumulation_steps != 1:
+        wrong = "gradient_accumulation_steps must be 1: the loop adds up its micro-batches itself (micro_batch)"
+    else:
+        return
+    raise ValueError(f"accelerate's settings: {wrong}; pass --config_file recipes/flow_grpo/accelerate/ddp.yaml (or fsdp.yaml)")
 
 
 def check_one_expert(wan: Wan) -> None:
@@ -96,7 +117,11 @@ def grid_of(wan: Wan) -> Grid:
 
 
 def build_judging(recipe: FlowGrpoRecipe, out: Path, processes: int) -> Judging:
-    """The recipe's reward behind ``out/ledger.jsonl``. Raises ``ValueError`` when it compares videos that lie on different processes."""
+    """The recipe's reward behind ``out/ledger.jsonl``.
+
+    Raises ``ValueError`` when it compares videos that lie on different processes, or that the watched prompts do not have; and for local
+    credit by a component that has no boxes, or whose scale is not R's.
+    """
     reward = load_reward(recipe.reward or None)
     normalise = getattr(reward, "normalise", None)
     if processes > 1 and normalise in NEEDS_GROUP:
@@ -104,12 +129,26 @@ def build_judging(recipe: FlowGrpoRecipe, out: Path, processes: int) -> Judging:
             f"reward normalise={normalise} compares the videos of a prompt, which lie on {processes} processes; use range or reference "
             "(advantages are normalised within the whole group in any case)"
         )
+    if recipe.watch.every and recipe.watch.prompts > 0 and normalise in NEEDS_GROUP:
+        raise ValueError(
+            f"reward normalise={normalise} compares the videos of a prompt, and a watched prompt has one: it would never have a score; use "
+            "range or reference, or watch.every=0"
+        )
     if recipe.credit == "local" and isinstance(reward, Combined):
         reward = replace(reward, evidence_of=recipe.credit_component)
     judging = Judging(reward, Ledger(out / "ledger.jsonl"), overlap=recipe.overlap)
-    if recipe.credit == "local" and recipe.credit_component not in judging.components:
+    if recipe.credit == "local":
+        _check_component(reward, recipe.credit_component, judging.components)
+    return judging
+
+
+def _check_component(reward: Reward, name: str, components: Iterable[str]) -> None:
+    """Raise ``ValueError`` unless local credit can take this component of the reward."""
+    if name not in components:
         raise ValueError(
-            f"credit_component {recipe.credit_component!r} is no component of the reward; it has {', '.join(judging.components)}, and "
+            f"credit_component {name!r} is no component of the reward; it has {', '.join(components)}, and "
             "local credit needs the one whose judgements have boxes"
         )
-    return judging
+    bounds = bounds_of(reward.components[name] if isinstance(reward, Combined) else reward)
+    if bounds != (0.0, 1.0):
+        raise ValueError(f"credit_component {name!r} has bounds {bounds}; local credit takes R in [0, 1] (credit.py)")

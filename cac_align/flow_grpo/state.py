@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from cac_align.files import write_whole
@@ -165,6 +166,19 @@ def _check_same(text: str, recipe: FlowGrpoRecipe, out: Path) -> None:
         raise ValueError(
             f"{out}: holds a run of another recipe ({', '.join(changed)} differ; {name} was {before.get(name)!r}, now "
             f"{now.get(name)!r}); choose another out=, or go on with the same recipe"
+        )
+
+
+def check_one_state(stored: Mapping[str, Any] | None, out: Path) -> None:
+    """Raise ``ValueError`` unless every process read the same checkpoint: only the first one writes, so a machine with an ``out`` of its own
+    would go on from the first step, and its gradients be averaged with the others'. Every process must take part."""
+    text = b"" if stored is None else b"".join(stored["lora"][name].numpy().tobytes() for name in sorted(stored["lora"]))
+    found = gather_object([(0 if stored is None else stored["step"], hashlib.sha256(text).hexdigest())])
+    if len(set(found)) > 1:
+        steps = ", ".join(f"process {rank} after step {step}" for rank, (step, _) in enumerate(found))
+        raise ValueError(
+            f"{out}: the processes have different checkpoints ({steps}); out must be one folder that all machines see, or hold the same "
+            "checkpoints/ on each"
         )
 
 

@@ -9,8 +9,8 @@
         now and then: the watched videos, a checkpoint                                   guard, state
 
 Memory does not grow with the number of stochastic steps: each is a forward and backward pass of its own. The first chunks are trained on
-while the last is still being judged, so a reward that is not slower than sampling costs next to nothing. Every process takes part of
-every chunk; scores are gathered, so groups are whole whatever the number of processes. Only the processes' LoRA gradients meet.
+while the last is still being judged (unless advantages hang on all scores, as with ``global_std``). Every process takes part of every
+chunk; scores are gathered, so groups are whole whatever the number of processes. Only the processes' LoRA gradients meet.
 Source: Flow-GRPO (arXiv 2505.05470); CaC (arXiv 2605.11723) Sec. 4.2 and Appendix C.4.
 """
 
@@ -40,7 +40,7 @@ from cac_align.flow_grpo.objective import grpo_loss
 from cac_align.flow_grpo.rollout import Flow, Rollout, sample, sample_seed, velocity
 from cac_align.flow_grpo.sde import transition
 from cac_align.flow_grpo.settings import FlowGrpoRecipe, learning_rate, prompts_at, window_steps
-from cac_align.flow_grpo.watching import watch
+from cac_align.flow_grpo.watching import told_before, watch
 from cac_align.whereabouts import Whereabouts
 
 Say = Callable[[str], None]
@@ -63,7 +63,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Outcome:
-    """lora: folder for ``pipe.load_lora_weights``; None when stopped early. alarms: what the guards had to say."""
+    """lora: folder for ``pipe.load_lora_weights``; None when stopped early. alarms: what the guards had to say, in earlier calls as well."""
 
     lora: Path | None
     step: int
@@ -83,8 +83,8 @@ class Run:
         optimizer = torch.optim.AdamW(lora_of(self.transformer).values(), lr=recipe.lr, weight_decay=recipe.weight_decay)
         model, self.optimizer = self.accelerator.prepare(self.transformer, optimizer)
         self.flow = Flow.of(wan, model, self.accelerator.device)
-        # a window that does not fit is said now
-        window_steps(recipe.sde_window, len(self.flow.schedule), np.random.default_rng(0))
+        if recipe.objective == "grpo":  # a window that does not fit is said now
+            window_steps(recipe.sde_window, len(self.flow.schedule), np.random.default_rng(0))
         self.grid = setup.grid_of(wan) if recipe.credit == "local" else None
         self.lora = lora_of(model)
         self.ema = copy_of(self.lora) if recipe.ema else None
@@ -98,6 +98,7 @@ class Run:
 
     def _restore(self) -> None:
         stored = state.take_up(self.out, self.recipe, self.prompts, self.judging.plain.passport, write=self.main)
+        state.check_one_state(stored, self.out)
         if stored is None:
             return
         self.step = stored["step"]
@@ -127,26 +128,26 @@ class Run:
 
     def _steps(self, stop_after: int | None) -> Outcome:
         recipe = self.recipe
-        told = watch(self)
-        while self.step < recipe.steps and (stop_after is None or self.step < stop_after):
+        told, raised = told_before(self)
+        told += (fresh := watch(self))
+        halt = recipe.watch.stop and bool(raised or fresh)
+        while not halt and self.step < recipe.steps and (stop_after is None or self.step < stop_after):
             row = self._take_step()
             self.step += 1
-            last = self.step == recipe.steps
             if self.log is not None:
                 self.log.add(row)
                 track(self.tracker, row)
             self.say(line_of(row, self.step, recipe.steps))
             self._stop_if_broken()
-            if self.step % recipe.save_every == 0 or last:
+            if self.step % recipe.save_every == 0 or self.step == recipe.steps:
                 self.save()
             told += (fresh := watch(self))
-            if fresh and recipe.watch.stop:
-                self.say("stopped, as watch.stop asks")
-                self.save()
-                break
-        else:
-            if stop_after is not None and self.step < recipe.steps:
-                return Outcome(None, self.step, tuple(told))
+            halt = recipe.watch.stop and bool(fresh)
+        if halt:
+            self.say("stopped, as watch.stop asks; watch.stop=false goes on")
+            self.save()
+        elif self.step < recipe.steps:
+            return Outcome(None, self.step, tuple(told))
         return Outcome(self._finish(), self.step, tuple(told))
 
     # ---- one step ---------------------------------------------------------------------------------------------------
@@ -376,8 +377,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint; every process takes part where tensors are sharded."""
-        copies = {"lora": self.lora, "ema": self.ema, "slow": self.slow}
-        weights = {name: gathered(copy) for name, copy in copies.items() if copy}
+        weights = {name: gathered(copy) for name in ("lora", "ema", "slow") if (copy := getattr(self, name))}
         stored = {"step": self.step, "recipe": state.to_text(self.recipe), **weights}
         stored["optimizer"] = state.optimizer_state(self.optimizer)
         if self.main:

@@ -43,6 +43,13 @@ def watch_prompts(recipe: FlowGrpoRecipe, prompts: Sequence[str]) -> list[str]:
     return list(prompts[:count])
 
 
+def told_before(run: Run) -> tuple[list[str], bool]:
+    """(the alarms of the readings that earlier calls took, whether the last of those readings raised one)."""
+    rows = Rows(run.out / "watch.jsonl", before=run.step + 1).rows if run.main else []
+    told = [sentence for row in rows for sentence in row.get("alarms", ())]
+    return gather_object([(told, bool(rows and rows[-1].get("alarms")))])[0]
+
+
 def watch(run: Run) -> list[str]:
     """Take a reading where one is due and not taken yet; returns the alarms it raises, which are also said and written down."""
     recipe, step = run.recipe, run.step

@@ -81,7 +81,8 @@ class Wan:
         device: default is CUDA where there is one, else the CPU. dtype: of text encoder and DiT; default is bfloat16 on CUDA and
         float32 elsewhere. The VAE always runs in float32, as Wan's authors do: in bfloat16 it bands and flickers.
         lora: a folder with LoRA weights in diffusers' format, as ``cac-align align`` writes them.
-        Raises ``ValueError`` when there is no such checkpoint, it is not a Wan text-to-video one, or it cannot do this size.
+        Raises ``ValueError`` when there is no such checkpoint, it is not a Wan text-to-video one, it cannot do this size, or the LoRA
+        does not fit it: one that changes nothing would make the base model's videos under the LoRA's name.
         """
         import torch
         from diffusers import WanPipeline
@@ -112,9 +113,7 @@ class Wan:
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_slicing()  # decodes one video at a time: five of 480 × 832 × 81 at once would take 38 GiB
         if lora is not None:
-            if not any(Path(lora).glob("*.safetensors")):
-                raise ValueError(f"lora: no safetensors file in {lora}; expected a folder that `cac-align align` wrote")
-            pipeline.load_lora_weights(str(lora))
+            _add_lora(pipeline, Path(lora), path_or_id)
         return cls(pipeline.to(device), setting, folder, None if lora is None else Path(lora))
 
     def with_setting(self, **changes: Any) -> Wan:
@@ -198,6 +197,35 @@ def check_setting(pipeline: WanPipeline, setting: Setting) -> None:
         raise ValueError(f"num_inference_steps must be at least 1, received {setting.num_inference_steps}")
     if not (math.isfinite(setting.fps) and setting.fps > 0):
         raise ValueError(f"fps must be a positive number of frames per second, received {setting.fps!r}")
+
+
+def _add_lora(pipeline: Any, folder: Path, model: str | os.PathLike[str]) -> None:
+    """The folder's LoRA on the DiT, whole. Raises ``ValueError`` where it does not fit: diffusers only warns of names that it does not know."""
+    from safetensors import safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(
+            f"{folder}: no LoRA that fits {model}: no safetensors file in it; expected a folder that `cac-align align` wrote"
+        )
+    try:
+        pipeline.load_lora_weights(str(folder))
+        file = next((file for file in files if file.name == "pytorch_lora_weights.safetensors"), files[0])
+        with safe_open(file, "pt") as weights:
+            names = sorted(weights.keys())
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder}: no LoRA that fits {model}: {str(error).splitlines()[0]}") from error
+    placed = sum(".lora_" in name for name, _ in pipeline.transformer.named_parameters())
+    named = [
+        name for name in names if name.startswith(("transformer.", "transformer_2."))
+    ]  # none: a format that diffusers converts
+    asked = sum(name.startswith("transformer.") and ".lora_" in name for name in named)
+    if placed == 0 or (named and (len(named) < len(names) or placed != asked)):
+        wrong = next((name for name in names if name not in named), names[0])
+        raise ValueError(
+            f"{folder}: no LoRA that fits {model}: not all of its tensors have their place in it ({wrong}); "
+            "expected diffusers' names, transformer.….lora_A.weight, as `cac-align align` writes them; PEFT's own adapters need converting"
+        )
 
 
 def hash_weights(folder: Path) -> str:

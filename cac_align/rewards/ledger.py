@@ -165,7 +165,13 @@ class Ledger:
                 cure = "; give a writable file" if self._write else ""
                 raise ValueError(f"{self.path}: cannot be opened as a ledger: {error.strerror}{cure}") from error
             self._pid = os.getpid()
-        fcntl.flock(self._fd, fcntl.LOCK_EX if self._write else fcntl.LOCK_SH)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX if self._write else fcntl.LOCK_SH)
+        except OSError as error:  # Lustre without its option flock, some network folders
+            raise ValueError(
+                f"{self.path}: this file system locks no files ({error.strerror}), and a ledger without locks is torn by its writers; mount "
+                "it with locks (Lustre: flock), or keep the ledger on another file system"
+            ) from error
         try:
             yield self._fd
         finally:

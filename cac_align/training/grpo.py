@@ -73,6 +73,8 @@ class GrpoRecipe:
             raise ValueError(f"batch must be even and at least 2 (half normal, half abnormal), received {self.batch}")
         if self.grpo.updates < 1 or self.rollout_videos < 1 or self.micro_batch < 1:
             raise ValueError("expected grpo.updates, rollout_videos and micro_batch to be at least 1")
+        if self.run.log_every != 1:
+            raise ValueError(f"run.log_every must be 1 in stage 3, whose watch reads every step; received {self.run.log_every}")
         if self.grpo.beta < 0 or not 0 < self.grpo.epsilon < 1:
             raise ValueError(f"expected grpo.beta >= 0 and epsilon in (0, 1), received {self.grpo.beta} and {self.grpo.epsilon}")
 
@@ -92,6 +94,11 @@ def train_grpo(recipe: GrpoRecipe) -> Path:
     accelerator = start_accelerator(recipe.run, recipe.model.mixed_precision, 1)
     if str(accelerator.distributed_type).endswith("FSDP"):
         raise ValueError("stage 3 samples from whole weights: use recipes/cac/accelerate/ddp.yaml or zero2.yaml instead of FSDP")
+    deepspeed = accelerator.state.deepspeed_plugin
+    if (
+        deepspeed is not None and deepspeed.zero_stage > 2
+    ):  # its processes would wait for each other at tokens that only some of them draw
+        raise ValueError("stage 3 samples from whole weights: use recipes/cac/accelerate/zero2.yaml instead of ZeRO-3")
     rank, world = accelerator.process_index, accelerator.num_processes
     own = len(shares(range(recipe.batch), 1, rank, world)) * recipe.rollout.group
     accelerator.gradient_accumulation_steps = len(shares(range(own), recipe.micro_batch, 0, 1))

@@ -54,6 +54,12 @@ def alarm(rows: Sequence[Mapping[str, Any]], limits: WatchRecipe) -> str | None:
 
     last, first = steps[-limits.patience :], steps[: limits.patience]
     over = f"over the last {limits.patience} steps"
+    for name, limit, cure in (  # first: what cannot be read says neither verdict
+        ("malformed", limits.malformed, "train stage 2 longer, or raise rollout.max_new_tokens if answers are truncated"),
+        ("unscored", limits.unscored, "see why in rollouts.jsonl and mend the data"),
+    ):
+        if (share := mean(name, last)) > limit:
+            return f"{share:.1%} of rollouts are {name} {over} (limit {limit:.0%}); {cure}"
     normal = mean("normal_rate", last)
     length, began = mean("answer_tokens", last), mean("answer_tokens", first)
     if max(normal, 1 - normal) > limits.one_verdict:
@@ -64,11 +70,9 @@ def alarm(rows: Sequence[Mapping[str, Any]], limits: WatchRecipe) -> str | None:
         )
     if limits.shrink and length < limits.shrink * began:
         return f"collapse: answers shrank from {began:.0f} to {length:.0f} tokens {over}; raise grpo.beta or lower run.lr"
-    for name, limit, cure in (
-        ("malformed", limits.malformed, "train stage 2 longer, or raise rollout.max_new_tokens if answers are truncated"),
-        ("unscored", limits.unscored, "see why in rollouts.jsonl and mend the data"),
-        ("dead_groups", limits.dead_groups, "raise rollout.temperature or rollout.group, or choose harder videos"),
-    ):
-        if (share := mean(name, last)) > limit:
-            return f"{share:.1%} of {'groups are dead' if name == 'dead_groups' else f'rollouts are {name}'} {over} (limit {limit:.0%}); {cure}"
+    if (share := mean("dead_groups", last)) > limits.dead_groups:
+        return (
+            f"{share:.1%} of groups are dead {over} (limit {limits.dead_groups:.0%}); raise rollout.temperature or rollout.group, or choose "
+            "harder videos"
+        )
     return None

@@ -53,11 +53,13 @@ def test_settings_under_which_something_else_would_be_trained_are_refused(
     [
         (DistributedType.DEEPSPEED, False, "no", "DEEPSPEED is not supported"),
         (DistributedType.FSDP, False, "no", "FSDP 1 is not supported"),
+        (DistributedType.FSDP, True, "no", "fsdp_reshard_after_forward must be true"),
         (DistributedType.MULTI_GPU, False, "fp16", "mixed_precision fp16 is not supported"),
     ],
 )
 def test_what_this_machine_cannot_start_is_refused_by_name(kind, is_fsdp2, precision, told):
-    given = SimpleNamespace(distributed_type=kind, is_fsdp2=is_fsdp2, mixed_precision=precision, state=None)
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(reshard_after_forward=False))
+    given = SimpleNamespace(distributed_type=kind, is_fsdp2=is_fsdp2, mixed_precision=precision, state=state)
     with pytest.raises(ValueError, match=told):
         check_launch(given)
 

@@ -48,6 +48,10 @@ def prepare(recipe: FlowGrpoRecipe) -> tuple[Accelerator, Wan, list[str], int]:
     wan = load_wan(recipe, accelerator.device)
     check_one_expert(wan)
     transformer = wan.pipeline.transformer
+    if accelerator.distributed_type == DistributedType.FSDP and transformer.dtype != torch.float32:
+        raise ValueError(
+            f"FSDP 2 wants one dtype per block, and the LoRA is float32: give dtype=float32, received {transformer.dtype}"
+        )
     for part in (wan.pipeline.vae, wan.pipeline.text_encoder):
         part.requires_grad_(False)
     add_lora(transformer, rank=recipe.lora_rank, alpha=recipe.lora_alpha, ffn=recipe.lora_ffn, seed=recipe.seed)
@@ -74,6 +78,8 @@ def check_launch(accelerator: Accelerator) -> None:
     if not (sharded or kind == DistributedType.NO or kind.value.startswith("MULTI_")):
         which = "FSDP 1" if kind == DistributedType.FSDP else kind.value
         wrong = f"{which} is not supported: use DDP, or FSDP with fsdp_version 2"
+    elif sharded and not state.fsdp_plugin.reshard_after_forward:
+        wrong = "fsdp_reshard_after_forward must be true: averages and references are exchanged in the shards, not in what was gathered"
     elif accelerator.mixed_precision not in ("no", "bf16"):
         wrong = f"mixed_precision {accelerator.mixed_precision} is not supported: use no or bf16"
     elif state.dynamo_plugin.backend != DynamoBackend.NO:

@@ -32,10 +32,26 @@ def test_odd_rates_are_kept(tmp_path):
     assert video.times_s[-1] == pytest.approx(4 / 23.976, abs=1e-3)
 
 
+def grainy(num_frames=17, side=64):
+    """A red ball over waves, with noise: the encoder has close decisions to take."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:side, :side]
+    frames = []
+    for t in range(num_frames):
+        frame = (120 + 60 * np.sin(x / 7) + 40 * np.cos(y / 5))[..., None] * np.array([1, 0.8, 0.6])
+        frame[(x - 10 - 2.6 * t) ** 2 + (y - 30 - 8 * np.sin(t / 2)) ** 2 < 64] = (220, 40, 30)
+        frames.append(np.clip(frame + rng.normal(0, 3, frame.shape), 0, 255))
+    return np.stack(frames).astype(np.uint8)
+
+
 def test_the_same_frames_give_the_same_bytes(tmp_path):
-    for name in ("a.mp4", "b.mp4"):
-        write_mp4(tmp_path / name, clip(), 16)
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    """x264's fast code rounds by where its memory lies: of sixty files of these frames the commonest was a third of all, of other clips all were alike."""
+    rng, kept, found = np.random.default_rng(1), [], set()
+    for _ in range(30):
+        kept += [np.empty(size, np.uint8) for size in rng.integers(1, 50_000, 20)][::2]  # memory lies elsewhere each time
+        write_mp4(tmp_path / "a.mp4", grainy(), 16)
+        found.add((tmp_path / "a.mp4").read_bytes())
+    assert len(found) == 1
 
 
 def test_an_existing_file_is_replaced_whole_or_not_at_all(tmp_path):

@@ -216,9 +216,8 @@ def _add_lora(pipeline: Any, folder: Path, model: str | os.PathLike[str]) -> Non
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"{folder}: no LoRA that fits {model}: {str(error).splitlines()[0]}") from error
     placed = sum(".lora_" in name for name, _ in pipeline.transformer.named_parameters())
-    named = [
-        name for name in names if name.startswith(("transformer.", "transformer_2."))
-    ]  # none: a format that diffusers converts
+    # Names of another format have been converted by diffusers: then there is none of its own among them.
+    named = [name for name in names if name.startswith(("transformer.", "transformer_2."))]
     asked = sum(name.startswith("transformer.") and ".lora_" in name for name in named)
     if placed == 0 or (named and (len(named) < len(names) or placed != asked)):
         wrong = next((name for name in names if name not in named), names[0])

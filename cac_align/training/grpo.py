@@ -94,10 +94,8 @@ def train_grpo(recipe: GrpoRecipe) -> Path:
     accelerator = start_accelerator(recipe.run, recipe.model.mixed_precision, 1)
     if str(accelerator.distributed_type).endswith("FSDP"):
         raise ValueError("stage 3 samples from whole weights: use recipes/cac/accelerate/ddp.yaml or zero2.yaml instead of FSDP")
-    deepspeed = accelerator.state.deepspeed_plugin
-    if (
-        deepspeed is not None and deepspeed.zero_stage > 2
-    ):  # its processes would wait for each other at tokens that only some of them draw
+    # Under ZeRO-3 processes would wait for each other at tokens that only some of them draw.
+    if (deepspeed := accelerator.state.deepspeed_plugin) is not None and deepspeed.zero_stage > 2:
         raise ValueError("stage 3 samples from whole weights: use recipes/cac/accelerate/zero2.yaml instead of ZeRO-3")
     rank, world = accelerator.process_index, accelerator.num_processes
     own = len(shares(range(recipe.batch), 1, rank, world)) * recipe.rollout.group

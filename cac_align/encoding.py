@@ -2,8 +2,7 @@
 
 pixels (T, H, W, 3) uint8 → libx264, crf 12 → a temporary file beside the target → os.replace
 
-A file under its final name is complete: whoever resumes a run may trust it. A video's bytes are its identity in the ledger, so one encoder
-thread, whose number x264's output depends on, and ``cpu-independent``: its fastest code rounds by where in memory a frame happens to lie.
+A file under its final name is complete: whoever resumes a run may trust it. A video's bytes are its identity in the ledger: ``REPEATABLE``.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ from jaxtyping import UInt8
 
 CRF = 12
 """Constant rate factor of x264: visually lossless, about 2 MB for 81 frames of 480P."""
+REPEATABLE = {"threads": "1", "x264-params": "cpu-independent=1"}
+"""The same frames, the same bytes: x264's output depends on its number of threads, and its fastest code rounds by where memory lies."""
 
 
 def write_mp4(path: str | os.PathLike[str], pixels: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
@@ -40,7 +41,7 @@ def write_mp4(path: str | os.PathLike[str], pixels: UInt8[np.ndarray, "T H W 3"]
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
             stream.width, stream.height = width, height
             stream.pix_fmt = "yuv420p" if width % 2 == 0 and height % 2 == 0 else "yuv444p"
-            stream.options = {"crf": str(CRF), "preset": "medium", "threads": "1", "x264-params": "cpu-independent=1"}
+            stream.options = {"crf": str(CRF), "preset": "medium", **REPEATABLE}
             for frame in pixels:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
             container.mux(stream.encode())

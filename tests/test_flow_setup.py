@@ -7,15 +7,13 @@ from types import SimpleNamespace
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
-from tiny_flow import Brightness, Still, environment, prompts, recipe, write_wan
+from tiny_flow import Brightness, Still, environment, recipe, write_wan
 from two_processes import run_two
 
 from cac_align.flow_grpo.settings import Watch
 from cac_align.flow_grpo.setup import build_judging, check_launch, prepare
 from cac_align.flow_grpo.trainer import Run, align
 from cac_align.rewards.combine import combine
-
-assert prompts  # recipes name it
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from cac_align.encoding import REPEATABLE
 from cac_align.evaluation.comparison import (
     COMPONENTS,
     Comparison,
@@ -274,7 +275,7 @@ def _mp4(pixels: UInt8[np.ndarray, "T H W 3"], times_s: Sequence[float], fps: fl
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = pixels.shape[2], pixels.shape[1], "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
-        stream.options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
+        stream.options = {"crf": str(crf), "preset": "veryfast", **REPEATABLE}
         for time_s, image in zip(times_s, pixels, strict=True):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts, frame.time_base = round(1000 * time_s), Fraction(1, 1000)

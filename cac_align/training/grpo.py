@@ -92,11 +92,13 @@ def train_grpo(recipe: GrpoRecipe) -> Path:
     """
     stage = read_stage(recipe.data, ("scan",), recipe.run.seed)
     accelerator = start_accelerator(recipe.run, recipe.model.mixed_precision, 1)
-    if str(accelerator.distributed_type).endswith("FSDP"):
-        raise ValueError("stage 3 samples from whole weights: use recipes/cac/accelerate/ddp.yaml or zero2.yaml instead of FSDP")
-    # Under ZeRO-3 processes would wait for each other at tokens that only some of them draw.
-    if (deepspeed := accelerator.state.deepspeed_plugin) is not None and deepspeed.zero_stage > 2:
-        raise ValueError("stage 3 samples from whole weights: use recipes/cac/accelerate/zero2.yaml instead of ZeRO-3")
+    deepspeed = accelerator.state.deepspeed_plugin
+    fsdp, zero3 = str(accelerator.distributed_type).endswith("FSDP"), deepspeed is not None and deepspeed.zero_stage > 2
+    if fsdp or zero3:  # processes would wait for each other at tokens that only some of them draw
+        raise ValueError(
+            "stage 3 samples from whole weights: use recipes/cac/accelerate/ddp.yaml or zero2.yaml instead of "
+            + ("FSDP" if fsdp else "ZeRO-3")
+        )
     rank, world = accelerator.process_index, accelerator.num_processes
     own = len(shares(range(recipe.batch), 1, rank, world)) * recipe.rollout.group
     accelerator.gradient_accumulation_steps = len(shares(range(own), recipe.micro_batch, 0, 1))

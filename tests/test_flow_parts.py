@@ -105,6 +105,8 @@ def test_groups_divide_over_processes_or_it_is_said_how():
         ({"global_std": True, "credit": "local"}, "global_std belongs to aggregation sum and credit uniform"),
         ({"dtype": "float16"}, "dtype must be one of float32, bfloat16, None; received 'float16'"),
         ({"min_spread": -1.0}, "min_spread must be a number of at least 0, received -1.0"),
+        ({"sampler": "checkpoint"}, "which objective grpo learns from; use sampler euler, or objective nft"),
+        ({"sampler": "unipc"}, "sampler must be one of euler, checkpoint; received 'unipc'"),
         ({"dynamics": "euler"}, "dynamics must be one of flow, dance, cps; received 'euler'"),
     ],
 )
@@ -346,6 +348,18 @@ def test_the_ode_is_wan_pipelines_own_up_to_the_solver(wan):
     found = sample(flow_of(swapped_wan), ["a red ball", "a blue box"], [5, 6]).videos
     for one, two in zip(expected, found, strict=True):
         assert np.abs(every(one).astype(int) - every(two).astype(int)).max() <= 1
+
+
+def test_with_the_checkpoints_own_sampler_a_rollout_is_what_its_pipeline_makes(wan):
+    flow, words, seeds = flow_of(wan), ["a red ball", "a blue box"], [5, 6]
+    taken, euler = sample(flow, words, seeds, own_sampler=True), sample(flow, words, seeds)
+    again = sample(flow, words, seeds, own_sampler=True)
+    for one, two in zip(wan.batch(words, seeds), taken.videos, strict=True):
+        assert np.abs(every(one).astype(int) - every(two).astype(int)).max() <= 1
+    assert not torch.allclose(taken.latents, euler.latents), "UniPC is of second order"
+    assert torch.equal(again.latents, taken.latents), "nothing is left of a sampler that has run"
+    with pytest.raises(ValueError, match="no stochastic steps, received \\[1\\]"):
+        sample(flow, words, seeds, (1,), noise_level=0.7, own_sampler=True)
 
 
 def test_latents_that_are_not_finite_have_no_video(wan):

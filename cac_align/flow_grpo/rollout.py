@@ -1,6 +1,6 @@
 """Sampling videos so that the objective can ask again: the stochastic steps of each sample are kept with the mean they were drawn from.
 
-prompts, seeds → embeddings, first noise → guided v at every step → ODE or SDE step → latents → VAE → Video
+prompts, seeds → embeddings, first noise → guided v at every step → ODE or SDE step, or the checkpoint's own → latents → VAE → Video
 
 Guidance is part of the policy: the same guided v = v_empty + g·(v_prompt − v_empty), from one forward pass over both halves, samples the
 videos and enters the loss. Everything random about a sample comes from its own seed, so it does not depend on its batch or process.
@@ -10,6 +10,7 @@ weights must be 1 exactly.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -134,18 +135,31 @@ def sample(
     noise_level: float = 0.0,
     decode: bool = True,
     first_seeds: Sequence[int] | None = None,
+    own_sampler: bool = False,
 ) -> Rollout:
     """Sample one micro-batch; the steps in ``window`` are stochastic and kept, the others follow the ODE. first_seeds: of the first
-    noise, one per video, where it is not drawn from the video's own seed: equal ones share it."""
+    noise, one per video, where it is not drawn from the video's own seed: equal ones share it. own_sampler: the checkpoint's scheduler steps,
+    and not Euler; UniPC looks back on the steps before, so none can be stochastic.
+
+    Raises ``ValueError`` for stochastic steps with the checkpoint's own sampler.
+    """
+    if own_sampler and window:
+        raise ValueError(
+            f"the checkpoint's own sampler has no stochastic steps, received {list(window)}; sample by Euler for those"
+        )
     embeds = embed(flow, prompts)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     shape = latent_shape(flow)
     firsts = generators if first_seeds is None else [torch.Generator().manual_seed(seed) for seed in first_seeds]
     x = _noise(shape, firsts, flow.device)
     sigmas = flow.schedule.sigmas
+    own = _own_sampler(flow) if own_sampler else None
     kept = []
     for index in range(len(flow.schedule)):
         v = velocity(flow, x, index, embeds)
+        if own is not None:
+            x = own.step(v, own.timesteps[index], x, return_dict=False)[0]
+            continue
         if index not in window:
             x = ode_step(x, v, sigmas, index)
             continue
@@ -155,6 +169,13 @@ def sample(
         x = after
     videos = decode_latents(flow, x, prompts, seeds) if decode else (None,) * len(x)
     return Rollout(tuple(prompts), tuple(seeds), embeds, tuple(kept), x.cpu(), videos)
+
+
+def _own_sampler(flow: Flow) -> Any:
+    """A copy of the checkpoint's scheduler at its first step: it remembers the steps that it has taken."""
+    own = copy.deepcopy(flow.pipeline.scheduler)
+    own.set_timesteps(len(flow.schedule), device=flow.device)
+    return own
 
 
 def latent_shape(flow: Flow) -> tuple[int, int, int, int]:

@@ -22,6 +22,7 @@ from cac_align.recipe import import_name
 from cac_align.schedule import warm_cosine
 
 OBJECTIVES = ("grpo", "nft")
+SAMPLERS = ("euler", "checkpoint")
 CREDITS = ("uniform", "local")
 DTYPES = ("float32", "bfloat16")
 
@@ -60,7 +61,8 @@ class FlowGrpoRecipe:
     prompts: a file (lines or JSON Lines with a ``prompt``), or "module:function" that takes seeds and returns prompts (then
         ``prompt_first`` and ``prompt_count`` say which seeds). reward: a reward recipe, or "module:Name".
     group_size videos per prompt, prompts_per_step prompts per step. micro_batch: videos per forward pass, in sampling and loss alike.
-    objective: grpo | nft. dynamics: flow | dance | cps. noise_level: a of ``sde``. clip: of the ratio. advantage_clip: of advantages.
+    objective: grpo | nft. sampler: of the steps that are not stochastic: euler, or the checkpoint's own (nft only: UniPC looks back on the steps
+    before it), with which the videos trained on are what its pipeline will make; those watched always are. dynamics: flow | dance | cps. noise_level: a of ``sde``. clip: of the ratio. advantage_clip: of advantages.
     shared_noise: the videos of a group begin with the same noise and differ by that of the stochastic steps alone (grpo).
     aggregation: sum | decoupled. global_std: advantages in units of the spread of all the step's scores, not of each group's own (with sum),
     so that a group which the judge finds sound throughout is not told apart by its noise.
@@ -90,6 +92,7 @@ class FlowGrpoRecipe:
     guidance_scale: float | None = None
     negative_prompt: str | None = None
     fps: float | None = None
+    sampler: str = "euler"
     dynamics: str = "flow"
     noise_level: float = 0.7
     sde_window: Window = field(default_factory=Window)
@@ -144,7 +147,7 @@ class FlowGrpoRecipe:
 def check(recipe: FlowGrpoRecipe) -> None:
     """Raise ``ValueError`` for a recipe that cannot run, naming the key, what was received and what would do."""
     choices = {"objective": OBJECTIVES, "credit": CREDITS, "aggregation": AGGREGATIONS, "dynamics": DYNAMICS}
-    choices |= {"dtype": (*DTYPES, None), "track": ("", "tensorboard", "wandb")}
+    choices |= {"sampler": SAMPLERS, "dtype": (*DTYPES, None), "track": ("", "tensorboard", "wandb")}
     for name, allowed in choices.items():
         if getattr(recipe, name) not in allowed:
             given = ", ".join(str(value) or "''" for value in allowed)
@@ -168,6 +171,10 @@ def check(recipe: FlowGrpoRecipe) -> None:
         raise ValueError(f"kl_beta must not be negative, received {recipe.kl_beta}")
     if recipe.kl_beta > 0 and recipe.objective == "nft":
         raise ValueError(f"kl_beta belongs to objective grpo; with nft it must be 0, received {recipe.kl_beta}")
+    if recipe.sampler == "checkpoint" and recipe.objective != "nft":
+        raise ValueError(
+            "sampler checkpoint has no stochastic steps, which objective grpo learns from; use sampler euler, or objective nft"
+        )
     if recipe.shared_noise and recipe.objective == "nft":
         raise ValueError("shared_noise needs stochastic steps, which objective nft does not take: a group would be one video")
     if recipe.credit == "local" and recipe.aggregation == "decoupled":

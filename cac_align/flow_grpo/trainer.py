@@ -204,7 +204,7 @@ class Run:
                 if recipe.shared_noise:
                     firsts = [sample_seed(recipe.seed, 6, step, first + n // recipe.group_size) for n in numbers]
                 noise = {"dynamics": recipe.dynamics, "noise_level": recipe.noise_level, "first_seeds": firsts}
-                rollouts.append(sample(self.flow, asked, seeds, window, **noise))
+                rollouts.append(sample(self.flow, asked, seeds, window, **noise, own_sampler=recipe.sampler == "checkpoint"))
         named = [
             self._named(step, first, n, video) for n, video in zip(mine, (v for r in rollouts for v in r.videos), strict=True)
         ]

@@ -92,7 +92,7 @@ def _keep_as_best(run: Run) -> None:
 
 
 def _reading(run: Run) -> Reading:
-    """Sample, judge and measure. Every process makes as many videos; those made twice count once."""
+    """Sample as the checkpoint's pipeline will, judge and measure. Every process makes as many videos; those made twice count once."""
     recipe = run.recipe
     prompts = watch_prompts(recipe, run.prompts)
     each = -(-len(prompts) // run.processes)
@@ -101,7 +101,7 @@ def _reading(run: Run) -> Reading:
     with swapped(run.lora, run.ema):
         for start in range(0, each, recipe.micro_batch):
             part = mine[start : start + recipe.micro_batch]
-            videos += sample(run.flow, [prompts[n] for n in part], part).videos
+            videos += sample(run.flow, [prompts[n] for n in part], part, own_sampler=True).videos
     folder = run.out / "watch" / f"step-{run.step:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{slug(prompts[n])}-{n}.mp4" for n in mine]

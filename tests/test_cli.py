@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from two_processes import run_two
 
 from cac_align import cli
 from cac_align.cac.folder import settings_of, write_settings
@@ -393,13 +394,34 @@ def test_a_module_of_our_own_that_is_missing_is_a_fault_and_shown_whole(monkeypa
         main(["serve"])
 
 
-def test_a_verb_on_several_processes_ends_their_group(tmp_path):
-    """A gloo thread at work when the interpreter ends aborts it now and then: the launcher then reports a run as failed that is whole."""
-    from torch import distributed
+ENDS = """
+import atexit, sys
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from cac_align import cli
+torch.distributed.init_process_group("gloo")
+model = DistributedDataParallel(torch.nn.Linear(2, 2))  # keeps the group, and gloo's threads, whatever is destroyed
+atexit.register(print, "at the exit")
+class Late:
+    def __del__(self):
+        print("taken apart")
+kept = sys.kept = Late()
+sys.argv[1:] = ["world", "--n", "2", "--out", sys.argv[1] + os.environ["RANK"]]
+cli.program()
+"""
 
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        assert main(["world", "--n", "2", "--out", str(tmp_path / "clips")]) == 0
-        assert not distributed.is_initialized()
-    finally:
-        cli.leave_processes()
+
+def test_a_program_on_several_processes_ends_before_the_interpreter_is_taken_apart(tmp_path):
+    """A gloo thread that asks for an interpreter that is gone aborts the process now and then: the launcher reports a whole run as failed."""
+    (tmp_path / "ends.py").write_text("import os" + ENDS)
+    done = run_two([str(tmp_path / "ends.py"), str(tmp_path / "clips")], {})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("at the exit") == 2 and "taken apart" not in done.stdout
+    assert all((tmp_path / f"clips{rank}" / "records.jsonl").is_file() for rank in (0, 1))
+
+
+def test_an_exit_status_is_the_verbs(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cac-align", "align", "nowhere.yaml"])
+    with pytest.raises(SystemExit) as ended:
+        cli.program()
+    assert ended.value.code == 2 and "nowhere.yaml" in capsys.readouterr().err

@@ -113,13 +113,13 @@ APART = """
 import os, sys
 from pathlib import Path
 from tiny_flow import recipe
-from cac_align.cli import leave_processes
+from cac_align.cli import leave
 from cac_align.flow_grpo.trainer import Run
 try:
     Run(recipe(sys.argv[1], Path(sys.argv[2]) / os.environ["RANK"], steps=2, micro_batch=2))
 except ValueError as error:
     print(f"{error}\\n", end="", flush=True)
-leave_processes()
+leave(0)
 """
 
 

@@ -206,10 +206,10 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import test_grpo
 from pathlib import Path
-from cac_align.cli import leave_processes
+from cac_align.cli import leave
 from cac_align.training.grpo import train_grpo
 train_grpo(test_grpo.recipe(Path(sys.argv[2]), sys.argv[3], batch=4))
-leave_processes()
+leave(0)
 """
 
 

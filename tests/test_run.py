@@ -78,7 +78,7 @@ UNION = """
 import sys
 from types import SimpleNamespace
 from accelerate import Accelerator
-from cac_align.cli import leave_processes
+from cac_align.cli import leave
 from cac_align.training.run import union
 from cac_align.training.samples import DataRecipe, Stage
 accelerator = Accelerator(cpu=True)
@@ -93,7 +93,7 @@ try:
     stage.leave_out_all(union(run, stage.bad))
 except ValueError as error:
     print(f"{rank} {found} {error}\\n", end="", flush=True)
-leave_processes()
+leave(0)
 """
 
 

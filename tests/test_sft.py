@@ -231,11 +231,11 @@ HERE = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(__file__))}
 SCRIPT = """
 import json, sys
 sys.path.insert(0, sys.argv[3])
-from cac_align.cli import leave_processes
+from cac_align.cli import leave
 from cac_align.recipe import read_recipe
 from cac_align.training.sft import SftRecipe, train_sft
 train_sft(read_recipe(SftRecipe, sys.argv[1], sys.argv[4:]))
-leave_processes()
+leave(0)
 """
 
 

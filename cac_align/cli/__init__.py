@@ -8,11 +8,13 @@ Each verb runs again where it stopped. ``--set key=value`` overrides a recipe's 
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 _EXTRAS = {
     **dict.fromkeys(("fastapi", "uvicorn", "starlette", "prometheus_client"), "serve"),
@@ -30,9 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     verb = " ".join(filter(None, (options.verb, getattr(options, "kind", None))))
     try:
-        status = options.run(options)
-        leave_processes()
-        return status
+        return options.run(options)
     except ValueError as error:
         print(f"cac-align {verb}: {error}", file=sys.stderr)
         return 2
@@ -59,15 +59,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def leave_processes() -> None:
-    """Ends the process group, if this process is in one: the last line of a program that ran on several processes.
+def program() -> NoReturn:
+    """What the command `cac-align` runs: ``main``, then ``leave``."""
+    leave(main())
 
-    Without it a gloo thread still at work when the interpreter ends aborts the process now and then, after all is written, and the
-    launcher reports a failure (one of eight two-process programs here).
+
+def leave(status: int) -> NoReturn:
+    """Ends this program with this exit status: its last line where it ran on several processes.
+
+    There it ends without taking the interpreter apart. DDP's reducer keeps the process group even after ``destroy_process_group``, and a gloo
+    thread that still asks for the interpreter when it is gone aborts the process now and then, after all is written: the launcher then
+    reports a failure (one of eight two-process programs here). What was to run at the exit has run before.
     """
     distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+    if status in (0, 1) and distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _late(module: str, name: str) -> Callable[[argparse.Namespace], int]:

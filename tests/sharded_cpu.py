@@ -3,6 +3,7 @@
 python sharded_cpu.py MODULE ARGUMENT …     Only where accelerate looks for a device is changed; the sharding and gloo are real.
 """
 
+import atexit
 import runpy
 import sys
 
@@ -32,14 +33,18 @@ ZERO2 = {
 }
 """What it makes of recipes/cac/accelerate/zero2.yaml."""
 
+
+def tell() -> None:
+    """What accelerate made of it; said at the exit, for a command ends its program itself."""
+    from accelerate.state import AcceleratorState
+
+    state = AcceleratorState()
+    print(f"distributed type {state.distributed_type.value}, {state.num_processes} processes")
+
+
 if __name__ == "__main__":
     PartialState._prepare_backend = lambda self, *_: ("gloo", DistributedType.MULTI_GPU)
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
     module, sys.argv = sys.argv[1], sys.argv[1:]
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    finally:
-        from accelerate.state import AcceleratorState
-
-        state = AcceleratorState()
-        print(f"distributed type {state.distributed_type.value}, {state.num_processes} processes")
+    atexit.register(tell)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

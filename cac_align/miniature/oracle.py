@@ -137,10 +137,7 @@ def _resembles_another(fit: Fit, pixels: np.ndarray, backdrop: np.ndarray) -> np
     other = replace(fit.entity, kind={"ball": "box", "box": "ball"}[fit.entity.kind])
     rival[frames] = residual_blot(pixels[frames] - synthesise(other, backdrop, frames, fit.sigma))
     better = (fit.blot > RIVAL_FROM) & (rival < 0.72 * fit.blot)
-    paired = better.copy()
-    paired[1:] &= better[:-1]
-    paired[:-1] |= paired[1:]
-    return paired & better
+    return _lasting(better, np.zeros_like(better))
 
 
 def _faults(

@@ -395,7 +395,7 @@ def test_a_module_of_our_own_that_is_missing_is_a_fault_and_shown_whole(monkeypa
 
 
 ENDS = """
-import atexit, sys
+import atexit, os, sys
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from cac_align import cli
@@ -413,7 +413,7 @@ cli.program()
 
 def test_a_program_on_several_processes_ends_before_the_interpreter_is_taken_apart(tmp_path):
     """A gloo thread that asks for an interpreter that is gone aborts the process now and then: the launcher reports a whole run as failed."""
-    (tmp_path / "ends.py").write_text("import os" + ENDS)
+    (tmp_path / "ends.py").write_text(ENDS)
     done = run_two([str(tmp_path / "ends.py"), str(tmp_path / "clips")], {})
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("at the exit") == 2 and "taken apart" not in done.stdout

@@ -226,7 +226,7 @@ def _annotated(prompt: str, video: Video, tolerance: float) -> tuple[dict[str, A
         "width": video.width,
         "anomalies": [anomaly.to_json() for anomaly in anomalies],
         "places": places_of(sight, video.height, video.width),
-        "bent": [round(float(blot / sight.fit.limit), 3) for blot in sight.fit.blot[::KEPT_EVERY]],
+        "bent": [round(float(far), 3) for far in sight.bent[::KEPT_EVERY]],
         "scannable": bool(teacher.visible(anomalies, scan_s)),
         "broken": sight.verdict.status == "abnormal",
         "follows": all(sight.verdict.follows.values()),

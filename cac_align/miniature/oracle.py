@@ -40,6 +40,7 @@ CANNOT: tuple[str, ...] = (
 
 # Thresholds, chosen on TRAIN seeds. Lengths are px at a frame side of 64; blots are grey levels.
 RIVAL_FROM = 17.0  # blot from which another object's silhouette is tried
+RIVAL = 0.72  # share of the blot below which that one leaves so little that two frames in a row of it are a defect
 GONE, FAINT = 0.35, 0.62  # share of the usual mass, and of the usual solidity, below which the entity counts as missing
 JERK_PX = 3.4  # second difference of the path that no force of this world gives
 LEAP_PX = 6.4  # step along a bounce that gravity cannot give
@@ -83,7 +84,7 @@ def judge(prompt: str, video: Video) -> Verdict:
 class Sight:
     """All that the oracle saw of one clip: the verdict, the entity laid over it, per type the frames (T booleans) and the words.
 
-    gone: the frames (T booleans) on which the entity is missing.
+    gone: the frames (T booleans) on which the entity is missing. likeness: per frame, how much it looks like another object (above 1: it does).
     """
 
     verdict: Verdict
@@ -93,6 +94,12 @@ class Sight:
     seen: dict[str, np.ndarray]
     notes: dict[str, str]
     gone: np.ndarray
+    likeness: np.ndarray
+
+    @property
+    def bent(self) -> np.ndarray:
+        """Per frame (T), how far the entity is off its shape: off its own outline or like another object's, whichever is more; 1: the limit."""
+        return np.maximum(self.fit.blot / self.fit.limit, self.likeness)
 
 
 def look(prompt: str, video: Video, *, tolerance: float = TOLERANCE) -> Sight:
@@ -116,7 +123,8 @@ def _look(spec: Spec, pixels: np.ndarray, fps: float, tolerance: float) -> Sight
     colour = dominant or spec.colour
     fit = fit_entity(spec, spec.kind, pixels, backdrop, colour)
     fit = replace(fit, tolerance=tolerance) if spec.kind in OBJECTS else fit
-    seen, notes, gone = _faults(spec, fit, pixels, backdrop)
+    likeness = _likeness(fit, pixels, backdrop)
+    seen, notes, gone = _faults(spec, fit, likeness, pixels, backdrop)
     follows["entity"] = dominant is not None and bool(np.quantile(fit.blot, 0.25) < 1.25 * LIMITS[spec.kind])
     path, follows["motion"] = _path(spec, fit, fps)
     if spec.kind == "sign":
@@ -127,21 +135,22 @@ def _look(spec: Spec, pixels: np.ndarray, fps: float, tolerance: float) -> Sight
         frames = np.flatnonzero(np.any([seen[name] for name in types], 0))
         window = Window(float(frames[0] / fps), float(frames[-1] / fps))
         verdict = Verdict("abnormal", types, window, follows, path, "; ".join(notes[name] for name in types))
-    return Sight(verdict, spec, colour, fit, {name: seen[name] for name in types}, notes, gone)
+    return Sight(verdict, spec, colour, fit, {name: seen[name] for name in types}, notes, gone, likeness)
 
 
-def _resembles_another(fit: Fit, pixels: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
-    """Frames on which another object of the same size explains the pixels much better, for at least two frames in a row."""
+def _likeness(fit: Fit, pixels: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
+    """How much better another object of the same size explains each frame, in units of what makes it look like that one (1)."""
+    if fit.entity.kind not in OBJECTS:
+        return np.zeros(len(pixels))
     rival = np.full(len(pixels), np.inf)
     frames = np.flatnonzero(fit.blot > RIVAL_FROM)
     other = replace(fit.entity, kind={"ball": "box", "box": "ball"}[fit.entity.kind])
     rival[frames] = residual_blot(pixels[frames] - synthesise(other, backdrop, frames, fit.sigma))
-    better = (fit.blot > RIVAL_FROM) & (rival < 0.72 * fit.blot)
-    return _lasting(better, np.zeros_like(better))
+    return RIVAL * fit.blot / np.maximum(rival, 1e-6)
 
 
 def _faults(
-    spec: Spec, fit: Fit, pixels: np.ndarray, backdrop: np.ndarray
+    spec: Spec, fit: Fit, likeness: np.ndarray, pixels: np.ndarray, backdrop: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, str], np.ndarray]:
     """Per type the frames (T booleans) on which it is seen, and a sentence; and the frames on which the entity is missing."""
     unit = min(pixels.shape[1:3]) / 64
@@ -155,7 +164,8 @@ def _faults(
 
     wrong = here & (fit.blot > fit.limit)
     if spec.kind in OBJECTS:
-        wrong = _lasting(wrong, fit.blot > GROSS * fit.limit) | (here & _resembles_another(fit, pixels, backdrop))
+        another = likeness > 1
+        wrong = _lasting(wrong, fit.blot > GROSS * fit.limit) | (here & _lasting(another, np.zeros_like(another)))
     if grounded and wrong.any():
         sunk = _sunk(fit, pixels, backdrop, wrong)
         if sunk.any():

@@ -62,6 +62,10 @@ def test_a_judge_that_scores_nothing_is_not_fitted(tmp_path):
 
 def test_its_clips_are_neither_the_lessons_nor_the_held_out_ones():
     recipes = [read_recipe(Generated, path) for path in sorted(ROOT.glob("recipes/miniature/generated*.yaml"))]
-    assert len(recipes) > 10 and max(recipe.seed + recipe.clips for recipe in recipes) <= calibrate.FIRST
-    assert HELD_OUT.start >= calibrate.FIRST + 10_000
+    fitted_on = range(calibrate.FIRST, calibrate.FIRST + 10_000)
+    lessons = [range(recipe.seed, recipe.seed + recipe.clips) for recipe in recipes]
+    assert len(recipes) > 10
+    assert not [noise for noise in lessons if noise.start < fitted_on.stop and fitted_on.start < noise.stop]
+    assert not [noise for noise in lessons if noise.start < HELD_OUT.stop and HELD_OUT.start < noise.stop]
+    assert HELD_OUT.start >= fitted_on.stop
     assert calibrate.main([]) == 2

@@ -20,7 +20,7 @@ from cac_align.rewards.cac import CaC
 from cac_align.vlm.local import set_threads
 
 FIRST = 60_000_000
-"""First noise seed of the clips: behind those of the lessons, before the held-out ones."""
+"""First noise seed of the clips: none of the lessons', none of the held-out ones."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -15,10 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from cac_align.core.judgement import ANOMALY_TYPES, Anomaly, Box, Judgement, Turn, Window
 from cac_align.data.records import Record, read_records, write_records
-from cac_align.evaluation.bench import compare, stored_scores, write
-from cac_align.evaluation.detection import evaluate
-from cac_align.judgement import ANOMALY_TYPES, Anomaly, Box, Judgement, Turn, Window
+from cac_align.evaluation.bench.bench import compare, stored_scores, write
+from cac_align.evaluation.bench.detection import evaluate
 from cac_align.rewards.reward import Score
 
 FPS, FRAMES = 16.0, 81

@@ -58,8 +58,8 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     import decord
 
-    from cac_align.decoding import FileFrames, _read_av, read_index
-    from cac_align.video import Video
+    from cac_align.core.decoding import FileFrames, _read_av, read_index
+    from cac_align.core.video import Video
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import torch
 
-from cac_align.flow_grpo.settings import FlowGrpoRecipe, Watch, Window
-from cac_align.flow_grpo.trainer import Run
-from cac_align.recipe import read_recipe
+from cac_align.align.recipe import FlowGrpoRecipe, Watch, Window
+from cac_align.align.trainer import Run
+from cac_align.config import read_recipe
+from cac_align.core.video import Video
 from cac_align.rewards.reward import Score
-from cac_align.video import Video
 
 
 class Sleeper:
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    recipe = read_recipe(FlowGrpoRecipe, Path(__file__).parents[1] / "recipes/flow_grpo/miniature.yaml", options.settings)
+    recipe = read_recipe(FlowGrpoRecipe, Path(__file__).parents[1] / "recipes/align/miniature.yaml", options.settings)
     recipe = replace(
         recipe, reward="__main__:Sleeper", group_size=options.group_size, micro_batch=options.group_size,
         prompts_per_step=options.prompts, steps=options.steps + 1, save_every=1000, watch=Watch(every=0),

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from cac_align.video import Video
+from cac_align.core.video import Video
 from cac_align.vlm.local import LocalVlm, encode, set_threads
 from cac_align.vlm.protocol import Conversation, Message, Readout
 
@@ -57,7 +57,7 @@ def judge(pixels: np.ndarray) -> Conversation:
 
 
 def fresh(batch_size: int) -> LocalVlm:
-    from cac_align.miniature.judge import build_model, build_processor, build_tokenizer
+    from cac_align.miniature.models.judge import build_model, build_processor, build_tokenizer
 
     tokenizer = build_tokenizer(
         ['{"COT": "", "status": "normal", "anomalies": []} Is anything wrong in this video? Answer in JSON.'] * 4

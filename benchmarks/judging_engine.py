@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cac_align.video import Video, Window
+from cac_align.core.video import Video, Window
 from cac_align.vlm.dialogue import Dialogue, Question, hold
 from cac_align.vlm.inputs import encode_one
 from cac_align.vlm.local import LocalVlm, set_threads
@@ -132,7 +132,7 @@ def write(vlm: LocalVlm, conversation: Conversation, tokens: int) -> str:
 
 def miniature(slots: int) -> LocalVlm:
     """The small judge's architecture with fresh weights."""
-    from cac_align.miniature.judge import build_model, build_processor, build_tokenizer
+    from cac_align.miniature.models.judge import build_model, build_processor, build_tokenizer
 
     words = '{"COT": "", "status": "normal", "anomalies": []} Is anything wrong in this video? Answer in JSON.'
     tokenizer = build_tokenizer([words, TURN_ONE, TURN_TWO] * 4)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cac_align.judgement import Anomaly, Box, Judgement, Turn, Window
+from cac_align.core.judgement import Anomaly, Box, Judgement, Turn, Window
+from cac_align.core.video import Video
 from cac_align.rewards.ledger import Ledger, score_key
 from cac_align.rewards.reward import Score
-from cac_align.video import Video
 
 
 class Constant:

@@ -16,7 +16,7 @@ import numpy as np
 
 
 def make(folder: Path, pairs: int, shape: tuple[int, int, int], shift: int) -> None:
-    from cac_align.encoding import write_mp4
+    from cac_align.core.encoding import write_mp4
 
     frames, height, width = shape
     folder.mkdir()
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def report_time(root: Path, pairs: int) -> None:
-    from cac_align.evaluation.report import report
+    from cac_align.evaluation.report.report import report
 
     wall, cpu = time.perf_counter(), time.process_time()
     report(root / "before", root / "after", root / "report.html")
@@ -57,7 +57,7 @@ def report_time(root: Path, pairs: int) -> None:
 def action_time(root: Path, actions: int) -> None:
     from fastapi.testclient import TestClient
 
-    from cac_align.evaluation.annotate import create_app
+    from cac_align.evaluation.human.app import create_app
 
     with TestClient(create_app(root / "before", database=root / "r.sqlite"), base_url="http://127.0.0.1") as client:
         shown = client.get("/api/task", params={"rater": "ann"}).json()

@@ -23,15 +23,15 @@ import httpx
 import numpy as np
 import uvicorn
 
+from cac_align.core.video import Video
 from cac_align.plugins.host import Hosted, Wiring, open_pixels
-from cac_align.plugins.service import Settings, bound, create_app, uvicorn_config
-from cac_align.plugins.wire import PACKED, FramePlan, Item, ScoreRequest, frames_part, pack
 from cac_align.rewards.cac import CaC
 from cac_align.rewards.reward import Score
-from cac_align.video import Video
+from cac_align.serving.app import Settings, bound, create_app, uvicorn_config
+from cac_align.serving.wire import PACKED, FramePlan, Item, ScoreRequest, frames_part, pack
 from cac_align.vlm.protocol import Conversation
 from cac_align.vlm.scripted import ScriptedVlm
-from cac_align.vlm.server_chat import chat
+from cac_align.vlm.server.chat import chat
 
 NORMAL = json.dumps({"COT": "looked", "status": "normal", "anomalies": []})
 

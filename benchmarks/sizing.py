@@ -140,7 +140,9 @@ def rows(gpu: Gpu) -> list[tuple[str, str, str, dict[int, str]]]:
 
     # Checkpointing keeps each block's input.
     kept_judge = 2 * (brain.layers * one_tokens * brain.hidden + brain.vision_layers * patches * brain.vision_hidden)
-    rollouts = 4 * 8 * (one_tokens - 512 + 4096) * brain.kv_per_token  # recipes/cac/stage3.yaml: 4 videos × 8, up to 4096 tokens
+    rollouts = (
+        4 * 8 * (one_tokens - 512 + 4096) * brain.kv_per_token
+    )  # recipes/train/stage3.yaml: 4 videos × 8, up to 4096 tokens
     # Sharded: bf16 gradients, float32 master and two Adam moments. The bf16 weights stay whole.
     zero2 = 14 * PARAMETERS["Qwen3-VL-8B-Instruct"]
 
@@ -154,7 +156,7 @@ def rows(gpu: Gpu) -> list[tuple[str, str, str, dict[int, str]]]:
 
     group = 16
     sample_s = group * video_s
-    trained = 2  # recipes/flow_grpo/wan2.1_1.3b.yaml: sde_window of 2 steps
+    trained = 2  # recipes/align/wan2.1_1.3b.yaml: sde_window of 2 steps
     train_s = group * trained * step_s
     return [
         (

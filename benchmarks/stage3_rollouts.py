@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from cac_align.answer import read_answer
 from cac_align.cac.prompts import turn_one_conversation, turn_two_conversation
 from cac_align.cac.two_turn import unusable
+from cac_align.core.answer import read_answer
+from cac_align.core.judgement import hull
 from cac_align.data.records import Record
-from cac_align.judgement import hull
 from cac_align.training.policy import AnswerLogProbs, ModelRecipe, load, make_batch, on
 from cac_align.training.rollout import Asking, Prompt, RolloutRecipe, banned, open_prompt, roll_out
 from cac_align.vlm.inputs import encode_one
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def clips(count: int) -> list[Prompt]:
-    from cac_align.miniature.world import STUDIO, make_clip
+    from cac_align.miniature.world.world import STUDIO, make_clip
 
     prompts = []
     for slot in range(count):

@@ -13,13 +13,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Video": "cac_align.video",
-    "Frames": "cac_align.video",
-    "Window": "cac_align.judgement",
-    "Box": "cac_align.judgement",
-    "Anomaly": "cac_align.judgement",
-    "Turn": "cac_align.judgement",
-    "Judgement": "cac_align.judgement",
+    "Video": "cac_align.core.video",
+    "Frames": "cac_align.core.video",
+    "Window": "cac_align.core.judgement",
+    "Box": "cac_align.core.judgement",
+    "Anomaly": "cac_align.core.judgement",
+    "Turn": "cac_align.core.judgement",
+    "Judgement": "cac_align.core.judgement",
     "Score": "cac_align.rewards.reward",
     "Reward": "cac_align.rewards.reward",
     "TwoTurn": "cac_align.cac.two_turn",
@@ -28,7 +28,7 @@ _HOMES = {
     "combine": "cac_align.rewards.combine",
     "Ledger": "cac_align.rewards.ledger",
     "best_of_n": "cac_align.generation.best_of_n",
-    "load_reward": "cac_align.recipe",
+    "load_reward": "cac_align.config",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -1,4 +1,4 @@
-"""The house holds: imports point down, importing the package is light, nothing outside miniature branches on its size."""
+"""The house holds: imports point down, there is no circle, importing the package is light, and no verb needs research."""
 
 import ast
 import subprocess
@@ -7,67 +7,115 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "cac_align"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "cac_align"
 
-# Each room may import the rooms listed. Modules at the top level are named by themselves.
-VALUES = {"video", "decoding", "encoding", "judgement", "answer", "overlap", "prompts", "weights", "files", "device", "schedule"}
-ALLOWED = {
-    **dict.fromkeys(VALUES, VALUES),
-    "whereabouts": VALUES | {"whereabouts"},
-    "vlm": VALUES | {"vlm"},
-    "cac": VALUES | {"vlm", "cac"},
-    "rewards": VALUES | {"vlm", "cac", "rewards"},
-    "generation": VALUES | {"rewards", "generation"},
-    "recipe": VALUES | {"vlm", "cac", "rewards", "generation", "recipe"},
-    "flow_grpo": VALUES | {"rewards", "generation", "flow_grpo", "recipe", "whereabouts"},
-    "plugins": VALUES | {"vlm", "cac", "rewards", "plugins", "recipe"},
-    "data": VALUES | {"vlm", "cac", "data"},
-    "evaluation": VALUES | {"rewards", "generation", "data", "evaluation", "recipe"},
-    "training": VALUES | {"vlm", "cac", "data", "recipe", "training", "whereabouts"},
-    "miniature": None,  # anything but the command line
-    "cli": None,
-    "__init__": {"video"},
-}
+# A room may import the rooms of its own row and of the rows above its row in this list.
+FLOORS = [
+    {"core"},
+    {"runs"},
+    {"config"},
+    {"vlm"},
+    {"cac"},
+    {"rewards"},
+    {"generation", "serving", "data"},
+    {"align", "plugins", "training"},
+    {"evaluation"},
+    {"miniature"},
+    {"cli"},
+]
+LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
+# Rooms that stand on one floor, or nearby, and must not know each other.
+APART = [("serving", "generation"), ("plugins", "align"), ("training", "rewards"), ("data", "rewards"), ("data", "generation")]
 
 
 def room(path: Path) -> str:
+    """The top-level folder, or the module's own name, that a file of the package belongs to."""
     relative = path.relative_to(PACKAGE)
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms of this package that a file imports, anywhere in it (type checking blocks included)."""
-    rooms = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
+def module_of(path: Path, root: Path = ROOT) -> str:
+    """The dotted name under which a file is imported."""
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path, *, eager: bool = False) -> set[str]:
+    """Dotted names of the modules that a file imports; ``eager``: only those that importing the file loads at once."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    late = set()
+    if eager:
+        for node in ast.walk(tree):
+            guarded = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+            if guarded or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                late |= {id(inner) for inner in ast.walk(node)}
+    names = set()
+    for node in ast.walk(tree):
+        if id(node) in late:
+            continue
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "cac_align" and len(parts) > 1:
-                rooms.add(parts[1])
-    return {name for name in rooms if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()}
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {module_of(path): path for path in FILES}
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """Rooms of the package that a file imports, anywhere in it (type checking blocks included)."""
+    parts = [name.split(".") for name in imports_of(path)]
+    return {part[1] for part in parts if part[0] == "cac_align" and len(part) > 1} & set(LEVEL)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path):
-    allowed = ALLOWED[room(path)]
-    imports = imported_rooms(path)
-    if allowed is None:
-        assert room(path) == "cli" or "cli" not in imports
+    here = room(path)
+    if here == "__init__":
+        assert rooms_imported(path) <= {"core"}
         return
-    assert imports <= allowed, f"{path.name} imports {sorted(imports - allowed)}, which stands above it"
+    wrong = {name for name in rooms_imported(path) if LEVEL[name] > LEVEL[here] or (here, name) in APART}
+    assert not wrong, f"{path.name} imports {sorted(wrong)}, which stands above it or apart from it"
+    assert not any(name.split(".")[0] == "research" for name in imports_of(path))
 
 
-def test_the_walk_sees_an_arrow_that_points_up(tmp_path):
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Groups of nodes that reach each other: what is left when nodes without arrows in or out are taken away, again and again."""
+    left = {node: arrows & graph.keys() - {node} for node, arrows in graph.items()}
+    while True:
+        entered = set().union(*left.values()) if left else set()
+        gone = {node for node, arrows in left.items() if not arrows or node not in entered}
+        if not gone:
+            return [set(left)] if left else []
+        left = {node: arrows - gone for node, arrows in left.items() if node not in gone}
+
+
+def test_there_is_no_circle_of_files_and_none_of_rooms():
+    files = {name: {found for found in imports_of(path) if found in MODULES} for name, path in MODULES.items()}
+    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    # Importing a module runs its packages' __init__ as well; those hold a docstring, or import nothing of the package at once.
+    assert circles({name: arrows - packages for name, arrows in files.items()}) == []
+    rooms: dict[str, set[str]] = {}
+    for path in FILES:
+        rooms.setdefault(room(path), set()).update(rooms_imported(path))
+    assert circles(rooms) == []
+
+
+def test_the_walk_sees_an_arrow_that_points_up_and_a_circle(tmp_path):
     file = tmp_path / "wrong.py"
     file.write_text("def f():\n    from cac_align.evaluation import bench\n    import cac_align.cli\n")
-    assert imported_rooms(file) == {"evaluation", "cli"}
+    assert rooms_imported(file) == {"evaluation", "cli"}
+    assert imports_of(file, eager=True) == set()
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}) == [{"a", "b", "c"}]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_the_house_has_at_most_twenty_rooms():
+    rooms = {room(path) for path in FILES} - {"__init__"}
+    assert rooms == set(LEVEL) and len(rooms) <= 20
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -87,76 +135,41 @@ def test_the_light_import_check_can_fail():
     assert "PIL" in loaded_by("import PIL")
 
 
-def test_files_stay_readable():
-    long = {
-        str(path.relative_to(PACKAGE)): n for path in FILES if (n := len(path.read_text(encoding="utf-8").splitlines())) > 400
-    }
-    assert not long, f"files above 400 lines: {long}"
-
-
 def test_every_module_opens_with_a_docstring():
-    bare = [
-        str(p.relative_to(PACKAGE)) for p in FILES if p.read_text().strip() and not ast.get_docstring(ast.parse(p.read_text()))
-    ]
+    bare = [name for name, path in MODULES.items() if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
     assert bare == []
 
 
-def _place(path: Path, elsewhere: dict[str, str]) -> str:
-    """Where a module's test stands: named for "room/module", else for the module, else the module's own name."""
-    return elsewhere.get(f"{path.parent.name}/{path.stem}") or elsewhere.get(path.stem, path.stem)
+def public_names() -> dict[str, list[str]]:
+    """Every public class, function and constant at the top of a module, and the modules that define it."""
+    found: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [node.name] if isinstance(node, (ast.ClassDef, ast.FunctionDef)) else []
+            if isinstance(node, ast.Assign):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                names = [node.target.id]
+            for name in names:
+                if not name.startswith("_"):
+                    found.setdefault(name, []).append(module)
+    return found
 
 
-def test_every_module_has_its_test():
-    """tests/test_<module>.py, one to one; a module whose test stands elsewhere is named here with the place."""
-    elsewhere = {
-        "__main__": "cli",
-        "cac/prompts": "two_turn",
-        "scoring": "service",
-        "remembered": "ledger",
-        "host_lines": "doctor",
-        "selecting": "cli",
-        "judging": "cli",
-        "data": "synthesise",
-        "truth": "questions",
-        "attempts": "synthesise",
-        "ground_truth": "synthesise",
-        "ablations_table": "ablations",
-        "fingerprint": "splits",
-        "serving": "cli",
-        "schema": "constrained",
-        "cac": "two_turn",
-        "connect": "unified",
-        "protocol": "local",
-        "records": "world",
-        "flow_grpo": "flow_grpo_host",
-        **{f"flow_grpo/{name}": "flow_objective" for name in ("sde", "objective", "advantages", "credit", "nft")},
-        **{
-            f"flow_grpo/{name}": "flow_parts"
-            for name in ("rollout", "adapter", "settings", "journal", "judging", "crediting", "watching")
-        },
-        **{f"flow_grpo/{name}": "flow_trainer" for name in ("trainer", "state", "setup")},
-        "align": "flow_trainer",
-        "incoming": "service",
-        "wire": "client",
-        "configs": "doctor",
-        "inspection": "doctor",
-        "vbench_runner": "vbench",
-        **dict.fromkeys(("defects", "draw", "grammar", "render", "scene"), "world"),
-        **dict.fromkeys(
-            ("judge", "judge_figures", "judge_loss", "watching", "train_judge"),
-            "mini_judge",
-        ),
-        **dict.fromkeys(("marks", "seeing"), "lessons"),
-        "counts": "detection",
-        **dict.fromkeys(("train_wan", "train_vae", "optimise"), "mini_wan"),
-        "curves": "table2",
-        "oracle_fit": "oracle",
-        **dict.fromkeys(("vif_cot", "geneva", "broken_videos", "videophy2", "spotlight"), "external"),
-    }
-    have = {path.stem for path in Path(__file__).parent.glob("test_*.py")}
-    missing = sorted(
-        str(path.relative_to(PACKAGE))
+# Every loader of other people's data is a ``load``, every command a ``main``; a logger is a logger.
+SHARED = {"load", "main", "log"}
+
+
+def test_a_public_name_is_defined_once():
+    twice = {name: modules for name, modules in public_names().items() if len(modules) > 1 and name not in SHARED}
+    assert twice == {}
+
+
+def test_no_line_is_longer_than_120_columns():
+    long = [
+        f"{path.relative_to(ROOT)}:{number}"
         for path in FILES
-        if path.read_text().strip() and f"test_{_place(path, elsewhere)}" not in have and path.name != "__init__.py"
-    )
-    assert missing == []
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > 120
+    ]
+    assert long == []

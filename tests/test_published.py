@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SPEC = importlib.util.spec_from_file_location("published", Path(__file__).parent.parent / "benchmarks" / "published.py")
+SPEC = importlib.util.spec_from_file_location("published", Path(__file__).parents[1] / "benchmarks" / "published.py")
 published = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(published)
 

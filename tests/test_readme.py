@@ -9,7 +9,7 @@ import pytest
 
 from cac_align.cli import _parser
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ENTRY = re.compile(r"^((?:[│ ]   )*)(?:├── |└── )(\S+)\s+(\S.*)$")
 

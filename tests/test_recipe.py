@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_flow import Brightness
 
-from cac_align.cac.folder import write_settings
+from cac_align.cac.judge_settings import write_settings
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.recipe import (
+from cac_align.config import (
     BestOfNRecipe,
     GeneratorRecipe,
     JudgeRecipe,
@@ -20,9 +19,10 @@ from cac_align.recipe import (
     load_reward,
     read_recipe,
 )
-from cac_align.weights import shipped
+from cac_align.core.weights import shipped
+from tests.support.tiny_flow import Brightness
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "reward").glob("*.yaml")), ids=lambda path: path.stem)
@@ -187,9 +187,9 @@ def test_a_served_judges_revision_enters_its_passport():
 
 
 def test_a_reward_can_be_named_by_module_and_name():
-    assert import_name("cac_align.video:Video").__name__ == "Video"
-    with pytest.raises(ValueError, match="cannot import 'cac_align.video:Nothing'"):
-        load_reward("cac_align.video:Nothing")
+    assert import_name("cac_align.core.video:Video").__name__ == "Video"
+    with pytest.raises(ValueError, match="cannot import 'cac_align.core.video:Nothing'"):
+        load_reward("cac_align.core.video:Nothing")
 
 
 def test_unknown_kinds_and_missing_keys_are_refused(monkeypatch):

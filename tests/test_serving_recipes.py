@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cac_align.recipe import RewardRecipe, load_reward, read_recipe
+from cac_align.config import RewardRecipe, load_reward, read_recipe
 
-SERVING = sorted((Path(__file__).parent.parent / "recipes" / "serving").glob("*.yaml"))
+SERVING = sorted((Path(__file__).parents[1] / "recipes" / "serving").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SERVING, ids=lambda path: path.stem)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from cac_align.cac.prompts import single_turn_conversation, wording_hash
 from cac_align.cac.two_turn import Asked, ask, check_rates, decide
-from cac_align.judgement import Judgement
-from cac_align.video import Frames, Video
+from cac_align.core.judgement import Judgement
+from cac_align.core.video import Frames, Video
 from cac_align.vlm.dialogue import Dialogue
 
 

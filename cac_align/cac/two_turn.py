@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar
 
-from cac_align.answer import CONTRADICTS, read_answer
+from cac_align.cac.answer_schema import answer_schema
 from cac_align.cac.prompts import retry_conversation, turn_one_conversation, turn_two_conversation, wording_hash
 from cac_align.cac.readout import STATUS
-from cac_align.cac.schema import answer_schema
-from cac_align.judgement import Anomaly, Judgement, Turn, Window, hull
-from cac_align.video import Frames, Video, check_pairs
+from cac_align.core.answer import CONTRADICTS, read_answer
+from cac_align.core.judgement import Anomaly, Judgement, Turn, Window, hull
+from cac_align.core.video import Frames, Video, check_pairs
 from cac_align.vlm.dialogue import Dialogue, Question, hold
 from cac_align.vlm.protocol import Conversation, Reply, Vlm
 

@@ -17,8 +17,8 @@ from typing import Any, Literal
 from cac_align.cac.prompts import turn_one_conversation, wording_hash
 from cac_align.cac.readout import STATUS, WORDS
 from cac_align.cac.two_turn import check_rates
-from cac_align.judgement import Judgement, Turn
-from cac_align.video import Frames, Video
+from cac_align.core.judgement import Judgement, Turn
+from cac_align.core.video import Frames, Video
 from cac_align.vlm.dialogue import Dialogue, Question
 from cac_align.vlm.protocol import Message, Reply
 

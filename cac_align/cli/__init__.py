@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
 
     align = verb("align", "align", "run_align", "align a Wan model with a reward: Flow-GRPO or DiffusionNFT, a LoRA")
     align.epilog = "The same command resumes. Exit status: 0 trained; 1 trained, and a guard raised an alarm; 2 stopped, and why."
-    align.add_argument("recipe", type=Path, help="YAML, e.g. recipes/flow_grpo/miniature.yaml")
+    align.add_argument("recipe", type=Path, help="YAML, e.g. recipes/align/miniature.yaml")
     align.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="override recipe keys, e.g. out=DIR (default: the recipe's)"
     )

@@ -110,7 +110,7 @@ def run_import(options: argparse.Namespace) -> int:
             options.source, videos=options.videos, labels=_labels(options.label), unannotated=options.unannotated
         )
     elif options.format == "rating":
-        from cac_align.evaluation.experts import read_ratings
+        from cac_align.evaluation.human.experts import read_ratings
 
         ratings, faults = read_ratings(options.source)
         for fault in faults:
@@ -157,7 +157,7 @@ def _labels(pairs: Sequence[str]) -> dict[str, str | None]:
 def _external(options: argparse.Namespace) -> Any:
     from importlib import import_module
 
-    loader = import_module(f"cac_align.evaluation.external.{options.format.replace('-', '_')}")
+    loader = import_module(f"cac_align.data.external.{options.format.replace('-', '_')}")
     if options.format == "broken-videos":
         if options.masks is None:
             raise ValueError("broken-videos needs --masks, the folder of the masks; SOURCE is the folder of the videos")
@@ -186,9 +186,9 @@ def run_export(options: argparse.Namespace) -> int:
 
 
 def run_synthesise(options: argparse.Namespace) -> int:
+    from cac_align.config import read_recipe
     from cac_align.data.records import all_records
     from cac_align.data.synthesise import Synthesis, synthesise
-    from cac_align.recipe import read_recipe
 
     records = all_records(options.records)
     about_teacher = [item.removeprefix("teacher.") for item in options.overrides if item.startswith("teacher.")]
@@ -223,10 +223,10 @@ def teacher_of(name: str | None, recipe: Path | None, overrides: Sequence[str], 
     """The teacher: the miniature's ground truth, or the model behind a judge recipe, URL, checkpoint or "module:Name"."""
     from omegaconf import OmegaConf
 
-    from cac_align.recipe import JudgeRecipe, RewardRecipe, import_name, load_reward, read_recipe
+    from cac_align.config import JudgeRecipe, RewardRecipe, import_name, load_reward, read_recipe
 
     if name == "miniature":
-        from cac_align.miniature.ground_truth import GroundTruth
+        from cac_align.miniature.teacher.ground_truth import GroundTruth
 
         return GroundTruth(records)
     if name is None:
@@ -253,8 +253,8 @@ def teacher_of(name: str | None, recipe: Path | None, overrides: Sequence[str], 
 
 
 def run_split(options: argparse.Namespace) -> int:
+    from cac_align.config import read_recipe
     from cac_align.data.splits import Splits, check_folder, split
-    from cac_align.recipe import read_recipe
 
     settings = read_recipe(Splits, options.recipe, options.overrides, section="splits")
     with _bar("videos") as bar:

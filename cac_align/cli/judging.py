@@ -12,10 +12,10 @@ from typing import Any
 
 
 def run_bench(options: argparse.Namespace) -> int:
+    from cac_align.config import load_reward
     from cac_align.data.records import all_records
-    from cac_align.evaluation.bench import bench, compare, stored_scores, write
-    from cac_align.evaluation.detection import evaluate
-    from cac_align.recipe import load_reward
+    from cac_align.evaluation.bench.bench import bench, compare, stored_scores, write
+    from cac_align.evaluation.bench.detection import evaluate
     from cac_align.rewards.ledger import Ledger
 
     if options.stored and (options.reward or options.overrides):
@@ -66,11 +66,11 @@ def judge_names(recipes: Sequence[str | None]) -> list[str]:
 
 
 def run_calibrate(options: argparse.Namespace) -> int:
-    from cac_align.cac.folder import write_temperature, write_threshold
+    from cac_align.cac.judge_settings import write_temperature, write_threshold
+    from cac_align.config import load_cac
     from cac_align.data.records import all_records
-    from cac_align.evaluation.bench import score_records
-    from cac_align.evaluation.calibration import fit_scores
-    from cac_align.recipe import load_cac
+    from cac_align.evaluation.bench.bench import score_records
+    from cac_align.evaluation.bench.calibration import fit_scores
     from cac_align.rewards.ledger import Ledger
 
     if options.write is not None and not (options.write / "config.json").is_file():
@@ -105,7 +105,7 @@ def run_calibrate(options: argparse.Namespace) -> int:
 
 def run_vbench(options: argparse.Namespace) -> int:
     from cac_align.cli.scoring import video_prompts
-    from cac_align.evaluation.vbench import vbench, videos_in
+    from cac_align.evaluation.vbench.run import vbench, videos_in
 
     prompts = None
     if options.prompts is not None:
@@ -125,14 +125,14 @@ def run_vbench(options: argparse.Namespace) -> int:
 
 
 def run_vbench_env(options: argparse.Namespace) -> int:
-    from cac_align.evaluation.vbench import DEFAULT_ENVIRONMENT, vbench_env
+    from cac_align.evaluation.vbench.run import DEFAULT_ENVIRONMENT, vbench_env
 
     print(vbench_env(options.folder or DEFAULT_ENVIRONMENT, progress=lambda line: print(line, file=sys.stderr)))
     return 0
 
 
 def run_experts(options: argparse.Namespace) -> int:
-    from cac_align.evaluation.experts import experts, read_ratings
+    from cac_align.evaluation.human.experts import experts, read_ratings
 
     ratings, faults = read_ratings(options.ratings)
     report = experts(ratings, groups=tuple(options.groups) if options.groups else None, faults=faults)
@@ -157,8 +157,8 @@ def _progress(unit: str) -> Callable[[Any, Any, Any], None]:
 
 
 def run_report(options: argparse.Namespace) -> int:
-    from cac_align.evaluation.report import report, report_selection
-    from cac_align.recipe import load_reward
+    from cac_align.config import load_reward
+    from cac_align.evaluation.report.report import report, report_selection
 
     if options.overrides and options.reward is None:
         raise ValueError(f"--set {options.overrides[0]} overrides a recipe's key; give the recipe with --reward")
@@ -201,8 +201,8 @@ def _run_ledger(options: argparse.Namespace) -> Path | None:
 
 def _report_run(ledger: Path, options: argparse.Namespace) -> Path:
     """The page of a training run: all steps in its table, cards for the first, the last and evenly spaced ones between."""
-    from cac_align.evaluation.evidence_page import Step, write_evidence_page
-    from cac_align.evaluation.page import spread
+    from cac_align.evaluation.report.evidence_page import Step, write_evidence_page
+    from cac_align.evaluation.report.page import spread
     from cac_align.plugins.evidence import read_evidence, telling
 
     if options.clips_per_step < 1 or options.max_steps < 1:
@@ -222,7 +222,7 @@ def _report_run(ledger: Path, options: argparse.Namespace) -> Path:
 
 
 def run_annotate(options: argparse.Namespace) -> int:
-    from cac_align.evaluation.annotate import annotate
+    from cac_align.evaluation.human.app import annotate
 
     for folder in options.folders:
         if not folder.is_dir():

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cac_align.prompts import read_prompts
+from cac_align.core.prompts import read_prompts
 
 if TYPE_CHECKING:
     from cac_align.rewards.reward import Reward, Score
@@ -20,7 +20,7 @@ CHUNK = 16  # videos judged together, or more where one prompt has more and its 
 def run_score(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from cac_align.recipe import load_reward
+    from cac_align.config import load_reward
     from cac_align.rewards.ledger import Ledger
     from cac_align.rewards.normalise import NEEDS_GROUP
 
@@ -65,8 +65,8 @@ def chunks(prompts: Sequence[str], *, whole_prompts: bool) -> Iterator[list[int]
 
 def score_files(reward: Reward, paths: Sequence[str], prompts: Sequence[str], fps: float | None) -> list[dict[str, Any]]:
     """One row per file, in order: video, prompt, score, parts, judgement, error, passport. Unreadable files cost only themselves."""
+    from cac_align.core.video import Video
     from cac_align.rewards.reward import Score
-    from cac_align.video import Video
 
     scores: dict[int, Score] = {}
     opened: dict[int, Video] = {}

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cac_align.prompts import read_prompts
+from cac_align.core.prompts import read_prompts
 
 
 def run_best_of_n(options: argparse.Namespace) -> int:
-    from cac_align.evaluation.selection_page import write_selection_page
-    from cac_align.recipe import BestOfNRecipe, read_recipe
-    from cac_align.whereabouts import Whereabouts
+    from cac_align.config import BestOfNRecipe, read_recipe
+    from cac_align.evaluation.report.selection_page import write_selection_page
+    from cac_align.runs.rank_status import Whereabouts
 
     recipe = read_recipe(BestOfNRecipe, options.recipe, options.overrides)
     prompts = [row["prompt"] for row in read_prompts(options.prompts)]
@@ -40,8 +40,8 @@ def run_best_of_n(options: argparse.Namespace) -> int:
 def _selections(options: argparse.Namespace, recipe: Any, prompts: Sequence[str], here: Any) -> Any:
     """Load what is needed and choose. Under ``accelerate launch`` each process takes its share of the prompts, and the first one then reads
     everything together; None in the others. A process that dies takes the others with it (``ProcessLost``), and the same command goes on."""
+    from cac_align.config import GeneratorRecipe, load_generator, load_reward
     from cac_align.generation.best_of_n import best_of_n, read_candidates
-    from cac_align.recipe import GeneratorRecipe, load_generator, load_reward
 
     if options.candidates is not None and options.n is not None:
         raise ValueError("--n says how many to generate; of the given --candidates all are judged, leave one of the two out")
@@ -92,7 +92,7 @@ def _processes() -> Any:
 
 def _check_world_prompts(prompts: Sequence[str]) -> None:
     """The miniature's renderer knows a small world: say at once when a prompt lies outside it."""
-    from cac_align.miniature.world import parse_prompt
+    from cac_align.miniature.world.world import parse_prompt
 
     for number, prompt in enumerate(prompts, 1):
         try:
@@ -128,8 +128,8 @@ def run_demo(options: argparse.Namespace) -> int:
 
 
 def run_world(options: argparse.Namespace) -> int:
-    from cac_align.miniature.pool import WORLDS
-    from cac_align.miniature.world import write_world
+    from cac_align.miniature.world.world import write_world
+    from research.training.pool import WORLDS
 
     records = write_world(options.n, options.seed, options.out, WORLDS[options.world])
     print(records)

@@ -7,8 +7,8 @@ import os
 
 
 def run_serve(options: argparse.Namespace) -> int:
-    from cac_align.plugins.service import Settings, serve
-    from cac_align.recipe import load_reward
+    from cac_align.config import load_reward
+    from cac_align.serving.app import Settings, serve
 
     reward = load_reward(options.reward, options.overrides)
     settings = Settings(token=os.environ.get("CAC_ALIGN_TOKEN"), roots=tuple(options.roots), fps=options.fps)
@@ -17,7 +17,7 @@ def run_serve(options: argparse.Namespace) -> int:
 
 
 def run_doctor(options: argparse.Namespace) -> int:
-    from cac_align.plugins.doctor import checklist, doctor, to_json
+    from cac_align.plugins.doctor.checklist import checklist, doctor, to_json
 
     checks = doctor(options.host, options.config)
     print(to_json(checks) if options.json else checklist(options.host, checks))

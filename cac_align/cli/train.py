@@ -6,7 +6,7 @@ import argparse
 
 
 def run_train(options: argparse.Namespace) -> int:
-    from cac_align.recipe import read_recipe
+    from cac_align.config import read_recipe
 
     overrides = [*options.overrides, *options.settings]
     _check_stage(options.recipe, options.stage)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cac_align.files import write_whole
+from cac_align.runs.files import write_whole
 
 
 @dataclass(frozen=True)

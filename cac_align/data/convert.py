@@ -24,9 +24,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from cac_align.core.judgement import ANOMALY_TYPES, Anomaly, Box, Window
+from cac_align.core.video import Video
 from cac_align.data.records import Record
-from cac_align.judgement import ANOMALY_TYPES, Anomaly, Box, Window
-from cac_align.video import Video
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from cac_align.video import Video
+from cac_align.core.video import Video
 
 FRAMES, CELLS, MARGIN = 5, 8, 2.0
 BITS = FRAMES * 3 * 2 * CELLS * CELLS

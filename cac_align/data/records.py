@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cac_align.judgement import Anomaly, Status
-from cac_align.video import Video
+from cac_align.core.judgement import Anomaly, Status
+from cac_align.core.video import Video
 
 Review = Literal["draft", "returned", "accepted", "audited"]
 

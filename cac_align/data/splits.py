@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 
+from cac_align.core.judgement import Window
 from cac_align.data.fingerprint import NEAR, families, fingerprint, near_pairs
 from cac_align.data.questions import open_video
 from cac_align.data.records import Record, moved, read_records, write_records
 from cac_align.data.truth import covers, length_s
-from cac_align.judgement import Window
 
 STAGES: Mapping[str, tuple[str, ...]] = {"stage1": ("frame",), "stage2": ("scan", "look", "single"), "stage3": ("scan",)}
 """Which tasks a stage's samples are of. Single-turn answers are there only where they were asked for."""

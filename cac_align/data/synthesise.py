@@ -31,9 +31,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cac_align.cac.answer_schema import answer_schema
 from cac_align.cac.prompts import wording_hash
-from cac_align.cac.schema import answer_schema
 from cac_align.cac.single_turn import single_turn_hash
+from cac_align.core.judgement import Turn
+from cac_align.core.video import Frames, Video
 from cac_align.data.attempts import Attempt, AttemptLog, claim_folder
 from cac_align.data.prompts import filled, texts_hash
 from cac_align.data.questions import (
@@ -54,9 +56,7 @@ from cac_align.data.questions import (
 )
 from cac_align.data.records import Record, moved, write_records
 from cac_align.data.verify import faults
-from cac_align.files import write_whole
-from cac_align.judgement import Turn
-from cac_align.video import Frames, Video
+from cac_align.runs.files import write_whole
 from cac_align.vlm.protocol import Conversation, Message, Vlm
 
 ALONE = ("frame", "single")

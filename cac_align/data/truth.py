@@ -14,8 +14,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cac_align.core.judgement import Anomaly, Window, hull
 from cac_align.data.records import Record
-from cac_align.judgement import Anomaly, Window, hull
 
 _CLOSE_S = 1e-6
 

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from cac_align.core.judgement import ANOMALY_TYPES, SINGLE_FRAME_TYPES, Box
+from cac_align.core.video import Video
 from cac_align.data.records import VARIABLE, Record, off_clock, variable
-from cac_align.judgement import ANOMALY_TYPES, SINGLE_FRAME_TYPES, Box
-from cac_align.video import Video
 
 RULES: Mapping[str, str] = {
     "record": "every line is one JSON object with the record's fields, each of its type",

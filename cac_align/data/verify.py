@@ -19,10 +19,10 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from cac_align.answer import read_answer
-from cac_align.judgement import Anomaly, Box
-from cac_align.overlap import positions, set_iou, spatial_iou
-from cac_align.video import Frames
+from cac_align.core.answer import read_answer
+from cac_align.core.iou import positions, set_iou, spatial_iou
+from cac_align.core.judgement import Anomaly, Box
+from cac_align.core.video import Frames
 
 LEAST_IOU = 0.5
 STRICT_FRAMES = 2

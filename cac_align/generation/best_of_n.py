@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from cac_align.encoding import write_mp4
-from cac_align.files import write_whole
+from cac_align.core.encoding import write_mp4
+from cac_align.core.video import Video
 from cac_align.generation.selection_log import SelectionLog
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.normalise import quantise
 from cac_align.rewards.reward import Reward, Score, lasting
-from cac_align.video import Video
+from cac_align.runs.files import write_whole
 
 Generate = Callable[[str, int], Video]
 """(prompt, seed) → Video; the same pair gives the same video. ``ValueError`` means that this one came out unusable (NaN pixels)."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from cac_align.files import write_whole
+from cac_align.runs.files import write_whole
 
 
 class Row(Protocol):

@@ -22,8 +22,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cac_align.device import pick_device
-from cac_align.video import Video
+from cac_align.core.video import Video
+from cac_align.runs.device import pick_device
 
 if TYPE_CHECKING:
     import torch

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from cac_align.judgement import Anomaly
+from cac_align.core.judgement import Anomaly
+from cac_align.core.video import Video
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Score
-from cac_align.video import Video
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from cac_align.core.video import Layout, Video
 from cac_align.plugins.failure import Policy, Tally, numbers, optional
 from cac_align.rewards.reward import Reward, Score, check_pairs
-from cac_align.video import Layout, Video
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def hosted(wiring: Wiring, host: str) -> Hosted:
 
 def _built(wiring: Wiring) -> Reward:
     if wiring.reward is not None and wiring.reward.startswith(("http://", "https://")):
-        from cac_align.plugins.client import RemoteReward
+        from cac_align.serving.client import RemoteReward
 
         token = os.environ.get(wiring.token_env) if wiring.token_env else None
         if wiring.token_env and not token:
@@ -167,7 +167,7 @@ def _built(wiring: Wiring) -> Reward:
         return RemoteReward(wiring.reward, wiring.component, token=token, **options)
     key = (os.getpid(), wiring.reward)
     if key not in _rewards:
-        from cac_align.recipe import load_reward
+        from cac_align.config import load_reward
 
         _rewards[key] = load_reward(wiring.reward)
     choices = offered(_rewards[key])

@@ -13,18 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cac_align.cac import folder, single_turn, two_turn, verdict_only
+from cac_align.cac import judge_settings as folder
+from cac_align.cac import single_turn, two_turn, verdict_only
+from cac_align.cac.augmentations import AS_IS, mean_log_odds, speaking_for, steps_of, told, unviewed, viewed
 from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.cac.verdict_only import VerdictOnly
-from cac_align.cac.views import AS_IS, mean_log_odds, speaking_for, steps_of, told, unviewed, viewed
-from cac_align.judgement import Judgement, tempered
+from cac_align.core.judgement import Judgement, tempered
+from cac_align.core.video import Video
+from cac_align.core.weights import shipped
 from cac_align.rewards.reward import Score, check_pairs
-from cac_align.video import Video
 from cac_align.vlm.connect import connect
 from cac_align.vlm.dialogue import Dialogue
 from cac_align.vlm.protocol import Vlm, unknown_judge
-from cac_align.weights import shipped
 
 Settings = TwoTurn | SingleTurn | VerdictOnly
 

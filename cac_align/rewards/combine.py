@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cac_align.judgement import Judgement
+from cac_align.core.judgement import Judgement
+from cac_align.core.video import Video
 from cac_align.rewards.normalise import (
     NEEDS_GROUP,
     NORMALISERS,
@@ -37,7 +38,6 @@ from cac_align.rewards.normalise import (
     variance_shares,
 )
 from cac_align.rewards.reward import Reward, Score, check_pairs
-from cac_align.video import Video
 
 _RESERVED = ("share", "normalised")
 

@@ -27,9 +27,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cac_align.core.video import Video
 from cac_align.rewards.combine import Combined
 from cac_align.rewards.reward import Reward, Score
-from cac_align.video import Video
 
 _HEAD = re.compile(rb'\{"key": "([0-9a-f]{64})", "kind": "(score|missing|combined|extra)"')
 
@@ -87,7 +87,7 @@ class Ledger:
         videos_at_once: how many videos the reward is given per call, each batch being written as soon as it is scored: it is what
         a kill can cost. Raise it for a server that takes more at a time.
         """
-        from cac_align.rewards.remembered import Logged, Remembered
+        from cac_align.rewards.cached import Logged, Remembered
 
         if isinstance(reward, Combined):
             wrapped = {name: self.wrap(component, videos_at_once=videos_at_once) for name, component in reward.components.items()}

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cac_align.core.video import Video
 from cac_align.rewards.reward import Score, check_pairs
-from cac_align.video import Video
 
 STILL = 6 / 255
 """Changes of brightness below this are compression and the decoder's flicker, not motion. At 2/255 a model that moved a fifth less seemed
-to move as much as before, because its ground shimmered more (``dev/LOG.md``)."""
+to move as much as before, because its ground shimmered more (``docs/lab/LOG.md``)."""
 
 
 def motion(video: Video) -> float:

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from cac_align.judgement import Judgement
-from cac_align.video import Video, check_pairs
+from cac_align.core.judgement import Judgement
+from cac_align.core.video import Video, check_pairs
 
 __all__ = ["Reward", "Score", "check_pairs", "lasting"]
 

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cac_align.core.video import Video
 from cac_align.rewards.reward import Score, check_pairs
-from cac_align.video import Video
 from cac_align.vlm.protocol import Conversation, Message, Reply, Vlm, unknown_judge
 
 NUM_FRAMES = 16
@@ -125,7 +125,7 @@ class UnifiedReward:
     @classmethod
     def miniature(cls, **backend: Any) -> UnifiedReward:
         """The small trained scorer that ships with the package: real architecture, made for the miniature world only."""
-        from cac_align.weights import shipped
+        from cac_align.core.weights import shipped
 
         return cls.load(str(shipped("unified")), max_new_tokens=96, **backend)
 

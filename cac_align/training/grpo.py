@@ -23,15 +23,15 @@ import torch
 from torch import Tensor
 
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.files import write_whole
+from cac_align.runs.files import write_whole
 from cac_align.training import objective
+from cac_align.training.alarms import Stopped, WatchRecipe, alarm
+from cac_align.training.evaluate import mean, trial
 from cac_align.training.policy import AnswerLogProbs, ModelRecipe, answer_mask, load, make_batch, on
 from cac_align.training.rollout import Asking, Prompt, Rollout, RolloutRecipe, open_prompt, roll_out
 from cac_align.training.run import Keeping, Run, bar, read_rows, shares, start_accelerator, union
 from cac_align.training.samples import DataRecipe, Sample, Stage, draw, read_stage
 from cac_align.training.terms import NAMES, Terms, TermWeights
-from cac_align.training.trial import mean, trial
-from cac_align.training.watch import Stopped, WatchRecipe, alarm
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def train_grpo(recipe: GrpoRecipe) -> Path:
     fsdp, zero3 = str(accelerator.distributed_type).endswith("FSDP"), deepspeed is not None and deepspeed.zero_stage > 2
     if fsdp or zero3:  # processes would wait for each other at tokens that only some of them draw
         raise ValueError(
-            "stage 3 samples from whole weights: use recipes/cac/accelerate/ddp.yaml or zero2.yaml instead of "
+            "stage 3 samples from whole weights: use recipes/train/accelerate/ddp.yaml or zero2.yaml instead of "
             + ("FSDP" if fsdp else "ZeRO-3")
         )
     rank, world = accelerator.process_index, accelerator.num_processes

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from cac_align.core.weights import shipped
 from cac_align.vlm.inputs import VIDEO, collate, decide_cap, pad_id
-from cac_align.weights import shipped
 
 CHUNK = 512
 IGNORED = -100

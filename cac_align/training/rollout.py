@@ -22,19 +22,19 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from transformers import DynamicCache
 
-from cac_align.answer import read_answer
 from cac_align.cac.prompts import single_turn_conversation, turn_one_conversation, turn_two_conversation
 from cac_align.cac.two_turn import unusable
+from cac_align.core.answer import read_answer
+from cac_align.core.judgement import Turn, hull
+from cac_align.core.video import Frames, Video
 from cac_align.data.records import Record
-from cac_align.judgement import Turn, hull
+from cac_align.training.alarms import Stopped
 from cac_align.training.policy import Segment, core, keep_videos, make_batch, on, position_ids
 from cac_align.training.samples import end_token, seeded
 from cac_align.training.terms import Ending, Terms, TermWeights, terms
-from cac_align.training.watch import Stopped
-from cac_align.video import Frames, Video
+from cac_align.vlm.engine.spelling import text_and_ends, vocabulary
 from cac_align.vlm.inputs import ControlToken, encode_one
 from cac_align.vlm.protocol import Conversation
-from cac_align.vlm.spelling import text_and_ends, vocabulary
 
 
 @dataclass(frozen=True)

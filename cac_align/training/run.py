@@ -30,13 +30,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cac_align.cac.folder import settings_of, write_settings
-from cac_align.files import write_whole
-from cac_align.recipe import flat
-from cac_align.schedule import warm_cosine
+from cac_align.cac.judge_settings import settings_of, write_settings
+from cac_align.config import flat
+from cac_align.runs.files import write_whole
+from cac_align.runs.lr_schedule import warm_cosine
+from cac_align.runs.rank_status import Whereabouts
+from cac_align.training.alarms import Stopped
 from cac_align.training.policy import AnswerLogProbs, core
-from cac_align.training.watch import Stopped
-from cac_align.whereabouts import Whereabouts
 
 
 @dataclass(frozen=True)

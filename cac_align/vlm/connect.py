@@ -14,7 +14,7 @@ def connect(model: str, **backend: Any) -> Vlm:
     Raises ``ValueError`` when it cannot be loaded.
     """
     if model.startswith(("http://", "https://")):
-        from cac_align.vlm.server import ServerVlm
+        from cac_align.vlm.server.server import ServerVlm
 
         served = backend.pop("served_model", None)
         if not served:

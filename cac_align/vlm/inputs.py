@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from cac_align.video import Frames
+from cac_align.core.video import Frames
+from cac_align.vlm.engine.spelling import vocabulary
 from cac_align.vlm.protocol import ControlToken as ControlToken
 from cac_align.vlm.protocol import Conversation, Message, refuse_control_tokens
-from cac_align.vlm.spelling import vocabulary
 
 TEXT, IMAGE, VIDEO = 0, 1, 2
 """Values of mm_token_type_ids."""

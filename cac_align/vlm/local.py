@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 
-from cac_align.device import pick_device
+from cac_align.runs.device import pick_device
 from cac_align.vlm.dialogue import Dialogue, Floor, Question, hold
-from cac_align.vlm.engine import Engine
+from cac_align.vlm.engine.engine import Engine
+from cac_align.vlm.engine.row import Answer, Prompt
+from cac_align.vlm.engine.spelling import vocabulary
 from cac_align.vlm.inputs import encode, encode_each, encode_one, layout
 from cac_align.vlm.loading import check_torchvision, hash_files, hash_weights, load_model, usable_dtype
 from cac_align.vlm.protocol import Conversation, Readout, Reply
-from cac_align.vlm.row import Answer, Prompt
-from cac_align.vlm.spelling import vocabulary
 
 __all__ = ["LocalVlm", "check_torchvision", "encode", "encode_one", "set_threads"]
 
@@ -219,7 +219,7 @@ class LocalVlm:
             return None
         key = json.dumps(schema)
         if key not in self._constraints:
-            from cac_align.vlm.constrained import SchemaConstraint
+            from cac_align.vlm.engine.constrained import SchemaConstraint
 
             self._constraints[key] = SchemaConstraint(self.processor.tokenizer, schema, eos=self._eos)
         return self._constraints[key]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from cac_align.video import Frames
+from cac_align.core.video import Frames
 
 
 @dataclass(frozen=True, eq=False)

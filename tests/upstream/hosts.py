@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from cac_align.core.weights import shipped
 from cac_align.miniature.demo import playground_prompts
-from cac_align.weights import shipped
 
 REPOSITORY = Path(__file__).parents[2]
 PYTHON = os.environ.get("UPSTREAM_PYTHON", sys.executable)

@@ -4,10 +4,24 @@ import hashlib
 import json
 
 import pytest
-from hosting import serving
 
-from cac_align.recipe import load_reward
-from upstream.hosts import FPS, FRAMES, GUIDANCE, ON_MISSING, PROMPTS, PX, PYTHON, REWARD, STEPS, checkout, need, run, small_wan
+from cac_align.config import load_reward
+from tests.support.hosting import serving
+from tests.upstream.hosts import (
+    FPS,
+    FRAMES,
+    GUIDANCE,
+    ON_MISSING,
+    PROMPTS,
+    PX,
+    PYTHON,
+    REWARD,
+    STEPS,
+    checkout,
+    need,
+    run,
+    small_wan,
+)
 
 pytestmark = [pytest.mark.upstream, pytest.mark.timeout(1800)]
 

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from hosting import scripted, serving
 
-from upstream.hosts import PYTHON, REPOSITORY, checkout, need, run
+from tests.support.hosting import scripted, serving
+from tests.upstream.hosts import PYTHON, REPOSITORY, checkout, need, run
 
 pytestmark = [pytest.mark.upstream, pytest.mark.timeout(1800)]
 

@@ -17,8 +17,8 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from cac_align.judgement import Turn
-from cac_align.video import Frames
+from cac_align.core.judgement import Turn
+from cac_align.core.video import Frames
 from cac_align.vlm.protocol import Conversation, Message
 
 WORDINGS = ("full", "brief")

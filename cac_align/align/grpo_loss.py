@@ -1,0 +1,85 @@
+"""The Flow-GRPO objective of one SDE step: clipped probability ratio, KL to the model without LoRA, ratio normalisation, local credit.
+
+μ (with gradient), μ_old, x', std, dt, advantage → log-ratio → clipped surrogate + β·KL → one loss per sample
+
+    δ      = log p(x'; μ) − log p(x'; μ_old)                                            mean over elements
+    ratio  = exp(δ),  or with ratio normalisation  exp((δ + ‖μ − μ_old‖² / 2std²)·std)
+    loss   = max(−A·ratio, −A·clip(ratio, 1 − c, 1 + c)) + β·(μ − μ_ref)² / 2std²
+
+Ratio normalisation (GRPO-Guard): E[δ] is −‖μ − μ_old‖² / 2std², so without the correction the ratio's mean lies below
+1 and differs between steps, and the clip holds back one sign only; the loss is divided by −dt to weigh steps alike.
+
+Local credit: A may differ by latent position, A(p) = Ā + D(p) with mean_p D = 0. The base Ā acts on the sample's ratio as above, and the
+deviation on each position's own ratio(p) = exp(δ(p)), δ(p) a mean over channels. At ratio 1, where every update begins, the gradient is
+mean_p A(p)·∇log p(p): each position is credited with its own advantage. A uniform A(p) has D = 0, so the second part adds exactly
+nothing and the plain objective is left to the last bit. δ is the mean of n = t·h·w values δ(p), so δ(p) is about √n times as wide, and
+its clip is c·√n.
+Source: CaC (arXiv 2605.11723) Eq. 8-12 for the clipped form; Flow-GRPO (arXiv 2505.05470).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cac_align.align.sde import log_prob_by_location
+
+
+@dataclass(frozen=True)
+class Loss:
+    """per_sample: (B), with gradient. ratio, kl: (B), without. clipped: (B), 1 where the clip held the ratio back."""
+
+    per_sample: Float[Tensor, " B"]
+    ratio: Float[Tensor, " B"]
+    kl: Float[Tensor, " B"]
+    clipped: Float[Tensor, " B"]
+
+
+def split(advantage: Float[Tensor, "B t h w"]) -> tuple[Float[Tensor, " B"], Float[Tensor, "B t h w"]]:
+    """(base Ā, deviation D) of advantages by position. In float64: equal float32 numbers then have exactly themselves as mean."""
+    wide = advantage.to(torch.float32).to(torch.float64)
+    base = wide.flatten(1).mean(1)
+    return base.to(torch.float32), (wide - base[:, None, None, None]).to(torch.float32)
+
+
+def grpo_loss(
+    mean: Float[Tensor, "B C t h w"],
+    mean_old: Float[Tensor, "B C t h w"],
+    x_next: Float[Tensor, "B C t h w"],
+    std: float,
+    dt: float,
+    advantage: Float[Tensor, " B"],
+    *,
+    clip: float,
+    deviation: Float[Tensor, "B t h w"] | None = None,
+    mean_ref: Float[Tensor, "B C t h w"] | None = None,
+    kl_beta: float = 0.0,
+    normalise_ratio: bool = False,
+) -> Loss:
+    """The loss of one step for each sample. deviation: local credit, see above. mean_ref: of the model without LoRA, for kl_beta > 0."""
+    change = log_prob_by_location(x_next, mean, std) - log_prob_by_location(x_next, mean_old, std)
+    moved = ((mean - mean_old) ** 2).mean(1) / (2 * std * std)
+    if normalise_ratio:
+        change = (change + moved) * std
+    ratio = change.flatten(1).mean(1).exp()
+    loss, held = _clipped(ratio, advantage, clip)
+    if deviation is not None:
+        own, _ = _clipped(change.exp(), deviation, clip * math.sqrt(change[0].numel()))
+        loss = loss + own.flatten(1).mean(1)
+    if normalise_ratio:
+        loss = loss / -dt
+    kl = torch.zeros_like(ratio)
+    if mean_ref is not None:
+        kl = ((mean - mean_ref) ** 2).flatten(1).mean(1) / (2 * std * std)
+        loss = loss + kl_beta * kl
+    return Loss(loss, ratio.detach(), kl.detach(), held)
+
+
+def _clipped(ratio: Tensor, advantage: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """(the larger of the two losses, 1.0 where the clipped one is it and has no gradient), element by element."""
+    free, bound = -advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)
+    return torch.maximum(free, bound), (bound > free).float().detach()

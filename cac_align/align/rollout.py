@@ -1,0 +1,228 @@
+"""Sampling videos so that the objective can ask again: the stochastic steps of each sample are kept with the mean they were drawn from.
+
+prompts, seeds → embeddings, first noise → guided v at every step → ODE or SDE step, or the checkpoint's own → latents → VAE → Video
+
+Guidance is part of the policy: the same guided v = v_empty + g·(v_prompt − v_empty), from one forward pass over both halves, samples the
+videos and enters the loss. Everything random about a sample comes from its own seed, so it does not depend on its batch or process.
+A micro-batch keeps its composition from sampling to loss, because another batch size rounds differently and the ratio of unchanged
+weights must be 1 exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cac_align.align.sde import Schedule, ode_step, schedule_of, transition
+from cac_align.core.video import Video
+from cac_align.generation.wan import Setting, Wan
+
+
+class Stopwatch:
+    """Seconds by name. A GPU is not waited for: what it still has to do is charged to whoever waits for it next."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - began
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """A Wan that can be sampled and asked for velocities. model: the pipeline's DiT as accelerate has wrapped it."""
+
+    pipeline: Any
+    model: nn.Module
+    setting: Setting
+    schedule: Schedule
+    device: torch.device
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    @classmethod
+    def of(cls, wan: Wan, model: nn.Module, device: torch.device) -> Flow:
+        schedule = schedule_of(wan.pipeline.scheduler, wan.setting.num_inference_steps, device)
+        return cls(wan.pipeline, model, wan.setting, schedule, device)
+
+
+@dataclass(frozen=True)
+class SdeStep:
+    """One stochastic step of a micro-batch: from x, with mean and std at the time, to x_next. On the CPU unless it is in use."""
+
+    index: int
+    x: Float[Tensor, "B C t h w"]
+    x_next: Float[Tensor, "B C t h w"]
+    mean: Float[Tensor, "B C t h w"]
+    std: float
+    dt: float
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """One micro-batch of sampled videos. video is None where the latents are not finite."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    embeds: Float[Tensor, "B2 L D"]
+    steps: tuple[SdeStep, ...]
+    latents: Float[Tensor, "B C t h w"]
+    videos: tuple[Video | None, ...]
+
+
+def sample_seed(*numbers: int) -> int:
+    """One 63-bit seed from several numbers (run's seed, step, sample, …), without collisions that matter."""
+    high, low = np.random.SeedSequence(numbers).generate_state(2, np.uint32)
+    return (int(high) << 31) ^ int(low)
+
+
+@torch.no_grad()
+def embed(flow: Flow, prompts: Sequence[str]) -> Float[Tensor, "B2 L D"]:
+    """Embeddings of the prompts, followed by those of the negative prompt where there is guidance."""
+    setting = flow.setting
+    guided = setting.guidance_scale > 1
+    positive, negative = flow.pipeline.encode_prompt(
+        prompt=list(prompts),
+        negative_prompt=[setting.negative_prompt] * len(prompts) if guided else None,
+        do_classifier_free_guidance=guided,
+        max_sequence_length=setting.max_sequence_length,
+        device=flow.device,
+    )
+    return torch.cat([positive, negative]) if guided else positive
+
+
+def velocity(
+    flow: Flow, x: Float[Tensor, "B C t h w"], index: int, embeds: Float[Tensor, "B2 L D"]
+) -> Float[Tensor, "B C t h w"]:
+    """The guided velocity at step ``index`` of the schedule, in float32."""
+    halves = len(embeds) // len(x)
+    with flow.watch("model"):
+        v = flow.model(
+            hidden_states=torch.cat([x] * halves).to(embeds.dtype),
+            timestep=flow.schedule.timesteps[index].expand(len(embeds)),
+            encoder_hidden_states=embeds,
+            return_dict=False,
+        )[0].float()
+    if halves == 1:
+        return v
+    prompted, empty = v.chunk(2)
+    return empty + flow.setting.guidance_scale * (prompted - empty)
+
+
+@torch.no_grad()
+def sample(
+    flow: Flow,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    window: Sequence[int] = (),
+    *,
+    dynamics: str = "flow",
+    noise_level: float = 0.0,
+    decode: bool = True,
+    first_seeds: Sequence[int] | None = None,
+    own_sampler: bool = False,
+) -> Rollout:
+    """Sample one micro-batch; the steps in ``window`` are stochastic and kept, the others follow the ODE. first_seeds: of the first
+    noise, one per video, where it is not drawn from the video's own seed: equal ones share it. own_sampler: the checkpoint's scheduler steps,
+    and not Euler; UniPC looks back on the steps before, so none can be stochastic.
+
+    Raises ``ValueError`` for stochastic steps with the checkpoint's own sampler.
+    """
+    if own_sampler and window:
+        raise ValueError(
+            f"the checkpoint's own sampler has no stochastic steps, received {list(window)}; sample by Euler for those"
+        )
+    embeds = embed(flow, prompts)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    shape = latent_shape(flow)
+    firsts = generators if first_seeds is None else [torch.Generator().manual_seed(seed) for seed in first_seeds]
+    x = _noise(shape, firsts, flow.device)
+    sigmas = flow.schedule.sigmas
+    own = _own_sampler(flow) if own_sampler else None
+    kept = []
+    for index in range(len(flow.schedule)):
+        v = velocity(flow, x, index, embeds)
+        if own is not None:
+            x = own.step(v, own.timesteps[index], x, return_dict=False)[0]
+            continue
+        if index not in window:
+            x = ode_step(x, v, sigmas, index)
+            continue
+        drawn = transition(dynamics, x, v, sigmas, index, noise_level)
+        after = drawn.mean + drawn.std * _noise(shape, generators, flow.device)
+        kept.append(SdeStep(index, x.cpu(), after.cpu(), drawn.mean.cpu(), drawn.std, drawn.dt))
+        x = after
+    videos = decode_latents(flow, x, prompts, seeds) if decode else (None,) * len(x)
+    return Rollout(tuple(prompts), tuple(seeds), embeds, tuple(kept), x.cpu(), videos)
+
+
+def _own_sampler(flow: Flow) -> Any:
+    """A copy of the checkpoint's scheduler at its first step: it remembers the steps that it has taken."""
+    own = copy.deepcopy(flow.pipeline.scheduler)
+    own.set_timesteps(len(flow.schedule), device=flow.device)
+    return own
+
+
+def latent_shape(flow: Flow) -> tuple[int, int, int, int]:
+    """(C, t, h, w) of one video's latents."""
+    setting, pipeline = flow.setting, flow.pipeline
+    return (
+        int(pipeline.transformer.config.in_channels),
+        (setting.num_frames - 1) // pipeline.vae_scale_factor_temporal + 1,
+        setting.height // pipeline.vae_scale_factor_spatial,
+        setting.width // pipeline.vae_scale_factor_spatial,
+    )
+
+
+def _noise(shape: tuple[int, ...], generators: Sequence[torch.Generator], device: torch.device) -> Float[Tensor, "B C t h w"]:
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+
+
+@torch.no_grad()
+def decode_latents(
+    flow: Flow, latents: Float[Tensor, "B C t h w"], prompts: Sequence[str], seeds: Sequence[int]
+) -> tuple[Video | None, ...]:
+    """The videos, as ``WanPipeline`` decodes them; None where latents or pixels are not finite."""
+    vae = flow.pipeline.vae
+    mean, std = (
+        torch.tensor(v, device=flow.device).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    with flow.watch("vae"):
+        decoded = vae.decode((latents.to(flow.device) * std + mean).to(vae.dtype), return_dict=False)[0]
+        pixels = flow.pipeline.video_processor.postprocess_video(decoded, output_type="np")
+    videos: list[Video | None] = []
+    for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        if torch.isfinite(latents[number]).all() and np.isfinite(pixels[number]).all():
+            videos.append(Video.open(pixels[number], fps=flow.setting.fps, layout="THWC", name=f"{prompt} (seed {seed})"))
+        else:
+            videos.append(None)
+    return tuple(videos)
+
+
+def sample_with_lora(
+    model: str | Path, lora: str | Path | None, prompts: Sequence[str], seeds: Sequence[int], *, batch: int = 8, **settings: Any
+) -> list[Video]:
+    """One video per prompt and seed with a trained LoRA (None: without), by the checkpoint's own sampler, as ``WanPipeline`` makes them.
+
+    settings: go to ``Wan.load`` (device, dtype, num_inference_steps, …). Raises ``ValueError`` as ``Wan.load`` does.
+    """
+    wan = Wan.load(model, lora=lora, **settings)
+    videos: list[Video] = []
+    for start in range(0, len(prompts), batch):
+        videos += wan.batch(prompts[start : start + batch], seeds[start : start + batch])
+    return videos

@@ -1,0 +1,308 @@
+"""Video: any input, one type, fps always known; frames are decoded only when asked for.
+
+path | bytes | array | tensor | PIL frames → Video.open → Video (source clock: times_s) → sample(fps) / clip(window) → Frames
+
+Time has one clock. ``times_s[i]`` is the time stamp of source frame ``i`` in seconds, starting at 0: read from the container's
+own time stamps (variable frame rate is honoured) or i / fps where the caller overrides the container. Frames are named by their
+*source* index everywhere; ``Frames.indices`` carries it along.
+81 frames at 16 fps give 21 frames at 4 fps (0, 4, …, 80) and 41 at 8 fps (CaC, Sec. 3.4 and Table S2).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cac_align.core.decoding import MAX_FRAMES, FileFrames, read_index
+from cac_align.core.judgement import Window
+
+if TYPE_CHECKING:
+    import PIL.Image
+    import torch
+
+Layout = Literal["THWC", "TCHW", "CTHW"]
+
+
+class Encoded(Protocol):
+    """Frames that nobody has looked at yet. Picklable."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]: ...
+
+    @property
+    def jpegs(self) -> tuple[bytes, ...] | None:
+        """The frames as whole RGB JPEG files; None where any of them is something else."""
+        ...
+
+    def decode(self) -> UInt8[np.ndarray, "T H W 3"]:
+        """Raises ``ValueError`` that names the frame that cannot be read."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """Some frames of a video, in order: ``pixels[n]`` is source frame ``indices[n]`` at ``times_s[n]`` seconds.
+
+    pixels: uint8, shape (T, H, W, 3), RGB. indices: strictly increasing source indices. times_s: source clock.
+    fps: the rate that was asked for (frames per second); may be higher than the source could give.
+    num_source_frames: how many frames the whole video has.
+    Frames that arrived as encoded images are decoded when ``pixels`` is first read, and that read raises ``ValueError`` when one of
+    them is broken; ``shape`` and ``encoded`` never decode.
+    """
+
+    pixels: UInt8[np.ndarray, "T H W 3"] = field(repr=False)
+    indices: tuple[int, ...]
+    times_s: tuple[float, ...]
+    fps: float
+    num_source_frames: int
+
+    @classmethod
+    def undecoded(
+        cls, images: Encoded, indices: tuple[int, ...], times_s: tuple[float, ...], fps: float, num_source_frames: int
+    ) -> Frames:
+        """Frames whose pixels are decoded on first use."""
+        frames = cls.__new__(cls)
+        clock = {"indices": indices, "times_s": times_s, "fps": fps, "num_source_frames": num_source_frames}
+        frames.__dict__.update(clock, _images=images)
+        return frames
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only for what an instance lacks: ``pixels`` of undecoded frames, once.
+        if name != "pixels" or "_images" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        pixels = self.__dict__["pixels"] = self._images.decode()
+        return pixels
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(T, H, W, 3)."""
+        return self.__dict__["_images"].shape if "_images" in self.__dict__ else self.pixels.shape
+
+    @property
+    def encoded(self) -> tuple[bytes, ...] | None:
+        """One whole RGB JPEG file per frame, as it arrived; None where the frames came as anything else."""
+        return self.__dict__["_images"].jpegs if "_images" in self.__dict__ else None
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """A video with a known clock. Make one with ``Video.open``.
+
+    times_s: time stamp of every source frame in seconds, starting at 0, strictly increasing.
+    fps: nominal frames per second of the source. height, width: pixels. name: how messages and reports call it.
+    """
+
+    fps: float
+    times_s: tuple[float, ...]
+    height: int
+    width: int
+    name: str
+    _source: Any = field(repr=False)
+
+    @classmethod
+    def open(
+        cls,
+        source: str | os.PathLike[str] | bytes | np.ndarray | torch.Tensor | Sequence[PIL.Image.Image] | Video,
+        *,
+        fps: float | None = None,
+        layout: Layout | None = None,
+        name: str | None = None,
+    ) -> Video:
+        """Open anything that is a video.
+
+        source: path or bytes of an mp4, webm, gif, …; a uint8 array or tensor in [0, 255] or a float one in [0, 1]; PIL frames.
+        fps: frames per second. Required for arrays, tensors and PIL frames. For files it overrides the container's clock
+            (every RL stack tags its files with a wrong rate): time stamps then are index / fps.
+        layout: axis order of an array or tensor, "THWC", "TCHW" or "CTHW"; needed only where the shape leaves two readings.
+        Raises ``ValueError`` for anything that is not a readable video, with what was expected, received and how to mend it.
+        """
+        if isinstance(source, Video):
+            return source if fps is None or fps == source.fps else source.with_fps(fps)
+        if fps is not None and not (math.isfinite(fps) and fps > 0):
+            raise ValueError(f"fps must be a positive number of frames per second, received {fps!r}")
+        if isinstance(source, (str, os.PathLike, bytes, bytearray)):
+            return _open_file(bytes(source) if isinstance(source, (bytes, bytearray)) else Path(source), fps, name)
+        if fps is None:
+            raise ValueError("fps is required for arrays, tensors and image lists: they carry no clock; pass fps=16 for Wan")
+        pixels = _as_pixels(source, layout)
+        _check_length(len(pixels), name or "video")
+        times = tuple(index / fps for index in range(len(pixels)))
+        return cls(float(fps), times, pixels.shape[1], pixels.shape[2], name or "video", pixels)
+
+    def __len__(self) -> int:
+        return len(self.times_s)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the first frame to the end of the last one's display, (last time stamp) + 1 / fps."""
+        return self.times_s[-1] + 1 / self.fps
+
+    @property
+    def path(self) -> Path | None:
+        """The file behind the video, if it is a file."""
+        return self._source.path if isinstance(self._source, FileFrames) else None
+
+    def with_fps(self, fps: float) -> Video:
+        """The same frames on another clock: time stamps become index / fps."""
+        if not (math.isfinite(fps) and fps > 0):
+            raise ValueError(f"fps must be a positive number of frames per second, received {fps!r}")
+        times = tuple(index / fps for index in range(len(self)))
+        return Video(float(fps), times, self.height, self.width, self.name, self._source)
+
+    def frames(self, indices: Sequence[int], *, fps: float | None = None) -> Frames:
+        """The frames at these source indices (strictly increasing), decoded now (those sent as images: on first use).
+
+        Raises ``ValueError`` when an index is out of range, out of order, or the file breaks off before it.
+        """
+        indices = tuple(int(index) for index in indices)
+        if not indices:
+            raise ValueError(f"{self.name}: no frames asked for; expected at least one source index")
+        if list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= len(self):
+            raise ValueError(f"{self.name}: expected increasing source indices in [0, {len(self) - 1}], received {indices}")
+        times = tuple(self.times_s[index] for index in indices)
+        clock = (indices, times, self.fps if fps is None else fps, len(self))
+        picked = self._source[list(indices)] if isinstance(self._source, np.ndarray) else self._source.read(indices)
+        return Frames(picked, *clock) if isinstance(picked, np.ndarray) else Frames.undecoded(picked, *clock)
+
+    def indices_at(self, fps: float, window: Window | None = None) -> tuple[int, ...]:
+        """Source indices that sample the video (or its window) at ``fps`` frames per second. No pixels are decoded.
+
+        Sampling times are window start + k / fps up to the window's end; each takes the source frame whose time stamp is nearest
+        (the earlier one on a tie), and no frame is taken twice. Without a window, sampling starts at time 0. A window that holds a
+        single sample is widened to the neighbouring one (Qwen3-VL needs two frames to see a video), where the video has two.
+        Raises ``ValueError`` when ``fps`` is not positive or the window lies outside the video.
+        """
+        if not (math.isfinite(fps) and fps > 0):
+            raise ValueError(f"fps must be a positive number of frames per second, received {fps!r}")
+        last_s = self.times_s[-1]
+        start_s, end_s = (0.0, last_s) if window is None else (window.start_s, min(window.end_s, last_s))
+        if start_s > last_s + 1e-6:
+            raise ValueError(f"{self.name}: window starts at {start_s:.3f} s, after the last frame at {last_s:.3f} s")
+        start_s = min(start_s, end_s)
+        count = math.floor((end_s - start_s) * fps + 1e-6) + 1
+        wanted = start_s + np.arange(count) / fps
+        chosen = sorted(set(_nearest(np.asarray(self.times_s), wanted).tolist()))
+        if len(chosen) == 1 and len(self) > 1:
+            step_s = 1 / fps if chosen[0] < len(self) - 1 else -1 / fps
+            near = int(_nearest(np.asarray(self.times_s), np.asarray([self.times_s[chosen[0]] + step_s]))[0])
+            if near == chosen[0]:
+                near += 1 if step_s > 0 else -1
+            chosen = sorted({chosen[0], near})
+        return tuple(chosen)
+
+    def sample(self, fps: float) -> Frames:
+        """The whole video at ``fps`` frames per second: turn 1 of CaC uses 4 (Sec. 3.4). Shape (T, H, W, 3), uint8."""
+        return self.frames(self.indices_at(fps), fps=fps)
+
+    def clip(self, window: Window, fps: float = 8.0, margin_s: float = 0.0) -> Frames:
+        """The frames inside ``window`` at ``fps`` frames per second: turn 2 of CaC uses 8 (Sec. 3.4). margin_s: seconds more on either
+        side, as far as the video goes."""
+        return self.frames(self.indices_at(fps, window.widened(margin_s)), fps=fps)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """sha256 over the encoded bytes of a file (or the raw pixels) and the clock: the video's identity in the ledger."""
+        digest = hashlib.sha256()
+        if isinstance(self._source, np.ndarray):
+            digest.update(repr(self._source.shape).encode())
+            digest.update(np.ascontiguousarray(self._source))
+        else:
+            digest.update(self._source.data())
+        digest.update(np.asarray(self.times_s, dtype="<f8").tobytes())
+        return digest.hexdigest()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Video, (self.fps, self.times_s, self.height, self.width, self.name, self._source))
+
+
+def _nearest(times_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
+    """Index of the time stamp nearest to each wanted time; the earlier one on a tie. Shapes (T), (K) → (K)."""
+    right = np.clip(np.searchsorted(times_s, wanted_s), 0, len(times_s) - 1)
+    left = np.maximum(right - 1, 0)
+    nearer_left = np.abs(wanted_s - times_s[left]) <= np.abs(times_s[right] - wanted_s) + 1e-9
+    return np.where(nearer_left, left, right)
+
+
+def _check_length(count: int, name: str) -> None:
+    if count == 0:
+        raise ValueError(f"{name}: a video needs at least one frame, received none")
+    if count > MAX_FRAMES:
+        raise ValueError(f"{name}: {count} frames; at most {MAX_FRAMES} are accepted, cut the video first")
+
+
+def _open_file(source: Path | bytes, fps: float | None, name: str | None) -> Video:
+    frames = FileFrames(source)
+    label = name or (str(source) if isinstance(source, Path) else f"{len(source)} bytes")
+    index = read_index(frames, label)
+    _check_length(len(index.times_s), label)
+    video = Video(index.fps, index.times_s, index.height, index.width, label, frames)
+    return video if fps is None else video.with_fps(fps)
+
+
+def _as_pixels(source: Any, layout: Layout | None) -> np.ndarray:
+    """Arrays, tensors and PIL lists as uint8 (T, H, W, 3)."""
+    if isinstance(source, (list, tuple)):
+        if not source:
+            raise ValueError("expected at least one PIL frame, received an empty list")
+        if not all(hasattr(frame, "convert") for frame in source):
+            raise ValueError(f"expected a list of PIL images, received a list of {type(source[0]).__name__}")
+        if len({frame.size for frame in source}) != 1:
+            raise ValueError(f"frames differ in size: {sorted({frame.size for frame in source})}; resize them first")
+        return np.stack([np.asarray(frame.convert("RGB")) for frame in source])
+    if hasattr(source, "detach"):  # a torch tensor, told by its method so that torch need not be imported
+        source = source.detach().to("cpu")
+        source = (source.float() if source.is_floating_point() else source).numpy()
+    if not isinstance(source, np.ndarray):
+        raise ValueError(f"expected a path, bytes, array, tensor or list of PIL images, received {type(source).__name__}")
+    pixels = np.transpose(source, _axes(source.shape, layout))
+    if pixels.size == 0:
+        raise ValueError(f"a video needs at least one frame with pixels, received shape {source.shape}")
+    if np.issubdtype(pixels.dtype, np.floating):
+        if not np.isfinite(pixels).all():
+            raise ValueError(f"pixels hold {int((~np.isfinite(pixels)).sum())} NaN or infinite values; the generator diverged")
+        low, high = float(pixels.min()), float(pixels.max())
+        if low < -1e-3 or high > 1 + 1e-3:
+            raise ValueError(
+                f"float pixels must lie in [0, 1], received [{low:.3g}, {high:.3g}]; rescale, or pass uint8 for [0, 255]"
+            )
+        pixels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"pixels must be uint8 in [0, 255] or floats in [0, 1], received {pixels.dtype}")
+    return np.ascontiguousarray(pixels)
+
+
+def _axes(shape: tuple[int, ...], layout: Layout | None) -> tuple[int, int, int, int]:
+    """The permutation that brings an array of this shape to (T, H, W, 3)."""
+    if len(shape) != 4:
+        raise ValueError(f"expected 4 axes (frames, height, width, 3 channels), received shape {shape}")
+    readings = {"THWC": (0, 1, 2, 3), "TCHW": (0, 2, 3, 1), "CTHW": (1, 2, 3, 0)}
+    if layout is not None:
+        if layout not in readings:
+            raise ValueError(f"layout must be one of {', '.join(readings)}; received {layout!r}")
+        if shape[layout.index("C")] != 3:
+            raise ValueError(f"layout {layout} expects 3 channels on axis {layout.index('C')}, received shape {shape}")
+        return readings[layout]
+    possible = [name for name in readings if shape[name.index("C")] == 3]
+    if not possible:
+        raise ValueError(f"no axis of shape {shape} has 3 channels; expected THWC, TCHW or CTHW in RGB")
+    if len(possible) > 1:
+        raise ValueError(f"shape {shape} can be read as {' or '.join(possible)}; pass layout=")
+    return readings[possible[0]]
+
+
+def check_pairs(prompts: Sequence[str], videos: Sequence[Video]) -> None:
+    """Raise ``ValueError`` unless there is exactly one prompt per video."""
+    if len(prompts) != len(videos):
+        raise ValueError(f"expected one prompt per video, received {len(prompts)} prompts and {len(videos)} videos")

@@ -1,0 +1,1 @@
+"""Before against after: numbers, pairs and pages."""

@@ -1,0 +1,151 @@
+"""What every page of the package is drawn with: frames with boxes, a timeline with windows, one style sheet, one environment.
+
+Video + Judgement → frame_strip / timeline → a Jinja template (autoescaped) → one self-contained HTML file
+
+Nothing a prompt, a file name or a model wrote reaches a page unescaped; no script, font or style comes from elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cac_align.core.judgement import Anomaly, Box, Judgement, Window
+from cac_align.core.video import Video
+from cac_align.runs.files import write_whole
+
+TYPE_COLOURS: Mapping[str, str] = {
+    "Object Distortion": "#d9480f",
+    "Human Distortion": "#c2255c",
+    "Motion Anomalies": "#1971c2",
+    "Physical Violations": "#6741d9",
+    "Character Anomalies": "#2b8a3e",
+}
+"""One colour per anomaly type, readable on white and told apart by people who do not see red and green."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One frame on a page: an embedded JPEG, its time, and the boxes drawn over it. ``suspicious``: it lies in a window."""
+
+    uri: str
+    time_s: float
+    frame: int
+    suspicious: bool
+    boxes: tuple[tuple[Box, str], ...]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A window on a timeline, in percent of the video's duration."""
+
+    left: float
+    width: float
+    colour: str
+    label: str
+
+
+def picture_uri(pixels: UInt8[np.ndarray, "H W 3"], width_px: int = 160) -> str:
+    """The frame as a data URI, scaled to ``width_px`` (small frames keep hard pixels), JPEG quality 82."""
+    import PIL.Image
+
+    image = PIL.Image.fromarray(pixels)
+    height_px = max(round(image.height * width_px / image.width), 1)
+    how = PIL.Image.Resampling.NEAREST if width_px > 2 * image.width else PIL.Image.Resampling.LANCZOS
+    buffer = io.BytesIO()
+    image.resize((width_px, height_px), how).save(buffer, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def frame_strip(video: Video, anomalies: Sequence[Anomaly] = (), *, count: int = 6, width_px: int = 160) -> tuple[Picture, ...]:
+    """``count`` frames that show what matters: boxed frames first, then frames in the windows, then evenly spaced ones, in order of time.
+
+    Raises ``ValueError`` when the video cannot be decoded.
+    """
+    boxed = sorted({frame for anomaly in anomalies for frame in anomaly.boxes if frame < len(video)})
+    windows = [anomaly.window for anomaly in anomalies if anomaly.window is not None]
+    inside = [index for index, time in enumerate(video.times_s) if any(within(time, window) for window in windows)]
+    even = spread(range(len(video)), count)
+    chosen: list[int] = []
+    for source, share in ((boxed, count // 2 + 1), (inside, count - 1), (even, count)):
+        room = share - len(chosen)
+        chosen.extend(spread([index for index in source if index not in chosen], room) if room > 0 else [])
+    frames = video.frames(sorted(set(chosen)))
+    return tuple(
+        Picture(
+            uri=picture_uri(pixels, width_px),
+            time_s=time,
+            frame=index,
+            suspicious=any(within(time, window) for window in windows),
+            boxes=tuple((box, TYPE_COLOURS[a.type]) for a in anomalies for box in a.boxes.get(index, ())),
+        )
+        for pixels, index, time in zip(frames.pixels, frames.indices, frames.times_s, strict=True)
+    )
+
+
+def within(time_s: float, window: Window) -> bool:
+    return window.start_s - 1e-6 <= time_s <= window.end_s + 1e-6
+
+
+def spread(items: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` of ``items``, evenly spaced, both ends included."""
+    if len(items) <= count:
+        return list(items)
+    if count == 1:
+        return [items[len(items) // 2]]
+    return [items[round(k * (len(items) - 1) / (count - 1))] for k in range(count)]
+
+
+def spans(video: Video, anomalies: Sequence[Anomaly]) -> tuple[Span, ...]:
+    """The anomalies' windows as spans of a timeline; a window lasts until the end of its last frame's display."""
+    total = video.duration_s
+    found = []
+    for anomaly in anomalies:
+        if anomaly.window is not None:
+            left = 100 * anomaly.window.start_s / total
+            width = 100 * (min(anomaly.window.end_s + 1 / video.fps, total) - anomaly.window.start_s) / total
+            label = f"{anomaly.type}, {anomaly.window.start_s:.2f} to {anomaly.window.end_s:.2f} s"
+            found.append(Span(left, max(width, 1.0), TYPE_COLOURS[anomaly.type], label))
+    return tuple(found)
+
+
+def shown_anomalies(judgement: Judgement | None) -> tuple[Anomaly, ...]:
+    """What a page draws: the confirmed anomalies; none for a normal verdict or without one."""
+    return judgement.anomalies if judgement is not None and judgement.status == "abnormal" else ()
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for people; a dash where there is none."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+@cache
+def environment() -> Any:
+    """The Jinja environment of all pages: autoescaping, strict about unknown names, templates from this package."""
+    import jinja2
+
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("cac_align.evaluation.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["number"] = number
+    made.globals["type_colours"] = TYPE_COLOURS
+    return made
+
+
+def write_page(path: Path, template: str, **values: Any) -> Path:
+    """Render a template and write it atomically."""
+    write_whole(path, environment().get_template(template).render(**values))
+    return path

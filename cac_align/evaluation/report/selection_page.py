@@ -1,0 +1,116 @@
+"""The page of a Best-of-N run: per prompt the chosen candidate beside the worst rejected one, boxes drawn, and every score.
+
+selections (with their judgements) → one card per prompt → out/report.html
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cac_align.core.judgement import Anomaly
+from cac_align.core.video import Video
+from cac_align.evaluation.report.page import Picture, Span, frame_strip, shown_anomalies, spans, write_page
+from cac_align.generation.best_of_n import Selection
+from cac_align.rewards.reward import Score
+
+
+@dataclass(frozen=True)
+class Side:
+    """One candidate as the page shows it. ``source``: the video file relative to the page, None when there is no file."""
+
+    title: str
+    kind: str
+    score: Score
+    anomalies: tuple[Anomaly, ...]
+    pictures: tuple[Picture, ...]
+    spans: tuple[Span, ...]
+    duration_s: float
+    source: str | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the score table."""
+
+    index: int
+    chosen: bool
+    score: Score
+    parts: Mapping[str, float]
+    verdict: str
+
+
+def write_selection_page(
+    selections: Sequence[Selection], path: Path, *, title: str = "Best of N", tiles: Sequence[tuple[str, str]] = ()
+) -> Path:
+    """Write the page. tiles: (figure, what it is) shown on top, before the ones every run has. Returns its path."""
+    undecided = sum(selection.chosen is None for selection in selections)
+    unscored = sum(not score.scored for selection in selections for score in selection.scores)
+    candidates = sum(len(selection.candidates) for selection in selections)
+    passport = next((dict(score.passport) for selection in selections for score in selection.scores if score.passport), {})
+    return write_page(
+        path,
+        "selection.html.jinja",
+        title=title,
+        tiles=[*tiles, (str(len(selections)), "prompts"), (str(candidates), "candidates judged"), (str(undecided), "undecided")],
+        unscored=unscored,
+        cards=[_card(selection, path.parent) for selection in selections],
+        passport=sorted(passport.items()),
+    )
+
+
+def _card(selection: Selection, folder: Path) -> dict[str, object]:
+    scored = [index for index, score in enumerate(selection.scores) if score.scored]
+    rejected = [index for index in scored if index != selection.chosen]
+    sides = []
+    if selection.chosen is not None:
+        sides.append(_side(selection, selection.chosen, "chosen", folder))
+    if rejected:
+        worst = min(rejected, key=lambda index: (selection.scores[index].value, index))
+        sides.append(_side(selection, worst, "rejected", folder))
+    columns = list(dict.fromkeys(name for score in selection.scores for name in _parts(score)))
+    rows = [
+        Row(index, index == selection.chosen, score, _parts(score), _verdict(score))
+        for index, score in enumerate(selection.scores)
+    ]
+    return {"selection": selection, "sides": sides, "columns": columns, "rows": rows}
+
+
+def _side(selection: Selection, index: int, kind: str, folder: Path) -> Side:
+    score = selection.scores[index]
+    anomalies = shown_anomalies(score.evidence)
+    video = (
+        selection.video if index == selection.chosen and selection.video is not None else Video.open(selection.candidates[index])
+    )
+    source = os.path.relpath(video.path, folder) if video.path is not None else None
+    return Side(
+        title=f"{'Chosen' if kind == 'chosen' else 'Rejected'}: candidate {index}",
+        kind=kind,
+        score=score,
+        anomalies=anomalies,
+        pictures=frame_strip(video, anomalies),
+        spans=spans(video, anomalies),
+        duration_s=video.duration_s,
+        source=source,
+    )
+
+
+def _parts(score: Score) -> dict[str, float]:
+    """The columns of the table: component values as they came, and normalised where they were combined."""
+    return {
+        name: value
+        for name, value in score.parts.items()
+        if ("/" not in name or name.startswith("normalised/")) and not math.isnan(value)
+    }
+
+
+def _verdict(score: Score) -> str:
+    if not score.scored:
+        return f"no score: {score.error}"
+    if score.evidence is None:
+        return ""
+    kinds = sorted({anomaly.type for anomaly in score.evidence.anomalies})
+    return "normal" if score.evidence.status == "normal" else ", ".join(kinds) or "abnormal"

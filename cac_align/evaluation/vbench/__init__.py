@@ -1,0 +1,1 @@
+"""VBench, the unchanged package, in an environment of its own."""

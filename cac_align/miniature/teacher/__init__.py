@@ -1,0 +1,1 @@
+"""The teacher who knows the truth: the answers a perfect small judge would write."""

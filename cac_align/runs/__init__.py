@@ -1,0 +1,1 @@
+"""What keeps any run alive: whole files, a device, checkpoints, learning-rate schedules, logs, the status of every rank."""

@@ -1,0 +1,1 @@
+"""The local judging engine: many answers decoded together, and words read as probabilities."""

@@ -1,0 +1,1 @@
+"""A vision-language model behind the OpenAI chat protocol."""

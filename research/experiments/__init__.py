@@ -1,0 +1,1 @@
+"""Measures them: tables, ablations, figures."""

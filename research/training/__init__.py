@@ -1,0 +1,1 @@
+"""Trains the small Wan and the small judges."""

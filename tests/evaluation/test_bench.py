@@ -1,0 +1,190 @@
+"""`evaluate bench`: real files, real rewards of a few lines, a ledger, stored rows, tables and plots."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import av
+import numpy as np
+import pytest
+
+from cac_align.core.judgement import Anomaly, Judgement, Window
+from cac_align.data.records import Record, write_records
+from cac_align.evaluation.bench.bench import bench, compare, plots, stored_scores, write
+from cac_align.evaluation.bench.detection import evaluate
+from cac_align.rewards.combine import combine
+from cac_align.rewards.ledger import Ledger
+from cac_align.rewards.reward import Score
+
+
+@dataclass(frozen=True)
+class Brightness:
+    """A reward that likes bright first frames: the clips below are dark exactly where they are anomalous."""
+
+    name: str = "brightness"
+    calls: tuple = ()
+    seen: list | None = None
+
+    @property
+    def passport(self):
+        return {"reward": self.name, "version": "1"}
+
+    def __call__(self, prompts: Sequence[str], videos) -> list[Score]:
+        if self.seen is not None:
+            self.seen.extend(video.name for video in videos)
+        return [Score(float(video.frames([0]).pixels.mean()) / 255, passport=self.passport) for video in videos]
+
+
+def clip(path, level, frames=8, size=32):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for _ in range(frames):
+            picture = av.VideoFrame.from_ndarray(np.full((size, size, 3), level, np.uint8), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+
+
+@pytest.fixture()
+def set_of_six(tmp_path):
+    (tmp_path / "videos").mkdir()
+    records = []
+    for number in range(6):
+        bad = number % 2 == 1
+        clip(tmp_path / "videos" / f"{number}.mp4", 40 if bad else 210)
+        anomalies = (Anomaly("Object Distortion", Window(0, 0.5)),) if bad else ()
+        status = "abnormal" if bad else "normal"
+        records.append(Record(f"r{number}", f"videos/{number}.mp4", f"prompt {number}", 8, 8, 32, 32, status, anomalies))
+    write_records(tmp_path / "records.jsonl", records)
+    return tmp_path, records
+
+
+def test_two_rewards_over_files_with_a_ledger_that_resumes(set_of_six):
+    folder, _ = set_of_six
+    seen: list[str] = []
+    told = []
+    rewards = {"bright": Brightness(seen=seen), "again": Brightness("other")}
+    with_ledger = {"ledger": Ledger(folder / "ledger.jsonl"), "progress": lambda *row: told.append(row)}
+    found = bench(folder / "records.jsonl", rewards, out=folder / "out", **with_ledger)
+    assert found.reports[0].to_json()["accuracy"] == 1.0 and len(seen) == 6 and told[-1] == ("again", 6, 6)
+    assert found.comparisons[0].test.p_value == 1.0 and found.comparisons[0].test.n == 6
+    bench(folder / "records.jsonl", {"bright": Brightness(seen=seen)}, ledger=Ledger(folder / "ledger.jsonl"))
+    assert len(seen) == 6  # nothing was judged twice
+    row = json.loads((folder / "out" / "bench.json").read_text())
+    assert set(row["judges"]) == {"bright", "again"} and len(row["judges"]["bright"]["videos"]) == 6
+    assert (folder / "out" / "detection.png").stat().st_size > 5000
+
+
+def test_a_ledger_alone_is_enough(set_of_six):
+    folder, records = set_of_six
+    bench(folder / "records.jsonl", {"bright": Brightness()}, ledger=Ledger(folder / "ledger.jsonl"))
+    stored = stored_scores(folder / "ledger.jsonl", records)
+    assert set(stored) == {"brightness"} and len(stored["brightness"]) == 6
+    assert evaluate(records, stored["brightness"]).to_json()["accuracy"] == 1.0
+
+
+def test_what_is_odd_about_the_videos_is_counted_and_named(set_of_six):
+    folder, records = set_of_six
+    (folder / "videos" / "0.mp4").write_bytes(b"not a video")
+    (folder / "videos" / "1.mp4").unlink()
+    clip(folder / "videos" / "2.mp4", 210, frames=5, size=48)
+    records[3] = Record(**{**{k: getattr(records[3], k) for k in records[3].__dataclass_fields__}, "prompt": " "})
+    write_records(folder / "records.jsonl", records)
+    found = bench(folder / "records.jsonl", {"bright": Brightness()})
+    row = found.to_json(videos=True)
+    assert (row["n"], row["unscored"], row["accuracy"]) == (6, 2, 1.0)
+    notes = " / ".join(found.notes)
+    for wanted in ("2 videos cannot be opened", "r2 (5 frames, record says 8)", "48×48", "1 records have no prompt", "r3"):
+        assert wanted in notes
+    assert [v["id"] for v in row["videos"] if v["status"] is None] == ["r0", "r1"]
+    assert "cannot open videos/0.mp4" in row["videos"][0]["error"]
+    with pytest.raises(ValueError, match="at least one reward"):
+        bench(folder / "records.jsonl", {})
+
+
+def rows_for(records, judge="cac", **extra):
+    return [
+        json.dumps({"reward": judge, "video": r.video, "prompt": r.prompt, **Score(0.9, passport=extra).to_json()})
+        for r in records
+    ]
+
+
+def test_stored_rows_keep_judges_versions_and_failures_apart(set_of_six):
+    folder, records = set_of_six
+    lines = rows_for(records, weights="a") + rows_for(records[:2], weights="b")
+    failed = {"reward": "cac", "id": "r0", **Score.missing("timeout").to_json()}
+    elsewhere = json.loads(rows_for(records[:1], weights="a")[0]) | {"prompt": "another prompt", "score": 0.0}
+    unknown = json.loads(rows_for(records[:1], weights="a")[0]) | {"video": "elsewhere.mp4"}
+    note = {"key": "0" * 64, "kind": "extra", "extra": {}}
+    lines += [json.dumps(row) for row in (failed, elsewhere, unknown, note)]
+    (folder / "scores.jsonl").write_text("\n".join(lines) + '\n{"reward": "cac", "vid')  # torn by a dead process
+    stored = stored_scores(folder / "scores.jsonl", records)
+    assert sorted(len(scores) for scores in stored.values()) == [2, 6]
+    assert all(name.startswith("cac@") for name in stored)
+    assert all(score.value == 0.9 for scores in stored.values() for score in scores.values())
+    alone = folder / "alone.jsonl"
+    alone.write_text(json.dumps(failed) + "\n")
+    assert stored_scores(alone, records)["cac"]["r0"].error == "timeout"
+
+
+def test_a_broken_stored_row_is_named(set_of_six):
+    folder, records = set_of_six
+    path = folder / "scores.jsonl"
+    path.write_text(rows_for(records)[0] + "\n{broken\n")
+    with pytest.raises(ValueError, match=r"scores.jsonl:2: not JSON"):
+        stored_scores(path, records)
+    path.write_text('{"video": "videos/0.mp4", "score": 0.3}\n')
+    with pytest.raises(ValueError, match="expected a score with"):
+        stored_scores(path, records)
+    twin = [*records, Record("twin", "other/0.mp4", "prompt 0", 8, 8, 32, 32, "normal")]
+    path.write_text(json.dumps({**json.loads(rows_for(records)[0]), "video": "0.mp4"}) + "\n")
+    with pytest.raises(ValueError, match="fits more than one record"):
+        stored_scores(path, twin)
+
+
+def test_the_table_survives_hostile_names(tmp_path):
+    records = [Record("a", "a.mp4", "p", 8, 8, 4, 4, "normal"), Record("b", "b.mp4", "p", 8, 8, 4, 4, "abnormal", (
+        Anomaly("Human Distortion", Window(0, 0.5)),))]  # fmt: skip
+    nasty = "x|y\n<script> $\\frac$ _"
+    reports = [evaluate(records, [0.9, 0.1], judge=nasty), evaluate(records, [None, -3.0], judge="unbounded")]
+    found = compare(reports)
+    text = found.to_markdown()
+    line = next(line for line in text.split("\n") if line.startswith("| x"))
+    assert line.count("|") - line.count("\\|") == 11
+    assert "not inside [0, 1]" in text and "Unscored: 1 of 2" in text
+    assert found.comparisons[0].test.n == 1  # only the video that both scored
+    assert {path.name for path in write(found, tmp_path / "o")} >= {"bench.json", "bench.md", "reliability.png"}
+    assert set(plots(found)) == {"detection", "splits", "reliability"}
+    with pytest.raises(ValueError, match="do the stored scores belong to these records"):
+        compare([])
+    with pytest.raises(ValueError, match="different names"):
+        compare([reports[0], reports[0]])
+
+
+def test_a_judges_words_and_its_calibration_reach_the_json(tmp_path):
+    records = [Record("a", "a.mp4", "p", 8, 8, 4, 4, "normal")]
+    judgement = Judgement("normal", log_p_normal=math.log(0.7), log_p_abnormal=math.log(0.1))
+    row = compare([evaluate(records, [judgement], judge="j")]).to_json()
+    assert row["judge"] == "j" and row["ece"] == pytest.approx(1 - 0.875)
+
+
+def test_a_threshold_beyond_every_score_is_refused(set_of_six):
+    folder, *_ = set_of_six
+
+    class Bounded(Brightness):
+        bounds = (0.0, 1.0)
+
+    with pytest.raises(ValueError, match=r"finite number between 0 and 1, where judge 'bright' has its values; received 50"):
+        bench(folder / "records.jsonl", {"bright": Bounded()}, threshold=50)
+
+
+def test_a_reward_that_compares_a_prompts_videos_is_refused(set_of_six):
+    root, _ = set_of_six
+    for normalise in ("group", "rank"):
+        ranked = combine({"a": Brightness("a"), "b": Brightness("b")}, normalise=normalise)
+        with pytest.raises(
+            ValueError, match=f"judge 'both' normalises by '{normalise}', which compares the videos of one prompt"
+        ):
+            bench(root / "records.jsonl", {"both": ranked})

@@ -1,0 +1,175 @@
+"""Before against after: numbers by hand, missing values counted, and each warning sentence exactly when it is due."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cac_align.core.judgement import Anomaly, Judgement, Window
+from cac_align.core.video import Video
+from cac_align.data.records import Record
+from cac_align.evaluation.report.comparison import compare, gains, summary
+from cac_align.evaluation.report.pairing import Clip, Pair, Pairing
+from cac_align.evaluation.report.readings import Reading
+
+VIDEO = Video.open(np.zeros((4, 8, 8, 3), np.uint8), fps=8.0)
+DEFECT = (Anomaly("Object Distortion", Window(0.0, 0.1)),)
+
+
+def reading(group, number, *, abnormal=None, raters=None, motion=0.02, prompt=None, judges=None, **values):
+    prompt = prompt or f"prompt {number}"
+    made = Reading(Clip(None, f"{number}.mp4", group, VIDEO, prompt, 0), values=values, motion=motion, judges=judges or {})
+    if abnormal is not None:
+        made.judgement = Judgement("abnormal" if abnormal else "normal", DEFECT if abnormal else ())
+    for rater, said in (raters or {}).items():
+        status, anomalies = ("abnormal", DEFECT) if said else ("normal", ())
+        made.ratings.append(Record("id", "v", "p", 8.0, 4, 8, 8, status, anomalies, rater, "draft"))
+    return made
+
+
+def comparison(before, after, n=24):
+    """before, after: functions of the pair's number that give the reading's facts."""
+    readings, pairs = [], []
+    for number in range(n):
+        two = reading("before", number, **before(number)), reading("after", number, **after(number))
+        readings += two
+        pairs.append(Pair(f"{number}", two[0].clip, two[1].clip, "file name"))
+    return compare(Pairing("before", "after", tuple(pairs), (), ()), readings)
+
+
+def said(made, words):
+    return [sentence for sentence in made.warnings if words in sentence]
+
+
+def test_rates_differences_and_tests_by_hand():
+    made = comparison(lambda k: {"abnormal": k < 12, "cac": 0.4}, lambda k: {"abnormal": k < 6, "cac": 0.4 + 0.01 * k})
+    rate = made.measure("cac_rate")
+    assert (rate.before.value, rate.after.value, rate.difference.value) == (0.5, 0.25, -0.25)
+    assert (rate.test.only_first, rate.test.only_second, rate.test.p_value) == (6, 0, pytest.approx(2 * 0.5**6))
+    assert rate.verdict == "better" and rate.missing == 0
+    assert made.measure("cac").difference.value == pytest.approx(0.115)
+    assert "fell from 50 % to 25 % (−25 points" in summary(made) and "by CaC" in summary(made)
+    label, gain = gains(made)
+    assert label == "CaC score" and gain[23] == pytest.approx(0.23) and max(gain) == gain[23]
+
+
+def test_a_value_missing_on_one_side_leaves_its_pair_out_and_is_counted():
+    made = comparison(lambda k: {"cac": 0.5}, lambda k: {"cac": 0.6} if k else {})
+    assert (made.measure("cac").difference.n, made.measure("cac").missing) == (23, 1)
+    assert made.measure("unified") is None and gains(made)[1][0] is None
+    assert said(made, "1 of 48 videos have no score")
+
+
+def test_experts_are_the_raters_who_judged_both_sides():
+    made = comparison(
+        lambda k: {"raters": {"ann": True, "bob": True}}, lambda k: {"raters": {"ann": False, "bob": True, "cid": True}}
+    )
+    measure = made.measure("experts")
+    assert (measure.before.value, measure.after.value) == (1.0, 0.5)  # cid saw one side only
+    returned = made.readings[0].after
+    returned.ratings = [replace(record, review="returned") for record in returned.ratings]
+    assert made.readings[0].experts is None
+
+
+def test_motion_that_fell_while_the_rate_improved_is_a_warning():
+    def after(motion):
+        return lambda k: {"abnormal": k < 2, "motion": motion}
+
+    made = comparison(lambda k: {"abnormal": k < 12}, after(0.01))
+    assert said(made, "Motion fell by 50% while the anomaly rate by CaC improved") and said(made, "excludes no change")
+    assert not said(comparison(lambda k: {"abnormal": k < 12}, after(0.02)), "Motion")
+    assert not said(comparison(lambda k: {"abnormal": k < 2}, after(0.01)), "Motion")
+
+
+def test_cac_that_rose_while_experts_did_not_agree_is_a_warning():
+    def side(cac, abnormal):
+        return lambda k: {"cac": cac + 0.001 * k, "raters": {"ann": abnormal(k)}}
+
+    def third(number):
+        return number % 3 == 0
+
+    made = comparison(side(0.4, third), side(0.8, third))
+    assert said(made, "CaC rose, but experts did not agree: their anomaly rate did not change")
+    assert said(comparison(side(0.4, third), side(0.8, lambda k: k % 2 == 0)), "rose by 17 points")
+    assert not said(comparison(side(0.4, third), side(0.8, lambda k: False)), "experts did not agree")
+    assert said(comparison(lambda k: {"cac": 0.4}, lambda k: {"cac": 0.8}), "no expert's rating of both sides was found")
+
+
+def test_unified_that_rose_while_cac_fell_is_a_warning():
+    made = comparison(lambda k: {"cac": 0.6, "unified": 3.0}, lambda k: {"cac": 0.5, "unified": 3.6})
+    assert said(made, "UnifiedReward rose by 0.600 while CaC fell by 0.100")
+    assert not said(comparison(lambda k: {"cac": 0.6, "unified": 3.0}, lambda k: {"cac": 0.7, "unified": 3.6}), "UnifiedReward")
+
+
+def test_a_component_that_drowns_the_other_is_a_warning():
+    made = comparison(lambda k: {"cac": 0.5, "unified": 3.0}, lambda k: {"cac": 0.5, "unified": 3.0}, n=4)
+    assert made.shares == {} and said(made, "Only 4 pairs")
+    for row in made.readings:
+        number = int(row.pair.id)
+        row.before.normalised |= {"cac": 0.5, "unified": 0.5}
+        row.after.normalised |= {"cac": 0.5 + 0.01 * number, "unified": 0.5 + 0.19 * number}
+    flat = [reading for row in made.readings for reading in (row.before, row.after)]
+    again = compare(Pairing("before", "after", tuple(row.pair for row in made.readings), (), ()), flat)
+    assert again.shares_of_change and again.shares["unified"].value == pytest.approx(0.95)
+    assert math.isclose(sum(share.value for share in again.shares.values()), 1.0)
+    assert said(again, "UnifiedReward makes 95% of the combined reward's variance between before and after")
+
+
+def test_nothing_judged_is_said_and_not_made_up():
+    made = comparison(lambda k: {}, lambda k: {}, n=2)
+    assert [measure.key for measure in made.measures] == ["motion"]
+    assert "No verdict was found" in summary(made) and gains(made) == (None, [None, None])
+
+
+def test_values_of_different_judges_are_not_compared_and_said():
+    def side(abnormal, cac, judge, views=""):
+        passport = {"vlm/weights": judge} | ({"views": views} if views else {})
+        return {"abnormal": abnormal, "cac": cac, "judges": {"cac": passport, "cac_rate": passport}}
+
+    made = comparison(lambda k: side(True, 0.4, "A"), lambda k: side(False, 0.8, "B", "as_is, reversed"))
+    assert [measure.key for measure in made.measures] == ["motion"] and gains(made) == (None, [None] * 24)
+    assert {fault.kind for fault in made.faults} == {"judged differently"} and len(made.faults) == 24
+    assert "CaC score (views, vlm/weights)" in made.faults[0].why
+    assert said(made, "24 of 24 pairs were judged by different judges before and after") and "Different judges" in summary(made)
+    some = comparison(lambda k: side(True, 0.4, "A"), lambda k: side(False, 0.8, "B" if k < 4 else "A"))
+    for key in ("cac", "cac_rate"):
+        assert (some.measure(key).missing, some.measure(key).difference.n) == (4, 20)
+    assert gains(some)[1][:5] == [None] * 4 + [pytest.approx(0.4)] and len(some.faults) == 4
+
+
+def test_seeds_of_one_prompt_are_one_case():
+    def side(abnormal):
+        return lambda k: {"abnormal": abnormal(k), "cac": 0.01 * k, "prompt": f"prompt {k // 4}"}
+
+    # six prompts of four seeds; one of them is abnormal in all four before, and in none after
+    made = comparison(side(lambda k: k < 4), side(lambda k: False))
+    rate = made.measure("cac_rate")
+    assert (rate.test.name, rate.test.n, rate.test.p_value) == ("paired permutation", 6, 1.0)  # McNemar over 24 said p = 1/8
+    assert rate.difference.n == 6 and rate.difference.value == pytest.approx(-1 / 6) and rate.verdict == "open"
+    assert (rate.before.n, rate.before.value, len(rate.values)) == (6, pytest.approx(1 / 6), 24)
+    assert rate.to_json()["pairs"] == 24 and rate.many == "6 prompts" and said(made, "Only 6 prompts (24 pairs)")
+
+
+def test_few_prompts_are_never_certain():
+    made = comparison(lambda k: {"cac": 0.4 + 0.01 * k}, lambda k: {"cac": 0.8}, n=4)
+    cac = made.measure("cac")
+    assert (cac.difference.low, cac.before.low, cac.verdict) == (None, None, "open")
+    assert cac.no_interval == "no interval: fewer than 5 prompts" == cac.to_json()["no_interval"]
+    five = comparison(lambda k: {"cac": 0.4 + 0.01 * k}, lambda k: {"cac": 0.8}, n=5).measure("cac")
+    # the bootstrap interval lies above 0 whenever all differences do; the test knows that 2 of 2^5 sign patterns are as extreme
+    assert five.difference.low > 0 and five.test.p_value == pytest.approx(2 / 2**5) and five.verdict == "open"
+    six = comparison(lambda k: {"cac": 0.4 + 0.01 * k}, lambda k: {"cac": 0.8}, n=6).measure("cac")
+    assert six.test.p_value == pytest.approx(2 / 2**6) and six.verdict == "better"
+
+
+def test_equal_differences_have_no_interval_and_the_test_decides():
+    def certain(n):
+        return comparison(lambda k: {"abnormal": True}, lambda k: {"abnormal": False}, n=n)
+
+    five, six = (certain(n).measure("cac_rate") for n in (5, 6))
+    assert (five.difference.low, five.verdict) == (None, "open") and (six.difference.low, six.verdict) == (None, "better")
+    assert six.no_interval == "no interval: every prompt has the same value"
+    assert "(−100 points; no interval: every prompt has the same value)" in summary(certain(6))
+    still = comparison(lambda k: {"cac": 0.4}, lambda k: {"cac": 0.4}).measure("cac")
+    assert (still.difference.value, still.difference.low, still.verdict) == (0.0, None, "open")

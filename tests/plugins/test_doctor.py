@@ -1,0 +1,340 @@
+"""doctor: our own recipes pass, every trap that a config can show is found and mended, nothing is guessed."""
+
+import ast
+import inspect
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from cac_align.plugins.doctor import checklist as doctor_module
+from cac_align.plugins.doctor.checklist import HOSTS, checklist, doctor, to_json, torchvision_check
+from cac_align.plugins.doctor.host_configs import read_config
+from cac_align.plugins.doctor.inspection import LINES, READERS, flow_factory, flow_grpo, unirl, verl_omni
+from cac_align.plugins.host import Wiring
+from cac_align.plugins.verl_omni import compute_score
+from tests.support.hosting import scripted, serving
+
+PLUGINS = Path(doctor_module.__file__).parents[1]
+RECIPES = Path(__file__).parents[2] / "recipes" / "hosts"
+
+
+class ConfigDict(dict):
+    """As much of ml_collections.ConfigDict as a config file uses."""
+
+    def __init__(self, values=()):
+        super().__init__(values)
+
+    __getattr__, __setattr__ = dict.__getitem__, dict.__setitem__
+
+    def to_dict(self):
+        return {key: value.to_dict() if isinstance(value, ConfigDict) else value for key, value in self.items()}
+
+
+@pytest.fixture
+def ml_collections(monkeypatch):
+    module = ModuleType("ml_collections")
+    module.ConfigDict = ConfigDict
+    monkeypatch.setitem(sys.modules, "ml_collections", module)
+
+
+def wrong(checks):
+    return {check.name: check for check in checks if check.ok is False}
+
+
+def ff(**changes):
+    """Our Flow-Factory recipe, changed: section__key=value."""
+    config = yaml.safe_load((RECIPES / "flow_factory_wan21_1_3b.yaml").read_text())
+    for entry in config["rewards"]:
+        entry["reward"] = "recipe.json"  # no service runs here
+    for path, value in changes.items():
+        section, _, key = path.partition("__")
+        if key:
+            config[section][key] = value
+        else:
+            config[section] = value
+    return config
+
+
+# ---- this environment ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "torch, vision, requires, ok, words",
+    [
+        ("2.15.0", "0.29.2", ["numpy", "torch==2.15.0", "pillow"], True, "fits"),
+        ("2.15.0+cu132", "0.29.2+cu132", ["torch==2.15.0"], True, "fits"),
+        ("2.13.0+cpu", "0.29.2", ["torch==2.15.0"], False, "built for torch 2.15.0, installed is torch 2.13.0+cpu"),
+        ("2.15.0+cpu", "0.29.2+cu132", ["torch==2.15.0"], False, "different builds"),
+        ("2.15.0", None, [], None, "not installed"),
+    ],
+)
+def test_a_torchvision_that_does_not_match_torch_is_named(torch, vision, requires, ok, words):
+    check = torchvision_check(torch, vision, requires)
+    assert check.ok is ok and words in check.text
+    assert ("pip install 'torch==" in check.fix) is (ok is False)
+
+
+def test_this_environment_passes():
+    checks = {check.name: check for check in doctor()}
+    assert checks["torchvision"].ok is True and checks["python"].ok is True and checks["transformers"].ok is True
+
+
+def test_unknown_hosts_and_files_are_errors(tmp_path):
+    with pytest.raises(ValueError, match="unknown host 'veRL'; expected one of flow-factory"):
+        doctor("veRL")
+    with pytest.raises(ValueError, match="no such config file"):
+        doctor("unirl", tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(ValueError, match="expected a mapping"):
+        doctor("unirl", tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="not YAML"):
+        doctor("flow-factory", tmp_path / "broken.yaml")
+    with pytest.raises(ValueError, match="list.yaml: whose config is it"):
+        doctor(None, tmp_path / "list.yaml")
+    with pytest.raises(ValueError, match="no config file that we read"):
+        doctor("trl", tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize("host", list(HOSTS))
+def test_every_host_gets_its_lines_and_its_layout(host):
+    text = checklist(host, doctor(host))
+    assert "layout and range" in text and LINES[host].splitlines()[0] in text
+    assert to_json(doctor(host)).count("\n") == len(doctor(host)) - 1
+
+
+# ---- our own recipes ---------------------------------------------------------------------------------------------------
+
+
+def test_our_recipes_have_nothing_wrong(ml_collections, monkeypatch):
+    with serving(scripted()) as (url, _):
+        readers = {
+            "flow-factory": "flow_factory_wan21_1_3b.yaml",
+            "flow_grpo": "flow_grpo_wan21_1_3b.py",
+            "unirl": "unirl_wan21_1_3b.yaml",
+            "verl-omni": "verl_omni.overrides",
+        }
+        original = read_config
+
+        def at_this_service(host, path):
+            config = original(host, path)
+            return yaml.safe_load(yaml.safe_dump(config).replace("http://127.0.0.1:8000", url))
+
+        monkeypatch.setattr(doctor_module, "read_config", at_this_service)
+        for host, file in readers.items():
+            assert wrong(doctor(host, RECIPES / file)) == {}, host
+
+
+def test_a_service_that_does_not_answer_is_wrong():
+    config = ff()
+    config["rewards"][0]["reward"] = "http://127.0.0.1:9"
+    found = wrong(flow_factory(config))["cac service"]
+    assert "127.0.0.1:9" in found.text and "cac-align serve" in found.fix
+
+
+def test_a_component_the_service_lacks_is_wrong():
+    with serving(scripted()) as (url, _):
+        config = ff()
+        config["rewards"] = [{**config["rewards"][0], "reward": url, "component": "beauty"}]
+        assert "offers unified+cac, unified, cac, not 'beauty'" in wrong(flow_factory(config))["cac service"].text
+
+
+# ---- Flow-Factory --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes, name, words",
+    [
+        ({"scheduler__sde_steps": None}, "step-0 noise", "sde_steps: [1, 2"),
+        ({"scheduler__sde_steps": [0, 1]}, "step-0 noise", "sde_steps: [1, 2"),
+        ({"model__model_type": "flux1"}, "model", "wan2_t2v"),
+        ({"config_file": "config/deepspeed/deepspeed_zero3.yaml"}, "sharding", "zero2"),
+        ({"rewards": []}, "reward", "cac_align.plugins.flow_factory.CaCReward"),
+        ({"rewards": [{"name": "x", "reward_model": "CaC"}]}, "x path", "flow_factory.CaCUnifiedReward"),
+        ({"rewards": [{"name": "x", "reward_model": "cac_align.plugins.flow_factory.CaC"}]}, "x path", "CaCReward"),
+        ({"rewards": [{"name": "x", "reward_model": "a.B", "server_url": "http://h"}]}, "x transport", "our class"),
+    ],
+)
+def test_flow_factory_traps(changes, name, words):
+    found = wrong(flow_factory(ff(**changes)))
+    assert name in found and words in found[name].fix
+    assert name not in wrong(flow_factory(ff()))
+
+
+def test_flow_factory_short_schedules_are_said_to_break():
+    config = ff(scheduler__sde_steps=None, train__num_inference_steps=10)
+    assert "the sample is destroyed" in wrong(flow_factory(config))["step-0 noise"].text
+    assert "step-0 noise" not in wrong(flow_factory(ff(scheduler__dynamics_type="CPS", scheduler__sde_steps=None)))
+
+
+def test_flow_factory_options_and_recipes(tmp_path):
+    config = ff()
+    config["rewards"][0]["legder"] = "x"
+    assert "did you mean 'ledger'" in wrong(flow_factory(config))["cac options"].text
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("normalise: group\ncomponents: {unified: {kind: unified}, cac: {kind: cac}}\n")
+    config = ff()
+    config["rewards"][0]["reward"] = str(recipe)
+    assert "fragments of groups" in wrong(flow_factory(config))["cac normalisation"].text
+    recipe.write_text("normalise: range\ncomponents: {unified: {kind: unified}, cac: {kind: cac}}\n")
+    assert "cac normalisation" not in wrong(flow_factory(config))
+
+
+def test_flow_factory_remarks_are_not_verdicts():
+    remarks = {
+        check.name: check
+        for check in flow_factory(ff(train__advantage_aggregation="gdpo", train__global_std=True))
+        if check.ok is None
+    }
+    assert "not the paper's mean" in remarks["aggregation"].text and "global_std: false" in remarks["advantage"].fix
+    big = {check.name: check for check in flow_factory(ff(train__unique_sample_num_per_epoch=48))}
+    # 48 × 16 / 8 = 96 videos of 81 × 480 × 832 × 3 × 4 bytes
+    assert big["host memory"].ok is None and "96 per rank, 37.3 GB" in big["host memory"].text
+    small = ff()
+    small["rewards"][0] |= {"on_missing": "neutral", "batch_size": 1, "group_size": 16}
+    policy = {check.name: check for check in flow_factory(small)}["cac policy"]
+    assert "needs all 16 videos of a prompt in one call" in policy.text and "fragments of groups" in policy.text
+    small["rewards"][0].pop("group_size")
+    assert "'neutral' needs group_size" in wrong(flow_factory(small))["cac options"].text
+
+
+# ---- flow_grpo, UniRL, verl-omni -------------------------------------------------------------------------------------------
+
+
+def test_flow_grpo_traps(ml_collections):
+    good = read_config("flow_grpo", RECIPES / "flow_grpo_wan21_1_3b.py")
+    assert good["reward_fn"] == {"cac": 0.5, "unifiedreward_video": 0.5}
+    assert "reward_fn" in wrong(flow_grpo({**good, "reward_fn": {"video_ocr": 1.0}}))
+    found = wrong(flow_grpo({**good, "reward_fn": {"cac": 1.0, "unifiedreward": 1.0}}))
+    assert "scores images" in found["reward unifiedreward"].text
+    assert "epochs" in wrong(flow_grpo({**good, "num_epochs": 2}))
+    groups = {check.name: check for check in flow_grpo(good)}["groups"]
+    assert groups.ok is None and "a call holds 2 videos, a group 16" in groups.text
+    assert "neutral stops the run" in groups.text and groups.fix.startswith("on_missing: raise")
+
+
+def test_flow_grpo_configs_are_python(tmp_path):
+    file = tmp_path / "c.py"
+    file.write_text("def get_config(name='a'):\n    return {'reward_fn': {'cac': 1.0}, 'name': name}\n")
+    assert read_config("flow_grpo", f"{file}:wan")["name"] == "wan" and read_config("flow_grpo", file)["name"] == "a"
+    file.write_text("import no_such_module\n")
+    with pytest.raises(ValueError, match="could not be run as a config: ModuleNotFoundError"):
+        read_config("flow_grpo", file)
+
+
+def test_unirl_traps():
+    remote = {
+        "_target_": "unirl.reward.remote.RemoteRewardBackend",
+        "config": {"base_url": "http://h", "required_rewards": ["cac"]},
+    }
+    found = wrong(unirl({"reward": {"backend": remote}}))
+    assert found["fps"].fix == "video_fps: 16" and found["media"].fix == "input_kind: video"
+    remote["config"] |= {"raise_on_failure": False, "sub_metric_reduce": "mean", "video_fps": 16, "input_kind": "video"}
+    assert set(wrong(unirl({"reward": {"backend": remote}}))) == {"failures", "sub-metrics"}
+    assert "CaCBackend" in wrong(unirl({"reward": {"backend": {"_target_": "unirl.reward.local.x.Y"}}}))["backend"].fix
+
+
+def test_verl_omni_traps(tmp_path):
+    script = tmp_path / "run.sh"
+    script.write_text(
+        "python -m verl_omni.main \\\n"
+        "    reward.reward_manager.name=VisualRewardManager \\\n"
+        "    +reward.reward_functions.cac.path=pkg://cac_align.plugins.verl_omni \\\n"
+        "    +reward.reward_functions.cac.name=compute_score \\\n"
+        "    +reward.reward_functions.cac.fps=8 +not a line\n"
+        "    +reward.reward_functions.cac.on_missing=neutral \\\n"
+    )
+    config = read_config("verl-omni", script)
+    assert config["reward"]["reward_functions"]["cac"]["on_missing"] == "neutral"
+    found = wrong(verl_omni(config))
+    assert set(found) == {"cac failures", "cac on_missing", "manager"} and "required=true" in found["cac failures"].fix
+    assert "reward" in wrong(verl_omni({"reward": {"reward_functions": {}}}))
+
+
+# ---- what a right-looking config hides ---------------------------------------------------------------------------------
+
+
+def test_unirls_recipe_replaces_the_reward_that_it_is_composed_with():
+    """Hydra merges mappings: options of the reward in wan21_t2v.yaml would reach our spec, which does not take them."""
+    theirs = {
+        "reward": {
+            "_target_": "unirl.reward.service.RewardService",
+            "backend": {"_target_": "theirs", "config": {"_target_": "PickScoreSpec", "device": "cuda", "model_id": "x"}},
+        },
+        "data_source": {"args": {"run": {"data_path": "datasets/pickscore/train.txt"}}},
+        "stack": {"num_updates_per_batch": 2},
+    }
+    ours = OmegaConf.load(RECIPES / "unirl_wan21_1_3b.yaml")
+    composed = OmegaConf.to_container(OmegaConf.merge(theirs, ours), resolve=True)
+    spec = composed["reward"]["backend"]["config"]
+    assert spec == {
+        "_target_": "cac_align.plugins.unirl.CaCSpec",
+        "reward": "http://127.0.0.1:8000",
+        "fps": 16,
+        "ledger": "ledger.jsonl",
+    }
+    assert composed["stack"]["num_updates_per_batch"] == 1 and "pickscore" not in str(composed["data_source"])
+
+
+def test_a_unirl_reward_written_in_place_over_another_recipe_is_wrong():
+    spec = {"_target_": "cac_align.plugins.unirl.CaCSpec", "fps": 16, "ledger": "l.jsonl"}
+    backend = {"_target_": "cac_align.plugins.unirl.CaCBackend", "config": spec}
+    config = {"defaults": ["wan21_t2v", "_self_"], "reward": {"backend": backend}, "adv_use_global_std": False}
+    assert list(wrong(READERS["unirl"](config))) == ["composition"]
+    assert wrong(READERS["unirl"](config | {"defaults": ["_self_"]})) == {}
+    for change, name in (({"layout": "CTHW"}, "reward layout"), ({"_target_": "other"}, "backend config")):
+        changed = config | {"defaults": ["_self_"], "reward": {"backend": backend | {"config": spec | change}}}
+        assert list(wrong(READERS["unirl"](changed))) == [name]
+
+
+def test_every_option_of_ours_that_a_host_may_set_is_taken_by_its_adapter():
+    """Hydra passes unknown keys to the spec, which raises; verl-omni drops what is not in the signature without a word."""
+    options = {item.name for item in fields(Wiring)}
+    tree = ast.parse((PLUGINS / "unirl.py").read_text(encoding="utf-8"))
+    (spec,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "CaCSpec"]
+    assert {line.target.id for line in spec.body if isinstance(line, ast.AnnAssign)} == options - {"layout"} | {"batch_size"}
+    taken = set(inspect.signature(compute_score).parameters)
+    assert options - taken == {"on_missing", "group_size"}
+    entry = {
+        "path": "pkg://cac_align.plugins.verl_omni",
+        "name": "compute_score",
+        "required": True,
+        "ledger": "l.jsonl",
+        "fps": 16,
+    }
+    section = {"reward_manager": {"name": "MultiVisualRewardManager"}, "reward_functions": {"cac": entry}}
+    assert wrong(READERS["verl-omni"]({"reward": section})) == {}
+    section["reward_functions"]["cac"] = entry | {"group_size": 16}
+    assert list(wrong(READERS["verl-omni"]({"reward": section}))) == ["cac group_size"]
+
+
+def test_flow_factorys_classes_need_their_component_in_the_recipe(tmp_path):
+    (tmp_path / "one.yaml").write_text("components: {cac: {kind: cac}}\n")
+    config = ff()
+    for entry in config["rewards"]:
+        entry["reward"] = str(tmp_path / "one.yaml")
+    assert "has cac, not 'unified'" in wrong(flow_factory(config))["unified recipe"].text
+    assert "cac recipe" not in wrong(flow_factory(config))
+
+
+def test_only_both_components_once_each_are_the_papers_mean():
+    config = ff()
+    found = {check.name: check for check in flow_factory(config)}
+    assert found["aggregation"].ok is True and "the paper's mean" in found["aggregation"].text
+    config["rewards"][1]["reward_model"] = "cac_align.plugins.flow_factory.CaCUnifiedReward"
+    found = {check.name: check for check in flow_factory(config)}
+    assert found["aggregation"].ok is None and "not the paper's mean" in found["aggregation"].text
+
+
+def test_the_models_own_frame_rate_is_what_the_reward_must_be_told():
+    config = ff()
+    config["train"]["frame_rate"] = 24.0
+    assert "the reward takes the videos for 16 fps" in wrong(flow_factory(config))["cac frame rate"].text
+    for entry in config["rewards"]:
+        entry["fps"] = 24
+    assert "cac frame rate" not in wrong(flow_factory(config))

@@ -1,0 +1,132 @@
+"""The Flow-Factory adapter against its contract: small stand-ins for its abc and processor, written from the contract's text."""
+
+import importlib
+import inspect
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from cac_align.plugins import host
+from tests.support.hosting import clip
+
+
+@dataclass
+class RewardModelOutput:
+    rewards: Any
+    extra_info: dict | None = None
+
+
+class PointwiseRewardModel:
+    required_fields: tuple = ("image", "prompt")
+    use_tensor_inputs = False
+
+    def __init__(self, config, accelerator):
+        self.accelerator, self.config, self.device, self.dtype, self.model = (
+            accelerator,
+            config,
+            config.device,
+            config.dtype,
+            None,
+        )
+
+
+@dataclass
+class Config:
+    """RewardArguments: known keys, and everything else in extra_kwargs."""
+
+    name: str = "cac"
+    device: Any = field(default_factory=lambda: torch.device("cpu"))
+    dtype: Any = torch.bfloat16
+    batch_size: int = 2
+    extra_kwargs: dict = field(default_factory=dict)
+
+
+def pointwise(model, samples, batch_size):
+    """The processor's way: fields by signature, present on all samples, batch by batch, cast to float32 on the CPU."""
+    parameters = inspect.signature(model.__call__).parameters
+    assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    rewards = []
+    for start in range(0, len(samples), batch_size):
+        batch = samples[start : start + batch_size]
+        names = [name for name in parameters if all(sample.get(name) is not None for sample in batch)]
+        output = model(**{name: [sample[name] for sample in batch] for name in names})
+        rewards.append(torch.as_tensor(output.rewards, device="cpu", dtype=torch.float32))
+    return torch.cat(rewards)
+
+
+@pytest.fixture
+def adapter(monkeypatch):
+    monkeypatch.setattr(host, "_rewards", {})
+    monkeypatch.setattr(host, "_hosted", {})
+    fake = ModuleType("flow_factory.rewards.abc")
+    fake.PointwiseRewardModel, fake.RewardModelOutput = PointwiseRewardModel, RewardModelOutput
+    for name in ("flow_factory", "flow_factory.rewards"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    monkeypatch.delitem(sys.modules, "cac_align.plugins.flow_factory", raising=False)
+    yield importlib.import_module("cac_align.plugins.flow_factory")
+    sys.modules.pop("cac_align.plugins.flow_factory", None)
+
+
+def sample(prompt="p", level=240):
+    video = torch.from_numpy(clip(level)).permute(0, 3, 1, 2).float() / 255
+    return {"prompt": prompt, "video": video, "image": None, "latents": torch.zeros(1), "prompt_embeds": torch.zeros(1)}
+
+
+def build(adapter, kind="CaCUnifiedReward", **extra):
+    return getattr(adapter, kind)(Config(extra_kwargs={"reward": "hosting:scripted", **extra}), SimpleNamespace(device="cpu"))
+
+
+def test_whole_and_components_in_order_with_a_tail_batch(adapter):
+    samples = [sample("a", 240), sample("a", 90), sample("b", 240)]
+    whole = pointwise(build(adapter), samples, 2)
+    assert whole.dtype == torch.float32 and whole.tolist() == pytest.approx([0.825, 0.425, 0.825])
+    assert pointwise(build(adapter, "CaCReward"), samples, 2).tolist() == pytest.approx([0.9, 0.1, 0.9])
+    assert pointwise(build(adapter, "UnifiedVideoReward"), samples, 3).tolist() == pytest.approx([0.75] * 3)
+    assert torch.equal((pointwise(build(adapter, "CaCReward"), samples, 1) + 0.75) / 2, whole)  # weights 0.5 / 0.5 and "sum"
+
+
+def test_what_the_processor_reads_off_the_class(adapter):
+    for kind in (adapter.CaCUnifiedReward, adapter.CaCReward, adapter.UnifiedVideoReward):
+        assert issubclass(kind, PointwiseRewardModel)
+        assert kind.use_tensor_inputs is True and kind.required_fields == ("prompt", "video")
+        assert list(inspect.signature(kind.__call__).parameters) == ["self", "prompt", "video"]
+
+
+def test_asynchronous_workers_share_one_reward(adapter):
+    model = build(adapter)
+    assert build(adapter).hosted is model.hosted  # training and evaluation instances
+    levels = [240, 90] * 8
+    with ThreadPoolExecutor(4) as pool:
+        values = list(pool.map(lambda level: pointwise(model, [sample("p", level)], 1).item(), levels))
+    assert values == pytest.approx([0.825, 0.425] * 8)
+
+
+def test_a_stacked_batch_is_accepted(adapter):
+    videos = torch.stack([sample()["video"], sample(level=90)["video"]])
+    assert build(adapter)(prompt=["a", "b"], video=videos).rewards == pytest.approx([0.825, 0.425])
+
+
+def test_wrong_options_and_missing_media_are_typed_errors(adapter):
+    with pytest.raises(ValueError, match="did you mean 'reward'"):
+        build(adapter, rewrd="x")
+    with pytest.raises(ValueError, match="judge video"):
+        build(adapter)(prompt=["a"])
+    with pytest.raises(ValueError, match="one prompt per video"):
+        build(adapter)(prompt=["a"], video=[sample()["video"]] * 2)
+
+
+def test_the_policy_reaches_the_host(adapter):
+    bad = sample()
+    bad["video"] = bad["video"] * float("nan")
+    from cac_align.plugins.failure import Unscored
+
+    with pytest.raises(Unscored, match=r"policy raise.*NaN"):
+        pointwise(build(adapter), [sample(), bad], 2)
+    neutral = build(adapter, on_missing="neutral", max_unscored_share=1.0, group_size=2)
+    assert pointwise(neutral, [sample(), bad], 2).tolist() == pytest.approx([0.825, 0.825])

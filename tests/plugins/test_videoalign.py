@@ -1,0 +1,86 @@
+"""The VideoAlign-shaped class: same constructor, same call, same keys; our scores under them."""
+
+import inspect
+
+import pytest
+
+from cac_align.core.encoding import write_mp4
+from cac_align.plugins import host
+from cac_align.plugins.failure import Unscored
+from cac_align.plugins.videoalign import RunStopped, VideoVLMRewardInference
+from tests.support.hosting import clip
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    monkeypatch.setattr(host, "_rewards", {})
+    monkeypatch.setattr(host, "_hosted", {})
+
+
+@pytest.fixture
+def paths(tmp_path):
+    for level in (240, 90):
+        write_mp4(tmp_path / f"{level}.mp4", clip(level, 17, 64, 64), fps=8)  # DanceGRPO tags 16 fps videos with 8
+    return [str(tmp_path / "240.mp4"), str(tmp_path / "90.mp4")]
+
+
+def test_the_signature_is_videoaligns():
+    names = list(inspect.signature(VideoVLMRewardInference.__init__).parameters)
+    assert names[:5] == ["self", "load_from_pretrained", "load_from_pretrained_step", "device", "dtype"]
+    names = list(inspect.signature(VideoVLMRewardInference.reward).parameters)
+    assert names == ["self", "video_paths", "prompts", "fps", "num_frames", "max_pixels", "use_norm"]
+
+
+def test_keys_hold_components_and_the_whole(paths):
+    inferencer = VideoVLMRewardInference("hosting:scripted", device="cuda:0", dtype="bfloat16")
+    bright, dark = inferencer.reward(paths, ["a", "b"], use_norm=True)
+    assert bright == pytest.approx({"VQ": 0.9, "MQ": 0.75, "TA": 0.75, "Overall": 0.825})
+    assert dark == pytest.approx({"VQ": 0.1, "MQ": 0.75, "TA": 0.75, "Overall": 0.425})
+    assert 0.5 * dark["VQ"] + 0.5 * dark["MQ"] == pytest.approx(dark["Overall"])
+    assert inferencer.reward(paths[:1], ["a"], use_norm=False)[0]["MQ"] == pytest.approx(4.0)  # raw, on 1 to 5
+
+
+def test_the_files_own_rate_is_not_believed(paths):
+    inferencer = VideoVLMRewardInference("hosting:scripted")
+    scan = inferencer.hosted.scores(["a"], paths[:1])[0].evidence.turns[0]
+    assert scan.frames == (0, 4, 8, 12, 16)  # 4 fps of 16; at the 8 of the file it would be every second frame
+
+
+def test_failures_and_wrong_rewards_are_errors(paths):
+    with pytest.raises(RunStopped, match="policy raise") as stopped:
+        VideoVLMRewardInference("hosting:scripted").reward(["/no/such.mp4"], ["a"])
+    assert isinstance(stopped.value.__cause__, Unscored)
+    with pytest.raises(RunStopped, match="no part 'normalised/cac'"):
+        VideoVLMRewardInference("hosting:brightness").reward(paths[:1], ["a"])
+    with pytest.raises(RunStopped, match="one prompt per video"):
+        VideoVLMRewardInference("hosting:scripted").reward(paths, ["a"])
+    with pytest.raises(ValueError, match="unknown reward option"):
+        VideoVLMRewardInference("hosting:scripted", legder="x")
+
+
+def dance_grpo(inferencer, path, prompt):
+    """What that host's trainer does with one video: a failure that it can catch becomes the group's worst score."""
+    try:
+        (row,) = inferencer.reward([path], [prompt], use_norm=True)
+        return row["VQ"], row["MQ"]
+    except Exception:
+        return -1.0, -1.0
+
+
+def test_no_failure_becomes_the_trainers_own_number(paths):
+    assert dance_grpo(VideoVLMRewardInference("hosting:scripted"), paths[0], "a") == pytest.approx((0.9, 0.75))
+    with pytest.raises(RunStopped, match="Unscored: 1 of 1 videos have no score"):
+        dance_grpo(VideoVLMRewardInference("hosting:scripted"), "/no/such.mp4", "a")
+    down = VideoVLMRewardInference("http://127.0.0.1:9", timeout_s=0.3)
+    with pytest.raises(RunStopped, match="service http://127.0.0.1:9"):
+        dance_grpo(down, paths[0], "a")
+
+
+def test_an_exhausted_budget_stops_the_run(paths):
+    options = {"on_missing": "neutral", "group_size": 2, "max_unscored_share": 0.25, "min_seen": 2}
+    inferencer = VideoVLMRewardInference("hosting:scripted", **options)
+    with pytest.raises(RunStopped, match="too many videos without a score .* 1 of 2 unscored"):
+        try:
+            inferencer.reward([paths[0], "/no/such.mp4"], ["a", "a"])
+        except Exception:
+            pytest.fail("the host would have gone on")

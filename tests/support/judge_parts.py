@@ -1,0 +1,36 @@
+"""Fixtures of the small judge's tests: the texts of its lessons, its tokenizer and processor, and a pool of clips.
+
+Imports stand inside: pytest loads this file for every test, and few of them need torch.
+"""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def texts():
+    from research.training.examples import lesson_texts
+    from research.training.pool import LessonPlan
+
+    return lesson_texts("cac", LessonPlan(), clips=16)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(texts):
+    from cac_align.miniature.models.judge import build_tokenizer
+
+    return build_tokenizer(texts, 600)
+
+
+@pytest.fixture(scope="session")
+def processor(tokenizer):
+    from cac_align.miniature.models.judge import build_processor
+    from tests.support.small_judge import SMALL
+
+    return build_processor(tokenizer, SMALL)
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory):
+    from research.training.pool import ClipPool, LessonPlan
+
+    return ClipPool.open(tmp_path_factory.mktemp("pool"), LessonPlan(), 0, 40)

@@ -1,0 +1,187 @@
+"""Probabilities of whole words from log-probabilities of tokens: with the real Qwen token table, and against an exact language model."""
+
+from __future__ import annotations
+
+import base64
+import math
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cac_align.cac.readout import status_offset
+from cac_align.vlm.server.readout import Uncovered, read_words
+
+WORDS = ("normal", "abnormal")
+
+
+def entry(piece: str, p: float) -> dict[str, Any]:
+    return {"token": piece, "logprob": math.log(p), "bytes": list(piece.encode())}
+
+
+def step(chosen: str, top: dict[str, float]) -> dict[str, Any]:
+    return {
+        **entry(chosen, top[chosen]),
+        "top_logprobs": [entry(*item) for item in sorted(top.items(), key=lambda item: -item[1])],
+    }
+
+
+def read(*steps: dict[str, Any], place: int = 0, words: tuple[str, ...] = WORDS) -> dict[str, float]:
+    text = "".join(item["token"] for item in steps)
+    return {word: math.exp(value) for word, value in read_words({"content": list(steps)}, text, place, words).items()}
+
+
+# ---- the real table -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ranks() -> dict[bytes, int]:
+    """Qwen's byte-pair table, as the dashscope wheel carries it."""
+    spec = find_spec("dashscope")
+    if spec is None or spec.origin is None:
+        pytest.skip("dashscope is not installed")
+    table = Path(spec.origin).parent / "resources" / "qwen.tiktoken"
+    lines = (line.split() for line in table.read_bytes().splitlines() if line)
+    return {base64.b64decode(piece): int(rank) for piece, rank in lines}
+
+
+def spelled(word: str, ranks: dict[bytes, int]) -> list[str]:
+    """Byte-pair encoding of one pre-token: merge the pair with the lowest rank until none is left."""
+    pieces = [bytes([byte]) for byte in word.encode()]
+    while True:
+        pairs = [(ranks.get(a + b, math.inf), n) for n, (a, b) in enumerate(pairwise(pieces))]
+        rank, n = min(pairs, default=(math.inf, 0))
+        if rank == math.inf:
+            return [piece.decode() for piece in pieces]
+        pieces[n : n + 2] = [pieces[n] + pieces[n + 1]]
+
+
+def qwen_answer(status: str, ranks: dict[bytes, int], p_first: float) -> tuple[list[dict[str, Any]], str]:
+    """A confident answer as a server with Qwen's tokenizer reports it; the other word's first piece gets what is left."""
+    pre_tokens = [
+        '{"',
+        "COT",
+        '":',
+        ' "',
+        "fine",
+        '",',
+        ' "',
+        "status",
+        '":',
+        ' "',
+        status,
+        '",',
+        ' "',
+        "anomalies",
+        '":',
+        " []",
+        "}",
+    ]
+    first = {word: spelled(word, ranks)[0] for word in WORDS}
+    steps = []
+    for pre_token in pre_tokens:
+        for n, piece in enumerate(spelled(pre_token, ranks)):
+            if pre_token == status and n == 0:
+                other = next(first[word] for word in WORDS if word != status)
+                steps.append(step(piece, {piece: p_first, other: 1 - p_first}))
+            else:
+                steps.append(step(piece, {piece: 0.999, "!": 0.001}))
+    return steps, "".join(item["token"] for item in steps)
+
+
+@pytest.mark.parametrize(("status", "above"), [("normal", True), ("abnormal", False)])
+def test_a_confident_verdict_in_qwens_pieces_reads_on_its_own_side(ranks: dict[bytes, int], status: str, above: bool) -> None:
+    assert (spelled("normal", ranks), spelled("abnormal", ranks)) == (["normal"], ["ab", "normal"])  # the trap is real
+    steps, text = qwen_answer(status, ranks, 0.98)
+    place = status_offset(text)
+    assert place is not None and text[place:].startswith(status)
+    log_p = read_words({"content": steps}, text, place, WORDS)
+    reward = 1 / (1 + math.exp(log_p["abnormal"] - log_p["normal"]))
+    assert (reward > 0.9) if above else (reward < 0.1)
+    # and this is what a search for the token "normal" would have read on the abnormal verdict
+    searched = next(item for item in steps if item["token"] == "normal")
+    assert math.exp(searched["logprob"]) > 0.97
+
+
+# ---- against an exact language model ------------------------------------------------------------------------------
+
+PIECES = ("a", "b", "ab", "abn", "n", "no", "nor", "normal", "mal", "o", "or", "r", "m", "al", "x")
+
+
+@st.composite
+def models(draw: st.DrawFn) -> dict[str, float]:
+    """P(next piece), the same everywhere: exact word probabilities are then easy to add up."""
+    weights = draw(st.lists(st.integers(1, 50), min_size=len(PIECES), max_size=len(PIECES)))
+    return {piece: weight / sum(weights) for piece, weight in zip(PIECES, weights, strict=True)}
+
+
+def exact(model: dict[str, float], word: str) -> float:
+    if not word:
+        return 1.0
+    return sum(p * exact(model, word[len(piece) :]) for piece, p in model.items() if word.startswith(piece))
+
+
+def bound(model: dict[str, float], word: str) -> float:
+    """What can be known without following any other spelling: every first piece in full."""
+    return sum(p for piece, p in model.items() if word.startswith(piece))
+
+
+@given(models(), st.sampled_from(WORDS))
+@settings(max_examples=60, deadline=None)
+def test_readings_lie_between_the_truth_and_the_first_pieces(model: dict[str, float], spelling: str) -> None:
+    pieces = []
+    rest = spelling
+    while rest:  # any one way through the word
+        pieces.append(max((piece for piece in PIECES if rest.startswith(piece)), key=len))
+        rest = rest[len(pieces[-1]) :]
+    p = read(*(step(piece, model) for piece in pieces))
+    for word in WORDS:
+        assert exact(model, word) <= p[word] * (1 + 1e-9)
+        assert p[word] <= bound(model, word) * (1 + 1e-9)
+
+
+def test_a_followed_spelling_is_exact() -> None:
+    assert read(
+        step("ab", {"ab": 0.5, "n": 0.25, "x": 0.25}),
+        step("nor", {"nor": 0.5, "normal": 0.25, "x": 0.25}),
+        step("mal", {"mal": 0.75, "x": 0.25}),
+    ) == pytest.approx({"abnormal": 0.5 * (0.5 * 0.75 + 0.25), "normal": 0.25})
+
+
+def test_two_ids_with_one_text_add_up() -> None:
+    steps = step("normal", {"normal": 0.5, "ab": 0.2})
+    steps["top_logprobs"].append(entry("normal", 0.25))
+    assert read(steps) == pytest.approx({"normal": 0.75, "abnormal": 0.2})
+
+
+def test_probabilities_never_exceed_one() -> None:
+    assert read(step("normal", {"normal": 1.0, "ab": 0.1}), words=("normal",)) == {"normal": 1.0}
+    item = step("normal", {"normal": 1.0, "ab": 0.1})
+    item["top_logprobs"][0]["logprob"] = 1e-6  # rounding in the server
+    assert read(item)["normal"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "ask_again"),
+    [
+        (None, True),
+        ({}, True),
+        ({"content": None}, True),
+        ({"content": []}, True),
+        ({"content": ["normal"]}, True),
+        ([], True),
+        ({"content": [{"token": "normal"}]}, True),
+        ({"content": [{"token": "normal", "logprob": None, "top_logprobs": None}]}, True),
+        ({"content": [{"token": "normal", "logprob": -0.1, "top_logprobs": []}]}, True),
+        ({"content": [{"token": "other text", "logprob": -0.1}]}, True),
+        ({"content": [step("normal", {"normal": 0.1, "x": 0.9})]}, False),  # "abnormal" may be likelier: no reading
+    ],
+)
+def test_what_cannot_be_read_says_so(logprobs: Any, ask_again: bool) -> None:
+    with pytest.raises(Uncovered) as error:
+        read_words(logprobs, "normal", 0, WORDS)
+    assert error.value.ask_again is ask_again

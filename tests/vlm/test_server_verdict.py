@@ -1,0 +1,211 @@
+"""Where the verdict stands in a server's answer, and its probability: the pieces of real tables, bounded, or not read at all."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cac_align.cac.readout import STATUS
+from cac_align.cac.verdict_only import VerdictOnly
+from cac_align.core.video import Video
+from cac_align.rewards.cac import CaC
+from cac_align.vlm.protocol import Message, Readout
+from tests.support.chat_server import (
+    Answer,
+    Server,
+    after_status,
+    completion,
+    user,
+    vlm_for,
+)
+
+BEFORE = ['{"', "C", "OT", '":', ' "', "a sixth", " finger", '",', ' "', "status", '":', ' "']
+AFTER = ['",', ' "', "anomalies", '":', " []", "}"]
+
+
+def token(text: str, p: float | None, top: dict[str, float] | None = None) -> dict[str, Any]:
+    entries = {text: 1.0 if p is None else p} if top is None else top
+    top_logprobs = [
+        {"token": piece, "logprob": math.log(q), "bytes": list(piece.encode())}
+        for piece, q in sorted(entries.items(), key=lambda item: -item[1])
+    ]
+    return {"token": text, "logprob": math.log(entries.get(text, p)), "bytes": list(text.encode()), "top_logprobs": top_logprobs}
+
+
+def answer_with(*verdict: dict[str, Any], finish: str = "stop") -> dict[str, Any]:
+    """A whole answer in Qwen's own pieces, with the given tokens as the status."""
+    tokens = [*(token(piece, 1.0) for piece in BEFORE), *verdict, *(token(piece, 1.0) for piece in AFTER)]
+    text = "".join(item["token"] for item in tokens)
+    end = {"token": "<|im_end|>", "logprob": 0.0, "bytes": list(b"<|im_end|>"), "top_logprobs": []}
+    return completion(text, {"content": [*tokens, end]}, finish)
+
+
+def read(serve: Any, *bodies: dict[str, Any], **settings: Any) -> tuple[dict[str, float] | None, Server]:
+    server = serve(lambda body, number: Answer(bodies[min(number, len(bodies) - 1)]))
+    (reply,) = vlm_for(server, **settings).answer([user()], max_new_tokens=500, readout=STATUS)
+    assert reply.error is None
+    return None if reply.log_p is None else {word: math.exp(value) for word, value in reply.log_p.items()}, server
+
+
+def test_abnormal_is_read_over_both_of_its_pieces(serve: Any) -> None:
+    # The second piece of "abnormal" is the token "normal" with probability 0.9: whoever searches for it inverts the reward.
+    body = answer_with(
+        token("ab", None, {"ab": 0.8, "normal": 0.15, "un": 0.05}), token("normal", None, {"normal": 0.9, "surd": 0.1})
+    )
+    p, server = read(serve, body)
+    assert p == pytest.approx({"normal": 0.15, "abnormal": 0.8 * 0.9})
+    assert len(server.requests) == 1
+    assert (server.requests[0]["logprobs"], server.requests[0]["top_logprobs"]) == (True, 20)
+
+
+def test_normal_is_read_at_its_only_piece(serve: Any) -> None:
+    p, _ = read(serve, answer_with(token("normal", None, {"normal": 0.7, "ab": 0.2, " normal": 0.06, "n": 0.04})))
+    # "n" begins the word too, and counts in full; a leading space is another text
+    assert p == pytest.approx({"normal": 0.74, "abnormal": 0.2})
+
+
+def test_a_merged_closing_quote_counts_and_a_longer_word_does_not(serve: Any) -> None:
+    top = {"normal": 0.5, 'normal",': 0.2, "normally": 0.2, "ab": 0.1}
+    assert read(serve, answer_with(token("normal", None, top)))[0] == pytest.approx({"normal": 0.7, "abnormal": 0.1})
+
+
+def test_a_word_outside_the_top_is_bounded_by_the_smallest_that_is_there(serve: Any) -> None:
+    top = {"normal": 0.99} | {f"x{n}": 0.0001 * (n + 1) for n in range(4)}
+    p, _ = read(serve, answer_with(token("normal", None, top)))
+    assert p == pytest.approx({"normal": 0.99, "abnormal": 0.0001})
+
+
+def test_the_rest_of_a_word_outside_the_top_is_bounded_too(serve: Any) -> None:
+    body = answer_with(token("ab", None, {"ab": 0.8, "normal": 0.2}), token("surd", None, {"surd": 0.97, "out": 0.03}))
+    assert read(serve, body)[0] == pytest.approx({"normal": 0.2, "abnormal": 0.8 * 0.03})
+
+
+def test_no_word_among_the_likeliest_is_no_reading_and_never_one_half(serve: Any) -> None:
+    p, server = read(serve, answer_with(token("broken", None, {"broken": 0.9, "bad": 0.1})))
+    assert p is None and len(server.requests) == 1
+
+
+def test_a_verdict_forced_by_the_grammar_against_the_model_is_no_reading(serve: Any) -> None:
+    # The grammar forced "normal" although the model wanted "null": the likeliest 20 say nothing about "abnormal".
+    body = answer_with(token("normal", 1e-6, {"null": 0.9, "None": 0.1}))
+    assert read(serve, body)[0] is None
+
+
+def test_masked_tokens_are_not_probabilities(serve: Any) -> None:
+    item = token("normal", None, {"normal": 0.9, "ab": 0.1})
+    item["top_logprobs"] += [{"token": "x", "logprob": -9999.0, "bytes": [120]}, {"token": "y", "logprob": None, "bytes": [121]}]
+    assert read(serve, answer_with(item))[0] == pytest.approx({"normal": 0.9, "abnormal": 0.1})
+
+
+def test_the_place_is_found_by_bytes_behind_any_text(serve: Any) -> None:
+    tokens = [
+        token('{"COT": "', 1.0),
+        {"token": "\ufffd", "logprob": 0.0, "bytes": [0xF0, 0x9F], "top_logprobs": []},  # half an emoji, as vLLM writes it
+        {"token": "\ufffd", "logprob": 0.0, "bytes": [0x98, 0x80], "top_logprobs": []},
+        token(' é normal \\"status\\": \\"normal\\"", "status": "', 1.0),
+        token("ab", None, {"ab": 0.6, "normal": 0.4}),
+        token("normal", 1.0),
+        token('"}', 1.0),
+    ]
+    text = b"".join(bytes(item["bytes"]) for item in tokens).decode()
+    assert read(serve, completion(text, {"content": tokens}))[0] == pytest.approx({"normal": 0.4, "abnormal": 0.6})
+
+
+def test_reasoning_that_was_cut_off_in_front_does_not_shift_the_place(serve: Any) -> None:
+    body = answer_with(token("normal", None, {"normal": 0.9, "ab": 0.1}))
+    body["choices"][0]["logprobs"]["content"].insert(0, token("<think>normal</think>\n", 1.0))
+    assert read(serve, body)[0] == pytest.approx({"normal": 0.9, "abnormal": 0.1})
+
+
+def one_token(text: str, top: dict[str, float] | None) -> dict[str, Any]:
+    return completion(text, None if top is None else {"content": [token(text, None, top)]}, "length")
+
+
+def test_without_logprobs_the_place_is_asked_again_and_then_given_up(serve: Any) -> None:
+    first = completion('{"COT": "x", "status": "normal", "anomalies": []}')
+    p, server = read(serve, first, one_token("normal", None))
+    assert p is None
+    _, again = server.requests
+    assert again["messages"] == [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": '{"COT": "x", "status": "'},
+    ]
+    assert (again["max_tokens"], again["continue_final_message"], again["add_generation_prompt"]) == (1, True, False)
+
+
+def test_the_second_request_reads_what_the_first_did_not_cover(serve: Any) -> None:
+    # A tokenizer that writes quote and word as one token: no token begins at the place.
+    tokens = [token('{"status":', 1.0), token(' "normal', None, {' "normal': 0.9, ' "ab': 0.1}), token('"}', 1.0)]
+    first = completion('{"status": "normal"}', {"content": tokens})
+    p, server = read(serve, first, one_token("ab", {"ab": 0.7, "normal": 0.3}))
+    assert p == pytest.approx({"normal": 0.3, "abnormal": 0.7})
+    assert server.requests[1]["messages"][-1]["content"] == '{"status": "'
+
+
+def test_the_second_request_extends_an_answer_that_was_being_continued(serve: Any) -> None:
+    bodies = [completion(' "status": "normal"}'), one_token("normal", {"normal": 0.9, "ab": 0.1})]
+    server = serve(lambda body, number: Answer(bodies[number]))
+    chat = (*user(), Message("assistant", '{"COT": "",'))
+    readout = Readout(("normal", "abnormal"), after_status)
+    (reply,) = vlm_for(server).answer([chat], max_new_tokens=9, readout=readout, schema={"type": "object"})
+    assert math.exp(reply.log_p["normal"]) == pytest.approx(0.9)
+    assert server.requests[1]["messages"][-1]["content"] == '{"COT": "", "status": "'
+    assert len(server.requests[1]["messages"]) == 2 and "response_format" not in server.requests[1]
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "sglang"])
+def test_behind_a_schema_the_probabilities_are_those_without_it(serve: Any, dialect: str) -> None:
+    # The mask leaves "normal" and "ab" alone: they sum to 1, whatever the model wanted to write. It wanted "null".
+    masked = answer_with(token("normal", None, {"normal": 0.6, "ab": 0.4}))
+    bodies = [masked, one_token("null", {"null": 0.995, "normal": 0.003, "ab": 0.002})]
+    server = serve(lambda body, number: Answer(bodies["response_format" not in body]))
+    (reply,) = vlm_for(server, dialect=dialect).answer([user()], max_new_tokens=500, schema={"type": "object"}, readout=STATUS)
+    p = {word: math.exp(value) for word, value in reply.log_p.items()}
+    assert p == pytest.approx({"normal": 0.003, "abnormal": 0.002}) and '"status": "normal"' in reply.text
+    assert ["response_format" in request for request in server.requests] == [True, False]
+    judge = CaC(vlm_for(server, dialect=dialect), VerdictOnly(form="json"))
+    (score,) = judge(["a"], [Video.open(np.zeros((9, 32, 32, 3), np.uint8), fps=16)])
+    assert not score.scored and "hold only 0.005 of the probability" in score.error
+
+
+def test_behind_a_schema_a_second_request_that_fails_leaves_no_probabilities(serve: Any) -> None:
+    masked = answer_with(token("normal", None, {"normal": 0.6, "ab": 0.4}))
+    server = serve(lambda body, number: Answer(masked) if "response_format" in body else Answer({"error": "no"}, status=400))
+    (reply,) = vlm_for(server).answer([user()], max_new_tokens=500, schema={"type": "object"}, readout=STATUS)
+    assert reply.log_p is None and reply.error is None
+
+
+def test_openai_servers_are_not_asked_to_continue(serve: Any) -> None:
+    p, server = read(serve, completion('{"status": "normal"}'), dialect="openai")
+    assert p is None and len(server.requests) == 1
+
+
+def test_an_answer_without_the_place_has_no_probabilities(serve: Any) -> None:
+    p, server = read(serve, completion("I cannot say."))
+    assert p is None and len(server.requests) == 1
+
+
+def test_asked_for_tokens_replace_the_likeliest(serve: Any) -> None:
+    item = token("normal", None, {"normal": 0.9})
+    item["top_logprobs"] = [
+        {"token": "token_id:8252", "logprob": math.log(0.9), "bytes": None},
+        {"token": "token_id:370", "logprob": math.log(1e-7), "bytes": None},
+    ]
+    p, server = read(serve, answer_with(item), word_token_ids={8252: "normal", 370: "ab"})
+    assert p == pytest.approx({"normal": 0.9, "abnormal": 1e-7})
+    assert server.requests[0]["logprob_token_ids"] == [370, 8252] and "top_logprobs" not in server.requests[0]
+
+
+def test_a_missing_asked_for_token_has_no_bound(serve: Any) -> None:
+    body = answer_with(token("normal", None, {"normal": 0.9}))
+    assert read(serve, body, word_token_ids={8252: "normal", 370: "ab"})[0] is None
+
+
+def test_words_that_begin_alike_are_not_guessed_apart(serve: Any) -> None:
+    body = completion("x: goo", {"content": [token("x: ", 1.0), token("goo", None, {"goo": 0.8, "bad": 0.2})]})
+    server = serve(lambda request, number: Answer(body))
+    readout = Readout(("good", "goofy"), lambda text: 3)
+    assert vlm_for(server).answer([user()], max_new_tokens=5, readout=readout)[0].log_p is None

@@ -28,7 +28,7 @@ _HOMES = {
     "combine": "cac_align.rewards.combine",
     "Ledger": "cac_align.rewards.ledger",
     "best_of_n": "cac_align.generation.best_of_n",
-    "load_reward": "cac_align.config",
+    "load_reward": "cac_align.rewards.build",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -9,17 +9,10 @@ import pytest
 
 from cac_align.cac.judge_settings import write_settings
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.config import (
-    BestOfNRecipe,
-    GeneratorRecipe,
-    JudgeRecipe,
-    RewardRecipe,
-    import_name,
-    load_generator,
-    load_reward,
-    read_recipe,
-)
+from cac_align.config import import_name, read_recipe
 from cac_align.core.weights import shipped
+from cac_align.generation.build import BestOfNRecipe, GeneratorRecipe, load_generator
+from cac_align.rewards.build import JudgeRecipe, RewardRecipe, load_reward
 from tests.support.tiny_flow import Brightness
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cac_align.config import RewardRecipe, load_reward, read_recipe
+from cac_align.config import read_recipe
+from cac_align.rewards.build import RewardRecipe, load_reward
 
 SERVING = sorted((Path(__file__).parents[1] / "recipes" / "serving").glob("*.yaml"))
 

@@ -22,10 +22,10 @@ from cac_align.align.checkpoint import put_folder
 from cac_align.align.lora import gathered, save_lora, swapped
 from cac_align.align.recipe import FlowGrpoRecipe, read_prompts
 from cac_align.align.rollout import sample
-from cac_align.config import load_reward
 from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
 from cac_align.generation.best_of_n import slug
+from cac_align.rewards.build import load_reward
 from cac_align.rewards.ledger import Ledger
 from cac_align.runs.metrics_log import Rows, track
 

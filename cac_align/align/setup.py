@@ -18,9 +18,9 @@ from cac_align.align.async_reward import Judging
 from cac_align.align.local_advantages import Grid
 from cac_align.align.lora import add_lora
 from cac_align.align.recipe import FlowGrpoRecipe, check, chunk_prompts, prompts_at, read_prompts
-from cac_align.config import load_reward
 from cac_align.core.weights import shipped
 from cac_align.generation.wan import Wan
+from cac_align.rewards.build import load_reward
 from cac_align.rewards.combine import Combined, bounds_of
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.normalise import NEEDS_GROUP

@@ -223,7 +223,8 @@ def teacher_of(name: str | None, recipe: Path | None, overrides: Sequence[str], 
     """The teacher: the miniature's ground truth, or the model behind a judge recipe, URL, checkpoint or "module:Name"."""
     from omegaconf import OmegaConf
 
-    from cac_align.config import JudgeRecipe, RewardRecipe, import_name, load_reward, read_recipe
+    from cac_align.config import import_name, read_recipe
+    from cac_align.rewards.build import JudgeRecipe, RewardRecipe, load_reward
 
     if name == "miniature":
         from cac_align.miniature.teacher.ground_truth import GroundTruth

@@ -12,10 +12,10 @@ from typing import Any
 
 
 def run_bench(options: argparse.Namespace) -> int:
-    from cac_align.config import load_reward
     from cac_align.data.records import all_records
     from cac_align.evaluation.bench.bench import bench, compare, stored_scores, write
     from cac_align.evaluation.bench.detection import evaluate
+    from cac_align.rewards.build import load_reward
     from cac_align.rewards.ledger import Ledger
 
     if options.stored and (options.reward or options.overrides):
@@ -67,10 +67,10 @@ def judge_names(recipes: Sequence[str | None]) -> list[str]:
 
 def run_calibrate(options: argparse.Namespace) -> int:
     from cac_align.cac.judge_settings import write_temperature, write_threshold
-    from cac_align.config import load_cac
     from cac_align.data.records import all_records
     from cac_align.evaluation.bench.bench import score_records
     from cac_align.evaluation.bench.calibration import fit_scores
+    from cac_align.rewards.build import load_cac
     from cac_align.rewards.ledger import Ledger
 
     if options.write is not None and not (options.write / "config.json").is_file():
@@ -157,8 +157,8 @@ def _progress(unit: str) -> Callable[[Any, Any, Any], None]:
 
 
 def run_report(options: argparse.Namespace) -> int:
-    from cac_align.config import load_reward
     from cac_align.evaluation.report.report import report, report_selection
+    from cac_align.rewards.build import load_reward
 
     if options.overrides and options.reward is None:
         raise ValueError(f"--set {options.overrides[0]} overrides a recipe's key; give the recipe with --reward")

@@ -20,7 +20,7 @@ CHUNK = 16  # videos judged together, or more where one prompt has more and its 
 def run_score(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from cac_align.config import load_reward
+    from cac_align.rewards.build import load_reward
     from cac_align.rewards.ledger import Ledger
     from cac_align.rewards.normalise import NEEDS_GROUP
 

@@ -13,8 +13,9 @@ from cac_align.core.prompts import read_prompts
 
 
 def run_best_of_n(options: argparse.Namespace) -> int:
-    from cac_align.config import BestOfNRecipe, read_recipe
+    from cac_align.config import read_recipe
     from cac_align.evaluation.report.selection_page import write_selection_page
+    from cac_align.generation.build import BestOfNRecipe
     from cac_align.runs.rank_status import Whereabouts
 
     recipe = read_recipe(BestOfNRecipe, options.recipe, options.overrides)
@@ -40,8 +41,9 @@ def run_best_of_n(options: argparse.Namespace) -> int:
 def _selections(options: argparse.Namespace, recipe: Any, prompts: Sequence[str], here: Any) -> Any:
     """Load what is needed and choose. Under ``accelerate launch`` each process takes its share of the prompts, and the first one then reads
     everything together; None in the others. A process that dies takes the others with it (``ProcessLost``), and the same command goes on."""
-    from cac_align.config import GeneratorRecipe, load_generator, load_reward
     from cac_align.generation.best_of_n import best_of_n, read_candidates
+    from cac_align.generation.build import GeneratorRecipe, load_generator
+    from cac_align.rewards.build import load_reward
 
     if options.candidates is not None and options.n is not None:
         raise ValueError("--n says how many to generate; of the given --candidates all are judged, leave one of the two out")

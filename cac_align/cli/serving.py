@@ -7,7 +7,7 @@ import os
 
 
 def run_serve(options: argparse.Namespace) -> int:
-    from cac_align.config import load_reward
+    from cac_align.rewards.build import load_reward
     from cac_align.serving.app import Settings, serve
 
     reward = load_reward(options.reward, options.overrides)

@@ -167,40 +167,16 @@ def _built(wiring: Wiring) -> Reward:
         return RemoteReward(wiring.reward, wiring.component, token=token, **options)
     key = (os.getpid(), wiring.reward)
     if key not in _rewards:
-        from cac_align.config import load_reward
+        from cac_align.rewards.build import load_reward
 
         _rewards[key] = load_reward(wiring.reward)
+    from cac_align.rewards.build import offered
+
     choices = offered(_rewards[key])
     name = wiring.component or next(iter(choices))
     if name not in choices:
         raise ValueError(f"reward {_rewards[key].name!r} has no component {name!r}; it offers {', '.join(choices)}")
     return choices[name]
-
-
-def offered(reward: Reward) -> dict[str, Reward]:
-    """A reward and, where it is a combination, each of its components normalised as in the whole; the whole stands first.
-
-    One alone whose bounds are not 0 and 1 (UnifiedReward: 1 to 5) is brought there, too: hosts add up what they are given.
-
-    Raises ``ValueError`` for a normaliser that compares the videos of one prompt: hosts and clients hand over fragments of groups.
-    """
-    normalise = getattr(reward, "normalise", None)
-    if normalise in ("group", "rank"):
-        raise ValueError(
-            f"reward {reward.name!r} normalises by {normalise!r} within a prompt's videos, but a host's call holds only a fragment of "
-            "them; use normalise: range or reference, or give the host the components one by one and let it normalise"
-        )
-    from cac_align.rewards.combine import Combined, bounds_of
-
-    if normalise is None and bounds_of(reward) not in (None, (0.0, 1.0)):
-        return {reward.name: Combined({reward.name: reward}, "range", {reward.name: 1.0})}
-    choices = {reward.name: reward}
-    if normalise is not None:
-        assert isinstance(reward, Combined)
-        for name, component in reward.components.items():
-            statistics = {key: value for key, value in reward.statistics.items() if key == name}
-            choices[name] = Combined({name: component}, reward.normalise, {name: 1.0}, statistics)
-    return choices
 
 
 # ---- pixels --------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from pydantic import ValidationError
 
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.core.video import Video
-from cac_align.plugins.host import offered
+from cac_align.rewards.build import offered
 from cac_align.rewards.cac import CaC
 from cac_align.rewards.combine import Combined
 from cac_align.rewards.reward import Reward, Score

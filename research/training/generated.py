@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from cac_align.config import GeneratorRecipe, load_generator, read_recipe
+from cac_align.config import read_recipe
 from cac_align.core.judgement import Anomaly, Box, Window
 from cac_align.core.video import Video
+from cac_align.generation.build import GeneratorRecipe, load_generator
 from cac_align.miniature.oracle.oracle import TOLERANCE, Sight, look
 from cac_align.miniature.teacher import teacher
 from cac_align.miniature.world.draw import extent

@@ -21,10 +21,11 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from cac_align.config import GeneratorRecipe, load_generator, read_recipe
+from cac_align.config import read_recipe
 from cac_align.core.encoding import write_mp4
 from cac_align.data.records import Record, read_records, write_records
 from cac_align.data.validate import validate
+from cac_align.generation.build import GeneratorRecipe, load_generator
 from cac_align.generation.wan import Wan
 from cac_align.miniature.oracle.oracle import look
 from cac_align.miniature.world.world import PLAYGROUND, TRAIN_SEEDS, make_prompts, write_world

@@ -29,9 +29,10 @@ from cac_align.align.recipe import (
 )
 from cac_align.align.rollout import Flow, latent_shape, sample, sample_seed, velocity
 from cac_align.align.setup import check_device, prepare
-from cac_align.config import load_reward, read_recipe
+from cac_align.config import read_recipe
 from cac_align.core.video import Video
 from cac_align.generation.wan import Wan
+from cac_align.rewards.build import load_reward
 from cac_align.rewards.ledger import Ledger
 from cac_align.runs.metrics_log import Rows, numbers_of, plain, seconds_of
 from tests.support.tiny_flow import Boxes, Brightness, Broken, every, recipe, write_wan

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from cac_align.cac.augmentations import EVERY_FRAME, told, unviewed, viewed
-from cac_align.config import JudgeRecipe, RewardRecipe, load_reward
 from cac_align.core.judgement import Judgement, Window
 from cac_align.core.video import Video
+from cac_align.rewards.build import JudgeRecipe, RewardRecipe, load_reward
 from cac_align.rewards.cac import CaC
 from cac_align.vlm.scripted import ScriptedVlm
 

@@ -11,7 +11,6 @@ import pytest
 from cac_align.cac.answer_schema import answer_schema
 from cac_align.cac.single_turn import SingleTurn, single_turn_hash
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.config import JudgeRecipe, RewardRecipe, load_reward
 from cac_align.core.answer import read_answer, write_answer
 from cac_align.core.judgement import Box, Window
 from cac_align.core.video import Video
@@ -22,6 +21,7 @@ from cac_align.data.synthesise import Synthesis, synthesise
 from cac_align.data.verify import faults
 from cac_align.miniature.teacher.ground_truth import GroundTruth
 from cac_align.miniature.world.world import PLAYGROUND, write_world
+from cac_align.rewards.build import JudgeRecipe, RewardRecipe, load_reward
 from cac_align.rewards.cac import CaC
 from cac_align.training.alarms import WatchRecipe
 from cac_align.training.evaluate import figures, judged

@@ -261,8 +261,8 @@ def test_a_temperature_brings_back_what_certainty_ties():
 
 
 def test_a_judges_folder_brings_its_temperature(tmp_path):
-    from cac_align.config import JudgeRecipe, RewardRecipe, load_reward
     from cac_align.core.weights import shipped
+    from cac_align.rewards.build import JudgeRecipe, RewardRecipe, load_reward
 
     fitted = CaC.miniature().temperature
     assert fitted == json.loads((shipped("cac") / "cac_align.json").read_text())["temperature"] != 1

@@ -12,7 +12,8 @@ import torch
 from cac_align.core.video import Video
 from cac_align.plugins import host
 from cac_align.plugins.failure import Unscored
-from cac_align.plugins.host import Hosted, Wiring, hosted, offered, open_pixels
+from cac_align.plugins.host import Hosted, Wiring, hosted, open_pixels
+from cac_align.rewards.build import offered
 from tests.support import hosting
 from tests.support.hosting import Brightness, clip, group_normalised, scripted, serving
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from cac_align.config import RewardRecipe, load_reward, read_recipe
+from cac_align.config import read_recipe
 from cac_align.core.video import Video
+from cac_align.rewards.build import RewardRecipe, load_reward
 from cac_align.rewards.motion import Motion, motion
 from tests.align.test_alarms import moving
 

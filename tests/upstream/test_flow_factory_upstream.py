@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cac_align.config import load_reward
+from cac_align.rewards.build import load_reward
 from tests.support.hosting import serving
 from tests.upstream.hosts import (
     FPS,

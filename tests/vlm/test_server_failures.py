@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from cac_align.cac.verdict_only import VerdictOnly
-from cac_align.config import load_reward
 from cac_align.core.video import Video
+from cac_align.rewards.build import load_reward
 from cac_align.rewards.cac import CaC
 from cac_align.rewards.ledger import Ledger, score_key
 from cac_align.vlm.dialogue import Question, hold

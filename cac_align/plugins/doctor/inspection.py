@@ -104,7 +104,8 @@ def _service(name: str, url: str, component: str | None) -> Check:
 
 
 def _recipe(name: str, path: Path, component: str | None) -> Check:
-    from cac_align.config import RewardRecipe, read_recipe
+    from cac_align.config import read_recipe
+    from cac_align.rewards.build import RewardRecipe
 
     try:
         recipe = read_recipe(RewardRecipe, path, section="reward")

@@ -67,7 +67,7 @@ def main() -> None:
             for judge in range(options.judges):
                 for record in records:
                     said = judgement(rng, record)
-                    score = Score(said.reward, evidence=said, passport={"model": f"judge {judge}"}).to_json()
+                    score = Score(said.reward, evidence=said, provenance={"model": f"judge {judge}"}).to_json()
                     row = {
                         "key": "0" * 64,
                         "kind": "score",

@@ -34,7 +34,7 @@ class Sleeper:
     seconds_per_video = 0.0
 
     @property
-    def passport(self) -> Mapping[str, str]:
+    def provenance(self) -> Mapping[str, str]:
         return {"reward": "sleeper"}
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:

@@ -23,16 +23,16 @@ from cac_align.rewards.reward import Score
 
 
 class Constant:
-    """Any reward: only its passport matters here."""
+    """Any reward: only its provenance matters here."""
 
     name = "constant"
     bounds = (0.0, 1.0)
 
     def __init__(self, judgement: Judgement) -> None:
-        self.score = Score(0.25, {"p_normal": 0.25}, judgement, None, self.passport)
+        self.score = Score(0.25, {"p_normal": 0.25}, judgement, None, self.provenance)
 
     @property
-    def passport(self) -> dict[str, str]:
+    def provenance(self) -> dict[str, str]:
         return {"reward": "constant", "model": "0" * 64, "prompt": "1" * 64, "frames": "4 fps, then 8 fps in the window"}
 
     def __call__(self, prompts, videos):
@@ -69,7 +69,7 @@ def main() -> None:
             seconds.append(time.perf_counter() - start)
         print(f"open: median {statistics.median(seconds):.3f} s, worst {max(seconds):.3f} s (goal 1 s)")
 
-        keys = [score_key(prompt, video, reward.passport) for prompt in random.Random(0).sample(prompts, min(1000, options.rows))]
+        keys = [score_key(prompt, video, reward.provenance) for prompt in random.Random(0).sample(prompts, min(1000, options.rows))]
         print("find:", *_each([lambda key=key: ledger.find(key) for key in keys]), "(goal 1 ms)")
         wrapped = ledger.wrap(reward)
         picked = random.Random(1).sample(prompts, min(1000, options.rows))

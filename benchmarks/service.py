@@ -51,7 +51,7 @@ def looking(conversation: Conversation) -> str:
 class Blind:
     """A reward that looks at no pixel."""
 
-    name, bounds, passport = "blind", (0.0, 1.0), {"reward": "blind"}
+    name, bounds, provenance = "blind", (0.0, 1.0), {"reward": "blind"}
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
         return [Score(0.5) for _ in videos]

@@ -1,4 +1,4 @@
-"""A reward of your own beside CaC: anything with a name, a passport and a call.
+"""A reward of your own beside CaC: anything with a name, a provenance and a call.
 
 python examples/your_own_reward.py
 """
@@ -14,16 +14,16 @@ class Motion:
 
     name = "motion"
     bounds = (0.0, 255.0)
-    passport = {"reward": "motion", "sampling": "8 fps"}  # noqa: RUF012 - a constant
+    provenance = {"reward": "motion", "sampling": "8 fps"}  # noqa: RUF012 - a constant
 
     def __call__(self, prompts: list[str], videos: list[Video]) -> list[Score]:
         return [self.score(video) for video in videos]
 
     def score(self, video: Video) -> Score:
         if len(video) < 2:
-            return Score.missing("motion needs two frames", passport=self.passport)
+            return Score.missing("motion needs two frames", provenance=self.provenance)
         frames = video.sample(8).pixels.astype(np.int16)
-        return Score(float(np.abs(np.diff(frames, axis=0)).mean()), passport=self.passport)
+        return Score(float(np.abs(np.diff(frames, axis=0)).mean()), provenance=self.provenance)
 
 
 reward = combine({"cac": CaC.miniature(), "motion": Motion()}, normalise="range", weights={"cac": 0.8, "motion": 0.2})

@@ -167,15 +167,15 @@ def test_how_long_a_served_judge_is_waited_for_is_the_recipes_to_say():
         load_reward(None, [*served, "components.cac.retries=often"])
 
 
-def test_a_served_judges_revision_enters_its_passport():
+def test_a_served_judges_revision_enters_its_provenance():
     served = ["components.cac.model=http://127.0.0.1:1/v1", "components.cac.served_model=x"]
 
-    def passport(*told):
-        return dict(load_reward(None, [*served, *told]).passport)
+    def provenance(*told):
+        return dict(load_reward(None, [*served, *told]).provenance)
 
-    plain = passport()
+    plain = provenance()
     assert not any(key.endswith("revision") and key.startswith("cac/") for key in plain)  # as before: ledgers stay valid
-    first, second = (passport(f"components.cac.revision={text}") for text in ("monday", "tuesday"))
+    first, second = (provenance(f"components.cac.revision={text}") for text in ("monday", "tuesday"))
     assert first == plain | {"cac/vlm/revision": "monday"} and second == plain | {"cac/vlm/revision": "tuesday"}
 
 
@@ -221,7 +221,7 @@ def test_the_mode_of_a_cac_component_decides_which_reward_it_is():
     read = load_reward(RewardRecipe(components={"cac": JudgeRecipe(mode="readout")}))
     assert read.settings == VerdictOnly(form="readout", wording="brief") and read.name == "cac_verdict_only"
     full = load_reward(RewardRecipe(components={"cac": JudgeRecipe()}))
-    assert full.name == "cac" and full.passport["reward"] != read.passport["reward"]
+    assert full.name == "cac" and full.provenance["reward"] != read.provenance["reward"]
     with pytest.raises(ValueError, match="mode must be two_turn, single_turn, readout or json, received 'quick'"):
         load_reward(RewardRecipe(components={"cac": JudgeRecipe(mode="quick")}))
 

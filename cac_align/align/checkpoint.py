@@ -47,7 +47,7 @@ FREE_WATCH = ("tolerance", "stop")
 def fingerprint(recipe: FlowGrpoRecipe) -> dict[str, Any]:
     """The recipe's keys that decide what is learnt."""
     kept = {name: value for name, value in asdict(recipe).items() if name not in FREE}
-    if recipe.final_lr != 1:
+    if recipe.min_lr_ratio != 1:
         kept["steps"] = recipe.steps
     kept["watch"] = {name: value for name, value in kept["watch"].items() if name not in FREE_WATCH}
     return kept
@@ -105,17 +105,17 @@ def publish(out: Path, checkpoint: Path | None) -> None:
 
 
 def take_up(
-    out: Path, recipe: FlowGrpoRecipe, prompts: Sequence[str], passport: Mapping[str, str], *, write: bool
+    out: Path, recipe: FlowGrpoRecipe, prompts: Sequence[str], provenance: Mapping[str, str], *, write: bool
 ) -> dict[str, Any] | None:
     """The state to go on from, None for a run that has no checkpoint yet. ``out/recipe.json`` says from now on whose folder this is.
 
     The readings before training are there long before the first checkpoint, and belong to this recipe, these prompts and this reward alone
-    (passport: its own). write: on one process. Raises ``ValueError`` when the checkpoint is damaged, or the folder holds another run.
+    (provenance: its own). write: on one process. Raises ``ValueError`` when the checkpoint is damaged, or the folder holds another run.
     """
     folder, claim = newest(out), out / "recipe.json"
     stored = None if folder is None else read(folder, recipe)
     digest = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
-    now = {"align": fingerprint(recipe), "prompts_sha256": digest, "reward": lasting(passport)}
+    now = {"align": fingerprint(recipe), "prompts_sha256": digest, "reward": lasting(provenance)}
     if claim.is_file():
         _check_claim(json.loads(claim.read_text(encoding="utf-8")), now, recipe, out)
     if (out / "selection.jsonl").exists():

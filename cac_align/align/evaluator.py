@@ -43,7 +43,7 @@ def watch_prompts(recipe: FlowGrpoRecipe, prompts: Sequence[str]) -> list[str]:
     return list(prompts[:count])
 
 
-def told_before(run: Run) -> tuple[list[str], bool]:
+def earlier_alarms(run: Run) -> tuple[list[str], bool]:
     """(the alarms of the readings that earlier calls took, whether the last of those readings raised one)."""
     rows = Rows(run.out / "watch.jsonl", before=run.step + 1).rows if run.main else []
     told = [sentence for row in rows for sentence in row.get("alarms", ())]

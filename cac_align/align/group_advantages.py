@@ -129,7 +129,7 @@ def summary(credits: Sequence[Credit], weights: Mapping[str, float]) -> dict[str
     found: dict[str, object] = {
         "videos": len(rows),
         "unscored": len(rows) - len(scored),
-        "dead_groups": int(sum(credit.dead.sum() for credit in credits)),
+        "zero_std_groups": int(sum(credit.dead.sum() for credit in credits)),
         "motion": float(np.nanmean([row.motion for row in rows])),
     }
     if len(scored) < len(rows):

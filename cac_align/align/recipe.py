@@ -70,7 +70,7 @@ class FlowGrpoRecipe:
     below it the group is dead, with decoupled and local the component in this group. A reward normalised by group or rank has
     blown up small differences before.
     credit: uniform | local; credit_component: the reward whose judgement says where.
-    lr falls along half a cosine to lr × final_lr at the last step (1: it stays). updates: optimizer steps per batch of videos. nft_times: noise levels per video; nft_decay: how much of the slow copy stays per step.
+    lr falls along half a cosine to lr × min_lr_ratio at the last step (1: it stays). updates: optimizer steps per batch of videos. nft_times: noise levels per video; nft_decay: how much of the slow copy stays per step.
     ema: decay of the averaged LoRA that is saved as ``lora`` (0: the last one is). dtype: float32 | bfloat16.
     allow_changed_reward: go on although the reward now judges otherwise than when the run began (its file was edited, its judge exchanged).
     max_unscored: largest share of videos without a score over the last ``patience`` steps. max_skipped: steps skipped for NaN before
@@ -111,7 +111,7 @@ class FlowGrpoRecipe:
     min_spread: float = 1e-3
     kl_beta: float = 0.0
     normalise_ratio: bool = False
-    updates: int = 1
+    num_inner_epochs: int = 1
     credit: str = "uniform"
     credit_component: str = "cac"
     partner_share: float = 0.5
@@ -123,7 +123,7 @@ class FlowGrpoRecipe:
     lora_alpha: int = 64
     lora_ffn: bool = False
     lr: float = 5e-4
-    final_lr: float = 1.0
+    min_lr_ratio: float = 1.0
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema: float = 0.0
@@ -152,7 +152,7 @@ def check(recipe: FlowGrpoRecipe) -> None:
         if getattr(recipe, name) not in allowed:
             given = ", ".join(str(value) or "''" for value in allowed)
             raise ValueError(f"{name} must be one of {given}; received {getattr(recipe, name)!r}")
-    lowest = {"steps": 1, "group_size": 2, "prompts_per_step": 1, "micro_batch": 1, "updates": 1, "nft_times": 1, "lora_rank": 1}
+    lowest = {"steps": 1, "group_size": 2, "prompts_per_step": 1, "micro_batch": 1, "num_inner_epochs": 1, "nft_times": 1, "lora_rank": 1}
     lowest |= {"save_every": 1, "keep_checkpoints": 1, "clips_per_step": 0, "patience": 1, "max_skipped": 0, "prompt_count": 1}
     for name, least in lowest.items():
         if getattr(recipe, name) < least:
@@ -160,8 +160,8 @@ def check(recipe: FlowGrpoRecipe) -> None:
     for name in ("lr", "noise_level", "clip", "advantage_clip", "clip_norm"):
         if not (math.isfinite(getattr(recipe, name)) and getattr(recipe, name) > 0):
             raise ValueError(f"{name} must be a positive number, received {getattr(recipe, name)}")
-    if not 0 <= recipe.final_lr <= 1:
-        raise ValueError(f"final_lr is the share of lr that the last step has, in [0, 1]; received {recipe.final_lr}")
+    if not 0 <= recipe.min_lr_ratio <= 1:
+        raise ValueError(f"min_lr_ratio is the share of lr that the last step has, in [0, 1]; received {recipe.min_lr_ratio}")
     for name in ("ema", "nft_decay"):
         if not 0 <= getattr(recipe, name) < 1:
             raise ValueError(f"{name} must lie in [0, 1), received {getattr(recipe, name)}")
@@ -186,8 +186,8 @@ def check(recipe: FlowGrpoRecipe) -> None:
 
 
 def learning_rate(step: int, recipe: FlowGrpoRecipe) -> float:
-    """Of step ``step`` (from 0): half a cosine from lr to lr × final_lr at the last step."""
-    return recipe.lr * warm_cosine(step, recipe.steps, floor=recipe.final_lr)
+    """Of step ``step`` (from 0): half a cosine from lr to lr × min_lr_ratio at the last step."""
+    return recipe.lr * warm_cosine(step, recipe.steps, floor=recipe.min_lr_ratio)
 
 
 def window_steps(window: Window, num_steps: int, rng: np.random.Generator) -> tuple[int, ...]:

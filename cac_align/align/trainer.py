@@ -34,7 +34,7 @@ from cac_align.align import group_advantages as crediting
 from cac_align.align import setup
 from cac_align.align.alarms import skipped_too_often, unscored_too_often
 from cac_align.align.async_reward import Judging, verdict
-from cac_align.align.evaluator import told_before, watch
+from cac_align.align.evaluator import earlier_alarms, watch
 from cac_align.align.group_advantages import Credit
 from cac_align.align.grpo_loss import grpo_loss
 from cac_align.align.lora import copy_of, follow, gathered, lora_of, save_lora, swapped, whole, zeroed
@@ -43,7 +43,7 @@ from cac_align.align.recipe import FlowGrpoRecipe, learning_rate, prompts_at, wi
 from cac_align.align.rollout import Flow, Rollout, sample, sample_seed, velocity
 from cac_align.align.sde import transition
 from cac_align.runs.metrics_log import Rows, line_of, open_tracker, seconds_of, track
-from cac_align.runs.rank_status import Whereabouts
+from cac_align.runs.rank_status import RankStatus
 
 Say = Callable[[str], None]
 
@@ -92,14 +92,14 @@ class Run:
         self.ema = copy_of(self.lora) if recipe.ema else None
         self.slow = copy_of(self.lora) if recipe.objective == "nft" else None
         self.step = 0
-        self.here = Whereabouts(self.out / "processes", self.rank, self.processes)
+        self.here = RankStatus(self.out / "processes", self.rank, self.processes)
         self._restore()
         self.since = self.step  # the first step of this call
         self.log = Rows(self.out / "log.jsonl", before=self.step) if self.main else None
         self.tracker = open_tracker(recipe.track, self.out, self.step) if self.main else None
 
     def _restore(self) -> None:
-        stored = state.take_up(self.out, self.recipe, self.prompts, self.judging.plain.passport, write=self.main)
+        stored = state.take_up(self.out, self.recipe, self.prompts, self.judging.plain.provenance, write=self.main)
         state.check_one_state(stored, self.out)
         if stored is None:
             return
@@ -130,7 +130,7 @@ class Run:
 
     def _steps(self, stop_after: int | None) -> Outcome:
         recipe = self.recipe
-        told, raised = told_before(self)
+        told, raised = earlier_alarms(self)
         told += (fresh := watch(self))
         halt = recipe.watch.stop and bool(raised or fresh)
         while not halt and self.step < recipe.steps and (stop_after is None or self.step < stop_after):
@@ -176,7 +176,7 @@ class Run:
             row["skipped"] = self._inspect(step, chunks, f"{broken} videos are not finite")
         else:
             numbers: dict[str, float] = {}
-            for _ in range(recipe.updates):
+            for _ in range(recipe.num_inner_epochs):
                 skipped, numbers = self._update(step, chunks, credits)
                 if skipped:
                     row["skipped"] = self._inspect(step, chunks, skipped)

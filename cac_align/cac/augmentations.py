@@ -12,7 +12,7 @@ two. "later_1_16" and "later_3_16" begin 1/16 and 3/16 s late: with these three,
 16 fps (Wan's), and no defect falls between them. Steps are joined by "+", as in "mirrored+reversed"; "reversed+later" begins 1/8 s before
 the video's end.
 
-Not in the paper, which looks once (Sec. 3.4): a reward with a passport of its own.
+Not in the paper, which looks once (Sec. 3.4): a reward with a provenance of its own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SHIFT = 1 / 32
 LATER_S: Mapping[str, float] = {"later": 1 / 8, "later_1_16": 1 / 16, "later_3_16": 3 / 16}
 """Half a step of the paper's scan at 4 fps (Sec. 3.4), a quarter and three quarters."""
 AS_IS = "as_is"
-EVERY_FRAME = (AS_IS, "later_1_16", "later", "later_3_16")
+FOUR_PHASES = (AS_IS, "later_1_16", "later", "later_3_16")
 """Views whose scans together show every frame of a video at 16 fps."""
 Pixels = UInt8[np.ndarray, "T H W 3"]
 
@@ -173,7 +173,7 @@ def mean_log_odds(judgements: Sequence[Judgement]) -> float:
     return float(np.mean([judgement.log_odds for judgement in judgements]))
 
 
-def speaking_for(judgements: Sequence[Judgement], threshold: float = 0.0) -> Judgement:
+def consensus_judgement(judgements: Sequence[Judgement], threshold: float = 0.0) -> Judgement:
     """The judgement that stands for all: the first one whose own verdict is the mean's, which is "abnormal" at or below ``threshold``.
 
     Where no view says what the mean does (it lies between 0 and the threshold, and so do they all), the first view speaks: a verdict

@@ -3,7 +3,7 @@
 videos → one turn (4 fps) → Judgement;  unusable answer → one retry with its faults quoted → still unusable: no verdict, and why
 
 What the paper's ablation sets against two turns: nothing is looked at again, so boxes stand on the 4 fps frames and a defect between two
-of them is never seen. A different reward: name, passport and prompt hash say so.
+of them is never seen. A different reward: name, provenance and prompt hash say so.
 
 Source: CaC (arXiv 2605.11723) Sec. 4.3, Table 3.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cac_align.cac.prompts import single_turn_conversation, wording_hash
-from cac_align.cac.two_turn import Asked, ask, check_rates, decide
+from cac_align.cac.two_turn import TurnState, ask, check_rates, decide
 from cac_align.core.judgement import Judgement
 from cac_align.core.video import Frames, Video
 from cac_align.vlm.dialogue import Dialogue
@@ -21,7 +21,7 @@ from cac_align.vlm.dialogue import Dialogue
 
 @dataclass(frozen=True)
 class SingleTurn:
-    """How the single turn is asked. Every field is part of the reward's passport, and means what it means in ``TwoTurn``."""
+    """How the single turn is asked. Every field is part of the reward's provenance, and means what it means in ``TwoTurn``."""
 
     scan_fps: float = 4.0
     wording: str = "full"
@@ -34,7 +34,7 @@ class SingleTurn:
         if self.max_new_tokens < 1 or self.retries < 0:
             raise ValueError(f"expected max_new_tokens >= 1 and retries >= 0, received {self.max_new_tokens} and {self.retries}")
 
-    def passport(self) -> dict[str, str]:
+    def provenance(self) -> dict[str, str]:
         fields = {name: str(getattr(self, name)) for name in self.__dataclass_fields__}
         return {"mode": "single turn: no second look", **fields, "prompt_sha256": single_turn_hash(self.wording)}
 
@@ -47,7 +47,7 @@ def single_turn_hash(wording: str) -> str:
 def judge_one(prompt: str, video: Video, frames: Frames, settings: SingleTurn) -> Dialogue[Judgement]:
     """For one video: a dialogue with one turn (number 1), whose answer holds windows and boxes."""
     conversation = single_turn_conversation(prompt, frames, wording=settings.wording)
-    (only,) = yield from ask([Asked(1, conversation, frames, single=True)], settings)
+    (only,) = yield from ask([TurnState(1, conversation, frames, single=True)], settings)
     if only.error is not None:
         return Judgement(None, turns=only.turns, error=f"single turn: {only.error}")
     return decide([only], (), ())

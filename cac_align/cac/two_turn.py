@@ -26,7 +26,7 @@ from cac_align.vlm.protocol import Conversation, Reply, Vlm
 
 @dataclass(frozen=True)
 class TwoTurn:
-    """How the two turns are asked. Every field is part of the reward's passport.
+    """How the two turns are asked. Every field is part of the reward's provenance.
 
     scan_fps, look_fps: frames per second of turn 1 and turn 2 (4 and 8 in the paper).
     context: turn 2 sees its clip and turn 1's text in a "fresh" context (as stage 2 trains it), or the chat is "continued".
@@ -58,8 +58,8 @@ class TwoTurn:
         if self.max_new_tokens < 1 or self.retries < 0:
             raise ValueError(f"expected max_new_tokens >= 1 and retries >= 0, received {self.max_new_tokens} and {self.retries}")
 
-    def passport(self) -> dict[str, str]:
-        # Without a margin the passport is what it was before there were margins.
+    def provenance(self) -> dict[str, str]:
+        # Without a margin the provenance is what it was before there were margins.
         fields = {name: str(getattr(self, name)) for name in self.__dataclass_fields__ if name != "margin_s" or self.margin_s}
         return {**fields, "prompt_sha256": wording_hash(self.wording)}
 
@@ -72,7 +72,7 @@ def check_rates(**rates: float) -> None:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TurnState:
     """One question of one turn: what was shown, what came back so far. single: no other turn follows (``cac.single_turn``)."""
 
     number: Literal[1, 2]
@@ -87,14 +87,14 @@ class Asked:
         return self.turns[-1]
 
 
-class Scans(Protocol):
+class HasScanFps(Protocol):
     """What every judging setting says: how many frames per second it scans."""
 
     @property
     def scan_fps(self) -> float: ...
 
 
-class Manner(Protocol):
+class DecodingSettings(Protocol):
     """What ``ask`` needs to know of a judging setting."""
 
     @property
@@ -105,7 +105,7 @@ class Manner(Protocol):
     def constrained(self) -> bool: ...
 
 
-S = TypeVar("S", bound=Scans)
+S = TypeVar("S", bound=HasScanFps)
 
 
 def judge(
@@ -150,7 +150,7 @@ def judge_each(
 def judge_one(prompt: str, video: Video, frames: Frames, settings: TwoTurn) -> Dialogue[Judgement]:
     """The method, for one video: a dialogue that asks its questions and returns the Judgement."""
     conversation = turn_one_conversation(prompt, frames, wording=settings.wording)
-    (scan,) = yield from ask([Asked(1, conversation, frames)], settings)
+    (scan,) = yield from ask([TurnState(1, conversation, frames)], settings)
     if scan.error is not None:
         return Judgement(None, turns=scan.turns, error=f"turn 1: {scan.error}")
     if scan.turn.status == "normal":
@@ -163,7 +163,7 @@ def judge_one(prompt: str, video: Video, frames: Frames, settings: TwoTurn) -> D
     return decide(looks, scan.turns, scan.turn.anomalies)
 
 
-def _second_looks(scan: Asked, prompt: str, video: Video, settings: TwoTurn) -> list[Asked]:
+def _second_looks(scan: TurnState, prompt: str, video: Video, settings: TwoTurn) -> list[TurnState]:
     """The clips turn 2 has to look at: crop(f, y1) of Sec. 3.2."""
     windows = [anomaly.window for anomaly in scan.turn.anomalies if anomaly.window is not None]
     before = scan.conversation if settings.context == "continued" else None
@@ -174,10 +174,10 @@ def _second_looks(scan: Asked, prompt: str, video: Video, settings: TwoTurn) -> 
         try:
             clip = video.clip(window, settings.look_fps, settings.margin_s)
         except ValueError as error:
-            looks.append(Asked(2, (), scan.shown, error=f"clip {window.start_s:.2f}-{window.end_s:.2f} s: {error}"))
+            looks.append(TurnState(2, (), scan.shown, error=f"clip {window.start_s:.2f}-{window.end_s:.2f} s: {error}"))
             continue
         asked = turn_two_conversation(prompt, clip, turn_one, wording=settings.wording, before=before)
-        looks.append(Asked(2, asked, clip))
+        looks.append(TurnState(2, asked, clip))
     return looks
 
 
@@ -192,7 +192,7 @@ def disjoint(windows: Sequence[Window]) -> list[Window]:
     return merged
 
 
-def ask(asked: Sequence[Asked], settings: Manner) -> Dialogue[list[Asked]]:
+def ask(asked: Sequence[TurnState], settings: DecodingSettings) -> Dialogue[list[TurnState]]:
     """Ask these questions; whatever cannot be used is asked again, ``settings.retries`` times."""
     results = list(asked)
     open_questions = [position for position, item in enumerate(results) if item.error is None]
@@ -209,13 +209,13 @@ def ask(asked: Sequence[Asked], settings: Manner) -> Dialogue[list[Asked]]:
     return results
 
 
-def _question(item: Asked, settings: Manner) -> Question:
+def _question(item: TurnState, settings: DecodingSettings) -> Question:
     conversation = retry_conversation(item.conversation, item.turn) if item.turns else item.conversation
     schema = answer_schema(item.number, boxed=item.single) if settings.constrained else None
     return Question(conversation, settings.max_new_tokens, schema, STATUS)
 
 
-def _read(item: Asked, reply: Reply, *, last: bool) -> tuple[Asked, bool]:
+def _read(item: TurnState, reply: Reply, *, last: bool) -> tuple[TurnState, bool]:
     """Read one reply; the second value says whether to ask again. A backend's failure is final: it has had its own retries."""
     if reply.error is not None:
         return replace(item, error=reply.error), False
@@ -251,7 +251,7 @@ def _because(turn: Turn, what: str) -> str:
     return f"{what} ({'; '.join(turn.faults[:3])})" if turn.faults else what
 
 
-def decide(deciding: Sequence[Asked], before: tuple[Turn, ...], claimed: Sequence[Anomaly]) -> Judgement:
+def decide(deciding: Sequence[TurnState], before: tuple[Turn, ...], claimed: Sequence[Anomaly]) -> Judgement:
     """The verdict of the deciding turn; of several second looks, the one with the lowest odds for normal."""
     worst = min(deciding, key=lambda item: item.turn.log_p_normal - item.turn.log_p_abnormal)
     confirmed = tuple(anomaly for item in deciding if item.turn.status == "abnormal" for anomaly in item.turn.anomalies)
@@ -262,6 +262,6 @@ def decide(deciding: Sequence[Asked], before: tuple[Turn, ...], claimed: Sequenc
     return Judgement(status, anomalies, turns, worst.turn.log_p_normal, worst.turn.log_p_abnormal)
 
 
-def passport(settings: Any, vlm: Vlm) -> Mapping[str, str]:
-    """Everything that identifies a judgement: the settings, the prompt hash, and the model's own passport."""
-    return {**settings.passport(), **{f"vlm/{name}": value for name, value in vlm.passport.items()}}
+def provenance(settings: Any, vlm: Vlm) -> Mapping[str, str]:
+    """Everything that identifies a judgement: the settings, the prompt hash, and the model's own provenance."""
+    return {**settings.provenance(), **{f"vlm/{name}": value for name, value in vlm.provenance.items()}}

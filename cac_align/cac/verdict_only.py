@@ -4,7 +4,7 @@ video → turn 1's question (4 fps) → the verdict's place at once: {"COT": "",
 
 Two forms. "readout" writes nothing: the answer is begun up to the verdict and one distribution is read there. "json" lets the model
 write that object under a grammar and reads what it wrote. The judge was trained to think before it decides, so neither form is what the
-paper's Eq. 7 measures: the passport says so, and benchmarks/verdict_only.py measures how far the two agree.
+paper's Eq. 7 measures: the provenance says so, and benchmarks/verdict_only.py measures how far the two agree.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SCHEMA: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class VerdictOnly:
-    """How the verdict alone is asked for. Every field is part of the reward's passport.
+    """How the verdict alone is asked for. Every field is part of the reward's provenance.
 
     form: "readout" (nothing is written) or "json" (the verdict is written, under a grammar). scan_fps: frames per second.
     wording: turn 1's instruction: "full", "brief", or a folder.
@@ -48,7 +48,7 @@ class VerdictOnly:
         if self.form not in ("readout", "json"):
             raise ValueError(f"form must be 'readout' or 'json', received {self.form!r}")
 
-    def passport(self) -> dict[str, str]:
+    def provenance(self) -> dict[str, str]:
         fields = {name: str(getattr(self, name)) for name in self.__dataclass_fields__}
         return {
             "mode": "verdict only: no chain of thought, no second look",

@@ -64,7 +64,7 @@ def chunks(prompts: Sequence[str], *, whole_prompts: bool) -> Iterator[list[int]
 
 
 def score_files(reward: Reward, paths: Sequence[str], prompts: Sequence[str], fps: float | None) -> list[dict[str, Any]]:
-    """One row per file, in order: video, prompt, score, parts, judgement, error, passport. Unreadable files cost only themselves."""
+    """One row per file, in order: video, prompt, score, parts, judgement, error, provenance. Unreadable files cost only themselves."""
     from cac_align.core.video import Video
     from cac_align.rewards.reward import Score
 
@@ -74,7 +74,7 @@ def score_files(reward: Reward, paths: Sequence[str], prompts: Sequence[str], fp
         try:
             opened[position] = Video.open(path, fps=fps)
         except ValueError as error:
-            scores[position] = Score.missing(f"video: {error}", passport=reward.passport)
+            scores[position] = Score.missing(f"video: {error}", provenance=reward.provenance)
     if opened:
         found = reward([prompts[position] for position in opened], list(opened.values()))
         scores.update(zip(opened, found, strict=True))

@@ -16,11 +16,11 @@ def run_best_of_n(options: argparse.Namespace) -> int:
     from cac_align.config import read_recipe
     from cac_align.evaluation.report.selection_page import write_selection_page
     from cac_align.generation.build import BestOfNRecipe
-    from cac_align.runs.rank_status import Whereabouts
+    from cac_align.runs.rank_status import RankStatus
 
     recipe = read_recipe(BestOfNRecipe, options.recipe, options.overrides)
     prompts = [row["prompt"] for row in read_prompts(options.prompts)]
-    here = Whereabouts(options.out / "processes", *_share())
+    here = RankStatus(options.out / "processes", *_share())
     with here.guard():  # around the loading too: that is where memory runs out first
         selections = _selections(options, recipe, prompts, here)
     if selections is None:  # one of several processes: the first one has the word

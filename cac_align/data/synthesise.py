@@ -167,7 +167,7 @@ def synthesise(
     )  # fmt: skip
     log = AttemptLog(out / "attempts.jsonl")
     try:
-        made = {f"teacher/{name}": value for name, value in teacher.passport.items()}
+        made = {f"teacher/{name}": value for name, value in teacher.provenance.items()}
         claim_folder(out / "synthesis.json", {**made, **settings.identity()})
         ask = _Asking(root, teacher, settings, log)
         outcomes = _all(ask, usable, questions, settings, progress)

@@ -4,7 +4,7 @@ prompts → generate(prompt, seed) or given candidates → reward(N candidates o
 
 A candidate without a score loses to any score; when none has one the prompt is *undecided*, never silently picked. Scores within
 ``QUANTUM`` are a tie and the lowest index wins. With ``out`` everything is on disk at once and the same call resumes:
-``out/videos/<slug>-<seed>.mp4`` (complete or absent), ``out/generator.json`` and ``out/reward.json`` (their passports),
+``out/videos/<slug>-<seed>.mp4`` (complete or absent), ``out/generator.json`` and ``out/reward.json`` (their provenances),
 ``out/ledger.jsonl``, ``out/selection.jsonl`` (one line per prompt as it is decided, in the order of the prompts at the end, then
 those of former calls). Scores are then taken of the written file, so that a resumed run sees the same bytes.
 
@@ -110,9 +110,9 @@ def best_of_n(
     prompt (from 0) takes ``seed + i·n … seed + (i + 1)·n − 1`` instead, so that no two prompts share a noise: what a rate with an
     interval over prompts needs. out: a folder to write to and to resume from. share: (i, k): this is process i of k that fill one ``out`` together; it decides every k-th prompt and writes
     ``selection-i.jsonl``; once all are through, a call without share finds everything made and scored. progress: makes the progress bars, e.g. ``lambda total, about: tqdm(total=total, desc=about)``.
-    doing: is told of each prompt that it is being made, and then judged (``whereabouts.Whereabouts.at``).
+    doing: is told of each prompt that it is being made, and then judged (``whereabouts.RankStatus.at``).
     Raises ``ValueError`` for no prompt, a blank one, n below 1, candidates that cannot be found, or an ``out`` whose videos come from
-    another generator (by its passport; one that has none goes by its name). A candidate that cannot be
+    another generator (by its provenance; one that has none goes by its name). A candidate that cannot be
     made (``ValueError`` of the generator) or read is one without a score; any other exception of the generator ends the call,
     and nothing already made or scored is lost.
     """
@@ -140,7 +140,7 @@ def best_of_n(
         if callable(candidates):
             _same_generator(out, candidates)
         others = f"write to another folder (--candidates {out / 'videos'} takes these videos)"
-        _same(out / "reward.json", lasting(reward.passport), "choices come from another reward", others)
+        _same(out / "reward.json", lasting(reward.provenance), "choices come from another reward", others)
         reward = Ledger(out / "ledger.jsonl").wrap(reward)
         log = SelectionLog(out / ("selection.jsonl" if share[1] == 1 else f"selection-{share[0]}.jsonl"))
     total = n * len(unique) if callable(candidates) else sum(len(candidates.get(prompt, ())) for prompt in unique)
@@ -283,32 +283,32 @@ def _generated(generate: Generate, prompt: str, seed: int, out: Path | None) -> 
 
 
 def _where(generate: object) -> str:
-    """A generator without a passport goes by where it is defined: "module:Name"."""
+    """A generator without a provenance goes by where it is defined: "module:Name"."""
     kind = generate if hasattr(generate, "__qualname__") else type(generate)
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def _same_generator(out: Path, generate: object) -> None:
     """Refuse to take another generator's finished videos for this one's."""
-    own = getattr(generate, "passport", None)
-    path, passport = out / "generator.json", own or {"generator": _where(generate)}
+    own = getattr(generate, "provenance", None)
+    path, provenance = out / "generator.json", own or {"generator": _where(generate)}
     made = next((out / "videos").glob("*.mp4"), None)
     if own and made is not None and not path.exists():
         raise ValueError(f"{out}: who made {made.name} is not known ({path.name} is missing); write to another folder")
-    _same(path, passport, "videos come from another generator", "write to another folder")
+    _same(path, provenance, "videos come from another generator", "write to another folder")
 
 
-def _same(path: Path, passport: Mapping[str, str], what: str, cure: str) -> None:
-    """Keep the passport, or refuse to go on where another one is kept."""
+def _same(path: Path, provenance: Mapping[str, str], what: str, cure: str) -> None:
+    """Keep the provenance, or refuse to go on where another one is kept."""
     if not path.exists():
-        write_whole(path, json.dumps(dict(passport), indent=1, sort_keys=True) + "\n")
+        write_whole(path, json.dumps(dict(provenance), indent=1, sort_keys=True) + "\n")
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    changed = [key for key in sorted({*before, *passport}) if before.get(key) != passport.get(key)]
+    changed = [key for key in sorted({*before, *provenance}) if before.get(key) != provenance.get(key)]
     if changed:
         key = changed[0]
         raise ValueError(
-            f"{path.parent}: its {what} ({', '.join(changed)} differ; {key} was {before.get(key)!r}, now {passport.get(key)!r}); "
+            f"{path.parent}: its {what} ({', '.join(changed)} differ; {key} was {before.get(key)!r}, now {provenance.get(key)!r}); "
             f"{cure}, or go on with the same one"
         )
 

@@ -3,7 +3,7 @@
 folder or hub id → WanPipeline + Setting (size, frames, steps, guidance, fps) → wan(prompt, seed) → Video
 prompts, seeds → wan.batch → one call of the pipeline → list[Video]
 
-The first noise of a sample is drawn on the CPU from its own seed, so a video depends on its prompt, its seed and the passport, and
+The first noise of a sample is drawn on the CPU from its own seed, so a video depends on its prompt, its seed and the provenance, and
 not on its neighbours in a batch or (up to rounding) on the device. What a checkpoint was trained for stands in its folder, in
 ``cac_align.json``; without that file the numbers of Wan-2.1-1.3B apply: 480 × 832, 81 frames at 16 fps, 50 steps, guidance 5.
 Source: Wan (arXiv 2503.20314); diffusers' ``WanPipeline``.
@@ -163,7 +163,7 @@ class Wan:
         return hash_weights(self.folder)
 
     @property
-    def passport(self) -> Mapping[str, str]:
+    def provenance(self) -> Mapping[str, str]:
         """Everything that identifies a generated video beside its prompt and seed."""
         scheduler = self.pipeline.scheduler
         return {

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cac_align.cac.augmentations import EVERY_FRAME
+from cac_align.cac.augmentations import FOUR_PHASES
 from cac_align.core.video import Video
 from cac_align.evaluation.report.selection_page import write_selection_page
 from cac_align.evaluation.statistics import Estimate, mcnemar, mean_interval, share
@@ -28,7 +28,7 @@ from cac_align.rewards.build import RewardRecipe, load_reward
 from cac_align.rewards.normalise import quantise
 from cac_align.vlm.local import set_threads
 
-VIEWS = EVERY_FRAME
+VIEWS = FOUR_PHASES
 """How CaC is shown each candidate."""
 CARDS = 40  # prompts shown on the page; all of them are in selection.jsonl
 

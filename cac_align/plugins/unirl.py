@@ -76,6 +76,6 @@ class CaCBackend(RewardBackend):
     def is_available(self) -> bool:
         """Whether the reward can say who it is: for a service, whether it answers."""
         try:
-            return bool(self.hosted.reward.passport)
+            return bool(self.hosted.reward.provenance)
         except ValueError:
             return False

@@ -29,7 +29,7 @@ class JudgeRecipe:
     variable that holds the key; retries and backoff_s say how long an outage may last (``ServerVlm``). max_pixels: limit over all
     frames of one video. views: of cac, how each video is shown; of several, R is that of their mean log-odds (``cac.views``).
     threshold: of several views, the mean log-odds at or below which their verdict is "abnormal", where a view says so (no R moves with it).
-    revision: of weights on the hub; of a server's, any text that changes with them: it enters the passport by which the ledger goes,
+    revision: of weights on the hub; of a server's, any text that changes with them: it enters the provenance by which the ledger goes,
     and a server cannot say that a checkpoint was overwritten.
     """
 
@@ -193,8 +193,8 @@ def made(name: str) -> Reward:
         reward = import_name(name)()
     except TypeError as error:
         raise ValueError(f"{name} cannot be called without arguments ({error}); expected what makes a reward so") from error
-    if not (callable(reward) and hasattr(reward, "name") and hasattr(reward, "passport")):
-        raise ValueError(f"{name} gives a {type(reward).__name__}, which is no reward: it needs a name, a passport and a call")
+    if not (callable(reward) and hasattr(reward, "name") and hasattr(reward, "provenance")):
+        raise ValueError(f"{name} gives a {type(reward).__name__}, which is no reward: it needs a name, a provenance and a call")
     return reward
 
 

@@ -2,7 +2,7 @@
 
 prompts, videos → two_turn.judge → Judgement → Score in [0, 1], with the judgement as its evidence
 
-With ``VerdictOnly`` or ``SingleTurn`` settings it is a different, cheaper reward under a name and passport of its own (see
+With ``VerdictOnly`` or ``SingleTurn`` settings it is a different, cheaper reward under a name and provenance of its own (see
 ``cac.verdict_only``, ``cac.single_turn``); with several ``views`` a dearer and surer one (``cac.views``).
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from cac_align.cac import judge_settings as folder
 from cac_align.cac import single_turn, two_turn, verdict_only
-from cac_align.cac.augmentations import AS_IS, mean_log_odds, speaking_for, steps_of, told, unviewed, viewed
+from cac_align.cac.augmentations import AS_IS, mean_log_odds, consensus_judgement, steps_of, told, unviewed, viewed
 from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.cac.verdict_only import VerdictOnly
@@ -108,19 +108,19 @@ class CaC:
         return cls.load(str(shipped("cac")), **backend)
 
     @property
-    def passport(self) -> Mapping[str, str]:
+    def provenance(self) -> Mapping[str, str]:
         kind, _ = _REWARDS[type(self.settings)]
         own = {} if self.temperature == 1 else {"temperature": repr(self.temperature)}
         own |= {} if self.views == (AS_IS,) else {"views": ", ".join(self.views)}
         own |= {} if self.threshold == 0 else {"threshold": repr(self.threshold)}
-        return {"reward": kind, "min_mass": repr(self.min_mass), **own, **two_turn.passport(self.settings, self.vlm)}
+        return {"reward": kind, "min_mass": repr(self.min_mass), **own, **two_turn.provenance(self.settings, self.vlm)}
 
     def judge(
         self, prompts: Sequence[str], videos: Sequence[Video], *, progress: Callable[[int], None] | None = None
     ) -> list[Judgement]:
         """The judgements themselves, one per video, in order; of several views the one that speaks for all, or the first that failed."""
         return [
-            next((judgement for judgement in seen if judgement.error is not None), None) or speaking_for(seen, self.threshold)
+            next((judgement for judgement in seen if judgement.error is not None), None) or consensus_judgement(seen, self.threshold)
             for seen in self._judge_views(prompts, videos, progress)
         ]
 
@@ -128,13 +128,13 @@ class CaC:
         """One Score per video, in order. None is a number when it cannot be told which checkpoint judged: a server that was exchanged
         meanwhile, or that does not say what it runs."""
         check_pairs(prompts, videos)
-        passport = self.passport
-        scores = [self._score(seen, passport) for seen in self._judge_views(prompts, videos, None)]
-        if (why := unknown_judge(passport, self.passport)) is None:
+        provenance = self.provenance
+        scores = [self._score(seen, provenance) for seen in self._judge_views(prompts, videos, None)]
+        if (why := unknown_judge(provenance, self.provenance)) is None:
             return scores
         lost = f"{self.name}: {why}"
         return [
-            Score.missing(lost, parts=score.parts, evidence=score.evidence, passport=passport) if score.scored else score
+            Score.missing(lost, parts=score.parts, evidence=score.evidence, provenance=provenance) if score.scored else score
             for score in scores
         ]
 
@@ -151,21 +151,21 @@ class CaC:
         back = [unviewed(judgement, videos[i // count], self.views[i % count]) for i, judgement in enumerate(said)]
         return [back[i : i + count] for i in range(0, len(back), count)]
 
-    def _score(self, seen: Sequence[Judgement], passport: Mapping[str, str]) -> Score:
+    def _score(self, seen: Sequence[Judgement], provenance: Mapping[str, str]) -> Score:
         for view, judgement in zip(self.views, seen, strict=True):
             who = "cac" if len(seen) == 1 else f"cac ({view})"
             if judgement.error is not None:
-                return Score.missing(f"{who}: {judgement.error}", evidence=judgement, passport=passport)
+                return Score.missing(f"{who}: {judgement.error}", evidence=judgement, provenance=provenance)
             if not judgement.mass >= self.min_mass:
                 reason = (
                     f"{who}: the verdict's two words hold only {judgement.mass:.3g} of the probability (limit {self.min_mass:g})"
                 )
-                return Score.missing(reason, parts=_probabilities(judgement), evidence=judgement, passport=passport)
-        judgement, odds = speaking_for(seen, self.threshold), mean_log_odds(seen)
+                return Score.missing(reason, parts=_probabilities(judgement), evidence=judgement, provenance=provenance)
+        judgement, odds = consensus_judgement(seen, self.threshold), mean_log_odds(seen)
         parts = {**_probabilities(judgement), "log_odds": odds}
         if len(seen) > 1:
             parts |= {f"log_odds/{view}": one.log_odds for view, one in zip(self.views, seen, strict=True)}
-        return Score(tempered(odds, self.temperature), parts, judgement, None, passport)
+        return Score(tempered(odds, self.temperature), parts, judgement, None, provenance)
 
 
 def _probabilities(judgement: Judgement) -> dict[str, float]:

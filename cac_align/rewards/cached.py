@@ -17,7 +17,7 @@ from cac_align.vlm.protocol import served
 
 @dataclass(frozen=True)
 class _Filing:
-    """A reward beside the ledger that it files in: its own name, passport and bounds."""
+    """A reward beside the ledger that it files in: its own name, provenance and bounds."""
 
     reward: Reward
     ledger: Ledger
@@ -27,8 +27,8 @@ class _Filing:
         return self.reward.name
 
     @property
-    def passport(self) -> Mapping[str, str]:
-        return self.reward.passport
+    def provenance(self) -> Mapping[str, str]:
+        return self.reward.provenance
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -44,8 +44,8 @@ class Remembered(_Filing):
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
         """One Score per video, in order; equal videos with equal prompts are scored once."""
         check_pairs(prompts, videos)
-        passport = dict(self.reward.passport)
-        keys = [key_of(prompt, video, passport) for prompt, video in zip(prompts, videos, strict=True)]
+        provenance = dict(self.reward.provenance)
+        keys = [key_of(prompt, video, provenance) for prompt, video in zip(prompts, videos, strict=True)]
         scores: dict[str, Score] = {}
         for key in keys:
             if key not in scores and (hit := self.ledger.find(key)) is not None:
@@ -57,7 +57,7 @@ class Remembered(_Filing):
             fresh = self.reward([prompts[index] for index in batch], [videos[index] for index in batch])
             if len(fresh) != len(batch):
                 raise ValueError(f"reward {self.name!r} returned {len(fresh)} scores for {len(batch)} videos; expected one each")
-            fresh = [_of_judge(passport, score) for score in fresh]
+            fresh = [_of_judge(provenance, score) for score in fresh]
             self.ledger.record(
                 [
                     (keys[index], "score" if score.scored else "missing", prompts[index], videos[index], self.name, score)
@@ -69,15 +69,15 @@ class Remembered(_Filing):
 
     def filed_under(self, prompt: str, video: Video, score: Score) -> str:
         """The key of this score. Which checkpoint gave it the score knows: a server may be busy, gone or another one by now."""
-        return key_of(prompt, video, {**self.reward.passport, **served(score.passport)})
+        return key_of(prompt, video, {**self.reward.provenance, **served(score.provenance)})
 
 
-def _of_judge(passport: Mapping[str, str], score: Score) -> Score:
+def _of_judge(provenance: Mapping[str, str], score: Score) -> Score:
     """The score, where no other checkpoint made it than its key says: a server may be exchanged in the middle of a call."""
-    if not score.scored or all(passport.get(name, value) == value for name, value in served(score.passport).items()):
+    if not score.scored or all(provenance.get(name, value) == value for name, value in served(score.provenance).items()):
         return score
     why = "the judge was exchanged since this call began, so its score is not filed under the former one; score this video again"
-    return Score.missing(why, parts=score.parts, evidence=score.evidence, passport=score.passport)
+    return Score.missing(why, parts=score.parts, evidence=score.evidence, provenance=score.provenance)
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,12 @@ class Logged(_Filing):
 
     def filed_under(self, prompt: str, video: Video, score: Score) -> str:
         """The key of this combined score."""
-        return key_of(prompt, video, score.passport)
+        return key_of(prompt, video, score.provenance)
 
 
-def key_of(prompt: str, video: Video, passport: Mapping[str, str]) -> str:
+def key_of(prompt: str, video: Video, provenance: Mapping[str, str]) -> str:
     """``score_key``, or for a video whose bytes cannot be read a key of its own: its row is for audit and is never a hit."""
     try:
-        return score_key(prompt, video, passport)
+        return score_key(prompt, video, provenance)
     except (ValueError, OSError):
-        return unreadable_key(video.name, prompt, passport)
+        return unreadable_key(video.name, prompt, provenance)

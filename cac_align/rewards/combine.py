@@ -71,12 +71,12 @@ class Combined:
         return (0.0, 1.0) if self.normalise in ("range", "rank") else None
 
     @property
-    def passport(self) -> Mapping[str, str]:
-        """Normaliser and weights, and every component's passport under ``<component>/<key>``."""
+    def provenance(self) -> Mapping[str, str]:
+        """Normaliser and weights, and every component's provenance under ``<component>/<key>``."""
         entries = {"reward": f"combine {self.name}", "normalise": self._normaliser_text()}
         entries["weights"] = json.dumps(dict(self.weights), sort_keys=True)
         for name, component in self.components.items():
-            entries |= {f"{name}/{key}": value for key, value in component.passport.items()}
+            entries |= {f"{name}/{key}": value for key, value in component.provenance.items()}
         return entries
 
     def with_components(self, components: Mapping[str, Reward]) -> Combined:
@@ -100,26 +100,26 @@ class Combined:
                     f"reward {name!r} returned {len(columns[name])} scores for {len(videos)} videos; expected one each"
                 )
         rows = [{name: column[index] for name, column in columns.items()} for index in range(len(videos))]
-        passport = self.passport
+        provenance = self.provenance
         combined: list[Score | None] = [None] * len(rows)
         groups: dict[str, list[int]] = {}
         for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
             reason = self._missing(row)
             if reason is not None:
-                combined[index] = self._without(row, reason, passport)
+                combined[index] = self._without(row, reason, provenance)
             else:
                 groups.setdefault(prompt, []).append(index)
         for members in groups.values():
             if self.normalise in NEEDS_GROUP and len(members) < 2:
                 reason = f"{self.normalise} normalisation needs >= 2 scored videos per prompt, received {len(members)}"
-                combined[members[0]] = self._without(rows[members[0]], reason, passport)
+                combined[members[0]] = self._without(rows[members[0]], reason, provenance)
             else:
-                scores = self._group([rows[index] for index in members], passport)
+                scores = self._group([rows[index] for index in members], provenance)
                 for index, score in zip(members, scores, strict=True):
                     combined[index] = score
         return [score for score in combined if score is not None]
 
-    def _group(self, rows: list[dict[str, Score]], passport: Mapping[str, str]) -> list[Score]:
+    def _group(self, rows: list[dict[str, Score]], provenance: Mapping[str, str]) -> list[Score]:
         """Combined scores of one group's scored members."""
         normalised = {name: self._normalised(name, [quantise(row[name].value) for row in rows]) for name in self.components}
         terms = np.stack([self.weights[name] * normalised[name] for name in self.components])  # (K, N)
@@ -131,7 +131,7 @@ class Combined:
             parts |= {f"share/{name}": float(shares[name]) for name in self.components}
             # Not np.sum over the column: its order of additions may depend on memory layout, and ties must stay ties.
             value = quantise(math.fsum(terms[:, index].tolist()))
-            scores.append(Score(value, parts, self._evidence(row), None, passport))
+            scores.append(Score(value, parts, self._evidence(row), None, provenance))
         return scores
 
     def _normalised(self, name: str, values: list[float]) -> np.ndarray:
@@ -159,9 +159,9 @@ class Combined:
         given = [row[self.evidence_of]] if self.evidence_of in row else row.values()
         return next((score.evidence for score in given if score.evidence is not None), None)
 
-    def _without(self, row: Mapping[str, Score], reason: str, passport: Mapping[str, str]) -> Score:
+    def _without(self, row: Mapping[str, Score], reason: str, provenance: Mapping[str, str]) -> Score:
         """No combined score, but everything that the components did say."""
-        return Score.missing(reason, parts=_raw_parts(row), evidence=self._evidence(row), passport=passport)
+        return Score.missing(reason, parts=_raw_parts(row), evidence=self._evidence(row), provenance=provenance)
 
     def _normaliser_text(self) -> str:
         if self.normalise == "range":

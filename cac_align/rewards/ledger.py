@@ -1,8 +1,8 @@
 """The ledger: an append-only JSONL of scores that is the cache, the resume point and the audit trail at once.
 
-wrap(reward) → look up (video content + prompt + passport) → score only the rest → append one line each → Scores in order
+wrap(reward) → look up (video content + prompt + provenance) → score only the rest → append one line each → Scores in order
 
-A line is ``{"key", "kind", "time", "prompt", "video", "video_hash", "reward", "score", "parts", "judgement", "error", "passport",
+A line is ``{"key", "kind", "time", "prompt", "video", "video_hash", "reward", "score", "parts", "judgement", "error", "provenance",
 "extra"}``; key and kind stand first, so that opening reads 70 bytes of each line and the evidence is parsed only when it is asked for.
 Kinds: ``score`` (served again), ``missing`` (kept for audit, tried again), ``combined`` (what a combination made of its
 components; never served, because ``group`` and ``rank`` values depend on the videos beside it), ``extra`` (added later to a key).
@@ -34,22 +34,22 @@ from cac_align.rewards.reward import Reward, Score
 _HEAD = re.compile(rb'\{"key": "([0-9a-f]{64})", "kind": "(score|missing|combined|extra)"')
 
 
-def passport_digest(passport: Mapping[str, str]) -> str:
-    """sha256 of the passport's canonical JSON."""
-    return hashlib.sha256(_canonical(dict(passport))).hexdigest()
+def provenance_digest(provenance: Mapping[str, str]) -> str:
+    """sha256 of the provenance's canonical JSON."""
+    return hashlib.sha256(_canonical(dict(provenance))).hexdigest()
 
 
-def score_key(prompt: str, video: Video, passport: Mapping[str, str]) -> str:
-    """What a score is filed under: sha256 of (video content hash, prompt, passport digest). 64 hexadecimal digits.
+def score_key(prompt: str, video: Video, provenance: Mapping[str, str]) -> str:
+    """What a score is filed under: sha256 of (video content hash, prompt, provenance digest). 64 hexadecimal digits.
 
     Raises ``ValueError`` when the video's bytes cannot be read.
     """
-    return hashlib.sha256(_canonical([video.content_hash, prompt, passport_digest(passport)])).hexdigest()
+    return hashlib.sha256(_canonical([video.content_hash, prompt, provenance_digest(provenance)])).hexdigest()
 
 
-def unreadable_key(name: str, prompt: str, passport: Mapping[str, str]) -> str:
+def unreadable_key(name: str, prompt: str, provenance: Mapping[str, str]) -> str:
     """What a video whose bytes cannot be read is filed under, by its name: for audit, never a hit."""
-    return hashlib.sha256(_canonical(["unreadable", name, prompt, passport_digest(passport)])).hexdigest()
+    return hashlib.sha256(_canonical(["unreadable", name, prompt, provenance_digest(provenance)])).hexdigest()
 
 
 class Ledger:
@@ -81,7 +81,7 @@ class Ledger:
         return len(self._scores)
 
     def wrap(self, reward: Reward, *, videos_at_once: int = 16) -> Reward:
-        """The same reward (name, passport, bounds), which looks here first, scores only the rest and appends it.
+        """The same reward (name, provenance, bounds), which looks here first, scores only the rest and appends it.
 
         Of a combination the components are wrapped, and what it made of them is filed as rows of kind ``combined``.
         videos_at_once: how many videos the reward is given per call, each batch being written as soon as it is scored: it is what

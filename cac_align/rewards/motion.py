@@ -60,7 +60,7 @@ class Motion:
             raise ValueError(f"full_speed must be a positive number of frame heights per second, received {self.full_speed}")
 
     @property
-    def passport(self) -> Mapping[str, str]:
+    def provenance(self) -> Mapping[str, str]:
         return {"reward": "motion", "full_speed": repr(self.full_speed), "still": repr(STILL)}
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
@@ -69,9 +69,9 @@ class Motion:
 
     def _score(self, video: Video) -> Score:
         if len(video) < 2:
-            return Score.missing("motion: one frame cannot move", passport=self.passport)
+            return Score.missing("motion: one frame cannot move", provenance=self.provenance)
         try:
             speed = motion(video)
         except ValueError as error:
-            return Score.missing(f"motion: {error}", passport=self.passport)
-        return Score(min(1.0, speed / self.full_speed), {"speed": speed}, None, None, self.passport)
+            return Score.missing(f"motion: {error}", provenance=self.provenance)
+        return Score(min(1.0, speed / self.full_speed), {"speed": speed}, None, None, self.provenance)

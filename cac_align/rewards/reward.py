@@ -3,7 +3,7 @@
 prompts, videos → Reward → list[Score(value, parts, evidence, error)]
 
 A score never lies: NaN means "no score" and then ``error`` says why. No failure becomes a number.
-A reward is a callable with a name and a passport; it is picklable, thread-safe and deterministic.
+A reward is a callable with a name and a provenance; it is picklable, thread-safe and deterministic.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ __all__ = ["Reward", "Score", "check_pairs", "lasting"]
 _PASSING = ("vlm/served", "vlm/dtype", "vlm/preprocessing", "vlm/vision_attention")
 
 
-def lasting(passport: Mapping[str, str]) -> dict[str, str]:
-    """What of a passport says which judge it is and how it is asked, on whatever machine and whether or not its server can be asked now."""
-    return {name: value for name, value in passport.items() if not name.endswith(_PASSING)}
+def lasting(provenance: Mapping[str, str]) -> dict[str, str]:
+    """What of a provenance says which judge it is and how it is asked, on whatever machine and whether or not its server can be asked now."""
+    return {name: value for name, value in provenance.items() if not name.endswith(_PASSING)}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Score:
 
     value: the score; NaN means there is none, and then ``error`` is set (and only then).
     parts: named numbers the value was made from, e.g. {"alignment": 2.4, "physics": 3.1, "style": 3.4}.
-    evidence: the judgement behind it, where there is one. passport: what produced it (model, prompts, sampling, normaliser).
+    evidence: the judgement behind it, where there is one. provenance: what produced it (model, prompts, sampling, normaliser).
     Raises ``ValueError`` when value and error disagree.
     """
 
@@ -40,7 +40,7 @@ class Score:
     parts: Mapping[str, float] = field(default_factory=dict)
     evidence: Judgement | None = None
     error: str | None = None
-    passport: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if math.isinf(self.value):
@@ -57,10 +57,10 @@ class Score:
         *,
         parts: Mapping[str, float] | None = None,
         evidence: Judgement | None = None,
-        passport: Mapping[str, str] | None = None,
+        provenance: Mapping[str, str] | None = None,
     ) -> Score:
         """No score, and why."""
-        return cls(math.nan, parts or {}, evidence, reason or "no reason given", passport or {})
+        return cls(math.nan, parts or {}, evidence, reason or "no reason given", provenance or {})
 
     @property
     def scored(self) -> bool:
@@ -73,7 +73,7 @@ class Score:
             "parts": {name: (None if math.isnan(part) else part) for name, part in self.parts.items()},
             "judgement": self.evidence.to_json() if self.evidence else None,
             "error": self.error,
-            "passport": dict(self.passport),
+            "provenance": dict(self.provenance),
         }
 
     @classmethod
@@ -84,7 +84,7 @@ class Score:
             parts={name: (math.nan if part is None else float(part)) for name, part in row["parts"].items()},
             evidence=Judgement.from_json(row["judgement"]) if row["judgement"] else None,
             error=row["error"],
-            passport=dict(row["passport"]),
+            provenance=dict(row["provenance"]),
         )
 
 
@@ -96,7 +96,7 @@ class Reward(Protocol):
     def name(self) -> str: ...
 
     @property
-    def passport(self) -> Mapping[str, str]:
+    def provenance(self) -> Mapping[str, str]:
         """Everything that identifies the score: model id and revision or weight hash, prompt hash, frame sampling, normaliser."""
         ...
 

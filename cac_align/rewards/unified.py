@@ -2,7 +2,7 @@
 
 video → 16 frames at int(i N / 16), as images → prompt with the caption → answer text → read_axes → Score(mean, parts)
 
-The text sent is our own wording unless ``prompt_file`` names the user's copy of upstream's (checked by hash); the passport says
+The text sent is our own wording unless ``prompt_file`` names the user's copy of upstream's (checked by hash); the provenance says
 which. Scores are raw, in ``bounds`` = [1, 5]; (x − 1) / 4 is ``combine``'s ``range``. The *video* score has Physics where the
 image score has Coherence: an answer with Coherence is not an answer to this question.
 
@@ -130,13 +130,13 @@ class UnifiedReward:
         return cls.load(str(shipped("unified")), max_new_tokens=96, **backend)
 
     @property
-    def passport(self) -> Mapping[str, str]:
+    def provenance(self) -> Mapping[str, str]:
         return {
             "reward": "UnifiedReward video point score (alignment, physics, style; mean, 1 to 5)",
             "prompt": self._prompt_entry,
             "frames": f"{NUM_FRAMES} at int(i*N/{NUM_FRAMES}) as images before the text; videos below {NUM_FRAMES} frames: each once",
             "max_new_tokens": str(self.max_new_tokens),
-        } | {f"vlm/{key}": value for key, value in self.vlm.passport.items()}
+        } | {f"vlm/{key}": value for key, value in self.vlm.provenance.items()}
 
     def conversation(self, prompt: str, video: Video) -> Conversation:
         """What is asked about one video: its frames as images, then the text, no system message. Raises ``ValueError`` when the
@@ -150,42 +150,42 @@ class UnifiedReward:
         scores: list[Score] = []
         for start in range(0, len(videos), _VIDEOS_AT_ONCE):
             stop = start + _VIDEOS_AT_ONCE
-            passport = self.passport
-            found = self._score(prompts[start:stop], videos[start:stop], passport)
-            if why := unknown_judge(passport, self.passport):
-                found = [Score.missing(why, parts=each.parts, passport=passport) if each.scored else each for each in found]
+            provenance = self.provenance
+            found = self._score(prompts[start:stop], videos[start:stop], provenance)
+            if why := unknown_judge(provenance, self.provenance):
+                found = [Score.missing(why, parts=each.parts, provenance=provenance) if each.scored else each for each in found]
             scores += found
         return scores
 
-    def _score(self, prompts: Sequence[str], videos: Sequence[Video], passport: Mapping[str, str]) -> list[Score]:
+    def _score(self, prompts: Sequence[str], videos: Sequence[Video], provenance: Mapping[str, str]) -> list[Score]:
         scores: dict[int, Score] = {}
         conversations: dict[int, Conversation] = {}
         for index, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
             try:
                 conversations[index] = self.conversation(prompt, video)
             except (ValueError, OSError) as error:
-                scores[index] = Score.missing(f"the video cannot be read: {error}", passport=passport)
+                scores[index] = Score.missing(f"the video cannot be read: {error}", provenance=provenance)
         if conversations:
             replies = self.vlm.answer(list(conversations.values()), max_new_tokens=self.max_new_tokens)
             for index, reply in zip(conversations, replies, strict=True):
-                scores[index] = _read(reply, passport)
+                scores[index] = _read(reply, provenance)
         return [scores[index] for index in range(len(videos))]
 
 
-def _read(reply: Reply, passport: Mapping[str, str]) -> Score:
+def _read(reply: Reply, provenance: Mapping[str, str]) -> Score:
     if reply.error is not None:
-        return Score.missing(f"the model gave no answer: {reply.error}", passport=passport)
+        return Score.missing(f"the model gave no answer: {reply.error}", provenance=provenance)
     if reply.truncated:  # the last number may be cut short: 4.5 reads as 4
-        return Score.missing(f"the answer was cut off at the token limit: {_quoted(reply.text)}", passport=passport)
+        return Score.missing(f"the answer was cut off at the token limit: {_quoted(reply.text)}", provenance=provenance)
     try:
         axes = read_axes(reply.text)
     except ValueError as error:
-        return Score.missing(str(error), passport=passport)
-    return Score(math.fsum(axes.values()) / len(axes), axes, passport=passport)
+        return Score.missing(str(error), provenance=provenance)
+    return Score(math.fsum(axes.values()) / len(axes), axes, provenance=provenance)
 
 
 def _load_template(prompt_file: Path | None, allow_other_prompt: bool) -> tuple[str, str]:
-    """The prompt text with its open slot, and the passport's entry about it."""
+    """The prompt text with its open slot, and the provenance's entry about it."""
     if prompt_file is None:
         text = own_prompt()
         return text, f"own wording, sha256 {_digest(text)}"

@@ -115,6 +115,6 @@ def line_of(row: Mapping[str, Any], step: int, steps: int) -> str:
         f"{name} {row[name]:.4f}" for name in ("score", "loss", "ratio", "motion", "grad_norm") if row.get(name) is not None
     )
     return (
-        f"step {step}/{steps}  {shown}  dead {row.get('dead_groups', 0)} unscored {row.get('unscored', 0)}  "
+        f"step {step}/{steps}  {shown}  dead {row.get('zero_std_groups', 0)} unscored {row.get('unscored', 0)}  "
         f"{row['seconds']['step']:.1f} s" + (f"  skipped: {row['skipped']}" if row.get("skipped") else "")
     )

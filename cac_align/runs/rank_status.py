@@ -1,6 +1,6 @@
 """Where each process of a run is, in one small file each: when one dies, the others and the next start can name it and its sample.
 
-work begins → Whereabouts.at("step 3: sampling 'a red ball …' (seed 17)") → folder/rank-1.json
+work begins → RankStatus.at("step 3: sampling 'a red ball …' (seed 17)") → folder/rank-1.json
 a process is gone → the others' exchange fails (``ProcessLost``), or the launcher ends them: they say rank, work and cause
 the same command again → says where the former process ended, and goes on from the checkpoint
 """
@@ -33,7 +33,7 @@ class ProcessLost(ValueError):
     """Another process of this run is gone. The sentence names its rank, what it was doing and why it ended; the run can be resumed."""
 
 
-class Whereabouts:
+class RankStatus:
     """What this process (``rank`` of ``processes``) works on, in ``folder/rank-<rank>.json``. A path that cannot be written raises ``OSError``."""
 
     def __init__(self, folder: Path, rank: int = 0, processes: int = 1) -> None:

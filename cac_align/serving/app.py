@@ -2,7 +2,7 @@
 
 request → token → size → typed JSON → videos (path inside a root | file | JPEG frames) → queue → reward → one answer per video
 
-    POST /v1/score    our typed JSON (wire.py)                  GET /health     readiness, names, passports, limits
+    POST /v1/score    our typed JSON (wire.py)                  GET /health     readiness, names, provenances, limits
     POST /score       UniRL's reward service                    GET /metrics    Prometheus text
     POST /compute     Flow-Factory's reward server; /reward/NAME/compute for one component
 
@@ -93,7 +93,7 @@ def create_app(reward: Reward, settings: Settings = Settings(), ledger: Path | N
     rewards = offered(reward)
     default = next(iter(rewards))
     plans = {name: plan_of(each) for name, each in rewards.items()}
-    _ = [each.passport for each in rewards.values()]  # read anew for every answer: a server may be exchanged
+    _ = [each.provenance for each in rewards.values()]  # read anew for every answer: a server may be exchanged
     if ledger is not None:
         from cac_align.rewards.ledger import Ledger
 
@@ -202,9 +202,9 @@ def create_app(reward: Reward, settings: Settings = Settings(), ledger: Path | N
             videos_total.labels(name, "scored" if score.scored else "unscored").inc()
         return [(score, unsent_frames(videos.get(index))) for index, score in enumerate(answers)]
 
-    async def passport_of(name: str) -> dict[str, str]:
+    async def provenance_of(name: str) -> dict[str, str]:
         try:
-            return await asyncio.to_thread(lambda: dict(rewards[name].passport))  # a server may have to be asked
+            return await asyncio.to_thread(lambda: dict(rewards[name].provenance))  # a server may have to be asked
         except ValueError as error:
             raise HTTPException(503, str(error), headers={"Retry-After": "5"}) from error
 
@@ -212,11 +212,11 @@ def create_app(reward: Reward, settings: Settings = Settings(), ledger: Path | N
     async def score(request: Request) -> Response:
         message = await read(request, ScoreRequest)
         name = message.reward or default
-        before = await passport_of(name) if name in rewards else {}
+        before = await provenance_of(name) if name in rewards else {}
         answers = await judge(name, [item.prompt for item in message.items], [item.video for item in message.items])
-        scores, passport = of_one_judge([score for score, _ in answers], before, await passport_of(name))
+        scores, provenance = of_one_judge([score for score, _ in answers], before, await provenance_of(name))
         results = [ScoreResult(**each.to_json(), unsent=unsent) for each, (_, unsent) in zip(scores, answers, strict=True)]
-        answer = ScoreResponse(scores=results, passport=passport)
+        answer = ScoreResponse(scores=results, provenance=provenance)
         return Response(answer.model_dump_json(), media_type="application/json")
 
     @app.post("/score")
@@ -263,9 +263,9 @@ def create_app(reward: Reward, settings: Settings = Settings(), ledger: Path | N
         if stranger:  # a probe may ask whether we live, nothing else
             answer = Health(status=status)
         else:
-            passports = {name: await passport_of(name) for name in rewards}
+            provenances = {name: await provenance_of(name) for name in rewards}
             names = {name: ["ready"] for name in rewards}
-            answer = Health(status=status, rewards=names, default=default, passports=passports, frame_plans=plans, limits=limits)
+            answer = Health(status=status, rewards=names, default=default, provenances=provenances, frame_plans=plans, limits=limits)
         return Response(answer.model_dump_json(), 200 if status == "ok" else 503, media_type="application/json")
 
     @app.get("/metrics")
@@ -295,15 +295,15 @@ def plan_of(reward: Reward) -> FramePlan | None:
 
 
 def of_one_judge(scores: Sequence[Score], before: dict[str, str], after: dict[str, str]) -> tuple[list[Score], dict[str, str]]:
-    """(the scores, the passport that holds for every number among them), from the passports read before and after judging.
+    """(the scores, the provenance that holds for every number among them), from the provenances read before and after judging.
 
     Where these differ, the scores' own tell which it was; the score of another judge is missing.
     """
-    stated = [dict(score.passport) for score in scores if score.scored]
-    passport = after if before == after else next((each for each in (after, before) if each in stated), after)
-    lost = Score.missing("the judge was exchanged while it scored, so nobody knows which one did", passport=passport)
-    wrong = [before != after and score.scored and dict(score.passport) != passport for score in scores]
-    return [lost if other else score for score, other in zip(scores, wrong, strict=True)], passport
+    stated = [dict(score.provenance) for score in scores if score.scored]
+    provenance = after if before == after else next((each for each in (after, before) if each in stated), after)
+    lost = Score.missing("the judge was exchanged while it scored, so nobody knows which one did", provenance=provenance)
+    wrong = [before != after and score.scored and dict(score.provenance) != provenance for score in scores]
+    return [lost if other else score for score, other in zip(scores, wrong, strict=True)], provenance
 
 
 def unsent_frames(video: Video | None) -> tuple[int, ...]:

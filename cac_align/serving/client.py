@@ -50,7 +50,7 @@ class _Learned:
     """What /health said when it was first asked."""
 
     name: str
-    passport: Mapping[str, str]
+    provenance: Mapping[str, str]
     plan: FramePlan | None
 
 
@@ -103,16 +103,16 @@ class RemoteReward:
         return self._ask_health(time.monotonic() + self.timeout_s).name
 
     @property
-    def passport(self) -> Mapping[str, str]:
-        """The service's passport for this reward, and how pixels travel (those of a video without a file always as JPEG).
+    def provenance(self) -> Mapping[str, str]:
+        """The service's provenance for this reward, and how pixels travel (those of a video without a file always as JPEG).
 
         Raises ``ValueError`` when the service cannot be asked, or cannot itself ask which checkpoint its judge runs.
         """
         learned = self._ask_health(time.monotonic() + self.timeout_s)
-        if unidentified(learned.passport):
+        if unidentified(learned.provenance):
             raise ValueError(f"service {self.url}: its judge cannot be asked which checkpoint it runs; start that server first")
         jpeg = f"jpeg quality {self.quality}"
-        return {**learned.passport, "wire": jpeg if self.send == "frames" else f"{self.send}, pixels as {jpeg}"}
+        return {**learned.provenance, "wire": jpeg if self.send == "frames" else f"{self.send}, pixels as {jpeg}"}
 
     def health(self) -> Health:
         """What the service says about itself now. Raises ``ValueError`` when it cannot be asked within ``timeout_s``."""
@@ -165,7 +165,7 @@ class RemoteReward:
             response.scores[0].opened()
         except ValueError as error:
             raise _Failed(f"answered garbage: {str(error)[:200]}") from error
-        if response.scores[0].score is not None and response.passport != dict(self._learn(deadline).passport):
+        if response.scores[0].score is not None and response.provenance != dict(self._learn(deadline).provenance):
             # Scores of two models in one run would be compared with each other: nobody could tell from the numbers.
             raise _Failed(
                 "the service now scores with another reward than when this run began; restart the run, or the service as it was"
@@ -184,8 +184,8 @@ class RemoteReward:
             name = self.reward or health.default
             if name not in health.rewards:
                 raise ValueError(f"{self.url} serves {', '.join(health.rewards) or 'no reward'}; received reward {name!r}")
-            known = _Learned(name, health.passports.get(name, {}), health.frame_plans.get(name))
-            if not unidentified(known.passport):  # else its judge is not ready: asked again next time
+            known = _Learned(name, health.provenances.get(name, {}), health.frame_plans.get(name))
+            if not unidentified(known.provenance):  # else its judge is not ready: asked again next time
                 with self._lock:
                     self._learned = known
         return known

@@ -137,7 +137,7 @@ class ScoreResult(BaseModel):
     parts: dict[str, float | None] = {}
     judgement: dict[str, Any] | None = None
     error: str | None = None
-    passport: dict[str, str] = {}
+    provenance: dict[str, str] = {}
     unsent: tuple[int, ...] = ()
 
     def opened(self) -> Score:
@@ -149,12 +149,12 @@ class ScoreResult(BaseModel):
 
 
 class ScoreResponse(BaseModel):
-    """One result per item, in order. passport: of the reward that scored, so that a client notices when the service changed."""
+    """One result per item, in order. provenance: of the reward that scored, so that a client notices when the service changed."""
 
     model_config = ConfigDict(extra="ignore")
 
     scores: list[ScoreResult]
-    passport: dict[str, str]
+    provenance: dict[str, str]
 
 
 class Limits(_Message):
@@ -176,7 +176,7 @@ class Health(BaseModel):
     status: Literal["ok", "stopping", "stuck"]
     rewards: dict[str, list[str]] = {}
     default: str = ""
-    passports: dict[str, dict[str, str]] = {}
+    provenances: dict[str, dict[str, str]] = {}
     frame_plans: dict[str, FramePlan | None] = {}
     limits: Limits = Limits()
 

@@ -27,13 +27,13 @@ class WatchRecipe:
     """Limits on the mean over the last ``patience`` steps; a run that passes one is stopped (1 or more switches a share's limit off).
 
     one_verdict: share of rollouts with the same verdict, normal or abnormal, over normal and abnormal videos together (1:1).
-    dead_groups: share of groups whose rollouts all earn the same. malformed: share of rollouts that break a schema or name no usable window.
+    zero_std_groups: share of groups whose rollouts all earn the same. malformed: share of rollouts that break a schema or name no usable window.
     unscored: share of rollouts without a score. shrink: mean answer length relative to the first ``patience`` steps (0: off).
     """
 
     patience: int = 10
     one_verdict: float = 0.97
-    dead_groups: float = 0.95
+    zero_std_groups: float = 0.95
     malformed: float = 0.5
     unscored: float = 0.1
     shrink: float = 0.2
@@ -70,9 +70,9 @@ def alarm(rows: Sequence[Mapping[str, Any]], limits: WatchRecipe) -> str | None:
         )
     if limits.shrink and length < limits.shrink * began:
         return f"collapse: answers shrank from {began:.0f} to {length:.0f} tokens {over}; raise grpo.beta or lower run.lr"
-    if (share := mean("dead_groups", last)) > limits.dead_groups:
+    if (share := mean("zero_std_groups", last)) > limits.zero_std_groups:
         return (
-            f"{share:.1%} of groups are dead {over} (limit {limits.dead_groups:.0%}); raise rollout.temperature or rollout.group, or choose "
+            f"{share:.1%} of groups are dead {over} (limit {limits.zero_std_groups:.0%}); raise rollout.temperature or rollout.group, or choose "
             "harder videos"
         )
     return None

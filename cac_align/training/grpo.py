@@ -2,7 +2,7 @@
 
 GrpoRecipe → draw(step) → roll_out (G per video) → terms → advantages → log p under policy and reference → loss (Eq. 12) → out/final
 
-A step is one batch of videos with G rollouts each and ``updates`` optimiser steps on them. The reference is the model the stage started
+A step is one batch of videos with G rollouts each and ``num_inner_epochs`` optimiser steps on them. The reference is the model the stage started
 from, frozen. ``rollouts.jsonl`` shows every rollout: both answers, judgement, terms, advantage.
 Under FSDP a rank's sampling would have to meet the others' token by token; use DDP or DeepSpeed ZeRO-2 for this stage.
 
@@ -43,7 +43,7 @@ class ObjectiveRecipe:
 
     epsilon: float = 0.2
     beta: float = 0.04
-    updates: int = 1
+    num_inner_epochs: int = 1
     eps_advantage: float = 1e-4
     reference_dtype: str = "float32"
 
@@ -66,13 +66,13 @@ class GrpoRecipe:
     weights: TermWeights = field(default_factory=TermWeights)
     grpo: ObjectiveRecipe = field(default_factory=ObjectiveRecipe)
     watch: WatchRecipe = field(default_factory=WatchRecipe)
-    run: Keeping = field(default_factory=lambda: Keeping(steps=250, warmup_steps=0, lr=1e-6, final_lr=1.0))
+    run: Keeping = field(default_factory=lambda: Keeping(steps=250, warmup_steps=0, lr=1e-6, min_lr_ratio=1.0))
 
     def __post_init__(self) -> None:
         if self.batch < 2 or self.batch % 2:
             raise ValueError(f"batch must be even and at least 2 (half normal, half abnormal), received {self.batch}")
-        if self.grpo.updates < 1 or self.rollout_videos < 1 or self.micro_batch < 1:
-            raise ValueError("expected grpo.updates, rollout_videos and micro_batch to be at least 1")
+        if self.grpo.num_inner_epochs < 1 or self.rollout_videos < 1 or self.micro_batch < 1:
+            raise ValueError("expected grpo.num_inner_epochs, rollout_videos and micro_batch to be at least 1")
         if self.run.log_every != 1:
             raise ValueError(f"run.log_every must be 1 in stage 3, whose watch reads every step; received {self.run.log_every}")
         if self.grpo.beta < 0 or not 0 < self.grpo.epsilon < 1:
@@ -262,7 +262,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         "accuracy": mean(right),
         "normal_rate": said.count("normal") / count,
         "answer_tokens": sum(row["tokens"] for row in rows) / count,
-        "dead_groups": sum(not any(group) for group in groups.values()) / len(groups),
+        "zero_std_groups": sum(not any(group) for group in groups.values()) / len(groups),
         "malformed": sum(row["malformed"] for row in rows) / count,
         "unscored": 1 - len(scored) / count,
         "second_turns": sum(row["ending"] == "second turn" for row in rows) / count,
@@ -302,7 +302,7 @@ class _Micro:
 
 
 def _update(collected: _Collected, recipe: GrpoRecipe, run: Run, reference: AnswerLogProbs | None) -> dict[str, float]:
-    """``updates`` optimiser steps on these rollouts; returns the figures of the last one."""
+    """``num_inner_epochs`` optimiser steps on these rollouts; returns the figures of the last one."""
     device = run.device
     total = recipe.batch * recipe.rollout.group
     size = recipe.micro_batch
@@ -311,10 +311,10 @@ def _update(collected: _Collected, recipe: GrpoRecipe, run: Run, reference: Answ
         with torch.no_grad(), run.autocast():
             if reference is not None:
                 micro.reference = _score(reference, micro, device)
-            if recipe.grpo.updates > 1:
+            if recipe.grpo.num_inner_epochs > 1:
                 micro.old = _score(run.module, micro, device)
     figures: dict[str, float] = {}
-    for _ in range(recipe.grpo.updates):
+    for _ in range(recipe.grpo.num_inner_epochs):
         seen: list[tuple[float, float, float]] = []
         norm = run.descend(_losses(micros, recipe, run, total, seen))
         sums = torch.tensor(seen, dtype=torch.float64, device=device).sum(0) if seen else torch.zeros(3, device=device)

@@ -34,14 +34,14 @@ from cac_align.cac.judge_settings import settings_of, write_settings
 from cac_align.config import flat
 from cac_align.runs.files import write_whole
 from cac_align.runs.lr_schedule import warm_cosine
-from cac_align.runs.rank_status import Whereabouts
+from cac_align.runs.rank_status import RankStatus
 from cac_align.training.alarms import Stopped
 from cac_align.training.policy import AnswerLogProbs, core
 
 
 @dataclass(frozen=True)
 class Keeping:
-    """One run's schedule. ``steps``: optimisation steps. lr rises over ``warmup_steps`` and falls on a cosine to lr × final_lr.
+    """One run's schedule. ``steps``: optimisation steps. lr rises over ``warmup_steps`` and falls on a cosine to lr × min_lr_ratio.
 
     save_every, eval_every, log_every: steps (eval_every 0: never). until: stop early at this step, with the schedule of ``steps`` (0: no).
     tensorboard: event files in out/tensorboard. wandb: project name ("": off). threads: of torch on a CPU (0: leave as it is).
@@ -50,7 +50,7 @@ class Keeping:
     steps: int = 1000
     warmup_steps: int = 50
     lr: float = 1e-4
-    final_lr: float = 0.1
+    min_lr_ratio: float = 0.1
     weight_decay: float = 0.0
     beta2: float = 0.95
     clip_norm: float = 1.0
@@ -77,8 +77,8 @@ class Keeping:
 
 
 def learning_rate(step: int, keeping: Keeping) -> float:
-    """Of step ``step`` (from 0): linear warm-up, then a cosine from lr to lr × final_lr at the last step."""
-    return keeping.lr * warm_cosine(step, keeping.steps, warmup=keeping.warmup_steps, floor=keeping.final_lr)
+    """Of step ``step`` (from 0): linear warm-up, then a cosine from lr to lr × min_lr_ratio at the last step."""
+    return keeping.lr * warm_cosine(step, keeping.steps, warmup=keeping.warmup_steps, floor=keeping.min_lr_ratio)
 
 
 def start_accelerator(keeping: Keeping, mixed_precision: str, accumulation: int) -> Any:
@@ -132,7 +132,7 @@ class Run:
             self.out.mkdir(parents=True, exist_ok=True)
             claim(self.out, recipe)
         accelerator.wait_for_everyone()
-        self.here = Whereabouts(self.out / "processes", accelerator.process_index, accelerator.num_processes)
+        self.here = RankStatus(self.out / "processes", accelerator.process_index, accelerator.num_processes)
         vectors = [p for p in scorer.parameters() if p.requires_grad and p.ndim < 2]
         matrices = [p for p in scorer.parameters() if p.requires_grad and p.ndim >= 2]
         groups = [{"params": matrices, "weight_decay": keeping.weight_decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -61,7 +61,7 @@ def hold(vlm: Vlm, dialogues: Sequence[Dialogue[R]], *, progress: Callable[[int]
 
 def in_rounds(vlm: Vlm, dialogues: Sequence[Dialogue[R]], done: Callable[[int, R], None]) -> None:
     """Ask everything that is open, as few calls of ``answer`` as the questions' settings allow; then what follows from the replies."""
-    floor = Floor(dialogues, done)
+    floor = DialogueQueue(dialogues, done)
     while waiting := floor.take():
         alike: dict[tuple[Any, ...], list[Waiting]] = {}
         for item in waiting:
@@ -98,7 +98,7 @@ class Waiting(Generic[R]):
     after: Waiting[R] | None = None
 
 
-class Floor(Generic[R]):
+class DialogueQueue(Generic[R]):
     """Who may speak next. ``take`` gives questions, starting dialogues only as they are needed; ``give`` hands a reply back."""
 
     def __init__(self, dialogues: Sequence[Dialogue[R]], done: Callable[[int, R], None]) -> None:

@@ -5,7 +5,7 @@ Conversation → chat template → Qwen3-VL's processor (video expanded to "<t s
 Two consecutive frames make one temporal patch, stamped with the mean of their times to a tenth of a second. The processor computes a
 stamp as frame index / fps; we hand it the source clock itself (fps = 1, "indices" = seconds), so the stamps are right for variable
 frame rate too. transformers ≥ 5.10 keeps a <|vision_start|> … <|vision_end|> pair around the whole video, older versions
-and older servers do not: ``layout`` records what this processor writes, and the passport carries it.
+and older servers do not: ``layout`` records what this processor writes, and the provenance carries it.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ BESIDE_WEIGHTS = frozenset(
     )
 )
 """Files beside the weights that decide what a judge sees and says: frame sizes, tokens, the chat's form. Not ``cac_align.json``, whose
-content enters the passport by itself."""
+content enters the provenance by itself."""
 
 
 def load_model(source: str, *, device: str, dtype: torch.dtype, revision: str | None, attention: str = "sdpa") -> tuple[Any, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from cac_align.runs.device import pick_device
-from cac_align.vlm.dialogue import Dialogue, Floor, Question, hold
+from cac_align.vlm.dialogue import Dialogue, DialogueQueue, Question, hold
 from cac_align.vlm.engine.engine import Engine
 from cac_align.vlm.engine.row import Answer, Prompt
 from cac_align.vlm.engine.spelling import vocabulary
@@ -37,7 +37,7 @@ class LocalVlm:
     """Qwen3-VL (any size) behind the ``Vlm`` protocol. Load one with ``LocalVlm.load``, or wrap a model you already hold.
 
     model: ``Qwen3VLForConditionalGeneration`` (or a PEFT model around one). processor: its ``Qwen3VLProcessor``.
-    name: how passports call it. batch_size: conversations decoded together. max_pixels: limit over all frames of one video,
+    name: how provenances call it. batch_size: conversations decoded together. max_pixels: limit over all frames of one video,
     instead of the checkpoint's own. weights_hash: identity of the weights; computed from them when None.
     """
 
@@ -76,7 +76,7 @@ class LocalVlm:
     ) -> LocalVlm:
         """Load a folder or a hub id. device: default "cuda" where there is one, else "cpu". dtype: default bfloat16 on a GPU that
         computes in it, float16 on older ones, float32 on the CPU. attention: of the vision encoder, e.g. "flash_attention_2".
-        A dtype or attention that this device lacks is replaced, with a warning; the passport names what is really used.
+        A dtype or attention that this device lacks is replaced, with a warning; the provenance names what is really used.
 
         Raises ``ValueError`` when the device is not here, torchvision does not fit torch, or the checkpoint is not a Qwen3-VL.
         """
@@ -101,9 +101,9 @@ class LocalVlm:
         return (_load_again, self._reload)
 
     @functools.cached_property
-    def passport(self) -> Mapping[str, str]:
+    def provenance(self) -> Mapping[str, str]:
         """Model, weights, dtype, and how a video stands in the prompt. Numbers from two different layouts must not be mixed."""
-        passport = {
+        provenance = {
             "model": self._name,
             "weights": self._weights_hash or hash_weights(self.model),
             "dtype": str(self._core.dtype).removeprefix("torch."),
@@ -112,14 +112,14 @@ class LocalVlm:
             "template": hashlib.sha256(str(self.processor.chat_template).encode()).hexdigest()[:16],
         }
         if self._revision:
-            passport["revision"] = self._revision
+            provenance["revision"] = self._revision
         if (kind := self._core.config.vision_config._attn_implementation) not in (None, "sdpa"):
-            passport["vision_attention"] = kind
+            provenance["vision_attention"] = kind
         if self._core.device.type != "cpu":
-            passport["preprocessing"] = self._core.device.type  # resizing rounds differently there
+            provenance["preprocessing"] = self._core.device.type  # resizing rounds differently there
         if self._max_pixels:
-            passport["max_pixels"] = str(self._max_pixels)
-        return passport
+            provenance["max_pixels"] = str(self._max_pixels)
+        return provenance
 
     def answer(
         self,
@@ -150,7 +150,7 @@ class LocalVlm:
         that its prompt shares with the question before. Raises whatever a dialogue raises.
         """
         with self._lock:
-            floor = Floor(dialogues, done)
+            floor = DialogueQueue(dialogues, done)
             engine = Engine(self._core, self.processor.tokenizer, slots=self.batch_size, eos=self._eos, banned=self._banned)
 
             def take(count: int) -> list[Prompt]:

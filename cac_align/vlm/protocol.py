@@ -93,21 +93,21 @@ class Reply:
 
 
 UNREACHABLE = "unreachable"
-"""What a passport says of a checkpoint that could not be asked for: it identifies nothing."""
+"""What a provenance says of a checkpoint that could not be asked for: it identifies nothing."""
 
 
-def served(passport: Mapping[str, str]) -> dict[str, str]:
-    """The entries of a passport, a reward's own or a combination's, that say which checkpoint a server runs."""
-    return {name: value for name, value in passport.items() if name.endswith("vlm/served")}
+def served(provenance: Mapping[str, str]) -> dict[str, str]:
+    """The entries of a provenance, a reward's own or a combination's, that say which checkpoint a server runs."""
+    return {name: value for name, value in provenance.items() if name.endswith("vlm/served")}
 
 
-def unidentified(passport: Mapping[str, str]) -> bool:
-    """Whether a passport speaks of a server that could not be asked which checkpoint it runs."""
-    return UNREACHABLE in served(passport).values()
+def unidentified(provenance: Mapping[str, str]) -> bool:
+    """Whether a provenance speaks of a server that could not be asked which checkpoint it runs."""
+    return UNREACHABLE in served(provenance).values()
 
 
 def unknown_judge(before: Mapping[str, str], after: Mapping[str, str]) -> str | None:
-    """Why the passports read before and after a call do not tell who judged in between; None: they do."""
+    """Why the provenances read before and after a call do not tell who judged in between; None: they do."""
     if unidentified(before) or unidentified(after):
         return "the server could not be asked which checkpoint it runs, so nobody knows which one judged; score this video again"
     if dict(before) != dict(after):
@@ -120,7 +120,7 @@ class Vlm(Protocol):
     """A vision-language model behind any backend. Thread-safe; a failed conversation never fails the others."""
 
     @property
-    def passport(self) -> Mapping[str, str]:
+    def provenance(self) -> Mapping[str, str]:
         """What identifies the answers: model id, revision or weight hash, dtype, prompt layout. Strings only."""
         ...
 

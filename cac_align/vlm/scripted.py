@@ -24,7 +24,7 @@ class ScriptedVlm:
 
     script: called with each conversation, giving its text or a whole Reply; or a sequence of answers, used up in order over all calls.
         An exception it raises becomes that conversation's error.
-    name: goes into the passport. delay_s: pause per call, in seconds.
+    name: goes into the provenance. delay_s: pause per call, in seconds.
     confidence: P of the word that the answer writes at the readout's place, in (0, 1); the other words share the rest equally.
     """
 
@@ -51,7 +51,7 @@ class ScriptedVlm:
         self._lock = threading.Lock()
 
     @property
-    def passport(self) -> Mapping[str, str]:
+    def provenance(self) -> Mapping[str, str]:
         return {"model": self.name, "decoding": "scripted", "confidence": str(self.confidence)}
 
     def answer(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from research.training.pool import KEPT_EVERY, ClipPool, LessonPlan, degrade
+from research.training.pool import KEPT_EVERY, ClipPool, MixtureConfig, degrade
 from research.training.token_labels import Heads, Marks, marks_of
 
 _PER_COUPLE = 4  # pairs of frames from one couple of clips: fetching a clip costs more than looking at it
@@ -27,7 +27,7 @@ class Pairs:
     marks: Marks
 
 
-def draw_pairs(pool: ClipPool, plan: LessonPlan, count: int, *, side: int, seed: tuple[int, int], part: int = 0) -> Pairs:
+def draw_pairs(pool: ClipPool, plan: MixtureConfig, count: int, *, side: int, seed: tuple[int, int], part: int = 0) -> Pairs:
     """``count`` pairs, every second one broken in at least one of its frames where the pool keeps such a frame; 2 or 4 source frames
     apart, as turn 2 and turn 1 pair them. side: visual tokens per side of a frame. part: which part of a larger batch this is."""
     rng = np.random.default_rng((*seed, 1, part) if part else (*seed, 1))

@@ -23,7 +23,7 @@ from cac_align.miniature.world.grammar import COLOURS, MOTIONS, Spec, parse_prom
 from cac_align.miniature.world.world import FULL, PLAYGROUND, make_clip
 from cac_align.rewards.unified import AXES, fill_prompt, own_prompt, sample_indices, write_axes
 from cac_align.vlm.protocol import Conversation, Message
-from research.training.pool import CHANNELS, KEPT_EVERY, ClipPool, LessonPlan, PoolClip, degrade, mirrored, recoloured
+from research.training.pool import CHANNELS, KEPT_EVERY, ClipPool, MixtureConfig, PoolClip, degrade, mirrored, recoloured
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ _CLAIMS: tuple[Anomaly, ...] = tuple(
 """Suspicions that fit any scene, told of whoever is in it."""
 
 
-def _shown(clip: PoolClip, indices: Sequence[int], fps: float, rng: np.random.Generator, plan: LessonPlan) -> Frames:
+def _shown(clip: PoolClip, indices: Sequence[int], fps: float, rng: np.random.Generator, plan: MixtureConfig) -> Frames:
     frames = clip.frames(indices, fps)
     if rng.random() >= plan.degraded:
         return frames
@@ -64,7 +64,7 @@ def _shown(clip: PoolClip, indices: Sequence[int], fps: float, rng: np.random.Ge
 
 
 def cac_lessons(
-    pool: ClipPool, plan: LessonPlan, batch: int, *, seed: tuple[int, int], pairs: bool, part: int = 0
+    pool: ClipPool, plan: MixtureConfig, batch: int, *, seed: tuple[int, int], pairs: bool, part: int = 0
 ) -> list[Lesson]:
     """One batch for the two-turn judge, half abnormal and half normal: each defect beside its scene without it, where that has the
     same length. ``pairs``: the warm-up, frame pairs only. ``part``: which part of a larger batch this is; all are of one kind, world and length. Raises ``ValueError`` when ``batch`` is odd."""
@@ -90,7 +90,7 @@ def cac_lessons(
 
 
 def _couple(
-    pool: ClipPool, rng: np.random.Generator, world: str, length: int | None, plan: LessonPlan, late: bool
+    pool: ClipPool, rng: np.random.Generator, world: str, length: int | None, plan: MixtureConfig, late: bool
 ) -> tuple[PoolClip, PoolClip]:
     normal, abnormal = pool.couple(rng, world, length, plan.often, late)
     if plan.mirrored and rng.random() < plan.mirrored:
@@ -101,7 +101,7 @@ def _couple(
     return normal, abnormal
 
 
-def _scan(clip: PoolClip, rng: np.random.Generator, plan: LessonPlan) -> Lesson:
+def _scan(clip: PoolClip, rng: np.random.Generator, plan: MixtureConfig) -> Lesson:
     """Turn 1: the whole clip."""
     frames = _shown(clip, clip.clock.indices_at(plan.scan_fps), plan.scan_fps, rng, plan)
     answer = teacher.answer(clip.anomalies, number=1, frames=frames.indices, times_s=frames.times_s, places=_at(clip, frames))
@@ -112,7 +112,7 @@ def _at(clip: PoolClip, frames: Frames) -> list[str]:
     return [clip.places[index] for index in frames.indices]
 
 
-def _pairs(normal: PoolClip, abnormal: PoolClip, rng: np.random.Generator, plan: LessonPlan) -> list[Lesson]:
+def _pairs(normal: PoolClip, abnormal: PoolClip, rng: np.random.Generator, plan: MixtureConfig) -> list[Lesson]:
     """Two neighbouring frames at turn 2's rate, from inside the defect and from a clip without one."""
     anomaly = abnormal.anomalies[int(rng.integers(len(abnormal.anomalies)))]
     step = max(1, round(abnormal.clock.fps / plan.look_fps))
@@ -128,7 +128,7 @@ def _pairs(normal: PoolClip, abnormal: PoolClip, rng: np.random.Generator, plan:
 
 
 def _window(
-    normal: PoolClip, abnormal: PoolClip, rng: np.random.Generator, plan: LessonPlan
+    normal: PoolClip, abnormal: PoolClip, rng: np.random.Generator, plan: MixtureConfig
 ) -> tuple[PoolClip, PoolClip, Window]:
     """A window on the abnormal clip's defect as turn 1 would name it: right, or (``hard_looks``) shifted or too wide."""
     times = [abnormal.clock.times_s[index] for index in abnormal.clock.indices_at(plan.scan_fps)]
@@ -141,7 +141,7 @@ def _window(
     return normal, abnormal, Window(times[first], times[last])
 
 
-def _looks(normal: PoolClip, abnormal: PoolClip, window: Window, rng: np.random.Generator, plan: LessonPlan) -> list[Lesson]:
+def _looks(normal: PoolClip, abnormal: PoolClip, window: Window, rng: np.random.Generator, plan: MixtureConfig) -> list[Lesson]:
     """Turn 2 on the abnormal clip's window, and on a window of the same length where nothing is wrong."""
     indices = _shown_of(abnormal, window, plan)
     lessons = [_second_turn(abnormal, indices, _claim(normal, abnormal, abnormal, rng, plan), rng, plan)]
@@ -169,12 +169,12 @@ def _looks(normal: PoolClip, abnormal: PoolClip, window: Window, rng: np.random.
     return lessons
 
 
-def _shown_of(clip: PoolClip, window: Window, plan: LessonPlan) -> tuple[int, ...]:
+def _shown_of(clip: PoolClip, window: Window, plan: MixtureConfig) -> tuple[int, ...]:
     """The source frames that turn 2 sees of this window."""
     return clip.clock.indices_at(plan.look_fps, window.widened(plan.margin_s))
 
 
-def _claim(normal: PoolClip, abnormal: PoolClip, shown: PoolClip, rng: np.random.Generator, plan: LessonPlan) -> Anomaly:
+def _claim(normal: PoolClip, abnormal: PoolClip, shown: PoolClip, rng: np.random.Generator, plan: MixtureConfig) -> Anomaly:
     """What turn 1 suspects. On both clips of a couple it is drawn alike, so that the claim itself says nothing about the truth."""
     claim = abnormal.anomalies[int(rng.integers(len(abnormal.anomalies)))]
     if rng.random() < plan.wrong_claim:
@@ -185,7 +185,7 @@ def _claim(normal: PoolClip, abnormal: PoolClip, shown: PoolClip, rng: np.random
     return teacher.retold(claim, *names[int(rng.integers(len(names)))])
 
 
-def _second_turn(clip: PoolClip, indices: Sequence[int], claim: Anomaly, rng: np.random.Generator, plan: LessonPlan) -> Lesson:
+def _second_turn(clip: PoolClip, indices: Sequence[int], claim: Anomaly, rng: np.random.Generator, plan: MixtureConfig) -> Lesson:
     frames = _shown(clip, indices, plan.look_fps, rng, plan)
     window = Window(frames.times_s[0], frames.times_s[-1])
     turn_one = Turn(1, "", frames.indices, "abnormal", (Anomaly(claim.type, window, claim.reason, claim.region),))
@@ -197,7 +197,7 @@ def _second_turn(clip: PoolClip, indices: Sequence[int], claim: Anomaly, rng: np
 
 
 def unified_lessons(
-    pool: ClipPool, plan: LessonPlan, batch: int, *, seed: tuple[int, int], pairs: bool = False, part: int = 0
+    pool: ClipPool, plan: MixtureConfig, batch: int, *, seed: tuple[int, int], pairs: bool = False, part: int = 0
 ) -> list[Lesson]:
     """One batch for the holistic judge: sixteen frames, a prompt that may not fit, three grades. ``pairs`` has no meaning here."""
     rng = np.random.default_rng((*seed, 2, part) if part else seed)
@@ -238,7 +238,7 @@ def _altered(spec: Spec, other: Spec, rng: np.random.Generator) -> Spec:
 # ---- words for the tokenizer --------------------------------------------------------------------------------------
 
 
-def lesson_texts(job: str, plan: LessonPlan, *, clips: int = 400, first_seed: int = 0) -> list[str]:
+def lesson_texts(job: str, plan: MixtureConfig, *, clips: int = 400, first_seed: int = 0) -> list[str]:
     """The texts from which the tokenizer's merges are counted: instructions and answers to the first seeds' clips, and time stamps."""
     texts = [f"<{tenth / 10:.1f} seconds>" for tenth in range(52)] * 20
     texts += [f'"status": "{word}", ' for word in ("normal", "abnormal")] * 50

@@ -36,7 +36,7 @@ GENERATED_WEAR = 0.3
 
 
 @dataclass(frozen=True)
-class LessonPlan:
+class MixtureConfig:
     """Shares and strengths of what the judge is shown. Shares lie in [0, 1].
 
     wording: the instructions' wording (``cac_align.cac.prompts``). studio, playground: shares of clips, and of batches, from these
@@ -213,10 +213,10 @@ class ClipPool:
     def _scannable_late(self, number: int) -> bool:
         """Whether the scan of this clip, ``delayed``, falls on one of its defects."""
         clip = delayed(self._open(number))
-        scan = clip.clock.indices_at(LessonPlan().scan_fps)
+        scan = clip.clock.indices_at(MixtureConfig().scan_fps)
         return bool(teacher.visible(clip.anomalies, [clip.clock.times_s[index] for index in scan]))
 
-    def draw(self, rng: np.random.Generator, plan: LessonPlan) -> tuple[str, int]:
+    def draw(self, rng: np.random.Generator, plan: MixtureConfig) -> tuple[str, int]:
         """Which world a batch comes from, and a number of frames, as often as its abnormal clips have it."""
         studio = plan.studio if plan.studio_batches is None else plan.studio_batches
         world = _world(rng.random(), studio, plan.studio + plan.playground - studio)
@@ -234,7 +234,7 @@ class ClipPool:
     ) -> tuple[PoolClip, PoolClip]:
         """A normal and an abnormal clip of one world and length: the same scene where possible. Any length when None.
 
-        often: as in ``LessonPlan``; a clip whose pool does not know its defect (a generated one) counts once. late: both ``delayed``, the
+        often: as in ``MixtureConfig``; a clip whose pool does not know its defect (a generated one) counts once. late: both ``delayed``, the
         abnormal one of those whose defect the scan then falls on (where there is none: as they are).
         """
         options = self._abnormal[world] if length is None else self.groups[world, length, True]
@@ -252,7 +252,7 @@ class ClipPool:
 
     @classmethod
     def open(
-        cls, folder: Path, plan: LessonPlan, first_seed: int, clips: int, *, progress: Callable[[str], None] | None = None
+        cls, folder: Path, plan: MixtureConfig, first_seed: int, clips: int, *, progress: Callable[[str], None] | None = None
     ) -> ClipPool:
         """The pool in this folder, rendering what is missing; goes on where a former call was stopped.
 
@@ -312,7 +312,7 @@ class ClipPool:
         return cls(folder)
 
 
-def world_of(seed: int, plan: LessonPlan) -> str:
+def world_of(seed: int, plan: MixtureConfig) -> str:
     """The name of the world from which a pool takes its clips of this seed."""
     return _world(np.random.default_rng((seed, 1)).random(), plan.studio, plan.playground)
 

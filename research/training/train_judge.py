@@ -4,7 +4,7 @@ recipe → tokenizer, processor, fresh model → its eyes (see, watch) → frame
 
 Every step is a function of (seed, step): the batch is drawn from a generator seeded with both, so a run that was killed and started
 again goes on with the same batches and ends with the same weights. A checkpoint replaces the former one atomically.
-Loss: cross-entropy on the answer's tokens only, mean over the batch's answer tokens. AdamW, linear warm-up, cosine to ``final_lr``.
+Loss: cross-entropy on the answer's tokens only, mean over the batch's answer tokens. AdamW, linear warm-up, cosine to ``min_lr_ratio``.
 
     python -m research.training.train_judge research/recipes/cac_sft.yaml out=runs/cac_sft
 
@@ -43,7 +43,7 @@ from research.training.encoder_loss import draw_pairs, look_loss
 from research.training.examples import Lesson, cac_lessons, lesson_texts, unified_lessons
 from research.training.judge_loss import answer_loss, batch_vision_attention, collate
 from research.training.optimise import muon_and_adam
-from research.training.pool import GENERATED_WEAR, ClipPool, LessonPlan
+from research.training.pool import GENERATED_WEAR, ClipPool, MixtureConfig
 from research.training.start_from import take_all, take_body, take_encoder, take_finer, take_heads
 from research.training.token_labels import Heads
 from research.training.workers import Told, Workers
@@ -68,7 +68,7 @@ class JudgeTraining:
     model's: what is broken, asked of the visual tokens, before any answer), pair_steps (answers about frame pairs), steps (turn 1 and
     turn 2 together). batch: clips per step. watch_weight: how much the visual tokens' questions go on counting beside the answers.
     bent_weight: how much of those questions is about the measured shape of generated entities.
-    lr, final_lr: peak and last learning rate of each stage; matrix_lr: peak of Muon's, for the inner matrices (0: AdamW for all).
+    lr, min_lr_ratio: peak and last learning rate of each stage; matrix_lr: peak of Muon's, for the inner matrices (0: AdamW for all).
     verdict_weight: how much a token that gives a verdict (a frame's, the status) weighs in the loss, the others weighing 1;
     miss_weight, look_miss_weight: how much more it weighs where turn 1, or turn 2, must not miss a broken frame. seed: of weights, batches and augmentation.
     save_every, eval_every: steps; eval_clips: held-out clips per evaluation (0 switches it off). workers: threads that share a step, each with torch threads of its own (threads). encoder: a trained judge's folder whose image
@@ -94,7 +94,7 @@ class JudgeTraining:
     steps: int = 1500
     batch: int = 32
     lr: float = 2e-3
-    final_lr: float = 5e-5
+    min_lr_ratio: float = 5e-5
     matrix_lr: float = 0.02
     verdict_weight: float = 8.0
     miss_weight: float = 1.0
@@ -116,7 +116,7 @@ class JudgeTraining:
     heads: str = ""
     stop_after: int = 0
     size: JudgeSize = field(default_factory=JudgeSize)
-    plan: LessonPlan = field(default_factory=LessonPlan)
+    plan: MixtureConfig = field(default_factory=MixtureConfig)
 
     def __post_init__(self) -> None:
         if self.job not in ("cac", "unified"):
@@ -133,8 +133,8 @@ class JudgeTraining:
 
 
 def learning_rate(step: int, steps: int, recipe: JudgeTraining) -> float:
-    """Linear warm-up, then a cosine from ``lr`` to ``final_lr``, which the step after the last would have."""
-    return recipe.lr * warm_cosine(step, steps + 1, warmup=recipe.warmup_steps, floor=recipe.final_lr / recipe.lr)
+    """Linear warm-up, then a cosine from ``lr`` to ``min_lr_ratio``, which the step after the last would have."""
+    return recipe.lr * warm_cosine(step, steps + 1, warmup=recipe.warmup_steps, floor=recipe.min_lr_ratio / recipe.lr)
 
 
 def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
@@ -265,7 +265,7 @@ def _lessons(
     return teach(pool, plan, recipe.batch // recipe.workers, seed=(recipe.seed, step), pairs=pairs, part=part)
 
 
-def _source(recipe: JudgeTraining, pool: ClipPool, drawn: Sequence[ClipPool], step: int) -> tuple[ClipPool, LessonPlan]:
+def _source(recipe: JudgeTraining, pool: ClipPool, drawn: Sequence[ClipPool], step: int) -> tuple[ClipPool, MixtureConfig]:
     """Where this step's clips come from, rendered or generated, and how they are shown."""
     rng = np.random.default_rng((recipe.seed, step, 2))
     if drawn and rng.random() < recipe.plan.generated:

@@ -92,7 +92,7 @@ def test_the_recipes_least_spread_reaches_every_way_to_credit(options):
     assert told.dead.tolist() == [True, False] and told.live.tolist() == [False] * 4 + [True] * 4
     assert not told.advantage[:4].any() and (told.advantage[4:] * [1, 1, -1, -1] > 0).all()
     numbers = summary([told], Two.components)
-    assert numbers["dead_groups"] == 1 and numbers["shares"]["cac"] > 0.99, "a dead group has no shares"
+    assert numbers["zero_std_groups"] == 1 and numbers["shares"]["cac"] > 0.99, "a dead group has no shares"
     (open_to_all,) = credit([quiet + clear], FlowGrpoRecipe(group_size=4, min_spread=0.0, **options), Two())
     assert not open_to_all.dead.any() and open_to_all.advantage[0] > 0 > open_to_all.advantage[1]
 

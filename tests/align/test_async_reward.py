@@ -59,7 +59,7 @@ class Served(Brightness):
     name, now = "cac", "first"
 
     @property
-    def passport(self):
+    def provenance(self):
         if self.now is None:
             raise ValueError("service cannot be asked")
         return {"reward": "cac", "vlm/served": self.now}
@@ -78,7 +78,7 @@ def test_an_advantage_finds_its_score_whatever_the_server_says_by_then(tmp_path,
     judging.close()
     filed = {row["key"] for row in ledger.rows() if row["kind"] == ("combined" if together else "score")}
     linked = [row["key"] for row in ledger.rows() if row["kind"] == "extra"]
-    # a single reward's passport is asked for once it can say who judges; until then the score alone knows the checkpoint
+    # a single reward's provenance is asked for once it can say who judges; until then the score alone knows the checkpoint
     assert set(linked) == filed and len(linked) == 3
 
 

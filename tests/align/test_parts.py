@@ -97,7 +97,7 @@ def test_groups_divide_over_processes_or_it_is_said_how():
     [
         ({"group_size": 1}, "group_size must be at least 2, received 1"),
         ({"lr": 0.0}, "lr must be a positive number, received 0.0"),
-        ({"final_lr": 1.5}, "final_lr is the share of lr that the last step has, in [0, 1]; received 1.5"),
+        ({"min_lr_ratio": 1.5}, "min_lr_ratio is the share of lr that the last step has, in [0, 1]; received 1.5"),
         ({"ema": 1.0}, "ema must lie in [0, 1), received 1.0"),
         ({"objective": "nft", "kl_beta": 0.1}, "kl_beta belongs to objective grpo"),
         ({"objective": "nft", "shared_noise": True}, "shared_noise needs stochastic steps"),
@@ -147,11 +147,11 @@ def test_a_gpu_that_accelerate_did_not_choose_is_refused_with_the_way_to_it():
 
 
 def test_the_learning_rate_falls_along_half_a_cosine():
-    given = FlowGrpoRecipe(lr=2.0, final_lr=0.1, steps=5)  # by hand: (1 + cos 45°) / 2 = .8535534
+    given = FlowGrpoRecipe(lr=2.0, min_lr_ratio=0.1, steps=5)  # by hand: (1 + cos 45°) / 2 = .8535534
     expected = [2.0, 2 * (0.1 + 0.9 * 0.8535534), 1.1, 2 * (0.1 + 0.9 * 0.1464466), 0.2]
     assert [learning_rate(step, given) for step in range(5)] == pytest.approx(expected, abs=1e-6)
     assert {learning_rate(step, FlowGrpoRecipe(lr=2.0, steps=5)) for step in range(9)} == {2.0}
-    assert learning_rate(0, FlowGrpoRecipe(lr=2.0, final_lr=0.1, steps=1)) == 2.0
+    assert learning_rate(0, FlowGrpoRecipe(lr=2.0, min_lr_ratio=0.1, steps=1)) == 2.0
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes/flow_grpo").glob("*.yaml")), ids=lambda path: path.stem)

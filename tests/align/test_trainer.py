@@ -148,7 +148,7 @@ def test_memory_does_not_grow_with_the_number_of_stochastic_steps(model, tmp_pat
         {"credit": "local", "reward": "tiny_flow:located"},
         {"aggregation": "decoupled", "reward": "tiny_flow:both"},
         {"objective": "nft", "global_std": True},
-        {"dynamics": "cps", "kl_beta": 0.1, "normalise_ratio": True, "updates": 2, "lora_ffn": True},
+        {"dynamics": "cps", "kl_beta": 0.1, "normalise_ratio": True, "num_inner_epochs": 2, "lora_ffn": True},
         {"dynamics": "dance", "gradient_checkpointing": True, "overlap": False, "guidance_scale": 1.0, "micro_batch": 3},
         {"shared_noise": True, "normalise_ratio": True},
     ],
@@ -295,7 +295,7 @@ def test_a_half_judged_batch_is_not_judged_again(whole, model, tmp_path):
 
 
 def test_a_step_at_learning_rate_zero_teaches_nothing_and_other_steps_are_another_run(model, tmp_path):
-    falling = recipe(model, tmp_path / "two", steps=2, final_lr=0.0)
+    falling = recipe(model, tmp_path / "two", steps=2, min_lr_ratio=0.0)
     align(falling)
     align(recipe(model, tmp_path / "one", steps=1))
     assert same(lora(tmp_path / "one"), lora(tmp_path / "two"))
@@ -352,10 +352,10 @@ def test_a_checkpoint_older_than_a_key_of_the_recipe_goes_on(model, tmp_path):
     align_until(given, 1)
     state = tmp_path / "checkpoints" / "step-000001" / "state.pt"
     stored = torch.load(state, weights_only=True)
-    older = {name: value for name, value in json.loads(stored["recipe"]).items() if name != "final_lr"}
+    older = {name: value for name, value in json.loads(stored["recipe"]).items() if name != "min_lr_ratio"}
     torch.save(stored | {"recipe": json.dumps(older)}, state)
-    with pytest.raises(ValueError, match="another recipe \\(final_lr, steps differ; final_lr was 1.0, now 0.5\\)"):
-        align(replace(given, final_lr=0.5))
+    with pytest.raises(ValueError, match="another recipe \\(min_lr_ratio, steps differ; min_lr_ratio was 1.0, now 0.5\\)"):
+        align(replace(given, min_lr_ratio=0.5))
     align(given)
     assert len(rows(tmp_path)) == 2
 
@@ -414,7 +414,7 @@ def test_a_reward_that_fails_stops_the_run_with_its_own_words_and_changes_nothin
     with pytest.raises(ValueError, match=re.escape(told)):
         align(broken)
     for row in rows(tmp_path):
-        assert row["unscored"] == 8 and row["dead_groups"] == 2 and row["live"] == 0 and "score" not in row
+        assert row["unscored"] == 8 and row["zero_std_groups"] == 2 and row["live"] == 0 and "score" not in row
     mended = replace(broken, reward="tiny_flow:Brightness")
     with pytest.raises(ValueError, match="another recipe \\(reward differ; reward was 'tiny_flow:Broken'"):
         align(mended)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from cac_align.cac.augmentations import EVERY_FRAME, told, unviewed, viewed
+from cac_align.cac.augmentations import FOUR_PHASES, told, unviewed, viewed
 from cac_align.core.judgement import Judgement, Window
 from cac_align.core.video import Video
 from cac_align.rewards.build import JudgeRecipe, RewardRecipe, load_reward
@@ -56,7 +56,7 @@ def test_what_is_seen_in_a_view_comes_back_to_where_it_is(view):
         assert boxes[0].to_json() == [94, 312, 281, 500]
         assert back.boxes[frame][0].to_json() == pytest.approx([94, 312, 281, 500], abs=1)
     assert seen.evidence.turns[0].frames == plain.evidence.turns[0].frames
-    assert seen.passport["views"] == view and "views" not in plain.passport
+    assert seen.provenance["views"] == view and "views" not in plain.provenance
 
 
 def test_a_view_is_the_picture_it_says_it_is():
@@ -90,12 +90,12 @@ def test_later_scans_the_frames_between(view):
 def test_four_beginnings_show_every_frame_at_16_fps():
     """The scans of a video of 17 frames: each frame in one of them, and a defect of any one frame before one of them."""
     video = clip((6, 20, 12), slice(0, 0))
-    scores = [CaC(ScriptedVlm(eye), views=(view,))([PROMPT], [video])[0] for view in EVERY_FRAME]
+    scores = [CaC(ScriptedVlm(eye), views=(view,))([PROMPT], [video])[0] for view in FOUR_PHASES]
     shown = [score.evidence.turns[0].frames for score in scores]
     assert shown == [(0, 4, 8, 12, 16), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15)]
     for frame in range(1, 17):
         blink = clip((6, 20, 12), slice(frame, frame + 1))
-        told = [CaC(ScriptedVlm(eye), views=(view,))([PROMPT], [blink])[0].evidence for view in EVERY_FRAME]
+        told = [CaC(ScriptedVlm(eye), views=(view,))([PROMPT], [blink])[0].evidence for view in FOUR_PHASES]
         assert [judgement.status for judgement in told].count("abnormal") == 1
         (found,) = next(judgement.anomalies for judgement in told if judgement.status == "abnormal")
         assert set(found.boxes) == {frame} and found.window == Window(frame / 16, frame / 16)
@@ -164,7 +164,7 @@ def test_several_views_have_a_threshold_of_their_own_and_one_is_never_overruled(
     def verdict(threshold, *views):
         reward = CaC(ScriptedVlm(half_blind(0.9)), views=views, threshold=threshold)
         (score,), (judgement,) = reward([PROMPT], [video]), reward.judge([PROMPT], [video])
-        assert judgement == score.evidence and score.passport.get("threshold", "0.0") == repr(threshold)
+        assert judgement == score.evidence and score.provenance.get("threshold", "0.0") == repr(threshold)
         return judgement.status, score.value
 
     # Two views overlook the square (log 9 each), the mirrored one sees it (log 1/9): their mean is log 9 / 3 = 0.7324, R = 0.67533.
@@ -205,7 +205,7 @@ def test_views_are_checked_and_come_from_recipes():
         with pytest.raises(ValueError, match="view"):
             CaC(ScriptedVlm([]), views=wrong)
     made = load_reward(RewardRecipe(components={"cac": JudgeRecipe(views=["as_is", "mirrored"], threshold=2.5)}))
-    assert made.views == ("as_is", "mirrored") and made.passport["views"] == "as_is, mirrored" and made.threshold == 2.5
+    assert made.views == ("as_is", "mirrored") and made.provenance["views"] == "as_is, mirrored" and made.threshold == 2.5
 
 
 def test_a_judgement_without_verdict_stays_one():

@@ -103,9 +103,9 @@ def test_a_judge_sees_the_resolution_that_it_has_learnt_with(tmp_path):
     shutil.copytree(shipped("cac"), judge)
     folder.write_settings(judge, folder.settings_of(judge), 17 * 32 * 32)
 
-    assert CaC.load(str(judge), device="cpu").vlm.passport["max_pixels"] == "17408"
-    assert CaC.load(str(judge), device="cpu", max_pixels=69_632).vlm.passport["max_pixels"] == "69632"
-    assert "max_pixels" not in CaC.miniature(device="cpu").vlm.passport
+    assert CaC.load(str(judge), device="cpu").vlm.provenance["max_pixels"] == "17408"
+    assert CaC.load(str(judge), device="cpu", max_pixels=69_632).vlm.provenance["max_pixels"] == "69632"
+    assert "max_pixels" not in CaC.miniature(device="cpu").vlm.provenance
 
 
 @pytest.mark.parametrize(

@@ -106,11 +106,11 @@ def test_it_is_another_reward():
     vlm = ScriptedVlm(lambda conversation: NORMAL, confidence=0.9)
     one, two = CaC(vlm, SingleTurn()), CaC(vlm, TwoTurn())
     assert (one.name, two.name) == ("cac_single_turn", "cac")
-    assert one.passport["reward"] == "cac single turn" and one.passport["mode"] == "single turn: no second look"
-    assert one.passport["prompt_sha256"] == single_turn_hash("full") != two.passport["prompt_sha256"]
+    assert one.provenance["reward"] == "cac single turn" and one.provenance["mode"] == "single turn: no second look"
+    assert one.provenance["prompt_sha256"] == single_turn_hash("full") != two.provenance["prompt_sha256"]
     assert single_turn_hash("brief") != single_turn_hash("full")
     (score,) = one(["a ball"], [clip()])
-    assert score.value == pytest.approx(0.9) and score.passport == one.passport
+    assert score.value == pytest.approx(0.9) and score.provenance == one.provenance
     small = load_reward(RewardRecipe(components={"cac": JudgeRecipe(mode="single_turn")}))
     assert small.settings == SingleTurn(wording="brief", max_new_tokens=400) and small.temperature == 1.0
     with pytest.raises(ValueError, match="expected max_new_tokens >= 1"):
@@ -235,7 +235,7 @@ def test_stages_2_and_3_train_in_a_single_turn(root):
     run = Keeping(steps=1, warmup_steps=0, lr=1e-3, eval_every=1, cpu=True)
     model = ModelRecipe(path=str(root / "model"))
     end = train_sft(SftRecipe(stage=2, out=str(root / "two"), batch=2, lora_rank=0, model=model, data=data, run=run))
-    calm = WatchRecipe(patience=1, one_verdict=1.0, dead_groups=1.0, malformed=1.0, unscored=1.0, shrink=0.0)
+    calm = WatchRecipe(patience=1, one_verdict=1.0, zero_std_groups=1.0, malformed=1.0, unscored=1.0, shrink=0.0)
     made = GrpoRecipe(
         out=str(root / "three"),
         batch=2,

@@ -43,7 +43,7 @@ class Script:
         self.answers, self.asked = list(answers), []
 
     @property
-    def passport(self):
+    def provenance(self):
         return {"model": "script"}
 
     def answer(self, conversations, *, max_new_tokens, schema=None, readout=None):
@@ -106,7 +106,7 @@ def test_a_margin_shows_turn_two_what_came_before_and_after():
                 made(scan_fps=wrong)
     with pytest.raises(ValueError, match="look_fps must be frames per second, more than 0, received 0"):
         TwoTurn(look_fps=0)
-    assert "margin_s" not in TwoTurn().passport() and TwoTurn(margin_s=0.25).passport()["margin_s"] == "0.25"
+    assert "margin_s" not in TwoTurn().provenance() and TwoTurn(margin_s=0.25).provenance()["margin_s"] == "0.25"
 
 
 @pytest.mark.parametrize("named", ['["six fingers"]', '[{"a": 1}]', '{"a": 1}', '[{"Attributed Label": "human distortion"}]'])
@@ -235,11 +235,11 @@ def test_prompt_and_video_counts_must_agree():
         judge(Script(), [PROMPT], [video(), video()])
 
 
-def test_cac_is_a_reward_with_evidence_and_passport():
+def test_cac_is_a_reward_with_evidence_and_provenance():
     reward = CaC(Script((answer("normal"), 0.6, 0.2), (answer("normal"), 1e-6, 1e-6)))
     good, low = reward([PROMPT, PROMPT], [video(), video()])
     assert good.value == pytest.approx(0.75) and good.evidence.status == "normal"
-    assert good.passport["scan_fps"] == "4.0" and good.passport["vlm/model"] == "script" and good.passport["prompt_sha256"]
+    assert good.provenance["scan_fps"] == "4.0" and good.provenance["vlm/model"] == "script" and good.provenance["prompt_sha256"]
     assert not low.scored and "2e-06" in low.error  # the two words hold almost no probability: no number
 
 
@@ -251,7 +251,7 @@ def test_a_temperature_brings_back_what_certainty_ties():
     assert [round(score.value, 6) for score in plain] == [1.0, 1.0]
     assert [score.value for score in tempered] == pytest.approx([0.8632, 0.9407], abs=1e-4)
     assert [score.evidence for score in tempered] == [score.evidence for score in plain]
-    assert tempered[0].passport["temperature"] == "10.0" and "temperature" not in plain[0].passport
+    assert tempered[0].provenance["temperature"] == "10.0" and "temperature" not in plain[0].provenance
     for wrong in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="temperature must be a positive number"):
             CaC(Script(), temperature=wrong)
@@ -266,13 +266,13 @@ def test_a_judges_folder_brings_its_temperature(tmp_path):
 
     fitted = CaC.miniature().temperature
     assert fitted == json.loads((shipped("cac") / "cac_align.json").read_text())["temperature"] != 1
-    assert load_reward(RewardRecipe(components={"cac": JudgeRecipe(temperature=1.0)})).passport.get("temperature") is None
-    assert load_reward(RewardRecipe(components={"cac": JudgeRecipe()})).passport["temperature"] == repr(fitted)
-    assert load_reward(RewardRecipe(components={"cac": JudgeRecipe(mode="readout")})).passport.get("temperature") is None
+    assert load_reward(RewardRecipe(components={"cac": JudgeRecipe(temperature=1.0)})).provenance.get("temperature") is None
+    assert load_reward(RewardRecipe(components={"cac": JudgeRecipe()})).provenance["temperature"] == repr(fitted)
+    assert load_reward(RewardRecipe(components={"cac": JudgeRecipe(mode="readout")})).provenance.get("temperature") is None
 
 
-def test_changing_any_setting_changes_the_passport():
-    base = CaC(Script()).passport
+def test_changing_any_setting_changes_the_provenance():
+    base = CaC(Script()).provenance
     for change in (
         TwoTurn(wording="brief"),
         TwoTurn(windows="each"),
@@ -280,7 +280,7 @@ def test_changing_any_setting_changes_the_passport():
         TwoTurn(constrained=True),
         TwoTurn(margin_s=0.25),
     ):
-        assert CaC(Script(), change).passport != base
+        assert CaC(Script(), change).provenance != base
 
 
 def test_unknown_settings_are_refused_by_name():

@@ -56,14 +56,14 @@ def test_a_real_model_gives_a_verdict_per_video_in_either_form(form):
             assert json.loads(judgement.turns[0].text) == {"COT": "", "status": judgement.status}
 
 
-def test_it_is_another_reward_by_name_and_passport():
+def test_it_is_another_reward_by_name_and_provenance():
     vlm = ScriptedVlm(lambda conversation: "normal")
     full, short, written = (CaC(vlm, settings) for settings in (TwoTurn(), VerdictOnly(), VerdictOnly(form="json")))
     assert (full.name, short.name) == ("cac", "cac_verdict_only") and CaC(vlm, VerdictOnly(), name="mine").name == "mine"
-    assert short.passport["reward"] == "cac verdict only" and "no chain of thought" in short.passport["mode"]
-    assert len({json.dumps(dict(reward.passport)) for reward in (full, short, written)}) == 3
+    assert short.provenance["reward"] == "cac verdict only" and "no chain of thought" in short.provenance["mode"]
+    assert len({json.dumps(dict(reward.provenance)) for reward in (full, short, written)}) == 3
     (score,) = short(["a"], videos(1))
-    assert score.value == pytest.approx(0.9) and score.passport["form"] == "readout"
+    assert score.value == pytest.approx(0.9) and score.provenance["form"] == "readout"
 
 
 def test_failures_are_reasons_and_unknown_forms_are_refused():

@@ -29,11 +29,11 @@ class Brightness:
     name, bounds = "brightness", (0.0, 1.0)
 
     @property
-    def passport(self):
+    def provenance(self):
         return {"reward": "brightness"}
 
     def __call__(self, prompts, videos):
-        return [Score(float(video.sample(4).pixels.mean()) / 255, passport=self.passport) for video in videos]
+        return [Score(float(video.sample(4).pixels.mean()) / 255, provenance=self.provenance) for video in videos]
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_score_prints_one_json_object_per_video_and_nothing_else(clip, capsys):
     assert main(["score", str(clip), str(clip), "--prompt", "p", "--json", *REWARD]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["video"] for row in rows] == [str(clip)] * 2
-    assert set(rows[0]) == {"video", "prompt", "score", "parts", "judgement", "error", "passport"}
+    assert set(rows[0]) == {"video", "prompt", "score", "parts", "judgement", "error", "provenance"}
     assert rows[0]["score"] == pytest.approx(0.5, abs=0.02) and rows[0]["error"] is None
 
 
@@ -60,7 +60,7 @@ class Levels(Brightness):
     bounds = (0.0, 1.0)
 
     def __call__(self, prompts, videos):
-        return [Score(int(Path(video.name).stem) / 100, passport=self.passport) for video in videos]
+        return [Score(int(Path(video.name).stem) / 100, provenance=self.provenance) for video in videos]
 
 
 def ranked():
@@ -266,7 +266,7 @@ def test_score_judges_a_real_mp4_with_the_shipped_qwen3_vl_through_its_real_proc
         assert (row["score"] is None) == bool(row["error"])
         judgement = row["judgement"]
         assert judgement["turns"] and judgement["turns"][0]["frames"] == list(range(0, 33, 4))  # 33 frames at 16 fps, 4 fps
-        assert any(key.startswith("cac/vlm/") for key in row["passport"]) and row["passport"]["cac/wording"] == "brief"
+        assert any(key.startswith("cac/vlm/") for key in row["provenance"]) and row["provenance"]["cac/wording"] == "brief"
         if row["score"] is not None:
             # range: the mean of (UR - 1) / 4 and CaC
             expected = ((row["parts"]["unified"] - 1) / 4 + row["parts"]["cac"]) / 2

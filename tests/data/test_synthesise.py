@@ -464,7 +464,7 @@ def test_teachers_by_recipe_by_url_and_what_is_wrong_with_them(world, tmp_path, 
     reward = tmp_path / "reward.yaml"
     reward.write_text("components: {a: {kind: unified}, b: {kind: cac, model: 'http://127.0.0.1:9', served_model: t}}\n")
     by_url = teacher_of("http://127.0.0.1:9", None, ["served_model=t"], [])
-    assert [teacher_of(None, recipe, [], []).passport, teacher_of(str(reward), None, [], []).passport] == [by_url.passport] * 2
+    assert [teacher_of(None, recipe, [], []).provenance, teacher_of(str(reward), None, [], []).provenance] == [by_url.provenance] * 2
     base = ["data", "synthesise", str(world), "--out", str(tmp_path / "x")]
     for more, told in (
         ([], "pass --teacher"),
@@ -484,6 +484,6 @@ def test_the_recipes_that_ship_are_read():
     folder = Path(__file__).parents[2] / "recipes" / "data"
     full = read_recipe(Synthesis, folder / "synthesise.yaml", section="synthesis")
     assert (full.rounds, full.salient_rounds, full.review, full.wording) == (5, 3, True, "full")
-    assert teacher_of(None, folder / "synthesise.yaml", ["served_model=other"], []).passport["model"] == "other"
+    assert teacher_of(None, folder / "synthesise.yaml", ["served_model=other"], []).provenance["model"] == "other"
     assert read_recipe(Synthesis, folder / "miniature.yaml", section="synthesis").wording == "brief"
     assert read_recipe(Splits, folder / "splits.yaml", section="splits") == Splits()  # the paper's sizes are the defaults

@@ -27,13 +27,13 @@ class Brightness:
     seen: list | None = None
 
     @property
-    def passport(self):
+    def provenance(self):
         return {"reward": self.name, "version": "1"}
 
     def __call__(self, prompts: Sequence[str], videos) -> list[Score]:
         if self.seen is not None:
             self.seen.extend(video.name for video in videos)
-        return [Score(float(video.frames([0]).pixels.mean()) / 255, passport=self.passport) for video in videos]
+        return [Score(float(video.frames([0]).pixels.mean()) / 255, provenance=self.provenance) for video in videos]
 
 
 def clip(path, level, frames=8, size=32):
@@ -106,7 +106,7 @@ def test_what_is_odd_about_the_videos_is_counted_and_named(set_of_six):
 
 def rows_for(records, judge="cac", **extra):
     return [
-        json.dumps({"reward": judge, "video": r.video, "prompt": r.prompt, **Score(0.9, passport=extra).to_json()})
+        json.dumps({"reward": judge, "video": r.video, "prompt": r.prompt, **Score(0.9, provenance=extra).to_json()})
         for r in records
     ]
 

@@ -124,8 +124,8 @@ def test_nothing_judged_is_said_and_not_made_up():
 
 def test_values_of_different_judges_are_not_compared_and_said():
     def side(abnormal, cac, judge, views=""):
-        passport = {"vlm/weights": judge} | ({"views": views} if views else {})
-        return {"abnormal": abnormal, "cac": cac, "judges": {"cac": passport, "cac_rate": passport}}
+        provenance = {"vlm/weights": judge} | ({"views": views} if views else {})
+        return {"abnormal": abnormal, "cac": cac, "judges": {"cac": provenance, "cac_rate": provenance}}
 
     made = comparison(lambda k: side(True, 0.4, "A"), lambda k: side(False, 0.8, "B", "as_is, reversed"))
     assert [measure.key for measure in made.measures] == ["motion"] and gains(made) == (None, [None] * 24)

@@ -21,7 +21,7 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 class Judge:
     """Mean brightness; what is darker than middle grey is abnormal, with a box on frame 2; one prompt cannot be scored."""
 
-    name, bounds, passport = "judge", (0.0, 1.0), {"reward": HOSTILE}
+    name, bounds, provenance = "judge", (0.0, 1.0), {"reward": HOSTILE}
 
     def __call__(self, prompts, videos):
         scores = []
@@ -54,7 +54,7 @@ def run(tmp_path_factory):
             write_mp4(folder / f"{number}.mp4", pixels, 8)
             video = Video.open(folder / f"{number}.mp4")
         judge([prompt], [video])
-        ledger.annotate(score_key(prompt, video, Judge.passport), host="flow-factory", **facts)
+        ledger.annotate(score_key(prompt, video, Judge.provenance), host="flow-factory", **facts)
     return folder
 
 

@@ -24,7 +24,7 @@ class Brightness:
 
     def __init__(self, name):
         self.name = name
-        self.passport = {"reward": name}
+        self.provenance = {"reward": name}
 
     def __call__(self, prompts, videos):
         values = [float(video.frames([0]).pixels.mean()) / 255 for video in videos]
@@ -126,20 +126,20 @@ def test_a_verdict_counts_only_with_the_score_that_it_led_to():
 
 
 def test_the_verdict_of_a_scored_component_survives_a_combination_that_failed():
-    passport = {"reward": "combine unified+cac", "cac/vlm": "A", "unified/vlm": "B"}
+    provenance = {"reward": "combine unified+cac", "cac/vlm": "A", "unified/vlm": "B"}
     kept, lost = Reading(None), Reading(None)
-    take_score(kept, Score.missing("unified: no answer", parts={"cac": 0.2}, evidence=ABNORMAL, passport=passport), "unified+cac")
-    take_score(lost, Score.missing("cac: mass", parts={"unified": 3.0}, evidence=ABNORMAL, passport=passport), "unified+cac")
+    take_score(kept, Score.missing("unified: no answer", parts={"cac": 0.2}, evidence=ABNORMAL, provenance=provenance), "unified+cac")
+    take_score(lost, Score.missing("cac: mass", parts={"unified": 3.0}, evidence=ABNORMAL, provenance=provenance), "unified+cac")
     assert (kept.judged_abnormal, lost.judged_abnormal) == (True, None)
     assert kept.judges["cac_rate"] == {"vlm": "A"}
 
 
 def test_a_component_s_judge_is_the_same_alone_and_in_a_combination():
     alone, combined, other = Reading(None), Reading(None), Reading(None)
-    take_score(alone, Score(0.2, evidence=ABNORMAL, passport={"vlm": "A"}), "cac")
-    parts, passport = {"cac": 0.3, "normalised/cac": 0.3}, {"reward": "combine cac", "cac/vlm": "A"}
-    take_score(combined, Score(0.3, parts, ABNORMAL, None, passport), "cac")
-    take_score(other, Score(0.2, evidence=ABNORMAL, passport={"vlm": "B", "views": "2"}), "cac")
+    take_score(alone, Score(0.2, evidence=ABNORMAL, provenance={"vlm": "A"}), "cac")
+    parts, provenance = {"cac": 0.3, "normalised/cac": 0.3}, {"reward": "combine cac", "cac/vlm": "A"}
+    take_score(combined, Score(0.3, parts, ABNORMAL, None, provenance), "cac")
+    take_score(other, Score(0.2, evidence=ABNORMAL, provenance={"vlm": "B", "views": "2"}), "cac")
     assert judged_alike(alone, combined, "cac") and judged_alike(alone, combined, "cac_rate") and misjudged(alone, combined) == {}
     assert misjudged(alone, other) == {"cac": ["views", "vlm"], "cac_rate": ["views", "vlm"]}
 

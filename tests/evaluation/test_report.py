@@ -33,7 +33,7 @@ class Dark:
 
     def __init__(self, name):
         self.name = name
-        self.passport = {"reward": name, "note": HOSTILE}
+        self.provenance = {"reward": name, "note": HOSTILE}
 
     def __call__(self, prompts, videos):
         scores = []

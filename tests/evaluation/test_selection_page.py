@@ -19,7 +19,7 @@ class Judge:
     name = "judge"
 
     @property
-    def passport(self):
+    def provenance(self):
         return {"reward": HOSTILE}
 
     def __call__(self, prompts, videos):

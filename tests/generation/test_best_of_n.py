@@ -58,7 +58,7 @@ class Brightness:
     bounds: tuple[float, float] = (0.0, 2.55)
 
     @property
-    def passport(self):
+    def provenance(self):
         return {"reward": self.name}
 
     def __call__(self, prompts, videos):
@@ -236,7 +236,7 @@ def test_the_same_call_again_does_nothing_again(tmp_path):
 
 def test_an_interrupted_run_resumes(tmp_path):
     class Known(Generator):
-        passport = {"weights_sha256": "ab"}  # noqa: RUF012
+        provenance = {"weights_sha256": "ab"}  # noqa: RUF012
 
     class Interrupted(Known):
         def __call__(self, prompt, seed):
@@ -303,7 +303,7 @@ def test_videos_of_another_generator_are_not_taken_for_this_ones(tmp_path):
         steps = "50"
 
         @property
-        def passport(self):
+        def provenance(self):
             return {"weights_sha256": "ab", "steps": self.steps}
 
     class Hasty(Known):
@@ -317,10 +317,10 @@ def test_videos_of_another_generator_are_not_taken_for_this_ones(tmp_path):
 
 def test_choices_of_another_reward_are_not_mixed_with_this_ones(tmp_path):
     class Other(Brightness):
-        passport = {"reward": "other", "vlm/served": "a", "vlm/dtype": "float32"}  # noqa: RUF012
+        provenance = {"reward": "other", "vlm/served": "a", "vlm/dtype": "float32"}  # noqa: RUF012
 
     class Moved(Other):  # the same judge on other hardware, its server restarted
-        passport = {"reward": "other", "vlm/served": "unreachable", "vlm/dtype": "bfloat16"}  # noqa: RUF012
+        provenance = {"reward": "other", "vlm/served": "unreachable", "vlm/dtype": "bfloat16"}  # noqa: RUF012
 
     best_of_n(["p"], Generator(LEVELS), Brightness(), n=2, out=tmp_path)
     before = (tmp_path / "selection.jsonl").read_bytes()
@@ -340,9 +340,9 @@ def test_a_folder_that_trains_is_no_place_for_it(tmp_path):
         best_of_n(["p"], Generator(LEVELS), Brightness(), n=1, out=tmp_path)
 
 
-def test_a_generator_without_a_passport_goes_by_its_name(tmp_path):
+def test_a_generator_without_a_provenance_goes_by_its_name(tmp_path):
     class Known(Generator):
-        passport = {"weights_sha256": "ab"}  # noqa: RUF012
+        provenance = {"weights_sha256": "ab"}  # noqa: RUF012
 
     for _ in range(2):
         best_of_n(["p"], Generator(LEVELS), Brightness(), n=1, out=tmp_path / "a")

@@ -211,17 +211,17 @@ def test_a_diverged_model_is_an_error_and_not_a_black_video(folder):
         broken("a red ball", 1)
 
 
-def test_the_passport_follows_weights_and_setting(folder, wan, tmp_path):
-    passport = wan.passport
-    assert passport["num_inference_steps"] == "2" and passport["guidance_scale"] == "2.0"
-    assert passport["weights_sha256"] == hash_weights(folder)
-    assert "UniPC" in passport["scheduler"] and f"flow_shift {TINY.flow_shift}" in passport["scheduler"]
-    assert wan.with_setting(num_inference_steps=3).passport != passport
+def test_the_provenance_follows_weights_and_setting(folder, wan, tmp_path):
+    provenance = wan.provenance
+    assert provenance["num_inference_steps"] == "2" and provenance["guidance_scale"] == "2.0"
+    assert provenance["weights_sha256"] == hash_weights(folder)
+    assert "UniPC" in provenance["scheduler"] and f"flow_shift {TINY.flow_shift}" in provenance["scheduler"]
+    assert wan.with_setting(num_inference_steps=3).provenance != provenance
     shutil.copytree(folder, tmp_path / "copy")
-    assert hash_weights(tmp_path / "copy") == passport["weights_sha256"]
+    assert hash_weights(tmp_path / "copy") == provenance["weights_sha256"]
     file = next((tmp_path / "copy").rglob("vae/*.safetensors"))
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
-    assert hash_weights(tmp_path / "copy") != passport["weights_sha256"]
+    assert hash_weights(tmp_path / "copy") != provenance["weights_sha256"]
 
 
 def test_the_hubs_cache_identifies_weights_without_reading_them(tmp_path):

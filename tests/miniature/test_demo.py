@@ -61,7 +61,7 @@ def test_prompts_are_distinct_and_inside_the_world():
 
 def test_a_run_whose_judge_says_nothing_is_no_success(tmp_path, monkeypatch, capsys):
     class Silent:
-        name, bounds, passport = "silent", (0.0, 1.0), {"reward": "silent"}
+        name, bounds, provenance = "silent", (0.0, 1.0), {"reward": "silent"}
 
         def __call__(self, prompts, videos):
             return [Score.missing("nothing to say") for _ in videos]

@@ -25,7 +25,7 @@ MELTS = Anomaly("Object Distortion", Window(0.25, 0.5), "melts <b>", "top left",
 class Judge:
     """Mean brightness with a judgement: abnormal below 128."""
 
-    name, bounds, passport = "judge", (0.0, 1.0), {"reward": "judge"}
+    name, bounds, provenance = "judge", (0.0, 1.0), {"reward": "judge"}
 
     def __call__(self, prompts, videos):
         scores = []
@@ -55,7 +55,7 @@ def run(tmp_path):
         ("unscorable", videos[1], {"step": 7, "advantage": 0.0}),
         ("a cat", videos[2], {"step": 7, "advantage": 0.25}),
     ):
-        ledger.annotate(score_key(prompt, video, Judge.passport), host="flow-factory", **facts)
+        ledger.annotate(score_key(prompt, video, Judge.provenance), host="flow-factory", **facts)
     (tmp_path / "200.mp4").unlink()
     return tmp_path / "ledger.jsonl"
 

@@ -167,7 +167,7 @@ def recipe():
             "eval_videos": 2,
             "rollout": {"group": 2, "max_new_tokens": 160},
             "run": run_for,
-            "watch": {"patience": 2, "malformed": 1.0, "one_verdict": 1.0, "dead_groups": 1.0},
+            "watch": {"patience": 2, "malformed": 1.0, "one_verdict": 1.0, "zero_std_groups": 1.0},
         },
     )
 

@@ -15,14 +15,14 @@ from cac_align.miniature.teacher import teacher
 from cac_align.rewards.unified import read_axes
 from research.training.encoder_loss import draw_pairs, look_loss, patch
 from research.training.examples import cac_lessons, unified_lessons
-from research.training.pool import ClipPool, LessonPlan, degrade
+from research.training.pool import ClipPool, MixtureConfig, degrade
 from research.training.token_labels import Heads, marks_of, overlap
 from research.training.train_judge import JudgeTraining, _lesson_loss
 from tests.support.small_judge import SMALL
 
 
 def test_pool_goes_on_where_it_was_torn(tmp_path, pool):
-    plan = LessonPlan()
+    plan = MixtureConfig()
     ClipPool.open(tmp_path, plan, 0, 7)
     with open(tmp_path / "clips.jsonl", "a") as lines, open(tmp_path / "pixels.u8", "ab") as pixels:
         lines.write('{"seed": 3, "off')
@@ -36,7 +36,7 @@ def test_pool_goes_on_where_it_was_torn(tmp_path, pool):
 
 def test_lessons_are_half_normal_and_read_back(pool):
     for step, pairs in ((0, True), *((step, False) for step in range(1, 9))):
-        lessons = cac_lessons(pool, LessonPlan(), 8, seed=(0, step), pairs=pairs)
+        lessons = cac_lessons(pool, MixtureConfig(), 8, seed=(0, step), pairs=pairs)
         number = 2 if "Close look" in lessons[0].conversation[0].text else 1
         assert {"Close look" in lesson.conversation[0].text for lesson in lessons} == {number == 2}
         words = Counter()
@@ -51,7 +51,7 @@ def test_lessons_are_half_normal_and_read_back(pool):
 def test_a_suspicion_says_nothing_about_the_truth(pool):
     """The types that turn 2 is told of are as frequent on normal windows as on abnormal ones."""
     told = {"normal": Counter(), "abnormal": Counter()}
-    plan = LessonPlan(look=1.0, pair=0.0, degraded=0.0)
+    plan = MixtureConfig(look=1.0, pair=0.0, degraded=0.0)
     for step in range(40):
         for lesson in cac_lessons(pool, plan, 8, seed=(1, step), pairs=False):
             claim = lesson.conversation[0].text.split("Suspicion: ")[1].split(":")[0]
@@ -62,17 +62,17 @@ def test_a_suspicion_says_nothing_about_the_truth(pool):
 
 
 def test_lessons_depend_on_seed_and_step_only(pool):
-    one, two = (cac_lessons(pool, LessonPlan(), 4, seed=(0, 5), pairs=False) for _ in range(2))
+    one, two = (cac_lessons(pool, MixtureConfig(), 4, seed=(0, 5), pairs=False) for _ in range(2))
     assert [lesson.answer for lesson in one] == [lesson.answer for lesson in two]
     for a, b in zip(one, two, strict=True):
         assert np.array_equal(a.conversation[0].frames.pixels, b.conversation[0].frames.pixels)
-    assert [x.answer for x in cac_lessons(pool, LessonPlan(), 4, seed=(0, 6), pairs=False)] != [x.answer for x in one]
+    assert [x.answer for x in cac_lessons(pool, MixtureConfig(), 4, seed=(0, 6), pairs=False)] != [x.answer for x in one]
     with pytest.raises(ValueError, match="even"):
-        cac_lessons(pool, LessonPlan(), 3, seed=(0, 0), pairs=True)
+        cac_lessons(pool, MixtureConfig(), 3, seed=(0, 0), pairs=True)
 
 
 def test_unified_lessons_are_what_unified_reward_asks(pool):
-    for lesson in unified_lessons(pool, LessonPlan(), 6, seed=(0, 0)):
+    for lesson in unified_lessons(pool, MixtureConfig(), 6, seed=(0, 0)):
         assert lesson.conversation[0].as_images and len(lesson.conversation[0].frames) == 16
         assert set(read_axes(lesson.answer)) == {"alignment", "physics", "style"}
 
@@ -98,13 +98,13 @@ def test_cells_of_a_box_worked_by_hand():
 
 
 def test_pairs_are_a_scene_with_and_without_its_defect(pool):
-    pairs = draw_pairs(pool, LessonPlan(degraded=0.0), 16, side=4, seed=(0, 0))
+    pairs = draw_pairs(pool, MixtureConfig(degraded=0.0), 16, side=4, seed=(0, 0))
     marks = pairs.marks
     assert not marks.cells[0::2].any() and not marks.frames[0::2].any() and np.isnan(marks.edges[0::2]).all()
     assert marks.frames[1::2].any((1, 2)).mean() >= 0.75
     same = marks.words[0::2] == marks.words[1::2]
     assert same.all(1).mean() >= 0.75  # the same prompt, where the twin has the same length
-    again = draw_pairs(pool, LessonPlan(degraded=0.0), 16, side=4, seed=(0, 0))
+    again = draw_pairs(pool, MixtureConfig(degraded=0.0), 16, side=4, seed=(0, 0))
     assert np.array_equal(pairs.pixels, again.pixels)
 
 
@@ -150,7 +150,7 @@ def test_the_measured_shape_is_asked_for_where_it_was_measured(pool):
 
 
 def test_patches_are_the_processors(processor, pool):
-    pairs = draw_pairs(pool, LessonPlan(), 4, side=4, seed=(0, 3)).pixels
+    pairs = draw_pairs(pool, MixtureConfig(), 4, side=4, seed=(0, 3)).pixels
     videos = [torch.from_numpy(pair).permute(0, 3, 1, 2) for pair in pairs]
     real = processor.video_processor(videos=videos, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt")
     assert (real["pixel_values_videos"] - patch(pairs, SMALL.patch_px)).abs().max() < 1e-6
@@ -161,8 +161,8 @@ def test_schooling_loss_falls_on_one_batch(processor, tokenizer, pool):
     for what in ("see", "watch"):
         model = build_model(tokenizer, SMALL, seed=1)
         heads = Heads(SMALL.text_hidden)
-        pairs = draw_pairs(pool, LessonPlan(), 16, side=4, seed=(0, 1))
-        lessons = cac_lessons(pool, LessonPlan(), 4, seed=(0, 1), pairs=False)
+        pairs = draw_pairs(pool, MixtureConfig(), 16, side=4, seed=(0, 1))
+        lessons = cac_lessons(pool, MixtureConfig(), 4, seed=(0, 1), pairs=False)
         optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=3e-3)
         losses = []
         for _ in range(12):

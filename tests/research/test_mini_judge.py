@@ -24,7 +24,7 @@ from cac_align.vlm.local import LocalVlm
 from cac_align.vlm.protocol import CONTROL_TOKENS
 from research.training.examples import cac_lessons, unified_lessons
 from research.training.judge_loss import answer_loss, batch_vision_attention, collate
-from research.training.pool import LessonPlan
+from research.training.pool import MixtureConfig
 from research.training.token_labels import Heads
 from research.training.train_judge import HEADS, JudgeTraining, learning_rate, train
 from tests.support.small_judge import SMALL
@@ -136,7 +136,7 @@ def test_a_weight_that_does_not_fit_is_refused(tmp_path, processor, tokenizer):
 
 
 def test_labels_are_the_answers_and_nothing_else(processor, pool):
-    lessons = cac_lessons(pool, LessonPlan(), 4, seed=(0, 1), pairs=False)
+    lessons = cac_lessons(pool, MixtureConfig(), 4, seed=(0, 1), pairs=False)
     batch = collate(processor, lessons)
     for row, lesson in enumerate(lessons):
         kept = batch["labels"][row] != -100
@@ -149,7 +149,7 @@ def test_labels_are_the_answers_and_nothing_else(processor, pool):
 
 
 def test_deciding_tokens_weigh_more(processor, pool):
-    lesson = cac_lessons(pool, LessonPlan(look=0.0, pair=0.0), 2, seed=(0, 2), pairs=False)[1]
+    lesson = cac_lessons(pool, MixtureConfig(look=0.0, pair=0.0), 2, seed=(0, 2), pairs=False)[1]
     plain, heavy = collate(processor, [lesson]), collate(processor, [lesson], 8.0)
     assert set(plain["weights"].flatten().tolist()) == {1.0}
     kept = heavy["weights"][0] == 8.0
@@ -171,8 +171,8 @@ def test_deciding_tokens_weigh_more(processor, pool):
 def test_loss_is_that_of_the_whole_model_and_fast_attention_changes_nothing(processor, tokenizer, pool):
     model = build_model(tokenizer, SMALL, seed=1)
     for lessons in (
-        cac_lessons(pool, LessonPlan(), 4, seed=(0, 3), pairs=False),
-        unified_lessons(pool, LessonPlan(), 2, seed=(0, 0)),
+        cac_lessons(pool, MixtureConfig(), 4, seed=(0, 3), pairs=False),
+        unified_lessons(pool, MixtureConfig(), 2, seed=(0, 0)),
     ):
         batch = collate(processor, lessons)
         with torch.no_grad():
@@ -192,7 +192,7 @@ def test_loss_is_that_of_the_whole_model_and_fast_attention_changes_nothing(proc
 
 
 def test_learning_rate_rises_and_falls():
-    recipe = JudgeTraining(lr=1e-3, final_lr=1e-5, warmup_steps=10)
+    recipe = JudgeTraining(lr=1e-3, min_lr_ratio=1e-5, warmup_steps=10)
     rates = [learning_rate(step, 110, recipe) for step in range(110)]
     assert rates[0] == pytest.approx(1e-4) and rates[9] == pytest.approx(1e-3)
     assert rates[60] == pytest.approx((1e-3 + 1e-5) / 2)  # the middle of the cosine

@@ -11,13 +11,13 @@ from cac_align.core.video import Video
 from cac_align.miniature.oracle.oracle import look
 from cac_align.miniature.teacher import teacher
 from cac_align.miniature.world.world import PLAYGROUND, make_clip
-from research.training.pool import CHANNELS, ClipPool, LessonPlan, PoolClip, delayed, mirrored, recoloured
+from research.training.pool import CHANNELS, ClipPool, MixtureConfig, PoolClip, delayed, mirrored, recoloured
 from research.training.train_judge import JudgeTraining, _lessons
 
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
-    return ClipPool.open(tmp_path_factory.mktemp("pool"), LessonPlan(studio=0.0, playground=1.0), 0, 24)
+    return ClipPool.open(tmp_path_factory.mktemp("pool"), MixtureConfig(studio=0.0, playground=1.0), 0, 24)
 
 
 def test_in_a_mirror_left_is_right_and_the_oracle_agrees():
@@ -42,7 +42,7 @@ def test_in_a_mirror_left_is_right_and_the_oracle_agrees():
 
 
 def test_generated_lessons_are_worn_and_mirrored_only_where_the_plan_says(pool):
-    plain = replace(LessonPlan(), generated=1.0, degraded=1.0, pair=0.0, look=0.0)
+    plain = replace(MixtureConfig(), generated=1.0, degraded=1.0, pair=0.0, look=0.0)
     recipe = JudgeTraining(plan=plain, batch=8)
     shown = [(lesson.conversation[-1].frames, lesson.clip) for lesson in _lessons(recipe, pool, [pool], 3, pairs=False)]
     assert all((frames.pixels == clip.frames(frames.indices, 4.0).pixels).all() for frames, clip in shown)
@@ -90,7 +90,7 @@ def test_a_colour_without_a_partner_is_left_alone(pool):
 
 
 def test_both_clips_of_a_couple_are_recoloured_alike(pool):
-    plan = replace(LessonPlan(), recoloured=1.0, degraded=0.0, pair=0.0, look=0.0, playground=1.0, studio=0.0)
+    plan = replace(MixtureConfig(), recoloured=1.0, degraded=0.0, pair=0.0, look=0.0, playground=1.0, studio=0.0)
     lessons = _lessons(JudgeTraining(plan=plan, batch=16, generated=()), pool, [], 3, pairs=False)
     originals = {(clip.seed, bool(clip.anomalies)): clip for clip in (pool[number] for number in range(len(pool)))}
     for first, second in zip(lessons[0::2], lessons[1::2], strict=True):
@@ -147,7 +147,7 @@ def test_an_anomaly_that_ended_before_is_gone_and_one_that_lost_its_boxes_keeps_
 
 
 def test_late_batches_draw_defects_that_the_late_scan_falls_on(pool):
-    plan = replace(LessonPlan(), later=1.0, degraded=0.0, pair=0.0, look=0.0, playground=1.0, studio=0.0)
+    plan = replace(MixtureConfig(), later=1.0, degraded=0.0, pair=0.0, look=0.0, playground=1.0, studio=0.0)
     for step in range(6):
         lessons = _lessons(JudgeTraining(plan=plan, batch=8, generated=()), pool, [], step, pairs=False)
         assert all(len(lesson.clip.clock) == 15 for lesson in lessons)
@@ -157,15 +157,15 @@ def test_late_batches_draw_defects_that_the_late_scan_falls_on(pool):
 @pytest.mark.parametrize("often", [{"smear": 2.0}, {"melt": 0.0}, {"melt": float("nan")}])
 def test_an_unknown_defect_or_a_number_that_is_none_is_refused(often):
     with pytest.raises(ValueError, match=r"often takes defects .*melt.* and positive numbers, received"):
-        LessonPlan(often=often)
+        MixtureConfig(often=often)
 
 
 def test_batches_may_come_from_the_studio_more_often_than_clips_do(tmp_path):
-    pool = ClipPool.open(tmp_path, LessonPlan(studio=0.3, playground=0.6), 0, 60)
+    pool = ClipPool.open(tmp_path, MixtureConfig(studio=0.3, playground=0.6), 0, 60)
     found = {}
     for share in (None, 0.5):
         rng = np.random.default_rng(0)
-        plan = LessonPlan(studio=0.3, playground=0.6, studio_batches=share)
+        plan = MixtureConfig(studio=0.3, playground=0.6, studio_batches=share)
         worlds = [pool.draw(rng, plan)[0] for _ in range(1000)]
         found[share] = [worlds.count(world) / 1000 for world in ("studio", "playground", "full")]
     assert np.abs(np.subtract(found[None], (0.3, 0.6, 0.1))).max() < 0.06  # four standard deviations

@@ -26,7 +26,7 @@ class Table:
     evidence: bool = False
 
     @property
-    def passport(self):
+    def provenance(self):
         return {"reward": self.name, "column": str(self.column)}
 
     def __call__(self, prompts, videos):
@@ -72,7 +72,7 @@ def test_range_is_the_mean_on_zero_to_one():
 def test_weights_are_scaled_to_one():
     scores = combine(BOTH, weights={"cac": 3, "ur": 1})(["p"], videos("5 0.2"))
     assert values(scores) == [0.4]  # (1·1 + 3·0.2) / 4
-    assert json.loads(combine(BOTH, weights={"cac": 3, "ur": 1}).passport["weights"]) == {"cac": 0.75, "ur": 0.25}
+    assert json.loads(combine(BOTH, weights={"cac": 3, "ur": 1}).provenance["weights"]) == {"cac": 0.75, "ur": 0.25}
 
 
 def test_group_normalises_each_prompt_alone():
@@ -101,7 +101,7 @@ def test_reference(tmp_path):
     path.write_text(json.dumps(rows))
     reward = combine(BOTH, normalise="reference", statistics=path)
     assert values(reward(["p"], videos("4 0.75"))) == [1.5]  # (2 + 1) / 2: one video alone has a value
-    assert "(x - 3.0) / 0.5, n=40, s" in reward.passport["normalise"]
+    assert "(x - 3.0) / 0.5, n=40, s" in reward.provenance["normalise"]
     assert reward.bounds is None
 
 
@@ -196,13 +196,13 @@ def test_a_combination_is_a_picklable_reward_and_nests():
     assert clone == reward and values(clone(["p"], videos("3 0.9"))) == [0.6]
 
 
-def test_the_passport_says_everything():
-    passport = combine(BOTH).passport
-    assert passport["normalise"] == "range: ur (x - 1) / 4, cac (x - 0) / 1"
-    assert passport["ur/reward"] == "ur" and passport["cac/column"] == "1"
-    assert all(isinstance(value, str) for value in passport.values())
-    assert combine(BOTH).passport != combine(BOTH, normalise="group").passport
-    assert combine(BOTH)(["p"], videos("3 0.9"))[0].passport == passport
+def test_the_provenance_says_everything():
+    provenance = combine(BOTH).provenance
+    assert provenance["normalise"] == "range: ur (x - 1) / 4, cac (x - 0) / 1"
+    assert provenance["ur/reward"] == "ur" and provenance["cac/column"] == "1"
+    assert all(isinstance(value, str) for value in provenance.values())
+    assert combine(BOTH).provenance != combine(BOTH, normalise="group").provenance
+    assert combine(BOTH)(["p"], videos("3 0.9"))[0].provenance == provenance
 
 
 @pytest.mark.parametrize(

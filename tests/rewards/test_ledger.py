@@ -37,7 +37,7 @@ def test_what_was_scored_is_not_scored_again(tmp_path):
     assert fresh.asked == [] and reopened.num_scores == 3 and reopened.faults == []
 
 
-def test_key_is_content_prompt_and_passport(tmp_path):
+def test_key_is_content_prompt_and_provenance(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
     reward = Counting()
     ledger.wrap(reward)(["p"], [video(1)])
@@ -47,7 +47,7 @@ def test_key_is_content_prompt_and_passport(tmp_path):
     other = Counting(version="2")
     ledger.wrap(other)(["p"], [video(1)])
     assert len(other.asked) == 1
-    assert len({score_key("p", video(1), passport) for passport in ({"a": "b"}, {"a": "c"}, {"a": "b", "c": "d"})}) == 3
+    assert len({score_key("p", video(1), provenance) for provenance in ({"a": "b"}, {"a": "c"}, {"a": "b", "c": "d"})}) == 3
     assert score_key("p", video(1), {"a": "1", "b": "2"}) == score_key("p", video(1), {"b": "2", "a": "1"})
 
 
@@ -77,7 +77,7 @@ def test_a_row_holds_what_an_auditor_needs(tmp_path):
     expected = {"kind": "score", "prompt": "p {} <b>", "video": "clip.mp4", "reward": "counting", "score": 0.07, "extra": {}}
     assert expected.items() <= row.items()
     assert row["video_hash"] == video(7).content_hash
-    assert row["judgement"]["anomalies"][0]["type"] == "Motion Anomalies" and row["passport"]["version"] == "1"
+    assert row["judgement"]["anomalies"][0]["type"] == "Motion Anomalies" and row["provenance"]["version"] == "1"
     assert row["time"].startswith("20")
 
 
@@ -103,7 +103,7 @@ def test_wrapped_rewards_keep_their_contract(tmp_path):
     for reward in (Counting(), combine({"a": Counting("a"), "b": Counting("b")})):
         wrapped = ledger.wrap(reward)
         assert isinstance(wrapped, Reward)
-        assert (wrapped.name, wrapped.passport, wrapped.bounds) == (reward.name, reward.passport, reward.bounds)
+        assert (wrapped.name, wrapped.provenance, wrapped.bounds) == (reward.name, reward.provenance, reward.bounds)
         clone = pickle.loads(pickle.dumps(wrapped))
         assert same(clone(["p"], [video(1)]), wrapped(["p"], [video(1)]))
         with pytest.raises(ValueError, match="2 prompts and 1 videos"):
@@ -133,14 +133,14 @@ def test_a_resumed_combination_adds_no_rows(tmp_path):
     kinds = [row["kind"] for row in Ledger(path).rows()]
     assert kinds.count("score") == 2 and kinds.count("combined") == 2
     assert kinds.count("missing") == 6  # two components, tried three times
-    assert Ledger(path).combined(score_key("p", video(1), reward.passport)).value == scores[0].value == 0.001
+    assert Ledger(path).combined(score_key("p", video(1), reward.provenance)).value == scores[0].value == 0.001
 
 
 def test_annotations_come_back_in_order(tmp_path):
     path = tmp_path / "ledger.jsonl"
     ledger = Ledger(path)
     ledger.wrap(Counting())(["p"], [video(1)])
-    key = score_key("p", video(1), Counting().passport)
+    key = score_key("p", video(1), Counting().provenance)
     ledger.annotate(key, step=3, advantage=np.float32(0.5))
     Ledger(path).annotate(key, host="flow-factory")
     assert ledger.extra(key) == [{"step": 3, "advantage": 0.5}, {"host": "flow-factory"}]
@@ -285,13 +285,13 @@ def test_a_score_of_another_checkpoint_than_the_key_names_is_not_filed(tmp_path)
 
     class Served(Counting):
         @property
-        def passport(self):
+        def provenance(self):
             return {"reward": self.name, "vlm/served": "one" if len(self.asked) < 2 else "two"}
 
     ledger = Ledger(tmp_path / "ledger.jsonl")
     remembered = replace(ledger.wrap(Served()), videos_at_once=1)
     first, second = remembered(["p", "p"], [video(1), video(2)])
-    assert first.scored and first.passport["vlm/served"] == "one"
+    assert first.scored and first.provenance["vlm/served"] == "one"
     assert not second.scored and "the judge was exchanged since this call began" in second.error
     assert ledger.num_scores == 1 and ledger.find(score_key("p", video(2), {"reward": "counting", "vlm/served": "one"})) is None
 

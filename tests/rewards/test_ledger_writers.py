@@ -55,7 +55,7 @@ def test_a_ledger_inherited_by_fork_still_locks(tmp_path):
     for number in range(40):
         wrapped([f"parent {number}"], [video(2)])
     assert os.waitpid(child, 0)[1] == 0
-    assert ledger.find(score_key("child 39", video(2), Counting().passport)).value == 0.02  # sees what the other wrote
+    assert ledger.find(score_key("child 39", video(2), Counting().provenance)).value == 0.02  # sees what the other wrote
     assert Ledger(path).num_scores == 81 and Ledger(path).faults == []
 
 

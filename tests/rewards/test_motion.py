@@ -43,4 +43,4 @@ def test_a_recipe_can_weigh_it_against_the_judges():
     assert made.components["motion"].full_speed == 0.15
     alone = RewardRecipe(components={"motion": made.components["motion"]})
     assert load_reward(alone) == Motion(0.15)
-    assert load_reward(alone).passport["full_speed"] == "0.15"
+    assert load_reward(alone).provenance["full_speed"] == "0.15"

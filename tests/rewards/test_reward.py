@@ -41,7 +41,7 @@ def test_a_score_survives_json_exactly():
     assert back.value == 0.30000000000000004
     assert back.parts["a"] == 1 / 3 and math.isnan(back.parts["b"])
     assert back.evidence == JUDGEMENT
-    assert back.passport == {"model": "x"}
+    assert back.provenance == {"model": "x"}
 
 
 def test_a_missing_score_survives_json_as_missing():
@@ -66,7 +66,7 @@ def test_anything_of_that_shape_is_a_reward():
         name = "brightness"
 
         @property
-        def passport(self):
+        def provenance(self):
             return {"reward": self.name}
 
         def __call__(self, prompts, videos):

@@ -26,7 +26,7 @@ class Scripted:
     asked: list = field(default_factory=list)
 
     @property
-    def passport(self):
+    def provenance(self):
         return {"model": "scripted"}
 
     def answer(self, conversations, *, max_new_tokens, schema=None, readout=None):
@@ -175,7 +175,7 @@ def test_our_wording_names_the_axes_the_reader_wants():
     assert text.count("{prompt}") == 1
     assert read_axes(text.replace(": x", ": 3")) == {"alignment": 3, "physics": 3, "style": 3}
     assert hashlib.sha256(text.encode()).hexdigest()[:12] != unified.UPSTREAM_SHA256
-    assert UnifiedReward(Scripted([])).passport["prompt"] == (
+    assert UnifiedReward(Scripted([])).provenance["prompt"] == (
         f"own wording, sha256 {hashlib.sha256(text.encode()).hexdigest()[:12]}"
     )
 
@@ -187,7 +187,7 @@ def test_another_prompt_file_is_refused_unless_asked_for(tmp_path):
     with pytest.raises(ValueError, match=f"sha256 {digest}, expected 707411fb9175"):
         UnifiedReward(Scripted([]), prompt_file=path)
     reward = UnifiedReward(Scripted([]), prompt_file=path, allow_other_prompt=True)
-    assert reward.passport["prompt"] == f"other text (prompt.txt), sha256 {digest}, not upstream's 707411fb9175"
+    assert reward.provenance["prompt"] == f"other text (prompt.txt), sha256 {digest}, not upstream's 707411fb9175"
     assert fill_prompt(reward.template, "x") == "Rate it. Text Caption: [x]"
 
 
@@ -198,7 +198,7 @@ def test_the_upstream_text_is_known_by_its_hash(tmp_path, monkeypatch):
         path = tmp_path / "prompt.txt"
         path.write_text(content)
         reward = UnifiedReward(Scripted([]), prompt_file=path)
-        assert reward.passport["prompt"].startswith("upstream, sha256 ") and reward.template == text
+        assert reward.provenance["prompt"].startswith("upstream, sha256 ") and reward.template == text
 
 
 def test_a_prompt_file_without_a_slot_or_unreadable_is_refused(tmp_path):
@@ -213,15 +213,15 @@ def test_a_prompt_file_without_a_slot_or_unreadable_is_refused(tmp_path):
 # ---- contract -----------------------------------------------------------------------------------------------------
 
 
-def test_it_is_a_picklable_reward_with_a_passport_of_strings():
+def test_it_is_a_picklable_reward_with_a_provenance_of_strings():
     vlm = Scripted([ANSWER])
     assert isinstance(vlm, Vlm)
     reward = UnifiedReward(vlm)
     assert isinstance(reward, Reward) and reward.bounds == (1.0, 5.0)
-    passport = pickle.loads(pickle.dumps(reward)).passport
-    assert passport == reward.passport and passport["vlm/model"] == "scripted"
-    assert "int(i*N/16)" in passport["frames"]
-    assert all(isinstance(value, str) for value in passport.values())
+    provenance = pickle.loads(pickle.dumps(reward)).provenance
+    assert provenance == reward.provenance and provenance["vlm/model"] == "scripted"
+    assert "int(i*N/16)" in provenance["frames"]
+    assert all(isinstance(value, str) for value in provenance.values())
 
 
 def test_prompts_and_videos_must_pair():
@@ -243,7 +243,7 @@ def test_a_real_model_that_talks_nonsense_gives_no_score(tmp_path):
     scores = reward(["a red ball", "{x}"], [Video.open(pixels, fps=16), Video.open(pixels[:3], fps=16, layout="THWC")])
     assert [found.scored for found in scores] == [False, False]
     assert all("the answer" in found.error for found in scores)
-    assert any(key.startswith("vlm/") for key in scores[0].passport)
+    assert any(key.startswith("vlm/") for key in scores[0].provenance)
 
 
 def test_a_server_gets_the_images_first_the_text_last_and_temperature_zero():
@@ -290,7 +290,7 @@ def test_a_server_gets_the_images_first_the_text_last_and_temperature_zero():
 def test_a_server_that_was_exchanged_while_it_judged_gives_no_score(named, told):
     class Served(Scripted):
         @property
-        def passport(self):
+        def provenance(self):
             return {"served": named[min(len(self.asked), len(named) - 1)]}
 
     (lost,) = UnifiedReward(Served([ANSWER]))(["a red ball"], [video()])

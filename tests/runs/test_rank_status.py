@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from cac_align.runs.rank_status import ProcessLost, Whereabouts
+from cac_align.runs.rank_status import ProcessLost, RankStatus
 from tests.support.two_processes import LAUNCH
 
 
@@ -30,7 +30,7 @@ def note(folder, rank, **facts):
 
 
 def test_a_clean_run_leaves_nothing_and_says_nothing(tmp_path, caplog):
-    here = Whereabouts(tmp_path / "p")
+    here = RankStatus(tmp_path / "p")
     with here.guard():
         here.at("step 0")
         assert json.loads((tmp_path / "p" / "rank-0.json").read_text())["doing"] == "step 0"
@@ -39,24 +39,24 @@ def test_a_clean_run_leaves_nothing_and_says_nothing(tmp_path, caplog):
 
 def test_the_next_start_says_where_the_former_one_was_killed(tmp_path, caplog):
     note(tmp_path / "p", 0)
-    with caplog.at_level(logging.WARNING), Whereabouts(tmp_path / "p").guard():
+    with caplog.at_level(logging.WARNING), RankStatus(tmp_path / "p").guard():
         pass
     assert "process 0 (pid" in caplog.text and "step 3, sampling 'a red ball': it was killed without a word" in caplog.text
 
 
 def test_an_error_is_kept_in_its_own_words_and_raised_as_it_is(tmp_path, caplog):
-    here = Whereabouts(tmp_path / "p")
+    here = RankStatus(tmp_path / "p")
     with pytest.raises(RuntimeError, match="^out of memory$"), here.guard():
         here.at("step 1, judging v7")
         raise RuntimeError("out of memory")
     assert not (tmp_path / "p" / "rank-1.json").exists()
-    with caplog.at_level(logging.WARNING), Whereabouts(tmp_path / "p").guard():
+    with caplog.at_level(logging.WARNING), RankStatus(tmp_path / "p").guard():
         pass
     assert "at step 1, judging v7: RuntimeError: out of memory" in caplog.text
 
 
 def test_wrong_input_leaves_nothing_behind(tmp_path):
-    with pytest.raises(ValueError, match="no such reward"), Whereabouts(tmp_path / "out" / "p").guard():
+    with pytest.raises(ValueError, match="no such reward"), RankStatus(tmp_path / "out" / "p").guard():
         raise ValueError("no such reward")
     assert not (tmp_path / "out").exists()
 
@@ -66,7 +66,7 @@ def test_a_failed_exchange_becomes_the_death_of_the_other_process(tmp_path):
     told = (
         r"process 1 \(pid \d+ on .*\) ended at step 3, sampling 'a red ball': it was killed .* run the same command: it resumes"
     )
-    with pytest.raises(ProcessLost, match=told) as caught, Whereabouts(tmp_path / "p", 0, 2).guard():
+    with pytest.raises(ProcessLost, match=told) as caught, RankStatus(tmp_path / "p", 0, 2).guard():
         raise RuntimeError("connection closed by peer")
     assert "connection closed" in str(caught.value.__cause__)
 
@@ -75,17 +75,17 @@ def test_an_error_of_this_process_is_not_laid_at_anothers_door(tmp_path, monkeyp
     monkeypatch.setattr("cac_align.runs.rank_status.PATIENCE_S", 0.2)
     note(tmp_path / "p", 1, pid=os.getppid())  # alive
     note(tmp_path / "p", 2)  # of a larger run before this one
-    with pytest.raises(RuntimeError, match="^mine$"), Whereabouts(tmp_path / "p", 0, 2).guard():
+    with pytest.raises(RuntimeError, match="^mine$"), RankStatus(tmp_path / "p", 0, 2).guard():
         raise RuntimeError("mine")
-    with pytest.raises(KeyError), Whereabouts(tmp_path / "p", 0, 3).guard():
+    with pytest.raises(KeyError), RankStatus(tmp_path / "p", 0, 3).guard():
         raise KeyError("not an exchange: process 2's death has nothing to do with it")
 
 
 def test_a_process_told_to_stop_ends_by_the_signal_whatever_swallows_exceptions(tmp_path):
     note(tmp_path / "p", 1)
     code = (
-        "import sys; from pathlib import Path; from cac_align.runs.rank_status import Whereabouts\n"
-        "here = Whereabouts(Path(sys.argv[1]), 0, 2)\n"
+        "import sys; from pathlib import Path; from cac_align.runs.rank_status import RankStatus\n"
+        "here = RankStatus(Path(sys.argv[1]), 0, 2)\n"
         "with here.guard():\n"
         "    here.at('making a candidate'); print('at work', flush=True)\n"
         "    while True:\n"

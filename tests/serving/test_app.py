@@ -232,14 +232,14 @@ def test_a_terminated_process_answers_first_and_then_ends_well(tmp_path):
         process.stderr.close()
 
 
-def test_health_names_rewards_components_passports_and_plans():
+def test_health_names_rewards_components_provenances_and_plans():
     with serving(scripted()) as (url, _):
         health = httpx.get(f"{url}/health").json()
     assert health["status"] == "ok" and health["default"] == "unified+cac"
     assert health["rewards"] == {"unified+cac": ["ready"], "unified": ["ready"], "cac": ["ready"]}
     assert health["frame_plans"]["cac"] == {"scan_fps": [4.0], "look_fps": [8.0], "counts": []}
     assert health["frame_plans"]["unified+cac"]["counts"] == [16]
-    assert health["passports"]["cac"]["normalise"].startswith("range")
+    assert health["provenances"]["cac"]["normalise"].startswith("range")
 
 
 def test_metrics_count_requests_and_videos(url):

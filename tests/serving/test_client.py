@@ -45,7 +45,7 @@ def test_it_is_a_reward_and_scores_like_the_reward_behind_it():
         remote = RemoteReward(url)
         assert isinstance(remote, Reward) and remote.name == "unified+cac"
         far = remote(["a", "b"], both)
-        assert dict(remote.passport) == {**reward.passport, "wire": "jpeg quality 90"}
+        assert dict(remote.provenance) == {**reward.provenance, "wire": "jpeg quality 90"}
     near = reward(["a", "b"], both)
     # bright: (0.75 + 0.9) / 2; dark: (0.75 + 0.1) / 2
     assert [score.value for score in far] == [score.value for score in near] == [pytest.approx(0.825), pytest.approx(0.425)]
@@ -168,7 +168,7 @@ def test_it_works_behind_a_ledger(tmp_path):
 
 # ---- the other side misbehaves -----------------------------------------------------------------------------------------
 
-HEALTH = b'{"status": "ok", "rewards": {"brightness": ["ready"]}, "default": "brightness", "passports": {"brightness": {}}}'
+HEALTH = b'{"status": "ok", "rewards": {"brightness": ["ready"]}, "default": "brightness", "provenances": {"brightness": {}}}'
 
 
 @contextmanager
@@ -207,7 +207,7 @@ def impostor(answer):
         server.server_close()
 
 
-GOOD = b'{"scores": [{"score": 0.5, "parts": {}, "judgement": null, "error": null, "passport": {}}], "passport": {}}'
+GOOD = b'{"scores": [{"score": 0.5, "parts": {}, "judgement": null, "error": null, "provenance": {}}], "provenance": {}}'
 
 
 def test_a_service_that_is_down_gives_a_reason():
@@ -251,7 +251,7 @@ def test_a_service_that_drips_its_answer_is_cut_off():
         b"<html>",
         b"{}",
         b"[]",
-        b'{"scores": [], "passport": {}}',
+        b'{"scores": [], "provenance": {}}',
         GOOD.replace(b"0.5", b"NaN"),
         GOOD.replace(b"0.5", b'"high"'),
         GOOD.replace(b"0.5", b"null"),
@@ -359,14 +359,14 @@ def cut_short(part):
 
 
 class Exchanged(Brightness):
-    """A reward whose server names another checkpoint from one reading of the passport to the next, as ``served`` lists them."""
+    """A reward whose server names another checkpoint from one reading of the provenance to the next, as ``served`` lists them."""
 
     def __init__(self, *served):
         super().__init__()
         self.served = list(served)
 
     @property
-    def passport(self):
+    def provenance(self):
         return {"reward": "brightness", "vlm/served": self.served.pop(0) if len(self.served) > 1 else self.served[0]}
 
 
@@ -374,13 +374,13 @@ def test_a_service_that_is_up_before_its_judge_is_known_once_the_judge_is():
     reward = Exchanged("unreachable")
     with serving(reward) as (url, _):
         remote = RemoteReward(url)
-        assert remote.health().passports["brightness"]["vlm/served"] == "unreachable"
+        assert remote.health().provenances["brightness"]["vlm/served"] == "unreachable"
         with pytest.raises(ValueError, match="cannot be asked which checkpoint it runs"):
-            _ = remote.passport
+            _ = remote.provenance
         reward.served = ["one"]
-        assert remote.health().passports["brightness"]["vlm/served"] == remote.passport["vlm/served"] == "one"
+        assert remote.health().provenances["brightness"]["vlm/served"] == remote.provenance["vlm/served"] == "one"
         (score,) = remote(["a"], videos(200))
-        assert score.scored and score.passport["vlm/served"] == "one"
+        assert score.scored and score.provenance["vlm/served"] == "one"
         reward.served = ["two"]
         (score,) = remote(["b"], videos(200))
         assert not score.scored and "another reward than when this run began" in score.error
@@ -391,7 +391,7 @@ def test_a_judge_that_was_exchanged_while_it_scored_gives_no_score():
         reward = Exchanged("one")
         with serving(reward) as (url, _):
             remote = RemoteReward(url)
-            assert remote.passport["vlm/served"] == "one"
+            assert remote.provenance["vlm/served"] == "one"
             reward.served = list(served)  # read before judging, for the score itself, and after judging
             return remote(["a"], videos(200))[0]
 
@@ -401,10 +401,10 @@ def test_a_judge_that_was_exchanged_while_it_scored_gives_no_score():
     assert "the judge was exchanged while it scored" in read("one", "three", "two").error
 
 
-def test_the_passport_says_at_which_quality_pixels_travel_however_files_do():
+def test_the_provenance_says_at_which_quality_pixels_travel_however_files_do():
     with serving(Brightness()) as (url, _):
         wires = {
-            RemoteReward(url, send=send, quality=q).passport["wire"] for send in ("frames", "file", "path") for q in (50, 90)
+            RemoteReward(url, send=send, quality=q).provenance["wire"] for send in ("frames", "file", "path") for q in (50, 90)
         }
     assert len(wires) == 6 and "file, pixels as jpeg quality 50" in wires
 

@@ -28,7 +28,7 @@ class Counting:
     asked: list = field(default_factory=list)
 
     @property
-    def passport(self):
+    def provenance(self):
         return {"reward": self.name, "version": self.version}
 
     def __call__(self, prompts, videos):
@@ -37,7 +37,7 @@ class Counting:
             first = int(video.frames([0]).pixels[0, 0, 0, 0])
             self.asked.append((prompt, first))
             parts = {"first": float(first), "share": math.nan}
-            scores.append(Score.missing("white") if first == 255 else Score(first / 100, parts, JUDGEMENT, None, self.passport))
+            scores.append(Score.missing("white") if first == 255 else Score(first / 100, parts, JUDGEMENT, None, self.provenance))
         return scores
 
 

@@ -27,7 +27,7 @@ class Brightness:
         self.delay_s, self.batches, self.lock = delay_s, [], threading.Lock()
 
     @property
-    def passport(self):
+    def provenance(self):
         return {"reward": "brightness", "version": "1"}
 
     def __call__(self, prompts, videos):
@@ -41,13 +41,13 @@ class Brightness:
         if prompt.startswith("explode"):
             raise RuntimeError("the reward itself broke")
         if prompt.startswith("unscorable"):
-            return Score.missing("told not to", passport=self.passport)
+            return Score.missing("told not to", provenance=self.provenance)
         try:
             frames = video.sample(4.0)
         except ValueError as error:
-            return Score.missing(f"video: {error}", passport=self.passport)
+            return Score.missing(f"video: {error}", provenance=self.provenance)
         value = float(frames.pixels.mean() / 255)
-        return Score(value, {"frames": float(len(frames))}, None, None, self.passport)
+        return Score(value, {"frames": float(len(frames))}, None, None, self.provenance)
 
 
 def brightness():

@@ -9,9 +9,9 @@ import pytest
 @pytest.fixture(scope="session")
 def texts():
     from research.training.examples import lesson_texts
-    from research.training.pool import LessonPlan
+    from research.training.pool import MixtureConfig
 
-    return lesson_texts("cac", LessonPlan(), clips=16)
+    return lesson_texts("cac", MixtureConfig(), clips=16)
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +31,6 @@ def processor(tokenizer):
 
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory):
-    from research.training.pool import ClipPool, LessonPlan
+    from research.training.pool import ClipPool, MixtureConfig
 
-    return ClipPool.open(tmp_path_factory.mktemp("pool"), LessonPlan(), 0, 40)
+    return ClipPool.open(tmp_path_factory.mktemp("pool"), MixtureConfig(), 0, 40)

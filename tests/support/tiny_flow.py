@@ -65,7 +65,7 @@ class Brightness:
     fail_after: int | None = None
 
     @property
-    def passport(self):
+    def provenance(self):
         return {"reward": "brightness"}
 
     def __call__(self, prompts, videos):
@@ -73,7 +73,7 @@ class Brightness:
             if Brightness.fail_after is not None and len(Brightness.calls) >= Brightness.fail_after:
                 raise KeyboardInterrupt  # as a kill: nothing in the loop may catch it
             Brightness.calls.append(prompt)
-        return [Score(float(np.mean(every(video))) / 255, passport=self.passport) for video in videos]
+        return [Score(float(np.mean(every(video))) / 255, provenance=self.provenance) for video in videos]
 
 
 class Still(Brightness):
@@ -82,7 +82,7 @@ class Still(Brightness):
     name = "still"
 
     @property
-    def passport(self):
+    def provenance(self):
         return {"reward": "still"}
 
     def __call__(self, prompts, videos):
@@ -95,7 +95,7 @@ class Boxes(Brightness):
     name = "cac"
 
     @property
-    def passport(self):
+    def provenance(self):
         return {"reward": "boxes"}
 
     def __call__(self, prompts, videos):
@@ -113,7 +113,7 @@ class Corner(Boxes):
     """Marks the top left corner, whatever is shown."""
 
     @property
-    def passport(self):
+    def provenance(self):
         return {"reward": "corner"}
 
     def __call__(self, prompts, videos):

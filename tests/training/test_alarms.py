@@ -4,7 +4,7 @@ import pytest
 
 from cac_align.training.alarms import WatchRecipe, alarm
 
-WELL = {"normal_rate": 0.5, "answer_tokens": 100.0, "malformed": 0.02, "unscored": 0.0, "dead_groups": 0.3}
+WELL = {"normal_rate": 0.5, "answer_tokens": 100.0, "malformed": 0.02, "unscored": 0.0, "zero_std_groups": 0.3}
 
 
 def rows(count, **changes):
@@ -34,7 +34,7 @@ def test_all_is_well_or_too_early():
             "98.0% of rollouts are malformed over the last 5 steps (limit 50%); train stage 2 longer",
         ),
         ({"unscored": 0.5}, "50.0% of rollouts are unscored"),
-        ({"dead_groups": 1.0}, "100.0% of groups are dead"),
+        ({"zero_std_groups": 1.0}, "100.0% of groups are dead"),
     ],
 )
 def test_collapse_is_one_sentence(changes, told):
@@ -43,7 +43,7 @@ def test_collapse_is_one_sentence(changes, told):
 
 
 def test_limits_can_be_switched_off():
-    limits = WatchRecipe(patience=5, one_verdict=1.0, dead_groups=1.0, shrink=0.0)
-    assert alarm(rows(5, normal_rate=1.0, answer_tokens=1.0, dead_groups=1.0), limits) is None
+    limits = WatchRecipe(patience=5, one_verdict=1.0, zero_std_groups=1.0, shrink=0.0)
+    assert alarm(rows(5, normal_rate=1.0, answer_tokens=1.0, zero_std_groups=1.0), limits) is None
     with pytest.raises(ValueError, match="at least 1 step"):
         WatchRecipe(patience=0)

@@ -24,7 +24,7 @@ from cac_align.training.terms import TermWeights
 from tests.support import tiny_stage
 from tests.support.two_processes import run_two
 
-CALM = WatchRecipe(patience=1, one_verdict=1.0, dead_groups=1.0, malformed=1.0, unscored=1.0, shrink=0.0)
+CALM = WatchRecipe(patience=1, one_verdict=1.0, zero_std_groups=1.0, malformed=1.0, unscored=1.0, shrink=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_the_policy_earns_more_after_twelve_steps(root):
 
 
 def test_several_updates_use_the_old_policy_and_beta_zero_needs_no_reference(root):
-    made = recipe(root, "updates", grpo=ObjectiveRecipe(beta=0.0, updates=3, epsilon=0.01))
+    made = recipe(root, "updates", grpo=ObjectiveRecipe(beta=0.0, num_inner_epochs=3, epsilon=0.01))
     train_grpo(replace(made, run=replace(made.run, steps=1, eval_every=0, lr=1e-2)))
     (row,) = rows(root / "updates")
     assert row["kl"] == 0 and row["clipped_share"] > 0  # by the last update the ratio has left 1 ± 0.01
@@ -177,7 +177,7 @@ def test_rollouts_without_a_score_are_counted_and_do_not_enter_the_mean():
     }
     scored = {"total": -2.0, "format": 0.0, "status": -1.0, "type": None, "temporal": None, "spatial": None}
     found = summary([{**row, "terms": scored}, {**row, "terms": None}])
-    assert found["unscored"] == 0.5 and found["reward"] == -2.0 and math.isnan(found["term_type"]) and found["dead_groups"] == 1.0
+    assert found["unscored"] == 0.5 and found["reward"] == -2.0 and math.isnan(found["term_type"]) and found["zero_std_groups"] == 1.0
     # A suspicion without a usable window never comes to a verdict, and a clip that could not be cut is nobody's verdict.
     nowhere = {**row, "terms": scored, "status": ["abnormal"], "truth": "abnormal", "ending": "window"}
     lost = {**row, "terms": None, "status": ["abnormal"], "truth": "abnormal", "ending": "error", "error": "no frames"}

@@ -14,12 +14,12 @@ from tests.support.two_processes import run_two
 
 
 def test_the_learning_rate_by_hand():
-    keeping = Keeping(steps=11, warmup_steps=2, lr=1.0, final_lr=0.2)
+    keeping = Keeping(steps=11, warmup_steps=2, lr=1.0, min_lr_ratio=0.2)
     rates = [learning_rate(step, keeping) for step in range(11)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[10] == pytest.approx(0.2)
     assert rates[6] == pytest.approx(0.2 + 0.8 * 0.5)  # half way down the cosine
     assert all(a >= b for a, b in pairwise(rates[2:]))
-    constant = Keeping(steps=5, warmup_steps=0, lr=1e-6, final_lr=1.0)
+    constant = Keeping(steps=5, warmup_steps=0, lr=1e-6, min_lr_ratio=1.0)
     assert {learning_rate(step, constant) for step in range(5)} == {1e-6}
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cac_align.vlm.dialogue import Floor, Question, converse, hold
+from cac_align.vlm.dialogue import DialogueQueue, Question, converse, hold
 from cac_align.vlm.protocol import Message, Reply
 from cac_align.vlm.scripted import ScriptedVlm
 from tests.support.tiny_qwen import WORDS
@@ -62,7 +62,7 @@ def test_the_floor_starts_a_dialogue_only_when_it_needs_one():
         return reply.text
 
     results = {}
-    floor = Floor([talk(name) for name in "abcd"], results.__setitem__)
+    floor = DialogueQueue([talk(name) for name in "abcd"], results.__setitem__)
     first, second = floor.take(2)
     assert started == ["a", "b"]
     floor.give(second, Reply("two"))
@@ -72,7 +72,7 @@ def test_the_floor_starts_a_dialogue_only_when_it_needs_one():
 
 
 def test_a_follow_up_names_the_question_it_comes_from():
-    floor = Floor([counting("a", 1, 1)], lambda number, result: None)
+    floor = DialogueQueue([counting("a", 1, 1)], lambda number, result: None)
     (first,) = floor.take()
     floor.give(first, Reply("x"))
     (second,) = floor.take()

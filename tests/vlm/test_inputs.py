@@ -35,7 +35,7 @@ def test_the_expanded_text_of_a_video_is_pinned(small):
         "<1.0 seconds><|vision_start|><|video_pad|><|vision_end|>"
         "<|vision_end|>hello<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert small.passport["layout"] == ("<|vision_start|><0.5 seconds><|vision_start|><|video_pad|><|vision_end|><|vision_end|>")
+    assert small.provenance["layout"] == ("<|vision_start|><0.5 seconds><|vision_start|><|video_pad|><|vision_end|><|vision_end|>")
     assert row["video_grid_thw"].tolist() == [[3, 4, 4]] and row["pixel_values_videos"].shape == (48, 1536)
     assert row["mm_token_type_ids"].sum() == 2 * 3 * 4  # type 2 on 3 patches × 4 tokens
 

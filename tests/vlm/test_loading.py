@@ -27,13 +27,13 @@ def test_flash_attention_without_a_gpu_falls_back_to_sdpa_and_judges(tmp_path, c
 def test_the_identity_of_a_folder_holds_all_that_decides_what_the_judge_sees(tmp_path):
     tiny_qwen.model().save_pretrained(tmp_path)
     tiny_qwen.processor().save_pretrained(tmp_path)
-    before = LocalVlm.load(tmp_path, device="cpu").passport["weights"]
+    before = LocalVlm.load(tmp_path, device="cpu").provenance["weights"]
     told = tmp_path / "processor_config.json"
     config = json.loads(told.read_text())
     for half in ("image_processor", "video_processor"):
         config[half]["size"]["longest_edge"] //= 2
         told.write_text(json.dumps(config))
-        after = LocalVlm.load(tmp_path, device="cpu").passport["weights"]
+        after = LocalVlm.load(tmp_path, device="cpu").provenance["weights"]
         assert after != before
         before = after
 

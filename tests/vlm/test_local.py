@@ -113,8 +113,8 @@ def test_saved_loaded_pickled_and_wrapped_it_says_the_same(tmp_path):
         found = vlm.answer(asked, max_new_tokens=5, readout=WORDS)
         assert [reply.text for reply in found] == [reply.text for reply in expected]
         assert all(math.isclose(a.log_p["normal"], b.log_p["normal"], abs_tol=1e-4) for a, b in zip(found, expected, strict=True))
-    assert copy.passport == loaded.passport and loaded.passport["model"] == "judge" and loaded.passport["dtype"] == "float32"
-    assert all(isinstance(value, str) for value in loaded.passport.values())
+    assert copy.provenance == loaded.provenance and loaded.provenance["model"] == "judge" and loaded.provenance["dtype"] == "float32"
+    assert all(isinstance(value, str) for value in loaded.provenance.values())
 
     from peft import LoraConfig, get_peft_model
 

@@ -63,7 +63,7 @@ def test_a_failing_script_fails_one_conversation():
 
 def test_it_pickles_and_rejects_nonsense():
     copy = pickle.loads(pickle.dumps(ScriptedVlm(shout, name="loud")))
-    assert copy.answer([ASK], max_new_tokens=5)[0].text == "LOOK" and copy.passport["model"] == "loud"
+    assert copy.answer([ASK], max_new_tokens=5)[0].text == "LOOK" and copy.provenance["model"] == "loud"
     with pytest.raises(ValueError, match="between 0 and 1"):
         ScriptedVlm(shout, confidence=1.0)
     with pytest.raises(ValueError, match="into a list"):

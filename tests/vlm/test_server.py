@@ -52,7 +52,7 @@ def test_it_is_a_vlm_and_asks_greedily(serve: Any) -> None:
     assert not {"logprobs", "response_format", "media_io_kwargs", "continue_final_message"} & set(request)
     assert server.headers_seen[0]["Authorization"] == "Bearer secret"
     assert server.headers_seen[0]["X-Team"] == "a"
-    assert "secret" not in repr(vlm) and "secret" not in json.dumps(dict(vlm.passport))
+    assert "secret" not in repr(vlm) and "secret" not in json.dumps(dict(vlm.provenance))
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
@@ -163,9 +163,9 @@ def test_a_control_token_in_a_text_fails_its_own_conversation_as_the_local_judge
 # ---- identity -----------------------------------------------------------------------------------------------------
 
 
-def test_the_passport_names_the_checkpoint_and_not_the_address(serve: Any) -> None:
+def test_the_provenance_names_the_checkpoint_and_not_the_address(serve: Any) -> None:
     servers = [serve(lambda body, number: Answer(completion("fine"))) for _ in range(2)]
-    first, second = (dict(vlm_for(server).passport) for server in servers)
+    first, second = (dict(vlm_for(server).provenance) for server in servers)
     assert first == second
     assert (first["model"], first["served"], first["frames"][:7], first["dialect"]) == (
         "cac",
@@ -173,14 +173,14 @@ def test_the_passport_names_the_checkpoint_and_not_the_address(serve: Any) -> No
         "jpeg 95",
         "vllm",
     )
-    assert first != dict(vlm_for(servers[0], frames="video").passport)
-    assert dict(vlm_for(servers[0], revision="2 May").passport) == first | {"revision": "2 May"}
+    assert first != dict(vlm_for(servers[0], frames="video").provenance)
+    assert dict(vlm_for(servers[0], revision="2 May").provenance) == first | {"revision": "2 May"}
     assert all(isinstance(value, str) for value in first.values())
 
 
 @pytest.mark.parametrize("models", [Answer({"detail": "Not Found"}, status=404), Answer(raw=b"<html>"), Answer({"data": None})])
 def test_a_server_that_does_not_say_what_it_runs_is_known_by_the_name(serve: Any, models: Answer) -> None:
-    assert vlm_for(serve(lambda body, number: Answer(completion("fine")), models)).passport["served"] == "cac"
+    assert vlm_for(serve(lambda body, number: Answer(completion("fine")), models)).provenance["served"] == "cac"
 
 
 def test_it_survives_pickling(serve: Any) -> None:
@@ -188,7 +188,7 @@ def test_it_survives_pickling(serve: Any) -> None:
     vlm = vlm_for(server, api_key="secret", frames="video", word_token_ids={1: "a"})
     vlm.answer([user()], max_new_tokens=5)
     twin = pickle.loads(pickle.dumps(vlm))
-    assert dict(twin.passport) == dict(vlm.passport)
+    assert dict(twin.provenance) == dict(vlm.provenance)
     assert twin.answer([user()], max_new_tokens=5)[0].text == "fine"
     assert server.headers_seen[-1]["Authorization"] == "Bearer secret"
 

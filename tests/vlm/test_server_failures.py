@@ -138,7 +138,7 @@ def test_a_server_that_was_away_and_is_the_same_again_loses_no_score(serve: Any)
     server = serve(lambda body, number: (verdict(), broken_connection(), AWAY)[number if number < 3 else 0], models("one"))
     scores = judge_of(server)(["a"] * 3, clips(1, 2, 3))
     assert [score.value for score in scores] == pytest.approx([0.75] * 3)
-    assert {score.passport["vlm/served"] for score in scores} == {"one"}
+    assert {score.provenance["vlm/served"] for score in scores} == {"one"}
 
 
 def test_a_checkpoint_that_is_not_known_when_its_answers_come_gives_no_score(serve: Any) -> None:
@@ -148,11 +148,11 @@ def test_a_checkpoint_that_is_not_known_when_its_answers_come_gives_no_score(ser
 
     server = serve(wakes, AWAY)
     judge = judge_of(server)
-    assert judge.passport["vlm/served"] == "unreachable"
+    assert judge.provenance["vlm/served"] == "unreachable"
     (early,) = judge(["a"], clips(1))
     assert not early.scored and "could not be asked which checkpoint it runs" in early.error
     (late,) = judge(["a"], clips(1))
-    assert late.value == pytest.approx(0.75) and late.passport["vlm/served"] == "one" == judge.passport["vlm/served"]
+    assert late.value == pytest.approx(0.75) and late.provenance["vlm/served"] == "one" == judge.provenance["vlm/served"]
     server.models, server.respond = AWAY, lambda body, number: verdict()
     (gone,) = judge(["a"], clips(1))
     assert gone == late  # nothing broke: the server is still believed to be what it was
@@ -161,7 +161,7 @@ def test_a_checkpoint_that_is_not_known_when_its_answers_come_gives_no_score(ser
 
 
 @pytest.mark.parametrize("how", ["503", "broken", "quietly"])
-def test_a_checkpoint_that_was_exchanged_gives_no_score_and_then_a_passport_of_its_own(
+def test_a_checkpoint_that_was_exchanged_gives_no_score_and_then_a_provenance_of_its_own(
     serve: Any, tmp_path: Path, how: str
 ) -> None:
     """Between two calls: by a 503 or a broken connection at the next request, or while nobody asks, the connection merely being new."""
@@ -169,7 +169,7 @@ def test_a_checkpoint_that_was_exchanged_gives_no_score_and_then_a_passport_of_i
     server = serve(lambda body, number: verdict(), models("one"))
     judge = judge_of(server)
     reward = ledger.wrap(judge)
-    before = dict(reward.passport)
+    before = dict(reward.provenance)
     assert reward(["a"], clips(1))[0].scored
     restart = {"503": AWAY, "broken": broken_connection()}.get(how)
     first = len(server.requests)
@@ -180,25 +180,25 @@ def test_a_checkpoint_that_was_exchanged_gives_no_score_and_then_a_passport_of_i
         judge.vlm._client = None
     (score,) = reward(["a"], clips(2))
     assert not score.scored and "checkpoint changed while it judged" in score.error
-    assert reward.passport["vlm/served"] == "two" and dict(reward.passport) != before
+    assert reward.provenance["vlm/served"] == "two" and dict(reward.provenance) != before
     fresh = reward(["a", "a"], clips(1, 2))  # the first clip's score was another judge's
-    assert [score.passport["vlm/served"] for score in fresh] == ["two", "two"] and len(server.requests) == first + 3 + bool(
+    assert [score.provenance["vlm/served"] for score in fresh] == ["two", "two"] and len(server.requests) == first + 3 + bool(
         restart
     )
     for row in ledger.rows():
         if row["kind"] == "score":
             (video,) = (video for video in clips(1, 2) if video.content_hash == row["video_hash"])
-            assert row["key"] == score_key("a", video, row["passport"])
+            assert row["key"] == score_key("a", video, row["provenance"])
 
 
 def test_what_a_server_runs_is_asked_again_after_a_minute(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve(lambda body, number: verdict(), models("one"))
     vlm = vlm_for(server)
-    assert vlm.passport["served"] == "one"
+    assert vlm.provenance["served"] == "one"
     server.models = models("two")
-    assert vlm.passport["served"] == "one"
+    assert vlm.provenance["served"] == "one"
     monkeypatch.setattr(server_module, "_BELIEVED_S", 0.0)
-    assert vlm.passport["served"] == "two"
+    assert vlm.provenance["served"] == "two"
 
 
 def test_a_hanging_server_times_out(serve: Any) -> None:
@@ -219,7 +219,7 @@ def test_a_dead_server_is_an_error_not_an_exception() -> None:
     vlm = ServerVlm(url, "cac", retries=1, backoff_s=0.01)
     replies = vlm.answer([user(), user()], max_new_tokens=5)
     assert all("connection to the server failed" in reply.error and reply.text == "" for reply in replies)
-    assert vlm.passport["served"] == "unreachable"
+    assert vlm.provenance["served"] == "unreachable"
 
 
 @pytest.mark.parametrize(
@@ -327,4 +327,4 @@ def test_a_server_too_busy_to_name_its_checkpoint_at_once_loses_no_judgement(ser
     server.models = away
     threading.Timer(0.5, lambda: setattr(server, "models", named)).start()
     (score,) = judge(["a"], clips(1))
-    assert score.value == pytest.approx(0.75) and score.passport["vlm/served"] == "one"
+    assert score.value == pytest.approx(0.75) and score.provenance["vlm/served"] == "one"

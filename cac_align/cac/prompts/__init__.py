@@ -40,7 +40,7 @@ def wording_text(wording: str, name: str) -> str:
 
 
 def wording_hash(wording: str, names: Sequence[str] = ("turn_one", "turn_two", "retry")) -> str:
-    """First 12 hex digits of the sha256 over these texts of a wording (the two turns'): it goes into the passport."""
+    """First 12 hex digits of the sha256 over these texts of a wording (the two turns'): it goes into the provenance."""
     text = "\0".join(wording_text(wording, name) for name in names)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

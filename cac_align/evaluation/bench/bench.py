@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cac_align.rewards.ledger import Ledger
 
 CHUNK = 64  # videos handed to a reward at once: one long answer holds few others up, and little is lost when interrupted
-_SCORE_KEYS = {"score", "parts", "judgement", "error", "passport"}
+_SCORE_KEYS = {"score", "parts", "judgement", "error", "provenance"}
 SPLIT_TITLES = dict(zip(SPLITS, ("< 1 s, < 20 %", "< 1 s, ≥ 20 %", "≥ 1 s, < 20 %", "≥ 1 s, ≥ 20 %"), strict=True))
 
 
@@ -126,7 +126,7 @@ def bench(
                 judge=name,
                 threshold=threshold,
                 false_alarm_rate=false_alarm_rate,
-                passport=reward.passport,
+                provenance=reward.provenance,
             )
         )
     found = compare(reports, notes=notes)
@@ -196,7 +196,7 @@ def stored_scores(path: str | Path, records: Iterable[Record]) -> dict[str, dict
 
     Reads what `cac-align score --json` prints and what a ledger holds: Score.to_json() plus ``id`` or ``video`` (the record's id, its
     video path or that path's file name), and the judge in ``reward`` (the file's name where there is none). A row made with another
-    prompt or for another set is not this record's score. One reward with several passports (two checkpoints, two samplings) becomes
+    prompt or for another set is not this record's score. One reward with several provenances (two checkpoints, two samplings) becomes
     several judges, ``name@digest``. The last score of a video wins; a failed attempt counts only where no score was ever made.
     A torn last line is left out. Raises ``ValueError`` naming the line for any other line that is no score, or a name two records share.
     """
@@ -218,7 +218,7 @@ def stored_scores(path: str | Path, records: Iterable[Record]) -> dict[str, dict
             raise ValueError(f"{path}:{number}: {name!r} fits more than one record; give scores the record's id")
         judge, score = str(row.get("reward") or Path(path).stem), Score.from_json(row)
         if score.scored:
-            digest = hashlib.sha256(json.dumps(dict(score.passport), sort_keys=True).encode()).hexdigest()[:8]
+            digest = hashlib.sha256(json.dumps(dict(score.provenance), sort_keys=True).encode()).hexdigest()[:8]
             found.setdefault((judge, digest), {})[ids[name]] = score
         else:
             failed.setdefault(judge, {})[ids[name]] = score

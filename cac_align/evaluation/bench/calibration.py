@@ -209,7 +209,7 @@ class Fit:
     temperature: as in ``fit_temperature``. threshold: as in ``fit_threshold``; None for a judge that sees each video in one view, whose
     verdict is its own word. n: videos with a score. abnormal: share of them. loss_before, loss: mean negative log-likelihood of σ(log-odds)
     and of σ(log-odds / temperature), nats. right_before, right: share of right verdicts with a threshold of 0, and with this one, by CaC's
-    own rule (``cac.views.speaking_for``: "abnormal" needs a view that says so).
+    own rule (``cac.views.consensus_judgement``: "abnormal" needs a view that says so).
     """
 
     temperature: float

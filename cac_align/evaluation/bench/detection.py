@@ -142,7 +142,7 @@ class Report:
     calibration: Calibration
     warnings: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
-    passport: Mapping[str, str]
+    provenance: Mapping[str, str]
 
     @property
     def n(self) -> int:
@@ -191,7 +191,7 @@ class Report:
             "ece": self.calibration.ece,
             "calibration": self.calibration.to_json(),
             "warnings": list(self.warnings),
-            "passport": dict(self.passport),
+            "provenance": dict(self.provenance),
         }
         if videos:
             row["videos"] = [one.to_json() for one in self.verdicts]
@@ -207,7 +207,7 @@ def evaluate(
     false_alarm_rate: float = 0.05,
     resamples: int = 1000,
     seed: int = 0,
-    passport: Mapping[str, str] | None = None,
+    provenance: Mapping[str, str] | None = None,
 ) -> Report:
     """Judge the judge. ``scores`` align with ``records``, or map record ids to scores (an id that is missing is unscored).
 
@@ -266,7 +266,7 @@ def evaluate(
         calibration=found,
         warnings=cautions(metrics, counts, unscored, hard_unplaced=unplaced, by_number=by_number, calibration=found),
         verdicts=tuple(verdicts),
-        passport=dict(passport or {}),
+        provenance=dict(provenance or {}),
     )
 
 

@@ -2,7 +2,7 @@
 
 Readings, two by two → measures (before, after, difference on the complete pairs) → warnings → Comparison
 
-Every difference is paired: after − before on the pairs where both are known and come from the same judge (equal passports). A prompt's
+Every difference is paired: after − before on the pairs where both are known and come from the same judge (equal provenances). A prompt's
 pairs are averaged first; then a percentile bootstrap interval over prompts and a sign-flip permutation test, or McNemar's exact test
 (yes/no, one pair per prompt). Pairs that lack such a value are counted, per measure, in ``missing``.
 
@@ -166,8 +166,8 @@ def _change(rows: Sequence[PairReading], pairs: Sequence[tuple[float, float] | N
 
 
 def _weights(readings: Sequence[Reading]) -> Mapping[str, float]:
-    """The combination's weights, from its passport; equal ones where none is stated."""
-    stated = next((reading.passport["weights"] for reading in readings if "weights" in reading.passport), "{}")
+    """The combination's weights, from its provenance; equal ones where none is stated."""
+    stated = next((reading.provenance["weights"] for reading in readings if "weights" in reading.provenance), "{}")
     return json.loads(stated)
 
 

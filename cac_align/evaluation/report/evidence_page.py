@@ -95,7 +95,7 @@ def write_evidence_page(steps: Sequence[Step], path: Path, *, root: Path, title:
         rows=[_row(step) for step in steps],
         steps=[(step, [_card(item, path.parent, root, reach) for item in step.shown]) for step in reversed(steps) if step.shown],
         hidden=len(videos) - sum(len(step.shown) for step in steps),
-        passport=sorted(next((dict(item.score.passport) for item in videos if item.score.passport), {}).items()),
+        provenance=sorted(next((dict(item.score.provenance) for item in videos if item.score.provenance), {}).items()),
     )
 
 

@@ -42,7 +42,7 @@ class Reading:
     values: raw component values by name ("cac", "unified", …) and "reward", the combined value. normalised, shares: of a combined
     score, by component. ratings: one record per rater. vbench: by dimension, in [0, 1]. motion: see the module.
     judges: what produced a value, by the value's key ("cac", "reward", "cac_rate" for the verdict, "vbench/<dimension>"): two values are
-    comparable only where these are equal. passport: of the score as a whole.
+    comparable only where these are equal. provenance: of the score as a whole.
     """
 
     clip: Clip
@@ -51,7 +51,7 @@ class Reading:
     shares: dict[str, float] = field(default_factory=dict)
     judgement: Judgement | None = None
     error: str | None = None
-    passport: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
     ratings: list[Record] = field(default_factory=list)
     vbench: dict[str, float] = field(default_factory=dict)
     motion: float | None = None
@@ -140,7 +140,7 @@ def take_score(reading: Reading, score: Score, name: str) -> None:
     # A combination that lacks another component may hold CaC's verdict all the same; its raw parts are the scored components.
     if score.evidence is not None and (score.scored or "cac" in score.parts):
         reading.judgement = score.evidence
-        reading.judges["cac_rate"] = _component(score.passport, "cac") or score.passport
+        reading.judges["cac_rate"] = _component(score.provenance, "cac") or score.provenance
     if not score.scored:
         reading.error = score.error
     combined = any(part.startswith("normalised/") for part in score.parts)
@@ -153,27 +153,27 @@ def take_score(reading: Reading, score: Score, name: str) -> None:
             reading.shares[part.split("/", 1)[1]] = value
         elif combined and "/" not in part:
             reading.values[part] = value
-            reading.judges[part] = _component(score.passport, part)
+            reading.judges[part] = _component(score.provenance, part)
     if score.scored:
         key = "reward" if combined else name
-        reading.values[key], reading.judges[key] = score.value, score.passport
+        reading.values[key], reading.judges[key] = score.value, score.provenance
         reading.error = None
-    if combined or not reading.passport or reading.passport.get("reward") == score.passport.get("reward"):
-        reading.passport = score.passport
+    if combined or not reading.provenance or reading.provenance.get("reward") == score.provenance.get("reward"):
+        reading.provenance = score.provenance
 
 
-def _component(passport: Mapping[str, str], name: str) -> dict[str, str]:
-    """The component's own passport inside a combination's; empty where there is none."""
-    return {key.removeprefix(f"{name}/"): value for key, value in passport.items() if key.startswith(f"{name}/")}
+def _component(provenance: Mapping[str, str], name: str) -> dict[str, str]:
+    """The component's own provenance inside a combination's; empty where there is none."""
+    return {key.removeprefix(f"{name}/"): value for key, value in provenance.items() if key.startswith(f"{name}/")}
 
 
 def judged_alike(before: Reading, after: Reading, key: str) -> bool:
-    """Whether the value of that key comes from the same judge on both sides: equal passports, hence equal passport digests."""
+    """Whether the value of that key comes from the same judge on both sides: equal provenances, hence equal provenance digests."""
     return dict(before.judges.get(key, {})) == dict(after.judges.get(key, {}))
 
 
 def misjudged(before: Reading, after: Reading) -> dict[str, list[str]]:
-    """By key of a value that both sides have, from different judges: the passport entries that differ."""
+    """By key of a value that both sides have, from different judges: the provenance entries that differ."""
     found = {}
     for key in before.judges.keys() | after.judges.keys():
         if all(_has(reading, key) for reading in (before, after)) and not judged_alike(before, after, key):
@@ -392,9 +392,9 @@ Progress = Callable[[int, int, str], None]
 """(done, total, what) after each step."""
 
 
-def passports(readings: Sequence[Reading]) -> list[dict[str, str]]:
-    """The different passports behind the scores, in order of appearance."""
+def provenances(readings: Sequence[Reading]) -> list[dict[str, str]]:
+    """The different provenances behind the scores, in order of appearance."""
     return [
         dict(json.loads(text))
-        for text in dict.fromkeys(json.dumps(dict(r.passport), sort_keys=True) for r in readings if r.passport)
+        for text in dict.fromkeys(json.dumps(dict(r.provenance), sort_keys=True) for r in readings if r.provenance)
     ]

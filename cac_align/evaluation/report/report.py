@@ -41,7 +41,7 @@ from cac_align.evaluation.report.comparison import (
 from cac_align.evaluation.report.page import TYPE_COLOURS, Picture, Span, frame_strip, shown_anomalies, spans, write_page
 from cac_align.evaluation.report.pairing import Fault, Pairing, pair_selection, pair_up, read_folder
 from cac_align.evaluation.report.plots import distributions
-from cac_align.evaluation.report.readings import PREVIEW_PX, Progress, Reading, motion, passports, read_all, smaller
+from cac_align.evaluation.report.readings import PREVIEW_PX, Progress, Reading, motion, provenances, read_all, smaller
 from cac_align.evaluation.vbench.run import Row
 from cac_align.rewards.reward import Reward
 
@@ -318,7 +318,7 @@ def _write(out: Path, made: Comparison, cards: Mapping[int, Card], ranked: Seque
         shares_of_change=made.shares_of_change,
         contributions=[(COMPONENTS.get(name, name), value) for name, value in made.contributions.items()],
         faults=sorted(groups.items()),
-        passports=passports([reading for row in made.readings for reading in (row.before, row.after)]),
+        provenances=provenances([reading for row in made.readings for reading in (row.before, row.after)]),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

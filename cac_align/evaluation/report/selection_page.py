@@ -50,7 +50,7 @@ def write_selection_page(
     undecided = sum(selection.chosen is None for selection in selections)
     unscored = sum(not score.scored for selection in selections for score in selection.scores)
     candidates = sum(len(selection.candidates) for selection in selections)
-    passport = next((dict(score.passport) for selection in selections for score in selection.scores if score.passport), {})
+    provenance = next((dict(score.provenance) for selection in selections for score in selection.scores if score.provenance), {})
     return write_page(
         path,
         "selection.html.jinja",
@@ -58,7 +58,7 @@ def write_selection_page(
         tiles=[*tiles, (str(len(selections)), "prompts"), (str(candidates), "candidates judged"), (str(undecided), "undecided")],
         unscored=unscored,
         cards=[_card(selection, path.parent) for selection in selections],
-        passport=sorted(passport.items()),
+        provenance=sorted(provenance.items()),
     )
 
 

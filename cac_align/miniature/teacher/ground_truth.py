@@ -39,7 +39,7 @@ class GroundTruth:
         self._scene = lru_cache(maxsize=64)(self._drawn_scene)
 
     @property
-    def passport(self) -> Mapping[str, str]:
+    def provenance(self) -> Mapping[str, str]:
         return {"model": "miniature ground truth", "decoding": "exact"}
 
     def answer(

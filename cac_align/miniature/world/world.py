@@ -230,7 +230,7 @@ class Renderer:
         self.world = world
 
     @property
-    def passport(self) -> dict[str, str]:
+    def provenance(self) -> dict[str, str]:
         return {"generator": "miniature world", "world": self.world.name, "anomaly_share": repr(self.world.anomaly_share)}
 
     def __call__(self, prompt: str, seed: int) -> Video:

@@ -63,7 +63,7 @@ class ServerVlm:
         videos goes out as images all the same, because vLLM takes one set of indices per request).
     dialect: "vllm", "sglang", or "openai" for servers that can neither continue an answer nor enforce every JSON schema.
     image_quality: of the JPEGs, 1 to 100. headers: further HTTP headers.
-    revision: any text that tells these weights from others at the same path, e.g. a date or a commit. It enters the passport; a
+    revision: any text that tells these weights from others at the same path, e.g. a date or a commit. It enters the provenance; a
         server names its checkpoint and cannot say that the files were exchanged.
     word_token_ids: token id → its text, e.g. {8252: "normal", 370: "ab"}: vLLM then reports exactly these tokens at every place,
         instead of the 20 likeliest.
@@ -137,7 +137,7 @@ class ServerVlm:
         return f"ServerVlm({self.url!r}, {self.model!r}, frames={self.frames!r}, dialect={self.dialect!r})"
 
     @property
-    def passport(self) -> Mapping[str, str]:
+    def provenance(self) -> Mapping[str, str]:
         """What identifies the answers, wherever the server runs. ``served`` is the checkpoint that the server says it has loaded,
         ``revision`` (only where one was given) which of those weights.
 

@@ -31,7 +31,9 @@ def anomaly(rng: random.Random) -> Anomaly:
     left, top = rng.randrange(0, 800), rng.randrange(0, 800)
     box = Box(left, top, left + rng.randrange(20, 200), top + rng.randrange(20, 200))
     boxes = dict.fromkeys(range(start + start % 2, end, 2), (box,))
-    return Anomaly(rng.choice(ANOMALY_TYPES), Window(start / FPS, end / FPS), "the hand melts into the cup", "left hand", boxes)
+    return Anomaly(
+        rng.choice(ANOMALY_TYPES), Window(start / FPS, end / FPS), "the hand melts into the cup", "left hand", boxes
+    )
 
 
 def judgement(rng: random.Random, record: Record) -> Judgement:
@@ -43,7 +45,8 @@ def judgement(rng: random.Random, record: Record) -> Judgement:
     log_p = (-0.1 - rng.random() * 2, -2.4 - rng.random())
     pair = log_p[::-1] if bad else log_p
     turns = [
-        Turn(number, words, tuple(range(0, FRAMES, 4)), status, found, words, (), *pair) for number in ((1, 2) if bad else (1,))
+        Turn(number, words, tuple(range(0, FRAMES, 4)), status, found, words, (), *pair)
+        for number in ((1, 2) if bad else (1,))
     ]
     return Judgement(status, found, tuple(turns), *pair)
 
@@ -90,7 +93,9 @@ def main() -> None:
         marks.append(("tables and plots", (time.perf_counter(), time.process_time())))
     for (_, before), (name, after) in [*itertools.pairwise(marks), (marks[0], ("total", marks[-1][1]))]:
         print(f"{name:18} {after[0] - before[0]:6.2f} s wall {after[1] - before[1]:6.2f} s CPU")
-    print(f"{options.videos} videos x {options.judges} judges, {size:.0f} MiB of judgements (held at 10 s for 10,000 x 1)")
+    print(
+        f"{options.videos} videos x {options.judges} judges, {size:.0f} MiB of judgements (held at 10 s for 10,000 x 1)"
+    )
     print(f"accuracy {reports[0].metrics['accuracy']}, temporal IoU {reports[0].localisation['temporal']}")
 
 

@@ -38,7 +38,9 @@ def write_clip(path: Path, *, count: int = 81, width: int = 832, height: int = 4
 
 def compare(ways: dict[str, Callable[[], np.ndarray]], repeats: int) -> dict[str, list[float]]:
     """Seconds of every run, the ways taking turns so that a busy machine slows all of them alike."""
-    frames = {name: way() for name, way in ways.items()}  # warm the page cache and the imports; and check what is compared
+    frames = {
+        name: way() for name, way in ways.items()
+    }  # warm the page cache and the imports; and check what is compared
     first = next(iter(frames.values()))
     for name, other in frames.items():
         if not np.array_equal(first, other):

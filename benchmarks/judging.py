@@ -41,9 +41,12 @@ def main() -> None:
     ways: dict[str, Callable[[], int]] = {
         "one batch": lambda: tokens(vlm.answer(conversations, max_new_tokens=options.tokens, readout=readout)),
         "one by one": lambda: sum(
-            tokens(vlm.answer([conversation], max_new_tokens=options.tokens, readout=readout)) for conversation in conversations
+            tokens(vlm.answer([conversation], max_new_tokens=options.tokens, readout=readout))
+            for conversation in conversations
         ),
-        "generate, one by one": lambda: sum(generate(vlm, conversation, options.tokens) for conversation in conversations),
+        "generate, one by one": lambda: sum(
+            generate(vlm, conversation, options.tokens) for conversation in conversations
+        ),
     }
     seconds = {name: min(timed(way) for _ in range(options.repeats)) for name, way in ways.items()}
     for name, spent in seconds.items():

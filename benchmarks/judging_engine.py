@@ -30,10 +30,10 @@ from cac_align.vlm.inputs import encode_one
 from cac_align.vlm.local import LocalVlm, set_threads
 from cac_align.vlm.protocol import Conversation, Message, Readout
 
-TURN_ONE = (
-    "A caption of some words. Is the video broken? Walk through every frame, then compare them, then conclude. Answer in JSON."
+TURN_ONE = "A caption of some words. Is the video broken? Walk through every frame, then compare them, then conclude. Answer in JSON."
+TURN_TWO = (
+    "Close look at the suspicious window. Is it really broken? Answer in JSON with COT, status, anomalies and boxes."
 )
-TURN_TWO = "Close look at the suspicious window. Is it really broken? Answer in JSON with COT, status, anomalies and boxes."
 
 
 def somewhere(text: str) -> int | None:
@@ -56,7 +56,9 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="Qwen3-VL-8B's shape on a GPU")
     options = parser.parse_args()
     if options.full and not torch.cuda.is_available():
-        print("Qwen3-VL-8B, 16 videos of 81 frames at 480x832, 512 tokens per turn: not measured (this machine has no GPU)")
+        print(
+            "Qwen3-VL-8B, 16 videos of 81 frames at 480x832, 512 tokens per turn: not measured (this machine has no GPU)"
+        )
         return
     set_threads(options.threads)
     vlm = full_size(options.slots) if options.full else miniature(options.slots)
@@ -74,13 +76,18 @@ def main() -> None:
     naive_s, naive_texts = naive(vlm, videos[:count], options.tokens, options.context)
     naive_s *= options.videos / count
     where = torch.cuda.get_device_name() if options.full else f"CPU, {options.threads} thread(s), CPU seconds"
-    print(f"{where}; {options.videos} videos, {options.tokens} tokens per turn, {options.slots} slots, context {options.context}")
+    print(
+        f"{where}; {options.videos} videos, {options.tokens} tokens per turn, {options.slots} slots, context {options.context}"
+    )
     print(f"engine      {engine_s:8.2f} s   {engine_s / options.videos:7.3f} s/video{peak}")
     print(
-        f"naive loop  {naive_s:8.2f} s   {naive_s / options.videos:7.3f} s/video" + (f" (from {count})" if options.naive else "")
+        f"naive loop  {naive_s:8.2f} s   {naive_s / options.videos:7.3f} s/video"
+        + (f" (from {count})" if options.naive else "")
     )
     same = sum(a == b for a, b in zip(texts, naive_texts, strict=False))
-    print(f"ratio {naive_s / engine_s:.1f}x (goal {20 if options.full else 4}x); text equal for {same} of {count} videos")
+    print(
+        f"ratio {naive_s / engine_s:.1f}x (goal {20 if options.full else 4}x); text equal for {same} of {count} videos"
+    )
 
 
 def two_turns(video: Video, tokens: int, context: str) -> Dialogue[tuple[str, str]]:
@@ -136,7 +143,9 @@ def miniature(slots: int) -> LocalVlm:
 
     words = '{"COT": "", "status": "normal", "anomalies": []} Is anything wrong in this video? Answer in JSON.'
     tokenizer = build_tokenizer([words, TURN_ONE, TURN_TWO] * 4)
-    return LocalVlm(endless(build_model(tokenizer), tokenizer), build_processor(tokenizer), name="fresh", batch_size=slots)
+    return LocalVlm(
+        endless(build_model(tokenizer), tokenizer), build_processor(tokenizer), name="fresh", batch_size=slots
+    )
 
 
 def full_size(slots: int) -> LocalVlm:

@@ -33,7 +33,12 @@ class Constant:
 
     @property
     def provenance(self) -> dict[str, str]:
-        return {"reward": "constant", "model": "0" * 64, "prompt": "1" * 64, "frames": "4 fps, then 8 fps in the window"}
+        return {
+            "reward": "constant",
+            "model": "0" * 64,
+            "prompt": "1" * 64,
+            "frames": "4 fps, then 8 fps in the window",
+        }
 
     def __call__(self, prompts, videos):
         return [self.score for _ in videos]
@@ -69,7 +74,10 @@ def main() -> None:
             seconds.append(time.perf_counter() - start)
         print(f"open: median {statistics.median(seconds):.3f} s, worst {max(seconds):.3f} s (goal 1 s)")
 
-        keys = [score_key(prompt, video, reward.provenance) for prompt in random.Random(0).sample(prompts, min(1000, options.rows))]
+        keys = [
+            score_key(prompt, video, reward.provenance)
+            for prompt in random.Random(0).sample(prompts, min(1000, options.rows))
+        ]
         print("find:", *_each([lambda key=key: ledger.find(key) for key in keys]), "(goal 1 ms)")
         wrapped = ledger.wrap(reward)
         picked = random.Random(1).sample(prompts, min(1000, options.rows))

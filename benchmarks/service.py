@@ -73,7 +73,9 @@ def clip(kind: str) -> Video:
         from PIL import Image
 
         with Image.open(get_sample_data("grace_hopper.jpg")) as photo:
-            scene = np.asarray(photo.convert("RGB").resize((832, 975), Image.Resampling.LANCZOS).crop((0, 100, 832, 580)))
+            scene = np.asarray(
+                photo.convert("RGB").resize((832, 975), Image.Resampling.LANCZOS).crop((0, 100, 832, 580))
+            )
     return Video.open(np.stack([np.roll(scene, 3 * frame, axis=1) for frame in range(81)]), fps=16)
 
 
@@ -109,7 +111,9 @@ def throughput(kind: str, count: int, seconds: float) -> None:
     video = clip("shapes" if kind == "shapes" else "photo")
     body = pack(ScoreRequest(items=(Item(prompt="a red ball", video=frames_part(video, video.indices_at(4.0))),)))
     script = {"forwarded": passing_on, "decoded": looking}.get(kind, lambda conversation: NORMAL)
-    vlm = ScriptedVlm(lambda conversation: vlm.asked.clear() or script(conversation))  # it remembers all it was asked: 1 GB here
+    vlm = ScriptedVlm(
+        lambda conversation: vlm.asked.clear() or script(conversation)
+    )  # it remembers all it was asked: 1 GB here
     reward = CaC(vlm)
     settings = Settings()
     with bound("127.0.0.1", 0, settings) as listening:

@@ -61,7 +61,9 @@ def judge() -> Judge:
     text, vision = config.text_config, config.vision_config
     per_layer = text.hidden_size * text.head_dim * (2 * text.num_attention_heads + 2 * text.num_key_value_heads)
     per_layer += 3 * text.hidden_size * text.intermediate_size
-    read = text.num_hidden_layers * per_layer + text.vocab_size * text.hidden_size  # the head; the embedding is one row a token
+    read = (
+        text.num_hidden_layers * per_layer + text.vocab_size * text.hidden_size
+    )  # the head; the embedding is one row a token
     total = PARAMETERS["Qwen3-VL-8B-Instruct"]
     return Judge(
         weights=2 * total,
@@ -90,7 +92,9 @@ def forward_flops(judge: Judge, frames: int, video: Video, tokens: int) -> float
     return vision + judge.text_weights * tokens + 2 * tokens**2 * judge.hidden * judge.layers
 
 
-def turn(judge: Judge, gpu: Gpu, frames: int, video: Video, *, text: int, answer: int, together: int) -> tuple[float, int]:
+def turn(
+    judge: Judge, gpu: Gpu, frames: int, video: Video, *, text: int, answer: int, together: int
+) -> tuple[float, int]:
     """(seconds per video of one turn with ``together`` answers decoded at once, its tokens)."""
     _, tokens = visual(frames, video)
     prompt = tokens + text
@@ -128,14 +132,18 @@ def rows(gpu: Gpu) -> list[tuple[str, str, str, dict[int, str]]]:
         32 * layers * (8 * 2 * width + 2 * (width + shape["ffn_dim"]))
     )  # q, k, v, o of both attentions, both feed-forward layers
     wan = 2 * PARAMETERS["Wan2.1-T2V-1.3B transformer"]
-    step_s = 2 * 4 * forward / (gpu.peak * MFU)  # with and without the prompt; forward, forward again, and twice that backward
+    step_s = (
+        2 * 4 * forward / (gpu.peak * MFU)
+    )  # with and without the prompt; forward, forward again, and twice that backward
     full = 16 * PARAMETERS["Qwen3-VL-8B-Instruct"]  # float32 weights and gradients and two Adam moments
     sft_tokens = one_tokens
     patches, _ = visual(21, video)
     sft_s = 4 * forward_flops(brain, 21, video, sft_tokens) / (gpu.peak * MFU)
 
     # Per video: the policy's forward, forward again and twice that backward, and the reference's forward.
-    learn_flops = forward_flops(brain, 21, video, one_tokens + 7 * 512) + 8 * forward_flops(brain, 13, video, two_tokens)
+    learn_flops = forward_flops(brain, 21, video, one_tokens + 7 * 512) + 8 * forward_flops(
+        brain, 13, video, two_tokens
+    )
     learn_s = 5 * learn_flops / (gpu.peak * MFU)
 
     # Checkpointing keeps each block's input.
@@ -152,7 +160,9 @@ def rows(gpu: Gpu) -> list[tuple[str, str, str, dict[int, str]]]:
     def shared(total: float, beside: float) -> str:
         """Bytes per GPU where ``total`` is split over all and ``beside`` stands on each, with a note where that does not fit."""
         each = {n: total / n + beside for n in (1, 8, 32)}
-        return "; ".join(f"{n}: {b / GIB:.0f} GiB{' (does not fit)' if b > gpu.memory else ''}" for n, b in each.items())
+        return "; ".join(
+            f"{n}: {b / GIB:.0f} GiB{' (does not fit)' if b > gpu.memory else ''}" for n, b in each.items()
+        )
 
     group = 16
     sample_s = group * video_s
@@ -171,7 +181,12 @@ def rows(gpu: Gpu) -> list[tuple[str, str, str, dict[int, str]]]:
             f"50 steps with guidance (2 passes), {tokens} tokens; one video per GPU at a time",
             over(video_s, "s/video"),
         ),
-        ("Best-of-5, one prompt", "as the two above", "5 × (generate + judge)", over(5 * (video_s + judge_s), "s/prompt")),
+        (
+            "Best-of-5, one prompt",
+            "as the two above",
+            "5 × (generate + judge)",
+            over(5 * (video_s + judge_s), "s/prompt"),
+        ),
         (
             "Flow-GRPO, one group of 16: sampling",
             f"{(wan + 3 * block) / GIB:.0f} GiB",
@@ -212,7 +227,9 @@ def main() -> None:
     parser.add_argument("--gpu", choices=sorted(GPUS), default="H200")
     options = parser.parse_args()
     gpu = GPUS[options.gpu]
-    print(f"{options.gpu}: {gpu.peak / 1e12:.0f} TFLOP/s bf16, {gpu.bandwidth / 1e12:.2f} TB/s, {gpu.memory / GIB:.0f} GiB;")
+    print(
+        f"{options.gpu}: {gpu.peak / 1e12:.0f} TFLOP/s bf16, {gpu.bandwidth / 1e12:.2f} TB/s, {gpu.memory / GIB:.0f} GiB;"
+    )
     print(f"assumed: {MFU:.0%} of the peak in matrix products, {MBU:.0%} of the bandwidth in decoding.\n")
     print("| stage | memory per GPU | 1 GPU | 8 GPUs | 32 GPUs | how | |")
     print("|---|---|---|---|---|---|---|")

@@ -55,8 +55,13 @@ def main() -> None:
     plain = [plainly(model, processor, prompt, asking) for prompt in prompts for _ in range(options.group)]
     plain_s = time.perf_counter() - began
     count = len(shared)
-    for name, seconds, tokens in (("shared", shared_s, sum(r.num_tokens for r in shared)), ("plain", plain_s, sum(plain))):
-        print(f"{name:7s} {seconds:7.2f} s  {count / seconds:7.2f} rollouts/s  {tokens} tokens  {tokens / seconds:8.1f} tokens/s")
+    for name, seconds, tokens in (
+        ("shared", shared_s, sum(r.num_tokens for r in shared)),
+        ("plain", plain_s, sum(plain)),
+    ):
+        print(
+            f"{name:7s} {seconds:7.2f} s  {count / seconds:7.2f} rollouts/s  {tokens} tokens  {tokens / seconds:8.1f} tokens/s"
+        )
     print(
         f"ratio, rollouts per second: {plain_s / shared_s:.2f}x (goal 3x); per token: {plain_s / sum(plain) * sum(r.num_tokens for r in shared) / shared_s:.2f}x"
     )
@@ -93,7 +98,9 @@ def generate(model: Any, processor: Any, asked: Any, asking: Asking) -> tuple[st
     row = {name: tensor.to(model.device) for name, tensor in encode_one(processor, asked).items()}
     forbidden = banned(processor, model.lm_head.weight.shape[0]).nonzero().flatten().tolist()
     limits = {"max_new_tokens": asking.rollout.max_new_tokens, "suppress_tokens": forbidden}
-    out = model.generate(**row, do_sample=True, top_k=0, top_p=1.0, temperature=1.0, **limits)[0, row["input_ids"].shape[1] :]
+    out = model.generate(**row, do_sample=True, top_k=0, top_p=1.0, temperature=1.0, **limits)[
+        0, row["input_ids"].shape[1] :
+    ]
     return processor.tokenizer.decode(out, skip_special_tokens=True), len(out)
 
 
@@ -130,8 +137,18 @@ def memory(model: Any, processor: Any, prompts: list[Prompt], asking: Asking) ->
         more = replace(asking, rollout=replace(asking.rollout, group=factor * asking.rollout.group))
         rollouts, peak = peak_mib(lambda more=more: roll_out(model, processor, prompts, more, {}), model.device)
         config = model.config.text_config
-        longest = max(sum(segment.ids.shape[1] for segment in r.segments[-1:]) + asking.rollout.max_new_tokens for r in rollouts)
-        row = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize * longest / 2**20
+        longest = max(
+            sum(segment.ids.shape[1] for segment in r.segments[-1:]) + asking.rollout.max_new_tokens for r in rollouts
+        )
+        row = (
+            2
+            * config.num_hidden_layers
+            * config.num_key_value_heads
+            * config.head_dim
+            * model.dtype.itemsize
+            * longest
+            / 2**20
+        )
         print(
             f"{len(prompts)} videos, G = {more.rollout.group}: peak beyond weights {peak:.1f} MiB; "
             f"keys and values of one rollout at most {row:.2f} MiB"

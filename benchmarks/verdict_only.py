@@ -30,7 +30,9 @@ def main() -> None:
     options = parser.parse_args()
     set_threads(1)
     vlm = LocalVlm.load(options.model or str(shipped("cac")), device="cpu", batch_size=16)
-    clips = [make_clip(VALID_SEEDS.start + number, PLAYGROUND, anomalous=number % 2 == 1) for number in range(options.clips)]
+    clips = [
+        make_clip(VALID_SEEDS.start + number, PLAYGROUND, anomalous=number % 2 == 1) for number in range(options.clips)
+    ]
     prompts, videos = [clip.prompt for clip in clips], [clip.video() for clip in clips]
     truth = [clip.status for clip in clips]
     start = time.process_time()
@@ -67,7 +69,9 @@ def auroc(judgements: list[Judgement], truth: list[str]) -> float:
 
 def ranked(values: list[float]) -> list[float]:
     """Average ranks."""
-    return [sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2 for value in values]
+    return [
+        sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2 for value in values
+    ]
 
 
 def correlation(first: list[float], second: list[float]) -> float:

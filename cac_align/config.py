@@ -48,7 +48,9 @@ def read_recipe(
             if overrides:
                 _check_components(OmegaConf.merge(*layers[:-1]), overrides, where)
         except TypeError as error:
-            raise ValueError(f"{where}: a list or a single value stands where keys and values are expected ({error})") from error
+            raise ValueError(
+                f"{where}: a list or a single value stands where keys and values are expected ({error})"
+            ) from error
         value = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ValueError(f"{where}: {_explain(kind, error)}") from error
@@ -112,10 +114,14 @@ def _explain(kind: type, error: Exception) -> str:
     key = str(getattr(error, "key", "") or "")
     valid = sorted({item.name for owner in (kind, *_nested(kind)) for item in fields(owner)})
     if type(error).__name__ in ("ConfigKeyError", "ConfigAttributeError"):
-        if inside := [name for name in flat(kind()) if name.endswith(f".{key}") and name != getattr(error, "full_key", key)]:
+        if inside := [
+            name for name in flat(kind()) if name.endswith(f".{key}") and name != getattr(error, "full_key", key)
+        ]:
             return f"unknown key {getattr(error, 'full_key', key)!r}; did you mean {' or '.join(map(repr, inside))}?"
         near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
-        return f"unknown key {getattr(error, 'full_key', key)!r}; did you mean {near[0]!r}? Valid keys: {', '.join(valid)}"
+        return (
+            f"unknown key {getattr(error, 'full_key', key)!r}; did you mean {near[0]!r}? Valid keys: {', '.join(valid)}"
+        )
     said = f"{getattr(error, 'full_key', key) or 'value'}: {str(error).splitlines()[0]}"
     none = "Incompatible value 'None'" in said
     return f"{said}; nothing behind its name means null; an empty text is '{key}=\"\"'" if none else said
@@ -139,7 +145,9 @@ def refuse_unread(what: str, recipe: Any, read: Collection[str]) -> None:
         default = item.default if item.default is not MISSING else item.default_factory()
         if item.name not in (*read, "kind", "weight") and getattr(recipe, item.name) != default:
             takes = f" (it takes {', '.join(read)})" if read else ""
-            raise ValueError(f"{what}: {item.name}={getattr(recipe, item.name)!r} would not be read; leave it out{takes}")
+            raise ValueError(
+                f"{what}: {item.name}={getattr(recipe, item.name)!r} would not be read; leave it out{takes}"
+            )
 
 
 def import_name(name: str) -> Any:

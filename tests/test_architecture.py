@@ -26,7 +26,13 @@ FLOORS = [
 ]
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 # Rooms that stand on one floor, or nearby, and must not know each other.
-APART = [("serving", "generation"), ("plugins", "align"), ("training", "rewards"), ("data", "rewards"), ("data", "generation")]
+APART = [
+    ("serving", "generation"),
+    ("plugins", "align"),
+    ("training", "rewards"),
+    ("data", "rewards"),
+    ("data", "generation"),
+]
 
 
 def room(path: Path) -> str:
@@ -136,7 +142,9 @@ def test_the_light_import_check_can_fail():
 
 
 def test_every_module_opens_with_a_docstring():
-    bare = [name for name, path in MODULES.items() if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
+    bare = [
+        name for name, path in MODULES.items() if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    ]
     assert bare == []
 
 

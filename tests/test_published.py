@@ -22,7 +22,11 @@ def test_qwen3_vl_8b_has_the_published_number_of_parameters():
         model = Qwen3VLForConditionalGeneration(published.qwen3vl_8b())
     assert count(model) == published.PARAMETERS["Qwen3-VL-8B-Instruct"]
     # by hand: embeddings and head; per layer q, k, v, o, MLP, two norms and the two head norms; the last norm
-    text = 2 * 151_936 * 4096 + 36 * (4096 * (4096 + 1024 + 1024) + 4096 * 4096 + 3 * 4096 * 12_288 + 2 * 4096 + 2 * 128) + 4096
+    text = (
+        2 * 151_936 * 4096
+        + 36 * (4096 * (4096 + 1024 + 1024) + 4096 * 4096 + 3 * 4096 * 12_288 + 2 * 4096 + 2 * 128)
+        + 4096
+    )
     assert count(model.model.language_model) + count(model.lm_head) == text
 
 

@@ -37,7 +37,15 @@ def test_best_of_n_recipes_read(path):
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_opens_with_its_command(path):
     head = path.read_text(encoding="utf-8").splitlines()[:12]
-    commands = ("cac-align ", "python -m ", "python ", "ff-train ", "accelerate launch ", "vllm serve ", "sglang.launch_server ")
+    commands = (
+        "cac-align ",
+        "python -m ",
+        "python ",
+        "ff-train ",
+        "accelerate launch ",
+        "vllm serve ",
+        "sglang.launch_server ",
+    )
     assert head[0].startswith("# ") and any(line.startswith("#") and word in line for line in head for word in commands)
 
 
@@ -63,7 +71,10 @@ def test_listed_components_replace_the_default_ones(tmp_path):
         (JudgeRecipe(mode="single_turn", look_fps=16.0), "kind cac: look_fps=16.0 would not be read"),
         (JudgeRecipe(full_speed=0.3), "kind cac: full_speed=0.3 would not be read"),
         (JudgeRecipe(kind="motion", temperature=2.0), "kind motion: temperature=2.0 would not be read"),
-        (JudgeRecipe(kind="tiny_flow:Brightness", device="cpu"), "kind tiny_flow:Brightness: device='cpu' would not be read"),
+        (
+            JudgeRecipe(kind="tiny_flow:Brightness", device="cpu"),
+            "kind tiny_flow:Brightness: device='cpu' would not be read",
+        ),
     ],
 )
 def test_a_key_that_nobody_would_read_is_refused(given, told):
@@ -73,7 +84,9 @@ def test_a_key_that_nobody_would_read_is_refused(given, told):
 
 def test_a_generator_of_ones_own_takes_no_settings_of_wan():
     assert isinstance(load_generator(GeneratorRecipe(model="tiny_flow:Brightness")), Brightness)
-    with pytest.raises(ValueError, match=re.escape("generator tiny_flow:Brightness: lora='runs/lora' would not be read")):
+    with pytest.raises(
+        ValueError, match=re.escape("generator tiny_flow:Brightness: lora='runs/lora' would not be read")
+    ):
         load_generator(GeneratorRecipe(model="tiny_flow:Brightness", lora="runs/lora"))
 
 
@@ -84,7 +97,9 @@ def test_an_override_of_a_component_that_is_not_there_adds_no_judge(tmp_path):
         ("components.caC.temperature=13", "did you mean 'cac'"),
         ("components.unified.weight=2", "did you mean 'cac'"),
     ):
-        with pytest.raises(ValueError, match=rf"one.yaml: no component '.*'; {near}\? A new one needs its kind or model"):
+        with pytest.raises(
+            ValueError, match=rf"one.yaml: no component '.*'; {near}\? A new one needs its kind or model"
+        ):
             read_recipe(RewardRecipe, file, [wrong])
     with pytest.raises(ValueError, match="no component 'caC'"):
         read_recipe(BestOfNRecipe, None, ["reward.components.caC.temperature=13"])
@@ -130,7 +145,8 @@ def test_overrides_reach_nested_keys_and_are_checked():
 
 
 @pytest.mark.parametrize(
-    "override, told", [("normalise=range", "reward.normalise"), ("seeds.n=3", "seed"), ("height=64", "generator.height")]
+    "override, told",
+    [("normalise=range", "reward.normalise"), ("seeds.n=3", "seed"), ("height=64", "generator.height")],
 )
 def test_a_key_in_the_wrong_place_is_told_its_place(override, told):
     wrong = override.partition("=")[0].partition(".")[0]
@@ -174,7 +190,9 @@ def test_a_served_judges_revision_enters_its_provenance():
         return dict(load_reward(None, [*served, *told]).provenance)
 
     plain = provenance()
-    assert not any(key.endswith("revision") and key.startswith("cac/") for key in plain)  # as before: ledgers stay valid
+    assert not any(
+        key.endswith("revision") and key.startswith("cac/") for key in plain
+    )  # as before: ledgers stay valid
     first, second = (provenance(f"components.cac.revision={text}") for text in ("monday", "tuesday"))
     assert first == plain | {"cac/vlm/revision": "monday"} and second == plain | {"cac/vlm/revision": "tuesday"}
 

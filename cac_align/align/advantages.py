@@ -65,9 +65,15 @@ def within_group(
     return found, False
 
 
-def summed(totals: Float[np.ndarray, "P G"], clip: float, *, global_std: bool = False, min_spread: float = 0.0) -> Advantages:
+def summed(
+    totals: Float[np.ndarray, "P G"], clip: float, *, global_std: bool = False, min_spread: float = 0.0
+) -> Advantages:
     """Advantages of the combined score. clip: bound on their size. global_std: in units of the spread of all scores given."""
-    std = float(np.nanstd([quantise(score) for score in totals.flat])) if global_std and not np.isnan(totals).all() else None
+    std = (
+        float(np.nanstd([quantise(score) for score in totals.flat]))
+        if global_std and not np.isnan(totals).all()
+        else None
+    )
     rows = [within_group(row, std, min_spread=min_spread) for row in totals]
     values = np.clip(np.stack([row for row, _ in rows]), -clip, clip)
     return Advantages(values, np.array([dead for _, dead in rows]), np.isnan(totals))
@@ -89,7 +95,9 @@ def decoupled(
     unscored = np.isnan(totals)
     mixed = np.zeros(totals.shape)
     dead = np.ones(len(totals), bool)
-    for weight, column, measured in zip(weights, components, components if normalised is None else normalised, strict=True):
+    for weight, column, measured in zip(
+        weights, components, components if normalised is None else normalised, strict=True
+    ):
         for group in range(len(totals)):
             there = ~unscored[group]
             if still(measured[group][there], min_spread):

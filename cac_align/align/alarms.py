@@ -53,7 +53,9 @@ class Reading:
 
     @classmethod
     def from_json(cls, row: Mapping[str, object]) -> Reading:
-        total, moved, held_out = (math.nan if row[name] is None else float(row[name]) for name in ("total", "motion", "held_out"))
+        total, moved, held_out = (
+            math.nan if row[name] is None else float(row[name]) for name in ("total", "motion", "held_out")
+        )
         parts = {name: math.nan if value is None else float(value) for name, value in dict(row["parts"]).items()}
         each = {name: _nans(values) for name, values in dict(row.get("each", {})).items()}
         return cls(int(row["step"]), total, moved, held_out, parts, _nans(row.get("totals", ())), each)
@@ -140,7 +142,10 @@ def _lost(before: Reading, after: Reading, name: str) -> int:
     """How many videos had this number, and still have a score but not it."""
     had = before.each.get(name, ())
     has = after.each.get(name) or (math.nan,) * len(had)
-    return sum(not math.isnan(a) and math.isnan(b) and not math.isnan(c) for a, b, c in zip(had, has, after.totals, strict=False))
+    return sum(
+        not math.isnan(a) and math.isnan(b) and not math.isnan(c)
+        for a, b, c in zip(had, has, after.totals, strict=False)
+    )
 
 
 def _fell(before: float, after: float, tolerance: float) -> bool:

@@ -146,7 +146,9 @@ def score_all(reward: Reward, prompts: Sequence[str], videos: Sequence[Video | N
         fresh = reward([prompts[n] for n in present], [videos[n] for n in present])
         if len(fresh) != len(present):
             raise ValueError(f"returned {len(fresh)} scores for {len(present)} videos; expected one each")
-    except Exception as error:  # a dead server raises whatever its client raises; no failure may end a night's run by itself
+    except (
+        Exception
+    ) as error:  # a dead server raises whatever its client raises; no failure may end a night's run by itself
         if isinstance(error, OSError) and error.errno in _DISK:
             raise
         fresh = [Score.missing(f"reward {reward.name} failed: {type(error).__name__}: {error}")] * len(present)

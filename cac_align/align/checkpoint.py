@@ -172,7 +172,9 @@ def _check_same(text: str, recipe: FlowGrpoRecipe, out: Path) -> None:
 def check_one_state(stored: Mapping[str, Any] | None, out: Path) -> None:
     """Raise ``ValueError`` unless every process read the same checkpoint: only the first one writes, so a machine with an ``out`` of its own
     would go on from the first step, and its gradients be averaged with the others'. Every process must take part."""
-    text = b"" if stored is None else b"".join(stored["lora"][name].numpy().tobytes() for name in sorted(stored["lora"]))
+    text = (
+        b"" if stored is None else b"".join(stored["lora"][name].numpy().tobytes() for name in sorted(stored["lora"]))
+    )
     found = gather_object([(0 if stored is None else stored["step"], hashlib.sha256(text).hexdigest())])
     if len(set(found)) > 1:
         steps = ", ".join(f"process {rank} after step {step}" for rank, (step, _) in enumerate(found))

@@ -122,9 +122,13 @@ def _reading(run: Run) -> Reading:
     ]  # fmt: skip
     rows = sorted({row["n"]: row for row in gather_object(own)}.values(), key=lambda row: row["n"])
     if run.main:
-        listing = [{"video": f"{slug(prompt)}-{n}.mp4", "prompt": prompt, "seed": n} for n, prompt in enumerate(prompts)]
+        listing = [
+            {"video": f"{slug(prompt)}-{n}.mp4", "prompt": prompt, "seed": n} for n, prompt in enumerate(prompts)
+        ]
         (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listing), encoding="utf-8")
-    names = dict.fromkeys(name for row in rows for name in row["parts"] if not name.startswith(("normalised/", "share/")))
+    names = dict.fromkeys(
+        name for row in rows for name in row["parts"] if not name.startswith(("normalised/", "share/"))
+    )
     parts = {name: _mean([row["parts"].get(name, math.nan) for row in rows]) for name in names}
     each = {name: tuple(row[name] for row in rows) for name in ("total", "motion", "held_out")}
     means = [_mean(values) for values in each.values()]

@@ -65,7 +65,9 @@ def _advantages(rows: Sequence[Verdict], recipe: FlowGrpoRecipe, judging: Judgin
     weights = judging.components
     shares = np.array(list(weights.values()))
     raw, normalised = (
-        np.array([[component(row, kind + name, judging) for row in rows] for name in weights]).reshape(-1, *totals.shape)
+        np.array([[component(row, kind + name, judging) for row in rows] for name in weights]).reshape(
+            -1, *totals.shape
+        )
         for kind in ("", "normalised/")
     )
     return decoupled(raw, shares, totals, recipe.advantage_clip, normalised=normalised, min_spread=recipe.min_spread)
@@ -153,7 +155,9 @@ def _shares(credits: Sequence[Credit], weights: Mapping[str, float]) -> dict[str
         for start in range(0, len(one.verdicts), size):
             group = [row for row in one.verdicts[start : start + size] if not math.isnan(row.value)]
             if len(group) > 1 and not one.dead[start // size]:
-                terms = [[weight * row.parts[f"normalised/{name}"] for row in group] for name, weight in weights.items()]
+                terms = [
+                    [weight * row.parts[f"normalised/{name}"] for row in group] for name, weight in weights.items()
+                ]
                 columns.append(variance_shares(np.array(terms)))
     columns = [column for column in columns if not np.isnan(column).any()]
     return dict(zip(weights, np.mean(columns, axis=0).tolist(), strict=True)) if columns else {}
@@ -163,7 +167,9 @@ def means(seen: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of every name over the rows that have it; of ``ratio_off`` the largest."""
     names = dict.fromkeys(name for row in seen for name in row)
     found = {name: [row[name] for row in seen if name in row] for name in names}
-    return {name: max(values) if name == "ratio_off" else math.fsum(values) / len(values) for name, values in found.items()}
+    return {
+        name: max(values) if name == "ratio_off" else math.fsum(values) / len(values) for name, values in found.items()
+    }
 
 
 def telling(credits: Sequence[Credit], count: int) -> set[tuple[int, int]]:

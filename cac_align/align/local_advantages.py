@@ -45,7 +45,11 @@ class Grid:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(t, h, w)."""
-        return ((self.num_frames - 1) // self.temporal + 1, self.height_px // self.spatial, self.width_px // self.spatial)
+        return (
+            (self.num_frames - 1) // self.temporal + 1,
+            self.height_px // self.spatial,
+            self.width_px // self.spatial,
+        )
 
     def time_of(self, frame: int) -> int:
         """The latent time that holds source frame ``frame``."""

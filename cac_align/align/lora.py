@@ -30,7 +30,9 @@ def add_lora(transformer: nn.Module, *, rank: int, alpha: int, ffn: bool, seed: 
     targets = [*ATTENTION, *(FEED_FORWARD if ffn else ())]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian"))
+        transformer.add_adapter(
+            LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian")
+        )
     for parameter in transformer.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

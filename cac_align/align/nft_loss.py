@@ -23,7 +23,9 @@ def good_share(advantage: Tensor, advantage_max: float) -> Tensor:
     return (advantage / (2 * advantage_max) + 0.5).clamp(0, 1)
 
 
-def noised(z: Float[Tensor, "B C t h w"], noise: Float[Tensor, "B C t h w"], sigma: float) -> Float[Tensor, "B C t h w"]:
+def noised(
+    z: Float[Tensor, "B C t h w"], noise: Float[Tensor, "B C t h w"], sigma: float
+) -> Float[Tensor, "B C t h w"]:
     """x at noise level σ."""
     return (1 - sigma) * z + sigma * noise
 

@@ -152,8 +152,23 @@ def check(recipe: FlowGrpoRecipe) -> None:
         if getattr(recipe, name) not in allowed:
             given = ", ".join(str(value) or "''" for value in allowed)
             raise ValueError(f"{name} must be one of {given}; received {getattr(recipe, name)!r}")
-    lowest = {"steps": 1, "group_size": 2, "prompts_per_step": 1, "micro_batch": 1, "num_inner_epochs": 1, "nft_times": 1, "lora_rank": 1}
-    lowest |= {"save_every": 1, "keep_checkpoints": 1, "clips_per_step": 0, "patience": 1, "max_skipped": 0, "prompt_count": 1}
+    lowest = {
+        "steps": 1,
+        "group_size": 2,
+        "prompts_per_step": 1,
+        "micro_batch": 1,
+        "num_inner_epochs": 1,
+        "nft_times": 1,
+        "lora_rank": 1,
+    }
+    lowest |= {
+        "save_every": 1,
+        "keep_checkpoints": 1,
+        "clips_per_step": 0,
+        "patience": 1,
+        "max_skipped": 0,
+        "prompt_count": 1,
+    }
     for name, least in lowest.items():
         if getattr(recipe, name) < least:
             raise ValueError(f"{name} must be at least {least}, received {getattr(recipe, name)}")
@@ -161,7 +176,9 @@ def check(recipe: FlowGrpoRecipe) -> None:
         if not (math.isfinite(getattr(recipe, name)) and getattr(recipe, name) > 0):
             raise ValueError(f"{name} must be a positive number, received {getattr(recipe, name)}")
     if not 0 <= recipe.min_lr_ratio <= 1:
-        raise ValueError(f"min_lr_ratio is the share of lr that the last step has, in [0, 1]; received {recipe.min_lr_ratio}")
+        raise ValueError(
+            f"min_lr_ratio is the share of lr that the last step has, in [0, 1]; received {recipe.min_lr_ratio}"
+        )
     for name in ("ema", "nft_decay"):
         if not 0 <= getattr(recipe, name) < 1:
             raise ValueError(f"{name} must lie in [0, 1), received {getattr(recipe, name)}")
@@ -176,9 +193,13 @@ def check(recipe: FlowGrpoRecipe) -> None:
             "sampler checkpoint has no stochastic steps, which objective grpo learns from; use sampler euler, or objective nft"
         )
     if recipe.shared_noise and recipe.objective == "nft":
-        raise ValueError("shared_noise needs stochastic steps, which objective nft does not take: a group would be one video")
+        raise ValueError(
+            "shared_noise needs stochastic steps, which objective nft does not take: a group would be one video"
+        )
     if recipe.credit == "local" and recipe.aggregation == "decoupled":
-        raise ValueError("credit local normalises its components by itself; use aggregation sum with it, received decoupled")
+        raise ValueError(
+            "credit local normalises its components by itself; use aggregation sum with it, received decoupled"
+        )
     if recipe.global_std and (recipe.credit == "local" or recipe.aggregation == "decoupled"):
         raise ValueError(
             "global_std belongs to aggregation sum and credit uniform: the others normalise each component in its group"
@@ -203,7 +224,9 @@ def window_steps(window: Window, num_steps: int, rng: np.random.Generator) -> tu
         )
     steps = np.arange(window.first, window.last + 1)
     if not 0 <= window.size <= len(steps):
-        raise ValueError(f"sde_window.size must lie in [0, {len(steps)}] (0: all of first … last), received {window.size}")
+        raise ValueError(
+            f"sde_window.size must lie in [0, {len(steps)}] (0: all of first … last), received {window.size}"
+        )
     return tuple(sorted(int(step) for step in rng.choice(steps, window.size or len(steps), replace=False)))
 
 
@@ -242,7 +265,9 @@ def prompts_at(step: int, prompts: Sequence[str], recipe: FlowGrpoRecipe) -> lis
     """
     per_step, count = recipe.prompts_per_step, len(prompts)
     if per_step > len(prompts):
-        raise ValueError(f"prompts_per_step is {per_step}, but there are only {len(prompts)} prompts; lower it or add prompts")
+        raise ValueError(
+            f"prompts_per_step is {per_step}, but there are only {len(prompts)} prompts; lower it or add prompts"
+        )
     turn, offset = divmod(step * per_step, count)
     chosen = _order(turn, count, recipe)[offset : offset + per_step]
     if len(chosen) < per_step:

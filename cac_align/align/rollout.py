@@ -189,7 +189,9 @@ def latent_shape(flow: Flow) -> tuple[int, int, int, int]:
     )
 
 
-def _noise(shape: tuple[int, ...], generators: Sequence[torch.Generator], device: torch.device) -> Float[Tensor, "B C t h w"]:
+def _noise(
+    shape: tuple[int, ...], generators: Sequence[torch.Generator], device: torch.device
+) -> Float[Tensor, "B C t h w"]:
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
 
 
@@ -200,7 +202,8 @@ def decode_latents(
     """The videos, as ``WanPipeline`` decodes them; None where latents or pixels are not finite."""
     vae = flow.pipeline.vae
     mean, std = (
-        torch.tensor(v, device=flow.device).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std)
+        torch.tensor(v, device=flow.device).view(1, -1, 1, 1, 1)
+        for v in (vae.config.latents_mean, vae.config.latents_std)
     )
     with flow.watch("vae"):
         decoded = vae.decode((latents.to(flow.device) * std + mean).to(vae.dtype), return_dict=False)[0]
@@ -208,14 +211,22 @@ def decode_latents(
     videos: list[Video | None] = []
     for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         if torch.isfinite(latents[number]).all() and np.isfinite(pixels[number]).all():
-            videos.append(Video.open(pixels[number], fps=flow.setting.fps, layout="THWC", name=f"{prompt} (seed {seed})"))
+            videos.append(
+                Video.open(pixels[number], fps=flow.setting.fps, layout="THWC", name=f"{prompt} (seed {seed})")
+            )
         else:
             videos.append(None)
     return tuple(videos)
 
 
 def sample_with_lora(
-    model: str | Path, lora: str | Path | None, prompts: Sequence[str], seeds: Sequence[int], *, batch: int = 8, **settings: Any
+    model: str | Path,
+    lora: str | Path | None,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    batch: int = 8,
+    **settings: Any,
 ) -> list[Video]:
     """One video per prompt and seed with a trained LoRA (None: without), by the checkpoint's own sampler, as ``WanPipeline`` makes them.
 

@@ -83,18 +83,25 @@ def check_launch(accelerator: Accelerator) -> None:
     elif accelerator.mixed_precision not in ("no", "bf16"):
         wrong = f"mixed_precision {accelerator.mixed_precision} is not supported: use no or bf16"
     elif state.dynamo_plugin.backend != DynamoBackend.NO:
-        wrong = "dynamo_backend must be no: the LoRA's names would be those of the compiled model, which nothing can load"
+        wrong = (
+            "dynamo_backend must be no: the LoRA's names would be those of the compiled model, which nothing can load"
+        )
     elif accelerator.gradient_accumulation_steps != 1:
         wrong = "gradient_accumulation_steps must be 1: the loop adds up its micro-batches itself (micro_batch)"
     else:
         return
-    raise ValueError(f"accelerate's settings: {wrong}; pass --config_file recipes/align/accelerate/ddp.yaml (or fsdp.yaml)")
+    raise ValueError(
+        f"accelerate's settings: {wrong}; pass --config_file recipes/align/accelerate/ddp.yaml (or fsdp.yaml)"
+    )
 
 
 def check_one_expert(wan: Wan) -> None:
     """Raise ``ValueError`` for a checkpoint that changes its transformer on the way (Wan 2.2's A14B): only one of them would be trained and
     sampled with, in videos that the pipeline never makes."""
-    if getattr(wan.pipeline, "transformer_2", None) is not None or wan.pipeline.config.get("boundary_ratio") is not None:
+    if (
+        getattr(wan.pipeline, "transformer_2", None) is not None
+        or wan.pipeline.config.get("boundary_ratio") is not None
+    ):
         raise ValueError(
             f"this checkpoint has two transformers, one for high and one for low noise (boundary_ratio "
             f"{wan.pipeline.config.get('boundary_ratio')}); align trains one: take Wan 2.1, or Wan 2.2's 5B"
@@ -103,7 +110,16 @@ def check_one_expert(wan: Wan) -> None:
 
 def load_wan(recipe: FlowGrpoRecipe, device: object = None) -> Wan:
     """The recipe's checkpoint at the recipe's size, length, steps and guidance."""
-    names = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale", "negative_prompt", "fps", "dtype")
+    names = (
+        "height",
+        "width",
+        "num_frames",
+        "num_inference_steps",
+        "guidance_scale",
+        "negative_prompt",
+        "fps",
+        "dtype",
+    )
     given = {name: value for name in names if (value := getattr(recipe, name)) is not None}
     return Wan.load(model_folder(recipe.model), device=device, **given)
 

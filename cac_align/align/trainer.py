@@ -82,7 +82,9 @@ class Run:
         self.main = self.accelerator.is_main_process
         self.transformer = wan.pipeline.transformer
         self.judging: Judging = setup.build_judging(recipe, self.out, self.processes)
-        optimizer = torch.optim.AdamW(lora_of(self.transformer).values(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+        optimizer = torch.optim.AdamW(
+            lora_of(self.transformer).values(), lr=recipe.lr, weight_decay=recipe.weight_decay
+        )
         model, self.optimizer = self.accelerator.prepare(self.transformer, optimizer)
         self.flow = Flow.of(wan, model, self.accelerator.device)
         if recipe.objective == "grpo":  # a window that does not fit is said now
@@ -200,15 +202,20 @@ class Run:
             for start in range(mine.start, mine.stop, recipe.micro_batch):
                 numbers = range(start, min(start + recipe.micro_batch, mine.stop))
                 asked = [prompts[n // recipe.group_size] for n in numbers]
-                self.here.at(f"step {step}, sampling {asked[0]!r} (video {first * recipe.group_size + start} of the step)")
+                self.here.at(
+                    f"step {step}, sampling {asked[0]!r} (video {first * recipe.group_size + start} of the step)"
+                )
                 seeds = [sample_seed(recipe.seed, 3, step, first * recipe.group_size + n) for n in numbers]
                 firsts = None
                 if recipe.shared_noise:
                     firsts = [sample_seed(recipe.seed, 6, step, first + n // recipe.group_size) for n in numbers]
                 noise = {"dynamics": recipe.dynamics, "noise_level": recipe.noise_level, "first_seeds": firsts}
-                rollouts.append(sample(self.flow, asked, seeds, window, **noise, own_sampler=recipe.sampler == "checkpoint"))
+                rollouts.append(
+                    sample(self.flow, asked, seeds, window, **noise, own_sampler=recipe.sampler == "checkpoint")
+                )
         named = [
-            self._named(step, first, n, video) for n, video in zip(mine, (v for r in rollouts for v in r.videos), strict=True)
+            self._named(step, first, n, video)
+            for n, video in zip(mine, (v for r in rollouts for v in r.videos), strict=True)
         ]
         future = self.judging.submit([prompts[n // recipe.group_size] for n in mine], named)
         return Chunk(first, tuple(prompts), mine, tuple(rollouts), future)
@@ -231,7 +238,9 @@ class Run:
             if not crediting.needs_all(self.recipe):
                 yield chunk, crediting.credit([waiting.pop()[1]], self.recipe, self.judging)[0]
         if waiting:
-            yield from zip(chunks, crediting.credit([rows for _, rows in waiting], self.recipe, self.judging), strict=True)
+            yield from zip(
+                chunks, crediting.credit([rows for _, rows in waiting], self.recipe, self.judging), strict=True
+            )
 
     def _update(self, step: int, chunks: Sequence[Chunk], credits: list[Credit]) -> tuple[str | None, dict[str, float]]:
         """One optimizer step over all live videos. Returns (why it was skipped, numbers). Fills ``credits`` on the first pass."""
@@ -384,7 +393,10 @@ class Run:
         stored["optimizer"] = state.optimizer_state(self.optimizer)
         if self.main:
             config = self.transformer.peft_config["default"]
-            folders = {"lora": weights.get("ema", weights["lora"]), **({"lora_last": weights["lora"]} if self.ema else {})}
+            folders = {
+                "lora": weights.get("ema", weights["lora"]),
+                **({"lora_last": weights["lora"]} if self.ema else {}),
+            }
             writers = {name: lambda path, w=w: save_lora(path, w, config) for name, w in folders.items()}
             state.write(self.out, self.step, {"state.pt": stored, **writers}, self.recipe)
         self.accelerator.wait_for_everyone()

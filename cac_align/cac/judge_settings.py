@@ -51,7 +51,12 @@ def read(folder: str | Path, revision: str | None = None) -> dict[str, Any]:
 def _from_hub(model: str, revision: str | None) -> Path | None:
     """The repository's file, downloaded or from the local cache; None where it has none, or where there is no such repository."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return Path(hf_hub_download(model, NAME, revision=revision))
@@ -61,7 +66,10 @@ def _from_hub(model: str, revision: str | None) -> Path | None:
         return None  # a repository that there is not is named when its weights are loaded
     except OSError as error:
         why = error
-    print(f"{model}: no {NAME} could be fetched, so it is asked as in the paper ({str(why).splitlines()[0]})", file=sys.stderr)
+    print(
+        f"{model}: no {NAME} could be fetched, so it is asked as in the paper ({str(why).splitlines()[0]})",
+        file=sys.stderr,
+    )
     return None
 
 
@@ -104,7 +112,11 @@ def max_pixels_of(folder: str | Path, revision: str | None = None) -> int | None
 def write_settings(folder: str | Path, settings: TwoTurn, max_pixels: int | None = None) -> None:
     """Say how this judge has learnt to be asked: what differs from the paper. What was fitted before is gone: it was another's."""
     plain = TwoTurn()
-    own = {f.name: getattr(settings, f.name) for f in fields(TwoTurn) if getattr(settings, f.name) != getattr(plain, f.name)}
+    own = {
+        f.name: getattr(settings, f.name)
+        for f in fields(TwoTurn)
+        if getattr(settings, f.name) != getattr(plain, f.name)
+    }
     _write(folder, {"two_turn": own} | ({} if max_pixels is None else {"max_pixels": max_pixels}))
 
 

@@ -32,7 +32,9 @@ class SingleTurn:
     def __post_init__(self) -> None:
         check_rates(scan_fps=self.scan_fps)
         if self.max_new_tokens < 1 or self.retries < 0:
-            raise ValueError(f"expected max_new_tokens >= 1 and retries >= 0, received {self.max_new_tokens} and {self.retries}")
+            raise ValueError(
+                f"expected max_new_tokens >= 1 and retries >= 0, received {self.max_new_tokens} and {self.retries}"
+            )
 
     def provenance(self) -> dict[str, str]:
         fields = {name: str(getattr(self, name)) for name in self.__dataclass_fields__}

@@ -56,11 +56,15 @@ class TwoTurn:
         if self.windows not in ("hull", "each"):
             raise ValueError(f"windows must be 'hull' or 'each', received {self.windows!r}")
         if self.max_new_tokens < 1 or self.retries < 0:
-            raise ValueError(f"expected max_new_tokens >= 1 and retries >= 0, received {self.max_new_tokens} and {self.retries}")
+            raise ValueError(
+                f"expected max_new_tokens >= 1 and retries >= 0, received {self.max_new_tokens} and {self.retries}"
+            )
 
     def provenance(self) -> dict[str, str]:
         # Without a margin the provenance is what it was before there were margins.
-        fields = {name: str(getattr(self, name)) for name in self.__dataclass_fields__ if name != "margin_s" or self.margin_s}
+        fields = {
+            name: str(getattr(self, name)) for name in self.__dataclass_fields__ if name != "margin_s" or self.margin_s
+        }
         return {**fields, "prompt_sha256": wording_hash(self.wording)}
 
 
@@ -169,7 +173,9 @@ def _second_looks(scan: TurnState, prompt: str, video: Video, settings: TwoTurn)
     before = scan.conversation if settings.context == "continued" else None
     looks = []
     for window in [hull(windows)] if settings.windows == "hull" else disjoint(windows):
-        inside = tuple(a for a in scan.turn.anomalies if a.window and window.start_s <= a.window.start_s <= window.end_s)
+        inside = tuple(
+            a for a in scan.turn.anomalies if a.window and window.start_s <= a.window.start_s <= window.end_s
+        )
         turn_one = replace(scan.turn, anomalies=inside) if settings.windows == "each" else scan.turn
         try:
             clip = video.clip(window, settings.look_fps, settings.margin_s)
@@ -242,7 +248,12 @@ def unusable(turn: Turn, *, single: bool = False) -> str | None:
     """
     if turn.status is None or any(fault.startswith(CONTRADICTS) for fault in turn.faults):
         return _because(turn, "no usable status")
-    if turn.status == "abnormal" and turn.number == 1 and not single and not any(anomaly.window for anomaly in turn.anomalies):
+    if (
+        turn.status == "abnormal"
+        and turn.number == 1
+        and not single
+        and not any(anomaly.window for anomaly in turn.anomalies)
+    ):
         return _because(turn, "abnormal without a usable window")
     return None
 

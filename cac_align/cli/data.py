@@ -44,7 +44,9 @@ def add_verbs(data: argparse.ArgumentParser, late: Late) -> None:
         metavar="THEIRS=OURS",
         help="coco, geneva: a label of theirs; nothing after =: drop",
     )
-    take.add_argument("--unannotated", choices=("normal", "leave out"), default="leave out", help="coco: videos without boxes")
+    take.add_argument(
+        "--unannotated", choices=("normal", "leave out"), default="leave out", help="coco: videos without boxes"
+    )
     take.add_argument("--review", choices=("draft", "accepted", "audited"), help="rating: set the review state")
 
     give = kinds.add_parser("export", help="records as COCO JSON (with videos and tracks)")
@@ -53,7 +55,9 @@ def add_verbs(data: argparse.ArgumentParser, late: Late) -> None:
     give.add_argument("records", type=Path)
     give.add_argument("out", type=Path)
 
-    synthesise = kinds.add_parser("synthesise", help="chains of thought by a teacher who is told what people found; resumes")
+    synthesise = kinds.add_parser(
+        "synthesise", help="chains of thought by a teacher who is told what people found; resumes"
+    )
     synthesise.set_defaults(run=late("data", "run_synthesise"))
     synthesise.add_argument("records", type=Path)
     synthesise.add_argument(
@@ -62,7 +66,12 @@ def add_verbs(data: argparse.ArgumentParser, late: Late) -> None:
     synthesise.add_argument("--out", type=Path, required=True)
     synthesise.add_argument("--recipe", type=Path, help="YAML with synthesis: (and teacher:)")
     synthesise.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override; the teacher's as teacher.KEY"
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override; the teacher's as teacher.KEY",
     )
     synthesise.add_argument("--json", action="store_true")
 
@@ -71,9 +80,13 @@ def add_verbs(data: argparse.ArgumentParser, late: Late) -> None:
     split.add_argument("folder", type=Path, help="what synthesise wrote; with --check: what split wrote")
     split.add_argument("--out", type=Path, help="folder for the stages")
     split.add_argument("--check", action="store_true", help="only prove the splits that lie in FOLDER")
-    split.add_argument("--apart", action="append", default=[], type=Path, metavar="RECORDS", help="a benchmark to stay clear of")
+    split.add_argument(
+        "--apart", action="append", default=[], type=Path, metavar="RECORDS", help="a benchmark to stay clear of"
+    )
     split.add_argument("--recipe", type=Path)
-    split.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
+    split.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key"
+    )
     split.add_argument("--json", action="store_true")
 
 
@@ -205,7 +218,9 @@ def run_synthesise(options: argparse.Namespace) -> int:
             bar.total = total
             cost = "" if counts["cost"] is None else f", cost {counts['cost']:.2f}"
             tokens = counts["prompt_tokens"] + counts["answer_tokens"]
-            bar.set_postfix_str(f"{counts.get('discarded', 0)} discarded, {counts['rejected']} rejected, {tokens} tokens{cost}")
+            bar.set_postfix_str(
+                f"{counts.get('discarded', 0)} discarded, {counts['rejected']} rejected, {tokens} tokens{cost}"
+            )
             bar.update(done - bar.n)
 
         report = synthesise(records, options.records.parent, teacher, options.out, settings, progress=show)
@@ -215,7 +230,10 @@ def run_synthesise(options: argparse.Namespace) -> int:
         for name, value in report.items():
             print(f"{name:>16}  {value}")
     if report["unanswered"]:
-        print(f"{report['unanswered']} records are without an answer of the teacher; the same command resumes", file=sys.stderr)
+        print(
+            f"{report['unanswered']} records are without an answer of the teacher; the same command resumes",
+            file=sys.stderr,
+        )
     return 1 if report["unanswered"] or not report["accepted"] else 0
 
 
@@ -232,7 +250,9 @@ def teacher_of(name: str | None, recipe: Path | None, overrides: Sequence[str], 
         return GroundTruth(records)
     if name is None:
         if recipe is None or not recipe.is_file() or "teacher" not in OmegaConf.load(recipe):
-            raise ValueError("pass --teacher (miniature, a recipe, a URL, a checkpoint), or a --recipe with a teacher: section")
+            raise ValueError(
+                "pass --teacher (miniature, a recipe, a URL, a checkpoint), or a --recipe with a teacher: section"
+            )
         name = str(recipe)
     if ":" in name and not name.startswith(("http://", "https://")) and not Path(name).exists():
         return import_name(name)()
@@ -242,7 +262,9 @@ def teacher_of(name: str | None, recipe: Path | None, overrides: Sequence[str], 
         components = read_recipe(RewardRecipe, name, section="reward").components
         names = [component for component, said in components.items() if said.kind == "cac"]
         if not names:
-            raise ValueError(f"{name}: none of its components is of kind cac; a teacher is the model of a cac component")
+            raise ValueError(
+                f"{name}: none of its components is of kind cac; a teacher is the model of a cac component"
+            )
         given = [f"components.{names[0]}.{override}" for override in overrides]
         judge = read_recipe(RewardRecipe, name, given, section="reward").components[names[0]]
     else:
@@ -282,5 +304,7 @@ def run_split(options: argparse.Namespace) -> int:
             print(f"unused: {report['unused']} videos with chains are in no stage, those kept out included")
         for finding in wrong:
             print(finding)
-        print("no video and no near-duplicate in two stages" if not wrong else f"{len(wrong)} findings", file=sys.stderr)
+        print(
+            "no video and no near-duplicate in two stages" if not wrong else f"{len(wrong)} findings", file=sys.stderr
+        )
     return 1 if wrong else 0

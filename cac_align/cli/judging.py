@@ -46,7 +46,12 @@ def run_bench(options: argparse.Namespace) -> int:
         rewards = {name: load_reward(recipe, options.overrides) for name, recipe in zip(names, recipes, strict=True)}
         ledger = Ledger(options.ledger) if options.ledger else None
         found = bench(
-            options.records, rewards, ledger=ledger, out=options.out, threshold=options.threshold, progress=_progress("videos")
+            options.records,
+            rewards,
+            ledger=ledger,
+            out=options.out,
+            threshold=options.threshold,
+            progress=_progress("videos"),
         )
     print(json.dumps(found.to_json(videos=options.videos), indent=1) if options.json else found.to_markdown(), end="\n")
     unscored = sum(report.unscored for report in found.reports)
@@ -57,7 +62,9 @@ def run_bench(options: argparse.Namespace) -> int:
 
 def judge_names(recipes: Sequence[str | None]) -> list[str]:
     """What the judges are called in a comparison: a recipe's file name, its path where two have the same. Raises ``ValueError`` for one given twice."""
-    names = ["miniature" if recipe is None else Path(recipe).stem if Path(recipe).suffix else recipe for recipe in recipes]
+    names = [
+        "miniature" if recipe is None else Path(recipe).stem if Path(recipe).suffix else recipe for recipe in recipes
+    ]
     names = [name if names.count(name) == 1 else str(recipe) for name, recipe in zip(names, recipes, strict=True)]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -77,7 +84,9 @@ def run_calibrate(options: argparse.Namespace) -> int:
         raise ValueError(f"--write {options.write} is no judge's folder: it has no config.json")
     records = all_records(options.records)
     if len({record.status for record in records}) < 2:
-        raise ValueError(f"{options.records}: expected normal and abnormal videos, all {len(records)} are {records[0].status}")
+        raise ValueError(
+            f"{options.records}: expected normal and abnormal videos, all {len(records)} are {records[0].status}"
+        )
     reward = replace(
         load_cac(options.reward, options.overrides), temperature=1.0, threshold=0.0
     )  # log-odds do not depend on them
@@ -148,7 +157,9 @@ def _progress(unit: str) -> Callable[[Any, Any, Any], None]:
 
     def show(first: Any, second: Any, third: Any) -> None:
         name, done, total = (first, second, third) if isinstance(first, str) else ("", first, second)
-        bar = bars.setdefault(name, tqdm(total=total, unit=f" {unit}", desc=name or None, file=sys.stderr, disable=None))
+        bar = bars.setdefault(
+            name, tqdm(total=total, unit=f" {unit}", desc=name or None, file=sys.stderr, disable=None)
+        )
         bar.update(done - bar.n)
         if done >= total:
             bar.close()
@@ -165,7 +176,9 @@ def run_report(options: argparse.Namespace) -> int:
     ledger = _run_ledger(options)
     if ledger is not None:
         if options.reward or options.ratings:
-            raise ValueError("a run's page shows what its ledger holds; leave out --reward and --ratings, or compare two folders")
+            raise ValueError(
+                "a run's page shows what its ledger holds; leave out --reward and --ratings, or compare two folders"
+            )
         print(_report_run(ledger, options))
         return 0
     for path in (options.before, options.after):

@@ -63,7 +63,9 @@ def chunks(prompts: Sequence[str], *, whole_prompts: bool) -> Iterator[list[int]
         yield chunk
 
 
-def score_files(reward: Reward, paths: Sequence[str], prompts: Sequence[str], fps: float | None) -> list[dict[str, Any]]:
+def score_files(
+    reward: Reward, paths: Sequence[str], prompts: Sequence[str], fps: float | None
+) -> list[dict[str, Any]]:
     """One row per file, in order: video, prompt, score, parts, judgement, error, provenance. Unreadable files cost only themselves."""
     from cac_align.core.video import Video
     from cac_align.rewards.reward import Score

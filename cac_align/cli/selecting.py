@@ -34,7 +34,10 @@ def run_best_of_n(options: argparse.Namespace) -> int:
     undecided = sum(selection.chosen is None for selection in selections)
     print(f"report: {page}", file=sys.stderr)
     if undecided:
-        print(f"{undecided} of {len(selections)} prompts are undecided: none of their candidates has a score", file=sys.stderr)
+        print(
+            f"{undecided} of {len(selections)} prompts are undecided: none of their candidates has a score",
+            file=sys.stderr,
+        )
     return 1 if undecided else 0
 
 
@@ -46,7 +49,9 @@ def _selections(options: argparse.Namespace, recipe: Any, prompts: Sequence[str]
     from cac_align.rewards.build import load_reward
 
     if options.candidates is not None and options.n is not None:
-        raise ValueError("--n says how many to generate; of the given --candidates all are judged, leave one of the two out")
+        raise ValueError(
+            "--n says how many to generate; of the given --candidates all are judged, leave one of the two out"
+        )
     index, count = _share()
     if count > 1:
         _processes()
@@ -122,7 +127,12 @@ def selection_table(selections: Sequence[Any]) -> str:
 def run_demo(options: argparse.Namespace) -> int:
     from cac_align.miniature.demo import demo
 
-    settings = {"n": options.n, "num_prompts": options.prompts, "seed": options.seed, "guidance_scale": options.guidance_scale}
+    settings = {
+        "n": options.n,
+        "num_prompts": options.prompts,
+        "seed": options.seed,
+        "guidance_scale": options.guidance_scale,
+    }
     for line in demo(options.out, progress=_bar, **settings):
         print(line, flush=True)
     undecided = json.loads((options.out / "summary.json").read_text(encoding="utf-8"))["undecided"]

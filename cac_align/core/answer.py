@@ -17,7 +17,9 @@ from typing import Any, Literal
 
 from cac_align.core.judgement import ANOMALY_TYPES, Anomaly, Box, Turn, Window, shown_frames
 
-_REGION = re.compile(r"^\s*(?:frames?\s*)?(\d{1,6})\s*(?:(?:-|–|—|to|~)\s*(?:frames?\s*)?(\d{1,6})\s*)?$", re.IGNORECASE)
+_REGION = re.compile(
+    r"^\s*(?:frames?\s*)?(\d{1,6})\s*(?:(?:-|–|—|to|~)\s*(?:frames?\s*)?(\d{1,6})\s*)?$", re.IGNORECASE
+)
 _FRAME_KEY = re.compile(r"^\s*frame\s*(\d{1,6})\s*$", re.IGNORECASE)
 _ANOMALY_KEYS = ("Attributed Time Region", "Attributed Label", "Reason for Anomaly", "Problem Region")
 
@@ -144,7 +146,9 @@ def _read_anomaly(
         return None, faults
     if window is None and number == 2 and len(times_s) > 0:
         window = Window(float(times_s[0]), float(times_s[-1]))  # a clip's region is the whole clip by default (Fig. S4)
-    reason, region = (item.get(key) if isinstance(item.get(key), str) else "" for key in ("Reason for Anomaly", "Problem Region"))
+    reason, region = (
+        item.get(key) if isinstance(item.get(key), str) else "" for key in ("Reason for Anomaly", "Problem Region")
+    )
     return Anomaly(label, window, _sound(reason), _sound(region), boxes), faults
 
 
@@ -168,7 +172,9 @@ def _read_window(value: object, times_s: Sequence[float], *, required: bool) -> 
     return Window(float(times_s[first]), float(times_s[last])), None
 
 
-def _read_boxes(value: object, frames: Sequence[int], *, required: bool) -> tuple[dict[int, tuple[Box, ...]], list[str]]:
+def _read_boxes(
+    value: object, frames: Sequence[int], *, required: bool
+) -> tuple[dict[int, tuple[Box, ...]], list[str]]:
     if value is None or value == {}:
         return {}, ["missing"] if required else []
     if not isinstance(value, dict):

@@ -26,9 +26,7 @@ from jaxtyping import UInt8
 MAX_FRAMES = 10_000
 """Longer videos are refused before anything is decoded."""
 
-_CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,apng,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,flv,ogg,asf,nut,mxf,yuv4mpegpipe"
-)
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,apng,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,flv,ogg,asf,nut,mxf,yuv4mpegpipe"
 _DECORD_CONTAINERS, _DECORD_CODECS = frozenset({"mp4", "matroska"}), frozenset({"h264", "vp8", "vp9"})
 """Where decord may be trusted, unless a file has both B-frames and several key frames: then, and in avi and MPEG-TS, and for HEVC and
 MPEG-4 part 2, it hands out a neighbour in place of some frames without a word (found by decoding thousands of random picks)."""
@@ -109,7 +107,9 @@ def read_index(frames: FileFrames, name: str) -> Index:
     missing, empty, not a video container, a still image, no video stream, cut short, more than ``MAX_FRAMES`` frames.
     """
     if "_table" not in frames.__dict__:
-        frames.__dict__["_table"] = _demux(frames.source, name)  # where cached_property keeps it, under the caller's name for it
+        frames.__dict__["_table"] = _demux(
+            frames.source, name
+        )  # where cached_property keeps it, under the caller's name for it
     return frames._table.index
 
 
@@ -143,10 +143,14 @@ def _demux(source: Path | bytes, name: str) -> _Table:
             with _open_av(source) as container:  # decodes a frame to know
                 trusted = bool(_is_eight_bit(container.streams.video[0].codec_context))
     except av.FFmpegError as error:
-        raise ValueError(f"{name}: not a readable video ({error.strerror}); expected a whole mp4, webm, gif, …") from error
+        raise ValueError(
+            f"{name}: not a readable video ({error.strerror}); expected a whole mp4, webm, gif, …"
+        ) from error
     stamps = sorted(stamps)
     if len(set(stamps)) != len(stamps):
-        raise ValueError(f"{name}: {len(stamps) - len(set(stamps))} frames repeat another's time stamp; re-encode the file")
+        raise ValueError(
+            f"{name}: {len(stamps) - len(set(stamps))} frames repeat another's time stamp; re-encode the file"
+        )
     times_s = tuple((stamp - stamps[0]) * scan.unit.numerator / scan.unit.denominator for stamp in stamps)
     longest_s = max((later - earlier for earlier, later in pairwise(times_s)), default=scan.stated_s)
     lacking_s = scan.stated_s - scan.reached_s
@@ -316,7 +320,9 @@ def _read_decord(source: Path | bytes, indices: tuple[int, ...], count: int) -> 
         if len(reader) != count:
             return None
         batch = reader.get_batch(list(indices))
-        return batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)  # other code may have set decord's bridge
+        return (
+            batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)
+        )  # other code may have set decord's bridge
     except (RuntimeError, IndexError, decord.DECORDError, decord.DECORDLimitReachedError):
         return None  # PyAV reads it, or says what is wrong
 
@@ -361,6 +367,8 @@ def _collect(source: Path | bytes, wanted: dict[int, int], seek_to: int | None) 
                     break
     except av.FFmpegError as error:
         if seek_to is None:
-            raise _Broken(f"decoding stops with {error.strerror!r} after {len(found)} of {len(wanted)} frames") from error
+            raise _Broken(
+                f"decoding stops with {error.strerror!r} after {len(found)} of {len(wanted)} frames"
+            ) from error
         return None
     return found

@@ -95,7 +95,9 @@ def box_iou(a: Box, b: Box) -> float:
     return common / total
 
 
-def spatial_iou(pred: Mapping[int, Sequence[Box]], gt: Mapping[int, Sequence[Box]], *, everywhere: bool = False) -> float:
+def spatial_iou(
+    pred: Mapping[int, Sequence[Box]], gt: Mapping[int, Sequence[Box]], *, everywhere: bool = False
+) -> float:
     """Eq. 5: boxes by source frame; the mean IoU over the M ground-truth boxes on frames that both have. In [0, 1]; 0 when M = 0.
 
     everywhere: over all frames of ``gt``, a box on a frame without a guess counting 0 (pass the boxes of F_pred ∩ F_gt).
@@ -124,7 +126,10 @@ def _best_total(iou: np.ndarray) -> float:
         return float(iou.max())
     if columns <= 5:  # 120 orders at most: sooner done than scipy is imported
         return float(
-            max(sum(iou[row, column] for row, column in enumerate(order)) for order in permutations(range(columns), rows))
+            max(
+                sum(iou[row, column] for row, column in enumerate(order))
+                for order in permutations(range(columns), rows)
+            )
         )
     from scipy.optimize import linear_sum_assignment
 

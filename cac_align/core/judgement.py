@@ -44,7 +44,9 @@ class Window:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.start_s) and math.isfinite(self.end_s)):
-            raise ValueError(f"Window needs two finite times in seconds, received start_s={self.start_s}, end_s={self.end_s}")
+            raise ValueError(
+                f"Window needs two finite times in seconds, received start_s={self.start_s}, end_s={self.end_s}"
+            )
         if self.start_s < 0:
             raise ValueError(f"Window starts before the video: start_s={self.start_s}; the source clock starts at 0")
         if self.end_s < self.start_s:

@@ -135,7 +135,9 @@ class Video:
         if isinstance(source, (str, os.PathLike, bytes, bytearray)):
             return _open_file(bytes(source) if isinstance(source, (bytes, bytearray)) else Path(source), fps, name)
         if fps is None:
-            raise ValueError("fps is required for arrays, tensors and image lists: they carry no clock; pass fps=16 for Wan")
+            raise ValueError(
+                "fps is required for arrays, tensors and image lists: they carry no clock; pass fps=16 for Wan"
+            )
         pixels = _as_pixels(source, layout)
         _check_length(len(pixels), name or "video")
         times = tuple(index / fps for index in range(len(pixels)))
@@ -170,7 +172,9 @@ class Video:
         if not indices:
             raise ValueError(f"{self.name}: no frames asked for; expected at least one source index")
         if list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= len(self):
-            raise ValueError(f"{self.name}: expected increasing source indices in [0, {len(self) - 1}], received {indices}")
+            raise ValueError(
+                f"{self.name}: expected increasing source indices in [0, {len(self) - 1}], received {indices}"
+            )
         times = tuple(self.times_s[index] for index in indices)
         clock = (indices, times, self.fps if fps is None else fps, len(self))
         picked = self._source[list(indices)] if isinstance(self._source, np.ndarray) else self._source.read(indices)
@@ -265,13 +269,17 @@ def _as_pixels(source: Any, layout: Layout | None) -> np.ndarray:
         source = source.detach().to("cpu")
         source = (source.float() if source.is_floating_point() else source).numpy()
     if not isinstance(source, np.ndarray):
-        raise ValueError(f"expected a path, bytes, array, tensor or list of PIL images, received {type(source).__name__}")
+        raise ValueError(
+            f"expected a path, bytes, array, tensor or list of PIL images, received {type(source).__name__}"
+        )
     pixels = np.transpose(source, _axes(source.shape, layout))
     if pixels.size == 0:
         raise ValueError(f"a video needs at least one frame with pixels, received shape {source.shape}")
     if np.issubdtype(pixels.dtype, np.floating):
         if not np.isfinite(pixels).all():
-            raise ValueError(f"pixels hold {int((~np.isfinite(pixels)).sum())} NaN or infinite values; the generator diverged")
+            raise ValueError(
+                f"pixels hold {int((~np.isfinite(pixels)).sum())} NaN or infinite values; the generator diverged"
+            )
         low, high = float(pixels.min()), float(pixels.max())
         if low < -1e-3 or high > 1 + 1e-3:
             raise ValueError(

@@ -31,7 +31,9 @@ def shipped(name: str) -> Path:
     """
     manifest = read_manifest()
     if name not in manifest:
-        raise ValueError(f"no shipped weights named {name!r}; this package ships {', '.join(sorted(manifest)) or 'none'}")
+        raise ValueError(
+            f"no shipped weights named {name!r}; this package ships {', '.join(sorted(manifest)) or 'none'}"
+        )
     folder = weights_folder() / name
     for relative, expected in sorted(manifest[name].items()):
         file = folder / relative

@@ -63,7 +63,9 @@ def claim_folder(path: Path, made: Mapping[str, str]) -> None:
         if other:
             name = other[0]
             was, now = before.get(name), made.get(name)
-            raise ValueError(f"{path.parent}: was made with {name} = {was}, now it is {now}; use the same, or another folder")
+            raise ValueError(
+                f"{path.parent}: was made with {name} = {was}, now it is {now}; use the same, or another folder"
+            )
     write_whole(path, json.dumps(made, indent=1, sort_keys=True) + "\n")
 
 
@@ -80,7 +82,9 @@ class AttemptLog:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._fd)
-            raise ValueError(f"{self.path}: another process is writing it; wait for it, or give another folder") from error
+            raise ValueError(
+                f"{self.path}: another process is writing it; wait for it, or give another folder"
+            ) from error
         self.by_key: dict[str, list[Attempt]] = {}
         self._totals: Counter[str] = Counter()
         self._repair()
@@ -90,7 +94,9 @@ class AttemptLog:
                     self._keep(Attempt.from_json(json.loads(line)))
                 except (ValueError, TypeError, KeyError) as error:
                     self.close()
-                    raise ValueError(f"{self.path}:{number}: not an attempt: {error}; delete the line to ask again") from error
+                    raise ValueError(
+                        f"{self.path}:{number}: not an attempt: {error}; delete the line to ask again"
+                    ) from error
 
     def close(self) -> None:
         os.close(self._fd)
@@ -114,13 +120,18 @@ class AttemptLog:
             start = os.fstat(self._fd).st_size
             if os.write(self._fd, line) != len(line):
                 os.ftruncate(self._fd, start)
-                raise OSError(f"{self.path}: a line could not be written whole; is the disk full? Free space and run again")
+                raise OSError(
+                    f"{self.path}: a line could not be written whole; is the disk full? Free space and run again"
+                )
             self._keep(attempt)
 
     def totals(self) -> dict[str, int]:
         """Answers, failures and tokens of everything in the file; counted as it grows."""
         with self._lock:
-            return {name: self._totals[name] for name in ("answers", "rejected", "failures", "prompt_tokens", "answer_tokens")}
+            return {
+                name: self._totals[name]
+                for name in ("answers", "rejected", "failures", "prompt_tokens", "answer_tokens")
+            }
 
     def _keep(self, attempt: Attempt) -> None:
         self.by_key.setdefault(attempt.key, []).append(attempt)

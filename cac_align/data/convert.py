@@ -53,7 +53,12 @@ def to_coco(records: Iterable[Record]) -> dict[str, Any]:
     coco: dict[str, Any] = {"videos": [], "images": [], "annotations": [], "tracks": [], "categories": categories}
     for video_id, record in enumerate(records, 1):
         kept = ("prompt", "fps", "num_frames", "width", "height", "status", "annotator", "review")
-        video = {"id": video_id, "name": record.id, "file_name": record.video, **{name: getattr(record, name) for name in kept}}
+        video = {
+            "id": video_id,
+            "name": record.id,
+            "file_name": record.video,
+            **{name: getattr(record, name) for name in kept},
+        }
         video["extra"] = dict(record.extra)
         coco["videos"].append(video)
         images: dict[int, int] = {}
@@ -103,7 +108,9 @@ def from_coco(
     if unannotated not in ("normal", "leave out"):
         raise ValueError(f"unannotated must be 'normal' or 'leave out', received {unannotated!r}")
     coco = _read_json(path)
-    kinds = {row["id"]: _type_of(row["name"], labels or {}, path) for row in _rows(coco, "categories", ("id", "name"), path)}
+    kinds = {
+        row["id"]: _type_of(row["name"], labels or {}, path) for row in _rows(coco, "categories", ("id", "name"), path)
+    }
     sources = {row["id"]: row for row in _rows(coco, "videos", ("id", "file_name"), path)}
     images = {row["id"]: row for row in _rows(coco, "images", ("id", "video_id", "frame_index"), path)}
     boxed: dict[Any, list[tuple[int, Mapping[str, Any]]]] = defaultdict(list)
@@ -117,7 +124,9 @@ def from_coco(
         tracks[_pointed(sources, row["video_id"], "video_id", row, path)["id"]].append(row)
     records, left_out = [], {}
     for source in sources.values():
-        made = _record(source, boxed[source["id"]], tracks[source["id"]], kinds, Path(videos or path.parent), unannotated)
+        made = _record(
+            source, boxed[source["id"]], tracks[source["id"]], kinds, Path(videos or path.parent), unannotated
+        )
         if isinstance(made, str):
             left_out[str(source["file_name"])] = made
         else:
@@ -268,13 +277,17 @@ def _type_of(name: str, labels: Mapping[str, str | None], path: Path) -> str | N
     if name.lower() in ours:
         return ours[name.lower()]
     near = get_close_matches(name.lower(), ours, n=1, cutoff=0.0)
-    raise ValueError(f"{path}: unknown category {name!r}; map it to a type, e.g. {name!r} → {ours[near[0]]!r}, or to nothing")
+    raise ValueError(
+        f"{path}: unknown category {name!r}; map it to a type, e.g. {name!r} → {ours[near[0]]!r}, or to nothing"
+    )
 
 
 def _some(records: Sequence[Record], left_out: Mapping[str, str], path: Path) -> Converted:
     if not records:
         first = next(iter(left_out.values()), "the file names no video")
-        raise ValueError(f"{path}: none of {len(left_out)} videos became a record; the first was left out because: {first}")
+        raise ValueError(
+            f"{path}: none of {len(left_out)} videos became a record; the first was left out because: {first}"
+        )
     return Converted(tuple(records), left_out)
 
 

@@ -40,7 +40,11 @@ def fingerprint(video: Video) -> Bool[np.ndarray, 1920]:
 
 
 def near_pairs(
-    hashes: Bool[np.ndarray, "n 1920"], others: Bool[np.ndarray, "m 1920"] | None = None, *, near: float = NEAR, block: int = 1024
+    hashes: Bool[np.ndarray, "n 1920"],
+    others: Bool[np.ndarray, "m 1920"] | None = None,
+    *,
+    near: float = NEAR,
+    block: int = 1024,
 ) -> Iterator[tuple[int, int, float]]:
     """Pairs (row, other row, share of bits that differ) no farther apart than ``near``; with one table, each pair once.
 

@@ -93,7 +93,9 @@ class Question:
         of = self.record
         asked = [of.id, of.prompt, of.fps, of.num_frames, of.width, of.height, of.status]
         asked += [self.task, self.window and self.window.to_json(), self.frame, [alarm.key for alarm in self.alarms]]
-        asked += [[replace(one, saliency=None).to_json() for one in of_whom] for of_whom in (of.anomalies, self.supposed)]
+        asked += [
+            [replace(one, saliency=None).to_json() for one in of_whom] for of_whom in (of.anomalies, self.supposed)
+        ]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -300,7 +302,9 @@ def truth(question: Question, frames: Frames) -> tuple[Anomaly, ...]:
     return seen(question.supposed or question.record.anomalies, frames.indices, frames.times_s)
 
 
-def conversation(question: Question, frames: Frames, *, claim: Turn | None = None, wording: str = "full") -> Conversation:
+def conversation(
+    question: Question, frames: Frames, *, claim: Turn | None = None, wording: str = "full"
+) -> Conversation:
     """The question as the judge itself is asked; a look needs ``claim``, turn 1's answer as read."""
     prompt = question.record.prompt
     if question.task == "scan":
@@ -391,5 +395,11 @@ def open_video(record: Record, root: Path, *, clocked: bool = True) -> Video:
 def as_sample(question: Question, answer: str, **more: Any) -> dict[str, Any]:
     """A line of a stage's sample file."""
     window = None if question.window is None else [question.window.start_s, question.window.end_s]
-    row = {"record": question.record.id, "task": question.task, "window": window, "frame": question.frame, "answer": answer}
+    row = {
+        "record": question.record.id,
+        "task": question.task,
+        "window": window,
+        "frame": question.frame,
+        "answer": answer,
+    }
     return {**row, **more}

@@ -51,7 +51,9 @@ class Record:
     def from_json(cls, row: Mapping[str, Any]) -> Record:
         unknown = set(row) - set(cls.__dataclass_fields__)
         if unknown:
-            raise ValueError(f"record {row.get('id')}: unknown fields {sorted(unknown)}; free-form data belongs under 'extra'")
+            raise ValueError(
+                f"record {row.get('id')}: unknown fields {sorted(unknown)}; free-form data belongs under 'extra'"
+            )
         return cls(**{**row, "anomalies": tuple(Anomaly.from_json(item) for item in row.get("anomalies", ()))})
 
 

@@ -34,7 +34,11 @@ from cac_align.data.questions import open_video
 from cac_align.data.records import Record, moved, read_records, write_records
 from cac_align.data.truth import covers, length_s
 
-STAGES: Mapping[str, tuple[str, ...]] = {"stage1": ("frame",), "stage2": ("scan", "look", "single"), "stage3": ("scan",)}
+STAGES: Mapping[str, tuple[str, ...]] = {
+    "stage1": ("frame",),
+    "stage2": ("scan", "look", "single"),
+    "stage3": ("scan",),
+}
 """Which tasks a stage's samples are of. Single-turn answers are there only where they were asked for."""
 
 Samples = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -60,7 +64,9 @@ class Splits:
     def __post_init__(self) -> None:
         for name in ("frames", "videos", "clips", "rollouts"):
             if getattr(self, name) < 2:
-                raise ValueError(f"{name} must be at least 2 (one normal, one anomalous), received {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be at least 2 (one normal, one anomalous), received {getattr(self, name)}"
+                )
 
 
 def split(
@@ -148,7 +154,9 @@ def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
                     raise ValueError(f"{path}:{number}: a sample lacks {missing}")
                 rows.append((number, row))
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}; make it with `cac-align data synthesise`") from error
+        raise ValueError(
+            f"{path}: cannot be read: {error.strerror}; make it with `cac-align data synthesise`"
+        ) from error
     return rows
 
 
@@ -175,7 +183,11 @@ def _assign(
     full = {"stage1": settings.frames / frames_each, "stage2": settings.videos, "stage3": settings.rollouts}
     classes = Counter(records[name].status for group in groups for name in group)
     factor = min(1.0, 2 * min(classes["normal"], classes["abnormal"]) / sum(full.values()))
-    wanted = {(stage, status): max(1.0, factor * size / 2) for stage, size in full.items() for status in ("normal", "abnormal")}
+    wanted = {
+        (stage, status): max(1.0, factor * size / 2)
+        for stage, size in full.items()
+        for status in ("normal", "abnormal")
+    }
     lacks = dict(wanted)
     chosen: dict[str, list[str]] = {stage: [] for stage in full}
     order = list(groups)
@@ -304,7 +316,9 @@ def check(
                 if table.setdefault(key, stage) != stage:
                     wrong.append(f"{stage} and {table[key]} share {what}")
         for task in STAGES[stage]:
-            of = Counter(records[row["record"]].status for row in rows if row["task"] == task and row["record"] in records)
+            of = Counter(
+                records[row["record"]].status for row in rows if row["task"] == task and row["record"] in records
+            )
             if (task != "single" and not of["normal"]) or of["normal"] != of["abnormal"]:
                 wrong.append(
                     f"{stage}: {of['normal']} normal and {of['abnormal']} anomalous samples of task {task}, expected 1:1"
@@ -313,14 +327,18 @@ def check(
             if row["task"] not in STAGES[stage]:
                 wrong.append(f"{stage}: a sample of task {row['task']} of record {row['record']}")
             elif row["record"] in records and not _fits(row, records[row["record"]], settings):
-                wrong.append(f"{stage}: the clip {row['window']} of record {row['record']} is too long or cuts an anomaly")
+                wrong.append(
+                    f"{stage}: the clip {row['window']} of record {row['record']} is too long or cuts an anomaly"
+                )
     for one, other, apart in near_pairs(hashes, near=settings.near):
         if place.get(names[one]) != place.get(names[other]):
             pair = f"{names[one]} ({place.get(names[one])}) and {names[other]} ({place.get(names[other])})"
             wrong.append(f"near-duplicates in two stages: {pair} differ in {apart:.1%} of their hash")
     if foreign is not None and len(foreign):
         for one, _, apart in near_pairs(hashes, foreign, near=settings.near):
-            wrong.append(f"record {names[one]} differs in {apart:.1%} of its hash from a video that is to be kept apart")
+            wrong.append(
+                f"record {names[one]} differs in {apart:.1%} of its hash from a video that is to be kept apart"
+            )
     return wrong
 
 

@@ -103,7 +103,9 @@ class Synthesis:
             )
         unknown = sorted(set(self.tasks) - set(ALL_TASKS))
         if unknown or not self.tasks or ("look" in self.tasks and "scan" not in self.tasks):
-            raise ValueError(f"tasks must be some of {', '.join(ALL_TASKS)}, and look needs scan; received {self.tasks}")
+            raise ValueError(
+                f"tasks must be some of {', '.join(ALL_TASKS)}, and look needs scan; received {self.tasks}"
+            )
         if not 0 <= self.foreign_suspicion <= 1:
             raise ValueError(f"foreign_suspicion is a share in [0, 1], received {self.foreign_suspicion}")
         if self.saliency not in ("fill", "all"):
@@ -158,7 +160,9 @@ def synthesise(
     every = list(records)
     usable = [record for record in every if record.review in ("accepted", "audited")]
     if not usable:
-        raise ValueError(f"none of {len(every)} records is accepted or audited; only reviewed annotations are learned from")
+        raise ValueError(
+            f"none of {len(every)} records is accepted or audited; only reviewed annotations are learned from"
+        )
     if twice := [name for name, count in Counter(record.id for record in usable).items() if count > 1]:
         raise ValueError(f"record {twice[0]} stands twice; ids must be unique (see `cac-align data validate`)")
     questions = plan(
@@ -203,7 +207,9 @@ def _all(
             if settings.give_up_after and len(in_a_row) >= settings.give_up_after:
                 stop.set()
             if progress is not None:
-                progress(sum(tally.values()), len(records), {**tally, **ask.log.totals(), "cost": _cost(ask.log, settings)})
+                progress(
+                    sum(tally.values()), len(records), {**tally, **ask.log.totals(), "cost": _cost(ask.log, settings)}
+                )
         return outcome
 
     pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="teacher")
@@ -326,7 +332,9 @@ class _Asking:
         if reply.error is not None:
             return attempt
         meant = truth(question, frames)
-        against = faults(reply.text, meant, frames, number=question.number, boxed=question.boxed, strict=settings.strict)
+        against = faults(
+            reply.text, meant, frames, number=question.number, boxed=question.boxed, strict=settings.strict
+        )
         if reply.truncated:
             against = (*against, "format: the answer hit the token limit")
         attempt = replace(attempt, reasons=against)
@@ -334,8 +342,12 @@ class _Asking:
 
     def _reviewed(self, attempt: Attempt, question: Question, frames: Frames) -> Attempt:
         """The verified attempt as a reviewer leaves it; without a verdict it is rejected, without any answer ``unreviewed``."""
-        text = filled("review_mistaken" if question.supposed else "review", found=found(question, frames), answer=attempt.text)
-        verdict = self.teacher.answer([(Message("user", text, frames),)], max_new_tokens=self.settings.max_new_tokens)[0]
+        text = filled(
+            "review_mistaken" if question.supposed else "review", found=found(question, frames), answer=attempt.text
+        )
+        verdict = self.teacher.answer([(Message("user", text, frames),)], max_new_tokens=self.settings.max_new_tokens)[
+            0
+        ]
         agreed = re.search(r'"consistent"\s*:\s*(true|false)', verdict.text)
         error, reasons = (None if verdict.error is None else f"review: {verdict.error}"), ()
         if error is None and agreed is None:
@@ -363,8 +375,12 @@ def _report(outcomes: Sequence[Outcome], log: AttemptLog, settings: Synthesis, u
     return {
         "records": len(outcomes),
         "accepted": len(accepted),
-        "salient": sum(item.record.status == "abnormal" and item.rounds <= settings.salient_rounds for item in accepted),
-        "non_salient": sum(item.record.status == "abnormal" and item.rounds > settings.salient_rounds for item in accepted),
+        "salient": sum(
+            item.record.status == "abnormal" and item.rounds <= settings.salient_rounds for item in accepted
+        ),
+        "non_salient": sum(
+            item.record.status == "abnormal" and item.rounds > settings.salient_rounds for item in accepted
+        ),
         "discarded": sum(item.discarded is not None for item in outcomes),
         "unanswered": sum(item.unanswered is not None for item in outcomes),
         "unreviewed": unreviewed,
@@ -378,8 +394,12 @@ def _report(outcomes: Sequence[Outcome], log: AttemptLog, settings: Synthesis, u
 
 def _write(out: Path, root: Path, outcomes: Sequence[Outcome], report: Mapping[str, Any], settings: Synthesis) -> None:
     accepted = [item for item in outcomes if not item.discarded and not item.unanswered]
-    write_whole(out / "chains.jsonl", "".join(json.dumps(sample) + "\n" for item in accepted for sample in item.samples))
-    lost = [{"record": item.record.id, "task": task, "reason": reason} for item in outcomes for task, reason in item.lost]
+    write_whole(
+        out / "chains.jsonl", "".join(json.dumps(sample) + "\n" for item in accepted for sample in item.samples)
+    )
+    lost = [
+        {"record": item.record.id, "task": task, "reason": reason} for item in outcomes for task, reason in item.lost
+    ]
     write_whole(out / "discarded.jsonl", "".join(json.dumps(row) + "\n" for row in lost))
     part = out / ".records.jsonl.part"
     write_records(part, (moved(_with_saliency(item, settings), root, out) for item in accepted))

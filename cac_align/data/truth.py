@@ -38,7 +38,9 @@ def seen(anomalies: Sequence[Anomaly], frames: Sequence[int], times_s: Sequence[
 def _with_shown_boxes(anomaly: Anomaly, frames: Sequence[int]) -> Anomaly:
     shown = {frame: boxes for frame, boxes in anomaly.boxes.items() if frame in set(frames)}
     if anomaly.boxes and not shown:
-        source, frame = min(((s, f) for s in anomaly.boxes for f in frames), key=lambda pair: (abs(pair[0] - pair[1]), pair))
+        source, frame = min(
+            ((s, f) for s in anomaly.boxes for f in frames), key=lambda pair: (abs(pair[0] - pair[1]), pair)
+        )
         shown = {frame: anomaly.boxes[source]}
     return replace(anomaly, boxes=shown)
 

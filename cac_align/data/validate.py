@@ -132,7 +132,9 @@ def _line(line: str, number: int, root: Path, ids: Counter[str], videos: bool) -
     except ValueError as error:
         return [Violation(f"line {number}", "(line)", "record", f"not JSON: {error}")]
     if not isinstance(row, dict):
-        return [Violation(f"line {number}", "(line)", "record", f"expected a JSON object, received {type(row).__name__}")]
+        return [
+            Violation(f"line {number}", "(line)", "record", f"expected a JSON object, received {type(row).__name__}")
+        ]
     name = row["id"] if isinstance(row.get("id"), str) else f"line {number}"
     ids[name] += 1
     video = _opened(root / row["video"]) if videos and isinstance(row.get("video"), str) else None
@@ -185,9 +187,7 @@ def _anomalies(row: Mapping[str, Any], times_s: Sequence[float] | None) -> Itera
     for position, anomaly in enumerate(anomalies):
         for before, other in enumerate(anomalies[:position]):
             if _same_defect(anomaly, other):
-                message = (
-                    f"the window and boxes of anomalies[{before}] again; a defect that one frame shows has that category only"
-                )
+                message = f"the window and boxes of anomalies[{before}] again; a defect that one frame shows has that category only"
                 yield f"anomalies[{position}].type", "one category", message
 
 
@@ -238,7 +238,9 @@ def _window(
     if start_s < 0 or end_s > last_s + _OFF / fps:
         yield "window", "window", f"{start_s:g}-{end_s:g} s lies outside the video, which is 0-{last_s:g} s"
         return None
-    begins, ends = (end * fps if times_s is None else float(np.interp(end, times_s, range(last + 1))) for end in (start_s, end_s))
+    begins, ends = (
+        end * fps if times_s is None else float(np.interp(end, times_s, range(last + 1))) for end in (start_s, end_s)
+    )
     first, final = math.ceil(begins - _OFF), min(math.floor(ends + _OFF), last)
     if final < first:  # between two frames: the nearest one
         first = final = min(round((begins + ends) / 2), last)
@@ -268,7 +270,9 @@ def _boxes(
         elif window is not None and not window[0] <= frame <= window[1]:
             yield where, "box window", f"frame {frame} is outside the window, frames {window[0]}-{window[1]}"
         elif window is not None and transition and frame not in window:
-            message = f"frame {frame} is inside the transition; box frame {window[0]} or {window[1]}, where the thing is seen"
+            message = (
+                f"frame {frame} is inside the transition; box frame {window[0]} or {window[1]}, where the thing is seen"
+            )
             yield where, "transition", message
         yield from _frame(where, entry)
 

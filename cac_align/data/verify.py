@@ -56,7 +56,13 @@ def admits_mistake(text: str) -> str | None:
 
 
 def faults(
-    text: str, truth: Sequence[Anomaly], frames: Frames, *, number: Literal[1, 2], boxed: bool = False, strict: bool = False
+    text: str,
+    truth: Sequence[Anomaly],
+    frames: Frames,
+    *,
+    number: Literal[1, 2],
+    boxed: bool = False,
+    strict: bool = False,
 ) -> tuple[str, ...]:
     """Every reason against an answer, each beginning with the rule's name; empty when it is verified. Never raises on any text.
 
@@ -109,12 +115,17 @@ def _box_faults(answered: Sequence[Anomaly], annotated: Sequence[Anomaly], frame
         return []
     common = [frame for frame in truth if said.get(frame)]
     hit = spatial_iou(said, truth) * sum(len(truth[frame]) for frame in common)
-    within = {frames.indices[n] for n in positions([anomaly.window for anomaly in annotated if anomaly.window], frames.times_s)}
+    within = {
+        frames.indices[n]
+        for n in positions([anomaly.window for anomaly in annotated if anomaly.window], frames.times_s)
+    }
     wrong = sum(frame not in truth and frame not in within for frame in said)
     iou = hit / (sum(map(len, truth.values())) + wrong)
     reasons = [] if iou > LEAST_IOU else [f"boxes: mean IoU {iou:.2f}, expected more than {LEAST_IOU:g}"]
     if strict:
-        least = min(max((_covered(box, guess) for guess in said.get(f, ())), default=0.0) for f, b in truth.items() for box in b)
+        least = min(
+            max((_covered(box, guess) for guess in said.get(f, ())), default=0.0) for f, b in truth.items() for box in b
+        )
         if least < STRICT_COVER:
             reasons.append(f"boxes: one covers {least:.0%} of the defect, at least {STRICT_COVER:.0%} is asked for")
     return reasons

@@ -70,7 +70,9 @@ def vote_share(votes: Sequence[float], *, confidence: float = 0.95) -> Estimate:
     return Estimate(total / len(votes), max(0.0, float(low)), min(1.0, float(high)), len(votes))
 
 
-def mean_interval(values: Sequence[float], *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0) -> Estimate:
+def mean_interval(
+    values: Sequence[float], *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> Estimate:
     """The mean with its percentile bootstrap interval (scipy). One value, or equal ones, give an interval of zero width.
 
     Raises ``ValueError`` for a value that is not finite: a missing score must be left out, and counted, by the caller.
@@ -164,7 +166,9 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
     return PairedTest("McNemar, exact", n, (only_second - only_first) / n, p_value, only_first, only_second)
 
 
-def paired_permutation(first: Sequence[float], second: Sequence[float], *, resamples: int = 9999, seed: int = 0) -> PairedTest:
+def paired_permutation(
+    first: Sequence[float], second: Sequence[float], *, resamples: int = 9999, seed: int = 0
+) -> PairedTest:
     """Sign-flip permutation test on the mean paired difference, second − first (scipy; exact where 2^n ≤ ``resamples``).
 
     Raises ``ValueError`` when the two differ in length or hold a value that is not finite.
@@ -175,7 +179,9 @@ def paired_permutation(first: Sequence[float], second: Sequence[float], *, resam
         raise ValueError(f"paired_permutation needs paired values, received {len(first)} and {len(second)}")
     differences = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
     if not np.isfinite(differences).all():
-        raise ValueError("paired_permutation received a value that is not finite; leave incomplete pairs out and count them")
+        raise ValueError(
+            "paired_permutation received a value that is not finite; leave incomplete pairs out and count them"
+        )
     n = differences.size
     if n == 0:
         return PairedTest("paired permutation", 0, None, None)

@@ -320,7 +320,9 @@ def _scored(reward: Reward, prompt: str, entrants: Sequence[_Entrant]) -> list[S
     if present:
         fresh = reward([prompt] * len(present), [entrants[index].video for index in present])
         if len(fresh) != len(present):
-            raise ValueError(f"reward {reward.name!r} returned {len(fresh)} scores for {len(present)} videos; expected one each")
+            raise ValueError(
+                f"reward {reward.name!r} returned {len(fresh)} scores for {len(present)} videos; expected one each"
+            )
         for index, score in zip(present, fresh, strict=True):
             scores[index] = score
     return scores
@@ -331,7 +333,9 @@ def _scored(reward: Reward, prompt: str, entrants: Sequence[_Entrant]) -> list[S
 
 def _select(prompt: str, entrants: Sequence[_Entrant], scores: Sequence[Score], seeds: tuple[int, ...]) -> Selection:
     names = tuple(entrant.name for entrant in entrants)
-    ranking = sorted((i for i, score in enumerate(scores) if score.scored), key=lambda i: (-quantise(scores[i].value), i))
+    ranking = sorted(
+        (i for i, score in enumerate(scores) if score.scored), key=lambda i: (-quantise(scores[i].value), i)
+    )
     chosen = ranking[0] if ranking else None
     video = entrants[chosen].video if chosen is not None else None
     return Selection(prompt, chosen, names, tuple(scores), seeds, _reason(ranking, scores), video)
@@ -377,7 +381,11 @@ def _against(best: Score, second: Score) -> str:
     """The parts in which two scores differ, ": unified 3.9 against 3.2, …"; of a combination the raw component values."""
     names = [name for name in best.parts if "/" not in name and name in second.parts]
     moved = [name for name in names if quantise(best.parts[name]) != quantise(second.parts[name])]
-    return ": " + ", ".join(f"{name} {best.parts[name]:.3g} against {second.parts[name]:.3g}" for name in moved) if moved else ""
+    return (
+        ": " + ", ".join(f"{name} {best.parts[name]:.3g} against {second.parts[name]:.3g}" for name in moved)
+        if moved
+        else ""
+    )
 
 
 def _anomaly_seen(score: Score) -> str:

@@ -51,6 +51,8 @@ def load_generator(recipe: GeneratorRecipe) -> Callable[[str, int], Video]:
     from cac_align.generation.wan import Wan
 
     options: dict[str, Any] = {
-        name: value for name in recipe.__dataclass_fields__ if name != "model" and (value := getattr(recipe, name)) is not None
+        name: value
+        for name in recipe.__dataclass_fields__
+        if name != "model" and (value := getattr(recipe, name)) is not None
     }
     return Wan.load(shipped("wan") if recipe.model == "miniature" else recipe.model, **options)

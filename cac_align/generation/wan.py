@@ -109,7 +109,9 @@ class Wan:
         try:
             pipeline = WanPipeline.from_pretrained(folder, dtype={"default": dtype, "vae": torch.float32})
         except OSError as error:
-            raise ValueError(f"{path_or_id}: the Wan checkpoint is incomplete or unreadable; fetch it again ({error})") from error
+            raise ValueError(
+                f"{path_or_id}: the Wan checkpoint is incomplete or unreadable; fetch it again ({error})"
+            ) from error
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_slicing()  # decodes one video at a time: five of 480 × 832 × 81 at once would take 38 GiB
         if lora is not None:
@@ -260,7 +262,9 @@ def _checkpoint_folder(path_or_id: str | os.PathLike[str]) -> Path:
         try:
             folder = Path(DiffusionPipeline.download(str(path_or_id)))
         except Exception as error:  # offline, gated, misspelt: the hub client has a different class for each
-            raise ValueError(f"{path_or_id}: neither a folder here nor a checkpoint that could be fetched ({error})") from error
+            raise ValueError(
+                f"{path_or_id}: neither a folder here nor a checkpoint that could be fetched ({error})"
+            ) from error
     index = folder / "model_index.json"
     if not index.is_file():
         raise ValueError(

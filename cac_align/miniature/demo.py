@@ -43,7 +43,10 @@ class Choice:
     follows: Estimate
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, **{key: getattr(self, key).to_json() for key in ("anomaly_rate", "motion", "follows")}}
+        return {
+            "name": self.name,
+            **{key: getattr(self, key).to_json() for key in ("anomaly_rate", "motion", "follows")},
+        }
 
 
 PLAYGROUND_PROMPTS = 216
@@ -76,7 +79,9 @@ def demo(
 
     Raises ``ValueError`` when the shipped weights are missing or damaged.
     """
-    set_threads(1)  # the small judges' matrices are too small to share: two threads cost ten times the time on a busy machine
+    set_threads(
+        1
+    )  # the small judges' matrices are too small to share: two threads cost ten times the time on a busy machine
     prompts = playground_prompts(num_prompts)
     generator = load_generator(GeneratorRecipe(guidance_scale=guidance_scale))
     reward = RewardRecipe()
@@ -85,14 +90,22 @@ def demo(
         prompts, generator, load_reward(reward), n=n, seed=seed, distinct_seeds=True, out=out, progress=progress
     )
     choices, comparison = summarise(selections, oracle_verdicts(selections))
-    summary = {"prompts": len(prompts), "n": n, "seed": seed, "choices": [choice.to_json() for choice in choices], **comparison}
+    summary = {
+        "prompts": len(prompts),
+        "n": n,
+        "seed": seed,
+        "choices": [choice.to_json() for choice in choices],
+        **comparison,
+    }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     rates = [choice.anomaly_rate.value for choice in choices]
     tiles = [
         ("–" if rate is None else f"{100 * rate:.0f} %", f"anomalous: {choice.name}")
         for rate, choice in zip(rates, choices, strict=True)
     ]
-    page = write_selection_page(selections[:CARDS], out / "report.html", title=f"Best of {n}: UnifiedReward + CaC", tiles=tiles)
+    page = write_selection_page(
+        selections[:CARDS], out / "report.html", title=f"Best of {n}: UnifiedReward + CaC", tiles=tiles
+    )
     yield from lines(choices, comparison, len(prompts), n)
     yield f"report: {page}"
 
@@ -102,13 +115,17 @@ def oracle_verdicts(selections: Sequence[Selection]) -> list[list[Verdict]]:
     return [[judge(selection.prompt, Video.open(path)) for path in selection.candidates] for selection in selections]
 
 
-def summarise(selections: Sequence[Selection], verdicts: Sequence[Sequence[Verdict]]) -> tuple[list[Choice], dict[str, Any]]:
+def summarise(
+    selections: Sequence[Selection], verdicts: Sequence[Sequence[Verdict]]
+) -> tuple[list[Choice], dict[str, Any]]:
     """The three ways of choosing, and the paired comparison of the last two (McNemar's exact test; UnifiedReward first).
 
     Prompts where a way of choosing has no scored candidate are left out for all of them and counted as ``undecided``.
     """
     kept = [
-        index for index, selection in enumerate(selections) if selection.chosen is not None and _favourite(selection) is not None
+        index
+        for index, selection in enumerate(selections)
+        if selection.chosen is not None and _favourite(selection) is not None
     ]
     candidates = [verdict for index in kept for verdict in verdicts[index]]
     unified = [verdicts[index][_favourite(selections[index])] for index in kept]
@@ -134,7 +151,9 @@ def _anomalous(verdict: Verdict) -> bool:
 
 def _favourite(selection: Selection) -> int | None:
     """UnifiedReward's own favourite among the candidates: highest raw score, lowest index on a tie."""
-    scored = [(quantise(score.parts["unified"]), -i) for i, score in enumerate(selection.scores) if "unified" in score.parts]
+    scored = [
+        (quantise(score.parts["unified"]), -i) for i, score in enumerate(selection.scores) if "unified" in score.parts
+    ]
     return -max(scored)[1] if scored else None
 
 

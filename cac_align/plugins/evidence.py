@@ -84,7 +84,9 @@ def read_evidence(ledger: Path) -> list[Evidence]:
     combined = any(kind == "combined" for _, kind in rows)
     chosen = [row for (_, kind), row in rows.items() if kind == "combined" or not combined]
     return [
-        Evidence(row["key"], row["kind"], row["prompt"], row["video"], row["reward"], Score.from_json(row), facts[row["key"]])
+        Evidence(
+            row["key"], row["kind"], row["prompt"], row["video"], row["reward"], Score.from_json(row), facts[row["key"]]
+        )
         for row in chosen
     ]
 
@@ -195,7 +197,11 @@ def telling_frames(video: Video, anomalies: Sequence[Anomaly], count: int) -> li
 
 
 def _drawn(
-    pixels: UInt8[np.ndarray, "T H W 3"], indices: Sequence[int], anomalies: Sequence[Anomaly], headline: str, width_px: int
+    pixels: UInt8[np.ndarray, "T H W 3"],
+    indices: Sequence[int],
+    anomalies: Sequence[Anomaly],
+    headline: str,
+    width_px: int,
 ) -> UInt8[np.ndarray, "H2 W2 3"]:
     from PIL import Image, ImageDraw
 
@@ -209,7 +215,12 @@ def _drawn(
         pen.text((left + 4, 18), f"frame {index}", fill="black")
         for box in (box for anomaly in anomalies for box in anomaly.boxes.get(index, ())):
             x0, y0, x1, y1 = box.to_pixels(width_px, height_px)
-            edges = (left + round(x0), 32 + round(y0), left + max(round(x1) - 1, round(x0)), 32 + max(round(y1) - 1, round(y0)))
+            edges = (
+                left + round(x0),
+                32 + round(y0),
+                left + max(round(x1) - 1, round(x0)),
+                32 + max(round(y1) - 1, round(y0)),
+            )
             pen.rectangle(edges, outline=(255, 0, 0), width=2)
     return np.asarray(sheet)
 
@@ -218,7 +229,9 @@ def _headline(item: Evidence) -> str:
     advantage = "advantage not given" if item.advantage is None else f"advantage {item.advantage:+.3f}"
     score = f"score {item.score.value:.4f}" if item.score.scored else "no score"
     group = f" · group {item.facts['group']}" if "group" in item.facts else ""
-    return f"{advantage} · {score}{group}".encode("latin-1", "replace").decode("latin-1")  # Pillow's own font holds no more
+    return f"{advantage} · {score}{group}".encode("latin-1", "replace").decode(
+        "latin-1"
+    )  # Pillow's own font holds no more
 
 
 def _fps(item: Evidence) -> float | None:

@@ -120,7 +120,9 @@ def optional(prompts: Sequence[str], scores: Sequence[Score], policy: Policy, ta
     return [score.value if score.scored else None for score in scores]
 
 
-def _within_budget(prompts: Sequence[str], scores: Sequence[Score], policy: Policy, tally: Tally) -> tuple[list[int], str, str]:
+def _within_budget(
+    prompts: Sequence[str], scores: Sequence[Score], policy: Policy, tally: Tally
+) -> tuple[list[int], str, str]:
     """Counts the call. Positions of the missing scores, the run's state and the first one's prompt and reason in words.
 
     Raises ``Unscored`` when the budget is used up.

@@ -32,7 +32,9 @@ class CaCUnifiedReward(PointwiseRewardModel):
     def __call__(self, prompt: list[str], video: list[Any] | None = None) -> RewardModelOutput:
         """prompt: B texts. video: B tensors (T, C, H, W) in [0, 1], or one tensor (B, T, C, H, W)."""
         if video is None:
-            raise ValueError("Flow-Factory passed no video: these rewards judge video, use a video model such as wan2_t2v")
+            raise ValueError(
+                "Flow-Factory passed no video: these rewards judge video, use a video model such as wan2_t2v"
+            )
         return RewardModelOutput(rewards=self.hosted.numbers(prompt, list(video)))
 
 

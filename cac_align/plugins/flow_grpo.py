@@ -34,7 +34,9 @@ def multi_score(original: MultiScore, options: Mapping[str, Any]) -> MultiScore:
 
     def build(device: Any, score_dict: Mapping[str, float]) -> Callable[..., tuple[dict[str, Any], dict[str, Any]]]:
         wirings = {
-            name: Wiring.read(options, component=COMPONENTS[name], layout="TCHW") for name in score_dict if name in COMPONENTS
+            name: Wiring.read(options, component=COMPONENTS[name], layout="TCHW")
+            for name in score_dict
+            if name in COMPONENTS
         }
         ours = {name: hosted(wiring, f"flow_grpo/{name}") for name, wiring in wirings.items()}
         rest = {name: weight for name, weight in score_dict.items() if name not in ours}
@@ -43,12 +45,16 @@ def multi_score(original: MultiScore, options: Mapping[str, Any]) -> MultiScore:
         def score(images: Any, prompts: Sequence[str], metadata: Any, ref_images: Any = None, only_strict: bool = True):
             """images: (B, T, C, H, W) in [0, 1]. Returns ({name: B numbers, …, "avg": the weighted sum}, {})."""
             if getattr(images, "ndim", 5) != 5:
-                raise ValueError(f"{', '.join(ours)} judge video: expected (B, T, C, H, W), received shape {tuple(images.shape)}")
+                raise ValueError(
+                    f"{', '.join(ours)} judge video: expected (B, T, C, H, W), received shape {tuple(images.shape)}"
+                )
             details, more = theirs(images, prompts, metadata, ref_images, only_strict) if theirs else ({}, {})
             average = [float(value) for value in details.pop("avg", [0.0] * len(prompts))]
             for name, reward in ours.items():
                 details[name] = reward.numbers(list(prompts), list(images))
-                average = [total + score_dict[name] * value for total, value in zip(average, details[name], strict=True)]
+                average = [
+                    total + score_dict[name] * value for total, value in zip(average, details[name], strict=True)
+                ]
             return {**details, "avg": average}, more
 
         return score if ours else original(device, score_dict)
@@ -65,7 +71,14 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("script", type=Path)
     parser.add_argument("rest", nargs=argparse.REMAINDER)
     given = vars(parser.parse_args(arguments))
-    kinds = {"fps": float, "max_unscored_share": float, "timeout_s": float, "min_seen": int, "group_size": int, "quality": int}
+    kinds = {
+        "fps": float,
+        "max_unscored_share": float,
+        "timeout_s": float,
+        "min_seen": int,
+        "group_size": int,
+        "quality": int,
+    }
     options = {name: kinds.get(name, str)(given[name]) for name in names if given[name] is not None}
     sys.argv = [str(given["script"]), *given["rest"]]
     sys.path.insert(0, str(given["script"].resolve().parent))

@@ -77,7 +77,12 @@ class Hosted:
             self.reward = self.ledger.wrap(reward)
 
     def scores(
-        self, prompts: Sequence[str], videos: Sequence[Any], *, each: Sequence[Mapping[str, Any]] | None = None, **facts: Any
+        self,
+        prompts: Sequence[str],
+        videos: Sequence[Any],
+        *,
+        each: Sequence[Mapping[str, Any]] | None = None,
+        **facts: Any,
     ) -> list[Score]:
         """One Score per video, in order; ``facts`` of the call (host step, …) and of ``each`` video (group, …) go to the ledger.
 
@@ -90,7 +95,9 @@ class Hosted:
         """One finite float per video. Raises ``Unscored`` as the policy says; otherwise like ``scores``."""
         return self.values(prompts, *self._scored(prompts, videos, facts))
 
-    def values(self, prompts: Sequence[str], scores: Sequence[Score], keys: Sequence[str | None] | None = None) -> list[float]:
+    def values(
+        self, prompts: Sequence[str], scores: Sequence[Score], keys: Sequence[str | None] | None = None
+    ) -> list[float]:
         """The policy applied to scores of one call."""
         sent = numbers(prompts, scores, self.policy, self.tally)
         for value, score, key in zip(sent, scores, keys or [None] * len(sent), strict=True):
@@ -125,7 +132,11 @@ class Hosted:
                 scores[index] = score
         keys: list[str | None] = [None] * len(videos)
         if self.ledger is not None and opened:
-            told = {"host": self.host, "fps": self.wiring.fps, **facts}  # a file may say another rate than it was judged at
+            told = {
+                "host": self.host,
+                "fps": self.wiring.fps,
+                **facts,
+            }  # a file may say another rate than it was judged at
             for index, video in opened.items():
                 try:
                     keys[index] = self.reward.filed_under(prompts[index], video, scores[index])

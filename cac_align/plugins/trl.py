@@ -36,14 +36,18 @@ class VideoReward:
         self.wiring = Wiring.read(options)
         self.__name__ = self.wiring.component or "cac_unified"
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any] | None = None, **columns: Any) -> list[float | None]:
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any] | None = None, **columns: Any
+    ) -> list[float | None]:
         """One float per video; None for a missing score under ``leave_out``, else ``Unscored`` as the policy says.
 
         Raises ``ValueError`` when no videos are given or their number differs from the prompts'.
         """
         videos = next((columns[name] for name in ("videos", "video") if columns.get(name) is not None), completions)
         if videos is None:
-            raise ValueError(f"no videos: expected completions, or a column videos or video; received {sorted(columns)}")
+            raise ValueError(
+                f"no videos: expected completions, or a column videos or video; received {sorted(columns)}"
+            )
         here, texts = hosted(self.wiring, "trl"), [prompt_text(prompt) for prompt in prompts]
         scores = here.scores(texts, list(videos))
         return here.optional(texts, scores) if self.leave_out else [*here.values(texts, scores)]
@@ -66,4 +70,8 @@ def prompt_text(prompt: Any) -> str:
     if isinstance(prompt, str):
         return prompt
     content = prompt[-1]["content"]
-    return content if isinstance(content, str) else " ".join(part["text"] for part in content if part.get("type") == "text")
+    return (
+        content
+        if isinstance(content, str)
+        else " ".join(part["text"] for part in content if part.get("type") == "text")
+    )

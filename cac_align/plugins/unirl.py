@@ -58,7 +58,9 @@ class CaCBackend(RewardBackend):
         or none, for the evidence. Raises ``ValueError`` where these differ in length or there is no video."""
         start = time.monotonic()
         if not request.is_video:
-            raise ValueError("UniRL passed no video: this backend judges video, set input_kind: video and use a video model")
+            raise ValueError(
+                "UniRL passed no video: this backend judges video, set input_kind: video and use a video model"
+            )
         prompts, videos = list(request.prompts), request.videos or []
         each = None if request.group_ids is None else [{"group": group} for group in request.group_ids]
         scores = self.hosted.scores(prompts, videos, each=each or None)

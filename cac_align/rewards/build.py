@@ -93,12 +93,16 @@ def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, ove
     """
     if isinstance(recipe, str) and ":" in recipe and not Path(recipe).exists():
         if overrides:
-            raise ValueError(f"{overrides[0]} would not be read: {recipe} is called as it is; leave it out, or write a recipe")
+            raise ValueError(
+                f"{overrides[0]} would not be read: {recipe} is called as it is; leave it out, or write a recipe"
+            )
         return made(recipe)
     if not isinstance(recipe, RewardRecipe):
         recipe = read_recipe(RewardRecipe, recipe, overrides, section="reward")
     if not recipe.components:
-        raise ValueError("a reward recipe needs at least one component, e.g. components: {cac: {kind: cac, model: miniature}}")
+        raise ValueError(
+            "a reward recipe needs at least one component, e.g. components: {cac: {kind: cac, model: miniature}}"
+        )
     for name, component in recipe.components.items():
         if component.kind not in ("cac", "unified", "motion") and ":" not in component.kind:
             raise ValueError(
@@ -130,7 +134,17 @@ _ASKED = ("wording", "context", "windows", "constrained", "scan_fps", "look_fps"
 
 
 _LOCAL = ("revision", "device", "dtype", "batch_size", "max_pixels")
-_SERVED = ("served_model", "revision", "concurrency", "timeout_s", "retries", "backoff_s", "dialect", "frames", "api_key_env")
+_SERVED = (
+    "served_model",
+    "revision",
+    "concurrency",
+    "timeout_s",
+    "retries",
+    "backoff_s",
+    "dialect",
+    "frames",
+    "api_key_env",
+)
 """What a recipe may say of a judge that runs here, and of one behind a URL."""
 _MODES = {
     "two_turn": _ASKED,
@@ -192,9 +206,13 @@ def made(name: str) -> Reward:
     try:
         reward = import_name(name)()
     except TypeError as error:
-        raise ValueError(f"{name} cannot be called without arguments ({error}); expected what makes a reward so") from error
+        raise ValueError(
+            f"{name} cannot be called without arguments ({error}); expected what makes a reward so"
+        ) from error
     if not (callable(reward) and hasattr(reward, "name") and hasattr(reward, "provenance")):
-        raise ValueError(f"{name} gives a {type(reward).__name__}, which is no reward: it needs a name, a provenance and a call")
+        raise ValueError(
+            f"{name} gives a {type(reward).__name__}, which is no reward: it needs a name, a provenance and a call"
+        )
     return reward
 
 
@@ -207,7 +225,9 @@ def _backend_options(recipe: JudgeRecipe) -> dict[str, Any]:
             raise ValueError(
                 f"{name} is for {'a judge that runs here' if server else 'a judge behind a URL'}, and model is {recipe.model}; leave it out"
             )
-    options = {name: getattr(recipe, name) for name in names if name != "api_key_env" and getattr(recipe, name) is not None}
+    options = {
+        name: getattr(recipe, name) for name in names if name != "api_key_env" and getattr(recipe, name) is not None
+    }
     if recipe.api_key_env:
         key = os.environ.get(recipe.api_key_env)
         if not key:

@@ -15,7 +15,7 @@ from typing import Any
 
 from cac_align.cac import judge_settings as folder
 from cac_align.cac import single_turn, two_turn, verdict_only
-from cac_align.cac.augmentations import AS_IS, mean_log_odds, consensus_judgement, steps_of, told, unviewed, viewed
+from cac_align.cac.augmentations import AS_IS, consensus_judgement, mean_log_odds, steps_of, told, unviewed, viewed
 from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.cac.verdict_only import VerdictOnly
@@ -120,7 +120,8 @@ class CaC:
     ) -> list[Judgement]:
         """The judgements themselves, one per video, in order; of several views the one that speaks for all, or the first that failed."""
         return [
-            next((judgement for judgement in seen if judgement.error is not None), None) or consensus_judgement(seen, self.threshold)
+            next((judgement for judgement in seen if judgement.error is not None), None)
+            or consensus_judgement(seen, self.threshold)
             for seen in self._judge_views(prompts, videos, progress)
         ]
 
@@ -134,7 +135,9 @@ class CaC:
             return scores
         lost = f"{self.name}: {why}"
         return [
-            Score.missing(lost, parts=score.parts, evidence=score.evidence, provenance=provenance) if score.scored else score
+            Score.missing(lost, parts=score.parts, evidence=score.evidence, provenance=provenance)
+            if score.scored
+            else score
             for score in scores
         ]
 
@@ -147,7 +150,9 @@ class CaC:
         count = len(self.views)
         texts = [told(prompt, view) for prompt in prompts for view in self.views]
         shown = [viewed(video, view) for video in videos for view in self.views]
-        said = two_turn.judge_each(one, self.vlm, texts, shown, self.settings, progress=progress and _every(count, progress))
+        said = two_turn.judge_each(
+            one, self.vlm, texts, shown, self.settings, progress=progress and _every(count, progress)
+        )
         back = [unviewed(judgement, videos[i // count], self.views[i % count]) for i, judgement in enumerate(said)]
         return [back[i : i + count] for i in range(0, len(back), count)]
 
@@ -157,9 +162,7 @@ class CaC:
             if judgement.error is not None:
                 return Score.missing(f"{who}: {judgement.error}", evidence=judgement, provenance=provenance)
             if not judgement.mass >= self.min_mass:
-                reason = (
-                    f"{who}: the verdict's two words hold only {judgement.mass:.3g} of the probability (limit {self.min_mass:g})"
-                )
+                reason = f"{who}: the verdict's two words hold only {judgement.mass:.3g} of the probability (limit {self.min_mass:g})"
                 return Score.missing(reason, parts=_probabilities(judgement), evidence=judgement, provenance=provenance)
         judgement, odds = consensus_judgement(seen, self.threshold), mean_log_odds(seen)
         parts = {**_probabilities(judgement), "log_odds": odds}

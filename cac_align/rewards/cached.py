@@ -56,11 +56,20 @@ class Remembered(_Filing):
             batch = todo[start : start + self.videos_at_once]
             fresh = self.reward([prompts[index] for index in batch], [videos[index] for index in batch])
             if len(fresh) != len(batch):
-                raise ValueError(f"reward {self.name!r} returned {len(fresh)} scores for {len(batch)} videos; expected one each")
+                raise ValueError(
+                    f"reward {self.name!r} returned {len(fresh)} scores for {len(batch)} videos; expected one each"
+                )
             fresh = [_of_judge(provenance, score) for score in fresh]
             self.ledger.record(
                 [
-                    (keys[index], "score" if score.scored else "missing", prompts[index], videos[index], self.name, score)
+                    (
+                        keys[index],
+                        "score" if score.scored else "missing",
+                        prompts[index],
+                        videos[index],
+                        self.name,
+                        score,
+                    )
                     for index, score in zip(batch, fresh, strict=True)
                 ]
             )
@@ -74,7 +83,9 @@ class Remembered(_Filing):
 
 def _of_judge(provenance: Mapping[str, str], score: Score) -> Score:
     """The score, where no other checkpoint made it than its key says: a server may be exchanged in the middle of a call."""
-    if not score.scored or all(provenance.get(name, value) == value for name, value in served(score.provenance).items()):
+    if not score.scored or all(
+        provenance.get(name, value) == value for name, value in served(score.provenance).items()
+    ):
         return score
     why = "the judge was exchanged since this call began, so its score is not filed under the former one; score this video again"
     return Score.missing(why, parts=score.parts, evidence=score.evidence, provenance=score.provenance)

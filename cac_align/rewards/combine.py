@@ -121,7 +121,9 @@ class Combined:
 
     def _group(self, rows: list[dict[str, Score]], provenance: Mapping[str, str]) -> list[Score]:
         """Combined scores of one group's scored members."""
-        normalised = {name: self._normalised(name, [quantise(row[name].value) for row in rows]) for name in self.components}
+        normalised = {
+            name: self._normalised(name, [quantise(row[name].value) for row in rows]) for name in self.components
+        }
         terms = np.stack([self.weights[name] * normalised[name] for name in self.components])  # (K, N)
         shares = dict(zip(self.components, variance_shares(terms), strict=True))
         scores = []
@@ -148,7 +150,11 @@ class Combined:
 
     def _missing(self, row: Mapping[str, Score]) -> str | None:
         """Why this video has no combined score, or None when it has one."""
-        reasons = [f"{name}: {(score.error or '').removeprefix(f'{name}: ')}" for name, score in row.items() if not score.scored]
+        reasons = [
+            f"{name}: {(score.error or '').removeprefix(f'{name}: ')}"
+            for name, score in row.items()
+            if not score.scored
+        ]
         for name, score in row.items():
             bounds = bounds_of(self.components[name])
             if score.scored and bounds and not bounds[0] - QUANTUM <= score.value <= bounds[1] + QUANTUM:
@@ -171,11 +177,14 @@ class Combined:
                 formulas.append(f"{name} (x - {low:g}) / {high - low:g}")
             return "range: " + ", ".join(formulas)
         if self.normalise == "reference":
-            stated = [f"{name} (x - {s.mean!r}) / {s.std!r}, n={s.n}, {s.source}" for name, s in self.statistics.items()]
+            stated = [
+                f"{name} (x - {s.mean!r}) / {s.std!r}, n={s.n}, {s.source}" for name, s in self.statistics.items()
+            ]
             return "reference: " + "; ".join(stated)
-        return {"group": "group: z-score, population std, per prompt", "rank": "rank: average ranks on [0, 1], per prompt"}[
-            self.normalise
-        ]
+        return {
+            "group": "group: z-score, population std, per prompt",
+            "rank": "rank: average ranks on [0, 1], per prompt",
+        }[self.normalise]
 
 
 def combine(
@@ -201,11 +210,17 @@ def combine(
             )
     if normalise not in NORMALISERS:
         raise ValueError(f"normalise must be one of {', '.join(NORMALISERS)}; received {normalise!r}")
-    given = dict.fromkeys(components, 1.0) if weights is None else {name: float(value) for name, value in weights.items()}
+    given = (
+        dict.fromkeys(components, 1.0) if weights is None else {name: float(value) for name, value in weights.items()}
+    )
     if set(given) != set(components):
-        raise ValueError(f"weights name {sorted(given)}, the components are {sorted(components)}; give one weight per component")
+        raise ValueError(
+            f"weights name {sorted(given)}, the components are {sorted(components)}; give one weight per component"
+        )
     if not all(math.isfinite(value) and value > 0 for value in given.values()):
-        raise ValueError(f"weights must be positive and finite, received {given}; leave a component out instead of weighing it 0")
+        raise ValueError(
+            f"weights must be positive and finite, received {given}; leave a component out instead of weighing it 0"
+        )
     unbounded = [name for name, component in components.items() if bounds_of(component) is None]
     if normalise == "range" and unbounded:
         raise ValueError(

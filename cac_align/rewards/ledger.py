@@ -90,7 +90,10 @@ class Ledger:
         from cac_align.rewards.cached import Logged, Remembered
 
         if isinstance(reward, Combined):
-            wrapped = {name: self.wrap(component, videos_at_once=videos_at_once) for name, component in reward.components.items()}
+            wrapped = {
+                name: self.wrap(component, videos_at_once=videos_at_once)
+                for name, component in reward.components.items()
+            }
             return Logged(reward.with_components(wrapped), self)
         return Remembered(reward, self, videos_at_once)
 
@@ -107,7 +110,9 @@ class Ledger:
     def annotate(self, key: str, **extra: Any) -> None:
         """Add facts to a key later on: host step, group, advantage. They come back from ``extra(key)`` and in ``rows()``."""
         if not re.fullmatch(r"[0-9a-f]{64}", key):
-            raise ValueError(f"expected a ledger key of 64 hexadecimal digits, received {key!r}; make one with score_key")
+            raise ValueError(
+                f"expected a ledger key of 64 hexadecimal digits, received {key!r}; make one with score_key"
+            )
         self._append([{"key": key, "kind": "extra", "time": _now(), "extra": extra}])
 
     def extra(self, key: str) -> list[dict[str, Any]]:
@@ -229,7 +234,9 @@ class Ledger:
     def _append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """One line per row, each with one write. Raises ``OSError`` when it cannot be written whole; the torn piece is taken back."""
         # ASCII, because a model's text may hold U+2028 and its like, at which many a reader splits lines.
-        lines = [(json.dumps(row, ensure_ascii=True, allow_nan=False, default=_plain) + "\n").encode("ascii") for row in rows]
+        lines = [
+            (json.dumps(row, ensure_ascii=True, allow_nan=False, default=_plain) + "\n").encode("ascii") for row in rows
+        ]
         with self._lock, self._file() as fd:
             self._repair_tail()
             for data in lines:
@@ -237,7 +244,9 @@ class Ledger:
                 try:
                     written = os.write(fd, data)
                 except OSError as error:
-                    raise OSError(error.errno, f"the ledger cannot be written: {error.strerror}", str(self.path)) from error
+                    raise OSError(
+                        error.errno, f"the ledger cannot be written: {error.strerror}", str(self.path)
+                    ) from error
                 if written != len(data):
                     os.ftruncate(fd, start)
                     full = f"the ledger took {written} of {len(data)} bytes of a row; is the disk full? Free space and run again"

@@ -57,7 +57,9 @@ class Motion:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.full_speed) and self.full_speed > 0):
-            raise ValueError(f"full_speed must be a positive number of frame heights per second, received {self.full_speed}")
+            raise ValueError(
+                f"full_speed must be a positive number of frame heights per second, received {self.full_speed}"
+            )
 
     @property
     def provenance(self) -> Mapping[str, str]:

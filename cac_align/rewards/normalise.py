@@ -51,7 +51,9 @@ class Statistics:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
-            raise ValueError(f"Statistics need a finite mean and a positive std, received mean={self.mean}, std={self.std}")
+            raise ValueError(
+                f"Statistics need a finite mean and a positive std, received mean={self.mean}, std={self.std}"
+            )
         if self.n < 2:
             raise ValueError(f"Statistics need n >= 2 videos, received n={self.n}")
 
@@ -64,10 +66,14 @@ def read_statistics(path: Path, names: Sequence[str]) -> dict[str, Statistics]:
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: expected a JSON file {{component: {{mean, std, n, source}}}}, received: {error}") from error
+        raise ValueError(
+            f"{path}: expected a JSON file {{component: {{mean, std, n, source}}}}, received: {error}"
+        ) from error
     missing = sorted(set(names) - set(rows)) if isinstance(rows, dict) else list(names)
     if missing:
-        raise ValueError(f"{path}: no statistics for {', '.join(missing)}; measure them with measure_statistics and add them")
+        raise ValueError(
+            f"{path}: no statistics for {', '.join(missing)}; measure them with measure_statistics and add them"
+        )
     found = {}
     for name in names:
         try:
@@ -87,7 +93,9 @@ def measure_statistics(values: Mapping[str, Sequence[float]], source: str) -> di
     for name, column in values.items():
         scored = np.asarray([value for value in column if not math.isnan(value)], dtype=np.float64)
         if len(scored) < 2 or scored.max() - scored.min() < QUANTUM:
-            raise ValueError(f"{name}: {len(scored)} scored videos without spread cannot be a reference; use a more varied set")
+            raise ValueError(
+                f"{name}: {len(scored)} scored videos without spread cannot be a reference; use a more varied set"
+            )
         row = Statistics(float(scored.mean()), float(scored.std()), len(scored), source)
         measured[name] = {"mean": row.mean, "std": row.std, "n": row.n, "source": row.source}
     return measured

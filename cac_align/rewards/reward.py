@@ -48,7 +48,9 @@ class Score:
         if math.isnan(self.value) and not self.error:
             raise ValueError("Score without a value needs its reason: pass error=, or use Score.missing(reason)")
         if not math.isnan(self.value) and self.error:
-            raise ValueError(f"Score has both a value ({self.value}) and an error ({self.error!r}); a failed score has no value")
+            raise ValueError(
+                f"Score has both a value ({self.value}) and an error ({self.error!r}); a failed score has no value"
+            )
 
     @classmethod
     def missing(

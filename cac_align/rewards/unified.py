@@ -32,7 +32,8 @@ _OWN_PROMPT = Path(__file__).with_name("prompts") / "unified_video.md"
 _SLOT = "{prompt}"
 _VIDEOS_AT_ONCE = 32  # 16 frames of 480P are 19 MB: bounds what is decoded at one time, not what a backend batches
 _HEADING = re.compile(
-    r"\b(alignment|physics|coherence|style)\s+score\s*(?:\(\s*1\s*[-–]\s*5\s*\))?\s*\**\s*:\s*\**\s*(?=(\S*))", re.IGNORECASE
+    r"\b(alignment|physics|coherence|style)\s+score\s*(?:\(\s*1\s*[-–]\s*5\s*\))?\s*\**\s*:\s*\**\s*(?=(\S*))",
+    re.IGNORECASE,
 )
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)(?:/5)?[*.,;]*")
 
@@ -153,7 +154,10 @@ class UnifiedReward:
             provenance = self.provenance
             found = self._score(prompts[start:stop], videos[start:stop], provenance)
             if why := unknown_judge(provenance, self.provenance):
-                found = [Score.missing(why, parts=each.parts, provenance=provenance) if each.scored else each for each in found]
+                found = [
+                    Score.missing(why, parts=each.parts, provenance=provenance) if each.scored else each
+                    for each in found
+                ]
             scores += found
         return scores
 

@@ -80,10 +80,14 @@ def open_tracker(kind: str, out: Path, step: int) -> Any:
             return SummaryWriter(str(out / "tensorboard"), purge_step=step)
         import wandb
 
-        known = out / "wandb-id.txt"  # a run of its own, whatever other folders are called; the same one when it goes on
+        known = (
+            out / "wandb-id.txt"
+        )  # a run of its own, whatever other folders are called; the same one when it goes on
         if not known.is_file():
             write_whole(known, secrets.token_hex(8))
-        return wandb.init(project="cac-align", name=out.name, id=known.read_text(encoding="utf-8"), dir=str(out), resume="allow")
+        return wandb.init(
+            project="cac-align", name=out.name, id=known.read_text(encoding="utf-8"), dir=str(out), resume="allow"
+        )
     except ImportError as error:
         raise ValueError(
             f"track={kind} needs the package {kind}: in its checkout: pip install -c constraints.txt -e '.[{kind}]' ({error})"
@@ -106,13 +110,22 @@ def seconds_of(step_s: float, seconds: Mapping[str, float], judge_s: float, wait
     """Where a step's time went. saved: judging that nobody waited for. other: all beyond model, VAE, optimizer and waiting for scores."""
     parts = {name: seconds.get(name, 0.0) for name in ("model", "vae", "backward", "optimizer")}
     other = step_s - sum(parts.values()) - wait_s
-    return {"step": step_s, **parts, "judge": judge_s, "wait": wait_s, "saved": max(judge_s - wait_s, 0.0), "other": other}
+    return {
+        "step": step_s,
+        **parts,
+        "judge": judge_s,
+        "wait": wait_s,
+        "saved": max(judge_s - wait_s, 0.0),
+        "other": other,
+    }
 
 
 def line_of(row: Mapping[str, Any], step: int, steps: int) -> str:
     """A row in one line for people. step: how many are done."""
     shown = " ".join(
-        f"{name} {row[name]:.4f}" for name in ("score", "loss", "ratio", "motion", "grad_norm") if row.get(name) is not None
+        f"{name} {row[name]:.4f}"
+        for name in ("score", "loss", "ratio", "motion", "grad_norm")
+        if row.get(name) is not None
     )
     return (
         f"step {step}/{steps}  {shown}  dead {row.get('zero_std_groups', 0)} unscored {row.get('unscored', 0)}  "

@@ -83,7 +83,9 @@ class RankStatus:
             if lost:
                 self._gone()
                 raise ProcessLost(_resumable(lost)) from error
-            if self.processes == 1 and isinstance(error, ValueError):  # wrong input, told to the caller: nothing to remember
+            if self.processes == 1 and isinstance(
+                error, ValueError
+            ):  # wrong input, told to the caller: nothing to remember
                 self._gone()
             else:
                 self._write(ended=f"{type(error).__name__}: {error}")
@@ -158,7 +160,8 @@ def _runs(facts: dict[str, Any]) -> bool:
 
 def _sentence(facts: dict[str, Any]) -> str:
     cause = (
-        facts["ended"] or "it was killed without a word (out of memory? the launcher and the system's log say by which signal)"
+        facts["ended"]
+        or "it was killed without a word (out of memory? the launcher and the system's log say by which signal)"
     )
     return f"process {facts['rank']} (pid {facts['pid']} on {facts['host']}) ended at {facts['doing']}: {cause}"
 

@@ -100,9 +100,13 @@ def create_app(reward: Reward, settings: Settings = Settings(), ledger: Path | N
         kept = Ledger(ledger)
         rewards = {name: kept.wrap(each) for name, each in rewards.items()}
     registry = CollectorRegistry()
-    requests_total = Counter("cac_align_requests", "Requests by path and HTTP status", ["path", "status"], registry=registry)
+    requests_total = Counter(
+        "cac_align_requests", "Requests by path and HTTP status", ["path", "status"], registry=registry
+    )
     videos_total = Counter("cac_align_videos", "Videos by reward and outcome", ["reward", "outcome"], registry=registry)
-    batch_seconds = Histogram("cac_align_batch_seconds", "Seconds per call of the reward", ["reward"], registry=registry)
+    batch_seconds = Histogram(
+        "cac_align_batch_seconds", "Seconds per call of the reward", ["reward"], registry=registry
+    )
     batch_videos = Histogram(
         "cac_align_batch_videos", "Videos per call", ["reward"], buckets=(1, 2, 4, 8, 16, 32), registry=registry
     )
@@ -116,7 +120,9 @@ def create_app(reward: Reward, settings: Settings = Settings(), ledger: Path | N
         rewards, batch_size=settings.batch_size, wait_s=settings.wait_s, max_queued=limits.max_queued, observe=observe
     )
     Gauge("cac_align_queued_videos", "Videos that wait", registry=registry).set_function(lambda: scoring.queued)
-    Gauge("cac_align_busy_seconds", "How long the batch in work has run", registry=registry).set_function(lambda: scoring.busy_s)
+    Gauge("cac_align_busy_seconds", "How long the batch in work has run", registry=registry).set_function(
+        lambda: scoring.busy_s
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -126,7 +132,9 @@ def create_app(reward: Reward, settings: Settings = Settings(), ledger: Path | N
 
     app = FastAPI(title="cac-align", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.scoring = scoring
-    in_work = 0  # POSTs being read, decoded or judged: a burst must not fill the memory before its videos reach the queue
+    in_work = (
+        0  # POSTs being read, decoded or judged: a burst must not fill the memory before its videos reach the queue
+    )
 
     @app.middleware("http")
     async def counted(request: Request, call_next: Any) -> Response:
@@ -139,7 +147,9 @@ def create_app(reward: Reward, settings: Settings = Settings(), ledger: Path | N
                 response = await call_next(request)
             finally:
                 in_work -= request.method == "POST"
-        route = getattr(request.scope.get("route"), "path", "other")  # the route, not the raw path: a caller must not mint labels
+        route = getattr(
+            request.scope.get("route"), "path", "other"
+        )  # the route, not the raw path: a caller must not mint labels
         requests_total.labels(route, str(response.status_code)).inc()
         return response
 
@@ -168,17 +178,23 @@ def create_app(reward: Reward, settings: Settings = Settings(), ledger: Path | N
         except TimeoutError as error:
             raise HTTPException(408, f"the request's body did not arrive within {settings.timeout_s:g} s") from error
         except ValidationError as error:
-            detail = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_input=False)[:5]]
+            detail = [
+                f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_input=False)[:5]
+            ]
             raise HTTPException(422, detail) from error
         except ValueError as error:
             raise HTTPException(422, [str(error)]) from error
 
-    async def judge(name: str, prompts: Sequence[str], parts: Sequence[VideoPart]) -> list[tuple[Score, tuple[int, ...]]]:
+    async def judge(
+        name: str, prompts: Sequence[str], parts: Sequence[VideoPart]
+    ) -> list[tuple[Score, tuple[int, ...]]]:
         """(Score, frames that were asked for and not sent) per part, in order."""
         if name not in rewards:
             raise HTTPException(400, f"unknown reward {name!r}; this service offers {', '.join(rewards)}")
         if len(prompts) != len(parts):
-            raise HTTPException(422, f"expected one prompt per video, received {len(prompts)} prompts and {len(parts)} videos")
+            raise HTTPException(
+                422, f"expected one prompt per video, received {len(prompts)} prompts and {len(parts)} videos"
+            )
         if len(parts) > limits.max_items:
             raise HTTPException(413, f"{len(parts)} videos in one request, at most {limits.max_items} are accepted")
         answers = await asyncio.gather(*(asyncio.to_thread(opened_or_why, part, settings) for part in parts))
@@ -215,7 +231,9 @@ def create_app(reward: Reward, settings: Settings = Settings(), ledger: Path | N
         before = await provenance_of(name) if name in rewards else {}
         answers = await judge(name, [item.prompt for item in message.items], [item.video for item in message.items])
         scores, provenance = of_one_judge([score for score, _ in answers], before, await provenance_of(name))
-        results = [ScoreResult(**each.to_json(), unsent=unsent) for each, (_, unsent) in zip(scores, answers, strict=True)]
+        results = [
+            ScoreResult(**each.to_json(), unsent=unsent) for each, (_, unsent) in zip(scores, answers, strict=True)
+        ]
         answer = ScoreResponse(scores=results, provenance=provenance)
         return Response(answer.model_dump_json(), media_type="application/json")
 
@@ -233,7 +251,9 @@ def create_app(reward: Reward, settings: Settings = Settings(), ledger: Path | N
             raise HTTPException(400, f"unknown reward: {', '.join(unknown)}; available: {', '.join(rewards)}")
         for name, indices in wanted.items():
             turns = [message.requests[index].history[-1] for index in indices]
-            answers = await judge(name, [turn.text for turn in turns], [unirl_part(turn, settings.fps) for turn in turns])
+            answers = await judge(
+                name, [turn.text for turn in turns], [unirl_part(turn, settings.fps) for turn in turns]
+            )
             for index, (answer, _) in zip(indices, answers, strict=True):
                 if answer.scored:  # the first entry is what UniRL trains on
                     parts = {part: value for part, value in answer.parts.items() if math.isfinite(value)}
@@ -247,7 +267,10 @@ def create_app(reward: Reward, settings: Settings = Settings(), ledger: Path | N
     async def compute(request: Request, name: str = default) -> dict[str, Any]:
         message = await read(request, FlowFactoryRequest)
         if not message.video:
-            return {"rewards": None, "error": "no video sent: list 'video' in required_fields; this reward judges video"}
+            return {
+                "rewards": None,
+                "error": "no video sent: list 'video' in required_fields; this reward judges video",
+            }
         parts = [flow_factory_part(frames, settings.fps) for frames in message.video]
         answers = await judge(name, message.prompt, parts)
         failed = next((answer.error for answer, _ in answers if not answer.scored), None)
@@ -265,7 +288,9 @@ def create_app(reward: Reward, settings: Settings = Settings(), ledger: Path | N
         else:
             provenances = {name: await provenance_of(name) for name in rewards}
             names = {name: ["ready"] for name in rewards}
-            answer = Health(status=status, rewards=names, default=default, provenances=provenances, frame_plans=plans, limits=limits)
+            answer = Health(
+                status=status, rewards=names, default=default, provenances=provenances, frame_plans=plans, limits=limits
+            )
         return Response(answer.model_dump_json(), 200 if status == "ok" else 503, media_type="application/json")
 
     @app.get("/metrics")
@@ -294,14 +319,18 @@ def plan_of(reward: Reward) -> FramePlan | None:
     return FramePlan(scan_fps=tuple(sorted(scans)), look_fps=tuple(sorted(looks)), counts=tuple(sorted(counts)))
 
 
-def of_one_judge(scores: Sequence[Score], before: dict[str, str], after: dict[str, str]) -> tuple[list[Score], dict[str, str]]:
+def of_one_judge(
+    scores: Sequence[Score], before: dict[str, str], after: dict[str, str]
+) -> tuple[list[Score], dict[str, str]]:
     """(the scores, the provenance that holds for every number among them), from the provenances read before and after judging.
 
     Where these differ, the scores' own tell which it was; the score of another judge is missing.
     """
     stated = [dict(score.provenance) for score in scores if score.scored]
     provenance = after if before == after else next((each for each in (after, before) if each in stated), after)
-    lost = Score.missing("the judge was exchanged while it scored, so nobody knows which one did", provenance=provenance)
+    lost = Score.missing(
+        "the judge was exchanged while it scored, so nobody knows which one did", provenance=provenance
+    )
     wrong = [before != after and score.scored and dict(score.provenance) != provenance for score in scores]
     return [lost if other else score for score, other in zip(scores, wrong, strict=True)], provenance
 
@@ -375,14 +404,18 @@ def _signals_end_quietly() -> Iterator[None]:
 def bound(host: str, port: int, settings: Settings) -> socket.socket:
     """The socket to listen on (port 0: any free one). Raises ``ValueError`` as ``serve`` says."""
     if not _loopback(host) and not settings.token:
-        raise ValueError(f"host {host} can be reached from other machines: set a token (CAC_ALIGN_TOKEN), or bind 127.0.0.1")
+        raise ValueError(
+            f"host {host} can be reached from other machines: set a token (CAC_ALIGN_TOKEN), or bind 127.0.0.1"
+        )
     for root in settings.roots:
         if not root.is_dir():
             raise ValueError(f"root {root} is not a folder")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise ValueError(f"cannot listen on {host} port {port}: {error.strerror or error}; choose another port") from error
+        raise ValueError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; choose another port"
+        ) from error
 
 
 def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:

@@ -38,7 +38,10 @@ from cac_align.serving.wire import (
 from cac_align.vlm.protocol import unidentified
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-_BACKOFF_S = (0.25, 8.0)  # first and longest pause; doubled each time, with jitter so that clients do not come back together
+_BACKOFF_S = (
+    0.25,
+    8.0,
+)  # first and longest pause; doubled each time, with jitter so that clients do not come back together
 
 
 class _Failed(Exception):
@@ -86,7 +89,13 @@ class RemoteReward:
         if send not in ("frames", "file", "path"):
             raise ValueError(f"send must be 'frames', 'file' or 'path', received {send!r}")
         self.url, self.reward, self.token = url.rstrip("/"), reward, token
-        self.timeout_s, self.retries, self.in_flight, self.send, self.quality = timeout_s, retries, in_flight, send, quality
+        self.timeout_s, self.retries, self.in_flight, self.send, self.quality = (
+            timeout_s,
+            retries,
+            in_flight,
+            send,
+            quality,
+        )
         self._lock = threading.Lock()
         self._http: httpx.Client | None = None
         self._learned: _Learned | None = None
@@ -110,7 +119,9 @@ class RemoteReward:
         """
         learned = self._ask_health(time.monotonic() + self.timeout_s)
         if unidentified(learned.provenance):
-            raise ValueError(f"service {self.url}: its judge cannot be asked which checkpoint it runs; start that server first")
+            raise ValueError(
+                f"service {self.url}: its judge cannot be asked which checkpoint it runs; start that server first"
+            )
         jpeg = f"jpeg quality {self.quality}"
         return {**learned.provenance, "wire": jpeg if self.send == "frames" else f"{self.send}, pixels as {jpeg}"}
 
@@ -180,10 +191,14 @@ class RemoteReward:
         if known is None:
             health = self._get_health(deadline)
             if not health.rewards:
-                raise ValueError(f"{self.url} tells us nothing but its status; pass token=, the one the service was started with")
+                raise ValueError(
+                    f"{self.url} tells us nothing but its status; pass token=, the one the service was started with"
+                )
             name = self.reward or health.default
             if name not in health.rewards:
-                raise ValueError(f"{self.url} serves {', '.join(health.rewards) or 'no reward'}; received reward {name!r}")
+                raise ValueError(
+                    f"{self.url} serves {', '.join(health.rewards) or 'no reward'}; received reward {name!r}"
+                )
             known = _Learned(name, health.provenances.get(name, {}), health.frame_plans.get(name))
             if not unidentified(known.provenance):  # else its judge is not ready: asked again next time
                 with self._lock:
@@ -243,7 +258,9 @@ class RemoteReward:
         """One request that ends within ``left_s``, even if the other side drips its answer byte by byte."""
         ends = time.monotonic() + left_s
         headers = {"Content-Type": PACKED} if body is not None else None
-        timeout = httpx.Timeout(left_s, connect=min(left_s, 10.0))  # httpx bounds each wait, not their sum: hence the loop below
+        timeout = httpx.Timeout(
+            left_s, connect=min(left_s, 10.0)
+        )  # httpx bounds each wait, not their sum: hence the loop below
         with self._client().stream(method, self.url + path, content=body, headers=headers, timeout=timeout) as answer:
             content = bytearray()
             for chunk in answer.iter_bytes():
@@ -251,7 +268,9 @@ class RemoteReward:
                 if time.monotonic() > ends:
                     raise httpx.ReadTimeout("the answer did not end in time")
             return httpx.Response(
-                answer.status_code, headers={"Retry-After": answer.headers.get("Retry-After", "")}, content=bytes(content)
+                answer.status_code,
+                headers={"Retry-After": answer.headers.get("Retry-After", "")},
+                content=bytes(content),
             )
 
 

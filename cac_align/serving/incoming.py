@@ -61,7 +61,9 @@ def inside_roots(path: str, roots: Sequence[Path]) -> Path:
 
     Raises ``ValueError`` otherwise, with one text for all cases: a caller must not learn which files exist elsewhere.
     """
-    refused = ValueError(f"path {path!r} is not a file inside this service's roots; start it with --root FOLDER, or send frames")
+    refused = ValueError(
+        f"path {path!r} is not a file inside this service's roots; start it with --root FOLDER, or send frames"
+    )
     try:
         real = Path(path).resolve(strict=True)
         if not Path(path).is_absolute() or not any(real.is_relative_to(root.resolve(strict=True)) for root in roots):

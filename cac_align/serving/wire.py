@@ -299,7 +299,9 @@ class SentFrames:
         absent = [index for index in indices if index not in self.images]
         if absent:
             self.missed.extend(absent)
-            raise ValueError(f"{self.name}: frames {absent} were not sent; the client sends the whole video when told so")
+            raise ValueError(
+                f"{self.name}: frames {absent} were not sent; the client sends the whole video when told so"
+            )
         return SentImages(self, indices)
 
     def data(self) -> bytes:
@@ -362,7 +364,9 @@ def _sent_frames(images: Mapping[int, bytes], name: str, max_pixels: int) -> Sen
         if height * width > max_pixels:
             raise ValueError(f"{name}: frames of {height}×{width} px, this service accepts {max_pixels} pixels")
         if len(sizes) > 1:
-            raise ValueError(f"{name}: frame {index} is {height}×{width} px, frames before it are not; send frames of one size")
+            raise ValueError(
+                f"{name}: frame {index} is {height}×{width} px, frames before it are not; send frames of one size"
+            )
     return SentFrames(images, height, width, name, jpegs)
 
 
@@ -387,14 +391,19 @@ def opened_frames(part: FramesPart, limits: Limits) -> Video:
         raise ValueError(f"{part.name}: {count} frames, this service accepts {limits.max_frames}; send a shorter video")
     if not all(math.isfinite(time_s) for time_s in part.times_s):
         raise ValueError(f"{part.name}: time stamps must be finite seconds")
-    if part.times_s[0] != 0 or any(later <= earlier for earlier, later in zip(part.times_s, part.times_s[1:], strict=False)):
+    if part.times_s[0] != 0 or any(
+        later <= earlier for earlier, later in zip(part.times_s, part.times_s[1:], strict=False)
+    ):
         raise ValueError(f"{part.name}: time stamps must start at 0 and increase")
     if len(part.indices) != len(part.images):
-        raise ValueError(f"{part.name}: expected one image per index, received {len(part.images)} for {len(part.indices)}")
+        raise ValueError(
+            f"{part.name}: expected one image per index, received {len(part.images)} for {len(part.indices)}"
+        )
     if list(part.indices) != sorted(set(part.indices)) or part.indices[0] < 0 or part.indices[-1] >= count:
         raise ValueError(f"{part.name}: indices must increase within [0, {count - 1}]")
     images = {
-        index: media_bytes(image, f"{part.name}: frame {index}") for index, image in zip(part.indices, part.images, strict=True)
+        index: media_bytes(image, f"{part.name}: frame {index}")
+        for index, image in zip(part.indices, part.images, strict=True)
     }
     sent = _sent_frames(images, part.name, limits.max_pixels)
     return Video(part.fps, part.times_s, sent.height, sent.width, part.name, sent)

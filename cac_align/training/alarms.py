@@ -55,7 +55,11 @@ def alarm(rows: Sequence[Mapping[str, Any]], limits: WatchRecipe) -> str | None:
     last, first = steps[-limits.patience :], steps[: limits.patience]
     over = f"over the last {limits.patience} steps"
     for name, limit, cure in (  # first: what cannot be read says neither verdict
-        ("malformed", limits.malformed, "train stage 2 longer, or raise rollout.max_new_tokens if answers are truncated"),
+        (
+            "malformed",
+            limits.malformed,
+            "train stage 2 longer, or raise rollout.max_new_tokens if answers are truncated",
+        ),
         ("unscored", limits.unscored, "see why in rollouts.jsonl and mend the data"),
     ):
         if (share := mean(name, last)) > limit:
@@ -69,7 +73,9 @@ def alarm(rows: Sequence[Mapping[str, Any]], limits: WatchRecipe) -> str | None:
             f"({began:.0f} at first); raise grpo.beta, lower run.lr, or start from a better stage 2"
         )
     if limits.shrink and length < limits.shrink * began:
-        return f"collapse: answers shrank from {began:.0f} to {length:.0f} tokens {over}; raise grpo.beta or lower run.lr"
+        return (
+            f"collapse: answers shrank from {began:.0f} to {length:.0f} tokens {over}; raise grpo.beta or lower run.lr"
+        )
     if (share := mean("zero_std_groups", last)) > limits.zero_std_groups:
         return (
             f"{share:.1%} of groups are dead {over} (limit {limits.zero_std_groups:.0%}); raise rollout.temperature or rollout.group, or choose "

@@ -17,7 +17,9 @@ from cac_align.training.samples import Sample, Stage
 from cac_align.training.terms import TermWeights
 
 
-def trial(run: Run, stage: Stage, asking: Asking, weights: TermWeights, *, videos: int, together: int) -> dict[str, float]:
+def trial(
+    run: Run, stage: Stage, asking: Asking, weights: TermWeights, *, videos: int, together: int
+) -> dict[str, float]:
     """Figures over at most ``videos`` held-out records, half of each class where there are enough; every process judges its share."""
     records = [stage.records[name] for name in dict.fromkeys(sample.record for sample in stage.held_out)]
     sides = [[record for record in records if record.status == status] for status in ("normal", "abnormal")]

@@ -74,9 +74,13 @@ class GrpoRecipe:
         if self.grpo.num_inner_epochs < 1 or self.rollout_videos < 1 or self.micro_batch < 1:
             raise ValueError("expected grpo.num_inner_epochs, rollout_videos and micro_batch to be at least 1")
         if self.run.log_every != 1:
-            raise ValueError(f"run.log_every must be 1 in stage 3, whose watch reads every step; received {self.run.log_every}")
+            raise ValueError(
+                f"run.log_every must be 1 in stage 3, whose watch reads every step; received {self.run.log_every}"
+            )
         if self.grpo.beta < 0 or not 0 < self.grpo.epsilon < 1:
-            raise ValueError(f"expected grpo.beta >= 0 and epsilon in (0, 1), received {self.grpo.beta} and {self.grpo.epsilon}")
+            raise ValueError(
+                f"expected grpo.beta >= 0 and epsilon in (0, 1), received {self.grpo.beta} and {self.grpo.epsilon}"
+            )
 
     @property
     def asked(self) -> TwoTurn:
@@ -147,7 +151,9 @@ def _steps(run: Run, stage: Stage, recipe: GrpoRecipe, reference: AnswerLogProbs
         due = recipe.run.eval_every and (run.step % recipe.run.eval_every == 0 or run.step == recipe.run.steps)
         if due and stage.held_out:
             asking = _asking(recipe, run.step)
-            measured = trial(run, stage, asking, recipe.weights, videos=recipe.eval_videos, together=recipe.rollout_videos)
+            measured = trial(
+                run, stage, asking, recipe.weights, videos=recipe.eval_videos, together=recipe.rollout_videos
+            )
             best = run.keep_best(measured["held_out_reward"], "held_out_reward")
             run.write({**measured, "best": best})
         if due or run.step % recipe.run.save_every == 0 or run.step == recipe.run.last or stop:
@@ -210,7 +216,9 @@ def dealt(drawn: Sequence[Any], rank: int, world: int) -> list[Any]:
 
 def _asking(recipe: GrpoRecipe, step: int) -> Asking:
     data, seed = recipe.data, recipe.run.seed
-    return Asking(recipe.rollout, data.wording, data.look_fps, recipe.model.max_pixels, seed, step, data.turns, data.margin_s)
+    return Asking(
+        recipe.rollout, data.wording, data.look_fps, recipe.model.max_pixels, seed, step, data.turns, data.margin_s
+    )
 
 
 def _open(stage: Stage, slot: int, sample: Sample) -> Prompt:
@@ -256,7 +264,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     for row in rows:
         groups.setdefault(row["slot"], []).append(row["advantage"])
     said = [row["status"][-1] for row in rows]
-    right = [float(row["ending"] != "window" and row["status"][-1] == row["truth"]) for row in rows if row["error"] is None]
+    right = [
+        float(row["ending"] != "window" and row["status"][-1] == row["truth"]) for row in rows if row["error"] is None
+    ]
     figures = {
         "reward": mean([one["total"] for one in scored]),
         "accuracy": mean(right),
@@ -327,7 +337,10 @@ def _micro(run: Run, recipe: GrpoRecipe, collected: _Collected, at: int, size: i
     """Rollouts of one video share its prompt where attention takes a mask of its own (sdpa). First and second turns are of unlike length
     and go apart, unless the second turn's prompt begins with the first: then they show the same video, which is encoded once."""
     part = collected.rollouts[at : at + size]
-    turns = [[rollout.segments[0] for rollout in part], [rollout.segments[1] for rollout in part if len(rollout.segments) > 1]]
+    turns = [
+        [rollout.segments[0] for rollout in part],
+        [rollout.segments[1] for rollout in part if len(rollout.segments) > 1],
+    ]
     if recipe.rollout.context == "continued":
         turns = [turns[0] + turns[1]]
     shared = recipe.model.attention == "sdpa"

@@ -88,7 +88,9 @@ def load(recipe: ModelRecipe) -> tuple[Any, Any]:
             f"model.path: {recipe.path} could not be loaded as a folder or hub id of a Qwen3-VL: {error}{hint}"
         ) from error
     if absent := sorted([*found["missing_keys"], *map(str, found["mismatched_keys"])]):
-        raise ValueError(f"model.path: {recipe.path} lacks {len(absent)} weights, e.g. {absent[0]}; the checkpoint is broken")
+        raise ValueError(
+            f"model.path: {recipe.path} lacks {len(absent)} weights, e.g. {absent[0]}; the checkpoint is broken"
+        )
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train(), processor
@@ -152,17 +154,23 @@ def make_batch(processor: Any, segments: Sequence[Segment], store: Store, *, sha
     length = batch["input_ids"].shape[1]
     if any(len(members) > 1 for members in trees.values()):
         for name in ("branch", "ahead"):
-            batch[name] = torch.cat([torch.nn.functional.pad(row[name], (length - row[name].shape[1], 0)) for row in rows])
+            batch[name] = torch.cat(
+                [torch.nn.functional.pad(row[name], (length - row[name].shape[1], 0)) for row in rows]
+            )
     longest = max(len(segment.answer) for segment in segments)
     batch["labels"] = torch.full((len(segments), longest), IGNORED)
     batch["sources"] = torch.zeros((len(segments), longest), dtype=torch.long)
     for number, (row, members) in enumerate(zip(rows, trees.values(), strict=True)):
-        last = (number + 1) * length - row["input_ids"].shape[1] + segments[members[0]].ids.shape[1] - 1  # of the prompt
+        last = (
+            (number + 1) * length - row["input_ids"].shape[1] + segments[members[0]].ids.shape[1] - 1
+        )  # of the prompt
         at = last + 1
         for member in members:
             answer = segments[member].answer
             batch["labels"][member, : len(answer)] = torch.tensor(answer, dtype=torch.long)
-            batch["sources"][member, : len(answer)] = torch.tensor([last, *range(at, at + len(answer) - 1)][: len(answer)])
+            batch["sources"][member, : len(answer)] = torch.tensor(
+                [last, *range(at, at + len(answer) - 1)][: len(answer)]
+            )
             at += len(answer)
     shown = [key for members in trees.values() for key in segments[members[0]].videos]
     keys = list(dict.fromkeys(shown))
@@ -184,7 +192,9 @@ def _row(processor: Any, segments: Sequence[Segment], store: Store) -> dict[str,
     patches = sum(int(store[key][1].prod()) for key in prompt.videos)
     pads = int((ids == processor.video_token_id).sum())
     if pads * merge != patches:
-        raise ValueError(f"a segment has {pads} video placeholders for {patches} patches; its answer holds vision tokens")
+        raise ValueError(
+            f"a segment has {pads} video placeholders for {patches} patches; its answer holds vision tokens"
+        )
     before = (prompt.ids.shape[1], 0)
     branch = torch.arange(1, len(segments) + 1).repeat_interleave(counts)
     ahead = (counts.cumsum(0) - counts).repeat_interleave(counts)
@@ -192,7 +202,9 @@ def _row(processor: Any, segments: Sequence[Segment], store: Store) -> dict[str,
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "mm_token_type_ids": (ids == processor.video_token_id) * VIDEO,
-        **{name: torch.nn.functional.pad(value, before)[None] for name, value in (("branch", branch), ("ahead", ahead))},
+        **{
+            name: torch.nn.functional.pad(value, before)[None] for name, value in (("branch", branch), ("ahead", ahead))
+        },
     }
 
 
@@ -263,7 +275,12 @@ class AnswerLogProbs(nn.Module):
         picked, targets = hidden.flatten(0, 1)[batch["sources"][chosen]], batch["labels"][chosen]
         parts = [
             torch.utils.checkpoint.checkpoint(
-                _log_p, net.lm_head, picked[at : at + CHUNK], targets[at : at + CHUNK], self.temperature, use_reentrant=False
+                _log_p,
+                net.lm_head,
+                picked[at : at + CHUNK],
+                targets[at : at + CHUNK],
+                self.temperature,
+                use_reentrant=False,
             )
             for at in range(0, len(targets), CHUNK)
         ]

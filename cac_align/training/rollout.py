@@ -91,7 +91,13 @@ class Rollout:
     def earned(self, weights: TermWeights) -> Terms:
         """Eq. 2-6."""
         return terms(
-            self.first, self.second, self.ending, self.record, self.scan_times_s, weights, look_times_s=self.look_times_s
+            self.first,
+            self.second,
+            self.ending,
+            self.record,
+            self.scan_times_s,
+            weights,
+            look_times_s=self.look_times_s,
         )
 
     @property
@@ -201,7 +207,11 @@ def _look(prompt: Prompt, before: Conversation, rollout: Rollout, asking: Asking
 
 
 def _segment(
-    processor: Any, asked: Conversation, videos: Sequence[Any], store: dict[Any, tuple[Tensor, Tensor]], max_pixels: int | None
+    processor: Any,
+    asked: Conversation,
+    videos: Sequence[Any],
+    store: dict[Any, tuple[Tensor, Tensor]],
+    max_pixels: int | None,
 ) -> Segment:
     row = encode_one(processor, asked, max_pixels=max_pixels)
     keep_videos(row, videos, store)
@@ -214,7 +224,9 @@ def _noise(asking: Asking, slot: int, number: int, turn: int) -> Float[Tensor, "
     return torch.rand(asking.rollout.max_new_tokens, generator=source, dtype=torch.float64)
 
 
-def _read(processor: Any, answer: tuple[int, ...], number: Literal[1, 2], shown: Frames, *, boxed: bool = False) -> Turn:
+def _read(
+    processor: Any, answer: tuple[int, ...], number: Literal[1, 2], shown: Frames, *, boxed: bool = False
+) -> Turn:
     text, _ = text_and_ends(vocabulary(processor.tokenizer), answer)
     turn = read_answer(text, number=number, frames=shown.indices, times_s=shown.times_s, boxed=boxed)
     if answer and answer[-1] == end_token(processor):
@@ -260,13 +272,17 @@ def sample(
     rows = mask.shape[0]
     drawn = torch.full((rows, recipe.max_new_tokens), end, dtype=torch.long, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
-    going = torch.arange(rows, device=device)  # which row each line of the batch belongs to; lines that ended leave it by halves
+    going = torch.arange(
+        rows, device=device
+    )  # which row each line of the batch belongs to; lines that ended leave it by halves
     mask = torch.nn.functional.pad(mask, (0, recipe.max_new_tokens), value=1)
     length = mask.shape[1] - recipe.max_new_tokens
     for step in range(recipe.max_new_tokens):
         logits = net.lm_head(state).float() / recipe.temperature
         if not torch.isfinite(logits).all():
-            raise Stopped("the policy's logits are NaN or infinite while sampling; lower run.lr and start from a fresh out=")
+            raise Stopped(
+                "the policy's logits are NaN or infinite while sampling; lower run.lr and start from a fresh out="
+            )
         logits = logits.masked_fill(forbidden, -torch.inf)
         chosen = logits.argmax(-1) if noise is None else drawn_at(logits.softmax(-1), noise[going, step])
         chosen = torch.where(ended[going], end, chosen)

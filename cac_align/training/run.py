@@ -92,7 +92,9 @@ def start_accelerator(keeping: Keeping, mixed_precision: str, accumulation: int)
         torch.set_num_threads(keeping.threads)
     sharding = fsdp_plugin(mixed_precision)
     # Under FSDP a micro-batch whose gradients are not reduced at once leaves all of them, unsharded, on every process.
-    plugin = GradientAccumulationPlugin(num_steps=accumulation, sync_with_dataloader=False, sync_each_batch=sharding is not None)
+    plugin = GradientAccumulationPlugin(
+        num_steps=accumulation, sync_with_dataloader=False, sync_each_batch=sharding is not None
+    )
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # one process may have far longer answers to wait for
     return Accelerator(
         mixed_precision=mixed_precision,
@@ -121,7 +123,9 @@ def fsdp_plugin(mixed_precision: str) -> Any:
 class Run:
     """A resumable optimisation. ``module`` is what accelerate prepared, ``scorer`` and ``model`` what lies inside."""
 
-    def __init__(self, out: str, recipe: Any, keeping: Keeping, accelerator: Any, scorer: AnswerLogProbs, processor: Any) -> None:
+    def __init__(
+        self, out: str, recipe: Any, keeping: Keeping, accelerator: Any, scorer: AnswerLogProbs, processor: Any
+    ) -> None:
         self.out, self.keeping, self.accelerator, self.processor = Path(out), keeping, accelerator, processor
         self.scorer, self.recipe = scorer, recipe
         start = settings_of(recipe.model.source, recipe.model.revision)
@@ -136,7 +140,9 @@ class Run:
         vectors = [p for p in scorer.parameters() if p.requires_grad and p.ndim < 2]
         matrices = [p for p in scorer.parameters() if p.requires_grad and p.ndim >= 2]
         groups = [{"params": matrices, "weight_decay": keeping.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=keeping.lr, betas=(0.9, keeping.beta2), eps=1e-8)
+        adam = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=keeping.lr, betas=(0.9, keeping.beta2), eps=1e-8
+        )
         if accelerator.state.deepspeed_plugin is not None:  # without a dataloader accelerate cannot tell it
             accumulation = accelerator.gradient_accumulation_steps
             known = {
@@ -151,7 +157,9 @@ class Run:
         if pointer.is_file():
             state = json.loads(pointer.read_text(encoding="utf-8"))
             accelerator.load_state(str(self.out / state["folder"]))
-            accelerator.step = 0  # its count of micro-batches, of which another number of processes makes another number per step
+            accelerator.step = (
+                0  # its count of micro-batches, of which another number of processes makes another number per step
+            )
             self.step, self.best = state["step"], state["best"]
         self.log = Log(self.out, self.step, keeping, recipe) if accelerator.is_main_process else None
 
@@ -176,7 +184,9 @@ class Run:
 
         Returns the gradient's norm. Raises ``Stopped`` where loss or gradient is not finite; nothing is applied then.
         """
-        scale = self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps  # both average; we want the sum
+        scale = (
+            self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps
+        )  # both average; we want the sum
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.keeping)
         norm: Any = None
@@ -215,7 +225,8 @@ class Run:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             write_whole(
-                self.out / "checkpoint.json", json.dumps({"folder": name, "step": self.step, "best": self.best}, indent=1) + "\n"
+                self.out / "checkpoint.json",
+                json.dumps({"folder": name, "step": self.step, "best": self.best}, indent=1) + "\n",
             )
             for other in self.out.glob("checkpoint-*"):
                 if other != folder:
@@ -329,7 +340,9 @@ class Log:
         if keeping.wandb:
             import wandb
 
-            wandb.init(project=keeping.wandb, dir=str(out), name=out.name, id=out.name, resume="allow", config=flat(recipe))
+            wandb.init(
+                project=keeping.wandb, dir=str(out), name=out.name, id=out.name, resume="allow", config=flat(recipe)
+            )
             self._sinks.append(lambda row: wandb.log(numbers(row), step=row["step"]))
 
     def write(self, row: dict[str, Any]) -> None:

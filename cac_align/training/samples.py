@@ -145,7 +145,9 @@ def read_stage(recipe: DataRecipe, tasks: Sequence[str], seed: int) -> Stage:
     folder = Path(recipe.folder)
     path = folder / "records.jsonl"
     if not path.is_file():
-        raise ValueError(f"data.folder: {path} does not exist; `cac-align data split` writes this folder (docs/full_size.md)")
+        raise ValueError(
+            f"data.folder: {path} does not exist; `cac-align data split` writes this folder (docs/full_size.md)"
+        )
     records = {record.id: record for record in read_records(path)}
     if recipe.samples:
         samples = [sample for sample in read_samples(folder / recipe.samples, records, tasks) if sample.task in tasks]
@@ -204,7 +206,9 @@ def _sample(row: Mapping[str, Any], records: Mapping[str, Record], tasks: Sequen
     if row["task"] in tasks and not isinstance(row.get("answer"), str):
         raise ValueError("answer must be a string")
     claims = tuple(Anomaly(item["type"], None, item.get("reason", "")) for item in row.get("suspicion") or ())
-    return Sample(row["record"], row["task"], row.get("answer") or "", window, row.get("frame"), claims, row.get("claim") or "")
+    return Sample(
+        row["record"], row["task"], row.get("answer") or "", window, row.get("frame"), claims, row.get("claim") or ""
+    )
 
 
 def _held_out(records: Mapping[str, Record], used: set[str], share: float, seed: int) -> set[str]:
@@ -292,7 +296,9 @@ def _suspicion(stage: Stage, sample: Sample, record: Record) -> tuple[Anomaly, .
     return stage.records[others[int(rng.integers(len(others)))].record].anomalies
 
 
-def segment(stage: Stage, sample: Sample, processor: Any, store: dict[Any, Any], max_pixels: int | None = None) -> Segment:
+def segment(
+    stage: Stage, sample: Sample, processor: Any, store: dict[Any, Any], max_pixels: int | None = None
+) -> Segment:
     """The sample as token ids, its video put into ``store``. Raises ``ValueError`` when video or answer cannot be used."""
     asked, frames = conversation(stage, sample)
     answer = processor.tokenizer(sample.answer, add_special_tokens=False).input_ids
@@ -304,7 +310,9 @@ def segment(stage: Stage, sample: Sample, processor: Any, store: dict[Any, Any],
     return Segment(row["input_ids"], (*answer, end_token(processor)), (key,))
 
 
-def usable(stage: Stage, sample: Sample, processor: Any, store: dict[Any, Any], max_pixels: int | None = None) -> Segment:
+def usable(
+    stage: Stage, sample: Sample, processor: Any, store: dict[Any, Any], max_pixels: int | None = None
+) -> Segment:
     """``segment``, or that of the next usable sample of the same task and class where this one cannot be used (it is counted)."""
     pool = stage.training[sample.task, stage.records[sample.record].status]
     at = pool.index(sample)

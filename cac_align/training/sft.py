@@ -55,7 +55,9 @@ class SftRecipe:
         if self.batch < 2 or self.batch % 2:
             raise ValueError(f"batch must be even and at least 2 (half normal, half abnormal), received {self.batch}")
         if self.micro_batch < 1 or self.lora_rank < 0:
-            raise ValueError(f"expected micro_batch >= 1 and lora_rank >= 0, received {self.micro_batch} and {self.lora_rank}")
+            raise ValueError(
+                f"expected micro_batch >= 1 and lora_rank >= 0, received {self.micro_batch} and {self.lora_rank}"
+            )
         for name, written in (("scan_fps", SCAN_FPS), ("look_fps", LOOK_FPS)):
             if getattr(self.data, name) != written:
                 raise ValueError(
@@ -160,7 +162,9 @@ def evaluate(run: Run, stage: Stage, recipe: SftRecipe) -> float:
     blind = union(run, {} if spare else {f"process {rank}": next(iter(bad.values()))})
     if blind:
         name, why = next(iter(blind.items()))
-        raise ValueError(f"{name} can read none of {len(asked)} held-out samples of {stage.folder}: {why}; is the folder there?")
+        raise ValueError(
+            f"{name} can read none of {len(asked)} held-out samples of {stage.folder}: {why}; is the folder there?"
+        )
     total = torch.zeros(2, device=run.device)
     run.module.eval()
     for number in range(rank, math.ceil(len(groups) / world) * world, world):

@@ -103,7 +103,9 @@ def terms(
     if ending == "single turn":
         second = first
         inside = positions(windows(first.anomalies), times_s)
-        looked = [(frame, time) for at, (frame, time) in enumerate(zip(first.frames, times_s, strict=True)) if at in inside]
+        looked = [
+            (frame, time) for at, (frame, time) in enumerate(zip(first.frames, times_s, strict=True)) if at in inside
+        ]
     format_ = (_format(first.valid) + _format(ending != "window" if second is None else second.valid)) / 2
     if record.status == "normal":
         if first.status == "normal" and ending in ("normal", "single turn"):

@@ -70,7 +70,9 @@ def in_rounds(vlm: Vlm, dialogues: Sequence[Dialogue[R]], done: Callable[[int, R
         for items in alike.values():
             asked = items[0].question
             conversations = [item.question.conversation for item in items]
-            replies = vlm.answer(conversations, max_new_tokens=asked.max_new_tokens, schema=asked.schema, readout=asked.readout)
+            replies = vlm.answer(
+                conversations, max_new_tokens=asked.max_new_tokens, schema=asked.schema, readout=asked.readout
+            )
             for item, reply in zip(items, replies, strict=True):
                 floor.give(item, reply)
 

@@ -48,7 +48,11 @@ def encode(
         try:
             rows.append(
                 encode_one(
-                    processor, conversation, add_generation_prompt=add_generation_prompt, max_pixels=max_pixels, device=device
+                    processor,
+                    conversation,
+                    add_generation_prompt=add_generation_prompt,
+                    max_pixels=max_pixels,
+                    device=device,
                 )
             )
         except ValueError as error:
@@ -173,13 +177,17 @@ def check(conversation: Conversation) -> None:
         if message.role not in ("system", "user", "assistant"):
             raise ValueError(f"message {number}: role must be system, user or assistant, received {message.role!r}")
         if message.frames is not None and message.role != "user":
-            raise ValueError(f"message {number}: frames belong into a user message, received them with role {message.role!r}")
+            raise ValueError(
+                f"message {number}: frames belong into a user message, received them with role {message.role!r}"
+            )
         if message.frames is not None and (len(message.frames) == 0 or message.frames.pixels.ndim != 4):
             raise ValueError(
                 f"message {number}: expected frames of shape (T ≥ 1, H, W, 3), received {message.frames.pixels.shape}"
             )
     if not any(message.role == "user" for message in conversation):
-        raise ValueError("expected at least one user message, received roles " + ", ".join(m.role for m in conversation))
+        raise ValueError(
+            "expected at least one user message, received roles " + ", ".join(m.role for m in conversation)
+        )
     if conversation[-1].role == "system":
         raise ValueError(
             "a conversation ends with the user's message, or with an assistant's to be continued; this one ends with system"
@@ -196,7 +204,9 @@ def layout(processor: Any) -> str:
     frames = Frames(np.zeros((2, 32, 32, 3), np.uint8), (0, 1), (0.0, 1.0), 1.0, 2)
     row = encode_one(processor, (Message("user", "|", frames),), add_generation_prompt=False)
     ids = row["input_ids"][0].tolist()
-    runs = [token for at, token in enumerate(ids) if not (token == processor.video_token_id and at and ids[at - 1] == token)]
+    runs = [
+        token for at, token in enumerate(ids) if not (token == processor.video_token_id and at and ids[at - 1] == token)
+    ]
     text = processor.tokenizer.decode(runs)
     at = text.find("<|vision_start|>")
     at = min(at, text.find("<0.5 seconds>")) if "<0.5 seconds>" in text else at
@@ -226,7 +236,11 @@ def _video_arguments(processor: Any, videos: Sequence[Frames], max_pixels: int |
             array, times = np.repeat(array, 2, axis=0), times * 2
         pixels.append(_channels_first(array))
         clocks.append({"fps": 1.0, "frames_indices": times, "total_num_frames": len(times)})
-    options: dict[str, Any] = {"video_metadata": clocks, "do_sample_frames": False, "input_data_format": "channels_first"}
+    options: dict[str, Any] = {
+        "video_metadata": clocks,
+        "do_sample_frames": False,
+        "input_data_format": "channels_first",
+    }
     half = processor.video_processor
     if _cap_undecided(half):
         options["cap_pixels_per_frame"] = True
@@ -241,7 +255,10 @@ def decide_cap(processor: Any) -> None:
 
 
 def _cap_undecided(video_processor: Any) -> bool:
-    return "cap_pixels_per_frame" in video_processor.valid_kwargs.__annotations__ and video_processor.cap_pixels_per_frame is None
+    return (
+        "cap_pixels_per_frame" in video_processor.valid_kwargs.__annotations__
+        and video_processor.cap_pixels_per_frame is None
+    )
 
 
 def _image_arguments(processor: Any, images: Sequence[Frames], max_pixels: int | None, device: Any) -> dict[str, Any]:

@@ -22,7 +22,13 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 BESIDE_WEIGHTS = frozenset(
     (
         *("config.json", "generation_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
-        *("processor_config.json", "chat_template.jinja", "chat_template.json", "tokenizer.json", "tokenizer_config.json"),
+        *(
+            "processor_config.json",
+            "chat_template.jinja",
+            "chat_template.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ),
         *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
     )
 )
@@ -30,7 +36,9 @@ BESIDE_WEIGHTS = frozenset(
 content enters the provenance by itself."""
 
 
-def load_model(source: str, *, device: str, dtype: torch.dtype, revision: str | None, attention: str = "sdpa") -> tuple[Any, Any]:
+def load_model(
+    source: str, *, device: str, dtype: torch.dtype, revision: str | None, attention: str = "sdpa"
+) -> tuple[Any, Any]:
     """(model in evaluation mode on ``device``, its processor).
 
     Raises ``ValueError`` when torchvision does not fit torch, the checkpoint is not a Qwen3-VL, lacks weights or cannot be read.
@@ -46,7 +54,9 @@ def load_model(source: str, *, device: str, dtype: torch.dtype, revision: str | 
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
         if config.model_type != "qwen3_vl":
-            raise ValueError(f"{source}: expected a Qwen3-VL checkpoint (model_type qwen3_vl), found {config.model_type!r}")
+            raise ValueError(
+                f"{source}: expected a Qwen3-VL checkpoint (model_type qwen3_vl), found {config.model_type!r}"
+            )
         processor = AutoProcessor.from_pretrained(source, revision=revision)
         model, loading = Qwen3VLForConditionalGeneration.from_pretrained(
             source, revision=revision, dtype=dtype, attn_implementation=kinds, output_loading_info=True
@@ -72,7 +82,11 @@ def usable_attention(attention: str, device: str) -> str:
     installed = is_flash_attn_2_available() if attention.endswith("2") else is_flash_attn_3_available()
     if device.startswith("cuda") and installed:
         return attention
-    why = "its package is not installed" if device.startswith("cuda") else f"it needs a CUDA device, this one is {device!r}"
+    why = (
+        "its package is not installed"
+        if device.startswith("cuda")
+        else f"it needs a CUDA device, this one is {device!r}"
+    )
     log.warning("%s cannot be used: %s; going on with sdpa (the same result, slower on long videos)", attention, why)
     return "sdpa"
 
@@ -91,10 +105,14 @@ def usable_dtype(dtype: str | torch.dtype | None, device: str) -> torch.dtype:
     if not isinstance(found, torch.dtype):
         raise ValueError(f"dtype must name a torch dtype such as bfloat16 or float32, received {dtype!r}")
     if found == torch.bfloat16 and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        log.warning("this GPU (%s) has no bfloat16 arithmetic; computing in float16", torch.cuda.get_device_name(device))
+        log.warning(
+            "this GPU (%s) has no bfloat16 arithmetic; computing in float16", torch.cuda.get_device_name(device)
+        )
         return torch.float16
     if found in (torch.bfloat16, torch.float16) and device == "cpu" and not _cpu_computes_in(found):
-        log.warning("this CPU has no %s arithmetic (it would be emulated, many times slower); computing in float32", found)
+        log.warning(
+            "this CPU has no %s arithmetic (it would be emulated, many times slower); computing in float32", found
+        )
         return torch.float32
     return found
 
@@ -129,7 +147,9 @@ def hash_weights(model: Any) -> str:
 def hash_files(folder: Path) -> str:
     """sha256 over names, sizes and contents of a folder's weights and of the files in ``BESIDE_WEIGHTS``."""
     digest = hashlib.sha256()
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin") or path.name in BESIDE_WEIGHTS)
+    files = sorted(
+        path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin") or path.name in BESIDE_WEIGHTS
+    )
     for path in files:
         digest.update(f"{path.name} {path.stat().st_size} ".encode())
         with path.open("rb") as stream:

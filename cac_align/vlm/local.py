@@ -88,7 +88,13 @@ class LocalVlm:
         digest = hash_files(Path(source)) if Path(source).is_dir() else (commit or "unknown")
         name = Path(source).resolve().name if Path(source).is_dir() else source
         found = cls(
-            model, processor, name=name, batch_size=batch_size, max_pixels=max_pixels, weights_hash=digest, revision=commit
+            model,
+            processor,
+            name=name,
+            batch_size=batch_size,
+            max_pixels=max_pixels,
+            weights_hash=digest,
+            revision=commit,
         )
         found._reload = (source, device, str(kind).removeprefix("torch."), batch_size, max_pixels, revision, attention)
         return found
@@ -151,7 +157,9 @@ class LocalVlm:
         """
         with self._lock:
             floor = DialogueQueue(dialogues, done)
-            engine = Engine(self._core, self.processor.tokenizer, slots=self.batch_size, eos=self._eos, banned=self._banned)
+            engine = Engine(
+                self._core, self.processor.tokenizer, slots=self.batch_size, eos=self._eos, banned=self._banned
+            )
 
             def take(count: int) -> list[Prompt]:
                 prompts: list[Prompt] = []
@@ -189,7 +197,9 @@ class LocalVlm:
             constraint.start(begun)
         length, room = inputs["input_ids"].shape[1], self._core.config.text_config.max_position_embeddings
         if length >= room:
-            raise ValueError(f"the prompt has {length} tokens, but the model was made for {room}; show fewer or smaller frames")
+            raise ValueError(
+                f"the prompt has {length} tokens, but the model was made for {room}; show fewer or smaller frames"
+            )
         seen = tuple(message.frames for message in conversation if message.frames is not None)
         return Prompt(inputs, seen, begun, min(question.max_new_tokens, room - length), constraint, question.readout)
 
@@ -210,7 +220,9 @@ class LocalVlm:
         """Tokens that may never be written: every special token but the end, and ids that stand for no text."""
         size = self._core.lm_head.weight.shape[0]
         banned = torch.ones(size, dtype=torch.bool)
-        known = [index for index, piece in enumerate(vocabulary(self.processor.tokenizer).of_id[:size]) if piece is not None]
+        known = [
+            index for index, piece in enumerate(vocabulary(self.processor.tokenizer).of_id[:size]) if piece is not None
+        ]
         banned[[*known, *self._eos]] = False
         return banned.to(self._core.device)
 
@@ -252,7 +264,13 @@ def _load_again(source: str, device: str, *others: Any) -> LocalVlm:
         device = "cpu"
     dtype, batch_size, max_pixels, revision, attention = others
     return LocalVlm.load(
-        source, device=device, dtype=dtype, batch_size=batch_size, max_pixels=max_pixels, revision=revision, attention=attention
+        source,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        max_pixels=max_pixels,
+        revision=revision,
+        attention=attention,
     )
 
 

@@ -39,7 +39,9 @@ class ScriptedVlm:
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence must lie strictly between 0 and 1, received {self.confidence}")
         if isinstance(self.script, str):
-            raise ValueError("script must be a function or a sequence of answers, received one string; put it into a list")
+            raise ValueError(
+                "script must be a function or a sequence of answers, received one string; put it into a list"
+            )
         self._lock = threading.Lock()
         self._next = 0
 
@@ -84,7 +86,10 @@ class ScriptedVlm:
         begun = conversation[-1].text if conversation[-1].role == "assistant" else ""
         log_p = None if readout is None else self._log_p(begun, said, readout)
         return Reply(
-            said, log_p=log_p, num_prompt_tokens=sum(len(m.text) for m in conversation) // 4, num_tokens=len(said) // 4 + 1
+            said,
+            log_p=log_p,
+            num_prompt_tokens=sum(len(m.text) for m in conversation) // 4,
+            num_tokens=len(said) // 4 + 1,
         )
 
     def _say(self, conversation: Conversation) -> str | Reply:
@@ -94,7 +99,9 @@ class ScriptedVlm:
         if callable(self.script):
             return self.script(conversation)
         if number >= len(self.script):
-            raise ValueError(f"the script has {len(self.script)} answers, but was asked {number + 1} times; add answers")
+            raise ValueError(
+                f"the script has {len(self.script)} answers, but was asked {number + 1} times; add answers"
+            )
         return self.script[number]
 
     def _log_p(self, begun: str, said: str, readout: Readout) -> Mapping[str, float] | None:

@@ -15,7 +15,11 @@ def get_config():
     config.run_name, config.logdir, config.save_dir = "cac", "logs", "logs/cac"
     config.dataset, config.prompt_fn, config.prompt_fn_kwargs = "dataset/cac_240", "general_ocr", {}
     config.reward_fn = {"cac": 0.5, "unifiedreward_video": 0.5}  # the mean: both already lie in [0, 1]
-    config.num_epochs, config.save_freq, config.eval_freq = 122, 20, 30  # the script samples nothing in its first two epochs
+    config.num_epochs, config.save_freq, config.eval_freq = (
+        122,
+        20,
+        30,
+    )  # the script samples nothing in its first two epochs
     config.height, config.width, config.frames = 480, 832, 81
     config.mixed_precision, config.allow_tf32, config.seed = "bf16", True, 42  # (ours)
     config.use_lora = True  # the script itself sets rank 32, alpha 64

@@ -87,13 +87,17 @@ class Ablations:
         if unknown := [name for name in self.variants if name not in known]:
             raise ValueError(f"variants must be some of {', '.join(known)}; received {', '.join(unknown)}")
         if self.clips < 2 or self.clips % 2 or self.test_clips < 2 or self.test_clips % 2:
-            raise ValueError(f"clips and test_clips must be even (half normal), received {self.clips} and {self.test_clips}")
+            raise ValueError(
+                f"clips and test_clips must be even (half normal), received {self.clips} and {self.test_clips}"
+            )
         for first, count, seeds, name in (
             (self.first_seed, self.clips, TRAIN_SEEDS, "first_seed"),
             (self.test_seed, self.test_clips, TEST_SEEDS, "test_seed"),
         ):
             if first not in seeds or first + count - 1 not in seeds:
-                raise ValueError(f"{name}: seeds {first} to {first + count - 1} must lie in {seeds.start} to {seeds.stop - 1}")
+                raise ValueError(
+                    f"{name}: seeds {first} to {first + count - 1} must lie in {seeds.start} to {seeds.stop - 1}"
+                )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or self.jobs < 1:
             raise ValueError(
                 f"expected at least one seed, each once, and jobs >= 1; received seeds {self.seeds}, jobs {self.jobs}"
@@ -185,7 +189,10 @@ def stage_recipe(
         out=str(out),
         model=replace(made.model, path=start),
         data=replace(
-            made.data, folder=str(data), turns=variant.turns if stage > 1 else 2, margin_s=start_settings(recipe).margin_s
+            made.data,
+            folder=str(data),
+            turns=variant.turns if stage > 1 else 2,
+            margin_s=start_settings(recipe).margin_s,
         ),
         run=replace(made.run, seed=seed, cpu=recipe.device == "cpu"),
     )
@@ -264,7 +271,9 @@ def work(recipe: Ablations, out: Path, data: Path, start: str, seed: int | None)
             continue
         began = time.time()
         try:
-            found: dict[str, Any] = {"figures": measure(recipe, variant, train(recipe, variant, seed, data, start, out))}
+            found: dict[str, Any] = {
+                "figures": measure(recipe, variant, train(recipe, variant, seed, data, start, out))
+            }
         except Stopped as error:
             found = {"stopped": error.sentence}
         row = {"variant": variant.name, "seed": seed, **found, "seconds": round(time.time() - began, 1)}
@@ -282,7 +291,9 @@ def run(recipe: Ablations, out: Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     claim(out, replace(recipe, seeds=[0], variants=[], jobs=1))  # these may grow
     results = out / "results.jsonl"
-    write_whole(results, "".join(json.dumps(row) + "\n" for row in read_rows(results)))  # without a line that a kill tore
+    write_whole(
+        results, "".join(json.dumps(row) + "\n" for row in read_rows(results))
+    )  # without a line that a kill tore
     left = [seed for _, seed in open_rows(recipe, read_rows(results))]
     if left:
         data = prepare(recipe, out)
@@ -311,7 +322,8 @@ def report(recipe: Ablations, rows: Sequence[Mapping[str, Any]]) -> str:
         steps = _dotted(recipe.forget).get("run.steps", "the recipe's")
         start += f", made to forget what is abnormal ({steps} steps of stage 2 on annotations dealt among clips of one prompt)"
     steps = ", ".join(
-        f"stage {stage} {_dotted(getattr(recipe, f'stage{stage}')).get('run.steps', 'as in its recipe')}" for stage in (1, 2, 3)
+        f"stage {stage} {_dotted(getattr(recipe, f'stage{stage}')).get('run.steps', 'as in its recipe')}"
+        for stage in (1, 2, 3)
     )
     lines = [
         "# The paper's ablations in miniature",
@@ -324,7 +336,9 @@ def report(recipe: Ablations, rows: Sequence[Mapping[str, Any]]) -> str:
         "",
         *table(recipe.chosen, rows),
     ]
-    stopped = [row for row in rows if "stopped" in row and row["variant"] in {variant.name for variant in recipe.chosen}]
+    stopped = [
+        row for row in rows if "stopped" in row and row["variant"] in {variant.name for variant in recipe.chosen}
+    ]
     if stopped:
         titles = {variant.name: variant.title for variant in VARIANTS}
         lines += ["", "Trainings that stopped themselves, and have no figures:", ""]

@@ -65,7 +65,9 @@ def table(variants: Sequence[Variant], rows: Sequence[Mapping[str, Any]]) -> lis
     """
     titles = ["variant", "paper", *(title for title, _ in COLUMNS), "accuracy minus full", "seeds"]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    full = {row["seed"]: row["figures"]["right_of_all"] for row in rows if row["variant"] == "full" and "figures" in row}
+    full = {
+        row["seed"]: row["figures"]["right_of_all"] for row in rows if row["variant"] == "full" and "figures" in row
+    }
     for variant in variants:
         own = [row for row in rows if row["variant"] == variant.name]
         measured = [row["figures"] for row in own if "figures" in row]
@@ -89,7 +91,9 @@ def table(variants: Sequence[Variant], rows: Sequence[Mapping[str, Any]]) -> lis
 
 def _cell(measured: Sequence[Mapping[str, Any]], figure: str) -> str:
     """Of the figures that are defined (no anomalous clip was caught, say: no IoU)."""
-    values = [row[figure] / (row["clips"] if figure == "no_verdict" else 1) for row in measured if row[figure] is not None]
+    values = [
+        row[figure] / (row["clips"] if figure == "no_verdict" else 1) for row in measured if row[figure] is not None
+    ]
     return _told(values, len(measured))
 
 

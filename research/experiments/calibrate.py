@@ -34,7 +34,9 @@ def main(arguments: Sequence[str]) -> int:
     scores = cac([clip.prompt for clip in clips], [clip.video() for clip in clips])
     fit = fit_scores(scores, [clip.status == "normal" for clip in clips], views=len(views))
     write_temperature(folder, fit.temperature, views)
-    print(f"{fit.n} clips, {fit.abnormal:.2f} broken; T = {fit.temperature}; above 0 as is right {fit.right_before:.3f}")
+    print(
+        f"{fit.n} clips, {fit.abnormal:.2f} broken; T = {fit.temperature}; above 0 as is right {fit.right_before:.3f}"
+    )
     if fit.threshold is not None:
         write_threshold(folder, fit.threshold, views)
         print(f"threshold {fit.threshold}; above it as is right {fit.right:.3f}")

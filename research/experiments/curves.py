@@ -37,7 +37,10 @@ def draw(broken: Mapping[str, Sequence[Sequence[bool]]], logs: Mapping[str, Sequ
     rates.set_xticks(range(len(broken)), list(broken), rotation=20, ha="right")
     rates.set_ylim(bottom=0)
     rates.set_title("anomaly rate (oracle)", loc="left", fontsize=10)
-    for axes, key, title in ((score, "score", "reward of the sampled videos"), (motion, "motion", "motion against step 1")):
+    for axes, key, title in (
+        (score, "score", "reward of the sampled videos"),
+        (motion, "motion", "motion against step 1"),
+    ):
         for name, paths in logs.items():
             for number, log in enumerate(paths):
                 steps, values = running_means(log, key)

@@ -20,7 +20,15 @@ from cac_align.cac.augmentations import AS_IS
 from cac_align.cac.judge_settings import settings_of, threshold_of
 from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.evaluation.bench.localisation import GRID_FPS, SHORT_S, SMALL_AREA, Localisation, duration_s, mean_area, overlaps
+from cac_align.evaluation.bench.localisation import (
+    GRID_FPS,
+    SHORT_S,
+    SMALL_AREA,
+    Localisation,
+    duration_s,
+    mean_area,
+    overlaps,
+)
 from cac_align.miniature.world.world import FULL, PLAYGROUND, STUDIO, TEST_SEEDS, VALID_SEEDS, Clip, World, make_clip
 from cac_align.rewards.cac import CaC
 from cac_align.rewards.unified import UnifiedReward
@@ -56,7 +64,9 @@ def evaluate(
     found: dict[str, Any] = {}
     for world in worlds:
         shown = [make_clip(first + number, world, anomalous=number % 2 == 1) for number in range(clips // len(worlds))]
-        found[world.name] = cac_figures(vlm, shown, settings, views, threshold) if job == "cac" else _unified_figures(vlm, shown)
+        found[world.name] = (
+            cac_figures(vlm, shown, settings, views, threshold) if job == "cac" else _unified_figures(vlm, shown)
+        )
     return found
 
 
@@ -69,7 +79,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("folder", type=Path, help="the judge's weights")
     parser.add_argument("job", choices=("cac", "unified"))
     parser.add_argument("count", type=int, help="clips of each world")
-    parser.add_argument("--views", default=AS_IS, help="how CaC is shown each clip, with commas between (default: %(default)s)")
+    parser.add_argument(
+        "--views", default=AS_IS, help="how CaC is shown each clip, with commas between (default: %(default)s)"
+    )
     parser.add_argument("--lora", help="only clips of the small Wan with this LoRA folder")
     asked = parser.parse_args(arguments)
     views = tuple(asked.views.split(","))

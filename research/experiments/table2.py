@@ -60,7 +60,9 @@ def judged(name: str, lora: str | None, out: Path) -> list[Judged]:
     """
     file, prompts = out / f"{name}.jsonl", prompts_judged()
     with file.open("a+", encoding="utf-8") as lines:
-        fcntl.flock(lines, fcntl.LOCK_EX)  # a second call on the same folder waits, and then reads what the first has judged
+        fcntl.flock(
+            lines, fcntl.LOCK_EX
+        )  # a second call on the same folder waits, and then reads what the first has judged
         lines.seek(0)
         rows = [Judged(**json.loads(line)) for line in lines]
         if [row.prompt for row in rows] != prompts[: len(rows)]:
@@ -98,7 +100,9 @@ def table(found: Mapping[str, Sequence[Sequence[Judged]]]) -> str:
         motion = [np.nanmean([row.motion_px for row in run]) for run in runs]
         follows = [np.mean([row.follows for row in run]) for run in runs]
         apart = "–" if name == "base" else str(_difference(runs, base))
-        lines.append(f"| {name} | {len(runs)} | {_spread(rates)} | {apart} | {_spread(motion, 1)} | {_spread(follows)} |")
+        lines.append(
+            f"| {name} | {len(runs)} | {_spread(rates)} | {apart} | {_spread(motion, 1)} | {_spread(follows)} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -106,7 +110,9 @@ def _difference(runs: Sequence[Sequence[Judged]], base: Sequence[Judged]) -> Est
     """Mean over prompts of (mean over runs of broken) − (base broken): pairs share the prompt and the first noise."""
     by_prompt: dict[str, list[float]] = {}
     for at, row in enumerate(base):
-        by_prompt.setdefault(row.prompt, []).append(float(np.mean([run[at].broken for run in runs])) - float(row.broken))
+        by_prompt.setdefault(row.prompt, []).append(
+            float(np.mean([run[at].broken for run in runs])) - float(row.broken)
+        )
     return mean_interval([float(np.mean(apart)) for apart in by_prompt.values()], resamples=5000)
 
 
@@ -133,7 +139,9 @@ def main(arguments: Sequence[str]) -> int:
         found.setdefault(name, []).append(judged(f"{name}-{hash_weights(Path(lora))[:12]}", lora, out))
     text = table(found)
     (out / "table2.md").write_text(text, encoding="utf-8")
-    curves.draw({name: [[row.broken for row in run] for run in runs] for name, runs in found.items()}, logs, out / "table2.svg")
+    curves.draw(
+        {name: [[row.broken for row in run] for run in runs] for name, runs in found.items()}, logs, out / "table2.svg"
+    )
     print(text)
     return 0
 

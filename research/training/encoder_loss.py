@@ -27,7 +27,9 @@ class Pairs:
     marks: Marks
 
 
-def draw_pairs(pool: ClipPool, plan: MixtureConfig, count: int, *, side: int, seed: tuple[int, int], part: int = 0) -> Pairs:
+def draw_pairs(
+    pool: ClipPool, plan: MixtureConfig, count: int, *, side: int, seed: tuple[int, int], part: int = 0
+) -> Pairs:
     """``count`` pairs, every second one broken in at least one of its frames where the pool keeps such a frame; 2 or 4 source frames
     apart, as turn 2 and turn 1 pair them. side: visual tokens per side of a frame. part: which part of a larger batch this is."""
     rng = np.random.default_rng((*seed, 1, part) if part else (*seed, 1))
@@ -47,7 +49,9 @@ def draw_pairs(pool: ClipPool, plan: MixtureConfig, count: int, *, side: int, se
     for first in range(0, count, _TOGETHER):
         if rng.random() < plan.degraded:
             some = stacked[first : first + _TOGETHER]
-            stacked[first : first + _TOGETHER] = degrade(some.reshape(-1, *some.shape[2:]), rng, plan.wear).reshape(some.shape)
+            stacked[first : first + _TOGETHER] = degrade(some.reshape(-1, *some.shape[2:]), rng, plan.wear).reshape(
+                some.shape
+            )
     return Pairs(stacked, marks_of(shown, side))
 
 

@@ -23,7 +23,16 @@ from cac_align.miniature.world.grammar import COLOURS, MOTIONS, Spec, parse_prom
 from cac_align.miniature.world.world import FULL, PLAYGROUND, make_clip
 from cac_align.rewards.unified import AXES, fill_prompt, own_prompt, sample_indices, write_axes
 from cac_align.vlm.protocol import Conversation, Message
-from research.training.pool import CHANNELS, KEPT_EVERY, ClipPool, MixtureConfig, PoolClip, degrade, mirrored, recoloured
+from research.training.pool import (
+    CHANNELS,
+    KEPT_EVERY,
+    ClipPool,
+    MixtureConfig,
+    PoolClip,
+    degrade,
+    mirrored,
+    recoloured,
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,9 @@ def _shown(clip: PoolClip, indices: Sequence[int], fps: float, rng: np.random.Ge
     frames = clip.frames(indices, fps)
     if rng.random() >= plan.degraded:
         return frames
-    return Frames(degrade(frames.pixels, rng, plan.wear), frames.indices, frames.times_s, frames.fps, frames.num_source_frames)
+    return Frames(
+        degrade(frames.pixels, rng, plan.wear), frames.indices, frames.times_s, frames.fps, frames.num_source_frames
+    )
 
 
 # ---- lessons for the two-turn judge -------------------------------------------------------------------------------
@@ -104,7 +115,9 @@ def _couple(
 def _scan(clip: PoolClip, rng: np.random.Generator, plan: MixtureConfig) -> Lesson:
     """Turn 1: the whole clip."""
     frames = _shown(clip, clip.clock.indices_at(plan.scan_fps), plan.scan_fps, rng, plan)
-    answer = teacher.answer(clip.anomalies, number=1, frames=frames.indices, times_s=frames.times_s, places=_at(clip, frames))
+    answer = teacher.answer(
+        clip.anomalies, number=1, frames=frames.indices, times_s=frames.times_s, places=_at(clip, frames)
+    )
     return Lesson(turn_one_conversation(clip.prompt, frames, wording=plan.wording), answer, clip)
 
 
@@ -118,7 +131,11 @@ def _pairs(normal: PoolClip, abnormal: PoolClip, rng: np.random.Generator, plan:
     step = max(1, round(abnormal.clock.fps / plan.look_fps))
     last = len(abnormal.clock) - 1 - step
     inside = [frame for frame in sorted(anomaly.boxes) if frame % KEPT_EVERY == 0 and frame <= last]
-    start = inside[int(rng.integers(len(inside)))] if inside else min(sorted(anomaly.boxes)[0] // KEPT_EVERY * KEPT_EVERY, last)
+    start = (
+        inside[int(rng.integers(len(inside)))]
+        if inside
+        else min(sorted(anomaly.boxes)[0] // KEPT_EVERY * KEPT_EVERY, last)
+    )
     other = min(start, len(normal.clock) - 1 - step)
     lessons = []
     for clip, first in ((normal, other), (abnormal, start)):
@@ -141,7 +158,9 @@ def _window(
     return normal, abnormal, Window(times[first], times[last])
 
 
-def _looks(normal: PoolClip, abnormal: PoolClip, window: Window, rng: np.random.Generator, plan: MixtureConfig) -> list[Lesson]:
+def _looks(
+    normal: PoolClip, abnormal: PoolClip, window: Window, rng: np.random.Generator, plan: MixtureConfig
+) -> list[Lesson]:
     """Turn 2 on the abnormal clip's window, and on a window of the same length where nothing is wrong."""
     indices = _shown_of(abnormal, window, plan)
     lessons = [_second_turn(abnormal, indices, _claim(normal, abnormal, abnormal, rng, plan), rng, plan)]
@@ -174,7 +193,9 @@ def _shown_of(clip: PoolClip, window: Window, plan: MixtureConfig) -> tuple[int,
     return clip.clock.indices_at(plan.look_fps, window.widened(plan.margin_s))
 
 
-def _claim(normal: PoolClip, abnormal: PoolClip, shown: PoolClip, rng: np.random.Generator, plan: MixtureConfig) -> Anomaly:
+def _claim(
+    normal: PoolClip, abnormal: PoolClip, shown: PoolClip, rng: np.random.Generator, plan: MixtureConfig
+) -> Anomaly:
     """What turn 1 suspects. On both clips of a couple it is drawn alike, so that the claim itself says nothing about the truth."""
     claim = abnormal.anomalies[int(rng.integers(len(abnormal.anomalies)))]
     if rng.random() < plan.wrong_claim:
@@ -185,11 +206,15 @@ def _claim(normal: PoolClip, abnormal: PoolClip, shown: PoolClip, rng: np.random
     return teacher.retold(claim, *names[int(rng.integers(len(names)))])
 
 
-def _second_turn(clip: PoolClip, indices: Sequence[int], claim: Anomaly, rng: np.random.Generator, plan: MixtureConfig) -> Lesson:
+def _second_turn(
+    clip: PoolClip, indices: Sequence[int], claim: Anomaly, rng: np.random.Generator, plan: MixtureConfig
+) -> Lesson:
     frames = _shown(clip, indices, plan.look_fps, rng, plan)
     window = Window(frames.times_s[0], frames.times_s[-1])
     turn_one = Turn(1, "", frames.indices, "abnormal", (Anomaly(claim.type, window, claim.reason, claim.region),))
-    answer = teacher.answer(clip.anomalies, number=2, frames=frames.indices, times_s=frames.times_s, places=_at(clip, frames))
+    answer = teacher.answer(
+        clip.anomalies, number=2, frames=frames.indices, times_s=frames.times_s, places=_at(clip, frames)
+    )
     return Lesson(turn_two_conversation(clip.prompt, frames, turn_one, wording=plan.wording), answer, clip)
 
 
@@ -244,13 +269,17 @@ def lesson_texts(job: str, plan: MixtureConfig, *, clips: int = 400, first_seed:
     texts += [f'"status": "{word}", ' for word in ("normal", "abnormal")] * 50
     if job == "unified":
         texts += [own_prompt()] * 50
-        texts += ["\n".join(f"{axis.capitalize()} Score (1-5): {half / 2:g}" for axis in AXES) for half in range(2, 11)] * 20
+        texts += [
+            "\n".join(f"{axis.capitalize()} Score (1-5): {half / 2:g}" for axis in AXES) for half in range(2, 11)
+        ] * 20
         prompts = [
             make_clip(first_seed + number, world, anomalous=False).prompt
             for number in range(clips // 2)
             for world in (FULL, PLAYGROUND)
         ]
-        ends = [f"{whole}, {worn}.\n" for whole in ("whole", "odd", "broken") for worn in ("clean", "soft", "worn", "poor")]
+        ends = [
+            f"{whole}, {worn}.\n" for whole in ("whole", "odd", "broken") for worn in ("clean", "soft", "worn", "poor")
+        ]
         return texts + prompts + [f"Seen: {prompt}, {ends[at % len(ends)]}" for at, prompt in enumerate(prompts)]
     for number in range(clips):
         clip = make_clip(first_seed + number, FULL, anomalous=number % 4 != 0)
@@ -265,5 +294,8 @@ def lesson_texts(job: str, plan: MixtureConfig, *, clips: int = 400, first_seed:
                 else turn_two_conversation(clip.prompt, frames, claim, wording=plan.wording)
             )
             where = [all_places[index] for index in indices]
-            texts += [asked[0].text, teacher.answer(clip.anomalies, number=turn, frames=indices, times_s=times, places=where)]
+            texts += [
+                asked[0].text,
+                teacher.answer(clip.anomalies, number=turn, frames=indices, times_s=times, places=where),
+            ]
     return texts

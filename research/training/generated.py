@@ -97,7 +97,11 @@ def _reason(sight: Sight, name: str, who: str, first: int, last: int, absent: bo
         note = sight.notes[name]
         if "sinks" in note:
             return f"the {who} sinks into the ground"
-        return f"the {who} floats up without support" if "floats" in note else f"the {who} runs backwards against its motion"
+        return (
+            f"the {who} floats up without support"
+            if "floats" in note
+            else f"the {who} runs backwards against its motion"
+        )
     return f"the {who} melts and its outline wobbles"
 
 
@@ -137,7 +141,12 @@ class DrawnClip:
 
 
 def held_out_clips(
-    count: int, *, model: str = "miniature", lora: str | None = None, guidance: float | None = None, first: int = HELD_OUT.start
+    count: int,
+    *,
+    model: str = "miniature",
+    lora: str | None = None,
+    guidance: float | None = None,
+    first: int = HELD_OUT.start,
 ) -> list[DrawnClip]:
     """``count`` clips by this generator from held-out noise (from seed ``first``), prompts of the prompt seeds in turn."""
     generator = load_generator(GeneratorRecipe(model=model, lora=lora, guidance_scale=guidance))
@@ -168,7 +177,9 @@ def draw(recipe: Generated) -> Path:
     end = rows[-1]["offset"] + rows[-1]["bytes"] if rows else 0
     generators = [
         load_generator(
-            GeneratorRecipe(model=recipe.model, lora=recipe.lora or None, guidance_scale=scale, num_inference_steps=recipe.steps)
+            GeneratorRecipe(
+                model=recipe.model, lora=recipe.lora or None, guidance_scale=scale, num_inference_steps=recipe.steps
+            )
         )
         for scale in recipe.guidance
     ]
@@ -185,7 +196,13 @@ def draw(recipe: Generated) -> Path:
             ):
                 row, kept = _annotated(prompt, video, recipe.tolerance)
                 rows.append(
-                    {"seed": recipe.seed + number, "tolerance": recipe.tolerance, **row, "offset": end, "bytes": kept.nbytes}
+                    {
+                        "seed": recipe.seed + number,
+                        "tolerance": recipe.tolerance,
+                        **row,
+                        "offset": end,
+                        "bytes": kept.nbytes,
+                    }
                 )
                 pixels.write(kept.tobytes())
                 end += kept.nbytes
@@ -245,9 +262,13 @@ def _kept(path: Path, recipe: Generated) -> list[dict[str, Any]]:
     # Pools drawn before the oracle had a tolerance were annotated with a factor of 1, and do not say so.
     found = rows[0].get("tolerance", 1.0) if rows else recipe.tolerance
     if found != recipe.tolerance:
-        raise ValueError(f"{path} was annotated with tolerance={found}, received tolerance={recipe.tolerance}; give another out")
+        raise ValueError(
+            f"{path} was annotated with tolerance={found}, received tolerance={recipe.tolerance}; give another out"
+        )
     if rows and rows[0]["seed"] != recipe.seed:
-        raise ValueError(f"{path} holds clips from seed {rows[0]['seed']}, received seed={recipe.seed}; give another out")
+        raise ValueError(
+            f"{path} holds clips from seed {rows[0]['seed']}, received seed={recipe.seed}; give another out"
+        )
     return rows[: len(rows) // recipe.batch * recipe.batch]
 
 

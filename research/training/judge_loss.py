@@ -57,8 +57,12 @@ def collate(
         rows.append(row)
     batch = join_rows(rows, pad_id=pad_id(processor))
     length = batch["input_ids"].shape[1]
-    batch["labels"] = torch.cat([torch.nn.functional.pad(row, (length - row.shape[1], 0), value=-100) for row in labels])
-    batch["weights"] = torch.cat([torch.nn.functional.pad(row, (length - row.shape[1], 0), value=1.0) for row in weights])
+    batch["labels"] = torch.cat(
+        [torch.nn.functional.pad(row, (length - row.shape[1], 0), value=-100) for row in labels]
+    )
+    batch["weights"] = torch.cat(
+        [torch.nn.functional.pad(row, (length - row.shape[1], 0), value=1.0) for row in weights]
+    )
     return batch
 
 

@@ -63,10 +63,16 @@ class Run:
         self.average = [p.detach().clone() for p in self.parameters]
         named = [(name, p) for module in modules.values() for name, p in module.named_parameters() if p.requires_grad]
         # The DiT's linear layers and the VAE's convolutions; what is at either end of the DiT, and vectors, are Adam's.
-        inner = [p for name, p in named if (name.startswith("blocks.") and p.ndim == 2) or (p.ndim >= 4 and "patch" not in name)]
+        inner = [
+            p
+            for name, p in named
+            if (name.startswith("blocks.") and p.ndim == 2) or (p.ndim >= 4 and "patch" not in name)
+        ]
         matrices = inner if schedule.matrix_lr else []
         others = [p for _, p in named if not any(p is matrix for matrix in matrices)]
-        adam = torch.optim.AdamW(others, lr=schedule.lr, betas=(0.9, schedule.beta2), weight_decay=schedule.weight_decay)
+        adam = torch.optim.AdamW(
+            others, lr=schedule.lr, betas=(0.9, schedule.beta2), weight_decay=schedule.weight_decay
+        )
         self.optimizers = [adam, *([Muon(matrices, schedule.matrix_lr)] if matrices else [])]
         out.mkdir(parents=True, exist_ok=True)
         if (out / "checkpoint.pt").is_file():
@@ -228,7 +234,9 @@ def muon_and_adam(
         {"params": [*outer, *heads.parameters()], "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-8, foreach=True)]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-8, foreach=True)
+    ]
     if inner:
         optimizers.append(Muon(inner, matrix_lr))
     for optimizer in optimizers:

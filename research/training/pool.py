@@ -138,7 +138,9 @@ def recoloured(clip: PoolClip, order: tuple[int, int, int]) -> PoolClip:
         return clip
     actors = tuple(replace(actor, colour=names[actor.colour]) for actor in spec.actors)
     anomalies = tuple(_repainted(anomaly, names) for anomaly in clip.anomalies)
-    return replace(clip, prompt=replace(spec, actors=actors).prompt, anomalies=anomalies, pixels=clip.pixels[..., list(order)])
+    return replace(
+        clip, prompt=replace(spec, actors=actors).prompt, anomalies=anomalies, pixels=clip.pixels[..., list(order)]
+    )
 
 
 def _repainted(anomaly: Anomaly, names: dict[str, str]) -> Anomaly:
@@ -162,7 +164,12 @@ def delayed(clip: PoolClip) -> PoolClip:
         if anomaly.window.end_s > begin_s - 1e-6
     )
     return replace(
-        clip, anomalies=anomalies, clock=clock, places=clip.places[KEPT_EVERY:], pixels=clip.pixels[1:], bent=clip.bent[1:]
+        clip,
+        anomalies=anomalies,
+        clock=clock,
+        places=clip.places[KEPT_EVERY:],
+        pixels=clip.pixels[1:],
+        bent=clip.bent[1:],
     )
 
 
@@ -252,7 +259,13 @@ class ClipPool:
 
     @classmethod
     def open(
-        cls, folder: Path, plan: MixtureConfig, first_seed: int, clips: int, *, progress: Callable[[str], None] | None = None
+        cls,
+        folder: Path,
+        plan: MixtureConfig,
+        first_seed: int,
+        clips: int,
+        *,
+        progress: Callable[[str], None] | None = None,
     ) -> ClipPool:
         """The pool in this folder, rendering what is missing; goes on where a former call was stopped.
 
@@ -340,7 +353,9 @@ def degrade(
     resize = torch.nn.functional.interpolate
     if rng.random() < 0.7:  # lost detail
         scale = 1 - strength * rng.uniform(0.1, 0.45)
-        small = resize(x, size=(max(8, round(height * scale)), max(8, round(width * scale))), mode="bilinear", antialias=True)
+        small = resize(
+            x, size=(max(8, round(height * scale)), max(8, round(width * scale))), mode="bilinear", antialias=True
+        )
         x = resize(small, size=(height, width), mode="bilinear")
     if rng.random() < 0.5:  # blotches that come and go
         coarse = rng.standard_normal((count, 3, height // 8, width // 8)).astype(np.float32)
@@ -352,7 +367,9 @@ def degrade(
         blocks = resize(torch.nn.functional.avg_pool2d(x, 4), size=(height, width), mode="nearest")
         x = (1 - mix) * x + mix * blocks
     if rng.random() < 0.5:  # grain
-        x = x + float(strength * rng.uniform(0.005, 0.035)) * torch.from_numpy(rng.standard_normal(x.shape).astype(np.float32))
+        x = x + float(strength * rng.uniform(0.005, 0.035)) * torch.from_numpy(
+            rng.standard_normal(x.shape).astype(np.float32)
+        )
     gain = torch.from_numpy((1 + strength * rng.uniform(-0.08, 0.08, (1, 3, 1, 1))).astype(np.float32))
     shift = float(strength * rng.uniform(-0.05, 0.05))
     x = (x * gain + shift).clamp(0, 1)

@@ -156,7 +156,9 @@ class Heads(torch.nn.Module):
         places = torch.from_numpy(marks.places).reshape(-1)
         loss = loss + 0.5 * torch.nn.functional.cross_entropy(_by_place(here), places, ignore_index=-1)
         if self.bent is not None:
-            loss = loss + self.bent_weight * self._bent_loss(tokens, here.detach(), torch.from_numpy(marks.bent).reshape(-1))
+            loss = loss + self.bent_weight * self._bent_loss(
+                tokens, here.detach(), torch.from_numpy(marks.bent).reshape(-1)
+            )
         loss = loss + 0.1 * binary(self.words(tokens.mean(1)), torch.from_numpy(marks.words))
         score = self._score(tokens, marks)
         broken = _per_clip(frames.amax((1, 2)), marks)

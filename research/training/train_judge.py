@@ -33,7 +33,14 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VL
 from cac_align.cac.judge_settings import write_settings
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.config import read_recipe
-from cac_align.miniature.models.judge import FRAME_PX, JudgeSize, build_model, build_processor, build_tokenizer, write_folder
+from cac_align.miniature.models.judge import (
+    FRAME_PX,
+    JudgeSize,
+    build_model,
+    build_processor,
+    build_tokenizer,
+    write_folder,
+)
 from cac_align.runs.lr_schedule import warm_cosine
 from cac_align.vlm.inputs import collate as join_rows
 from cac_align.vlm.inputs import encode_one, pad_id
@@ -126,7 +133,9 @@ class JudgeTraining:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
         for name in ("batch", "see_batch"):
             if getattr(self, name) % (2 * self.workers):
-                raise ValueError(f"{name} must be a multiple of 2 × workers = {2 * self.workers}, received {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be a multiple of 2 × workers = {2 * self.workers}, received {getattr(self, name)}"
+                )
 
 
 # ---- the run ------------------------------------------------------------------------------------------------------
@@ -201,9 +210,17 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
         right.append(exact)
         if (step + 1) % recipe.log_every == 0 or step + 1 == total:
             seconds = (time.time() - began) / (step + 1 - since)
-            row = {"step": step + 1, "of": total, "lr": lr, "loss": sum(losses) / len(losses), "exact": sum(right) / len(right)}
+            row = {
+                "step": step + 1,
+                "of": total,
+                "lr": lr,
+                "loss": sum(losses) / len(losses),
+                "exact": sum(right) / len(right),
+            }
             log.write({**row, "stage": STAGES[stage], "length": length, "seconds_per_step": round(seconds, 3)})
-            _say(f"step {step + 1}/{total} loss {row['loss']:.4f} exact {row['exact']:.3f} length {length} {seconds:.2f} s/step")
+            _say(
+                f"step {step + 1}/{total} loss {row['loss']:.4f} exact {row['exact']:.3f} length {length} {seconds:.2f} s/step"
+            )
             losses, right = [], []
         if (step + 1) % recipe.save_every == 0 or step + 1 == total:
             _save(
@@ -215,7 +232,12 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
                     "step": step + 1,
                 },
             )
-        if recipe.eval_clips and recipe.eval_every and ((step + 1) % recipe.eval_every == 0 or step + 1 == total) and stage == 3:
+        if (
+            recipe.eval_clips
+            and recipe.eval_every
+            and ((step + 1) % recipe.eval_every == 0 or step + 1 == total)
+            and stage == 3
+        ):
             _write_final(out / "final", model, processor, recipe)
             log.write({"step": step + 1, "held_out": evaluate(out / "final", recipe.job, recipe.eval_clips)})
         if until is not None and step + 1 >= until:
@@ -231,7 +253,9 @@ def _write_final(
     write_folder(folder, model, processor)
     if recipe.job == "cac":
         plan = recipe.plan
-        asked = TwoTurn(plan.scan_fps, plan.look_fps, wording=plan.wording, max_new_tokens=MAX_NEW_TOKENS, margin_s=plan.margin_s)
+        asked = TwoTurn(
+            plan.scan_fps, plan.look_fps, wording=plan.wording, max_new_tokens=MAX_NEW_TOKENS, margin_s=plan.margin_s
+        )
         write_settings(folder, asked)
 
 
@@ -250,7 +274,9 @@ def _part_loss(
     if stage == 0:
         side = FRAME_PX // recipe.size.patch_px // recipe.size.merge
         pool, plan = _source(recipe, pool, drawn, step)
-        pairs = draw_pairs(pool, plan, recipe.see_batch // recipe.workers, side=side, seed=(recipe.seed, step), part=part)
+        pairs = draw_pairs(
+            pool, plan, recipe.see_batch // recipe.workers, side=side, seed=(recipe.seed, step), part=part
+        )
         return *look_loss(model, heads["see"], pairs), 0
     lessons = _lessons(recipe, pool, drawn, step, pairs=stage == 2, part=part)
     return _lesson_loss(model, processor, heads["watch"], lessons, recipe, answers=stage > 1)
@@ -265,7 +291,9 @@ def _lessons(
     return teach(pool, plan, recipe.batch // recipe.workers, seed=(recipe.seed, step), pairs=pairs, part=part)
 
 
-def _source(recipe: JudgeTraining, pool: ClipPool, drawn: Sequence[ClipPool], step: int) -> tuple[ClipPool, MixtureConfig]:
+def _source(
+    recipe: JudgeTraining, pool: ClipPool, drawn: Sequence[ClipPool], step: int
+) -> tuple[ClipPool, MixtureConfig]:
     """Where this step's clips come from, rendered or generated, and how they are shown."""
     rng = np.random.default_rng((recipe.seed, step, 2))
     if drawn and rng.random() < recipe.plan.generated:
@@ -308,7 +336,9 @@ def _claim(out: Path, recipe: JudgeTraining) -> None:
     if path.is_file():
         found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JudgeTraining), OmegaConf.load(path)))
         free = ("out", "pool", "threads", "save_every", "log_every", "eval_every", "eval_clips")
-        differs = [f.name for f in fields(recipe) if f.name not in free and getattr(found, f.name) != getattr(recipe, f.name)]
+        differs = [
+            f.name for f in fields(recipe) if f.name not in free and getattr(found, f.name) != getattr(recipe, f.name)
+        ]
         if differs:
             name = differs[0]
             raise ValueError(
@@ -327,7 +357,9 @@ def _processor(out: Path, recipe: JudgeTraining) -> Qwen3VLProcessor:
         if recipe.finer:
             tokenizer = AutoProcessor.from_pretrained(recipe.finer).tokenizer
         else:
-            tokenizer = build_tokenizer(lesson_texts(recipe.job, recipe.plan, clips=recipe.text_clips), recipe.size.num_merges)
+            tokenizer = build_tokenizer(
+                lesson_texts(recipe.job, recipe.plan, clips=recipe.text_clips), recipe.size.num_merges
+            )
         build_processor(tokenizer, recipe.size).save_pretrained(folder)
     return AutoProcessor.from_pretrained(folder)
 

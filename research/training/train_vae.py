@@ -97,7 +97,9 @@ def reconstruction_loss(
     error = torch.stack([(red + green + blue) / 3, red - green, (red + green) / 2 - blue], 1)
     loss = (weight * (error.abs() + 2 * error**2)).mean()
     if gradient_weight:
-        edges = (error.diff(dim=-1).abs() * weight[..., 1:]).mean() + (error.diff(dim=-2).abs() * weight[..., 1:, :]).mean()
+        edges = (error.diff(dim=-1).abs() * weight[..., 1:]).mean() + (
+            error.diff(dim=-2).abs() * weight[..., 1:, :]
+        ).mean()
         loss = loss + gradient_weight * edges
         if error.shape[2] > 1:
             loss = loss + gradient_weight * (error.diff(dim=2).abs() * weight[:, :, 1:]).mean()
@@ -122,10 +124,14 @@ def vae_batch(recipe: VaeRecipe, step: int) -> tuple[Float[Tensor, "B 3 T H W"],
     else:
         pieces = [cut(weight, recipe.frames, recipe.crop, generator) for weight in weights]
     target = to_signal(np.stack([clip[piece] for clip, piece in zip(clips, pieces, strict=True)]))
-    return target, torch.from_numpy(np.stack([weight[piece] for weight, piece in zip(weights, pieces, strict=True)]))[:, None]
+    return target, torch.from_numpy(np.stack([weight[piece] for weight, piece in zip(weights, pieces, strict=True)]))[
+        :, None
+    ]
 
 
-def cut(weight: Float[np.ndarray, "T H W"], frames: int, side: int, generator: torch.Generator) -> tuple[slice, slice, slice]:
+def cut(
+    weight: Float[np.ndarray, "T H W"], frames: int, side: int, generator: torch.Generator
+) -> tuple[slice, slice, slice]:
     """A piece of a clip: ``frames`` at a random time, and a square that holds a random pixel of the weightiest tenth of their first frame."""
     start, where, dx, dy = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
     count, height, width = weight.shape
@@ -146,7 +152,9 @@ def train_vae(recipe: VaeRecipe, *, stop_at: int | None = None) -> Path | None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         vae = build_vae(recipe.model).train()
-    with torch.no_grad():  # almost no noise at first (standard deviation 0.05): with the default of 1 the first signal drowns
+    with (
+        torch.no_grad()
+    ):  # almost no noise at first (standard deviation 0.05): with the default of 1 the first signal drowns
         vae.quant_conv.bias[recipe.model.latent_channels :] = -6.0
     if recipe.start:
         vae = AutoencoderKLWan.from_pretrained(recipe.start, dtype=torch.float32).train()
@@ -197,6 +205,10 @@ def finish_vae(vae: nn.Module, recipe: VaeRecipe, run: Run) -> Path:
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     vae.save_pretrained(Path(recipe.out) / "final")
     run.log(
-        {"psnr_held_out": float(np.mean(values)), "psnr_entity": float(np.mean(standing_out)), "latent_std": std.mean().item()}
+        {
+            "psnr_held_out": float(np.mean(values)),
+            "psnr_entity": float(np.mean(standing_out)),
+            "latent_std": std.mean().item(),
+        }
     )
     return Path(recipe.out) / "final"

@@ -137,7 +137,11 @@ def train_wan(recipe: WanRecipe, *, stop_at: int | None = None) -> Path | None:
     latents, prompts = encode_clips(vae, recipe)
     encoder, transformer = pipeline.text_encoder.train(), pipeline.transformer.train()
     tokens = pipeline.tokenizer(
-        ["", *prompts], padding="max_length", max_length=recipe.model.prompt_tokens, truncation=True, return_tensors="pt"
+        ["", *prompts],
+        padding="max_length",
+        max_length=recipe.model.prompt_tokens,
+        truncation=True,
+        return_tensors="pt",
     )
     run = Run(out, {"text_encoder": encoder, "transformer": transformer}, recipe.schedule, recipe)
     batch = recipe.schedule.batch
@@ -220,7 +224,9 @@ def evaluate(folder: Path, recipe: WanRecipe) -> dict[str, Any]:
     wan = Wan.load(folder)
     prompts = make_prompts(VALID_SEEDS[: recipe.evaluate_clips], PLAYGROUND if recipe.world == "playground" else STUDIO)
     began = time.time()
-    videos = [v for n in range(0, len(prompts), 8) for v in wan.batch(prompts[n : n + 8], range(n, min(n + 8, len(prompts))))]
+    videos = [
+        v for n in range(0, len(prompts), 8) for v in wan.batch(prompts[n : n + 8], range(n, min(n + 8, len(prompts))))
+    ]
     seconds = time.time() - began
     verdicts = [judge(prompt, video) for prompt, video in zip(prompts, videos, strict=True)]
     followed = Counter(name for verdict in verdicts for name, held in verdict.follows.items() if held)

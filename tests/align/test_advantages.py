@@ -55,9 +55,13 @@ def test_local_credit_of_noise_is_nothing_and_of_a_small_box_as_much_as_ever():
     assert dead and not found.any()
     boxes = np.zeros((2, 2, 10, 10), bool)
     boxes[0, 0, 0, 0] = boxes[1, 1, 9, 9] = True
-    found, dead = local_advantages(np.array([0.999, 0.99901]), boxes, min_spread=1e-3)  # r differs by .001: a deviation of .0005
+    found, dead = local_advantages(
+        np.array([0.999, 0.99901]), boxes, min_spread=1e-3
+    )  # r differs by .001: a deviation of .0005
     assert dead and not found.any()
-    scores = np.array([0.95, 0.95])  # equally bad, in different places: by .05 at one cell of 200 each, a deviation of .025
+    scores = np.array(
+        [0.95, 0.95]
+    )  # equally bad, in different places: by .05 at one cell of 200 each, a deviation of .025
     found, dead = local_advantages(scores, boxes, min_spread=1e-3)
     assert not dead and np.array_equal(found, local_advantages(scores, boxes)[0])
     assert found[0, 0, 0, 0] < 0 < found[1, 0, 0, 0] and found[0, 0, 5, 5] == 0
@@ -83,7 +87,12 @@ UNIFIED, CAC, NEARLY = [4.003, 3.997, 4.003, 3.997], [0.9, 0.9, 0.1, 0.1], [0.90
 
 @pytest.mark.parametrize(
     "options",
-    [{"aggregation": "sum"}, {"aggregation": "sum", "global_std": True}, {"aggregation": "decoupled"}, {"credit": "local"}],
+    [
+        {"aggregation": "sum"},
+        {"aggregation": "sum", "global_std": True},
+        {"aggregation": "decoupled"},
+        {"credit": "local"},
+    ],
 )
 def test_the_recipes_least_spread_reaches_every_way_to_credit(options):
     recipe = FlowGrpoRecipe(group_size=4, **options)

@@ -43,7 +43,9 @@ def test_the_guard_catches_a_scene_slowed_by_a_quarter():
     before = Reading(0, 0.60, np.mean([motion(moving(s)) for s in (0.8, 1.2, 1.6)]))
     after = Reading(30, 0.95, np.mean([motion(moving(0.75 * s)) for s in (0.8, 1.2, 1.6)]))
     (told,) = alarms([before, after], 0.05)
-    assert re.match(r"Step 30: the watched videos move 2\d% less than before training \(.* paying for standing still", told)
+    assert re.match(
+        r"Step 30: the watched videos move 2\d% less than before training \(.* paying for standing still", told
+    )
     assert alarms([before, replace(after, motion=before.motion * 0.96)], 0.05) == []
 
 
@@ -52,7 +54,8 @@ def test_the_alarm_needs_a_rising_reward_and_a_fall_beyond_the_tolerance():
     hacked = Reading(20, 0.7, 1.0, 0.7, {"unified/alignment": 3.0, "unified/style": 1.0})
     told = alarms([first, replace(hacked, step=10, held_out=0.9), hacked], 0.05)
     assert (
-        len(told) == 2 and "the held-out reward fell from 0.8000 to 0.7000 while the reward rose from 0.5000 to 0.7000" in told[0]
+        len(told) == 2
+        and "the held-out reward fell from 0.8000 to 0.7000 while the reward rose from 0.5000 to 0.7000" in told[0]
     )
     assert "prompt alignment (unified/alignment) fell from 4.0000 to 3.0000" in told[1]
     assert alarms([first, replace(hacked, total=0.4)], 0.05) == []
@@ -73,7 +76,9 @@ def test_readings_are_compared_on_the_videos_scored_in_both():
     assert math.isnan(gain(watched(0, 0.2, math.nan, math.nan), watched(1, math.nan, 0.4, 0.4)))
     higher = watched(20, math.nan, 0.85, 0.65)  # its mean is higher than before (.75, .60), each of its videos lower
     assert higher.total > before.total and not is_best([before, higher], max_unscored=0.5)
-    assert alarms([before, replace(higher, held_out=0.1)], 0.05, max_unscored=0.5) == []  # no rise, so nothing was bought
+    assert (
+        alarms([before, replace(higher, held_out=0.1)], 0.05, max_unscored=0.5) == []
+    )  # no rise, so nothing was bought
 
 
 def test_a_reading_without_most_of_its_scores_is_said_and_never_the_best():
@@ -105,7 +110,9 @@ def test_the_held_out_reward_and_alignment_are_compared_on_the_videos_that_have_
     before = seen(0, (0.5,) * 4, held_out=(0.9, 0.9, 0.5, 0.5))
     after = seen(10, (0.7,) * 4, held_out=(0.85, 0.81, nan, nan))
     lost, hacked = alarms([before, after], 0.05)  # its mean rose from .70 to .83
-    assert lost == ("Step 10: 2 of the 4 watched videos have a score and no longer the held-out reward; the others are compared.")
+    assert lost == (
+        "Step 10: 2 of the 4 watched videos have a score and no longer the held-out reward; the others are compared."
+    )
     assert "the held-out reward fell from 0.9000 to 0.8300 while the reward rose from 0.5000 to 0.7000" in hacked
     before = seen(0, (0.5, 0.5, 0.5), alignment=(5.0, 5.0, 1.0))
     after = seen(10, (0.7, 0.7, nan), alignment=(4.0, 4.0, nan))
@@ -118,7 +125,9 @@ def test_the_held_out_reward_and_alignment_are_compared_on_the_videos_that_have_
 
 
 def test_stopping_rules_by_hand():
-    rows = [{"step": k, "videos": 10, "unscored": n, "errors": ["timeout"] if n else []} for k, n in enumerate((0, 0, 1, 2))]
+    rows = [
+        {"step": k, "videos": 10, "unscored": n, "errors": ["timeout"] if n else []} for k, n in enumerate((0, 0, 1, 2))
+    ]
     assert unscored_too_often(rows, 0.1, 4) is None  # 3 of 40
     told = unscored_too_often(rows, 0.1, 2)  # 3 of 20
     assert told is not None and told.startswith(

@@ -124,7 +124,9 @@ def model(tmp_path_factory):
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_run_whose_clips_do_not_fit_on_the_disk_says_so(steps, model, tmp_path, monkeypatch):
     monkeypatch.setattr(encoding, "write_mp4", no_space)
-    with pytest.raises(ValueError, match=re.escape("No space left on device; free space or mend the path, then run the same")):
+    with pytest.raises(
+        ValueError, match=re.escape("No space left on device; free space or mend the path, then run the same")
+    ):
         align(recipe(model, tmp_path, steps=steps))
     assert 1 <= len(rows(tmp_path)) <= min(steps, 2), "at the next step, or at the end"
     monkeypatch.undo()
@@ -146,7 +148,9 @@ def test_a_stop_for_unscored_videos_loses_no_step_and_the_mended_run_goes_on(mod
     Brightness.calls.clear()
     Brightness.fail_after = None
     given = recipe(model, tmp_path, reward="test_judging:Away", steps=5, save_every=5, patience=2, max_unscored=0.4)
-    with pytest.raises(ValueError, match="step 2: 50% of the videos of the last 2 steps .*: it goes on after this step"):
+    with pytest.raises(
+        ValueError, match="step 2: 50% of the videos of the last 2 steps .*: it goes on after this step"
+    ):
         align(given)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000003"]
     assert [row["live"] for row in rows(tmp_path)] == [8, 8, 0]

@@ -100,12 +100,18 @@ def test_the_first_step_is_finite_and_keeps_the_noise_level(steps, noise_level):
     v = gaussian_velocity(x, schedule.sigmas[0], 1.0, 0.0)
     drawn = transition("flow", x, v, schedule.sigmas, 0, noise_level)
     capped = schedule.sigmas[1]
-    assert drawn.std == pytest.approx(noise_level * math.sqrt(capped / (1 - capped) * (schedule.sigmas[0] - capped)), rel=1e-6)
-    after = drawn.mean + drawn.std * torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert drawn.std == pytest.approx(
+        noise_level * math.sqrt(capped / (1 - capped) * (schedule.sigmas[0] - capped)), rel=1e-6
+    )
+    after = drawn.mean + drawn.std * torch.randn(
+        x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     assert after.std().item() == pytest.approx(schedule.sigmas[1], rel=0.1)
     later = transition("flow", x, v, schedule.sigmas, 1, noise_level)
     sigma = schedule.sigmas[1]
-    assert later.std == pytest.approx(noise_level * math.sqrt(sigma / (1 - sigma) * (sigma - schedule.sigmas[2])), rel=1e-6)
+    assert later.std == pytest.approx(
+        noise_level * math.sqrt(sigma / (1 - sigma) * (sigma - schedule.sigmas[2])), rel=1e-6
+    )
 
 
 def test_log_probabilities_are_those_of_torch():
@@ -186,7 +192,9 @@ def test_ratio_normalisation_by_hand():
 def test_unchanged_weights_have_ratio_exactly_one():
     mean, x_next = torch.randn(3, 4, 2, 2, 2), torch.randn(3, 4, 2, 2, 2)
     for normalise_ratio in (False, True):
-        loss = grpo_loss(mean, mean.clone(), x_next, 0.3, -0.1, torch.ones(3), clip=1e-3, normalise_ratio=normalise_ratio)
+        loss = grpo_loss(
+            mean, mean.clone(), x_next, 0.3, -0.1, torch.ones(3), clip=1e-3, normalise_ratio=normalise_ratio
+        )
         assert loss.ratio.tolist() == [1.0, 1.0, 1.0]
 
 
@@ -272,7 +280,10 @@ def test_group_advantages_by_hand():
     np.testing.assert_allclose(told.values[3], [-1 / math.sqrt(3)] * 3 + [1.5])  # √3 clipped
     assert told.dead.tolist() == [False, True, True, False]
     assert told.unscored.sum() == 4 and told.live.sum() == 3 + 4
-    assert summed(np.array([[0.3, 0.1 + 0.2, 0.7]]), 5.0).values[0, 0] == summed(np.array([[0.3, 0.3, 0.7]]), 5.0).values[0, 1]
+    assert (
+        summed(np.array([[0.3, 0.1 + 0.2, 0.7]]), 5.0).values[0, 0]
+        == summed(np.array([[0.3, 0.3, 0.7]]), 5.0).values[0, 1]
+    )
 
 
 def test_in_units_of_the_batch_a_group_says_as_much_as_its_scores_differ():
@@ -282,7 +293,9 @@ def test_in_units_of_the_batch_a_group_says_as_much_as_its_scores_differ():
     assert told.values[0] == pytest.approx([-0.3 / 0.2731165, 0.3 / 0.2731165], rel=1e-5)
     assert told.values[1] == pytest.approx([-0.001 / 0.2731165, 0.001 / 0.2731165], rel=1e-5)
     assert told.values[2].tolist() == [0, 0] and told.dead.tolist() == [False, False, True]
-    assert summed(totals, 5.0).values[1] == pytest.approx([-1, 1])  # by itself the second group shouts as loudly as the first
+    assert summed(totals, 5.0).values[1] == pytest.approx(
+        [-1, 1]
+    )  # by itself the second group shouts as loudly as the first
     for silent in (np.full((2, 3), NAN), np.full((2, 3), 0.4)):
         told = summed(silent, 5.0, global_std=True)
         assert told.dead.all() and (told.values == 0).all()

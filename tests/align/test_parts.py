@@ -75,10 +75,14 @@ def test_every_prompt_is_used_once_per_pass_and_never_twice_in_a_step():
 
 def test_windows_are_drawn_from_their_range():
     drawn = {window_steps(Window(3, 1, 6), 10, np.random.default_rng(seed)) for seed in range(300)}
-    assert all(len(set(steps)) == 3 and min(steps) >= 1 and max(steps) <= 6 and list(steps) == sorted(steps) for steps in drawn)
+    assert all(
+        len(set(steps)) == 3 and min(steps) >= 1 and max(steps) <= 6 and list(steps) == sorted(steps) for steps in drawn
+    )
     assert len(drawn) == 20, "all of 6 choose 3"
     assert window_steps(Window(0, 2, 4), 10, np.random.default_rng(0)) == (2, 3, 4)
-    with pytest.raises(ValueError, match=re.escape("(of 10 steps the last, 9, stays without noise), received first=1, last=9")):
+    with pytest.raises(
+        ValueError, match=re.escape("(of 10 steps the last, 9, stays without noise), received first=1, last=9")
+    ):
         window_steps(Window(3, 1, 9), 10, np.random.default_rng(0))
     with pytest.raises(ValueError, match=re.escape("sde_window.size must lie in [0, 2]")):
         window_steps(Window(3, 1, 2), 10, np.random.default_rng(0))
@@ -121,7 +125,10 @@ def test_a_device_that_is_not_to_be_had_is_refused_before_anything_is_loaded(tmp
     for device, told in (
         (f"cuda:{count}", rf"device=cuda:{count}: torch .* sees {count} GPUs here"),
         ("gpu", "device must be cpu, cuda or cuda:N, received 'gpu'"),
-        ("meta", "device=meta, but accelerate runs this process on .*; leave device out, or mend what accelerate was told"),
+        (
+            "meta",
+            "device=meta, but accelerate runs this process on .*; leave device out, or mend what accelerate was told",
+        ),
     ):
         with pytest.raises(ValueError, match=told):
             prepare(recipe("no such model", tmp_path, device=device))
@@ -137,12 +144,12 @@ def test_a_gpu_that_accelerate_did_not_choose_is_refused_with_the_way_to_it():
         (torch.device("cpu"),) * 2,
     ):
         check_device(wish, given)
-    told = (
-        "device=cuda:1, but accelerate runs this process on cuda:0; accelerate takes the GPUs .*: set CUDA_VISIBLE_DEVICES=1 and"
-    )
+    told = "device=cuda:1, but accelerate runs this process on cuda:0; accelerate takes the GPUs .*: set CUDA_VISIBLE_DEVICES=1 and"
     with pytest.raises(ValueError, match=told):
         check_device(two, one)
-    with pytest.raises(ValueError, match=re.escape("device=cuda, but accelerate runs this process on cpu; leave device out")):
+    with pytest.raises(
+        ValueError, match=re.escape("device=cuda, but accelerate runs this process on cpu; leave device out")
+    ):
         check_device(torch.device("cuda"), torch.device("cpu"))
 
 
@@ -218,7 +225,9 @@ def test_no_failure_becomes_a_number():
     scores = score_all(Brightness(), ["a", "b"], [grey(51), None])
     assert scores[0].value == pytest.approx(0.2) and not scores[1].scored and "not finite" in scores[1].error
     failed = score_all(Broken(), ["a", "b"], [grey(51), grey(52)])
-    assert [score.error for score in failed] == ["reward broken failed: ConnectionError: no server at http://127.0.0.1:9"] * 2
+    assert [score.error for score in failed] == [
+        "reward broken failed: ConnectionError: no server at http://127.0.0.1:9"
+    ] * 2
 
 
 class FullDisk(Brightness):

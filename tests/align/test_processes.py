@@ -19,7 +19,9 @@ def model(tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_processes_have_the_same_curve_as_one(model, tmp_path):
-    given = recipe(model, tmp_path / "two", micro_batch=2, steps=2, watch=Watch(every=2, prompts=3, source="tiny_flow:prompts"))
+    given = recipe(
+        model, tmp_path / "two", micro_batch=2, steps=2, watch=Watch(every=2, prompts=3, source="tiny_flow:prompts")
+    )
     done = run_two(["-m", "cac_align.cli", "align", write_recipe(given, tmp_path)], environment())
     assert done.returncode in (0, 1), done.stderr[-3000:]
     align(replace(given, out=str(tmp_path / "one")))

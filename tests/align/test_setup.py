@@ -100,7 +100,10 @@ def test_nft_asks_for_no_stochastic_window(model, tmp_path):
 def test_an_alarm_outlives_the_call_that_raised_it(model, tmp_path):
     """tolerance −10: every reading alarms. The same command again does not train past watch.stop, and a finished run still says so."""
     given = recipe(
-        model, tmp_path, steps=2, watch=Watch(every=1, prompts=2, source="tiny_flow:prompts", tolerance=-10.0, stop=True)
+        model,
+        tmp_path,
+        steps=2,
+        watch=Watch(every=1, prompts=2, source="tiny_flow:prompts", tolerance=-10.0, stop=True),
     )
     told = [align(given), align(given)]
     assert [one.step for one in told] == [1, 1] and told[0].alarms == told[1].alarms != ()

@@ -80,7 +80,9 @@ def test_every_advantage_is_linked_to_its_score(whole):
     groups = {}
     for row in scored:
         (facts,) = ledger.extra(row["key"])
-        groups.setdefault((facts["step"], facts["group"]), []).append((row["score"], facts["advantage"], facts["sample"]))
+        groups.setdefault((facts["step"], facts["group"]), []).append(
+            (row["score"], facts["advantage"], facts["sample"])
+        )
     assert len(groups) == 6
     for members in groups.values():
         scores = np.array([score for score, _, _ in members])
@@ -149,7 +151,13 @@ def test_memory_does_not_grow_with_the_number_of_stochastic_steps(model, tmp_pat
         {"aggregation": "decoupled", "reward": "tiny_flow:both"},
         {"objective": "nft", "global_std": True},
         {"dynamics": "cps", "kl_beta": 0.1, "normalise_ratio": True, "num_inner_epochs": 2, "lora_ffn": True},
-        {"dynamics": "dance", "gradient_checkpointing": True, "overlap": False, "guidance_scale": 1.0, "micro_batch": 3},
+        {
+            "dynamics": "dance",
+            "gradient_checkpointing": True,
+            "overlap": False,
+            "guidance_scale": 1.0,
+            "micro_batch": 3,
+        },
         {"shared_noise": True, "normalise_ratio": True},
     ],
     ids=lambda changes: "-".join(str(value) for value in changes.values()).replace("/", "_"),
@@ -188,7 +196,12 @@ def test_the_lora_loads_with_diffusers_and_makes_the_same_velocities(whole, mode
     pipeline.load_lora_weights(str(whole / "lora"))
     x = torch.randn(2, 4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     embeds = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(1))
-    asked = {"hidden_states": x, "timestep": torch.tensor([500, 500]), "encoder_hidden_states": embeds, "return_dict": False}
+    asked = {
+        "hidden_states": x,
+        "timestep": torch.tensor([500, 500]),
+        "encoder_hidden_states": embeds,
+        "return_dict": False,
+    }
     with torch.no_grad():
         for name, parameter in run.lora.items():
             parameter.copy_(run.ema[name])
@@ -212,7 +225,9 @@ def test_a_lora_that_finds_no_place_is_an_error_and_not_the_base_models_videos(w
     """PEFT's own names (adapter_model.safetensors of other trainers), for all of it or for half: diffusers warns and goes on without."""
     trained = load_file(whole / "lora" / "pytorch_lora_weights.safetensors")
     other = {name: name.replace("transformer.", "base_model.model.", 1) for name in list(trained)[:: 2 if half else 1]}
-    save_file({other.get(name, name): tensor for name, tensor in trained.items()}, tmp_path / "adapter_model.safetensors")
+    save_file(
+        {other.get(name, name): tensor for name, tensor in trained.items()}, tmp_path / "adapter_model.safetensors"
+    )
     with pytest.raises(ValueError, match="no LoRA that fits"):
         Wan.load(model, lora=tmp_path, device="cpu")
 
@@ -354,7 +369,9 @@ def test_a_checkpoint_older_than_a_key_of_the_recipe_goes_on(model, tmp_path):
     stored = torch.load(state, weights_only=True)
     older = {name: value for name, value in json.loads(stored["recipe"]).items() if name != "min_lr_ratio"}
     torch.save(stored | {"recipe": json.dumps(older)}, state)
-    with pytest.raises(ValueError, match="another recipe \\(min_lr_ratio, steps differ; min_lr_ratio was 1.0, now 0.5\\)"):
+    with pytest.raises(
+        ValueError, match="another recipe \\(min_lr_ratio, steps differ; min_lr_ratio was 1.0, now 0.5\\)"
+    ):
         align(replace(given, min_lr_ratio=0.5))
     align(given)
     assert len(rows(tmp_path)) == 2
@@ -362,7 +379,13 @@ def test_a_checkpoint_older_than_a_key_of_the_recipe_goes_on(model, tmp_path):
 
 @pytest.mark.slow
 def test_sigkill_anywhere_and_the_same_command_end_in_the_same_lora(whole, model, tmp_path):
-    command = [sys.executable, "-m", "cac_align.cli", "align", write_recipe(recipe(model, tmp_path / "run", ema=0.5), tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "cac_align.cli",
+        "align",
+        write_recipe(recipe(model, tmp_path / "run", ema=0.5), tmp_path),
+    ]
     running = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     log = tmp_path / "run" / "log.jsonl"
     until = time.time() + 200
@@ -431,7 +454,9 @@ def test_a_full_disk_is_said_and_the_run_resumes(whole, model, tmp_path, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(state.torch, "save", full)
-    with pytest.raises(ValueError, match="No space left on device; free space or mend the path, then run the same command"):
+    with pytest.raises(
+        ValueError, match="No space left on device; free space or mend the path, then run the same command"
+    ):
         align(recipe(model, tmp_path, ema=0.5))
     assert not list((tmp_path / "checkpoints").iterdir()), "no half of a checkpoint stays"
     monkeypatch.setattr(state.torch, "save", real)
@@ -452,9 +477,13 @@ def test_a_wan_of_two_transformers_is_refused(model, tmp_path):
     """Wan 2.2's A14B: below boundary_ratio the pipeline goes on with the second one, which nobody would train or sample with."""
     one = WanPipeline.from_pretrained(model)
     parts = {name: part for name, part in one.components.items() if name != "transformer_2"}
-    WanPipeline(**parts, transformer_2=copy.deepcopy(one.transformer), boundary_ratio=0.875).save_pretrained(tmp_path / "two")
+    WanPipeline(**parts, transformer_2=copy.deepcopy(one.transformer), boundary_ratio=0.875).save_pretrained(
+        tmp_path / "two"
+    )
     shutil.copy(model / "cac_align.json", tmp_path / "two")
-    with pytest.raises(ValueError, match=r"two transformers, one for high and one for low noise \(boundary_ratio 0.875\)"):
+    with pytest.raises(
+        ValueError, match=r"two transformers, one for high and one for low noise \(boundary_ratio 0.875\)"
+    ):
         Run(recipe(tmp_path / "two", tmp_path / "out"))
 
 

@@ -133,7 +133,9 @@ def test_r_is_that_of_the_mean_log_odds():
     (score,) = reward([PROMPT], [clip((6, 20, 12), slice(0, 0))])
     assert score.value == pytest.approx(0.78606, abs=1e-5)
     assert score.parts["log_odds"] == pytest.approx(math.log(3.67423), abs=1e-5)
-    assert score.parts["log_odds/mirrored"] == pytest.approx(math.log(1.5)) and score.evidence.p_normal == pytest.approx(0.9)
+    assert score.parts["log_odds/mirrored"] == pytest.approx(
+        math.log(1.5)
+    ) and score.evidence.p_normal == pytest.approx(0.9)
 
 
 def half_blind(normal):
@@ -153,9 +155,9 @@ def test_the_evidence_is_the_first_view_that_says_what_the_mean_says():
     # As it is the square lies on the left and is overlooked (log-odds log 7/3); mirrored it is seen (turn 2: log 1/9).
     (score,) = CaC(ScriptedVlm(half_blind(0.7)), views=("as_is", "mirrored"))([PROMPT], [video])
     assert score.parts["log_odds"] == pytest.approx((math.log(7 / 3) - math.log(9)) / 2) and score.value < 0.5
-    assert score.evidence.status == "abnormal" and score.evidence.anomalies[0].boxes[8][0].to_json()[0] == pytest.approx(
-        94, abs=1
-    )
+    assert score.evidence.status == "abnormal" and score.evidence.anomalies[0].boxes[8][0].to_json()[
+        0
+    ] == pytest.approx(94, abs=1)
 
 
 def test_several_views_have_a_threshold_of_their_own_and_one_is_never_overruled():
@@ -205,7 +207,9 @@ def test_views_are_checked_and_come_from_recipes():
         with pytest.raises(ValueError, match="view"):
             CaC(ScriptedVlm([]), views=wrong)
     made = load_reward(RewardRecipe(components={"cac": JudgeRecipe(views=["as_is", "mirrored"], threshold=2.5)}))
-    assert made.views == ("as_is", "mirrored") and made.provenance["views"] == "as_is, mirrored" and made.threshold == 2.5
+    assert (
+        made.views == ("as_is", "mirrored") and made.provenance["views"] == "as_is, mirrored" and made.threshold == 2.5
+    )
 
 
 def test_a_judgement_without_verdict_stays_one():

@@ -57,7 +57,9 @@ print(json.dumps([found, len(asked) - first]))
 
 def test_a_hub_repository_says_it_too_and_is_asked_once(tmp_path):
     """The real hub client against an HTTP server that answers as the hub does."""
-    run = subprocess.run([sys.executable, "-c", HUB], capture_output=True, text=True, timeout=240, cwd=tmp_path, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", HUB], capture_output=True, text=True, timeout=240, cwd=tmp_path, check=True
+    )
     paper = TwoTurn().wording
     assert json.loads(run.stdout) == [["brief", paper, paper, 9.0, None, 9.0, {}, {}], 0]
 

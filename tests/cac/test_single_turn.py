@@ -75,7 +75,9 @@ def test_an_answer_needs_windows_and_boxes():
     (found,) = read(answer(item(boxes=BOXES))).anomalies
     assert found.window == Window(0.25, 0.5)  # frames 1 and 2 at 4 fps
     assert found.boxes == {4: (Box(100, 200, 500, 600),), 8: (Box(100, 200, 300, 600),)}  # source frames
-    again = write_answer(chain_of_thought="", anomalies=[found], number=1, frames=tiny_stage.SCAN, times_s=SCAN_S, boxed=True)
+    again = write_answer(
+        chain_of_thought="", anomalies=[found], number=1, frames=tiny_stage.SCAN, times_s=SCAN_S, boxed=True
+    )
     assert read(again) == replace(read(answer(item(boxes=BOXES))), text=again)
     wanted = answer_schema(1, boxed=True)["anyOf"][1]["properties"]["anomalies"]["items"]["required"]
     assert {"Attributed Time Region", "BBOX"} <= set(wanted)
@@ -196,7 +198,9 @@ def root(tmp_path_factory):
     made = tiny_stage.data_folder(folder / "data")
     rows = [json.loads(line) for line in (made / "stage2.jsonl").read_text().splitlines()]
     true = replace(tiny_stage.TRUE, boxes={f: b for f, b in tiny_stage.TRUE.boxes.items() if f in tiny_stage.SCAN})
-    boxed = write_answer(chain_of_thought="", anomalies=[true], number=1, frames=tiny_stage.SCAN, times_s=SCAN_S, boxed=True)
+    boxed = write_answer(
+        chain_of_thought="", anomalies=[true], number=1, frames=tiny_stage.SCAN, times_s=SCAN_S, boxed=True
+    )
     for row in [row for row in rows if row["task"] == "scan"]:
         broken = '"abnormal"' in row["answer"]
         rows.append({**row, "task": "single", "answer": boxed if broken else row["answer"]})
@@ -216,7 +220,11 @@ def test_rollouts_end_with_the_first_answer(root):
     expected = {
         tiny_stage.NORMAL: ((0, -2), "single turn", False),
         tiny_stage.WINDOW: ((-1 - 2, -1 + 2 + 2), "single turn", True),  # no boxes
-        tiny_stage.BOXED: ((-2, 2 + 2 / 3), "single turn", False),  # frames {0, 1} against {1, 2}; frame 0 is not boxed in truth
+        tiny_stage.BOXED: (
+            (-2, 2 + 2 / 3),
+            "single turn",
+            False,
+        ),  # frames {0, 1} against {1, 2}; frame 0 is not boxed in truth
         tiny_stage.BROKEN: ((-3, -3), "window", True),
     }
     assert {rollout.first.text for rollout in rollouts} >= set(list(expected)[:3])

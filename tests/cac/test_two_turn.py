@@ -55,7 +55,9 @@ class Script:
                 replies.append(given)
                 continue
             text, normal, abnormal = (
-                given if isinstance(given, tuple) else (given, *((0.9, 0.1) if '"status": "normal"' in given else (0.1, 0.9)))
+                given
+                if isinstance(given, tuple)
+                else (given, *((0.9, 0.1) if '"status": "normal"' in given else (0.1, 0.9)))
             )
             replies.append(Reply(text, {"normal": math.log(normal), "abnormal": math.log(abnormal)}))
         return replies
@@ -76,7 +78,9 @@ def test_normal_in_turn_one_ends_there_and_reads_turn_one():
 
 def test_turn_two_sees_the_8_fps_clip_of_the_window_and_decides():
     boxes = {"Frame 0": [10, 20, 30, 40], "Frame 2": [[1, 2, 3, 4], [5, 6, 7, 8]]}
-    (judgement,), script = ask(answer("abnormal", anomaly("Frame 4-6")), (answer("abnormal", anomaly(boxes=boxes)), 0.05, 0.9))
+    (judgement,), script = ask(
+        answer("abnormal", anomaly("Frame 4-6")), (answer("abnormal", anomaly(boxes=boxes)), 0.05, 0.9)
+    )
     scan, look = script.asked
     assert scan[-1].frames.indices == tuple(range(0, 81, 4))  # 81 frames at 16 fps are 21 at 4 fps
     # frames 4-6 of the scan are source frames 16-24 (1.0-1.5 s); at 8 fps: 16, 18, 20, 22, 24
@@ -109,12 +113,17 @@ def test_a_margin_shows_turn_two_what_came_before_and_after():
     assert "margin_s" not in TwoTurn().provenance() and TwoTurn(margin_s=0.25).provenance()["margin_s"] == "0.25"
 
 
-@pytest.mark.parametrize("named", ['["six fingers"]', '[{"a": 1}]', '{"a": 1}', '[{"Attributed Label": "human distortion"}]'])
+@pytest.mark.parametrize(
+    "named", ['["six fingers"]', '[{"a": 1}]', '{"a": 1}', '[{"Attributed Label": "human distortion"}]']
+)
 def test_an_answer_that_says_normal_and_names_something_unreadable_is_no_verdict(named):
     """It contradicts itself as one does whose anomaly can be read: asked again, and then without a verdict."""
     torn = '{"COT": "six fingers", "status": "normal", "anomalies": %s}' % named  # noqa: UP031
     (judgement,), script = ask((torn, 0.9, 0.1), (torn, 0.9, 0.1))
-    assert judgement.status is None and "no usable status (anomalies: must be empty when status is normal" in judgement.error
+    assert (
+        judgement.status is None
+        and "no usable status (anomalies: must be empty when status is normal" in judgement.error
+    )
     assert len(script.asked) == 2
     for nothing in ("[]", "null", '"none"', "{}"):
         (judgement,), _ = ask(('{"COT": "x", "status": "normal", "anomalies": %s}' % nothing, 0.9, 0.1))  # noqa: UP031
@@ -124,7 +133,8 @@ def test_an_answer_that_says_normal_and_names_something_unreadable_is_no_verdict
 def test_half_a_surrogate_pair_in_an_answer_can_be_sent_on():
     (judgement,), _ = ask(('{"COT": "a fast ball \\ud83d ok", "status": "normal", "anomalies": []}', 0.9, 0.1))
     assert (
-        judgement.turns[0].chain_of_thought == "a fast ball ? ok" and json.dumps(judgement.to_json(), ensure_ascii=False).encode()
+        judgement.turns[0].chain_of_thought == "a fast ball ? ok"
+        and json.dumps(judgement.to_json(), ensure_ascii=False).encode()
     )
 
 
@@ -239,7 +249,11 @@ def test_cac_is_a_reward_with_evidence_and_provenance():
     reward = CaC(Script((answer("normal"), 0.6, 0.2), (answer("normal"), 1e-6, 1e-6)))
     good, low = reward([PROMPT, PROMPT], [video(), video()])
     assert good.value == pytest.approx(0.75) and good.evidence.status == "normal"
-    assert good.provenance["scan_fps"] == "4.0" and good.provenance["vlm/model"] == "script" and good.provenance["prompt_sha256"]
+    assert (
+        good.provenance["scan_fps"] == "4.0"
+        and good.provenance["vlm/model"] == "script"
+        and good.provenance["prompt_sha256"]
+    )
     assert not low.scored and "2e-06" in low.error  # the two words hold almost no probability: no number
 
 
@@ -266,9 +280,14 @@ def test_a_judges_folder_brings_its_temperature(tmp_path):
 
     fitted = CaC.miniature().temperature
     assert fitted == json.loads((shipped("cac") / "cac_align.json").read_text())["temperature"] != 1
-    assert load_reward(RewardRecipe(components={"cac": JudgeRecipe(temperature=1.0)})).provenance.get("temperature") is None
+    assert (
+        load_reward(RewardRecipe(components={"cac": JudgeRecipe(temperature=1.0)})).provenance.get("temperature")
+        is None
+    )
     assert load_reward(RewardRecipe(components={"cac": JudgeRecipe()})).provenance["temperature"] == repr(fitted)
-    assert load_reward(RewardRecipe(components={"cac": JudgeRecipe(mode="readout")})).provenance.get("temperature") is None
+    assert (
+        load_reward(RewardRecipe(components={"cac": JudgeRecipe(mode="readout")})).provenance.get("temperature") is None
+    )
 
 
 def test_changing_any_setting_changes_the_provenance():

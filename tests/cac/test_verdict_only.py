@@ -59,7 +59,9 @@ def test_a_real_model_gives_a_verdict_per_video_in_either_form(form):
 def test_it_is_another_reward_by_name_and_provenance():
     vlm = ScriptedVlm(lambda conversation: "normal")
     full, short, written = (CaC(vlm, settings) for settings in (TwoTurn(), VerdictOnly(), VerdictOnly(form="json")))
-    assert (full.name, short.name) == ("cac", "cac_verdict_only") and CaC(vlm, VerdictOnly(), name="mine").name == "mine"
+    assert (full.name, short.name) == ("cac", "cac_verdict_only") and CaC(
+        vlm, VerdictOnly(), name="mine"
+    ).name == "mine"
     assert short.provenance["reward"] == "cac verdict only" and "no chain of thought" in short.provenance["mode"]
     assert len({json.dumps(dict(reward.provenance)) for reward in (full, short, written)}) == 3
     (score,) = short(["a"], videos(1))

@@ -74,11 +74,21 @@ def test_a_prompts_videos_are_ranked_together(tmp_path, capsys):
         videos.append(str(tmp_path / f"{n:02}.mp4"))
     assert main(["score", *videos, "--prompt", "one", "--json", "--reward", f"{__name__}:ranked"]) == 0
     values = [json.loads(line)["score"] for line in capsys.readouterr().out.splitlines()]
-    assert values == pytest.approx([n / 19 for n in range(20)], abs=1e-6)  # in chunks of 16: n / 15, then 0, 1/3, 2/3, 1
+    assert values == pytest.approx(
+        [n / 19 for n in range(20)], abs=1e-6
+    )  # in chunks of 16: n / 15, then 0, 1/3, 2/3, 1
     # Two prompts in turn, through a ledger: ten ranks each, rows still in the order given.
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("even\nodd\n" * 10)
-    told = ["--prompts", str(prompts), "--json", "--ledger", str(tmp_path / "l.jsonl"), "--reward", f"{__name__}:ranked"]
+    told = [
+        "--prompts",
+        str(prompts),
+        "--json",
+        "--ledger",
+        str(tmp_path / "l.jsonl"),
+        "--reward",
+        f"{__name__}:ranked",
+    ]
     assert main(["score", *videos, *told]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["video"] for row in rows] == videos and [row["prompt"] for row in rows[:2]] == ["even", "odd"]
@@ -135,11 +145,20 @@ def test_hostile_prompts_pass_through(clip):
         (["report", ".", "nowhere"], "nowhere: no such file or folder"),
         (["report", ".", ".", "--set", "a=1"], "--set a=1 overrides a recipe's key; give the recipe with --reward"),
         (["annotate", "nowhere"], "nowhere: no such folder"),
-        (["evaluate", "bench", "r.jsonl", "--stored", "s.jsonl", "--reward", "r.yaml"], "--stored reads scores made before"),
+        (
+            ["evaluate", "bench", "r.jsonl", "--stored", "s.jsonl", "--reward", "r.yaml"],
+            "--stored reads scores made before",
+        ),
         (["evaluate", "bench", __file__, "--stored", "nowhere.jsonl"], "test_cli.py:1: not a record"),
-        (["score", "a.mp4", "--prompt", "p", "--reward", "json:dumps"], "json:dumps cannot be called without arguments"),
+        (
+            ["score", "a.mp4", "--prompt", "p", "--reward", "json:dumps"],
+            "json:dumps cannot be called without arguments",
+        ),
         (["score", "a.mp4", "--prompt", "p", "--reward", "collections:Counter"], "gives a Counter, which is no reward"),
-        (["score", "a.mp4", "--prompt", "p", "--reward", "a:B", "--set", "c=1"], "c=1 would not be read: a:B is called as it is"),
+        (
+            ["score", "a.mp4", "--prompt", "p", "--reward", "a:B", "--set", "c=1"],
+            "c=1 would not be read: a:B is called as it is",
+        ),
         (["world", "--n", "2", "--out", "/proc/nowhere"], "/proc/nowhere"),
     ],
 )
@@ -199,7 +218,9 @@ def test_the_prompt_of_every_video(tmp_path):
 def test_the_table_shows_reasons_for_people():
     judged = {
         "status": "abnormal",
-        "anomalies": [{"type": "Object Distortion", "window": {"start_s": 0.5, "end_s": 1.0}, "reason": "the ball melts"}],
+        "anomalies": [
+            {"type": "Object Distortion", "window": {"start_s": 0.5, "end_s": 1.0}, "reason": "the ball melts"}
+        ],
     }
     rows = [
         {"video": "a.mp4", "score": 0.25, "parts": {"p_normal": 0.2}, "error": None, "judgement": judged},
@@ -244,9 +265,13 @@ def test_every_verb_has_help(verb, capsys):
 def test_a_verbs_cpu_threads_sleep_while_they_wait_unless_told_otherwise(given, policy):
     code = "import os, sys; from cac_align.cli import main; print('torch' in sys.modules); main(['score', 'none.mp4', '--prompt', 'x'])"
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | given
-    shown = environment | {"OMP_DISPLAY_ENV": "TRUE"}  # the OpenMP runtime itself says what it was told when it was loaded
+    shown = environment | {
+        "OMP_DISPLAY_ENV": "TRUE"
+    }  # the OpenMP runtime itself says what it was told when it was loaded
     done = subprocess.run([sys.executable, "-c", code + "; import torch"], env=shown, capture_output=True, text=True)
-    assert done.stdout.splitlines()[0] == "False" and f"OMP_WAIT_POLICY = '{policy}'" in done.stderr, done.stderr[-2000:]
+    assert done.stdout.splitlines()[0] == "False" and f"OMP_WAIT_POLICY = '{policy}'" in done.stderr, done.stderr[
+        -2000:
+    ]
 
 
 def test_score_judges_a_real_mp4_with_the_shipped_qwen3_vl_through_its_real_processor(tmp_path, capsys):
@@ -265,8 +290,12 @@ def test_score_judges_a_real_mp4_with_the_shipped_qwen3_vl_through_its_real_proc
     for row in rows:
         assert (row["score"] is None) == bool(row["error"])
         judgement = row["judgement"]
-        assert judgement["turns"] and judgement["turns"][0]["frames"] == list(range(0, 33, 4))  # 33 frames at 16 fps, 4 fps
-        assert any(key.startswith("cac/vlm/") for key in row["provenance"]) and row["provenance"]["cac/wording"] == "brief"
+        assert judgement["turns"] and judgement["turns"][0]["frames"] == list(
+            range(0, 33, 4)
+        )  # 33 frames at 16 fps, 4 fps
+        assert (
+            any(key.startswith("cac/vlm/") for key in row["provenance"]) and row["provenance"]["cac/wording"] == "brief"
+        )
         if row["score"] is not None:
             # range: the mean of (UR - 1) / 4 and CaC
             expected = ((row["parts"]["unified"] - 1) / 4 + row["parts"]["cac"]) / 2
@@ -300,7 +329,8 @@ def test_records_that_are_not_there_are_named(arguments, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "content, told", [(b"", ": holds no records"), (b"\n\n", ": holds no records"), (b"\x00ftyp\xff", ":1: not a record")]
+    "content, told",
+    [(b"", ": holds no records"), (b"\n\n", ": holds no records"), (b"\x00ftyp\xff", ":1: not a record")],
 )
 @pytest.mark.parametrize("verb", ["evaluate bench", "evaluate calibrate", "data synthesise"])
 def test_records_that_are_none_are_named(verb, content, told, tmp_path, capsys):
@@ -325,7 +355,9 @@ def test_a_judge_is_calibrated_on_annotated_records(tmp_path, capsys):
     again = ["evaluate", "calibrate", str(records), *views, "--ledger", str(tmp_path / "ledger.jsonl")]
     assert main([*again, "--write", str(folder), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["n"], told["abnormal"], told["views"]) == (16, 0.5, ["as_is", "later"]) and told["loss"] < told["loss_before"]
+    assert (told["n"], told["abnormal"], told["views"]) == (16, 0.5, ["as_is", "later"]) and told["loss"] < told[
+        "loss_before"
+    ]
     made = CaC.load(str(folder), views=("as_is", "later"))
     assert (made.temperature, made.threshold) == (told["temperature"], told["threshold"]) != (1.0, 0.0)
     # A damaged video costs itself and is counted; a folder that is no judge's, and a recipe without CaC, are named before anything runs.
@@ -345,7 +377,10 @@ def test_a_judge_is_calibrated_on_annotated_records(tmp_path, capsys):
     assert main(["evaluate", "calibrate", str(normal)]) == 2
     assert "normal.jsonl: expected normal and abnormal videos, all 8 are normal" in capsys.readouterr().err
     wrong = ["evaluate", "calibrate", str(records), "--set", "components.cac.mode=readout"]
-    assert main(wrong) == 2 and "expected one component of kind cac, mode two_turn, received none" in capsys.readouterr().err
+    assert (
+        main(wrong) == 2
+        and "expected one component of kind cac, mode two_turn, received none" in capsys.readouterr().err
+    )
 
 
 def test_one_judges_scores_in_two_files_are_not_dropped(tmp_path, capsys):

@@ -78,14 +78,19 @@ def test_several_boxes_on_one_frame() -> None:
 
 
 @pytest.mark.parametrize(
-    "region", ["Frame 4-8", "frame 4 - 8", "Frames 4–8", "4-8", "Frame 4 to Frame 8", " Frame 4—8 ", "frames 4~8", "Frame 04-08"]
+    "region",
+    ["Frame 4-8", "frame 4 - 8", "Frames 4–8", "4-8", "Frame 4 to Frame 8", " Frame 4—8 ", "frames 4~8", "Frame 04-08"],
 )
 def test_spellings_of_a_region(region: str) -> None:
-    assert read(answer(anomalies=[anomaly(**{"Attributed Time Region": region})])).anomalies[0].window == Window(1.0, 2.0)
+    assert read(answer(anomalies=[anomaly(**{"Attributed Time Region": region})])).anomalies[0].window == Window(
+        1.0, 2.0
+    )
 
 
 def test_a_region_of_one_frame() -> None:
-    assert read(answer(anomalies=[anomaly(**{"Attributed Time Region": "Frame 20"})])).anomalies[0].window == Window(5.0, 5.0)
+    assert read(answer(anomalies=[anomaly(**{"Attributed Time Region": "Frame 20"})])).anomalies[0].window == Window(
+        5.0, 5.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,7 +146,11 @@ FAULTS: list[tuple[int, Any, str]] = [
         answer(anomalies=[anomaly(**{"Attributed Label": "Finger"})]),
         "Attributed Label: expected one of the five labels, received 'Finger'",
     ),
-    (1, answer(anomalies=[anomaly(**{"Attributed Label": ["Human Distortion"]})]), "Attributed Label: expected one of the five"),
+    (
+        1,
+        answer(anomalies=[anomaly(**{"Attributed Label": ["Human Distortion"]})]),
+        "Attributed Label: expected one of the five",
+    ),
     (
         1,
         answer(anomalies=[anomaly(**{"Attributed Label": ...})]),
@@ -153,8 +162,16 @@ FAULTS: list[tuple[int, Any, str]] = [
         answer(anomalies=[anomaly(**{"Attributed Time Region": "early"})]),
         "Attributed Time Region: expected 'Frame a-b', received 'early'",
     ),
-    (1, answer(anomalies=[anomaly(**{"Attributed Time Region": [4, 8]})]), "Attributed Time Region: expected 'Frame a-b'"),
-    (1, answer(anomalies=[anomaly(**{"Attributed Time Region": "Frame 8-4"})]), "Attributed Time Region: inverted: 8-4"),
+    (
+        1,
+        answer(anomalies=[anomaly(**{"Attributed Time Region": [4, 8]})]),
+        "Attributed Time Region: expected 'Frame a-b'",
+    ),
+    (
+        1,
+        answer(anomalies=[anomaly(**{"Attributed Time Region": "Frame 8-4"})]),
+        "Attributed Time Region: inverted: 8-4",
+    ),
     (
         1,
         answer(anomalies=[anomaly(**{"Attributed Time Region": "Frame 4-21"})]),
@@ -174,9 +191,17 @@ FAULTS: list[tuple[int, Any, str]] = [
         answer(anomalies=[anomaly(BBOX={"Frame 5": [[1, 2, 3, 4], [5]]})]),
         "'Frame 5': expected [xmin, ymin, xmax, ymax], received [5]",
     ),
-    (2, answer(anomalies=[anomaly(BBOX={"Frame 5": [1, 2, 3, 1001]})]), "Box.ymax must lie in [0, 1000], received 1001"),
+    (
+        2,
+        answer(anomalies=[anomaly(BBOX={"Frame 5": [1, 2, 3, 1001]})]),
+        "Box.ymax must lie in [0, 1000], received 1001",
+    ),
     (2, answer(anomalies=[anomaly(BBOX={"Frame 5": [-1, 2, 3, 4]})]), "Box.xmin must lie in [0, 1000], received -1"),
-    (2, answer(anomalies=[anomaly(BBOX={"Frame 5": [0.5, 2, 3, 4]})]), "Box.xmin must be an integer in [0, 1000], received 0.5"),
+    (
+        2,
+        answer(anomalies=[anomaly(BBOX={"Frame 5": [0.5, 2, 3, 4]})]),
+        "Box.xmin must be an integer in [0, 1000], received 0.5",
+    ),
     (
         2,
         answer(anomalies=[anomaly(BBOX={"Frame 5": [True, 2, 3, 4]})]),
@@ -241,7 +266,12 @@ def test_hostile_text_never_raises_and_round_trips(text: str, number: int) -> No
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 2000) | st.floats() | st.text(max_size=8) | st.sampled_from(ANOMALY_TYPES),
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 2000)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(ANOMALY_TYPES),
     lambda inner: (
         st.lists(inner, max_size=5)
         | st.dictionaries(st.text(max_size=8) | st.sampled_from(["Frame 1", "Frame 30"]), inner, max_size=4)
@@ -302,12 +332,18 @@ def shown_anomalies(draw: st.DrawFn, number: int) -> Anomaly:
     first = draw(st.integers(0, 20))
     last = draw(st.integers(first, 20))
     found = draw(
-        st.dictionaries(st.sampled_from(FRAMES), st.lists(boxes, min_size=1, max_size=3).map(tuple), min_size=1, max_size=4)
+        st.dictionaries(
+            st.sampled_from(FRAMES), st.lists(boxes, min_size=1, max_size=3).map(tuple), min_size=1, max_size=4
+        )
         if number == 2
         else st.just({})
     )
     return Anomaly(
-        draw(st.sampled_from(ANOMALY_TYPES)), Window(TIMES_S[first], TIMES_S[last]), draw(some_text), draw(some_text), found
+        draw(st.sampled_from(ANOMALY_TYPES)),
+        Window(TIMES_S[first], TIMES_S[last]),
+        draw(some_text),
+        draw(some_text),
+        found,
     )
 
 

@@ -49,7 +49,9 @@ def write(
         if b_frames is not None:
             stream.codec_context.max_b_frames = b_frames
         for n in range(count):
-            pixels = np.stack([(columns * 2 + 5 * n) % 256, (rows * 3 + 2 * n) % 256, (rows + columns + 7 * n) % 256], -1)
+            pixels = np.stack(
+                [(columns * 2 + 5 * n) % 256, (rows * 3 + 2 * n) % 256, (rows + columns + 7 * n) % 256], -1
+            )
             frame = av.VideoFrame.from_ndarray(pixels.astype(np.uint8), format="rgb24").reformat(format=pixel_format)
             if stamps_ms is not None:
                 frame.pts, frame.time_base = int(stamps_ms[n]), MS
@@ -90,7 +92,10 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def mp4(clips: dict[str, Path]) -> bytes:
     """moov in front, so that a cut file still opens."""
     path = clips["b_frames.mp4"].with_name("table_first.mp4")
-    with av.open(str(clips["b_frames.mp4"])) as source, av.open(str(path), "w", options={"movflags": "faststart"}) as target:
+    with (
+        av.open(str(clips["b_frames.mp4"])) as source,
+        av.open(str(path), "w", options={"movflags": "faststart"}) as target,
+    ):
         stream = target.add_stream_from_template(source.streams.video[0])
         for packet in source.demux():
             if packet.dts is not None:
@@ -128,7 +133,12 @@ def test_index_and_frames_equal_plain_decoding(clips: dict[str, Path], name: str
     assert (index.height, index.width) == pixels.shape[1:3]
     assert index.times_s[0] == 0 and len(index.times_s) == CLIPS[name].get("count", 40)
     count = len(times_s)
-    picks = [tuple(range(count)), tuple(range(0, count, 4)), tuple(range(count // 2, count)), *((n,) for n in range(count))]
+    picks = [
+        tuple(range(count)),
+        tuple(range(0, count, 4)),
+        tuple(range(count // 2, count)),
+        *((n,) for n in range(count)),
+    ]
     for wanted in picks:  # single frames too: that is where a decoder's seeking goes wrong
         assert np.array_equal(frames.read(wanted), pixels[list(wanted)])
 
@@ -212,7 +222,9 @@ def test_a_file_survives_pickling(clips: dict[str, Path]) -> None:
 
 def test_importing_loads_no_decoder() -> None:
     code = "import sys, cac_align.core.decoding; print(sorted({'decord', 'av', 'torch'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_without_decord_pyav_reads_the_file(clips: dict[str, Path]) -> None:

@@ -50,7 +50,9 @@ def test_the_same_frames_give_the_same_bytes(tmp_path, way):
     """x264's fast code rounds by where its memory lies: of sixty files of these frames the commonest was a third of all, of other clips all were alike."""
     rng, kept, found = np.random.default_rng(1), [], set()
     for _ in range(30):
-        kept += [np.empty(size, np.uint8) for size in rng.integers(1, 50_000, 20)][::2]  # memory lies elsewhere each time
+        kept += [np.empty(size, np.uint8) for size in rng.integers(1, 50_000, 20)][
+            ::2
+        ]  # memory lies elsewhere each time
         if way == "report":
             found.add(_mp4(grainy(), [t / 16 for t in range(17)], 16, 20))
             continue

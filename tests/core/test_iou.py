@@ -147,7 +147,9 @@ def test_box_iou_by_hand(a: Box, b: Box, expected: float) -> None:
 def test_spatial_iou_averages_over_true_boxes_on_shared_frames() -> None:
     half = Box(50, 0, 150, 100)  # IoU 1/3 with SQUARE
     # frame 4: 1, frame 8: 1/3; frames 12 and 16 are not shared and do not count
-    assert spatial_iou({4: [SQUARE], 8: [half], 12: [half]}, {4: [SQUARE], 8: [SQUARE], 16: [SQUARE]}) == pytest.approx(2 / 3)
+    assert spatial_iou({4: [SQUARE], 8: [half], 12: [half]}, {4: [SQUARE], 8: [SQUARE], 16: [SQUARE]}) == pytest.approx(
+        2 / 3
+    )
 
 
 def test_spatial_iou_without_a_shared_frame_is_zero() -> None:

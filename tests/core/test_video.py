@@ -75,7 +75,11 @@ def test_slightly_overshooting_floats_are_clipped_and_wild_ones_refused() -> Non
 def test_grey_and_transparent_images_become_rgb() -> None:
     video = Video.open([Image.new("L", (4, 2), 7), Image.new("L", (4, 2), 9)], fps=8)
     assert video.frames([0, 1]).pixels[:, 0, 0].tolist() == [[7, 7, 7], [9, 9, 9]]
-    assert Video.open([Image.new("RGBA", (4, 2), (1, 2, 3, 0))], fps=8).frames([0]).pixels[0, 0, 0].tolist() == [1, 2, 3]
+    assert Video.open([Image.new("RGBA", (4, 2), (1, 2, 3, 0))], fps=8).frames([0]).pixels[0, 0, 0].tolist() == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_a_video_is_a_video_already() -> None:
@@ -133,7 +137,9 @@ def test_a_layout_settles_what_the_shape_leaves_open() -> None:
 # ---- the clock ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("fps", "expected"), [(4, tuple(range(0, 81, 4))), (8, tuple(range(0, 81, 2))), (16, tuple(range(81)))])
+@pytest.mark.parametrize(
+    ("fps", "expected"), [(4, tuple(range(0, 81, 4))), (8, tuple(range(0, 81, 2))), (16, tuple(range(81)))]
+)
 def test_a_wan_clip_is_sampled_as_the_paper_says(fps: float, expected: tuple[int, ...]) -> None:
     frames = blank(WAN_COUNT).sample(fps)
     assert frames.indices == expected and len(expected) in (21, 41, 81)
@@ -228,7 +234,13 @@ def test_sampling_rates_must_be_positive(fps: float) -> None:
 
 @pytest.mark.parametrize(
     ("indices", "said"),
-    [((), "no frames asked for"), ((1, 0), "increasing"), ((1, 1), "increasing"), ((-1, 0), "increasing"), ((4, 5), r"\[0, 4\]")],
+    [
+        ((), "no frames asked for"),
+        ((1, 0), "increasing"),
+        ((1, 1), "increasing"),
+        ((-1, 0), "increasing"),
+        ((4, 5), r"\[0, 4\]"),
+    ],
 )
 def test_frames_are_asked_for_in_order(indices: tuple[int, ...], said: str) -> None:
     with pytest.raises(ValueError, match=said):
@@ -267,7 +279,11 @@ def test_the_content_hash_of_pixels_sees_every_pixel_the_shape_and_the_clock() -
 def test_a_video_survives_pickling(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     write_mp4(path, pixels(5, 16, 16), fps=16)
-    for video in (Video.open(path), Video.open(path.read_bytes(), name="bytes"), Video.open(pixels(), fps=8, name="pixels")):
+    for video in (
+        Video.open(path),
+        Video.open(path.read_bytes(), name="bytes"),
+        Video.open(pixels(), fps=8, name="pixels"),
+    ):
         _ = video.content_hash
         twin = pickle.loads(pickle.dumps(video))
         assert (twin.times_s, twin.fps, twin.name, twin.path) == (video.times_s, video.fps, video.name, video.path)

@@ -75,5 +75,7 @@ def test_a_judge_is_shipped_as_halves_of_its_numbers(folder, tmp_path):
     assert stored["weight"].dtype == torch.float16 and stored["count"].tolist() == [7]
     assert (stored["weight"].float() / wide - 1).abs().max() < 2**-11, "rounded to 11 bits"
     weights.shipped.cache_clear()
-    assert json.loads((weights.shipped("toy") / "config.json").read_text()) == {"new": True}, "the manifest knows what ships now"
+    assert json.loads((weights.shipped("toy") / "config.json").read_text()) == {"new": True}, (
+        "the manifest knows what ships now"
+    )
     assert weights.main(["toy"]) == 2

@@ -87,7 +87,10 @@ def test_a_video_without_boxes_is_normal_only_if_somebody_says_so(world, tmp_pat
     path = written(tmp_path / "c.json", made)
     found = from_coco(path, labels=LABELS)
     assert len(found.records) == 1 and "whether it is normal is not known" in next(iter(found.left_out.values()))
-    assert [record.status for record in from_coco(path, labels=LABELS, unannotated="normal").records] == ["abnormal", "normal"]
+    assert [record.status for record in from_coco(path, labels=LABELS, unannotated="normal").records] == [
+        "abnormal",
+        "normal",
+    ]
     made["videos"][1]["status"] = "abnormal"
     assert "contradiction" in next(iter(from_coco(written(path, made), labels=LABELS).left_out.values()))
     made["videos"][1] = {"id": 8, "file_name": "gone.mp4"}
@@ -145,7 +148,10 @@ def test_exports_of_records_with_several_boxes_and_no_window():
 def test_a_known_data_set_is_imported_and_its_doubts_are_said(world, tmp_path, capsys):
     names = [Path(record.video).name for record in read_records(world)]
     error = {"type": "Appearance/Disappearance", "explanation": "it vanishes", "start_s": 0.25, "end_s": 0.5}
-    listed = [{"video": names[1], "prompt": "a box", "errors": [error]}, {"video": "gone.mp4", "prompt": "p", "errors": []}]
+    listed = [
+        {"video": names[1], "prompt": "a box", "errors": [error]},
+        {"video": "gone.mp4", "prompt": "p", "errors": []},
+    ]
     source = tmp_path / "spotlight.json"
     source.write_text(json.dumps(listed))
     out = world.with_name("spotlight.jsonl")

@@ -52,7 +52,11 @@ BLUR = "<think><type>Unnatural Blur</type> in <t>[0, 1]</t> at <bbox>[0,0,1,1]</
 def vif_row(place, text, style="messages"):
     images = [f"/any/where/parsed_frames/{place}/{n}.png" for n in (1, 2)]
     if style == "messages":
-        turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": text}]
+        turns = [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "u"},
+            {"role": "assistant", "content": text},
+        ]
     else:
         turns = [{"from": "human", "value": "u"}, {"from": "gpt", "value": text}]
     return {style: turns, "images": images}
@@ -79,7 +83,11 @@ def test_vif_cot_findings_become_windows_boxes_and_types(tmp_path):
     assert (fake.status, real.status, fake.id) == ("abnormal", "normal", "kinetics/fake/Gen/a-0")
     hand, lamp = fake.anomalies
     assert (hand.type, lamp.type) == ("Human Distortion", "Motion Anomalies")
-    assert hand.window == Window(0.5, 1.0) and set(hand.boxes) == {4, 5, 6, 7, 8} and hand.boxes[4] == (Box(100, 200, 500, 600),)
+    assert (
+        hand.window == Window(0.5, 1.0)
+        and set(hand.boxes) == {4, 5, 6, 7, 8}
+        and hand.boxes[4] == (Box(100, 200, 500, 600),)
+    )
     assert lamp.boxes == {} and "The man's left hand merges" in hand.reason and "<" not in hand.reason
     assert "lamp vanishes" in lamp.reason and "hand" not in lamp.reason
     assert (fake.fps, fake.num_frames, fake.extra["dropped"], fake.extra["generator"]) == (FPS, 24, 1, "Gen")
@@ -102,7 +110,9 @@ def test_vif_cot_open_choices_are_settings(tmp_path):
     assert cup.anomalies[0].type == "Object Distortion"
     apart = FAKE.replace("cup here: <type>", "cup. <type>")  # the finding stands as a sentence of its own
     assert vif(tmp_path, [vif_row("k/fake/g/a", apart)]).records[0].anomalies[0].type == "Human Distortion"
-    pixels = vif(tmp_path, [vif_row("k/fake/g/a", FAKE.replace("0.1, 0.2, 0.5, 0.6", "16, 12, 32, 24"))], box_units="pixel")
+    pixels = vif(
+        tmp_path, [vif_row("k/fake/g/a", FAKE.replace("0.1, 0.2, 0.5, 0.6", "16, 12, 32, 24"))], box_units="pixel"
+    )
     assert pixels.records[0].anomalies[0].boxes[4] == (Box(250, 250, 500, 500),)
 
 
@@ -113,7 +123,10 @@ def test_vif_cot_open_choices_are_settings(tmp_path):
         (lambda row: row | {"images": ["frames/1.png"]}, "expected an image under parsed_frames"),
         (lambda row: vif_row("k/fake/g/a", FAKE.replace("Structure", "Strucure")), "did you mean 'Structure Anomaly'"),
         (lambda row: vif_row("k/fake/g/a", FAKE.replace("0.5, 0.6", "50, 60")), "is box_units right"),
-        (lambda row: vif_row("k/fake/g/a", FAKE.replace("[0.5, 1.0]", "[9.5, 9.9]")), "does not lie in a video of 3.00 s"),
+        (
+            lambda row: vif_row("k/fake/g/a", FAKE.replace("[0.5, 1.0]", "[9.5, 9.9]")),
+            "does not lie in a video of 3.00 s",
+        ),
         (lambda row: vif_row("k/fake/g/a", "no verdict"), "found neither"),
         (lambda row: {**row, "messages": [{"role": "tool", "content": ""}]}, "unknown role 'tool'"),
     ],
@@ -165,7 +178,12 @@ def test_geneva_boxes_are_grouped_into_anomalies(tmp_path):
 def test_geneva_keys_and_box_order_are_settings(tmp_path):
     clip(tmp_path / "videos" / "a.mp4")
     rows = [{"file": "a.mp4", "prompt": "p", "annotations": [{"frame": 1, "bbox": [16, 12, 16, 12], "label": "hand"}]}]
-    settings = {"videos": tmp_path / "videos", "table": GENEVA_TABLE, "fields": geneva.Fields(video="file"), "first_frame": 1}
+    settings = {
+        "videos": tmp_path / "videos",
+        "table": GENEVA_TABLE,
+        "fields": geneva.Fields(video="file"),
+        "first_frame": 1,
+    }
     found = geneva.load(geneva_file(tmp_path, rows), boxes="xywh_px", **settings)
     assert found.records[0].anomalies[0].boxes == {0: (Box(250, 250, 500, 500),)}
     with pytest.raises(ValueError, match="is `boxes` right"):
@@ -202,7 +220,9 @@ def test_broken_videos_masks_become_boxes(tmp_path, form):
     if form == "png":
         (tmp_path / "masks/kling/a").mkdir(parents=True)
         for number, mask in enumerate(masks):
-            Image.fromarray(mask).save(tmp_path / f"masks/kling/a/frame{number}.png")  # not zero-padded: order is by number
+            Image.fromarray(mask).save(
+                tmp_path / f"masks/kling/a/frame{number}.png"
+            )  # not zero-padded: order is by number
     else:
         (tmp_path / "masks/kling").mkdir(parents=True)
         write_mp4(tmp_path / "masks/kling/a.mp4", np.repeat(masks[..., None], 3, axis=-1), FPS)
@@ -215,7 +235,9 @@ def test_broken_videos_masks_become_boxes(tmp_path, form):
     assert (first.window, second.window) == (Window(2 / FPS, 6 / FPS), Window(20 / FPS, 21 / FPS))
     assert set(first.boxes) == {2, 3, 4, 6} and len(first.boxes[4]) == 2
     near = first.boxes[2][0].to_json()
-    assert np.abs(np.subtract(near, [250, 250, 500, 500])).max() <= (0 if form == "png" else 25)  # a codec blurs the border
+    assert np.abs(np.subtract(near, [250, 250, 500, 500])).max() <= (
+        0 if form == "png" else 25
+    )  # a codec blurs the border
     assert form == "video" or record.extra == {"speckles_dropped": 1}
 
 
@@ -242,7 +264,17 @@ def test_components_touching_at_a_corner_are_one():
 
 
 def videophy_file(tmp_path, *rows, extra=()):
-    columns = ["caption", "video_url", "sa", "pc", "joint", "physics_rules_unfollowed", "human_violated_rules", "is_hard", *extra]
+    columns = [
+        "caption",
+        "video_url",
+        "sa",
+        "pc",
+        "joint",
+        "physics_rules_unfollowed",
+        "human_violated_rules",
+        "is_hard",
+        *extra,
+    ]
     path = tmp_path / "videophy2_test.csv"
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, columns)
@@ -267,7 +299,9 @@ def test_videophy2_reads_python_literals(tmp_path):
     good, broken, rated = found.records
     assert (good.status, broken.status, rated.status) == ("normal", "abnormal", "abnormal")
     assert [a.reason for a in broken.anomalies] == ['It\'s "heavy"', "Inertia"] and broken.anomalies[0].window is None
-    assert rated.anomalies[0].reason == "physical commonsense rated 3 of 5, no rule named" and good.extra["joint"] is True
+    assert (
+        rated.anomalies[0].reason == "physical commonsense rated 3 of 5, no rule named" and good.extra["joint"] is True
+    )
     assert list(found.left_out) == ["lost.mp4"]
 
 
@@ -311,7 +345,11 @@ def test_spotlight_errors_become_windows(tmp_path):
     last = 23 / FPS
     assert [a.window for a in first.anomalies] == [Window(0.5, 1.5), Window(0, 0.5), Window(1, last), Window(0, last)]
     assert [a.type for a in first.anomalies] == ["Physical Violations", *["Human Distortion"] * 2, "Motion Anomalies"]
-    assert clean.status == "normal" and first.extra["dropped"] == 1 and found.left_out == {"c.mp4": "out of scope: ['Logical']"}
+    assert (
+        clean.status == "normal"
+        and first.extra["dropped"] == 1
+        and found.left_out == {"c.mp4": "out of scope: ['Logical']"}
+    )
     for change, message in [
         ({"type": "Physic"}, "did you mean 'Physics'"),
         ({"end_s": 9.0}, "does not lie in a video"),

@@ -34,7 +34,9 @@ def test_only_what_is_shown_is_seen_and_windows_and_boxes_are_cut_to_it():
 def test_an_absence_keeps_its_nearest_boundary_box():
     gone = anomaly(5, 20, "Motion Anomalies", frames=(5, 20))
     (only,) = seen([gone], (0, 8, 16), (0.0, 0.5, 1.0))
-    assert only.boxes == {8: BOX} and only.window == Window(0.5, 1.0)  # frame 8 is 3 away from 5, frame 16 is 4 away from 20
+    assert only.boxes == {8: BOX} and only.window == Window(
+        0.5, 1.0
+    )  # frame 8 is 3 away from 5, frame 16 is 4 away from 20
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -111,7 +113,11 @@ def test_a_normal_video_that_no_clip_fits_into_has_no_donor():
 
 def test_a_share_of_looks_at_anomalous_videos_has_alarms_at_the_times_of_the_truth_with_as_many_findings():
     records = [
-        record(anomaly(n % 40, n % 40 + 2, ("Object Distortion", "Motion Anomalies")[n % 2]), name=f"bad{n}", prompt=f"ball {n}")
+        record(
+            anomaly(n % 40, n % 40 + 2, ("Object Distortion", "Motion Anomalies")[n % 2]),
+            name=f"bad{n}",
+            prompt=f"ball {n}",
+        )
         for n in range(120)
     ]
     records += [
@@ -127,7 +133,11 @@ def test_a_share_of_looks_at_anomalous_videos_has_alarms_at_the_times_of_the_tru
             assert alarm.donor[:3] == "bad" and alarm.donor != look.record.id
             (lent,), (own,) = alarm.supposed, look.record.anomalies
             (theirs,) = next(of for of in records if of.id == alarm.donor).anomalies
-            assert (lent.type, lent.reason, lent.window) == (theirs.type, theirs.reason, own.window) and lent.type != own.type
+            assert (lent.type, lent.reason, lent.window) == (
+                theirs.type,
+                theirs.reason,
+                own.window,
+            ) and lent.type != own.type
             assert (alarm.record, alarm.window, alarm.task) == (look.record, look.window, "scan")
     first, second = (look for look in asked["twoObject Distortion"] if look.task == "look")
     assert {alarm.donor for alarm in (*first.alarms, *second.alarms)} == {"twoMotion Anomalies"}
@@ -138,7 +148,9 @@ def test_a_mistaken_scan_is_the_scans_question_and_tells_the_teacher_alone_what_
     clip = make_clip(1_420_001, anomalous=True)
     of, video = clip.record("x.mp4"), Video.open(clip.pixels, fps=16)
     start = of.anomalies[0].window.start_s
-    ball = record(anomaly(round(16 * start), round(16 * start) + 4, frames=range(20)), name="ball", frames=of.num_frames)
+    ball = record(
+        anomaly(round(16 * start), round(16 * start) + 4, frames=range(20)), name="ball", frames=of.num_frames
+    )
     good = replace(of, id="good", status="normal", anomalies=())
     for name, donor in (("good", ball), (of.id, replace(ball, anomalies=ball.anomalies * len(of.anomalies)))):
         asked = plan([of, donor, good], foreign_suspicion=1.0, tasks=["scan", "look"])[name]
@@ -159,7 +171,11 @@ def test_a_mistaken_scan_is_the_scans_question_and_tells_the_teacher_alone_what_
 
 def test_single_frames_show_a_single_frame_category_alone():
     of = record(anomaly(2, 9, frames=range(2, 10)), anomaly(6, 12, "Motion Anomalies", frames=(6, 12)))
-    frames = [question.frame for question in plan([of, record(name="n")], frames_per_video=99)["r"] if question.task == "frame"]
+    frames = [
+        question.frame
+        for question in plan([of, record(name="n")], frames_per_video=99)["r"]
+        if question.task == "frame"
+    ]
     assert frames == [2, 3, 4, 5]  # from 6 on something moves wrongly as well, and one frame cannot show that
     motion = record(anomaly(6, 12, "Motion Anomalies", frames=(6, 12)))
     assert [question.task for question in plan([motion])["r"]] == ["scan", "look"]
@@ -172,7 +188,10 @@ def test_a_corrected_record_is_asked_anew():
 
 
 def test_what_is_neither_shown_nor_compared_asks_nothing_anew_and_all_else_does():
-    of, ball = record(anomaly(2, 9, frames=(2, 9))), record(anomaly(4, 9, "Motion Anomalies", frames=(4, 9)), name="ball")
+    of, ball = (
+        record(anomaly(2, 9, frames=(2, 9))),
+        record(anomaly(4, 9, "Motion Anomalies", frames=(4, 9)), name="ball"),
+    )
     (labelled,) = (replace(one, saliency="non-salient") for one in of.anomalies)
     (more,) = (replace(one, region="elsewhere") for one in of.anomalies)
 
@@ -182,7 +201,11 @@ def test_what_is_neither_shown_nor_compared_asks_nothing_anew_and_all_else_does(
     for same in (
         {"video": "../moved/r.mp4"}, {"review": "audited"}, {"annotator": "bob"}, {"extra": {"n": 1}}, {"anomalies": (labelled,)},
     ):  # fmt: skip
-        assert keys(replace(of, **same)) == keys(of) == keys(replace(of, **same), replace(ball, video="x.mp4", review="audited"))
+        assert (
+            keys(replace(of, **same))
+            == keys(of)
+            == keys(replace(of, **same), replace(ball, video="x.mp4", review="audited"))
+        )
     for other in (
         {"prompt": "another"}, {"num_frames": 48}, {"width": 32}, {"height": 32}, {"fps": 16.5}, {"id": "s"}, {"anomalies": (more,)}
     ):  # fmt: skip
@@ -193,7 +216,10 @@ def test_what_is_neither_shown_nor_compared_asks_nothing_anew_and_all_else_does(
 
 def test_a_record_more_or_less_changes_its_neighbours_questions_only():
     kinds = ("Object Distortion", "Motion Anomalies")
-    bad = [record(anomaly(n % 40, n % 40 + 2, kinds[n % 2]), name=f"bad{n}", prompt=f"a ball number {n}") for n in range(300)]
+    bad = [
+        record(anomaly(n % 40, n % 40 + 2, kinds[n % 2]), name=f"bad{n}", prompt=f"a ball number {n}")
+        for n in range(300)
+    ]
     good = [record(name=f"good{n}", prompt="a ball") for n in range(300)]
 
     def keys(records):
@@ -204,7 +230,9 @@ def test_a_record_more_or_less_changes_its_neighbours_questions_only():
     for gone in range(0, 300, 30):
         after = keys(bad[:gone] + bad[gone + 1 :] + good)
         shares.append(sum(before[name] != key for name, key in after.items()) / len(after))
-    assert max(shares) < 0.12 and sum(shares) / len(shares) < 0.05  # eight of 300 are looked at, or sixteen of which eight fit
+    assert (
+        max(shares) < 0.12 and sum(shares) / len(shares) < 0.05
+    )  # eight of 300 are looked at, or sixteen of which eight fit
     donors = {alarm.donor for asked in plan(bad + good, tasks=["look"]).values() for q in asked for alarm in q.alarms}
     assert len(donors) > 200  # and everyone's findings are borrowed
 
@@ -215,7 +243,9 @@ def test_the_teacher_sees_the_anomaly_enlarged_and_is_told_in_the_frames_own_num
     scan = plan([of])[of.id][0]
     frames = shown(scan, video)
     system, close = told(scan, frames, video, close_ups=True)
-    assert system.role == "system" and f"(sample {of.id}, scan)" in system.text and '"status": "abnormal"' in system.text
+    assert (
+        system.role == "system" and f"(sample {of.id}, scan)" in system.text and '"status": "abnormal"' in system.text
+    )
     first = min(n for n, t in enumerate(frames.times_s) if t >= truth(scan, frames)[0].window.start_s)
     assert f'"Attributed Time Region": "Frame {first}-' in system.text and "COT" not in system.text
     assert close.as_images and len(close.frames) <= 8

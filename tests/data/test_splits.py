@@ -49,10 +49,21 @@ def test_pairs_are_those_of_a_plain_loop(block):
     hashes[8] = hashes[4] ^ (draw.random(BITS) < 0.05)
     plain = {(a, b): (hashes[a] != hashes[b]).mean() for a in range(9) for b in range(a + 1, 9)}
     found = {(a, b): apart for a, b, apart in near_pairs(hashes, near=0.08, block=block)}
-    assert found == pytest.approx({pair: apart for pair, apart in plain.items() if apart <= 0.08}, abs=1e-6) and len(found) == 2
+    assert (
+        found == pytest.approx({pair: apart for pair, apart in plain.items() if apart <= 0.08}, abs=1e-6)
+        and len(found) == 2
+    )
     others = {(a, b) for a, b, _ in near_pairs(hashes[:4], hashes[4:], near=0.08, block=block)}
     assert others == {(1, 0)}
-    assert sorted(map(sorted, families(9, list(near_pairs(hashes, near=0.08))))) == [[0], [1, 4, 8], [2], [3], [5], [6], [7]]
+    assert sorted(map(sorted, families(9, list(near_pairs(hashes, near=0.08))))) == [
+        [0],
+        [1, 4, 8],
+        [2],
+        [3],
+        [5],
+        [6],
+        [7],
+    ]
 
 
 # ---- splits -------------------------------------------------------------------------------------------------------
@@ -115,7 +126,10 @@ def test_stages_are_disjoint_balanced_and_keep_near_duplicates_together(chains, 
         for task in tasks:
             count = Counter(records[row["record"]].status for row in stages[n] if row["task"] == task)
             assert count["normal"] == count["abnormal"] > 0
-    assert not {row["record"] for row in stages[2] if row["task"] == "look"} & {"bad15", "bad16"}  # their anomaly lasts over 1 s
+    assert not {row["record"] for row in stages[2] if row["task"] == "look"} & {
+        "bad15",
+        "bad16",
+    }  # their anomaly lasts over 1 s
     assert all((tmp_path / "out" / record.video).is_file() for record in records.values())
     assert report["families"] == 25 and report["largest_family"] == 2
     # 28 records of 37,500 (5 K + 5 K frames' videos, 20 K, 7.5 K): 7.5, 14.9 and 5.6 videos
@@ -146,7 +160,9 @@ def test_the_check_finds_what_is_planted(chains, tmp_path, capsys):
     out = tmp_path / "out"
     split(chains, out)
     stages, records = stages_of(out), {record.id: record for record in read_records(out / "records.jsonl")}
-    hashes = np.random.default_rng(0).random((len(records), BITS)) < 0.5  # what the videos show is the next test's matter
+    hashes = (
+        np.random.default_rng(0).random((len(records), BITS)) < 0.5
+    )  # what the videos show is the next test's matter
     first, third = stages[1][0], stages[3][0]
 
     def findings(changed, n):
@@ -189,7 +205,9 @@ def test_the_check_finds_a_near_duplicate_in_another_stage_and_the_same_file_und
 
 
 def test_a_benchmark_and_its_near_duplicates_are_kept_out(chains, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("cac_align.data.questions.variable", lambda *_: True)  # for what looks alike, no clock is needed
+    monkeypatch.setattr(
+        "cac_align.data.questions.variable", lambda *_: True
+    )  # for what looks alike, no clock is needed
     bench = tmp_path / "bench"
     bench.mkdir()
     (row,) = [record for record in read_records(chains / "records.jsonl") if record.id == "good0"]
@@ -198,7 +216,10 @@ def test_a_benchmark_and_its_near_duplicates_are_kept_out(chains, tmp_path, caps
     report = split(chains, tmp_path / "out", apart=[bench / "records.jsonl"])
     used = {row["record"] for rows in stages_of(tmp_path / "out").values() for row in rows}
     assert not used & {"good0", "bad14"} and report["near_benchmark"] == 2
-    assert main(["data", "split", str(chains), "--out", str(tmp_path / "verb"), "--apart", str(bench / "records.jsonl")]) == 0
+    assert (
+        main(["data", "split", str(chains), "--out", str(tmp_path / "verb"), "--apart", str(bench / "records.jsonl")])
+        == 0
+    )
     *_, kept_out, unused = capsys.readouterr().out.splitlines()
     assert kept_out == "near_benchmark: 2 videos kept out" and report["unused"] == 28 - len(used)
     assert unused == f"unused: {report['unused']} videos with chains are in no stage, those kept out included"
@@ -213,7 +234,10 @@ def test_a_benchmark_and_its_near_duplicates_are_kept_out(chains, tmp_path, caps
         ({"normal": 4, "abnormal": 0}, "no abnormal record has a chain of thought"),
         ({"single": 0.0}, "stage1 would be empty: no abnormal frame .* add records of single-frame categories"),
         ({"normal": 2, "abnormal": 2, "single": 1.0}, "would be empty"),
-        ({"copies": tuple((n, 0) for n in range(1, 28))}, "28 of 28 videos are near-duplicates of one another.*lower near"),
+        (
+            {"copies": tuple((n, 0) for n in range(1, 28))},
+            "28 of 28 videos are near-duplicates of one another.*lower near",
+        ),
         ({"long": tuple(range(14, 28))}, "stage2 would be empty: no abnormal clip that is short enough"),
     ],
 )

@@ -69,19 +69,25 @@ def test_the_ground_truth_teacher_is_verified_in_the_first_round_and_its_samples
             sample["answer"], number=1 if sample["task"] == "scan" else 2, frames=frames.indices, times_s=frames.times_s
         )
         assert turn.faults == () and turn.status == record.status
-        if sample["task"] == "look":  # what turn 2 is told is turn 1's answer in its own format, abnormal on either class
+        if (
+            sample["task"] == "look"
+        ):  # what turn 2 is told is turn 1's answer in its own format, abnormal on either class
             scanned = video.sample(4)
             claim = read_answer(sample["claim"], number=1, frames=scanned.indices, times_s=scanned.times_s)
             assert claim.faults == () and claim.status == "abnormal"
     written = list(read_records(tmp_path / "records.jsonl"))
-    assert [record.anomalies for record in written] == [record.anomalies for record in records]  # the world's own saliency stays
+    assert [record.anomalies for record in written] == [
+        record.anomalies for record in records
+    ]  # the world's own saliency stays
     assert all((tmp_path / record.video).is_file() for record in written)
 
 
 NORMAL = json.dumps({"COT": "Step 1: fine.", "status": "normal", "anomalies": []})
 
 
-def test_an_alarm_is_asked_before_its_look_verified_against_what_it_supposes_and_no_sample_of_its_own(world, records, tmp_path):
+def test_an_alarm_is_asked_before_its_look_verified_against_what_it_supposes_and_no_sample_of_its_own(
+    world, records, tmp_path
+):
     pupil = Pupil(records)
     settings = replace(BRIEF, workers=1, foreign_suspicion=1.0)
     report = synthesise(records, world.parent, ScriptedVlm(pupil), tmp_path, settings)
@@ -192,7 +198,9 @@ def test_a_killed_run_goes_on_where_it_stopped_and_asks_nothing_twice(world, rec
     for cut in (2, len(lines) - 1):
         part = tmp_path / f"part{cut}"
         part.mkdir()
-        (part / "attempts.jsonl").write_bytes(b"".join(lines[:cut]) + lines[cut][: len(lines[cut]) // 2])  # torn in its middle
+        (part / "attempts.jsonl").write_bytes(
+            b"".join(lines[:cut]) + lines[cut][: len(lines[cut]) // 2]
+        )  # torn in its middle
         before = [json.loads(line) for line in lines[:cut]]
         done = sum((row["record"], row["task"]) == (target, "scan") for row in before)
         pupil = Pupil(records, {target: 2 - min(done, 2)})
@@ -206,9 +214,13 @@ def test_a_killed_run_goes_on_where_it_stopped_and_asks_nothing_twice(world, rec
 
 def test_a_teacher_that_answers_garbage_stops_the_run_with_a_sentence_and_writes_no_chains(world, records, tmp_path):
     with pytest.raises(ValueError, match=r"gave up: 2 records in a row .* format: not json.*give_up_after=0") as told:
-        synthesise(records, world.parent, ScriptedVlm(lambda _: "?"), tmp_path, replace(BRIEF, workers=1, give_up_after=2))
+        synthesise(
+            records, world.parent, ScriptedVlm(lambda _: "?"), tmp_path, replace(BRIEF, workers=1, give_up_after=2)
+        )
     assert "attempts.jsonl" in str(told.value) and not (tmp_path / "chains.jsonl").exists()
-    assert len(rows(tmp_path / "attempts.jsonl")) == 10  # two records, five rounds; the rejected answers are there to be read
+    assert (
+        len(rows(tmp_path / "attempts.jsonl")) == 10
+    )  # two records, five rounds; the rejected answers are there to be read
     report = synthesise(records, world.parent, ScriptedVlm(lambda _: "?"), tmp_path, replace(BRIEF, give_up_after=0))
     assert report["discarded"] == 4 and report["accepted"] == 0  # or it goes on, counted, as the recipe says
 
@@ -243,7 +255,9 @@ def test_several_records_are_asked_at_once_and_progress_counts_them(world, recor
         return pupil.truth.answer([conversation], max_new_tokens=400)[0]
 
     settings = replace(BRIEF, tasks=["scan"], price_prompt=1.0, price_answer=1.0)
-    synthesise(records, world.parent, ScriptedVlm(teacher), tmp_path, settings, progress=lambda *counts: shown.append(counts))
+    synthesise(
+        records, world.parent, ScriptedVlm(teacher), tmp_path, settings, progress=lambda *counts: shown.append(counts)
+    )
     assert [(done, total) for done, total, _ in shown] == [(n, 4) for n in (1, 2, 3, 4)]
     last = shown[-1][2]
     assert last["accepted"] == last["answers"] == 4
@@ -259,7 +273,11 @@ def test_a_real_model_and_a_server_take_the_conversation(world, records, tmp_pat
     settings = replace(BRIEF, tasks=["scan"], rounds=2, salient_rounds=1, max_new_tokens=4)
     untaught = LocalVlm(tiny_qwen.model(), tiny_qwen.processor(), name="untaught")
     report = synthesise(abnormal, world.parent, untaught, tmp_path / "local", settings)
-    assert (report["failures"], report["answers"], report["discarded"]) == (0, 2, 1)  # it answers garbage, and that twice
+    assert (report["failures"], report["answers"], report["discarded"]) == (
+        0,
+        2,
+        1,
+    )  # it answers garbage, and that twice
     assert report["prompt_tokens"] > 400 and report["answer_tokens"] == 8
     teacher = ScriptedVlm(lambda _: "<|video_pad|> no json")
     synthesise(abnormal, world.parent, teacher, tmp_path / "scripted", settings)
@@ -276,13 +294,17 @@ def test_bad_records_are_discarded_by_name_and_the_others_go_on(world, records, 
     reasons = {row["record"]: row["reason"] for row in rows(tmp_path / "discarded.jsonl")}
     assert "video missing" in reasons[records[0].id] and "states 99 frames" in reasons[records[1].id]
     with pytest.raises(ValueError, match="none of 4 records is accepted or audited"):
-        synthesise([replace(record, review="draft") for record in records], world.parent, GroundTruth(records), tmp_path / "d")
+        synthesise(
+            [replace(record, review="draft") for record in records], world.parent, GroundTruth(records), tmp_path / "d"
+        )
     with pytest.raises(ValueError, match="stands twice"):
         synthesise([records[0]] * 2, world.parent, GroundTruth(records), tmp_path / "e")
 
 
 @pytest.mark.parametrize("status", ["normal", "abnormal"])
-def test_a_video_damaged_behind_its_scan_is_discarded_by_name_and_the_others_go_on(world, records, tmp_path, monkeypatch, status):
+def test_a_video_damaged_behind_its_scan_is_discarded_by_name_and_the_others_go_on(
+    world, records, tmp_path, monkeypatch, status
+):
     """At 4 fps its frames can be read, the others not: an abnormal one fails in the close-up, a normal one in its look."""
     target = next(record for record in records if record.status == status)
     frames, seen = Video.frames, []
@@ -299,7 +321,11 @@ def test_a_video_damaged_behind_its_scan_is_discarded_by_name_and_the_others_go_
     report = synthesise(records, world.parent, GroundTruth(records), tmp_path, settings)
     assert (report["discarded"], report["accepted"], report["reasons"]) == (1, 3, {f"{world.parent / target.video}": 1})
     (lost,) = rows(tmp_path / "discarded.jsonl")
-    assert (lost["record"], lost["task"]) == (target.id, "video") and "the file is damaged" in lost["reason"] and len(seen) > 1
+    assert (
+        (lost["record"], lost["task"]) == (target.id, "video")
+        and "the file is damaged" in lost["reason"]
+        and len(seen) > 1
+    )
     assert len(rows(tmp_path / "chains.jsonl")) == 6
     again = synthesise(records, world.parent, GroundTruth(records), tmp_path, settings)
     assert again["accepted"] == 3  # a resume is no worse
@@ -308,7 +334,9 @@ def test_a_video_damaged_behind_its_scan_is_discarded_by_name_and_the_others_go_
 def test_a_box_outside_the_video_costs_its_record_and_a_bug_is_not_taken_for_damage(world, records, tmp_path):
     target = next(record for record in records if record.status == "abnormal")
     (anomaly,) = target.anomalies
-    away = replace(anomaly, type="Object Distortion", window=Window(0.25, 1.75), boxes={28: next(iter(anomaly.boxes.values()))})
+    away = replace(
+        anomaly, type="Object Distortion", window=Window(0.25, 1.75), boxes={28: next(iter(anomaly.boxes.values()))}
+    )
     changed = [replace(target, anomalies=(away,)), *(record for record in records if record is not target)]
     report = synthesise(changed, world.parent, GroundTruth(changed), tmp_path / "out", BRIEF)
     assert (report["accepted"], report["discarded"]) == (3, 1)
@@ -363,7 +391,9 @@ def test_a_second_process_is_refused_and_a_damaged_line_is_named(tmp_path):
     log.add(Attempt("k", "r", "scan", 1, "text \u2028 with a separator", ("time: IoU 0.1",), num_tokens=3))
     log.close()
     again = AttemptLog(tmp_path / "attempts.jsonl")
-    assert again.rounds("k") == [Attempt("k", "r", "scan", 1, "text \u2028 with a separator", ("time: IoU 0.1",), num_tokens=3)]
+    assert again.rounds("k") == [
+        Attempt("k", "r", "scan", 1, "text \u2028 with a separator", ("time: IoU 0.1",), num_tokens=3)
+    ]
     again.close()
     path = tmp_path / "attempts.jsonl"
     path.write_bytes(b"{broken}\n" + path.read_bytes())
@@ -410,15 +440,24 @@ def test_a_reviewer_who_is_down_costs_no_generation_and_one_without_a_verdict_a_
     report = synthesise(records[:2], world.parent, ScriptedVlm(teacher), tmp_path, settings)
     assert len(pupil.asked) == 2 and len(reviewed) == 6 and len(set(reviewed)) == 2
     assert (report["accepted"], report["rounds"], report["answers"], report["unanswered"]) == (2, {1: 2}, 2, 0)
-    assert (report["prompt_tokens"], report["answer_tokens"]) == (2 * 3000, 2 * 400)  # each answer and each review counted once
+    assert (report["prompt_tokens"], report["answer_tokens"]) == (
+        2 * 3000,
+        2 * 400,
+    )  # each answer and each review counted once
     assert [row["unreviewed"] for row in rows(tmp_path / "attempts.jsonl")] == [True] * 4 + [False] * 2
     reviewer["says"] = Reply("It looks fine to me.")
     report = synthesise(records, world.parent, ScriptedVlm(teacher), tmp_path, settings)
-    assert (report["accepted"], report["discarded"], report["unanswered"]) == (2, 2, 0) and len(pupil.asked) == 2 + 2 * 3
-    assert all("review: no verdict in 'It looks fine to me.'" in row["reason"] for row in rows(tmp_path / "discarded.jsonl"))
+    assert (report["accepted"], report["discarded"], report["unanswered"]) == (2, 2, 0) and len(
+        pupil.asked
+    ) == 2 + 2 * 3
+    assert all(
+        "review: no verdict in 'It looks fine to me.'" in row["reason"] for row in rows(tmp_path / "discarded.jsonl")
+    )
 
 
-def test_a_finished_synthesis_decodes_nothing_again_and_counts_what_the_file_holds(world, records, tmp_path, monkeypatch):
+def test_a_finished_synthesis_decodes_nothing_again_and_counts_what_the_file_holds(
+    world, records, tmp_path, monkeypatch
+):
     settings = replace(BRIEF, foreign_suspicion=1.0)
     pupil = Pupil(records, {records[0].id: 1})
     report = synthesise(records, world.parent, ScriptedVlm(pupil), tmp_path, settings)
@@ -448,7 +487,18 @@ def test_settings_that_cannot_be_meant(wrong, told):
 
 def test_the_verb_makes_chains_with_the_miniature_and_shows_the_report(world, tmp_path, capsys):
     out = tmp_path / "chains"
-    command = ["data", "synthesise", str(world), "--teacher", "miniature", "--out", str(out), "--set", "workers=2", "--json"]
+    command = [
+        "data",
+        "synthesise",
+        str(world),
+        "--teacher",
+        "miniature",
+        "--out",
+        str(out),
+        "--set",
+        "workers=2",
+        "--json",
+    ]
     assert main(command) == 0
     first = json.loads(capsys.readouterr().out)
     assert first["accepted"] == 4 and first["answers"] == len(rows(out / "attempts.jsonl"))
@@ -460,11 +510,17 @@ def test_teachers_by_recipe_by_url_and_what_is_wrong_with_them(world, tmp_path, 
     from cac_align.cli.data import teacher_of
 
     recipe = tmp_path / "teacher.yaml"
-    recipe.write_text("teacher: {model: 'http://127.0.0.1:9', served_model: t}\nsynthesis: {workers: 2, wording: brief}\n")
+    recipe.write_text(
+        "teacher: {model: 'http://127.0.0.1:9', served_model: t}\nsynthesis: {workers: 2, wording: brief}\n"
+    )
     reward = tmp_path / "reward.yaml"
-    reward.write_text("components: {a: {kind: unified}, b: {kind: cac, model: 'http://127.0.0.1:9', served_model: t}}\n")
+    reward.write_text(
+        "components: {a: {kind: unified}, b: {kind: cac, model: 'http://127.0.0.1:9', served_model: t}}\n"
+    )
     by_url = teacher_of("http://127.0.0.1:9", None, ["served_model=t"], [])
-    assert [teacher_of(None, recipe, [], []).provenance, teacher_of(str(reward), None, [], []).provenance] == [by_url.provenance] * 2
+    assert [teacher_of(None, recipe, [], []).provenance, teacher_of(str(reward), None, [], []).provenance] == [
+        by_url.provenance
+    ] * 2
     base = ["data", "synthesise", str(world), "--out", str(tmp_path / "x")]
     for more, told in (
         ([], "pass --teacher"),
@@ -486,4 +542,6 @@ def test_the_recipes_that_ship_are_read():
     assert (full.rounds, full.salient_rounds, full.review, full.wording) == (5, 3, True, "full")
     assert teacher_of(None, folder / "synthesise.yaml", ["served_model=other"], []).provenance["model"] == "other"
     assert read_recipe(Synthesis, folder / "miniature.yaml", section="synthesis").wording == "brief"
-    assert read_recipe(Splits, folder / "splits.yaml", section="splits") == Splits()  # the paper's sizes are the defaults
+    assert (
+        read_recipe(Splits, folder / "splits.yaml", section="splits") == Splits()
+    )  # the paper's sizes are the defaults

@@ -90,10 +90,15 @@ def test_a_broken_annotation_is_named(world, rows, anomalies, field, rule):
     "anomalies",
     [
         [one()],  # two boxes on frame 6
-        [one(), one(type="Character Anomalies", reason="letters change", boxes={"5": [[1, 1, 9, 9]]})],  # two categories
+        [
+            one(),
+            one(type="Character Anomalies", reason="letters change", boxes={"5": [[1, 1, 9, 9]]}),
+        ],  # two categories
         [one(type=MOTION, reason=GONE, boxes={"4": [[1, 2, 30, 40]], "8": [[1, 2, 30, 40]]})],  # both boundary frames
         [one(reason="the hand appears deformed")],  # "appears" as "seems"
-        [one(window={"start_s": 0.25, "end_s": 0.25}, boxes={"4": [[1, 2, 30, 40]]})],  # one frame shows a single-frame category
+        [
+            one(window={"start_s": 0.25, "end_s": 0.25}, boxes={"4": [[1, 2, 30, 40]]})
+        ],  # one frame shows a single-frame category
         [one(window={"start_s": 0.9, "end_s": 1.0}, boxes={"16": [[1, 2, 30, 40]]})],  # up to the very last frame
     ],
 )
@@ -123,7 +128,9 @@ def test_a_broken_head_is_named(world, rows, change, field, rule):
 
 def write_video(path, fps, num_frames=17, *, stamps_ms=None):
     """A whole file of flat frames; the container rounds the time stamps its own way. stamps_ms: other ones than index / fps."""
-    codec, pixel = {".mkv": ("h264", "yuv420p"), ".webm": ("libvpx-vp9", "yuv420p"), ".gif": ("gif", "rgb8")}[path.suffix]
+    codec, pixel = {".mkv": ("h264", "yuv420p"), ".webm": ("libvpx-vp9", "yuv420p"), ".gif": ("gif", "rgb8")}[
+        path.suffix
+    ]
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, rate=fps)
         stream.width = stream.height = 64
@@ -188,7 +195,9 @@ def test_a_variable_frame_rate_is_named_and_refused_and_a_rate_that_drifts_is_pu
         told = [(v.field, v.message) for v in validate(tmp_path / "records.jsonl").violations]
         return told, Record.from_json(row)
 
-    uneven = write_video(path, 16, 41, stamps_ms=[1000 * (n / 16 if n <= 20 else 20 / 16 + (n - 20) / 12) for n in range(41)])
+    uneven = write_video(
+        path, 16, 41, stamps_ms=[1000 * (n / 16 if n <= 20 else 20 / 16 + (n - 20) / 12) for n in range(41)]
+    )
     sentence = "a.mkv: variable frame rate: re-encode at a constant rate"
     for fps in (uneven.fps, 16.0):
         told, record = stated(fps, 41)
@@ -202,7 +211,9 @@ def test_a_variable_frame_rate_is_named_and_refused_and_a_rate_that_drifts_is_pu
     write_video(path, 16, 241, stamps_ms=[1000 * n / 15.9 for n in range(241)])  # 0.6 %: less than the 1 % allowed
     told, record = stated(16.0, 241)
     assert told == [("fps", "states 16, a.mkv has 15.9, which makes 1.5 frames by its end")]
-    assert open_video(record, tmp_path).times_s == tuple(n / 16 for n in range(241))  # as training and measuring read it
+    assert open_video(record, tmp_path).times_s == tuple(
+        n / 16 for n in range(241)
+    )  # as training and measuring read it
     assert stated(15.9, 241)[0] == []
 
 
@@ -214,7 +225,9 @@ def test_a_window_between_two_frames_means_the_nearer_ones_and_of_a_transition_t
             assert check(world, [{**rows[1], "anomalies": [anomaly]}]) == []
     for frame, rule in (("3", "box window"), ("6", "transition"), ("9", "box window")):
         gone = one(type=MOTION, reason=GONE, window=between, boxes={frame: [[1, 2, 30, 40]]})
-        assert check(world, [{**rows[1], "anomalies": [gone]}]) == [(rows[1]["id"], f"anomalies[0].boxes[{frame}]", rule)]
+        assert check(world, [{**rows[1], "anomalies": [gone]}]) == [
+            (rows[1]["id"], f"anomalies[0].boxes[{frame}]", rule)
+        ]
 
 
 def test_lines_that_are_no_records_and_ids_that_stand_twice(world, rows):

@@ -17,7 +17,12 @@ def truth(first=2, last=5, kind="Object Distortion", boxes=None):
 
 
 def answer(region="Frame 2-5", label="Object Distortion", boxes=None, thought="Step 1: fine.", **changes):
-    item = {"Attributed Time Region": region, "Attributed Label": label, "Reason for Anomaly": "melts", "Problem Region": "box"}
+    item = {
+        "Attributed Time Region": region,
+        "Attributed Label": label,
+        "Reason for Anomaly": "melts",
+        "Problem Region": "box",
+    }
     item |= {"BBOX": boxes} if boxes is not None else {}
     return json.dumps({"COT": thought, "status": "abnormal", "anomalies": [item], **changes})
 
@@ -74,7 +79,11 @@ BOXES = {8: (Box(0, 0, 100, 100),), 12: (Box(0, 0, 100, 100),)}
         ({"Frame 2": [0, 0, 100, 100]}, False, ["boxes"]),  # one of two: 0.5
         ({"Frame 2": [0, 0, 100, 100], "Frame 3": [0, 0, 100, 40]}, False, []),  # (1 + 0.4) / 2
         ({"Frame 2": [0, 0, 100, 100], "Frame 3": [0, 0, 100, 40]}, True, ["boxes"]),
-        ({"Frame 2": [0, 0, 100, 70], "Frame 3": [0, 0, 100, 70], "Frame 7": [0, 0, 9, 9]}, False, ["boxes"]),  # 1.4 / 3
+        (
+            {"Frame 2": [0, 0, 100, 70], "Frame 3": [0, 0, 100, 70], "Frame 7": [0, 0, 9, 9]},
+            False,
+            ["boxes"],
+        ),  # 1.4 / 3
         (
             {"Frame 2": [0, 0, 100, 70], "Frame 3": [0, 0, 100, 70], "Frame 5": [0, 0, 9, 9]},
             False,

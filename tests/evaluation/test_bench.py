@@ -56,7 +56,9 @@ def set_of_six(tmp_path):
         clip(tmp_path / "videos" / f"{number}.mp4", 40 if bad else 210)
         anomalies = (Anomaly("Object Distortion", Window(0, 0.5)),) if bad else ()
         status = "abnormal" if bad else "normal"
-        records.append(Record(f"r{number}", f"videos/{number}.mp4", f"prompt {number}", 8, 8, 32, 32, status, anomalies))
+        records.append(
+            Record(f"r{number}", f"videos/{number}.mp4", f"prompt {number}", 8, 8, 32, 32, status, anomalies)
+        )
     write_records(tmp_path / "records.jsonl", records)
     return tmp_path, records
 
@@ -96,7 +98,13 @@ def test_what_is_odd_about_the_videos_is_counted_and_named(set_of_six):
     row = found.to_json(videos=True)
     assert (row["n"], row["unscored"], row["accuracy"]) == (6, 2, 1.0)
     notes = " / ".join(found.notes)
-    for wanted in ("2 videos cannot be opened", "r2 (5 frames, record says 8)", "48×48", "1 records have no prompt", "r3"):
+    for wanted in (
+        "2 videos cannot be opened",
+        "r2 (5 frames, record says 8)",
+        "48×48",
+        "1 records have no prompt",
+        "r3",
+    ):
         assert wanted in notes
     assert [v["id"] for v in row["videos"] if v["status"] is None] == ["r0", "r1"]
     assert "cannot open videos/0.mp4" in row["videos"][0]["error"]
@@ -176,7 +184,9 @@ def test_a_threshold_beyond_every_score_is_refused(set_of_six):
     class Bounded(Brightness):
         bounds = (0.0, 1.0)
 
-    with pytest.raises(ValueError, match=r"finite number between 0 and 1, where judge 'bright' has its values; received 50"):
+    with pytest.raises(
+        ValueError, match=r"finite number between 0 and 1, where judge 'bright' has its values; received 50"
+    ):
         bench(folder / "records.jsonl", {"bright": Bounded()}, threshold=50)
 
 

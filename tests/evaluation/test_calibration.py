@@ -120,7 +120,11 @@ def test_a_fit_counts_what_it_was_made_on():
 def test_a_fit_counts_verdicts_as_cac_gives_them_and_keeps_nothing_of_a_judge_that_knows_nothing():
     def scored(*views):
         return Score(
-            0.5, {"log_odds": sum(views) / len(views), **{f"log_odds/{k}": v for k, v in enumerate(views)}}, None, None, {}
+            0.5,
+            {"log_odds": sum(views) / len(views), **{f"log_odds/{k}": v for k, v in enumerate(views)}},
+            None,
+            None,
+            {},
         )
 
     # Below the threshold (between 4 and 8) "abnormal" needs a view that says so: the last two have means of 3, and only one has one.

@@ -19,7 +19,9 @@ DEFECT = (Anomaly("Object Distortion", Window(0.0, 0.1)),)
 
 def reading(group, number, *, abnormal=None, raters=None, motion=0.02, prompt=None, judges=None, **values):
     prompt = prompt or f"prompt {number}"
-    made = Reading(Clip(None, f"{number}.mp4", group, VIDEO, prompt, 0), values=values, motion=motion, judges=judges or {})
+    made = Reading(
+        Clip(None, f"{number}.mp4", group, VIDEO, prompt, 0), values=values, motion=motion, judges=judges or {}
+    )
     if abnormal is not None:
         made.judgement = Judgement("abnormal" if abnormal else "normal", DEFECT if abnormal else ())
     for rater, said in (raters or {}).items():
@@ -93,13 +95,17 @@ def test_cac_that_rose_while_experts_did_not_agree_is_a_warning():
     assert said(made, "CaC rose, but experts did not agree: their anomaly rate did not change")
     assert said(comparison(side(0.4, third), side(0.8, lambda k: k % 2 == 0)), "rose by 17 points")
     assert not said(comparison(side(0.4, third), side(0.8, lambda k: False)), "experts did not agree")
-    assert said(comparison(lambda k: {"cac": 0.4}, lambda k: {"cac": 0.8}), "no expert's rating of both sides was found")
+    assert said(
+        comparison(lambda k: {"cac": 0.4}, lambda k: {"cac": 0.8}), "no expert's rating of both sides was found"
+    )
 
 
 def test_unified_that_rose_while_cac_fell_is_a_warning():
     made = comparison(lambda k: {"cac": 0.6, "unified": 3.0}, lambda k: {"cac": 0.5, "unified": 3.6})
     assert said(made, "UnifiedReward rose by 0.600 while CaC fell by 0.100")
-    assert not said(comparison(lambda k: {"cac": 0.6, "unified": 3.0}, lambda k: {"cac": 0.7, "unified": 3.6}), "UnifiedReward")
+    assert not said(
+        comparison(lambda k: {"cac": 0.6, "unified": 3.0}, lambda k: {"cac": 0.7, "unified": 3.6}), "UnifiedReward"
+    )
 
 
 def test_a_component_that_drowns_the_other_is_a_warning():
@@ -131,7 +137,9 @@ def test_values_of_different_judges_are_not_compared_and_said():
     assert [measure.key for measure in made.measures] == ["motion"] and gains(made) == (None, [None] * 24)
     assert {fault.kind for fault in made.faults} == {"judged differently"} and len(made.faults) == 24
     assert "CaC score (views, vlm/weights)" in made.faults[0].why
-    assert said(made, "24 of 24 pairs were judged by different judges before and after") and "Different judges" in summary(made)
+    assert said(
+        made, "24 of 24 pairs were judged by different judges before and after"
+    ) and "Different judges" in summary(made)
     some = comparison(lambda k: side(True, 0.4, "A"), lambda k: side(False, 0.8, "B" if k < 4 else "A"))
     for key in ("cac", "cac_rate"):
         assert (some.measure(key).missing, some.measure(key).difference.n) == (4, 20)
@@ -145,7 +153,11 @@ def test_seeds_of_one_prompt_are_one_case():
     # six prompts of four seeds; one of them is abnormal in all four before, and in none after
     made = comparison(side(lambda k: k < 4), side(lambda k: False))
     rate = made.measure("cac_rate")
-    assert (rate.test.name, rate.test.n, rate.test.p_value) == ("paired permutation", 6, 1.0)  # McNemar over 24 said p = 1/8
+    assert (rate.test.name, rate.test.n, rate.test.p_value) == (
+        "paired permutation",
+        6,
+        1.0,
+    )  # McNemar over 24 said p = 1/8
     assert rate.difference.n == 6 and rate.difference.value == pytest.approx(-1 / 6) and rate.verdict == "open"
     assert (rate.before.n, rate.before.value, len(rate.values)) == (6, pytest.approx(1 / 6), 24)
     assert rate.to_json()["pairs"] == 24 and rate.many == "6 prompts" and said(made, "Only 6 prompts (24 pairs)")
@@ -168,7 +180,10 @@ def test_equal_differences_have_no_interval_and_the_test_decides():
         return comparison(lambda k: {"abnormal": True}, lambda k: {"abnormal": False}, n=n)
 
     five, six = (certain(n).measure("cac_rate") for n in (5, 6))
-    assert (five.difference.low, five.verdict) == (None, "open") and (six.difference.low, six.verdict) == (None, "better")
+    assert (five.difference.low, five.verdict) == (None, "open") and (six.difference.low, six.verdict) == (
+        None,
+        "better",
+    )
     assert six.no_interval == "no interval: every prompt has the same value"
     assert "(−100 points; no interval: every prompt has the same value)" in summary(certain(6))
     still = comparison(lambda k: {"cac": 0.4}, lambda k: {"cac": 0.4}).measure("cac")

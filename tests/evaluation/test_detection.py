@@ -69,7 +69,9 @@ def test_gemini_3_1_pros_printed_precisions_do_not_follow_from_its_recalls():
     assert b / (b + 500 - a) == pytest.approx(0.557, abs=0.0005) and normal_precision == 0.476
     # the printed F1 follow from the printed precisions, so the error lies in the precisions
     assert 2 * precision * recall / (precision + recall) == pytest.approx(f1, abs=0.001)
-    assert 2 * normal_precision * normal_recall / (normal_precision + normal_recall) == pytest.approx(normal_f1, abs=0.001)
+    assert 2 * normal_precision * normal_recall / (normal_precision + normal_recall) == pytest.approx(
+        normal_f1, abs=0.001
+    )
 
 
 def test_metrics_that_nothing_defines_are_none():
@@ -99,7 +101,9 @@ def says(status, log_odds=2.0, *anomalies):
 def test_a_verdict_comes_from_words_where_there_are_any_else_from_the_number():
     r = normal("a")
     judgement = says("abnormal", 2.0)
-    doubtful = dataclasses.replace(judgement, log_p_normal=-0.4, log_p_abnormal=-1.4)  # says abnormal, leans to normal: 0.73
+    doubtful = dataclasses.replace(
+        judgement, log_p_normal=-0.4, log_p_abnormal=-1.4
+    )  # says abnormal, leans to normal: 0.73
     score = Score(doubtful.reward, evidence=doubtful)
     assert verdict(r, score).status == "abnormal" and verdict(r, score).source == "judgement"
     assert verdict(r, score, threshold=0.5).status == "normal"
@@ -116,7 +120,9 @@ def test_the_verdict_of_cac_is_its_own_at_any_temperature_and_over_views():
         13.0,
     ):  # two views, 16 and −15: their mean is 0.5, and a threshold of 6 takes the one that says abnormal
         views = Score(
-            1 / (1 + math.exp(-0.5 / temperature)), {"log_odds": 0.5, "log_odds/as_is": 16.0, "log_odds/later": -15.0}, judgement
+            1 / (1 + math.exp(-0.5 / temperature)),
+            {"log_odds": 0.5, "log_odds/as_is": 16.0, "log_odds/later": -15.0},
+            judgement,
         )
         found = verdict(r, views)
         assert (found.status, found.source, found.value) == ("abnormal", "judgement", views.value)
@@ -219,7 +225,9 @@ def test_a_coin_is_called_a_coin():
 
 def test_hard_is_reported_by_recall_only():
     row = evaluate([anomalous("a"), anomalous("b")], [0.1, 0.9]).to_json()
-    assert row["anomalous"]["recall"] == 0.5 and row["anomalous"]["precision"] is None and row["normal"]["recall"] is None
+    assert (
+        row["anomalous"]["recall"] == 0.5 and row["anomalous"]["precision"] is None and row["normal"]["recall"] is None
+    )
     assert any("One class only" in w for w in row["warnings"])
 
 

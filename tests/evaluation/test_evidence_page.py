@@ -94,7 +94,17 @@ def test_every_step_is_in_the_table(page_file):
 
 def test_fewer_cards_are_said_and_the_table_stays_whole(run, tmp_path, capsys):
     out = tmp_path / "sub" / "few.html"
-    command = ["report", "--ledger", str(run / "ledger.jsonl"), "--out", str(out), "--clips-per-step", "1", "--max-steps", "1"]
+    command = [
+        "report",
+        "--ledger",
+        str(run / "ledger.jsonl"),
+        "--out",
+        str(out),
+        "--clips-per-step",
+        "1",
+        "--max-steps",
+        "1",
+    ]
     assert main(command) == 0 and capsys.readouterr().out.strip() == str(out)
     text = out.read_text(encoding="utf-8")
     assert text.count('<section class="card">') == 1 and "<h2>step 4</h2>" in text  # the last step is always shown

@@ -15,7 +15,16 @@ HUMAN, MOTION = "Human Distortion", "Motion Anomalies"
 
 
 def rating(
-    video, rater, bad, group="before", pair="same", kind=HUMAN, window=Window(0, 1), box=Box(0, 0, 500, 500), prompt="", **more
+    video,
+    rater,
+    bad,
+    group="before",
+    pair="same",
+    kind=HUMAN,
+    window=Window(0, 1),
+    box=Box(0, 0, 500, 500),
+    prompt="",
+    **more,
 ):
     anomalies = (Anomaly(kind, window, boxes={0: (box,)}),) if bad else ()
     pair = video.split("/")[-1] if pair == "same" else pair
@@ -126,7 +135,15 @@ def test_nothing_is_dropped_silently():
     report = experts(rows, faults=[half])
     kinds = sorted(fault.kind for fault in report.faults)
     assert kinds == sorted(
-        ["half-written rating", "unpaired video", "unpaired video", "half a pair", "returned", "no rater", "rated twice"]
+        [
+            "half-written rating",
+            "unpaired video",
+            "unpaired video",
+            "half a pair",
+            "returned",
+            "no rater",
+            "rated twice",
+        ]
     )
     assert report.difference.n == 2 and report.rates["before"].n == 4
     assert report.type_rates["before"][MOTION].value == 0.25  # the later rating of a.mp4 counts
@@ -156,7 +173,9 @@ def test_groups_may_have_other_names_and_share_a_clip():
 
 def test_hostile_names_stay_in_their_cell():
     report = experts([rating("x|y\n# z.mp4", "a|b", True, group="g|\nh")])
-    assert all(line.count("|") - line.count("\\|") == 4 for line in report.to_markdown().split("\n") if line.startswith("| g"))
+    assert all(
+        line.count("|") - line.count("\\|") == 4 for line in report.to_markdown().split("\n") if line.startswith("| g")
+    )
 
 
 def test_ratings_are_read_with_their_faults(tmp_path):

@@ -85,13 +85,19 @@ def test_a_selection_is_compared_with_a_random_candidate_of_the_same_prompt(tmp_
         names = [f"videos/p{number}-{seed}.mp4" for seed in range(3)]
         for seed, name in enumerate(names):
             clip(tmp_path / name, 2, level=seed)
-        rows.append({"prompt": f"prompt {number}", "chosen": 1 if number else None, "candidates": names, "seeds": [0, 1, 2]})
+        rows.append(
+            {"prompt": f"prompt {number}", "chosen": 1 if number else None, "candidates": names, "seeds": [0, 1, 2]}
+        )
     (tmp_path / "selection.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = pair_selection(tmp_path, seed=3)
     assert all(pair.after.name.endswith("-1.mp4") and pair.prompt == pair.after.prompt for pair in made.pairs)
     assert {pair.before.seed for pair in made.pairs} == {0, 1, 2}  # the chosen one may be drawn too
-    assert [pair.before.name for pair in made.pairs] == [pair.before.name for pair in pair_selection(tmp_path, seed=3).pairs]
-    assert ("undecided prompt", "prompt 0") in {(fault.kind, fault.name) for fault in made.faults} and len(made.pairs) == 29
+    assert [pair.before.name for pair in made.pairs] == [
+        pair.before.name for pair in pair_selection(tmp_path, seed=3).pairs
+    ]
+    assert ("undecided prompt", "prompt 0") in {(fault.kind, fault.name) for fault in made.faults} and len(
+        made.pairs
+    ) == 29
 
 
 def test_the_listings_one_folder_up_say_what_best_of_n_made_its_videos_from(tmp_path):

@@ -58,7 +58,10 @@ def test_a_changed_rating_must_be_confirmed_again():
         ([("done", {})], "not judged yet"),
         ([("start", {"anomaly": 0, "frame": 3}), ("done", {})], "has no type"),
         ([*complete(), ("end", {"anomaly": 0, "frame": 1}), ("done", {})], "before it begins"),
-        ([*complete(), ("box", {"anomaly": 0, "frame": 9, "box": [0, 0, 5, 5]}), ("done", {})], "frame 9, outside its window"),
+        (
+            [*complete(), ("box", {"anomaly": 0, "frame": 9, "box": [0, 0, 5, 5]}), ("done", {})],
+            "frame 9, outside its window",
+        ),
         ([("start", {"anomaly": 0, "frame": 10})], r"frame must be a whole number in \[0, 9\], received 10"),
         ([("start", {"anomaly": 1, "frame": 0})], "anomaly must be a whole number"),
         ([("start", {"anomaly": 0, "frame": True})], "frame must be a whole number"),

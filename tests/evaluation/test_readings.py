@@ -62,7 +62,9 @@ def folders(tmp_path):
         folder.mkdir()
         for number, level in enumerate(levels):
             write_mp4(folder / f"{number}.mp4", np.full((4, 32, 32, 3), level, np.uint8), 8.0)
-        rows = [{"video": f"{n}.mp4", "prompt": f"p{n}", "seed": 0} for n in range(2)]  # nothing says what 2.mp4 was made from
+        rows = [
+            {"video": f"{n}.mp4", "prompt": f"p{n}", "seed": 0} for n in range(2)
+        ]  # nothing says what 2.mp4 was made from
         (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         made.append(folder)
     return made
@@ -92,7 +94,9 @@ def test_stored_scores_are_those_of_the_reward_itself(folders):
 
 def test_raters_and_vbench_rows_find_their_clips_and_strangers_are_named(folders, tmp_path):
     def record(video, group):
-        return Record(video, video, "p", 8.0, 4, 32, 32, "normal", annotator="ann", review="draft", extra={"group": group})
+        return Record(
+            video, video, "p", 8.0, 4, 32, 32, "normal", annotator="ann", review="draft", extra={"group": group}
+        )
 
     write_records(
         tmp_path / "ratings.jsonl",
@@ -101,7 +105,13 @@ def test_raters_and_vbench_rows_find_their_clips_and_strangers_are_named(folders
     digest = hashlib.sha256((folders[1] / "0.mp4").read_bytes()).hexdigest()
     rows = [
         {"path": "/elsewhere/0.mp4", "sha256": digest, "dimension": "imaging_quality", "raw": 64.0, "error": None},
-        {"path": "/elsewhere/0.mp4", "sha256": digest, "dimension": "subject_consistency", "raw": None, "error": "one frame"},
+        {
+            "path": "/elsewhere/0.mp4",
+            "sha256": digest,
+            "dimension": "subject_consistency",
+            "raw": None,
+            "error": "one frame",
+        },
     ]
     (folders[1] / "vbench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     readings, faults = read(folders)
@@ -109,7 +119,9 @@ def test_raters_and_vbench_rows_find_their_clips_and_strangers_are_named(folders
     assert [name for name, r in by_name.items() if r.ratings] == ["before/0.mp4", "after/1.mp4"]
     assert by_name["after/1.mp4"].ratings[0].extra["pair"] == "1.mp4"
     assert by_name["after/0.mp4"].vbench == {"imaging_quality": 0.64}
-    assert {("rating of another video", "else/9.mp4"), ("no VBench value", "after/0.mp4")} <= {(f.kind, f.name) for f in faults}
+    assert {("rating of another video", "else/9.mp4"), ("no VBench value", "after/0.mp4")} <= {
+        (f.kind, f.name) for f in faults
+    }
 
 
 ABNORMAL = Judgement("abnormal", (Anomaly("Object Distortion", Window(0.0, 0.1)),))
@@ -122,14 +134,24 @@ def test_a_verdict_counts_only_with_the_score_that_it_led_to():
     take_score(refused, Score(0.2, evidence=ABNORMAL), "cac")
     assert refused.judged_abnormal is True and refused.error is None
     take_score(refused, Score.missing("refused", evidence=Judgement("normal")), "cac")
-    assert refused.judged_abnormal is True and refused.values == {"cac": 0.2}  # value and verdict are still the same call's
+    assert refused.judged_abnormal is True and refused.values == {
+        "cac": 0.2
+    }  # value and verdict are still the same call's
 
 
 def test_the_verdict_of_a_scored_component_survives_a_combination_that_failed():
     provenance = {"reward": "combine unified+cac", "cac/vlm": "A", "unified/vlm": "B"}
     kept, lost = Reading(None), Reading(None)
-    take_score(kept, Score.missing("unified: no answer", parts={"cac": 0.2}, evidence=ABNORMAL, provenance=provenance), "unified+cac")
-    take_score(lost, Score.missing("cac: mass", parts={"unified": 3.0}, evidence=ABNORMAL, provenance=provenance), "unified+cac")
+    take_score(
+        kept,
+        Score.missing("unified: no answer", parts={"cac": 0.2}, evidence=ABNORMAL, provenance=provenance),
+        "unified+cac",
+    )
+    take_score(
+        lost,
+        Score.missing("cac: mass", parts={"unified": 3.0}, evidence=ABNORMAL, provenance=provenance),
+        "unified+cac",
+    )
     assert (kept.judged_abnormal, lost.judged_abnormal) == (True, None)
     assert kept.judges["cac_rate"] == {"vlm": "A"}
 
@@ -140,7 +162,11 @@ def test_a_component_s_judge_is_the_same_alone_and_in_a_combination():
     parts, provenance = {"cac": 0.3, "normalised/cac": 0.3}, {"reward": "combine cac", "cac/vlm": "A"}
     take_score(combined, Score(0.3, parts, ABNORMAL, None, provenance), "cac")
     take_score(other, Score(0.2, evidence=ABNORMAL, provenance={"vlm": "B", "views": "2"}), "cac")
-    assert judged_alike(alone, combined, "cac") and judged_alike(alone, combined, "cac_rate") and misjudged(alone, combined) == {}
+    assert (
+        judged_alike(alone, combined, "cac")
+        and judged_alike(alone, combined, "cac_rate")
+        and misjudged(alone, combined) == {}
+    )
     assert misjudged(alone, other) == {"cac": ["views", "vlm"], "cac_rate": ["views", "vlm"]}
 
 
@@ -170,4 +196,6 @@ def test_a_rater_counts_once_however_many_files_hold_the_rating(folders, tmp_pat
     write_records(tmp_path / "ratings.jsonl", [record("abnormal", "ann"), record("normal", "bob")])
     readings, faults = read(folders)
     assert [(one.annotator, one.status) for one in readings[0].ratings] == [("ann", "abnormal"), ("bob", "normal")]
-    assert [fault.name for fault in faults if fault.kind == "rated twice"] == ["0#ann"]  # the same rating twice is no news
+    assert [fault.name for fault in faults if fault.kind == "rated twice"] == [
+        "0#ann"
+    ]  # the same rating twice is no news

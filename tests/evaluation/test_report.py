@@ -108,7 +108,10 @@ def test_it_opens_in_chromium_offline_without_complaints_and_plays_with_boxes(ma
     page_file, _ = made
     with browser_page(offline=True) as page:
         page.goto(page_file.as_uri())
-        assert HOSTILE in page.text_content(".pair .prompt") and page.locator(".prompt img, .finding img, h1 img").count() == 0
+        assert (
+            HOSTILE in page.text_content(".pair .prompt")
+            and page.locator(".prompt img, .finding img, h1 img").count() == 0
+        )
         assert [page.locator(f"h2:has-text('{name}')").count() for name in ("Biggest wins", "Biggest losses")] == [1, 1]
         page.locator(".pair").first.scroll_into_view_if_needed()
         page.wait_for_function(
@@ -217,7 +220,13 @@ def test_the_documented_commands_end_in_a_report_with_vbench_and_the_experts(tmp
         elif options.verb == "evaluate":  # what vbench_runner.py writes, where the command writes it
             for path in sorted(options.folder.glob("*.mp4")):
                 row = {"path": str(path.absolute()), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-                row |= {"dimension": "imaging_quality", "raw": 64.0, "error": None, "version": "0.1.5", "imaging_mode": "longer"}
+                row |= {
+                    "dimension": "imaging_quality",
+                    "raw": 64.0,
+                    "error": None,
+                    "version": "0.1.5",
+                    "imaging_mode": "longer",
+                }
                 with open(options.folder / "vbench.jsonl", "a") as lines:
                     lines.write(json.dumps(row) + "\n")
         elif options.verb == "annotate":
@@ -227,7 +236,12 @@ def test_the_documented_commands_end_in_a_report_with_vbench_and_the_experts(tmp
         elif options.verb == "report":
             comparison = report(options.before, options.after, options.out, ratings=options.ratings)
     assert verbs == ["best-of-n", "best-of-n", "vbench-env", "evaluate", "evaluate", "annotate", "report"]
-    assert {measure.key for measure in comparison.measures} >= {"experts", "cac_rate", "vbench/imaging_quality", "reward"}
+    assert {measure.key for measure in comparison.measures} >= {
+        "experts",
+        "cac_rate",
+        "vbench/imaging_quality",
+        "reward",
+    }
     assert (comparison.measure("experts").before.value, comparison.measure("experts").after.value) == (0.5, 0.0)
     ratings = [one for row in comparison.readings for side in (row.before, row.after) for one in side.ratings]
     assert sorted(rating.prompt for rating in ratings) == ["a cat", "a cat", "a horse", "a horse"]

@@ -101,7 +101,9 @@ def test_mcnemar_by_hand_and_without_discordance():
 def test_permutation_counts_every_sign_pattern():
     first, second = [0.0] * 6, [0.3, 0.5, 0.1, 0.4, -0.2, 0.6]
     observed = abs(sum(second))
-    patterns = [abs(sum(s * d for s, d in zip(signs, second, strict=True))) for signs in itertools.product((-1, 1), repeat=6)]
+    patterns = [
+        abs(sum(s * d for s, d in zip(signs, second, strict=True))) for signs in itertools.product((-1, 1), repeat=6)
+    ]
     wanted = sum(value >= observed - 1e-12 for value in patterns) / len(patterns)
     found = paired_permutation(first, second)
     assert found.p_value == pytest.approx(wanted) and found.difference == pytest.approx(np.mean(second))
@@ -138,7 +140,10 @@ def test_a_prompt_s_values_are_averaged_and_an_unknown_prompt_stands_alone():
 
 def test_few_or_equal_prompts_have_no_interval():
     assert (prompt_interval([1, 2, 3, 4]).low, prompt_interval([1, 2, 3, 4]).value) == (None, 2.5)
-    assert (prompt_interval([0.1 + 0.2, 0.3] * 10).high, prompt_interval([]).value) == (None, None)  # equal but for rounding
+    assert (prompt_interval([0.1 + 0.2, 0.3] * 10).high, prompt_interval([]).value) == (
+        None,
+        None,
+    )  # equal but for rounding
     values = [0.1, 0.4, 0.2, 0.8, 0.3]
     assert prompt_interval(values, seed=2) == mean_interval(values, seed=2)
 

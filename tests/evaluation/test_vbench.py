@@ -63,7 +63,12 @@ def test_missing_weights_give_the_exact_commands(tmp_path):
     with pytest.raises(ValueError, match=r"weight files are missing") as raised:
         vbench(tmp_path, python=sys.executable, cache=tmp_path / "cache")
     text = str(raised.value)
-    for wanted in ("raft-things.pth", "musiq_spaq_ckpt-358bb6af.pth", "facebookresearch/dino", "dino_vitbase16_pretrain.pth"):
+    for wanted in (
+        "raft-things.pth",
+        "musiq_spaq_ckpt-358bb6af.pth",
+        "facebookresearch/dino",
+        "dino_vitbase16_pretrain.pth",
+    ):
         assert wanted in text
     assert f"mkdir -p {tmp_path}/cache" in text and "wget -P" in text and not (tmp_path / "cache").exists()
     assert len(missing_weights(["temporal_style", "overall_consistency"], tmp_path)) == 1  # they share a file
@@ -97,7 +102,8 @@ def sent(folder, monkeypatch, **options):
 def test_prompts_come_from_the_listing_never_from_the_file_name(tmp_path, monkeypatch):
     clip(tmp_path / "000-7.mp4"), clip(tmp_path / "001-7.mp4", seed=1)
     with pytest.raises(
-        ValueError, match=r"overall_consistency compare a video with its prompt, and 2 of 2 have none, first .*000-7.mp4"
+        ValueError,
+        match=r"overall_consistency compare a video with its prompt, and 2 of 2 have none, first .*000-7.mp4",
     ):
         sent(tmp_path, monkeypatch)
     (tmp_path / "prompts.jsonl").write_text('{"video": "001-7.mp4", "prompt": "a dog runs", "seed": 7}\n')
@@ -113,9 +119,14 @@ def test_prompts_come_from_the_listing_never_from_the_file_name(tmp_path, monkey
     assert sent(tmp_path / "videos", monkeypatch) == ["a bird"]  # as best-of-n writes its folder
     (tmp_path / "after").mkdir()
     clip(tmp_path / "after" / "001-7.mp4", seed=3)
-    with pytest.raises(ValueError, match="1 of 1 have none"):  # the listing above names another folder's video of that name
+    with pytest.raises(
+        ValueError, match="1 of 1 have none"
+    ):  # the listing above names another folder's video of that name
         sent(tmp_path / "after", monkeypatch)
-    assert sent(tmp_path, monkeypatch, prompts={"000-7.mp4": "one", str(tmp_path / "001-7.mp4"): "two"}) == ["one", "two"]
+    assert sent(tmp_path, monkeypatch, prompts={"000-7.mp4": "one", str(tmp_path / "001-7.mp4"): "two"}) == [
+        "one",
+        "two",
+    ]
 
 
 def test_the_command_takes_a_prompt_file(tmp_path, monkeypatch, capsys):
@@ -159,18 +170,34 @@ def test_rows_are_read_by_path_content_and_dimension(tmp_path):
     def line(path="a", sha="1", dimension="imaging_quality", raw=50.0, error=None):
         return json.dumps({"path": path, "sha256": sha, "dimension": dimension, "raw": raw, "error": error})
 
-    rows.write_text("\n".join([line(raw=None, error="CUDA out of memory"), line(raw=70.0), line("b"), line("c", "old")]) + "\n")
+    rows.write_text(
+        "\n".join([line(raw=None, error="CUDA out of memory"), line(raw=70.0), line("b"), line("c", "old")]) + "\n"
+    )
     listed = [{"path": "a", "sha256": "1"}, {"path": "b", "sha256": "1"}, {"path": "c", "sha256": "new"}]
     report = read_report(rows, listed, ["imaging_quality"])
-    assert [row.value for row in report.rows] == [0.7, 0.5, None]  # the last row counts; another content is another video
+    assert [row.value for row in report.rows] == [
+        0.7,
+        0.5,
+        None,
+    ]  # the last row counts; another content is another video
     assert report.means["imaging_quality"].value == pytest.approx(0.6) and report.means["imaging_quality"].n == 2
     assert report.to_json()["unscored"] == 1 and "VBench was not run on this file" in report.to_markdown()
     assert rows_done(rows) == {(*row, "imaging_quality", "", "") for row in (("a", "1"), ("b", "1"), ("c", "old"))}
-    asked = {"path": "a", "sha256": "1", "dimension": "overall_consistency", "raw": 0.3, "error": None, "prompt": "a cat"}
+    asked = {
+        "path": "a",
+        "sha256": "1",
+        "dimension": "overall_consistency",
+        "raw": 0.3,
+        "error": None,
+        "prompt": "a cat",
+    }
     rows.write_text(json.dumps(asked) + "\n")
     cats, dogs = ({"path": "a", "sha256": "1", "prompt": f"a {who}"} for who in ("cat", "dog"))
     assert read_report(rows, [cats], ["overall_consistency"]).rows[0].value == 0.3  # of this prompt, and of no other
-    assert read_report(rows, [dogs], ["overall_consistency"]).rows[0].value is None and rows_done(rows).pop()[-1] == "a cat"
+    assert (
+        read_report(rows, [dogs], ["overall_consistency"]).rows[0].value is None
+        and rows_done(rows).pop()[-1] == "a cat"
+    )
     rows.write_text(line() + "\nnonsense\n")
     with pytest.raises(ValueError, match=r"vbench.jsonl:2: not a VBench row"):
         read_report(rows, listed, ["imaging_quality"])
@@ -181,13 +208,19 @@ def test_rows_are_read_by_path_content_and_dimension(tmp_path):
 def test_the_mean_is_over_prompts_and_few_prompts_have_no_interval(tmp_path):
     rows, raws = tmp_path / "vbench.jsonl", (100.0, 100.0, 100.0, 20.0)
     made = [
-        {"path": f"{n}", "sha256": "1", "dimension": "imaging_quality", "raw": raw, "error": None} for n, raw in enumerate(raws)
+        {"path": f"{n}", "sha256": "1", "dimension": "imaging_quality", "raw": raw, "error": None}
+        for n, raw in enumerate(raws)
     ]
     rows.write_text("".join(json.dumps(row) + "\n" for row in made))
     listed = [{"path": f"{n}", "sha256": "1", "prompt": "a cat" if n < 3 else "a dog"} for n in range(4)]
     report = read_report(rows, listed, ["imaging_quality"])
     mean = report.means["imaging_quality"]
-    assert (mean.value, mean.low, mean.high, mean.n) == (pytest.approx(0.6), None, None, 2)  # (1 + 0.2) / 2, not 3.2 / 4
+    assert (mean.value, mean.low, mean.high, mean.n) == (
+        pytest.approx(0.6),
+        None,
+        None,
+        2,
+    )  # (1 + 0.2) / 2, not 3.2 / 4
     assert "| 4 (2 prompts) | 0 |" in report.to_markdown()
     alone = read_report(rows, [{**item, "prompt": ""} for item in listed], ["imaging_quality"])
     assert alone.means["imaging_quality"].value == pytest.approx(0.8) and alone.means["imaging_quality"].n == 4
@@ -226,7 +259,9 @@ def stub_dino(cache):
     weights = torch.nn.Conv2d(3, 8, 16, stride=16).state_dict()
     (cache / "dino_model" / "facebookresearch_dino_main").mkdir(parents=True)
     (cache / "dino_model" / "facebookresearch_dino_main" / "hubconf.py").write_text(HUBCONF)
-    torch.save({f"conv.{name}": value for name, value in weights.items()}, cache / "dino_model" / "dino_vitbase16_pretrain.pth")
+    torch.save(
+        {f"conv.{name}": value for name, value in weights.items()}, cache / "dino_model" / "dino_vitbase16_pretrain.pth"
+    )
     return weights
 
 
@@ -238,7 +273,10 @@ def subject_by_hand(path, weights):
     video = Video.open(path)
     x = torch.from_numpy(video.frames(range(len(video))).pixels).permute(0, 3, 1, 2).float()
     scale = 224 / min(x.shape[-2:])
-    x = F.interpolate(x, (int(x.shape[-2] * scale), int(x.shape[-1] * scale)), mode="bilinear", align_corners=False) / 255
+    x = (
+        F.interpolate(x, (int(x.shape[-2] * scale), int(x.shape[-1] * scale)), mode="bilinear", align_corners=False)
+        / 255
+    )
     x = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     f = F.normalize(F.conv2d(x, weights["weight"], weights["bias"], stride=16).flatten(2).mean(-1), dim=-1)
     pairs = [((f[i - 1] @ f[i]).clamp(min=0) + (f[0] @ f[i]).clamp(min=0)) / 2 for i in range(1, len(f))]
@@ -275,7 +313,9 @@ def test_real_vbench_scores_resumes_and_survives_a_corrupt_video(tmp_path):
     assert report.means["subject_consistency"].n == 3
 
     told.clear()
-    clip(folder / "b.mp4", seed=5)  # other content under the same name is computed again, and so are failures; nothing else
+    clip(
+        folder / "b.mp4", seed=5
+    )  # other content under the same name is computed again, and so are failures; nothing else
     (folder / "truncated.mp4").unlink()
     again = vbench(folder, dimensions=dimensions, cache=cache, progress=lambda *row: told.append(Path(row[2]).name))
     assert sorted(set(told)) == ["b.mp4", "one frame.mp4", "text.mp4"] and len(told) == 6
@@ -315,6 +355,8 @@ def test_real_vbench_with_random_weights_runs_the_default_dimensions(tmp_path):
     rows = {(Path(row.video).name, row.dimension): row for row in report.rows}
     assert list(report.means) == list(module.DEFAULT_DIMENSIONS)
     imaging = rows["a.mp4", "imaging_quality"]
-    assert imaging.error is None and imaging.value == pytest.approx(imaging.raw / 100) and isinstance(imaging.raw, float)
+    assert (
+        imaging.error is None and imaging.value == pytest.approx(imaging.raw / 100) and isinstance(imaging.raw, float)
+    )
     assert rows["a.mp4", "dynamic_degree"].raw in (True, False)
     assert "fewer than three frames" in rows["short.mp4", "dynamic_degree"].error

@@ -50,7 +50,13 @@ def test_human_action_is_told_the_prompt_s_action_and_refuses_what_vbench_does_n
     assert asked("A person is passing American football (in game).") == (True, None)
     assert asked("a person is marching") == (False, None)
     assert vbench_module.links == [(True, video)] * 3
-    for prompt in ("a dog runs", "a person is riding a bike in the park", "riding a bike", "A person is a/../riding a bike", ""):
+    for prompt in (
+        "a dog runs",
+        "a person is riding a bike in the park",
+        "riding a bike",
+        "A person is a/../riding a bike",
+        "",
+    ):
         value, error = asked(prompt)
         assert value is None and "nothing was measured" in error and repr(prompt) in error
     assert len(vbench_module.links) == 3  # VBench never saw the refused ones
@@ -58,7 +64,10 @@ def test_human_action_is_told_the_prompt_s_action_and_refuses_what_vbench_does_n
 
 def test_a_stored_human_action_of_the_file_name_is_not_a_measurement():
     old = {"dimension": "human_action", "raw": False, "error": None}
-    assert row_value(old) == (None, "an earlier release let VBench take the action from the file's name; compute it again")
+    assert row_value(old) == (
+        None,
+        "an earlier release let VBench take the action from the file's name; compute it again",
+    )
     assert row_value({**old, "version": "0.1.5"}) == (0.0, None)
 
 

@@ -25,7 +25,10 @@ from cac_align.rewards.reward import Score
 CLEAN = Judgement("normal", log_p_normal=-0.1, log_p_abnormal=-3.0)
 BROKEN = Judgement(
     "abnormal",
-    (Anomaly("Human Distortion", Window(1.2, 1.45), "the left hand has\nsix fingers"), Anomaly("Motion Anomalies", None)),
+    (
+        Anomaly("Human Distortion", Window(1.2, 1.45), "the left hand has\nsix fingers"),
+        Anomaly("Motion Anomalies", None),
+    ),
     log_p_normal=-3.0,
     log_p_abnormal=-0.1,
 )
@@ -68,7 +71,9 @@ class Brightness:
             self.asked.append((prompt, level))
             evidence = CLEAN if level >= 100 else BROKEN
             scores.append(
-                Score.missing("too dark to see") if level < 20 else Score(level / 100, {"level": float(level)}, evidence)
+                Score.missing("too dark to see")
+                if level < 20
+                else Score(level / 100, {"level": float(level)}, evidence)
             )
         return scores
 
@@ -125,7 +130,9 @@ def test_all_missing_is_undecided_never_picked(tmp_path):
     selections = best_of_n(["p", "q"], Generator({0: 10, 1: None}), Brightness(), n=2, out=tmp_path)
     assert [chosen.chosen for chosen in selections] == [None, None]
     assert selections[0].video is None
-    assert selections[0].reason.startswith("Undecided: none of the 2 candidates has a score (candidate 0: too dark to see; ")
+    assert selections[0].reason.startswith(
+        "Undecided: none of the 2 candidates has a score (candidate 0: too dark to see; "
+    )
     rows = [json.loads(line) for line in (tmp_path / "selection.jsonl").read_text().splitlines()]
     assert [row["chosen"] for row in rows] == [None, None] and rows[0]["scores"] == [None, None]
     assert rows[0]["errors"][0] == "too dark to see"
@@ -172,7 +179,8 @@ def test_seeds_start_where_asked():
 
 
 @pytest.mark.parametrize(
-    ("prompts", "n", "message"), [([], 5, "received none"), (["a", " \n"], 5, "prompt 1 is blank"), (["a"], 0, "at least 1")]
+    ("prompts", "n", "message"),
+    [([], 5, "received none"), (["a", " \n"], 5, "prompt 1 is blank"), (["a"], 0, "at least 1")],
 )
 def test_wrong_calls_are_refused(prompts, n, message):
     with pytest.raises(ValueError, match=message):
@@ -190,7 +198,11 @@ def test_progress_is_a_tqdm_like_bar():
             seen.append("closed")
 
     best_of_n(
-        ["p", "q"], Generator(LEVELS), Brightness(), n=3, progress=lambda total, about: seen.append((total, about)) or Bar()
+        ["p", "q"],
+        Generator(LEVELS),
+        Brightness(),
+        n=3,
+        progress=lambda total, about: seen.append((total, about)) or Bar(),
     )
     assert seen == [(6, "candidates"), 3, 3, "closed"]
 
@@ -311,7 +323,9 @@ def test_videos_of_another_generator_are_not_taken_for_this_ones(tmp_path):
 
     for _ in range(2):
         best_of_n(["p"], Known(LEVELS), Brightness(), n=1, out=tmp_path)
-    with pytest.raises(ValueError, match=r"another generator \(steps differ; steps was '50', now '4'\); write to another folder"):
+    with pytest.raises(
+        ValueError, match=r"another generator \(steps differ; steps was '50', now '4'\); write to another folder"
+    ):
         best_of_n(["p"], Hasty(LEVELS), Brightness(), n=1, out=tmp_path)
 
 
@@ -354,7 +368,9 @@ def test_a_generator_without_a_provenance_goes_by_its_name(tmp_path):
     with pytest.raises(ValueError, match="another generator"):
         best_of_n(["p"], Generator(LEVELS), Brightness(), n=1, out=tmp_path / "b")
     (tmp_path / "b" / "generator.json").unlink()
-    with pytest.raises(ValueError, match=r"who made .*mp4 is not known \(generator.json is missing\); write to another folder"):
+    with pytest.raises(
+        ValueError, match=r"who made .*mp4 is not known \(generator.json is missing\); write to another folder"
+    ):
         best_of_n(["p"], Known(LEVELS), Brightness(), n=1, out=tmp_path / "b")
 
 

@@ -12,7 +12,9 @@ from tests.support.two_processes import run_two
 @pytest.mark.slow
 def test_two_processes_choose_what_one_chooses(tmp_path):
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a red ball rolls to the right on grass\na blue box falls on sand\na green ball rests at night\n")
+    prompts.write_text(
+        "a red ball rolls to the right on grass\na blue box falls on sand\na green ball rests at night\n"
+    )
 
     def command(name):
         settings = ["--set", "n=2", "--set", "generator.model=cac_align.miniature.world.world:Renderer"]
@@ -22,7 +24,8 @@ def test_two_processes_choose_what_one_chooses(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     subprocess.run([sys.executable, *command("one")], check=True, capture_output=True)
     one, two = (
-        [json.loads(line) for line in (tmp_path / name / "selection.jsonl").read_text().splitlines()] for name in ("one", "two")
+        [json.loads(line) for line in (tmp_path / name / "selection.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
     )
     for a, b in zip(one, two, strict=True):
         assert (a["prompt"], a["chosen"], a["seeds"]) == (b["prompt"], b["chosen"], b["seeds"])

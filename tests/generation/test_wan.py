@@ -158,11 +158,13 @@ def test_a_frame_count_that_wan_cannot_do_names_the_nearest(wan, frames, nearest
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "nearest"), [("height", 40, "32 and 48"), ("width", 100, "96 and 112"), ("height", 0, "16 and 32")]
+    ("name", "value", "nearest"),
+    [("height", 40, "32 and 48"), ("width", 100, "96 and 112"), ("height", 0, "16 and 32")],
 )
 def test_a_size_that_wan_cannot_do_names_the_nearest(wan, name, value, nearest):
     with pytest.raises(
-        ValueError, match=f"{name} must be a positive multiple of 16 pixels, received {value}; the nearest are {nearest}"
+        ValueError,
+        match=f"{name} must be a positive multiple of 16 pixels, received {value}; the nearest are {nearest}",
     ):
         wan.with_setting(**{name: value})
 

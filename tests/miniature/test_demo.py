@@ -78,7 +78,9 @@ def test_a_small_run_leaves_everything_on_disk_and_resumes(tmp_path):
     assert len(list((tmp_path / "videos").glob("*.mp4"))) == 4
     rows = [json.loads(line) for line in (tmp_path / "selection.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all(len(row["scores"]) == 2 for row in rows)
-    assert all(score is not None or error for row in rows for score, error in zip(row["scores"], row["errors"], strict=True))
+    assert all(
+        score is not None or error for row in rows for score, error in zip(row["scores"], row["errors"], strict=True)
+    )
     ledger = (tmp_path / "ledger.jsonl").read_text()
     assert list(demo(tmp_path, n=2, num_prompts=2)) == printed
     scored = [line for line in (tmp_path / "ledger.jsonl").read_text().splitlines() if '"kind": "score"' in line[:100]]

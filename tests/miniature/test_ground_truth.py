@@ -24,7 +24,11 @@ def test_the_ground_truth_retells_a_finding_of_somebody_in_the_scene_and_keeps_i
     frames = video.sample(4)
     lent = Anomaly("Motion Anomalies", Window(0.25, 0.5), "the mauve ball, a red ball, suddenly disappears", "red ball")
     answers = {}
-    for prompt in ("a blue lamp stays lit and a green ball bounces on sand", "a blue lamp stays lit on sand", "people in a park"):
+    for prompt in (
+        "a blue lamp stays lit and a green ball bounces on sand",
+        "a blue lamp stays lit on sand",
+        "people in a park",
+    ):
         record = replace(of, prompt=prompt)
         alarm = Question(record, "scan", supposed=(lent,), donor="d")
         asked = told(alarm, frames, video, close_ups=False) + conversation(alarm, frames, wording="brief")

@@ -59,7 +59,9 @@ def test_what_one_scan_is_not_shown_another_is():
     """Flickers of which the scan at 4 fps shows no frame: in one view a judge can only guess, in four it sees them."""
     clips = (make_clip(2_610_001 + 2 * number, PLAYGROUND, anomalous=True) for number in range(400))
     between = (
-        clip for clip in clips if clip.defects[0].subtype == "flicker" and clip.defects[0].frames.isdisjoint(range(0, 17, 4))
+        clip
+        for clip in clips
+        if clip.defects[0].subtype == "flicker" and clip.defects[0].frames.isdisjoint(range(0, 17, 4))
     )
     hidden = list(islice(between, 8))
     prompts, videos = [clip.prompt for clip in hidden], [clip.video() for clip in hidden]
@@ -85,7 +87,10 @@ def test_the_shipped_cac_is_clearly_right_about_the_studio():
 
 
 def test_the_shipped_unified_scores_held_out_clips():
-    assert evaluate(needs("unified"), "unified", 12, first_seed=2_500_000, worlds=(PLAYGROUND,))["playground"]["unscored"] == 0
+    assert (
+        evaluate(needs("unified"), "unified", 12, first_seed=2_500_000, worlds=(PLAYGROUND,))["playground"]["unscored"]
+        == 0
+    )
 
 
 def test_the_shipped_unified_tells_a_fitting_prompt_from_another():

@@ -41,7 +41,11 @@ def test_answers_read_back_to_the_annotation(seed):
 
 def test_every_frame_gets_its_verdict():
     torn = Anomaly(
-        "Object Distortion", Window(0.5, 1.0), "the red ball splits into two halves", "red ball", {8: (Box(1, 2, 3, 4),)}
+        "Object Distortion",
+        Window(0.5, 1.0),
+        "the red ball splits into two halves",
+        "red ball",
+        {8: (Box(1, 2, 3, 4),)},
     )
     thought = teacher.chain_of_thought([torn], [0.0, 0.25, 0.5, 0.75, 1.0, 1.25])
     assert thought == (
@@ -73,11 +77,17 @@ def test_places_follow_the_pixels(seed):
             continue  # it may be see-through just now
         rows, columns = np.nonzero(np.abs(clip.pixels[frame].astype(int) - rgb).max(-1) < 40)
         row, column = "abcd".index(where[0]), int(where[1]) - 1
-        assert len(rows) and abs(np.median(rows) / 16 - 0.5 - row) <= 1.2 and abs(np.median(columns) / 16 - 0.5 - column) <= 1.2
+        assert (
+            len(rows)
+            and abs(np.median(rows) / 16 - 0.5 - row) <= 1.2
+            and abs(np.median(columns) / 16 - 0.5 - column) <= 1.2
+        )
 
 
 def test_what_no_shown_frame_can_show_is_not_claimed():
-    brief = Anomaly("Human Distortion", Window(5 / 16, 7 / 16), "the head comes off the red figure", "", {5: (Box(1, 2, 3, 4),)})
+    brief = Anomaly(
+        "Human Distortion", Window(5 / 16, 7 / 16), "the head comes off the red figure", "", {5: (Box(1, 2, 3, 4),)}
+    )
     text = teacher.answer([brief], number=1, frames=(0, 4, 8), times_s=(0.0, 0.25, 0.5))
     assert read_answer(text, number=1, frames=(0, 4, 8), times_s=(0.0, 0.25, 0.5)).status == "normal"
     assert "head off" in teacher.answer([brief], number=1, frames=(0, 6), times_s=(0.0, 0.375))
@@ -125,7 +135,9 @@ def test_grades_fall_with_what_is_wrong():
     assert teacher.grades(parse_prompt("a blue figure walks to the left at night"), ball, (), 0.0)["alignment"] == 1.0
     assert teacher.grades(ball, ball, (), 0.8)["style"] == 3.5  # 5 - 2 * 0.8 = 3.4, to the nearest half
     large = {frame: (Box(0, 0, 400, 300),) for frame in range(16, 33)}
-    floating = Anomaly("Physical Violations", Window(1.0, 2.0), "the red ball floats up without support", "red ball", large)
+    floating = Anomaly(
+        "Physical Violations", Window(1.0, 2.0), "the red ball floats up without support", "red ball", large
+    )
     assert teacher.grades(ball, ball, [floating], 0.0) == {"alignment": 5.0, "physics": 2.0, "style": 4.5}
     small = Anomaly(
         "Physical Violations",

@@ -320,7 +320,12 @@ def test_write_world_writes_half_normal_half_anomalous_with_true_records(tmp_pat
     assert Counter(record.status for record in records) == {"normal": 3, "abnormal": 3}
     for record in records:
         video = Video.open(tmp_path / record.video)
-        assert (len(video), video.fps, video.height, video.width) == (record.num_frames, 16.0, record.height, record.width)
+        assert (len(video), video.fps, video.height, video.width) == (
+            record.num_frames,
+            16.0,
+            record.height,
+            record.width,
+        )
         clip = make_clip(record.extra["seed"], replace(STUDIO, num_frames=(17,)), anomalous=record.status == "abnormal")
         shown = video.frames(range(17)).pixels.astype(int)
         assert np.median(np.abs(shown - clip.pixels)) <= 2 and np.abs(shown - clip.pixels).mean() < 8

@@ -264,7 +264,10 @@ def test_unirls_recipe_replaces_the_reward_that_it_is_composed_with():
     theirs = {
         "reward": {
             "_target_": "unirl.reward.service.RewardService",
-            "backend": {"_target_": "theirs", "config": {"_target_": "PickScoreSpec", "device": "cuda", "model_id": "x"}},
+            "backend": {
+                "_target_": "theirs",
+                "config": {"_target_": "PickScoreSpec", "device": "cuda", "model_id": "x"},
+            },
         },
         "data_source": {"args": {"run": {"data_path": "datasets/pickscore/train.txt"}}},
         "stack": {"num_updates_per_batch": 2},
@@ -297,7 +300,9 @@ def test_every_option_of_ours_that_a_host_may_set_is_taken_by_its_adapter():
     options = {item.name for item in fields(Wiring)}
     tree = ast.parse((PLUGINS / "unirl.py").read_text(encoding="utf-8"))
     (spec,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "CaCSpec"]
-    assert {line.target.id for line in spec.body if isinstance(line, ast.AnnAssign)} == options - {"layout"} | {"batch_size"}
+    assert {line.target.id for line in spec.body if isinstance(line, ast.AnnAssign)} == options - {"layout"} | {
+        "batch_size"
+    }
     taken = set(inspect.signature(compute_score).parameters)
     assert options - taken == {"on_missing", "group_size"}
     entry = {

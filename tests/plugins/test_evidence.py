@@ -12,7 +12,15 @@ from PIL import Image
 from cac_align.core.encoding import write_mp4
 from cac_align.core.judgement import Anomaly, Box, Judgement, Window
 from cac_align.core.video import Video
-from cac_align.plugins.evidence import card, log_evidence, read_evidence, step_numbers, strip_of, telling, telling_frames
+from cac_align.plugins.evidence import (
+    card,
+    log_evidence,
+    read_evidence,
+    step_numbers,
+    strip_of,
+    telling,
+    telling_frames,
+)
 from cac_align.rewards.combine import combine
 from cac_align.rewards.ledger import Ledger, score_key
 from cac_align.rewards.reward import Score
@@ -80,22 +88,31 @@ def test_tensorboard_shows_the_boxed_clip_beside_its_advantage(run, tmp_path):
     # lowest advantage first; in step 7 the unscored one, whose file is still there; the other one's file is gone
     drawn = {tag: [e.step for e in events.Images(tag)] for tag in events.Tags()["images"]}
     assert drawn == {"evidence/0": [3, 7], "evidence/1": [3]}
-    dark = np.asarray(Image.open(io.BytesIO(events.Images("evidence/0")[0].encoded_image_string)).convert("RGB")).astype(int)
+    dark = np.asarray(
+        Image.open(io.BytesIO(events.Images("evidence/0")[0].encoded_image_string)).convert("RGB")
+    ).astype(int)
     assert dark.shape == (64 + 32, 3 * 96, 3)
     red = (dark[..., 0] > 200) & (dark[..., 1] < 60)
     rows, columns = np.nonzero(red)
     place = telling_frames(Video.open(tmp_path / "60.mp4"), (MELTS,), 3).index(4)
     assert (rows.min(), rows.max()) == (32, 32 + 31)  # the box covers the upper left quarter of frame 4 only
     assert (columns.min(), columns.max()) == (96 * place, 96 * place + 47)
-    bright = np.asarray(Image.open(io.BytesIO(events.Images("evidence/1")[0].encoded_image_string)).convert("RGB")).astype(int)
+    bright = np.asarray(
+        Image.open(io.BytesIO(events.Images("evidence/1")[0].encoded_image_string)).convert("RGB")
+    ).astype(int)
     assert not ((bright[..., 0] > 200) & (bright[..., 1] < 60)).any()
     texts = {
-        (tag, e.step): e.tensor_proto.string_val[0].decode() for tag in events.Tags()["tensors"] for e in events.Tensors(tag)
+        (tag, e.step): e.tensor_proto.string_val[0].decode()
+        for tag in events.Tags()["tensors"]
+        for e in events.Tensors(tag)
     }
     assert len(texts) == 4
     first = texts["evidence/0/text_summary", 3]
     assert (
-        "- **advantage**: -0.5" in first and "- **group**: g0" in first and "melts &lt;b&gt;" in first and "0.25-0.50 s" in first
+        "- **advantage**: -0.5" in first
+        and "- **group**: g0" in first
+        and "melts &lt;b&gt;" in first
+        and "0.25-0.50 s" in first
     )
     assert "- **score**: none: judge: told not to" in texts["evidence/0/text_summary", 7]
 
@@ -132,7 +149,9 @@ def read_history(folder):
             ended = ended or record.WhichOneof("record_type") == "exit"
             if record.WhichOneof("record_type") == "history":
                 step = {}
-                for item in record.history.item:  # a picture's or table's own fields come one by one, as ("evidence", "path")
+                for (
+                    item
+                ) in record.history.item:  # a picture's or table's own fields come one by one, as ("evidence", "path")
                     name, *inside = item.nested_key or [item.key]
                     value = json.loads(item.value_json)
                     step[name] = {**step.get(name, {}), inside[0]: value} if inside else value
@@ -142,7 +161,12 @@ def read_history(folder):
 
 def test_weights_and_biases_gets_the_same(run, monkeypatch, tmp_path):
     wandb = pytest.importorskip("wandb", reason="W&B is an extra")
-    for name, value in (("MODE", "offline"), ("SILENT", "true"), ("DATA_DIR", str(tmp_path)), ("CACHE_DIR", str(tmp_path))):
+    for name, value in (
+        ("MODE", "offline"),
+        ("SILENT", "true"),
+        ("DATA_DIR", str(tmp_path)),
+        ("CACHE_DIR", str(tmp_path)),
+    ):
         monkeypatch.setenv(f"WANDB_{name}", value)
     with wandb.init(dir=tmp_path, project="test") as going:
         assert log_evidence(run, going, frames=3) == 4
@@ -152,10 +176,13 @@ def test_weights_and_biases_gets_the_same(run, monkeypatch, tmp_path):
     assert {key for key in seventh if key[0] != "_"} == own | {"evidence/0"}  # the other clip's file is gone
     assert (third["evidence_step"], seventh["evidence_step"]) == (3, 7)
     assert third["reward/mean_score"] == pytest.approx(150 / 255, abs=0.01) and third["reward/unscored_share"] == 0
-    assert seventh["reward/mean_score"] == pytest.approx(200 / 255, abs=0.01) and seventh["reward/unscored_share"] == 0.5
+    assert (
+        seventh["reward/mean_score"] == pytest.approx(200 / 255, abs=0.01) and seventh["reward/unscored_share"] == 0.5
+    )
     dark = third["evidence/0"]
     assert (
-        "- **advantage**: -0.5" in dark["caption"] and "- **score**: none: judge: told not to" in seventh["evidence/0"]["caption"]
+        "- **advantage**: -0.5" in dark["caption"]
+        and "- **score**: none: judge: told not to" in seventh["evidence/0"]["caption"]
     )
     (files,) = (tmp_path / "wandb").glob("offline-run-*/files")
     strip = np.asarray(Image.open(files / dark["path"]).convert("RGB")).astype(int)
@@ -172,7 +199,11 @@ def test_component_shares_are_those_of_the_combination(tmp_path):
     videos = [Video.open(clip(level, 17), fps=16) for level in (200, 100)]
     reward(["p", "p"], videos)
     items = read_evidence(tmp_path / "ledger.jsonl")
-    assert [item.kind for item in items] == ["combined", "combined"] and items[0].step is None and items[0].advantage is None
+    assert (
+        [item.kind for item in items] == ["combined", "combined"]
+        and items[0].step is None
+        and items[0].advantage is None
+    )
     numbers = step_numbers(items)
     # both components fall by 100 / 255: equal shares
     assert numbers["reward/share/a"] == pytest.approx(0.5) and numbers["reward/share/b"] == pytest.approx(0.5)
@@ -193,7 +224,10 @@ def read_item(score, **facts):
 
 
 def test_the_ends_are_shown_first():
-    items = [read_item(Score(value / 10), advantage=advantage) for value, advantage in ((1, 0.5), (2, -1.0), (3, 2.0), (4, 0.1))]
+    items = [
+        read_item(Score(value / 10), advantage=advantage)
+        for value, advantage in ((1, 0.5), (2, -1.0), (3, 2.0), (4, 0.1))
+    ]
     assert [item.advantage for item in telling(items, 3)] == [-1.0, 2.0, 0.1]
     missing = read_item(Score.missing("x"), advantage=0.0)
     assert telling([*items, missing], 2) == [missing, items[1]]

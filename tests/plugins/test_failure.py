@@ -51,7 +51,9 @@ def test_the_mean_of_a_fragment_is_not_neutral():
     mean = math.fsum(group) / 16
     std = math.sqrt(math.fsum((value - mean) ** 2 for value in group) / 16)
     assert (0.1 - mean) / std == pytest.approx(-2.6458, abs=1e-4)
-    with pytest.raises(Unscored, match="holds 2 videos of the prompt and its group 16: the mean of another set is not neutral"):
+    with pytest.raises(
+        Unscored, match="holds 2 videos of the prompt and its group 16: the mean of another set is not neutral"
+    ):
         numbers(["a", "a"], scores(0.1, None), neutral(16), Tally())
     with pytest.raises(Unscored, match="holds 4 videos of the prompt and its group 2"):  # two groups of one prompt
         numbers(["a"] * 4, scores(0.1, None, 0.9, 0.9), neutral(2), Tally())
@@ -82,7 +84,8 @@ def test_the_tally_survives_pickling():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"on_missing": "zero"}, {"max_unscored_share": 2}, {"min_seen": 0}, {"on_missing": "neutral"}, {"group_size": 1}]
+    "wrong",
+    [{"on_missing": "zero"}, {"max_unscored_share": 2}, {"min_seen": 0}, {"on_missing": "neutral"}, {"group_size": 1}],
 )
 def test_a_wrong_policy_is_refused(wrong):
     with pytest.raises(ValueError, match="received"):

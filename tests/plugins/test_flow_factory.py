@@ -79,7 +79,9 @@ def sample(prompt="p", level=240):
 
 
 def build(adapter, kind="CaCUnifiedReward", **extra):
-    return getattr(adapter, kind)(Config(extra_kwargs={"reward": "hosting:scripted", **extra}), SimpleNamespace(device="cpu"))
+    return getattr(adapter, kind)(
+        Config(extra_kwargs={"reward": "hosting:scripted", **extra}), SimpleNamespace(device="cpu")
+    )
 
 
 def test_whole_and_components_in_order_with_a_tail_batch(adapter):
@@ -88,7 +90,9 @@ def test_whole_and_components_in_order_with_a_tail_batch(adapter):
     assert whole.dtype == torch.float32 and whole.tolist() == pytest.approx([0.825, 0.425, 0.825])
     assert pointwise(build(adapter, "CaCReward"), samples, 2).tolist() == pytest.approx([0.9, 0.1, 0.9])
     assert pointwise(build(adapter, "UnifiedVideoReward"), samples, 3).tolist() == pytest.approx([0.75] * 3)
-    assert torch.equal((pointwise(build(adapter, "CaCReward"), samples, 1) + 0.75) / 2, whole)  # weights 0.5 / 0.5 and "sum"
+    assert torch.equal(
+        (pointwise(build(adapter, "CaCReward"), samples, 1) + 0.75) / 2, whole
+    )  # weights 0.5 / 0.5 and "sum"
 
 
 def test_what_the_processor_reads_off_the_class(adapter):

@@ -30,7 +30,9 @@ def floats(level=200, **more):
 
 
 def test_an_unknown_option_names_the_nearest():
-    assert Wiring.read({"fps": 8, "on_missing": "neutral"}, layout="TCHW") == Wiring(fps=8, on_missing="neutral", layout="TCHW")
+    assert Wiring.read({"fps": 8, "on_missing": "neutral"}, layout="TCHW") == Wiring(
+        fps=8, on_missing="neutral", layout="TCHW"
+    )
     with pytest.raises(ValueError, match="unknown reward option 'on_mising'; did you mean 'on_missing'"):
         Wiring.read({"on_mising": "neutral"})
 
@@ -46,7 +48,9 @@ def test_a_reward_is_built_once_per_process_whoever_asks(monkeypatch):
 
 
 def test_components_are_normalised_as_in_the_whole():
-    values = {name: reward(["p"], [Video.open(clip(240), fps=16)])[0].value for name, reward in offered(scripted()).items()}
+    values = {
+        name: reward(["p"], [Video.open(clip(240), fps=16)])[0].value for name, reward in offered(scripted()).items()
+    }
     assert values == {"unified+cac": pytest.approx(0.825), "unified": pytest.approx(0.75), "cac": pytest.approx(0.9)}
     with pytest.raises(ValueError, match="has no component 'vq'; it offers unified\\+cac, unified, cac"):
         hosted(Wiring(reward="hosting:scripted", component="vq"), "test")
@@ -151,7 +155,9 @@ def test_the_ledger_holds_evidence_facts_and_every_substitution(tmp_path):
     extras = [row["extra"] for row in rows if row["kind"] == "extra"]
     assert {"host": "flow-factory/cac", "fps": 16.0, "step": 7} in extras
     (note,) = [extra for extra in extras if "unscored" in extra]
-    assert note["unscored"] is True and note["policy"].startswith("neutral") and note["sent"] == pytest.approx(202 / 255)
+    assert (
+        note["unscored"] is True and note["policy"].startswith("neutral") and note["sent"] == pytest.approx(202 / 255)
+    )
     missing = next(row for row in rows if row["kind"] == "missing")
     assert missing["score"] is None  # the score itself stays missing
 
@@ -176,7 +182,19 @@ def test_facts_are_each_videos_own(tmp_path):
 
 def test_adapters_import_nothing_heavy():
     modules = ["flow_grpo", "verl_omni", "videoalign", "trl", "host", "failure", "doctor"]
-    heavy = ["torch", "transformers", "diffusers", "decord", "av", "PIL", "scipy", "fastapi", "httpx", "pydantic", "omegaconf"]
+    heavy = [
+        "torch",
+        "transformers",
+        "diffusers",
+        "decord",
+        "av",
+        "PIL",
+        "scipy",
+        "fastapi",
+        "httpx",
+        "pydantic",
+        "omegaconf",
+    ]
     code = f"import sys\nfor name in {modules}: __import__(f'cac_align.plugins.{{name}}')\nprint([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

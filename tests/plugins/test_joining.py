@@ -61,7 +61,9 @@ def test_only_a_video_that_nobody_waits_for_leaves_the_queue():
     while not reward.batches:
         time.sleep(0.005)
     dropped, kept = scoring.submit("brightness", ["b", "c"], videos[1:])
-    joined, again = scoring.submit("brightness", ["c", "b"], [Video.open(clip(60), fps=16), Video.open(clip(110), fps=16)])
+    joined, again = scoring.submit(
+        "brightness", ["c", "b"], [Video.open(clip(60), fps=16), Video.open(clip(110), fps=16)]
+    )
     assert scoring.queued == 2
     for future in (dropped, again, kept):
         assert future.cancel()

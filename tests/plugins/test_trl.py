@@ -22,7 +22,9 @@ def video(level=240):
 def test_completions_or_a_column_hold_the_videos():
     reward = VideoReward(reward="hosting:scripted")
     assert reward.__name__ == "cac_unified"
-    values = reward(prompts=["a", "b"], completions=[video(240), video(90)], completion_ids=[[1], [2]], trainer_state=None)
+    values = reward(
+        prompts=["a", "b"], completions=[video(240), video(90)], completion_ids=[[1], [2]], trainer_state=None
+    )
     assert values == pytest.approx([0.825, 0.425])
     assert reward(prompts=["a"], completions=["some text"], videos=[video(90)]) == pytest.approx([0.425])
 

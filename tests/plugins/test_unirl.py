@@ -82,9 +82,9 @@ def test_rewards_components_and_flags(adapter):
 
 
 def test_a_three_frame_video_is_read_channels_first(adapter):
-    assert backend(adapter, component="cac").compute_rewards(RewardRequest(["a"], [video(240, 3)])).rewards == pytest.approx(
-        [0.9]
-    )
+    assert backend(adapter, component="cac").compute_rewards(
+        RewardRequest(["a"], [video(240, 3)])
+    ).rewards == pytest.approx([0.9])
 
 
 def test_a_failure_is_a_flag_and_nan_never_a_number(adapter):

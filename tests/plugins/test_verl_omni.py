@@ -20,7 +20,12 @@ def fresh(monkeypatch):
 
 def manager(solution_image, ground_truth="p", extra_info=None, **entry):
     """What the multi-reward manager does: keywords filtered by signature, the rest of the entry beside them."""
-    given = {"data_source": "d", "solution_image": solution_image, "ground_truth": ground_truth, "extra_info": extra_info or {}}
+    given = {
+        "data_source": "d",
+        "solution_image": solution_image,
+        "ground_truth": ground_truth,
+        "extra_info": extra_info or {},
+    }
     given |= {"reward_router_address": "x", "reward_model_tokenizer": None, "model_name": "m"} | entry
     names = inspect.signature(verl_omni.compute_score).parameters
     assert inspect.iscoroutinefunction(verl_omni.compute_score)
@@ -41,7 +46,9 @@ def test_both_layouts_and_a_batch_of_one():
 def test_three_frames_need_a_stated_layout():
     with pytest.raises(Unscored, match="pass layout="):
         manager(video(num_frames=3), reward="hosting:scripted")
-    assert manager(video(num_frames=3), reward="hosting:scripted", layout="TCHW", component="cac")["score"] == pytest.approx(0.9)
+    assert manager(video(num_frames=3), reward="hosting:scripted", layout="TCHW", component="cac")[
+        "score"
+    ] == pytest.approx(0.9)
 
 
 def test_only_uint8_is_accepted():
@@ -60,7 +67,9 @@ def test_the_prompt_is_the_extra_informations_or_the_ground_truth():
 def test_samples_are_scored_side_by_side():
     async def both():
         calls = [
-            verl_omni.compute_score(data_source="d", solution_image=video(level), ground_truth="p", reward="hosting:scripted")
+            verl_omni.compute_score(
+                data_source="d", solution_image=video(level), ground_truth="p", reward="hosting:scripted"
+            )
             for level in (240, 90)
         ]
         return await asyncio.gather(*calls)

@@ -20,7 +20,14 @@ BY_NAME = {variant.name: variant for variant in VARIANTS}
 
 
 def figures(right, **changes):
-    made = {"clips": 8, "no_verdict": 2, "right_of_all": right, "temporal_iou": 0.5, "spatial_iou": None, "recall_sparse": 1.0}
+    made = {
+        "clips": 8,
+        "no_verdict": 2,
+        "right_of_all": right,
+        "temporal_iou": 0.5,
+        "spatial_iou": None,
+        "recall_sparse": 1.0,
+    }
     return {**made, "auroc": 0.75, **changes}
 
 
@@ -45,12 +52,17 @@ def test_the_table_from_hand_made_results():
     )
     # start weights have no seed: .5 − .8 and .5 − .9; a seed is compared with the full recipe of the same seed: .5 − .9
     assert untrained == "| start weights, two turns | 0.537 | 0.500 | – | – | 1.000 | – | 0.250 | -0.350 ± 0.071 | – |"
-    assert no_two.startswith("| no stage 2 (multi-frame SFT) | 0.651 | 0.500 | ") and no_two.endswith("| -0.400 | 1 of 2 |")
+    assert no_two.startswith("| no stage 2 (multi-frame SFT) | 0.651 | 0.500 | ") and no_two.endswith(
+        "| -0.400 | 1 of 2 |"
+    )
     assert no_type.count("stopped") == 6 and no_type.endswith("| – | 0 of 1 |") and single.count("open") == 6
     text = report(Ablations(start="/somewhere/else/start", stage3={"run": {"steps": 7}}), rows)
     assert "- no stage 2 (multi-frame SFT), seed 0: stage 3: 99.0% of rollouts are malformed\n" in text
     assert (
-        "Start: `start`." in text and "/somewhere" not in text and "stage 3 7." in text and "500 normal + 500 anomalous" in text
+        "Start: `start`." in text
+        and "/somewhere" not in text
+        and "stage 3 7." in text
+        and "500 normal + 500 anomalous" in text
     )
 
 
@@ -65,7 +77,9 @@ def test_the_paper_is_in_the_variants():
         "untrained-single-turn": 0.514,
     }
     assert {variant.name: variant.paper for variant in VARIANTS} == accuracy
-    with pytest.raises(ValueError, match="without must be one of format, status, type, temporal, spatial, received 'time'"):
+    with pytest.raises(
+        ValueError, match="without must be one of format, status, type, temporal, spatial, received 'time'"
+    ):
         replace(VARIANTS[0], without="time")
 
 
@@ -76,7 +90,10 @@ def test_variants_share_what_they_have_in_common():
     assert path(BY_NAME["full"]) == ("stage1", "stage1+2", "stage1+2+3")
     assert path(BY_NAME["no-stage-3"]) == path(BY_NAME["full"])[:2]
     assert path(BY_NAME["no-spatial"]) == ("stage1", "stage1+2", "stage1+2+3-no-spatial")
-    assert path(BY_NAME["no-stage-1"]) == ("stage2", "stage2+3") and path(BY_NAME["no-stage-2"]) == ("stage1", "stage1+3")
+    assert path(BY_NAME["no-stage-1"]) == ("stage2", "stage2+3") and path(BY_NAME["no-stage-2"]) == (
+        "stage1",
+        "stage1+3",
+    )
     assert path(BY_NAME["single-turn"]) == ("stage1", "stage1+2-single", "stage1+2-single+3-single")
     assert path(BY_NAME["untrained"]) == ()
     trainings = [name for variant in VARIANTS for name in path(variant)]
@@ -93,19 +110,34 @@ def test_each_variant_changes_one_thing_in_the_recipes():
 
     full = made(3, "full")
     assert (full.run.steps, full.run.seed, full.run.cpu, full.data.turns, full.model.path) == (30, 1, True, 2, "start")
-    assert (full.rollout.group, full.grpo.beta, full.data.samples, full.data.folder) == (8, 0.01, "stage3.jsonl", "data")
+    assert (full.rollout.group, full.grpo.beta, full.data.samples, full.data.folder) == (
+        8,
+        0.01,
+        "stage3.jsonl",
+        "data",
+    )
     for name in ("temporal", "spatial", "type"):
         assert made(3, f"no-{name}") == replace(full, weights=replace(full.weights, **{name: 0.0}))
     assert made(3, "single-turn") == replace(full, data=replace(full.data, turns=1))
     assert made(2, "single-turn") == replace(made(2, "full"), data=replace(made(2, "full").data, turns=1))
-    assert made(1, "single-turn") == made(1, "full") and made(2, "no-type") == made(2, "full") != made(2, "full", seed=2)
+    assert made(1, "single-turn") == made(1, "full") and made(2, "no-type") == made(2, "full") != made(
+        2, "full", seed=2
+    )
 
 
 def test_dealt_annotations_stay_with_their_prompt_and_tell_nothing():
     broken = (Anomaly("Object Distortion", Window(0.25, 0.75), "r", "p"),)
     records = [
         Record(
-            str(k), f"{k}.mp4", f"prompt {k % 5}", 16.0, 17, 64, 64, "abnormal" if k // 5 % 2 else "normal", broken * (k // 5 % 2)
+            str(k),
+            f"{k}.mp4",
+            f"prompt {k % 5}",
+            16.0,
+            17,
+            64,
+            64,
+            "abnormal" if k // 5 % 2 else "normal",
+            broken * (k // 5 % 2),
         )
         for k in range(200)
     ]
@@ -186,12 +218,18 @@ def test_a_real_run_shares_stages_resumes_and_writes_its_table(recipe, tmp_path,
         "stage1+2-single+3-single",
         "stage1+2+3-no-type",
     }
-    assert "Start: the shipped mini-CaC, made to forget what is abnormal (2 steps of stage 2 on annotations dealt" in text
-    shared = [json.loads((tmp_path / name / "recipe.json").read_text())["model.path"] for name in ("start", "seed0/stage1")]
+    assert (
+        "Start: the shipped mini-CaC, made to forget what is abnormal (2 steps of stage 2 on annotations dealt" in text
+    )
+    shared = [
+        json.loads((tmp_path / name / "recipe.json").read_text())["model.path"] for name in ("start", "seed0/stage1")
+    ]
     assert shared == ["miniature", str(tmp_path / "start" / "final")]
     assert text == (tmp_path / "ablations.md").read_text() and text.count("| 1 |") == 4 and "open" not in text
     assert "- no" not in text and str(tmp_path) not in text
-    tables = {name: rollouts(tmp_path, name) for name in ("stage1+2+3", "stage1+2-single+3-single", "stage1+2+3-no-type")}
+    tables = {
+        name: rollouts(tmp_path, name) for name in ("stage1+2+3", "stage1+2-single+3-single", "stage1+2+3-no-type")
+    }
     assert {row["ending"] for row in tables["stage1+2-single+3-single"]} <= {"single turn", "window"}
     assert "single turn" not in {row["ending"] for row in tables["stage1+2+3"]}
     for row in tables["stage1+2+3-no-type"]:  # the type term is measured and earns nothing
@@ -238,7 +276,9 @@ def test_a_training_that_stops_itself_is_a_sentence_not_a_number(recipe, tmp_pat
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert all("figures" not in row and row["stopped"] for row in rows)
     assert run(chosen, tmp_path) == text and len(calls) == 2
-    with pytest.raises(Stopped, match="step 1: the loss is nan"):  # a start that could not be made leaves nothing to compare
+    with pytest.raises(
+        Stopped, match="step 1: the loss is nan"
+    ):  # a start that could not be made leaves nothing to compare
         run(replace(recipe, first_seed=recipe.first_seed + 2), tmp_path / "other")
 
 

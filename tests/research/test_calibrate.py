@@ -47,7 +47,9 @@ def test_views_have_a_temperature_of_their_own_beside_the_first(tmp_path):
     assert CaC.load(str(folder), views=("as_is", "reversed"), settings=SingleTurn(wording="brief")).threshold == 0, (
         "fitted for two turns"
     )
-    assert CaC.load(str(folder), views=("as_is", "mirrored")).temperature == 7.5, "not fitted: that of the video as it is"
+    assert CaC.load(str(folder), views=("as_is", "mirrored")).temperature == 7.5, (
+        "not fitted: that of the video as it is"
+    )
     (folder / "cac_align.json").write_text('{"of_views": {"mirrored": 3.5}}')  # views alone were fitted
     assert [CaC.load(str(folder), views=views).temperature for views in (("mirrored",), ("as_is",))] == [3.5, 1.0]
 

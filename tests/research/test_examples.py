@@ -56,7 +56,10 @@ def test_a_suspicion_says_nothing_about_the_truth(pool):
         for lesson in cac_lessons(pool, plan, 8, seed=(1, step), pairs=False):
             claim = lesson.conversation[0].text.split("Suspicion: ")[1].split(":")[0]
             told["abnormal" if '"status": "abnormal"' in lesson.answer else "normal"][claim] += 1
-    shares = {status: {name: count / sum(counts.values()) for name, count in counts.items()} for status, counts in told.items()}
+    shares = {
+        status: {name: count / sum(counts.values()) for name, count in counts.items()}
+        for status, counts in told.items()
+    }
     assert set(shares["normal"]) == set(shares["abnormal"])
     assert max(abs(shares["normal"][name] - shares["abnormal"][name]) for name in shares["normal"]) < 0.1
 
@@ -66,7 +69,9 @@ def test_lessons_depend_on_seed_and_step_only(pool):
     assert [lesson.answer for lesson in one] == [lesson.answer for lesson in two]
     for a, b in zip(one, two, strict=True):
         assert np.array_equal(a.conversation[0].frames.pixels, b.conversation[0].frames.pixels)
-    assert [x.answer for x in cac_lessons(pool, MixtureConfig(), 4, seed=(0, 6), pairs=False)] != [x.answer for x in one]
+    assert [x.answer for x in cac_lessons(pool, MixtureConfig(), 4, seed=(0, 6), pairs=False)] != [
+        x.answer for x in one
+    ]
     with pytest.raises(ValueError, match="even"):
         cac_lessons(pool, MixtureConfig(), 3, seed=(0, 0), pairs=True)
 
@@ -80,7 +85,9 @@ def test_unified_lessons_are_what_unified_reward_asks(pool):
 def test_wear_grows_with_strength_and_keeps_the_shape():
     pixels = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
     lost = [
-        np.mean([np.abs(degrade(pixels, np.random.default_rng(n), strength).astype(int) - pixels).mean() for n in range(6)])
+        np.mean(
+            [np.abs(degrade(pixels, np.random.default_rng(n), strength).astype(int) - pixels).mean() for n in range(6)]
+        )
         for strength in (0.1, 0.5, 1.0)
     ]
     assert lost[0] < lost[1] < lost[2]
@@ -114,7 +121,9 @@ def test_marks_agree_with_the_teachers_words(pool):
         indices = clip.clock.indices_at(4.0)
         marks = marks_of([(clip, indices)], 4)
         times = [clip.clock.times_s[index] for index in indices]
-        said = teacher.answer(clip.anomalies, number=1, frames=indices, times_s=times, places=[clip.places[i] for i in indices])
+        said = teacher.answer(
+            clip.anomalies, number=1, frames=indices, times_s=times, places=[clip.places[i] for i in indices]
+        )
         walk = re.findall(r"Frame \d+: (\S+) ([^.]*)\.", said)
         pairs = -(-len(indices) // 2)
         assert marks.frames.shape[0] == pairs and marks.clips.tolist() == [0] * pairs
@@ -152,7 +161,9 @@ def test_the_measured_shape_is_asked_for_where_it_was_measured(pool):
 def test_patches_are_the_processors(processor, pool):
     pairs = draw_pairs(pool, MixtureConfig(), 4, side=4, seed=(0, 3)).pixels
     videos = [torch.from_numpy(pair).permute(0, 3, 1, 2) for pair in pairs]
-    real = processor.video_processor(videos=videos, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt")
+    real = processor.video_processor(
+        videos=videos, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt"
+    )
     assert (real["pixel_values_videos"] - patch(pairs, SMALL.patch_px)).abs().max() < 1e-6
     assert real["video_grid_thw"].tolist() == [[1, 8, 8]] * 4
 
@@ -169,7 +180,9 @@ def test_schooling_loss_falls_on_one_batch(processor, tokenizer, pool):
             if what == "see":
                 loss, right = look_loss(model, heads, pairs)
             else:
-                loss, right, _ = _lesson_loss(model, processor, heads, lessons, JudgeTraining(size=SMALL), answers=False)
+                loss, right, _ = _lesson_loss(
+                    model, processor, heads, lessons, JudgeTraining(size=SMALL), answers=False
+                )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

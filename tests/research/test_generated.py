@@ -62,7 +62,12 @@ def test_couples_share_a_prompt_and_alternate():
         row("b", False, number=3),
         row("a", True, False, 4),
     ]
-    assert [each["number"] for each in couple(rows)] == [0, 1, 0, 2]  # b has no broken clip, clip 4 does not follow its prompt
+    assert [each["number"] for each in couple(rows)] == [
+        0,
+        1,
+        0,
+        2,
+    ]  # b has no broken clip, clip 4 does not follow its prompt
 
 
 def test_a_stopped_drawing_goes_on_with_the_same_clips(tmp_path, capsys):
@@ -79,7 +84,9 @@ def test_a_stopped_drawing_goes_on_with_the_same_clips(tmp_path, capsys):
     rows = [json.loads(line) for line in (tmp_path / "whole" / "drawn.jsonl").read_text().splitlines()]
     assert [each["seed"] for each in rows] == list(range(50_000_000, 50_000_008))
     assert len(ClipPool(tmp_path / "whole")) == len(couple(rows))
-    assert all(len(each["bent"]) == 9 and min(each["bent"]) > 0 for each in rows)  # of 17 frames every second one is kept
+    assert all(
+        len(each["bent"]) == 9 and min(each["bent"]) > 0 for each in rows
+    )  # of 17 frames every second one is kept
     strict = replace(whole, out=str(tmp_path / "strict"), tolerance=1.0)
     draw(strict)
     stricter = [json.loads(line) for line in (tmp_path / "strict" / "drawn.jsonl").read_text().splitlines()]

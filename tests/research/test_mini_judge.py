@@ -115,9 +115,13 @@ def test_folder_loads_through_the_public_classes(tmp_path, processor, tokenizer)
     assert set(loaded.generation_config.suppress_tokens) >= {loaded.config.video_token_id, loaded.config.image_token_id}
     for (name, one), (_, other) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
         assert torch.equal(one.half().float(), other), name
-    frames = Frames(np.full((9, 64, 64, 3), 90, np.uint8), tuple(range(0, 33, 4)), tuple(n / 4 for n in range(9)), 4.0, 33)
+    frames = Frames(
+        np.full((9, 64, 64, 3), 90, np.uint8), tuple(range(0, 33, 4)), tuple(n / 4 for n in range(9)), 4.0, 33
+    )
     vlm = LocalVlm.load(tmp_path, device="cpu")
-    reply = vlm.answer([turn_one_conversation("a red ball rests on grass", frames, wording="brief")], max_new_tokens=3)[0]
+    reply = vlm.answer([turn_one_conversation("a red ball rests on grass", frames, wording="brief")], max_new_tokens=3)[
+        0
+    ]
     assert reply.error is None
     # 5 temporal patches of 4 x 4 tokens each: 64 px is 64 px to the judge
     ids = processor.tokenizer("x").input_ids
@@ -228,7 +232,9 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path, workers):
     assert all(torch.equal(one[name], two[name]) for name in one)
     steps = [json.loads(line) for line in (killed / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5]
-    assert [row["loss"] for row in steps] == [json.loads(line)["loss"] for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in steps] == [
+        json.loads(line)["loss"] for line in (whole / "log.jsonl").read_text().splitlines()
+    ]
     assert Qwen3VLForConditionalGeneration.from_pretrained(killed / "final").config.model_type == "qwen3_vl"
     with pytest.raises(ValueError, match=r"holds a run with lr=0\.002, received lr=0.1"):
         train(recipe_for(killed, clips, lr=0.1))
@@ -252,7 +258,11 @@ def test_a_run_asks_fresh_questions_unless_it_is_told_whose_to_go_on_with(tmp_pa
         kept[name] = load_file(tmp_path / name / HEADS)["watch.broken.weight"]
     asked = load_file(first / HEADS)["watch.broken.weight"]
     fresh = Heads(SMALL.text_hidden, seed=7).broken.weight
-    assert torch.allclose(kept["going on"], asked) and torch.allclose(kept["fresh"], fresh) and not torch.allclose(asked, fresh)
+    assert (
+        torch.allclose(kept["going on"], asked)
+        and torch.allclose(kept["fresh"], fresh)
+        and not torch.allclose(asked, fresh)
+    )
     with pytest.raises(ValueError, match="holds other questions than this recipe's"):
         train(recipe_of(tmp_path / "other", clips, heads=str(first), bent_weight=1.0, **start))
     # a start that was asked other questions is no obstacle where nobody wants them

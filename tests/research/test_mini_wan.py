@@ -16,7 +16,16 @@ from research.training.train_vae import VaeRecipe
 from research.training.train_wan import WanRecipe
 
 TINY = MiniWan(
-    vae_dim=8, vae_mult=(1, 1), latent_channels=4, text_dim=16, text_heads=2, dim=24, heads=2, layers=1, ffn_dim=32, freq_dim=16
+    vae_dim=8,
+    vae_mult=(1, 1),
+    latent_channels=4,
+    text_dim=16,
+    text_heads=2,
+    dim=24,
+    heads=2,
+    layers=1,
+    ffn_dim=32,
+    freq_dim=16,
 )
 QUICK = Schedule(steps=3, batch=2, matrix_lr=0.01, warmup=1, save_every=1, log_every=1)
 ROOT = Path(__file__).parents[2]
@@ -73,7 +82,10 @@ def test_each_level_of_the_vae_halves_space_and_time(mult, latents):
     encoded = vae.encode(torch.zeros(1, 3, 9, 32, 32)).latent_dist.mode()
     assert encoded.shape == latents
     assert vae.decode(encoded).sample.shape == (1, 3, 9, 32, 32)
-    assert (vae.config.scale_factor_temporal, vae.config.scale_factor_spatial) == (8 // (latents[2] - 1), 32 // latents[3])
+    assert (vae.config.scale_factor_temporal, vae.config.scale_factor_spatial) == (
+        8 // (latents[2] - 1),
+        32 // latents[3],
+    )
 
 
 def test_a_token_holds_fewer_numbers_than_the_dit_is_wide():
@@ -97,7 +109,9 @@ def test_embeddings_are_those_of_the_pipeline():
     prompts = ["a red ball bounces on grass", ""]
     expected, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=16)
     tokens = pipeline.tokenizer(prompts, padding="max_length", max_length=16, return_tensors="pt")
-    torch.testing.assert_close(train_wan.embed(pipeline.text_encoder, tokens.input_ids, tokens.attention_mask), expected)
+    torch.testing.assert_close(
+        train_wan.embed(pipeline.text_encoder, tokens.input_ids, tokens.attention_mask), expected
+    )
 
 
 # ---- the objective ------------------------------------------------------------------------------------------------
@@ -190,7 +204,13 @@ def test_training_stays_inside_its_seeds():
 @pytest.fixture(scope="module")
 def vae_recipe(tmp_path_factory):
     return VaeRecipe(
-        out=str(tmp_path_factory.mktemp("vae") / "whole"), frames=5, crop=24, long_every=0, measure=1, model=TINY, schedule=QUICK
+        out=str(tmp_path_factory.mktemp("vae") / "whole"),
+        frames=5,
+        crop=24,
+        long_every=0,
+        measure=1,
+        model=TINY,
+        schedule=QUICK,
     )
 
 
@@ -211,7 +231,9 @@ def test_an_interrupted_vae_training_ends_with_the_same_weights(vae_recipe, vae_
 def test_a_decoder_is_trained_alone_and_the_latents_stay(vae_recipe, vae_folder, tmp_path):
     from safetensors.torch import load_file
 
-    folder = train_vae.train_vae(replace(vae_recipe, out=str(tmp_path), start=str(vae_folder), latent_noise=0.1, seed=1))
+    folder = train_vae.train_vae(
+        replace(vae_recipe, out=str(tmp_path), start=str(vae_folder), latent_noise=0.1, seed=1)
+    )
     name = "diffusion_pytorch_model.safetensors"
     before, after = load_file(vae_folder / name), load_file(folder / name)
     changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
@@ -223,7 +245,9 @@ def test_the_latents_mean_and_spread_are_measured(vae_recipe, vae_folder):
 
     vae = AutoencoderKLWan.from_pretrained(vae_folder)
     first = vae_recipe.schedule.steps * vae_recipe.schedule.batch
-    clips = torch.cat([train_vae.to_signal(train_vae.training_clip(first + n, 0.4)[0])[None] for n in range(vae_recipe.measure)])
+    clips = torch.cat(
+        [train_vae.to_signal(train_vae.training_clip(first + n, 0.4)[0])[None] for n in range(vae_recipe.measure)]
+    )
     with torch.no_grad():
         latents = vae.encode(clips).latent_dist.mode().transpose(0, 1).flatten(1)
     np.testing.assert_allclose(vae.config.latents_mean, latents.mean(1), atol=1e-4)
@@ -275,7 +299,9 @@ def test_recipes_read(name, job):
 # ---- what ships ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not (WEIGHTS / "model_index.json").is_file(), reason="the trained weights are not in the package yet")
+@pytest.mark.skipif(
+    not (WEIGHTS / "model_index.json").is_file(), reason="the trained weights are not in the package yet"
+)
 class TestShipped:
     def test_they_load_with_diffusers_alone_and_generate(self):
         from diffusers import WanPipeline

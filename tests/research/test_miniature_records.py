@@ -25,7 +25,9 @@ def test_rendered_and_drawn_clips_become_records_that_say_what_is_so(tmp_path, c
     assert f"kept {len(drawn)} of 24 drawn clips" in capsys.readouterr().err
     assert len(drawn) >= 2 and [record.status for record in drawn] == ["normal", "abnormal"] * (len(drawn) // 2)
     for record in drawn:
-        assert 0 <= record.extra["noise"] - asked.seed < asked.drawn and len(record.extra["places"]) == record.num_frames
+        assert (
+            0 <= record.extra["noise"] - asked.seed < asked.drawn and len(record.extra["places"]) == record.num_frames
+        )
     said = [judge(record.prompt, Video.open(path.parent / record.video)).status for record in drawn]
     assert [one == record.status for one, record in zip(said, drawn, strict=True)].count(False) <= len(drawn) // 5, (
         "the file is compressed; hardly any verdict hangs on that"
@@ -40,11 +42,19 @@ def test_rendered_and_drawn_clips_become_records_that_say_what_is_so(tmp_path, c
     with pytest.raises(ValueError, match="seed"):
         records.make(replace(asked, seed=asked.seed + 100))  # its clips would be those of the former noise
 
-    synthesise(drawn, path.parent, GroundTruth(drawn), tmp_path / "chains", Synthesis(wording="brief", tasks=["scan"], workers=1))
+    synthesise(
+        drawn,
+        path.parent,
+        GroundTruth(drawn),
+        tmp_path / "chains",
+        Synthesis(wording="brief", tasks=["scan"], workers=1),
+    )
     for line in (tmp_path / "chains" / "chains.jsonl").read_text().splitlines():
         row = json.loads(line)
         (of,) = (record for record in drawn if record.id == row["record"])
-        assert f"Frame 1: {of.extra['places'][4]} " in json.loads(row["answer"])["COT"], "where the oracle saw it, at 4 of 16 fps"
+        assert f"Frame 1: {of.extra['places'][4]} " in json.loads(row["answer"])["COT"], (
+            "where the oracle saw it, at 4 of 16 fps"
+        )
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,9 @@ def test_a_run_is_read_step_by_step_and_what_cannot_be_judged_is_counted(run, ca
     assert [step.name for step in steps] == ["step-000000", "step-000010"] and folders_of(steps[0]) == [steps[0]]
     (sound, none), (broken, two) = map(verdicts_of, steps)
     assert len(sound) == 6 and none == 0 and len(broken) == 5 and two == 2
-    assert sum(seen.status == "abnormal" for seen in sound) <= 1 and sum(seen.status == "abnormal" for seen in broken) >= 4
+    assert (
+        sum(seen.status == "abnormal" for seen in sound) <= 1 and sum(seen.status == "abnormal" for seen in broken) >= 4
+    )
     assert main([str(run)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1].startswith(f"| {run.name}/watch/step-000010 | 5 | ") and printed[-1].endswith("| 2 |")

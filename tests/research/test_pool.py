@@ -22,15 +22,21 @@ def pool(tmp_path_factory):
 
 def test_in_a_mirror_left_is_right_and_the_oracle_agrees():
     seed = next(
-        s for s in range(2_700_001, 2_800_000, 2) if make_clip(s, PLAYGROUND, anomalous=True).scene.spec.motion == "right"
+        s
+        for s in range(2_700_001, 2_800_000, 2)
+        if make_clip(s, PLAYGROUND, anomalous=True).scene.spec.motion == "right"
     )
     clip = make_clip(seed, PLAYGROUND, anomalous=True)
     at = tuple(teacher.places(clip.scene, clip.anomalies))
     turned = mirrored(PoolClip(seed, clip.prompt, clip.anomalies, clip.video(), at, clip.pixels))
     assert turned.prompt == clip.prompt.replace("to the right", "to the left") != clip.prompt
     sight = look(turned.prompt, Video.open(np.ascontiguousarray(turned.pixels), fps=16))
-    assert all(sight.verdict.follows.values()) and sight.verdict.status == "abnormal"  # of the mirrored prompt, in the mirror
-    assert all(look(turned.prompt, clip.video()).verdict.follows.values()) is False  # and the clip itself does not follow it
+    assert (
+        all(sight.verdict.follows.values()) and sight.verdict.status == "abnormal"
+    )  # of the mirrored prompt, in the mirror
+    assert (
+        all(look(turned.prompt, clip.video()).verdict.follows.values()) is False
+    )  # and the clip itself does not follow it
     for one, other in zip(clip.anomalies, turned.anomalies, strict=True):
         for frame, boxes in one.boxes.items():
             assert [(1000 - b.xmax, b.ymin, 1000 - b.xmin, b.ymax) for b in boxes] == [
@@ -109,7 +115,9 @@ def test_a_defect_that_is_named_often_is_drawn_so_many_times_as_often(pool):
     rng = np.random.default_rng(0)
     drawn = [pool.couple(rng, world, often={name: 4.0})[1] for _ in range(2000)]
     wanted = 4 * options.count(name) / (4 * options.count(name) + len(options) - options.count(name))
-    share = np.mean([make_clip(clip.seed, PLAYGROUND, anomalous=True).defects[0].subtype == name for clip in drawn[:400]])
+    share = np.mean(
+        [make_clip(clip.seed, PLAYGROUND, anomalous=True).defects[0].subtype == name for clip in drawn[:400]]
+    )
     assert abs(share - wanted) < 4 * (wanted * (1 - wanted) / 400) ** 0.5
     assert wanted > 1.5 * options.count(name) / len(options)  # the bound above would tell an even draw from this one
 

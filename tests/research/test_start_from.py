@@ -27,7 +27,9 @@ def test_finer_patches_start_with_what_the_coarse_ones_had_learnt(tmp_path, toke
     corners = ([0, 0, -1, -1], [0, -1, 0, -1])
     assert torch.equal(grids[0][:, corners[0], corners[1]], grids[1][:, corners[0], corners[1]])
     other = [
-        (a, b) for (n, a), (_, b) in zip(coarse.named_parameters(), fine.named_parameters(), strict=True) if "embed" not in n
+        (a, b)
+        for (n, a), (_, b) in zip(coarse.named_parameters(), fine.named_parameters(), strict=True)
+        if "embed" not in n
     ]
     assert all(torch.equal(a, b) for a, b in other)
 

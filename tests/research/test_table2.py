@@ -102,4 +102,6 @@ def test_the_picture_names_every_model_and_is_the_same_twice(tmp_path):
     text = (tmp_path / "one.svg").read_text()
     assert text == (tmp_path / "two.svg").read_text()
     ET.fromstring(text)
-    assert all(f"<!-- {word} -->" in text for word in ("base", "ours", "anomaly rate (oracle)", "motion against step 1"))
+    assert all(
+        f"<!-- {word} -->" in text for word in ("base", "ours", "anomaly rate (oracle)", "motion against step 1")
+    )

@@ -97,7 +97,10 @@ def test_rank():
 
 def test_reference(tmp_path):
     path = tmp_path / "statistics.json"
-    rows = {"ur": {"mean": 3, "std": 0.5, "n": 40, "source": "s"}, "cac": {"mean": 0.5, "std": 0.25, "n": 40, "source": "s"}}
+    rows = {
+        "ur": {"mean": 3, "std": 0.5, "n": 40, "source": "s"},
+        "cac": {"mean": 0.5, "std": 0.25, "n": 40, "source": "s"},
+    }
     path.write_text(json.dumps(rows))
     reward = combine(BOTH, normalise="reference", statistics=path)
     assert values(reward(["p"], videos("4 0.75"))) == [1.5]  # (2 + 1) / 2: one video alone has a value

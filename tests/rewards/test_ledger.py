@@ -47,7 +47,10 @@ def test_key_is_content_prompt_and_provenance(tmp_path):
     other = Counting(version="2")
     ledger.wrap(other)(["p"], [video(1)])
     assert len(other.asked) == 1
-    assert len({score_key("p", video(1), provenance) for provenance in ({"a": "b"}, {"a": "c"}, {"a": "b", "c": "d"})}) == 3
+    assert (
+        len({score_key("p", video(1), provenance) for provenance in ({"a": "b"}, {"a": "c"}, {"a": "b", "c": "d"})})
+        == 3
+    )
     assert score_key("p", video(1), {"a": "1", "b": "2"}) == score_key("p", video(1), {"b": "2", "a": "1"})
 
 
@@ -74,7 +77,14 @@ def test_a_row_holds_what_an_auditor_needs(tmp_path):
     (row,) = [json.loads(line) for line in path.read_text().splitlines()]
     assert list(row)[:2] == ["key", "kind"]
     assert row["key"] == score_key("p {} <b>", video(7), {"reward": "counting", "version": "1"})
-    expected = {"kind": "score", "prompt": "p {} <b>", "video": "clip.mp4", "reward": "counting", "score": 0.07, "extra": {}}
+    expected = {
+        "kind": "score",
+        "prompt": "p {} <b>",
+        "video": "clip.mp4",
+        "reward": "counting",
+        "score": 0.07,
+        "extra": {},
+    }
     assert expected.items() <= row.items()
     assert row["video_hash"] == video(7).content_hash
     assert row["judgement"]["anomalies"][0]["type"] == "Motion Anomalies" and row["provenance"]["version"] == "1"
@@ -119,7 +129,12 @@ def test_group_normalised_values_are_never_served(tmp_path):
     reward = Ledger(path).wrap(combine({"a": a, "b": b}, normalise="group"))
     first = reward(["p"] * 2, [video(1), video(2)])
     second = reward(["p"] * 2, [video(2), video(3)])
-    assert [score.value for score in first + second] == [-1, 1, -1, 1]  # video 2 is best of one pair and worst of the other
+    assert [score.value for score in first + second] == [
+        -1,
+        1,
+        -1,
+        1,
+    ]  # video 2 is best of one pair and worst of the other
     assert len(a.asked) == len(b.asked) == 3
     kinds = [row["kind"] for row in Ledger(path).rows()]
     assert kinds.count("score") == 6 and kinds.count("combined") == 4
@@ -277,7 +292,10 @@ def test_a_video_that_vanished_is_the_rewards_to_report(tmp_path):
     path = tmp_path / "ledger.jsonl"
     scores = Ledger(path).wrap(Careful())(["p", "p"], [gone, good])
     assert "cannot be read" in scores[0].error and scores[1].value == 0.01
-    assert [(row["kind"], row["video_hash"] is None) for row in Ledger(path).rows()] == [("missing", True), ("score", False)]
+    assert [(row["kind"], row["video_hash"] is None) for row in Ledger(path).rows()] == [
+        ("missing", True),
+        ("score", False),
+    ]
 
 
 def test_a_score_of_another_checkpoint_than_the_key_names_is_not_filed(tmp_path):
@@ -293,12 +311,21 @@ def test_a_score_of_another_checkpoint_than_the_key_names_is_not_filed(tmp_path)
     first, second = remembered(["p", "p"], [video(1), video(2)])
     assert first.scored and first.provenance["vlm/served"] == "one"
     assert not second.scored and "the judge was exchanged since this call began" in second.error
-    assert ledger.num_scores == 1 and ledger.find(score_key("p", video(2), {"reward": "counting", "vlm/served": "one"})) is None
+    assert (
+        ledger.num_scores == 1
+        and ledger.find(score_key("p", video(2), {"reward": "counting", "vlm/served": "one"})) is None
+    )
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"a red ball", b"one\ntwo", b"\x00\x00\x00\x20ftypisom\nmoov and a last line", b'{"key": "1", "record": "x"}\n', b"{}"],
+    [
+        b"a red ball",
+        b"one\ntwo",
+        b"\x00\x00\x00\x20ftypisom\nmoov and a last line",
+        b'{"key": "1", "record": "x"}\n',
+        b"{}",
+    ],
 )
 @pytest.mark.parametrize("write", [True, False])
 def test_a_file_of_another_kind_is_refused_and_left_as_it_is(tmp_path, content, write):

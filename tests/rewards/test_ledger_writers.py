@@ -55,13 +55,17 @@ def test_a_ledger_inherited_by_fork_still_locks(tmp_path):
     for number in range(40):
         wrapped([f"parent {number}"], [video(2)])
     assert os.waitpid(child, 0)[1] == 0
-    assert ledger.find(score_key("child 39", video(2), Counting().provenance)).value == 0.02  # sees what the other wrote
+    assert (
+        ledger.find(score_key("child 39", video(2), Counting().provenance)).value == 0.02
+    )  # sees what the other wrote
     assert Ledger(path).num_scores == 81 and Ledger(path).faults == []
 
 
 def test_threads_share_a_ledger(tmp_path):
     wrapped = Ledger(tmp_path / "ledger.jsonl").wrap(Counting())
-    threads = [threading.Thread(target=lambda n=n: [wrapped([f"{n} {k}"], [video(k)]) for k in range(20)]) for n in range(4)]
+    threads = [
+        threading.Thread(target=lambda n=n: [wrapped([f"{n} {k}"], [video(k)]) for k in range(20)]) for n in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -96,5 +100,7 @@ def test_a_killed_writer_loses_nothing_it_reported(tmp_path):
         warnings.simplefilter("ignore")  # whether a line was being written is chance
         ledger = Ledger(path)
     reward = Counting()
-    ledger.wrap(reward)([f"prompt {n} " + "x" * 20000 for n in range(reported)], [video(n % 200) for n in range(reported)])
+    ledger.wrap(reward)(
+        [f"prompt {n} " + "x" * 20000 for n in range(reported)], [video(n % 200) for n in range(reported)]
+    )
     assert reward.asked == []

@@ -13,7 +13,9 @@ from cac_align.rewards.reward import Reward, Score, check_pairs
 
 JUDGEMENT = Judgement(
     status="abnormal",
-    anomalies=(Anomaly("Human Distortion", Window(0.5, 1.25), 'six "fingers" – 手', "left hand", {12: (Box(1, 2, 3, 4),)}),),
+    anomalies=(
+        Anomaly("Human Distortion", Window(0.5, 1.25), 'six "fingers" – 手', "left hand", {12: (Box(1, 2, 3, 4),)}),
+    ),
     turns=(Turn(1, "{…}", (0, 4, 8), "abnormal", log_p_normal=-2.25, log_p_abnormal=-0.111),),
     log_p_normal=-2.25,
     log_p_abnormal=-0.111,

@@ -111,7 +111,10 @@ def test_dressed_answers_read_alike(text):
         (ANSWER.replace("3.0987", "nan"), "Physics Score is not a number"),
         (ANSWER.replace("3.0987", "3.0.9"), "Physics Score is not a number"),
         (ANSWER.replace("3.0987", "x"), "Physics Score is not a number"),
-        (ANSWER + "\nStyle Score (1-5): none", "Style Score is not a number"),  # the last heading counts, even a bad one
+        (
+            ANSWER + "\nStyle Score (1-5): none",
+            "Style Score is not a number",
+        ),  # the last heading counts, even a bad one
         (ANSWER[: ANSWER.index("Style")], "no Style Score"),
     ],
 )
@@ -277,7 +280,9 @@ def test_a_server_gets_the_images_first_the_text_last_and_temperature_zero():
         server.server_close()
     assert found.value == pytest.approx(2.9637, abs=1e-4)
     (body,) = bodies
-    assert body["model"] == "UnifiedReward" and body["temperature"] == 0  # trap 4: do_sample is no field of this protocol
+    assert (
+        body["model"] == "UnifiedReward" and body["temperature"] == 0
+    )  # trap 4: do_sample is no field of this protocol
     assert [message["role"] for message in body["messages"]] == ["user"]
     kinds = [part["type"] for part in body["messages"][0]["content"]]
     assert kinds == ["image_url"] * 16 + ["text"]

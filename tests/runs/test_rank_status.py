@@ -25,7 +25,13 @@ def note(folder, rank, **facts):
     folder.mkdir(exist_ok=True)
     import socket
 
-    row = {"rank": rank, "pid": dead_pid(), "host": socket.gethostname(), "doing": "step 3, sampling 'a red ball'", "ended": None}
+    row = {
+        "rank": rank,
+        "pid": dead_pid(),
+        "host": socket.gethostname(),
+        "doing": "step 3, sampling 'a red ball'",
+        "ended": None,
+    }
     (folder / f"rank-{rank}.json").write_text(json.dumps(row | facts))
 
 
@@ -41,7 +47,9 @@ def test_the_next_start_says_where_the_former_one_was_killed(tmp_path, caplog):
     note(tmp_path / "p", 0)
     with caplog.at_level(logging.WARNING), RankStatus(tmp_path / "p").guard():
         pass
-    assert "process 0 (pid" in caplog.text and "step 3, sampling 'a red ball': it was killed without a word" in caplog.text
+    assert (
+        "process 0 (pid" in caplog.text and "step 3, sampling 'a red ball': it was killed without a word" in caplog.text
+    )
 
 
 def test_an_error_is_kept_in_its_own_words_and_raised_as_it_is(tmp_path, caplog):
@@ -63,9 +71,7 @@ def test_wrong_input_leaves_nothing_behind(tmp_path):
 
 def test_a_failed_exchange_becomes_the_death_of_the_other_process(tmp_path):
     note(tmp_path / "p", 1)
-    told = (
-        r"process 1 \(pid \d+ on .*\) ended at step 3, sampling 'a red ball': it was killed .* run the same command: it resumes"
-    )
+    told = r"process 1 \(pid \d+ on .*\) ended at step 3, sampling 'a red ball': it was killed .* run the same command: it resumes"
     with pytest.raises(ProcessLost, match=told) as caught, RankStatus(tmp_path / "p", 0, 2).guard():
         raise RuntimeError("connection closed by peer")
     assert "connection closed" in str(caught.value.__cause__)
@@ -102,7 +108,9 @@ def test_a_process_told_to_stop_ends_by_the_signal_whatever_swallows_exceptions(
     finally:
         running.kill()
     assert running.returncode == -signal.SIGTERM and written == ""
-    assert re.search(r"process 1 \(pid \d+ on \S+\) ended at step 3, sampling 'a red ball'", said) and "it resumes" in said
+    assert (
+        re.search(r"process 1 \(pid \d+ on \S+\) ended at step 3, sampling 'a red ball'", said) and "it resumes" in said
+    )
     assert not (tmp_path / "p" / "rank-0.json").exists() and (tmp_path / "p" / "rank-1.json").exists()
 
 
@@ -129,7 +137,8 @@ def test_a_killed_process_is_named_with_its_sample_and_the_same_command_goes_on(
     said = running.communicate(timeout=200)[1]
     assert running.returncode != 0
     named = re.search(
-        r"process 1 \(pid (\d+) on \S+\) ended at (judging a-\w+-ball-rests-on-sand-\S+|making candidates of 'a [^']*')", said
+        r"process 1 \(pid (\d+) on \S+\) ended at (judging a-\w+-ball-rests-on-sand-\S+|making candidates of 'a [^']*')",
+        said,
     )
     assert named and int(named[1]) == facts["pid"] and "it resumes" in said, said[-3000:]
     again = subprocess.run(command, env=environment, capture_output=True, text=True)

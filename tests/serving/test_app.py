@@ -117,7 +117,15 @@ def test_one_bad_video_fails_alone(url, mp4):
     other_clock["video"]["times_s"] = other_clock["video"]["times_s"][::-1]
     answers = ask(url, *bad, broken_frame, other_clock, frames_item("good")).json()["scores"]
     assert [answer["score"] is None for answer in answers] == [True] * 7 + [False]
-    reasons = ["not base64", "", "", "told not to", "RuntimeError: the reward itself broke", "not a readable JPEG", "increase"]
+    reasons = [
+        "not base64",
+        "",
+        "",
+        "told not to",
+        "RuntimeError: the reward itself broke",
+        "not a readable JPEG",
+        "increase",
+    ]
     for answer, reason in zip(answers, reasons, strict=False):
         assert answer["error"] and reason in answer["error"]
 
@@ -139,7 +147,9 @@ def test_limits_bound_bodies_items_frames_and_pixels():
         small = {"prompt": "p", "video": frames_item(num_frames=9)["video"]}
         small_video = Video.open(clip(num_frames=9, height=32, width=32), fps=16)
         fits = {"prompt": "p", "video": frames_part(small_video, tuple(range(9))).model_dump(mode="json")}
-        many, wide, good = ask(url, frames_item(num_frames=17), small).json()["scores"] + ask(url, fits).json()["scores"]
+        many, wide, good = (
+            ask(url, frames_item(num_frames=17), small).json()["scores"] + ask(url, fits).json()["scores"]
+        )
         assert "17 frames, this service accepts 16" in many["error"]
         assert "32×48 px" in wide["error"] and good["score"] is not None
         assert ask(url, fits, fits, fits).status_code == 413
@@ -152,7 +162,9 @@ def test_a_full_queue_answers_429_with_retry_after_and_loses_nothing():
     reward = Brightness(delay_s=0.15)
     with serving(reward, Settings(batch_size=1, limits=Limits(max_queued=2))) as (url, _):
         answers = []
-        threads = [threading.Thread(target=lambda n=n: answers.append(ask(url, frames_item(f"ball {n}")))) for n in range(8)]
+        threads = [
+            threading.Thread(target=lambda n=n: answers.append(ask(url, frames_item(f"ball {n}")))) for n in range(8)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -172,7 +184,9 @@ def test_waiting_videos_are_scored_together_and_in_order():
     ):
         results = {}
         threads = [
-            threading.Thread(target=lambda level=level: results.update({level: ask(url, frames_item(level=level)).json()}))
+            threading.Thread(
+                target=lambda level=level: results.update({level: ask(url, frames_item(level=level)).json()})
+            )
             for level in (50, 100, 150, 200)
         ]
         for thread in threads:
@@ -200,7 +214,9 @@ def test_stopping_finishes_what_was_accepted():
     reward.lock.acquire()  # nothing is judged before all three are in
     answers = []
     with serving(reward, Settings(batch_size=1)) as (url, server):
-        threads = [threading.Thread(target=lambda n=n: answers.append(ask(url, frames_item(f"ball {n}")))) for n in range(3)]
+        threads = [
+            threading.Thread(target=lambda n=n: answers.append(ask(url, frames_item(f"ball {n}")))) for n in range(3)
+        ]
         for thread in threads:
             thread.start()
         while "cac_align_queued_videos 2.0" not in httpx.get(f"{url}/metrics").text:
@@ -263,8 +279,15 @@ def test_metrics_count_requests_and_videos(url):
 
 def test_unirl_format(mp4):
     with serving(scripted(), Settings(roots=(mp4.parent,))) as (url, _):
-        by_bytes = {"history": [{"text": "p", "video_b64": b64(mp4.read_bytes())}], "required_rewards": ["cac", "unified+cac"]}
-        by_path = {"history": [{"text": "p", "video_path": str(mp4)}], "required_rewards": ["unified"], "metadata": None}
+        by_bytes = {
+            "history": [{"text": "p", "video_b64": b64(mp4.read_bytes())}],
+            "required_rewards": ["cac", "unified+cac"],
+        }
+        by_path = {
+            "history": [{"text": "p", "video_path": str(mp4)}],
+            "required_rewards": ["unified"],
+            "metadata": None,
+        }
         none = {"history": [{"text": "p", "image_b64": "AAAA"}], "required_rewards": ["cac"]}
         answer = httpx.post(f"{url}/score", json={"requests": [by_bytes, by_path, none]}, timeout=20).json()
         # bright clip: P(normal) = 0.9; UnifiedReward (4 - 1) / 4 = 0.75; their mean 0.825
@@ -272,7 +295,9 @@ def test_unirl_format(mp4):
         assert answer["results"][0]["unified+cac"]["score"] == pytest.approx(0.825)
         assert answer["results"][1] == {"unified": pytest.approx(answer["results"][1]["unified"])}
         assert answer["results"][1]["unified"]["score"] == pytest.approx(0.75)
-        assert all(math.isfinite(v) for result in answer["results"] for parts in result.values() for v in parts.values())
+        assert all(
+            math.isfinite(v) for result in answer["results"] for parts in result.values() for v in parts.values()
+        )
         assert answer["results"][2] == {} and set(answer["errors"][2]) == {"cac"}
         unknown = {"history": [{"text": "p"}], "required_rewards": ["hpsv2"]}
         refused = httpx.post(f"{url}/score", json={"requests": [unknown]}, timeout=20)
@@ -309,7 +334,9 @@ def test_a_token_is_demanded_as_bearer_or_basic():
         assert httpx.get(f"{inside}/health").json()["rewards"] == {"brightness": ["ready"]}
 
 
-@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", "Basic !!!", "Basic " + b64(b"s3cret"), "s3cret"])
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer wrong", "Basic !!!", "Basic " + b64(b"s3cret"), "s3cret"]
+)
 def test_other_headers_do_not_fit(header):
     assert not token_fits(header, "s3cret")
 

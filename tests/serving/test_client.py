@@ -48,7 +48,11 @@ def test_it_is_a_reward_and_scores_like_the_reward_behind_it():
         assert dict(remote.provenance) == {**reward.provenance, "wire": "jpeg quality 90"}
     near = reward(["a", "b"], both)
     # bright: (0.75 + 0.9) / 2; dark: (0.75 + 0.1) / 2
-    assert [score.value for score in far] == [score.value for score in near] == [pytest.approx(0.825), pytest.approx(0.425)]
+    assert (
+        [score.value for score in far]
+        == [score.value for score in near]
+        == [pytest.approx(0.825), pytest.approx(0.425)]
+    )
     assert far[1].evidence == near[1].evidence and far[1].evidence.turns[1].frames == (4, 6, 8)
     for one, other in zip(far, near, strict=True):
         assert one.parts == pytest.approx(other.parts, nan_ok=True)
@@ -82,10 +86,16 @@ def test_a_wrong_plan_costs_a_second_request_and_changes_no_score():
     with serving(reward) as (url, _):
         remote = RemoteReward(url)
         far = remote(["a", "b"], videos(200, 100)) + remote(["c"], videos(150))
-        posts = httpx.get(f"{url}/metrics").text.split('cac_align_requests_total{path="/v1/score",status="200"} ')[1].split()[0]
+        posts = (
+            httpx.get(f"{url}/metrics")
+            .text.split('cac_align_requests_total{path="/v1/score",status="200"} ')[1]
+            .split()[0]
+        )
     # flat grey survives JPEG, so the mean over all 81 frames, level - 40, is exact
     assert [round(score.value * 255, 3) for score in far] == [160, 60, 110]
-    assert 4 <= float(posts) <= 5  # after the first "unsent" everything is sent at once; the two of the first call may overlap
+    assert (
+        4 <= float(posts) <= 5
+    )  # after the first "unsent" everything is sent at once; the two of the first call may overlap
 
 
 def test_a_reward_of_another_kind_gets_all_frames():
@@ -132,8 +142,12 @@ def test_a_failure_touches_its_own_video_only(tmp_path):
 def test_overload_is_waited_out():
     reward = Brightness(delay_s=0.05)
     with serving(reward, Settings(batch_size=2, limits=Limits(max_queued=3))) as (url, _):
-        scores = RemoteReward(url, in_flight=12, timeout_s=30, retries=20)(["p"] * 12, videos(*range(100, 220, 10), num_frames=9))
-    assert [round(score.value * 255) for score in scores] == [level - 4 for level in range(100, 220, 10)]  # frames 0, 4, 8
+        scores = RemoteReward(url, in_flight=12, timeout_s=30, retries=20)(
+            ["p"] * 12, videos(*range(100, 220, 10), num_frames=9)
+        )
+    assert [round(score.value * 255) for score in scores] == [
+        level - 4 for level in range(100, 220, 10)
+    ]  # frames 0, 4, 8
 
 
 def test_wrong_use_is_a_typed_error():
@@ -207,7 +221,9 @@ def impostor(answer):
         server.server_close()
 
 
-GOOD = b'{"scores": [{"score": 0.5, "parts": {}, "judgement": null, "error": null, "provenance": {}}], "provenance": {}}'
+GOOD = (
+    b'{"scores": [{"score": 0.5, "parts": {}, "judgement": null, "error": null, "provenance": {}}], "provenance": {}}'
+)
 
 
 def test_a_service_that_is_down_gives_a_reason():
@@ -326,7 +342,9 @@ def test_sent_frames_are_decoded_on_first_use_and_once():
 def test_jpegs_reach_a_remote_judge_as_they_came():
     part, images = noisy()
     frames = opened_frames(part, Limits()).frames((0, 1))
-    sent = chat((Message("user", "look", frames, as_images=True),), as_video=False, quality=20)["messages"][0]["content"]
+    sent = chat((Message("user", "look", frames, as_images=True),), as_video=False, quality=20)["messages"][0][
+        "content"
+    ]
     urls = [item["image_url"]["url"].removeprefix("data:image/jpeg;base64,") for item in sent[:2]]
     assert [base64.b64decode(url) for url in urls] == images[:2] and "pixels" not in vars(frames)
 
@@ -396,7 +414,9 @@ def test_a_judge_that_was_exchanged_while_it_scored_gives_no_score():
             return remote(["a"], videos(200))[0]
 
     assert read("one", "one", "one").scored
-    assert read("unreachable", "one", "one").scored and read("one", "one", "two").scored  # the score's own says who it was
+    assert (
+        read("unreachable", "one", "one").scored and read("one", "one", "two").scored
+    )  # the score's own says who it was
     assert "another reward than when this run began" in read("one", "two", "two").error
     assert "the judge was exchanged while it scored" in read("one", "three", "two").error
 
@@ -404,7 +424,9 @@ def test_a_judge_that_was_exchanged_while_it_scored_gives_no_score():
 def test_the_provenance_says_at_which_quality_pixels_travel_however_files_do():
     with serving(Brightness()) as (url, _):
         wires = {
-            RemoteReward(url, send=send, quality=q).provenance["wire"] for send in ("frames", "file", "path") for q in (50, 90)
+            RemoteReward(url, send=send, quality=q).provenance["wire"]
+            for send in ("frames", "file", "path")
+            for q in (50, 90)
         }
     assert len(wires) == 6 and "file, pixels as jpeg quality 50" in wires
 
@@ -422,7 +444,9 @@ def test_a_broken_body_is_its_own_videos_missing_score():
     calls = []
     vlm = ScriptedVlm(lambda conversation: calls.append(1) or script(conversation))
     scores = CaC(vlm)(["a", "b", "c"], clips)
-    assert [score.scored for score in scores] == [True, False, True] and len(calls) == 3  # one batch, nothing asked again
+    assert [score.scored for score in scores] == [True, False, True] and len(
+        calls
+    ) == 3  # one batch, nothing asked again
     assert "video: frame 4 is not a readable JPEG or PNG" in scores[1].error
     axes = "Alignment Score (1-5): 3\nPhysics Score (1-5): 3\nStyle Score (1-5): 3"
     unified = UnifiedReward(ScriptedVlm(lambda conversation: axes if script(conversation) else ""))

@@ -27,7 +27,9 @@ Respond = Callable[[dict[str, Any], int], "Answer"]
 class Answer:
     """What the server does with one request: a JSON body, raw bytes, a delay, or a broken connection."""
 
-    def __init__(self, body: Any = None, *, status: int = 200, headers: dict[str, str] | None = None, raw: bytes | None = None):
+    def __init__(
+        self, body: Any = None, *, status: int = 200, headers: dict[str, str] | None = None, raw: bytes | None = None
+    ):
         self.raw = json.dumps(body).encode() if raw is None else raw
         self.status = status
         self.headers = headers or {}

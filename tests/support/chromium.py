@@ -50,7 +50,9 @@ def browser_page(*, width: int = 1440, height: int = 900, offline: bool = False)
         def complain(kind: str, text: str) -> None:
             page.complaints.append(f"{kind}: {text}")
 
-        page.on("console", lambda message: message.type in ("error", "warning") and complain(message.type, message.text))
+        page.on(
+            "console", lambda message: message.type in ("error", "warning") and complain(message.type, message.text)
+        )
         page.on("pageerror", lambda error: complain("uncaught", str(error)))
         page.on("dialog", lambda dialog: (complain("dialog", dialog.message), dialog.dismiss()))
         try:

@@ -11,7 +11,11 @@ from cac_align.rewards.reward import Score
 
 JUDGEMENT = Judgement(
     "abnormal",
-    (Anomaly("Motion Anomalies", Window(0.0, 0.5), "slides </script> sideways\n\u2028", "left", {3: (Box(0, 0, 9, 9),)}),),
+    (
+        Anomaly(
+            "Motion Anomalies", Window(0.0, 0.5), "slides </script> sideways\n\u2028", "left", {3: (Box(0, 0, 9, 9),)}
+        ),
+    ),
     (Turn(1, "said \udc80 this", (0, 4), "abnormal"),),
     -3.0,
     -0.05,
@@ -37,7 +41,9 @@ class Counting:
             first = int(video.frames([0]).pixels[0, 0, 0, 0])
             self.asked.append((prompt, first))
             parts = {"first": float(first), "share": math.nan}
-            scores.append(Score.missing("white") if first == 255 else Score(first / 100, parts, JUDGEMENT, None, self.provenance))
+            scores.append(
+                Score.missing("white") if first == 255 else Score(first / 100, parts, JUDGEMENT, None, self.provenance)
+            )
         return scores
 
 

@@ -84,12 +84,17 @@ def telling():
 
     def cac(conversation):
         pixels = conversation[-1].frames.pixels
-        bright = np.full_like(pixels, 255 if conversation[-1].frames.fps != 8 and round(float(pixels.mean()) * 10) % 2 else 0)
+        bright = np.full_like(
+            pixels, 255 if conversation[-1].frames.fps != 8 and round(float(pixels.mean()) * 10) % 2 else 0
+        )
         return _cac_answer((replace(conversation[-1], frames=replace(conversation[-1].frames, pixels=bright)),))
 
     def unified(conversation):
         level = (
-            1 + 4 * float(np.mean([message.frames.pixels.mean() for message in conversation if message.frames is not None])) / 255
+            1
+            + 4
+            * float(np.mean([message.frames.pixels.mean() for message in conversation if message.frames is not None]))
+            / 255
         )
         return write_axes({"alignment": round(level, 3), "physics": 3.0, "style": 3.0})
 

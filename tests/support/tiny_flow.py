@@ -104,7 +104,9 @@ class Boxes(Brightness):
             last = every(video)[-1].mean(-1)
             row, column = np.unravel_index(last.argmax(), last.shape)
             x, y = 500 * int(column >= 8), 500 * int(row >= 8)
-            anomaly = Anomaly("Object Distortion", Seconds(0.0, 0.125), "bright", "corner", {1: (Box(x, y, x + 500, y + 500),)})
+            anomaly = Anomaly(
+                "Object Distortion", Seconds(0.0, 0.125), "bright", "corner", {1: (Box(x, y, x + 500, y + 500),)}
+            )
             scores.append(Score(float(last.mean()) / 255, evidence=Judgement("abnormal", (anomaly,))))
         return scores
 

@@ -51,7 +51,9 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-PRE_TOKENISER = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PRE_TOKENISER = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 SMALL_CORPUS = (
     '{"COT": "the square moves to the left and nothing breaks", "status": "normal", "anomalies": []}',
@@ -90,7 +92,9 @@ def small_tokenizer(size: int = 420) -> PreTrainedTokenizerFast:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     core.train_from_iterator(SMALL_CORPUS * 3, trainer)
     return _wrap(core)
 
@@ -113,7 +117,9 @@ def qwen_tokenizer() -> PreTrainedTokenizerFast:
     merges = []
     for token, rank in ranks.items():
         halves = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
-        known = sorted((ranks[left], ranks[right], left, right) for left, right in halves if left in ranks and right in ranks)
+        known = sorted(
+            (ranks[left], ranks[right], left, right) for left, right in halves if left in ranks and right in ranks
+        )
         merges += [(rank, shown(left), shown(right)) for _, _, left, right in known]
     merges.sort(key=lambda merge: merge[0])
     core = Tokenizer(models.BPE({shown(token): rank for token, rank in ranks.items()}, [merge[1:] for merge in merges]))
@@ -134,13 +140,20 @@ def processor(tokenizer: PreTrainedTokenizerFast | None = None) -> Qwen3VLProces
     """A real Qwen3VLProcessor. Pixel limits as in Qwen's checkpoints (total over a video), so small frames stay small."""
     tokenizer = small_tokenizer() if tokenizer is None else tokenizer
     size = {"shortest_edge": 4096, "longest_edge": 25_165_824}
-    images = Qwen2VLImageProcessor(patch_size=16, temporal_patch_size=2, merge_size=2, size={**size, "longest_edge": 16_777_216})
+    images = Qwen2VLImageProcessor(
+        patch_size=16, temporal_patch_size=2, merge_size=2, size={**size, "longest_edge": 16_777_216}
+    )
     videos = Qwen3VLVideoProcessor(patch_size=16, temporal_patch_size=2, merge_size=2, size=size)
     return Qwen3VLProcessor(images, tokenizer, videos, chat_template=CHAT_TEMPLATE)
 
 
 def model(
-    tokenizer: PreTrainedTokenizerFast | None = None, *, hidden: int = 64, layers: int = 2, heads: int = 4, seed: int = 0
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    *,
+    hidden: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    seed: int = 0,
 ) -> Qwen3VLForConditionalGeneration:
     """A random Qwen3-VL on the CPU in float32, eval mode: deepstack, M-RoPE and all, about 0.3 M parameters without the table."""
     tokenizer = small_tokenizer() if tokenizer is None else tokenizer
@@ -149,7 +162,8 @@ def model(
     section = [head // 2 - 2 * (head // 6), head // 6, head // 6]
     config = Qwen3VLConfig(
         text_config={
-            "vocab_size": -(-(len(tokenizer) + 5) // 32) * 32,  # a little larger than the tokenizer, as in Qwen's checkpoints
+            "vocab_size": -(-(len(tokenizer) + 5) // 32)
+            * 32,  # a little larger than the tokenizer, as in Qwen's checkpoints
             "hidden_size": hidden,
             "intermediate_size": 2 * hidden,
             "num_hidden_layers": layers,
@@ -190,7 +204,9 @@ def model(
     return net
 
 
-def teach_chain(net: Any, chain: Sequence[int], *, log_odds: float = 6.0, rivals: Sequence[tuple[int, int, float]] = ()) -> None:
+def teach_chain(
+    net: Any, chain: Sequence[int], *, log_odds: float = 6.0, rivals: Sequence[tuple[int, int, float]] = ()
+) -> None:
     """Set weights so that after token ``chain[k]`` the model says ``chain[k+1]``, in any context.
 
     chain: distinct token ids. log_odds: logit of the successor above the noise of the random head.
@@ -226,7 +242,9 @@ def after_status(text: str) -> int | None:
 WORDS = Readout(("normal", "abnormal"), after_status)
 
 
-def frames(count: int = 5, height: int = 64, width: int = 64, seed: int = 0, times: tuple[float, ...] | None = None) -> Frames:
+def frames(
+    count: int = 5, height: int = 64, width: int = 64, seed: int = 0, times: tuple[float, ...] | None = None
+) -> Frames:
     """Noise at 4 fps, or at the given times."""
     pixels = np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
     times = tuple(n / 4 for n in range(count)) if times is None else times

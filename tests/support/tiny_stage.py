@@ -57,7 +57,10 @@ def tokenizer():
         for turn in ("one", "two")
         for line in wording_text(wording, f"turn_{turn}").split("\n")
     }
-    whole = [*ANSWERS, *sorted(line for line in lines if len(line) > 8 and "{prompt}" not in line and "{num_frames}" not in line)]
+    whole = [
+        *ANSWERS,
+        *sorted(line for line in lines if len(line) > 8 and "{prompt}" not in line and "{num_frames}" not in line),
+    ]
     made.add_tokens([AddedToken(text, special=False, normalized=False) for text in whole])
     return made
 
@@ -88,8 +91,12 @@ def data_folder(folder: Path, *, clips: int = 6) -> Path:
         status = "abnormal" if broken else "normal"
         anomalies = (TRUE,) if broken else ()
         records.append(Record(name, f"{name}.mp4", f"a ball {number}", FPS, NUM_FRAMES, SIDE, SIDE, status, anomalies))
-        samples[1].append({"record": name, "task": "frame", "window": None, "frame": 6, "answer": answer(anomalies, 2, (6,))})
-        samples[2].append({"record": name, "task": "scan", "window": None, "frame": None, "answer": WINDOW if broken else NORMAL})
+        samples[1].append(
+            {"record": name, "task": "frame", "window": None, "frame": 6, "answer": answer(anomalies, 2, (6,))}
+        )
+        samples[2].append(
+            {"record": name, "task": "scan", "window": None, "frame": None, "answer": WINDOW if broken else NORMAL}
+        )
         look = {"record": name, "task": "look", "window": [0.25, 0.625], "frame": None}
         samples[2].append({**look, "answer": answer(anomalies, 2, LOOK)})
         samples[3].append({"record": name, "task": "scan", "window": None, "frame": None, "answer": ""})

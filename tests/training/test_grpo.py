@@ -115,7 +115,9 @@ def test_a_stopped_run_ends_with_the_same_weights_and_table(root):
     with (root / "parts" / "rollouts.jsonl").open("a") as table:  # a kill between the table and the checkpoint
         table.write('{"step": 4, "slot": 0}\n{"step": 4, "sl')
     train_grpo(made)
-    assert same(root / "whole" / "final", root / "parts" / "final") and not same(root / "whole" / "final", root / "model")
+    assert same(root / "whole" / "final", root / "parts" / "final") and not same(
+        root / "whole" / "final", root / "model"
+    )
     assert rows(root / "whole", "rollouts.jsonl") == rows(root / "parts", "rollouts.jsonl")
     timeless = [
         [{k: v for k, v in row.items() if k not in ("seconds", "rollout_s")} for row in rows(root / o)]
@@ -142,7 +144,9 @@ def test_the_table_and_the_log_agree(root):
 
 @pytest.mark.slow
 def test_the_policy_earns_more_after_twelve_steps(root):
-    made = recipe(root, "learn", batch=4, micro_batch=8, run=replace(recipe(root, "").run, steps=12, lr=1e-2, eval_every=0))
+    made = recipe(
+        root, "learn", batch=4, micro_batch=8, run=replace(recipe(root, "").run, steps=12, lr=1e-2, eval_every=0)
+    )
     train_grpo(replace(made, grpo=ObjectiveRecipe(beta=0.01)))
     rewards = [row["reward"] for row in rows(root / "learn")]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.2  # measured with this seed: -0.85 → -0.54
@@ -177,7 +181,12 @@ def test_rollouts_without_a_score_are_counted_and_do_not_enter_the_mean():
     }
     scored = {"total": -2.0, "format": 0.0, "status": -1.0, "type": None, "temporal": None, "spatial": None}
     found = summary([{**row, "terms": scored}, {**row, "terms": None}])
-    assert found["unscored"] == 0.5 and found["reward"] == -2.0 and math.isnan(found["term_type"]) and found["zero_std_groups"] == 1.0
+    assert (
+        found["unscored"] == 0.5
+        and found["reward"] == -2.0
+        and math.isnan(found["term_type"])
+        and found["zero_std_groups"] == 1.0
+    )
     # A suspicion without a usable window never comes to a verdict, and a clip that could not be cut is nobody's verdict.
     nowhere = {**row, "terms": scored, "status": ["abnormal"], "truth": "abnormal", "ending": "window"}
     lost = {**row, "terms": None, "status": ["abnormal"], "truth": "abnormal", "ending": "error", "error": "no frames"}
@@ -228,7 +237,8 @@ def test_two_processes_give_what_one_gives(root):
         for name in {"reward", "loss", "norm", "kl", "held_out_reward", "answer_tokens", "term_temporal"} & a.keys():
             assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-6), name
     table = [
-        [(r["slot"], r["rollout"], r["record"], r["status"]) for r in rows(root / o, "rollouts.jsonl")] for o in ("one", "two")
+        [(r["slot"], r["rollout"], r["record"], r["status"]) for r in rows(root / o, "rollouts.jsonl")]
+        for o in ("one", "two")
     ]
     assert table[0] == table[1] and len(table[0]) == 4 * 32
     one, two, start = (weights(root / name) for name in ("one/final", "two/final", "model"))

@@ -65,7 +65,8 @@ def test_per_sequence_means_by_hand():
     # one token with ratio 2 and advantage 1 is clipped to 1.2; with advantage −1 it is not: min(−2, −1.2) = −2
     one = torch.tensor([[math.log(2.0)], [math.log(2.0)]])
     assert torch.allclose(
-        clipped(one, torch.zeros(2, 1), torch.tensor([1.0, -1.0]), torch.ones(2, 1, dtype=torch.bool)), torch.tensor([1.2, -2.0])
+        clipped(one, torch.zeros(2, 1), torch.tensor([1.0, -1.0]), torch.ones(2, 1, dtype=torch.bool)),
+        torch.tensor([1.2, -2.0]),
     )
 
 
@@ -96,7 +97,9 @@ def test_unwritten_tokens_may_hold_anything():
     found = loss(poisoned, old, reference, gain, mask, epsilon=0.2, beta=0.1)
     (gradient,) = torch.autograd.grad(found.loss, poisoned)
     assert torch.isfinite(gradient).all()
-    assert found.loss.item() == pytest.approx(loss(log_p, old, reference, gain, mask, epsilon=0.2, beta=0.1).loss.item())
+    assert found.loss.item() == pytest.approx(
+        loss(log_p, old, reference, gain, mask, epsilon=0.2, beta=0.1).loss.item()
+    )
 
 
 def test_a_kl_term_needs_a_reference():

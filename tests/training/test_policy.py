@@ -58,7 +58,9 @@ def test_a_shared_video_is_encoded_once_and_collects_all_gradients(parts):
     batch = make_batch(processor, segments, store)
     assert batch["video_grid_thw"].shape[0] == 2 and batch["shown"].tolist() == [0, 0, 1]
     patches = []
-    handle = net.model.visual.patch_embed.register_forward_hook(lambda module, inputs, out: patches.append(inputs[0].shape[0]))
+    handle = net.model.visual.patch_embed.register_forward_hook(
+        lambda module, inputs, out: patches.append(inputs[0].shape[0])
+    )
     weight = net.model.visual.patch_embed.proj.weight
     (together,) = torch.autograd.grad(AnswerLogProbs(net)(batch).sum(), weight)
     handle.remove()
@@ -84,7 +86,10 @@ def test_answers_to_one_prompt_share_it_and_do_not_see_each_other(parts):
     weights = (net.model.visual.patch_embed.proj.weight, net.model.language_model.layers[0].self_attn.k_proj.weight)
     together = torch.autograd.grad((found[:-1].sum(1) * gains).sum(), weights)
     alone = torch.autograd.grad(
-        sum(gain * plain(net, processor, store, segment).sum() for gain, segment in zip(gains, asked[:-1], strict=True)), weights
+        sum(
+            gain * plain(net, processor, store, segment).sum() for gain, segment in zip(gains, asked[:-1], strict=True)
+        ),
+        weights,
     )
     for one, other in zip(together, alone, strict=True):
         assert torch.allclose(one, other, atol=2e-5 * other.abs().max().item()) and other.abs().max() > 0

@@ -57,7 +57,9 @@ def test_rollouts_differ_and_each_second_turn_sees_its_own_clip(parts):
 def test_draws_do_not_depend_on_the_company_or_on_the_order(parts):
     model, processor, prompts = parts
     together = said(roll_out(model, processor, prompts, asking(prefill_rows=3), {}))
-    alone = [one for prompt in prompts for one in said(roll_out(model, processor, [prompt], asking(prefill_rows=8), {}))]
+    alone = [
+        one for prompt in prompts for one in said(roll_out(model, processor, [prompt], asking(prefill_rows=8), {}))
+    ]
     assert together == alone
     assert together != said(roll_out(model, processor, prompts, asking(step=1), {}))
 
@@ -76,7 +78,9 @@ def test_the_encoder_runs_once_per_distinct_video_whatever_g_is(parts):
         shown = {key for r in rollouts for segment in r.segments for key in segment.videos}
         assert sum(len(grid) for grid in grids) == len(store) == len(shown)
         counts[group] = (len(rollouts), len(store))
-    assert counts[16][0] == 8 * counts[2][0] and counts[16][1] <= 2 * 3  # two videos, each with at most two distinct clips
+    assert (
+        counts[16][0] == 8 * counts[2][0] and counts[16][1] <= 2 * 3
+    )  # two videos, each with at most two distinct clips
 
 
 def test_sampled_frequencies_are_the_scored_probabilities(parts):
@@ -85,7 +89,9 @@ def test_sampled_frequencies_are_the_scored_probabilities(parts):
     rollouts = roll_out(model, processor, prompts[:1], asking(group=2), store)
     first = rollouts[0].segments[0]
     recipe = RolloutRecipe(group=2, max_new_tokens=1)
-    noise = (torch.arange(4000, dtype=torch.float64)[:, None] + 0.5) / 4000  # evenly spaced: inversion must hit every share
+    noise = (
+        torch.arange(4000, dtype=torch.float64)[:, None] + 0.5
+    ) / 4000  # evenly spaced: inversion must hit every share
     drawn = sample(model, processor, [first], store, recipe, noise, repeats=4000)
     allowed = ~banned(processor, model.lm_head.weight.shape[0])
     answers = [processor.tokenizer.convert_tokens_to_ids(text) for text in tiny_stage.ANSWERS]
@@ -117,7 +123,10 @@ def test_a_continued_chat_keeps_the_whole_video_in_view(parts):
     looked = [r for r in rollouts if r.second is not None]
     for rollout in looked:
         scan, clip = rollout.segments[1].videos
-        assert scan == (rollout.slot, prompts[rollout.slot].scan.indices) and clip == (rollout.slot, rollout.second.frames)
+        assert scan == (rollout.slot, prompts[rollout.slot].scan.indices) and clip == (
+            rollout.slot,
+            rollout.second.frames,
+        )
     segments = [segment for r in looked for segment in r.segments]
     batch = make_batch(processor, segments, store)  # raises when placeholders and patches disagree
     assert torch.isfinite(AnswerLogProbs(model)(batch)).all() and looked
@@ -127,7 +136,9 @@ def test_a_clip_that_cannot_be_read_leaves_its_rollout_without_a_score(parts):
     model, processor, prompts = parts
     source = prompts[1].video
 
-    read = dataclasses.replace(prompts[1], video=Video(source.fps, source.times_s, source.height, source.width, "torn", _Torn()))
+    read = dataclasses.replace(
+        prompts[1], video=Video(source.fps, source.times_s, source.height, source.width, "torn", _Torn())
+    )
     rollouts = roll_out(model, processor, [read], asking(), {})
     failed = [r for r in rollouts if r.error]
     assert failed and all("its clip cannot be read: torn breaks off" in r.error and r.second is None for r in failed)
@@ -172,6 +183,8 @@ def test_only_what_the_policy_wrote_is_held_against_it(parts, monkeypatch):
             return plain(processor, asked, videos, *rest)
 
         monkeypatch.setattr(rollout_module, "_segment", second_fails)
-        found = [r for r in roll_out(model, processor, prompts[:2], asking(), {}) if r.first.anomalies and r.first.valid]
+        found = [
+            r for r in roll_out(model, processor, prompts[:2], asking(), {}) if r.first.anomalies and r.first.valid
+        ]
         assert found and all(r.second is None and r.ending == "window" for r in found)
         assert {r.error if said is None else (r.error or "")[: len(said)] for r in found} == {said}

@@ -46,7 +46,9 @@ def test_a_folder_belongs_to_one_recipe(tmp_path):
     recipe = SftRecipe()
     claim(tmp_path, recipe)
     claim(tmp_path, replace(recipe, run=replace(recipe.run, threads=3, save_every=7)))  # these may differ
-    with pytest.raises(ValueError, match=r"holds a run with model.path=miniature, received model.path=other; give another out="):
+    with pytest.raises(
+        ValueError, match=r"holds a run with model.path=miniature, received model.path=other; give another out="
+    ):
         claim(tmp_path, replace(recipe, model=replace(recipe.model, path="other")))
     found = json.loads((tmp_path / "recipe.json").read_text())
     assert found["run.lr"] == 1e-4 == flat(recipe)["run.lr"]
@@ -98,7 +100,9 @@ leave(0)
 
 
 def test_one_process_is_told_what_it_found():
-    assert union(SimpleNamespace(accelerator=SimpleNamespace(num_processes=1)), {"clip0/scan": "torn"}) == {"clip0/scan": "torn"}
+    assert union(SimpleNamespace(accelerator=SimpleNamespace(num_processes=1)), {"clip0/scan": "torn"}) == {
+        "clip0/scan": "torn"
+    }
 
 
 @pytest.mark.slow

@@ -30,7 +30,9 @@ def folder(tmp_path_factory):
 
 
 def stage(folder, number=2, **changes):
-    recipe = DataRecipe(folder=str(folder), samples=f"stage{number}.jsonl", **{"wording": "brief", "held_out": 0.0, **changes})
+    recipe = DataRecipe(
+        folder=str(folder), samples=f"stage{number}.jsonl", **{"wording": "brief", "held_out": 0.0, **changes}
+    )
     return read_stage(recipe, {1: ("frame",), 2: ("scan", "look"), 3: ("scan",)}[number], 0)
 
 
@@ -42,7 +44,9 @@ def test_every_batch_is_half_normal_and_looks_keep_their_share(folder):
     assert [sample.task for sample in drawn[::2]] == [sample.task for sample in drawn[1::2]]
     assert sum(sample.task == "look" for sample in drawn) == 8  # a quarter of 32
     # every sample of a class comes once before any comes twice
-    scans = [sample.record for sample in drawn if sample.task == "scan" and found.records[sample.record].status == "normal"]
+    scans = [
+        sample.record for sample in drawn if sample.task == "scan" and found.records[sample.record].status == "normal"
+    ]
     assert len(set(scans[:4])) == 4 and len(set(scans[4:8])) == 4
 
 
@@ -81,7 +85,9 @@ def test_held_out_samples_take_tasks_and_classes_in_turn_so_that_the_first_ones_
     rewrite(folder, rows[::-1])
     assert stage(folder, held_out=0.25).held_out == kept
     rewrite(folder, [row for row in rows if row["task"] == "scan" or row["record"][-1] in "02468"])
-    tasks = [sample.task for sample in stage(folder, held_out=0.25).held_out]  # fewer looks than scans: the rest comes last
+    tasks = [
+        sample.task for sample in stage(folder, held_out=0.25).held_out
+    ]  # fewer looks than scans: the rest comes last
     looks = tasks.count("look")
     assert 0 < looks < 20 == tasks.count("scan") and set(tasks[2 * looks + 2 :]) == {"scan"}
 
@@ -128,14 +134,19 @@ def first_looks(folder, records):
 def told_apart(normal, abnormal):
     """Balanced accuracy of the best threshold on a number: 0.5 where it says nothing, 1 where it says everything."""
     below = [
-        (sum(x <= t for x in normal) / len(normal), sum(x <= t for x in abnormal) / len(abnormal)) for t in (*normal, *abnormal)
+        (sum(x <= t for x in normal) / len(normal), sum(x <= t for x in abnormal) / len(abnormal))
+        for t in (*normal, *abnormal)
     ]
     return max(0.5 + abs(a - b) / 2 for a, b in below)
 
 
 def guessed(normal, abnormal):
     """Balanced accuracy with which naive Bayes tells a text's class from the words of all the others: 0.5 is chance."""
-    bags = [(set(re.findall(r"[a-z]+", text.lower())), side) for side, texts in enumerate((normal, abnormal)) for text in texts]
+    bags = [
+        (set(re.findall(r"[a-z]+", text.lower())), side)
+        for side, texts in enumerate((normal, abnormal))
+        for text in texts
+    ]
     seen, right = [Counter(word for bag, of in bags if of == side for word in bag) for side in (0, 1)], [0.0, 0.0]
     for bag, side in bags:
         left = [len(texts) - (side == of) for of, texts in enumerate((normal, abnormal))]
@@ -173,7 +184,11 @@ def test_what_a_look_is_told_is_about_its_own_scene_and_does_not_tell_the_classe
     assert min(map(len, told.values())) >= 30
     for text, sample in (each for side in told.values() for each in side):
         assert "\nStep 1: Frame 0: " in text  # the template that normal looks once had says so in none
-        wrong = [int(n) / 4 for n, seen in re.findall(r"Frame (\d+): (?:[a-d][1-4] |away )?([^.]*)\.", text) if seen != "fine"]
+        wrong = [
+            int(n) / 4
+            for n, seen in re.findall(r"Frame (\d+): (?:[a-d][1-4] |away )?([^.]*)\.", text)
+            if seen != "fine"
+        ]
         assert any(sample.window.start_s <= t <= sample.window.end_s for t in wrong)  # what it says fits the clip
     texts = {status: [text for text, _ in told[status]] for status in CLASSES}
     counts = [lambda text, part=part: text.count(part) for part in ("Frame", " fine", ",", *ANOMALY_TYPES)]
@@ -182,7 +197,9 @@ def test_what_a_look_is_told_is_about_its_own_scene_and_does_not_tell_the_classe
     assert 0.35 < guessed(*texts.values()) < 0.65
     # Both see what there is to see: a template, or a kind of anomaly that one class alone is told.
     short = ["Step 1: something looks wrong. Step 2: the ball melts. Step 3: Object Distortion."] * len(texts["normal"])
-    assert told_apart(list(map(len, short)), list(map(len, texts["abnormal"]))) == guessed(short, texts["abnormal"]) == 1.0
+    assert (
+        told_apart(list(map(len, short)), list(map(len, texts["abnormal"]))) == guessed(short, texts["abnormal"]) == 1.0
+    )
     every = [text for status in CLASSES for text in texts[status]]
     kinds = [[text for text in every if (ANOMALY_TYPES[0] in text) == at] for at in (False, True)]
     assert guessed(*kinds) > 0.8
@@ -218,7 +235,9 @@ def test_a_video_of_variable_frame_rate_is_left_out_by_name(tmp_path, monkeypatc
 
     def uneven(source, **options):
         video = opened(source, **options)
-        late = tuple(t if 2 * n < len(video) else t + 0.1 for n, t in enumerate(video.times_s))  # 1.6 frames from the middle on
+        late = tuple(
+            t if 2 * n < len(video) else t + 0.1 for n, t in enumerate(video.times_s)
+        )  # 1.6 frames from the middle on
         return replace(video, times_s=late) if Path(source).name == "clip1.mp4" and "fps" not in options else video
 
     monkeypatch.setattr(Video, "open", uneven)
@@ -237,7 +256,9 @@ def test_what_any_process_leaves_out_counts_once_towards_the_limit(folder):
     name = f"{sample.record}/scan"
     found.leave_out_all({name: "broken", "clip1/scan": "broken"})
     assert found.bad == {name: "broken", "clip1/scan": "broken"}
-    with pytest.raises(ValueError, match=r"3 of 8 samples .* more than data.max_bad=0.25 allows; the last one, clip3/scan: torn"):
+    with pytest.raises(
+        ValueError, match=r"3 of 8 samples .* more than data.max_bad=0.25 allows; the last one, clip3/scan: torn"
+    ):
         found.leave_out_all({**found.bad, "clip3/scan": "torn"})
 
 
@@ -280,7 +301,9 @@ def test_empty_splits_and_missing_classes(tmp_path):
     rewrite(made, [])
     with pytest.raises(ValueError, match="stage2.jsonl: the split is empty; expected samples of task scan or look"):
         stage(made)
-    rows = [{"record": "clip0", "task": task, "window": [0, 0.5], "frame": None, "answer": "x"} for task in ("scan", "look")]
+    rows = [
+        {"record": "clip0", "task": task, "window": [0, 0.5], "frame": None, "answer": "x"} for task in ("scan", "look")
+    ]
     rewrite(made, rows)
     with pytest.raises(ValueError, match="no abnormal sample of task 'scan' is left"):
         stage(made)

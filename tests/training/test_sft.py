@@ -74,7 +74,9 @@ def test_the_first_loss_is_the_mean_cross_entropy_per_answer_token(root):
         labels = torch.cat([torch.full_like(one.ids, -100), torch.tensor([one.answer])], 1)
         pixels, grid = store[one.videos[0]]
         types = (ids == processor.video_token_id) * 2
-        out = model(input_ids=ids, mm_token_type_ids=types, pixel_values_videos=pixels, video_grid_thw=grid, labels=labels)
+        out = model(
+            input_ids=ids, mm_token_type_ids=types, pixel_values_videos=pixels, video_grid_thw=grid, labels=labels
+        )
         total += out.loss.item() * len(one.answer)  # transformers' own loss, a mean over this sample's tokens
         count += len(one.answer)
     assert row["tokens"] == count and row["loss"] == pytest.approx(total / count, rel=1e-4)
@@ -96,7 +98,9 @@ def test_a_stopped_run_ends_with_the_same_weights(root, stage):
     assert same(root / whole / "final", root / parts / "final") and same(root / whole / "best", root / parts / "best")
     assert not same(root / whole / "final", root / "model")
     steps = [row["step"] for row in rows(root / parts) if "loss" in row]
-    assert steps == [1, 2, 3, 4] and [path.name for path in (root / parts).glob("checkpoint-*")] == ["checkpoint-000004"]
+    assert steps == [1, 2, 3, 4] and [path.name for path in (root / parts).glob("checkpoint-*")] == [
+        "checkpoint-000004"
+    ]
     for name in ("loss", "norm"):
         assert [row.get(name) for row in rows(root / parts)] == [row.get(name) for row in rows(root / whole)]
     load(ModelRecipe(path=str(root / parts / "final")))  # a plain Qwen3-VL, adapters merged
@@ -148,7 +152,9 @@ def test_an_unreadable_held_out_video_costs_no_pass_and_does_not_count(root, mon
     normal = passes[::2]  # classes take turns; on the other passes the first readable sample stands in
     assert passes[1] == passes[3] == passes[0]
     assert row["held_out_loss"] == pytest.approx(sum(x for x, _ in normal) / sum(n for _, n in normal), rel=1e-5)
-    with pytest.raises(ValueError, match=r"process 0 can read none of 4 held-out samples of .*none.*; is the folder there\?"):
+    with pytest.raises(
+        ValueError, match=r"process 0 can read none of 4 held-out samples of .*none.*; is the folder there\?"
+    ):
         train_sft(with_broken_held_out(root, "none", "normal", "abnormal"))
     few = with_broken_held_out(root, "few", "abnormal")
     with pytest.raises(ValueError, match=r"2 of 12 samples .* more than data.max_bad=0.1 allows"):
@@ -281,13 +287,19 @@ def test_under_fsdp_in_bfloat16_gradients_are_reduced_and_log_probabilities_retu
     plugin = fsdp_plugin("bf16")
     plugin.set_mixed_precision("bf16")  # as Accelerator does
     policy = plugin.mixed_precision_policy
-    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (
+        torch.bfloat16,
+        torch.float32,
+        torch.float32,
+    )
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
     assert fsdp_plugin("bf16") is None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "settings"), [("FSDP", {**sharded_cpu.FSDP2, **BLOCKS}), ("DEEPSPEED", sharded_cpu.ZERO2)])
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("FSDP", {**sharded_cpu.FSDP2, **BLOCKS}), ("DEEPSPEED", sharded_cpu.ZERO2)]
+)
 def test_sharded_over_two_processes_it_gives_what_one_gives_and_resumes(root, kind, settings):
     """Stage 2 under FSDP2 and under ZeRO-2 (where DeepSpeed is installed), two micro-batches a step on each of two gloo processes.
 
@@ -302,7 +314,9 @@ def test_sharded_over_two_processes_it_gives_what_one_gives_and_resumes(root, ki
     env = {**HERE, **settings, "PYTHONPATH": f"{HERE['PYTHONPATH']}{os.pathsep}{root}"}
 
     def sharded(*values):
-        out = run_two([SHARDED, "sharded_stage", *command(root, f"sharded-{kind}", *more, "run.cpu=false", *values)], env)
+        out = run_two(
+            [SHARDED, "sharded_stage", *command(root, f"sharded-{kind}", *more, "run.cpu=false", *values)], env
+        )
         assert out.returncode == 0, out.stderr[-3000:]
         assert f"distributed type {kind}, 2 processes" in out.stdout
 
@@ -316,7 +330,12 @@ def test_sharded_over_two_processes_it_gives_what_one_gives_and_resumes(root, ki
     for a, b in zip(rows(root / f"whole-{kind}"), rows(root / f"sharded-{kind}"), strict=True):
         for name in {"loss", "norm", "held_out_loss", "left_out"} & a.keys():
             assert a[name] == pytest.approx(b[name], rel=1e-4)
-    assert [row["left_out"] for row in rows(root / f"sharded-{kind}") if "loss" in row] == [0, 0, 0, 2]  # known to both processes
+    assert [row["left_out"] for row in rows(root / f"sharded-{kind}") if "loss" in row] == [
+        0,
+        0,
+        0,
+        2,
+    ]  # known to both processes
     whole, parts, start = (weights(root / name) for name in (f"whole-{kind}/final", f"sharded-{kind}/final", "model"))
     moved = max((whole[name] - start[name]).abs().max().item() for name in whole if name in start)
     apart = max((whole[name] - parts[name]).abs().max().item() for name in whole)

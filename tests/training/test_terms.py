@@ -84,7 +84,13 @@ def test_a_suspicion_that_turn_2_takes_back_may_cost_less():
     back = terms(said(1, anomaly()), said(2), "second turn", record(), TIMES, lenient, look_times_s=TIMES)
     assert (back.status, back.total) == (-0.25, -0.5)
     kept = terms(
-        said(1, anomaly()), said(2, anomaly(boxes={4: (BOX,)})), "second turn", record(), TIMES, lenient, look_times_s=TIMES
+        said(1, anomaly()),
+        said(2, anomaly(boxes={4: (BOX,)})),
+        "second turn",
+        record(),
+        TIMES,
+        lenient,
+        look_times_s=TIMES,
     )
     assert (kept.status, kept.total) == (-1, -2)  # confirmed: wrong, whatever a suspicion costs
     unread = terms(said(1, status="abnormal", faults=("x",)), None, "window", record(), TIMES, lenient)
@@ -115,7 +121,10 @@ def test_one_perfect_box_of_four_earns_a_quarter():
 
 def test_a_weight_of_zero_removes_its_term():
     second = said(2, anomaly(boxes={4: (BOX,), 8: (BOX,)}))
-    assert terms(said(1, anomaly()), second, "second turn", TRUTH, TIMES, TermWeights(spatial=0), look_times_s=TIMES).total == 4.0
+    assert (
+        terms(said(1, anomaly()), second, "second turn", TRUTH, TIMES, TermWeights(spatial=0), look_times_s=TIMES).total
+        == 4.0
+    )
     with pytest.raises(ValueError, match="weights.salient is a share"):
         TermWeights(salient=1.5)
     with pytest.raises(ValueError, match="ending 'normal' does not go with a second turn"):
@@ -150,7 +159,10 @@ def naive(first, second, bad_window, truth) -> float:
         if true_boxes and not guesses and second is not None:
             ious.append(0.0)
         if true_boxes and guesses:  # at most one of each in this test
-            pixels = [{(x, y) for x in range(b.xmin, b.xmax) for y in range(b.ymin, b.ymax)} for b in (true_boxes[0], guesses[0])]
+            pixels = [
+                {(x, y) for x in range(b.xmin, b.xmax) for y in range(b.ymin, b.ymax)}
+                for b in (true_boxes[0], guesses[0])
+            ]
             ious.append(len(pixels[0] & pixels[1]) / len(pixels[0] | pixels[1]))
     spatial = sum(ious) / len(ious) if ious else 0.0
     kept = [1 - gamma * (1 - value) for value in (kind, temporal, spatial)]
@@ -169,7 +181,9 @@ def test_against_the_naive_implementation_on_random_rollouts():
                 if rng.random() < 0.6:
                     x, y = rng.randrange(20), rng.randrange(20)
                     boxes[frame] = (Box(x, y, x + rng.randrange(1, 20), y + rng.randrange(1, 20)),)
-            made.append(Anomaly(kind, Window(TIMES[start], TIMES[end]), "", "", boxes, rng.choice(("salient", "non-salient"))))
+            made.append(
+                Anomaly(kind, Window(TIMES[start], TIMES[end]), "", "", boxes, rng.choice(("salient", "non-salient")))
+            )
         return tuple(made)
 
     totals = set()

@@ -22,7 +22,9 @@ def root(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*stage*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize(
+    "path", sorted(RECIPES.glob("*/*stage*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_every_recipe_is_read_and_opens_with_its_command(path):
     stage = path.stem[-1]
     recipe = read_recipe(GrpoRecipe if stage == "3" else SftRecipe, path)
@@ -36,7 +38,12 @@ def test_the_paper_is_in_the_recipes():
     one, two = (read_recipe(SftRecipe, RECIPES / "cac" / f"stage{n}.yaml") for n in (1, 2))
     three = read_recipe(GrpoRecipe, RECIPES / "cac" / "stage3.yaml")
     assert (one.lora_rank, one.run.lr, one.run.steps) == (32, 1e-4, 9330)
-    assert (two.lora_rank, two.run.lr, two.run.steps, two.data.look_share) == (0, 1e-4, 7000, pytest.approx(15 / 35, abs=1e-5))
+    assert (two.lora_rank, two.run.lr, two.run.steps, two.data.look_share) == (
+        0,
+        1e-4,
+        7000,
+        pytest.approx(15 / 35, abs=1e-5),
+    )
     assert (three.rollout.group, three.batch, three.run.lr, three.run.steps) == (8, 64, 1e-6, 250)
     weights = three.weights
     assert (weights.format, weights.status, weights.type, weights.temporal, weights.spatial) == (1, 2, 2, 2, 5)

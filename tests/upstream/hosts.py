@@ -18,7 +18,9 @@ from cac_align.miniature.demo import playground_prompts
 
 REPOSITORY = Path(__file__).parents[2]
 PYTHON = os.environ.get("UPSTREAM_PYTHON", sys.executable)
-REWARD = os.environ.get("UPSTREAM_REWARD", "hosting:telling")  # a recipe file or module:Name, e.g. recipes/reward/miniature.yaml
+REWARD = os.environ.get(
+    "UPSTREAM_REWARD", "hosting:telling"
+)  # a recipe file or module:Name, e.g. recipes/reward/miniature.yaml
 MINIATURE = os.environ.get("UPSTREAM_MODEL") == "miniature"
 PROMPTS = (
     playground_prompts(4)
@@ -46,7 +48,9 @@ def need(*modules: str) -> None:
     """Skip unless the hosts' interpreter can import these."""
     for module in modules:
         if subprocess.run([PYTHON, "-c", f"import {module}"], capture_output=True).returncode:
-            pytest.skip(f"{PYTHON} has no module {module}; set UPSTREAM_PYTHON to an interpreter with the host's dependencies")
+            pytest.skip(
+                f"{PYTHON} has no module {module}; set UPSTREAM_PYTHON to an interpreter with the host's dependencies"
+            )
 
 
 def run(arguments: list[str], cwd: Path, path: list[Path], timeout_s: float = 1700, **environment: str) -> str:
@@ -67,7 +71,9 @@ def run(arguments: list[str], cwd: Path, path: list[Path], timeout_s: float = 17
             code = host.wait(timeout_s)
         finally:
             if host.poll() is None:
-                os.killpg(host.pid, signal.SIGTERM)  # torchrun passes it on to its workers, which are in sessions of their own
+                os.killpg(
+                    host.pid, signal.SIGTERM
+                )  # torchrun passes it on to its workers, which are in sessions of their own
                 try:
                     host.wait(20)
                 except subprocess.TimeoutExpired:
@@ -95,11 +101,21 @@ def random_wan(folder: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     torch.manual_seed(0)
-    text = UMT5Config(vocab_size=len(pieces), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, tie_word_embeddings=False)
+    text = UMT5Config(
+        vocab_size=len(pieces), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, tie_word_embeddings=False
+    )
     vae = {"base_dim": 4, "z_dim": 16, "dim_mult": [1, 1, 1], "num_res_blocks": 1, "attn_scales": [], "patch_size": 2}
-    dit = {"patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 16, "out_channels": 16}
+    dit = {
+        "patch_size": (1, 2, 2),
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "in_channels": 16,
+        "out_channels": 16,
+    }
     WanPipeline(
-        tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"),
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        ),
         text_encoder=UMT5EncoderModel(text),
         vae=AutoencoderKLWan(**vae, temperal_downsample=[True, True], in_channels=12, out_channels=12),
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),

@@ -64,7 +64,14 @@ def test_its_grpo_trains_two_epochs_with_our_rewards(tmp_path, processes, asynch
     values |= {"save": tmp_path / "saves", "batch": 1 if remote else 8, "asynchronous": asynchronous, "ledger": ledger}
     launch = [PYTHON, "-m", "flow_factory.train", "config.yaml"]
     if processes > 1:
-        launch = [PYTHON, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=29617", *launch[1:]]
+        launch = [
+            PYTHON,
+            "-m",
+            "torch.distributed.run",
+            f"--nproc-per-node={processes}",
+            "--master-port=29617",
+            *launch[1:],
+        ]
     with serving(load_reward(REWARD)) as (url, _):
         text = CONFIG.format(**values, reward=url if remote else REWARD)
         (tmp_path / "config.yaml").write_text(text)
@@ -83,7 +90,13 @@ def test_its_grpo_trains_two_epochs_with_our_rewards(tmp_path, processes, asynch
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     ratios = [value for row in log for key, value in row.items() if key.startswith("train/ratio")]
     assert len([row for row in log if "train/ratio_mean" in row]) == 2  # one optimiser step per epoch
-    assert ratios[0] == pytest.approx(1, abs=1e-4)  # the recomputed log-probability equals the rollout's before the first update
+    assert ratios[0] == pytest.approx(
+        1, abs=1e-4
+    )  # the recomputed log-probability equals the rollout's before the first update
     assert all(row["train/grad_norm"] > 0 for row in log if "train/grad_norm" in row)  # the rewards tell samples apart
-    means = {key: [row[key] for row in log if key in row] for key in {key for row in log for key in row} if "reward_cac" in key}
+    means = {
+        key: [row[key] for row in log if key in row]
+        for key in {key for row in log for key in row}
+        if "reward_cac" in key
+    }
     assert means and all(0 <= value <= 1 for key, values in means.items() if "mean" in key for value in values)

@@ -17,13 +17,15 @@ def test_its_client_talks_to_our_service_and_its_types_to_our_backend(tmp_path):
     with serving(scripted()) as (url, _):
         program = REPOSITORY / "tests" / "upstream" / "unirl_client.py"
         output = run([PYTHON, str(program), url, str(home / "unirl-reward-service"), str(ledger)], tmp_path, [home])
-    result = json.loads(next(line for line in output.splitlines() if line.startswith("RESULT ")).removeprefix("RESULT "))
+    result = json.loads(
+        next(line for line in output.splitlines() if line.startswith("RESULT ")).removeprefix("RESULT ")
+    )
     assert result["available"] is True and "not served" in result["unknown"]
     # bright: cac 0.9, unified 0.75; dark: cac 0.1: its "weighted_sum" is the mean
     assert result["rewards"] == pytest.approx([0.825, 0.425]) and result["successes"] == [True, True]
-    assert result["components"]["cac"] == pytest.approx([0.9, 0.1]) and result["components"]["unified"] == pytest.approx(
-        [0.75, 0.75]
-    )
+    assert result["components"]["cac"] == pytest.approx([0.9, 0.1]) and result["components"][
+        "unified"
+    ] == pytest.approx([0.75, 0.75])
     assert result["local"] == pytest.approx([0.825, 0.425]) and "normalised/cac" in result["local_components"]
     nan, successes, reason = result["bad"]
     assert nan and successes == [True, False] and "must lie in [0, 1]" in reason

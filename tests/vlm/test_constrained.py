@@ -17,7 +17,12 @@ SCHEMA = {
     "type": "object",
     "properties": {
         "status": {"enum": ["normal", "abnormal"]},
-        "box": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 1000}, "minItems": 4, "maxItems": 4},
+        "box": {
+            "type": "array",
+            "items": {"type": "integer", "minimum": 0, "maximum": 1000},
+            "minItems": 4,
+            "maxItems": 4,
+        },
         "why": {"type": "string", "maxLength": 8},
     },
     "required": ["status", "box", "why"],
@@ -99,7 +104,9 @@ def test_the_logits_processor_holds_transformers_generate_to_the_schema():
     batch = encode(processor, [(Message("user", text),) for text in ("a", "longer text here", "b?")])
     length = batch["input_ids"].shape[1]
     torch.manual_seed(0)
-    out = net.generate(**batch, max_new_tokens=400, do_sample=True, logits_processor=[SchemaLogitsProcessor(constraint, length)])
+    out = net.generate(
+        **batch, max_new_tokens=400, do_sample=True, logits_processor=[SchemaLogitsProcessor(constraint, length)]
+    )
     texts = processor.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
     for text in texts:
         check(text)

@@ -62,7 +62,9 @@ def brute_force(model, row, begun, words):
         terms = []
         for spelling in candidates:
             ids = torch.cat([row["input_ids"], torch.tensor([[*begun, *spelling]])], 1)
-            types = torch.nn.functional.pad(row["mm_token_type_ids"], (0, ids.shape[1] - row["mm_token_type_ids"].shape[1]))
+            types = torch.nn.functional.pad(
+                row["mm_token_type_ids"], (0, ids.shape[1] - row["mm_token_type_ids"].shape[1])
+            )
             full = {**row, "input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": types}
             with torch.no_grad():
                 log_p = model(**full).logits[0].double().log_softmax(-1)
@@ -122,7 +124,10 @@ def test_word_probabilities_equal_brute_force_over_every_spelling(begun):
     assert not closers  # so the exact spellings are all there is
     for conversation, reply in zip(asked, replies, strict=True):
         expected = brute_force(
-            net, encode(processor, [conversation]), [] if begun else prefix, {w: spellings(tokenizer, w) for w in WORDS.words}
+            net,
+            encode(processor, [conversation]),
+            [] if begun else prefix,
+            {w: spellings(tokenizer, w) for w in WORDS.words},
         )
         assert reply.error is None
         for word in WORDS.words:
@@ -140,7 +145,9 @@ def test_a_place_inside_a_token_forces_the_part_before_it():
     (reply,) = LocalVlm(net, processor, name="x").answer(
         [conversation], max_new_tokens=4, readout=Readout(("tatus", "on"), inside_status)
     )
-    pieces = [(tokenizer.convert_ids_to_tokens(token), token) for token in range(len(tokenizer) - len(tiny_qwen.SPECIAL))]
+    pieces = [
+        (tokenizer.convert_ids_to_tokens(token), token) for token in range(len(tokenizer) - len(tiny_qwen.SPECIAL))
+    ]
     cover = [(token,) for piece, token in pieces if piece.startswith("s")]
     exact = {"status": spellings(tokenizer, "status"), "son": spellings(tokenizer, "son"), "cover": cover}
     expected = brute_force(net, encode(processor, [conversation]), brace, exact)
@@ -245,7 +252,9 @@ def forwards(vlm, work):
 def test_a_readout_costs_no_forward_pass_of_its_own():
     vlm = LocalVlm(tiny_qwen.model(seed=3), tiny_qwen.processor(), name="x", batch_size=4)
     asked = [ask("a", frames(n), Message("assistant", BEGUN)) for n in (3, 4, 5)]
-    with_it, without = (forwards(vlm, lambda r=r: vlm.answer(asked, max_new_tokens=20, readout=r)) for r in (WORDS, None))
+    with_it, without = (
+        forwards(vlm, lambda r=r: vlm.answer(asked, max_new_tokens=20, readout=r)) for r in (WORDS, None)
+    )
     assert with_it == without == 20  # one prefill, which gives the first token, and a step for each of the other 19
 
 
@@ -259,7 +268,9 @@ def test_an_answer_that_ends_makes_room_at_once_and_a_video_called_normal_leaves
             assert reply.num_tokens == length
         order.append(name)
 
-    steps = forwards(vlm, lambda: hold(vlm, [talk("long", 60), talk("short", 4), talk("twice", 5, 5), talk("last", 20)]))
+    steps = forwards(
+        vlm, lambda: hold(vlm, [talk("long", 60), talk("short", 4), talk("twice", 5, 5), talk("last", 20)])
+    )
     assert order == ["short", "twice", "last", "long"] and steps < 60 + 4 * 2
 
 
@@ -278,7 +289,8 @@ def test_memory_that_runs_out_in_the_middle_of_an_answer_halves_the_batch_and_ch
     assert vlm.answer(asked, max_new_tokens=12) == expected
     assert calls[:4] == [4] * 4 and max(calls[5:]) == 2
     assert (
-        "4 answers at once failed, going on with at most 2: out of memory" in caplog.text and "DefaultCPUAllocator" in caplog.text
+        "4 answers at once failed, going on with at most 2: out of memory" in caplog.text
+        and "DefaultCPUAllocator" in caplog.text
     )
 
 
@@ -297,7 +309,9 @@ def test_memory_that_runs_out_behind_the_forward_changes_neither_text_nor_probab
     assert all(reply.log_p is not None for reply in expected)
     if place == "_look":
         monkeypatch.setattr(engine, "LOOK_EVERY", 1)
-    owner, name = {"lm_head": (vlm.model.lm_head, "forward"), "isfinite": (torch, place)}.get(place, (engine.Engine, place))
+    owner, name = {"lm_head": (vlm.model.lm_head, "forward"), "isfinite": (torch, place)}.get(
+        place, (engine.Engine, place)
+    )
     calls, real = [], getattr(owner, name)
     # Four answers: a head reads four rows per step, and again four times in the prefill, which plants the four readouts.
     last = {"lm_head": call if call == 1 else call + 4, "_look": 4 * call - 2}.get(place, call)

@@ -35,7 +35,9 @@ def test_the_expanded_text_of_a_video_is_pinned(small):
         "<1.0 seconds><|vision_start|><|video_pad|><|vision_end|>"
         "<|vision_end|>hello<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert small.provenance["layout"] == ("<|vision_start|><0.5 seconds><|vision_start|><|video_pad|><|vision_end|><|vision_end|>")
+    assert small.provenance["layout"] == (
+        "<|vision_start|><0.5 seconds><|vision_start|><|video_pad|><|vision_end|><|vision_end|>"
+    )
     assert row["video_grid_thw"].tolist() == [[3, 4, 4]] and row["pixel_values_videos"].shape == (48, 1536)
     assert row["mm_token_type_ids"].sum() == 2 * 3 * 4  # type 2 on 3 patches × 4 tokens
 
@@ -45,7 +47,13 @@ def test_stamps_are_the_source_clock_even_when_it_is_irregular(small):
     assert "<0.5 seconds>" in text and "<4.7 seconds>" in text
     clip = Video.open(np.zeros((81, 32, 32, 3), np.uint8), fps=16).clip(Window(3.0, 4.0))
     text = written(small.processor, encode_one(small.processor, ask("x", clip)))
-    assert [part.split(" ")[0] for part in text.split("<")[1:] if "seconds" in part] == ["3.1", "3.3", "3.6", "3.8", "4.0"]
+    assert [part.split(" ")[0] for part in text.split("<")[1:] if "seconds" in part] == [
+        "3.1",
+        "3.3",
+        "3.6",
+        "3.8",
+        "4.0",
+    ]
 
 
 def test_one_frame_is_shown_twice_and_images_carry_no_stamp(small):

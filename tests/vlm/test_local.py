@@ -112,8 +112,15 @@ def test_saved_loaded_pickled_and_wrapped_it_says_the_same(tmp_path):
     for vlm in (loaded, copy):
         found = vlm.answer(asked, max_new_tokens=5, readout=WORDS)
         assert [reply.text for reply in found] == [reply.text for reply in expected]
-        assert all(math.isclose(a.log_p["normal"], b.log_p["normal"], abs_tol=1e-4) for a, b in zip(found, expected, strict=True))
-    assert copy.provenance == loaded.provenance and loaded.provenance["model"] == "judge" and loaded.provenance["dtype"] == "float32"
+        assert all(
+            math.isclose(a.log_p["normal"], b.log_p["normal"], abs_tol=1e-4)
+            for a, b in zip(found, expected, strict=True)
+        )
+    assert (
+        copy.provenance == loaded.provenance
+        and loaded.provenance["model"] == "judge"
+        and loaded.provenance["dtype"] == "float32"
+    )
     assert all(isinstance(value, str) for value in loaded.provenance.values())
 
     from peft import LoraConfig, get_peft_model
@@ -139,7 +146,9 @@ def test_load_refuses_a_folder_that_lacks_weights_or_everything(tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"1 weights are missing .* lm_head"):
         LocalVlm.load(tmp_path)
-    with pytest.raises(ValueError, match="nothing-here: no such folder; expected the folder of a Qwen3-VL, or a hub id"):
+    with pytest.raises(
+        ValueError, match="nothing-here: no such folder; expected the folder of a Qwen3-VL, or a hub id"
+    ):
         LocalVlm.load(tmp_path / "nothing-here")
     with pytest.raises(ValueError, match="minature: no such folder"):  # a slip of the pen is not asked of the hub
         LocalVlm.load("minature")

@@ -40,7 +40,9 @@ def test_only_videos_behind_the_common_part_are_encoded():
         pixel_values_videos=torch.arange(32.0)[:, None],
     ).inputs
     found = new_pixels(inputs, 6, merge=2)
-    assert found["video_grid_thw"].tolist() == [[2, 2, 4]] and found["pixel_values_videos"][:, 0].tolist() == list(range(16, 32))
+    assert found["video_grid_thw"].tolist() == [[2, 2, 4]] and found["pixel_values_videos"][:, 0].tolist() == list(
+        range(16, 32)
+    )
     assert len(new_pixels(inputs, 0, merge=2)["pixel_values_videos"]) == 32 and new_pixels(inputs, 10, merge=2) == {}
 
 

@@ -74,4 +74,6 @@ def test_it_pickles_and_rejects_nonsense():
 
 def test_it_stays_light():
     code = "import sys, cac_align.vlm.scripted; print([m for m in ('torch', 'transformers', 'decord') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

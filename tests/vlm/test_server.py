@@ -152,8 +152,12 @@ def test_a_control_token_in_a_text_fails_its_own_conversation_as_the_local_judge
             said = f"the {role}'s text contains the control token {hostile!r} at character {at}; remove it"
             assert reply.text == "" and reply.error.startswith(said)
         assert replies[0].text == "fine"
-    assert {len(request["messages"]) for request in server.requests} == {1} and len(server.requests) == len(CONTROL_TOKENS)
-    (local,) = LocalVlm(tiny_qwen.model(), tiny_qwen.processor(), name="x").answer([user("ball <|im_end|>")], max_new_tokens=1)
+    assert {len(request["messages"]) for request in server.requests} == {1} and len(server.requests) == len(
+        CONTROL_TOKENS
+    )
+    (local,) = LocalVlm(tiny_qwen.model(), tiny_qwen.processor(), name="x").answer(
+        [user("ball <|im_end|>")], max_new_tokens=1
+    )
     (remote,) = vlm_for(server).answer([user("ball <|im_end|>")], max_new_tokens=1)
     assert local.error == f"could not be encoded: {remote.error}" and set(tiny_qwen.SPECIAL) <= set(CONTROL_TOKENS)
     tokenizer = AutoTokenizer.from_pretrained(shipped("cac"))
@@ -178,7 +182,9 @@ def test_the_provenance_names_the_checkpoint_and_not_the_address(serve: Any) -> 
     assert all(isinstance(value, str) for value in first.values())
 
 
-@pytest.mark.parametrize("models", [Answer({"detail": "Not Found"}, status=404), Answer(raw=b"<html>"), Answer({"data": None})])
+@pytest.mark.parametrize(
+    "models", [Answer({"detail": "Not Found"}, status=404), Answer(raw=b"<html>"), Answer({"data": None})]
+)
 def test_a_server_that_does_not_say_what_it_runs_is_known_by_the_name(serve: Any, models: Answer) -> None:
     assert vlm_for(serve(lambda body, number: Answer(completion("fine")), models)).provenance["served"] == "cac"
 

@@ -44,7 +44,9 @@ def test_retry_after_is_honoured(serve: Any) -> None:
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_passing_failures_are_retried(serve: Any, status: int) -> None:
-    server = serve(lambda body, number: Answer(raw=b"oops", status=status) if number < 2 else Answer(completion("fine")))
+    server = serve(
+        lambda body, number: Answer(raw=b"oops", status=status) if number < 2 else Answer(completion("fine"))
+    )
     assert one(server).text == "fine"
     assert len(server.requests) == 3 and server.requests[0] == server.requests[2]
 
@@ -135,7 +137,9 @@ def clips(*levels: int) -> list[Video]:
 
 
 def test_a_server_that_was_away_and_is_the_same_again_loses_no_score(serve: Any) -> None:
-    server = serve(lambda body, number: (verdict(), broken_connection(), AWAY)[number if number < 3 else 0], models("one"))
+    server = serve(
+        lambda body, number: (verdict(), broken_connection(), AWAY)[number if number < 3 else 0], models("one")
+    )
     scores = judge_of(server)(["a"] * 3, clips(1, 2, 3))
     assert [score.value for score in scores] == pytest.approx([0.75] * 3)
     assert {score.provenance["vlm/served"] for score in scores} == {"one"}
@@ -152,7 +156,9 @@ def test_a_checkpoint_that_is_not_known_when_its_answers_come_gives_no_score(ser
     (early,) = judge(["a"], clips(1))
     assert not early.scored and "could not be asked which checkpoint it runs" in early.error
     (late,) = judge(["a"], clips(1))
-    assert late.value == pytest.approx(0.75) and late.provenance["vlm/served"] == "one" == judge.provenance["vlm/served"]
+    assert (
+        late.value == pytest.approx(0.75) and late.provenance["vlm/served"] == "one" == judge.provenance["vlm/served"]
+    )
     server.models, server.respond = AWAY, lambda body, number: verdict()
     (gone,) = judge(["a"], clips(1))
     assert gone == late  # nothing broke: the server is still believed to be what it was
@@ -182,9 +188,9 @@ def test_a_checkpoint_that_was_exchanged_gives_no_score_and_then_a_provenance_of
     assert not score.scored and "checkpoint changed while it judged" in score.error
     assert reward.provenance["vlm/served"] == "two" and dict(reward.provenance) != before
     fresh = reward(["a", "a"], clips(1, 2))  # the first clip's score was another judge's
-    assert [score.provenance["vlm/served"] for score in fresh] == ["two", "two"] and len(server.requests) == first + 3 + bool(
-        restart
-    )
+    assert [score.provenance["vlm/served"] for score in fresh] == ["two", "two"] and len(
+        server.requests
+    ) == first + 3 + bool(restart)
     for row in ledger.rows():
         if row["kind"] == "score":
             (video,) = (video for video in clips(1, 2) if video.content_hash == row["video_hash"])
@@ -203,7 +209,10 @@ def test_what_a_server_runs_is_asked_again_after_a_minute(serve: Any, monkeypatc
 
 def test_a_hanging_server_times_out(serve: Any) -> None:
     server = serve(lambda body, number: Answer(completion("late")).after(0.6 if number == 0 else 0))
-    assert one(server, timeout_s=0.2, retries=0).error == "no answer from the server within 0.2 s (gave up after one attempt)"
+    assert (
+        one(server, timeout_s=0.2, retries=0).error
+        == "no answer from the server within 0.2 s (gave up after one attempt)"
+    )
     assert one(server, timeout_s=0.2).text == "late"
 
 
@@ -288,7 +297,9 @@ def test_a_second_turn_does_not_wait_for_the_first_turns_of_others(serve: Any) -
         text = body["messages"][0]["content"]
         if text == "quick two":
             second.set()
-        waited = second.wait(8) if text == "slow one" else True  # answered only once the other dialogue is at its second turn
+        waited = (
+            second.wait(8) if text == "slow one" else True
+        )  # answered only once the other dialogue is at its second turn
         return Answer(completion(f"{text}: {waited}"))
 
     finished = []

@@ -94,7 +94,9 @@ def qwen_answer(status: str, ranks: dict[bytes, int], p_first: float) -> tuple[l
 
 
 @pytest.mark.parametrize(("status", "above"), [("normal", True), ("abnormal", False)])
-def test_a_confident_verdict_in_qwens_pieces_reads_on_its_own_side(ranks: dict[bytes, int], status: str, above: bool) -> None:
+def test_a_confident_verdict_in_qwens_pieces_reads_on_its_own_side(
+    ranks: dict[bytes, int], status: str, above: bool
+) -> None:
     assert (spelled("normal", ranks), spelled("abnormal", ranks)) == (["normal"], ["ab", "normal"])  # the trap is real
     steps, text = qwen_answer(status, ranks, 0.98)
     place = status_offset(text)

@@ -7,7 +7,10 @@ from cac_align.vlm.server.reply import Failed, choice_of, excerpt, reply_of, ret
 
 
 def completion(message, finish="stop"):
-    return {"choices": [{"message": message, "finish_reason": finish}], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
+    return {
+        "choices": [{"message": message, "finish_reason": finish}],
+        "usage": {"prompt_tokens": 7, "completion_tokens": 3},
+    }
 
 
 def test_a_reply_has_text_counts_and_whether_it_was_cut():

@@ -32,7 +32,12 @@ def token(text: str, p: float | None, top: dict[str, float] | None = None) -> di
         {"token": piece, "logprob": math.log(q), "bytes": list(piece.encode())}
         for piece, q in sorted(entries.items(), key=lambda item: -item[1])
     ]
-    return {"token": text, "logprob": math.log(entries.get(text, p)), "bytes": list(text.encode()), "top_logprobs": top_logprobs}
+    return {
+        "token": text,
+        "logprob": math.log(entries.get(text, p)),
+        "bytes": list(text.encode()),
+        "top_logprobs": top_logprobs,
+    }
 
 
 def answer_with(*verdict: dict[str, Any], finish: str = "stop") -> dict[str, Any]:
@@ -96,14 +101,22 @@ def test_a_verdict_forced_by_the_grammar_against_the_model_is_no_reading(serve: 
 
 def test_masked_tokens_are_not_probabilities(serve: Any) -> None:
     item = token("normal", None, {"normal": 0.9, "ab": 0.1})
-    item["top_logprobs"] += [{"token": "x", "logprob": -9999.0, "bytes": [120]}, {"token": "y", "logprob": None, "bytes": [121]}]
+    item["top_logprobs"] += [
+        {"token": "x", "logprob": -9999.0, "bytes": [120]},
+        {"token": "y", "logprob": None, "bytes": [121]},
+    ]
     assert read(serve, answer_with(item))[0] == pytest.approx({"normal": 0.9, "abnormal": 0.1})
 
 
 def test_the_place_is_found_by_bytes_behind_any_text(serve: Any) -> None:
     tokens = [
         token('{"COT": "', 1.0),
-        {"token": "\ufffd", "logprob": 0.0, "bytes": [0xF0, 0x9F], "top_logprobs": []},  # half an emoji, as vLLM writes it
+        {
+            "token": "\ufffd",
+            "logprob": 0.0,
+            "bytes": [0xF0, 0x9F],
+            "top_logprobs": [],
+        },  # half an emoji, as vLLM writes it
         {"token": "\ufffd", "logprob": 0.0, "bytes": [0x98, 0x80], "top_logprobs": []},
         token(' é normal \\"status\\": \\"normal\\"", "status": "', 1.0),
         token("ab", None, {"ab": 0.6, "normal": 0.4}),
@@ -162,7 +175,9 @@ def test_behind_a_schema_the_probabilities_are_those_without_it(serve: Any, dial
     masked = answer_with(token("normal", None, {"normal": 0.6, "ab": 0.4}))
     bodies = [masked, one_token("null", {"null": 0.995, "normal": 0.003, "ab": 0.002})]
     server = serve(lambda body, number: Answer(bodies["response_format" not in body]))
-    (reply,) = vlm_for(server, dialect=dialect).answer([user()], max_new_tokens=500, schema={"type": "object"}, readout=STATUS)
+    (reply,) = vlm_for(server, dialect=dialect).answer(
+        [user()], max_new_tokens=500, schema={"type": "object"}, readout=STATUS
+    )
     p = {word: math.exp(value) for word, value in reply.log_p.items()}
     assert p == pytest.approx({"normal": 0.003, "abnormal": 0.002}) and '"status": "normal"' in reply.text
     assert ["response_format" in request for request in server.requests] == [True, False]
@@ -173,7 +188,9 @@ def test_behind_a_schema_the_probabilities_are_those_without_it(serve: Any, dial
 
 def test_behind_a_schema_a_second_request_that_fails_leaves_no_probabilities(serve: Any) -> None:
     masked = answer_with(token("normal", None, {"normal": 0.6, "ab": 0.4}))
-    server = serve(lambda body, number: Answer(masked) if "response_format" in body else Answer({"error": "no"}, status=400))
+    server = serve(
+        lambda body, number: Answer(masked) if "response_format" in body else Answer({"error": "no"}, status=400)
+    )
     (reply,) = vlm_for(server).answer([user()], max_new_tokens=500, schema={"type": "object"}, readout=STATUS)
     assert reply.log_p is None and reply.error is None
 

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer  # noqa: F401  (loads the tokenizer machinery once)
 
-from cac_align.vlm.engine.spelling import COVER, log_sum_exp, spelling_tree, spellings, text_and_ends, token_at, vocabulary
+from cac_align.vlm.engine.spelling import (
+    COVER,
+    log_sum_exp,
+    spelling_tree,
+    spellings,
+    text_and_ends,
+    token_at,
+    vocabulary,
+)
 from tests.support import tiny_qwen
 
 
@@ -16,7 +24,9 @@ def test_qwens_table_spells_abnormal_with_the_token_of_normal():
     assert tokenizer('"status": "abnormal"').input_ids == [1, 2829, 788, 330, 370, 8252, 1]
     assert spellings(tokenizer, "normal")[0] == (8252,)
     assert spellings(tokenizer, "abnormal")[0] == (370, 8252)
-    assert len(tokenizer) == 151_643 + len(tiny_qwen.SPECIAL) and tokenizer.convert_tokens_to_ids("<|im_end|>") == 151_645
+    assert (
+        len(tokenizer) == 151_643 + len(tiny_qwen.SPECIAL) and tokenizer.convert_tokens_to_ids("<|im_end|>") == 151_645
+    )
 
 
 @pytest.mark.parametrize("word", ["normal", "abnormal", "ab", "né"])
@@ -128,7 +138,9 @@ def test_errors():
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a b": 0, "[UNK]": 1}, unk_token="[UNK]")))
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"a b": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    )
     with pytest.raises(ValueError, match="byte-level tokenizer"):
         spellings(words, "a")
 

@@ -35,7 +35,9 @@ def wording_text(wording: str, name: str) -> str:
     folder = files(__name__) if name == "retry" else files(__name__) / wording if wording in WORDINGS else Path(wording)
     source = folder / f"{name}.md"
     if not source.is_file():
-        raise ValueError(f"wording {wording!r} has no {name}.md; expected one of {', '.join(WORDINGS)} or a folder with one")
+        raise ValueError(
+            f"wording {wording!r} has no {name}.md; expected one of {', '.join(WORDINGS)} or a folder with one"
+        )
     return source.read_text(encoding="utf-8").strip()
 
 

@@ -54,7 +54,9 @@ def balanced(records: Iterable[Record], *, per_class: int | None = None, seed: i
     counts = {name: len(rows) for name, rows in classes.items()}
     wanted = min(counts.values()) if per_class is None else per_class
     if wanted < 1 or min(counts.values()) < wanted:
-        raise ValueError(f"balanced needs {max(wanted, 1)} of each class, received {counts}; ask for fewer or load more")
+        raise ValueError(
+            f"balanced needs {max(wanted, 1)} of each class, received {counts}; ask for fewer or load more"
+        )
     rng = random.Random(seed)
     drawn = [record for name in ("abnormal", "normal") for record in rng.sample(classes[name], wanted)]
     return sorted(drawn, key=lambda record: record.id)
@@ -63,7 +65,9 @@ def balanced(records: Iterable[Record], *, per_class: int | None = None, seed: i
 # ---- what every loader checks -------------------------------------------------------------------------------------
 
 
-def check_fields(row: Mapping[str, Any], *, required: Collection[str], optional: Collection[str] = (), where: str) -> None:
+def check_fields(
+    row: Mapping[str, Any], *, required: Collection[str], optional: Collection[str] = (), where: str
+) -> None:
     """Raise ``ValueError`` naming the missing or unknown fields of a row, and the known ones."""
     missing = [name for name in required if name not in row]
     unknown = sorted(set(row) - set(required) - set(optional))
@@ -114,5 +118,7 @@ def finished(records: list[Record], left_out: dict[str, str], unverified: tuple[
     """``Loaded``; raises ``ValueError`` when nothing at all could be used, which is a wrong folder rather than a fact."""
     if not records:
         first = next(iter(left_out.values()), "the file is empty")
-        raise ValueError(f"{where}: none of {len(left_out)} entries became a record; the first was left out because: {first}")
+        raise ValueError(
+            f"{where}: none of {len(left_out)} entries became a record; the first was left out because: {first}"
+        )
     return Loaded(tuple(records), left_out, unverified)

@@ -62,7 +62,13 @@ def load(
             left_out[name] = "mask empty: no broken region is marked"
             continue
         anomalies = tuple(
-            Anomaly(kind, Window(video.times_s[run[0]], video.times_s[run[-1]]), "", "", {frame: boxes[frame] for frame in run})
+            Anomaly(
+                kind,
+                Window(video.times_s[run[0]], video.times_s[run[-1]]),
+                "",
+                "",
+                {frame: boxes[frame] for frame in run},
+            )
             for run in runs(sorted(boxes), largest_gap_frames)
         )
         records.append(
@@ -95,7 +101,11 @@ def read_masks(place: Path, video: Video) -> Bool[np.ndarray, "T H W"] | str:
         frames = [_png(path) for path in files]
     else:
         file = next(
-            (place.with_name(place.name + suffix) for suffix in VIDEO_SUFFIXES if place.with_name(place.name + suffix).is_file()),
+            (
+                place.with_name(place.name + suffix)
+                for suffix in VIDEO_SUFFIXES
+                if place.with_name(place.name + suffix).is_file()
+            ),
             None,
         )
         if file is None:
@@ -105,7 +115,9 @@ def read_masks(place: Path, video: Video) -> Bool[np.ndarray, "T H W"] | str:
             return f"mask {source}"
         frames = list(source.frames(range(len(source))).pixels.max(axis=-1))
     if len(frames) != len(video):
-        raise ValueError(f"{place}: {len(frames)} masks for a video of {len(video)} frames; expected one mask per source frame")
+        raise ValueError(
+            f"{place}: {len(frames)} masks for a video of {len(video)} frames; expected one mask per source frame"
+        )
     sizes = {frame.shape for frame in frames}
     if sizes != {(video.height, video.width)}:
         raise ValueError(

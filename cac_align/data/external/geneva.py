@@ -62,10 +62,14 @@ def load(
     left_out: dict[str, str] = {}
     for number, row in enumerate(_rows(Path(path))):
         where = f"{path}[{number}]"
-        check_fields(row, required=(fields.video, fields.prompt, fields.annotations), optional=fields.ratings, where=where)
+        check_fields(
+            row, required=(fields.video, fields.prompt, fields.annotations), optional=fields.ratings, where=where
+        )
         name = row[fields.video]
         for item in row[fields.annotations]:
-            check_fields(item, required=(fields.frame, fields.box, fields.label), optional=(fields.description,), where=where)
+            check_fields(
+                item, required=(fields.frame, fields.box, fields.label), optional=(fields.description,), where=where
+            )
         kinds = [mapped(item[fields.label], table, where=where) for item in row[fields.annotations]]
         video = opened(Path(videos) / name)
         if isinstance(video, str):
@@ -87,7 +91,11 @@ def load(
             frames[frame] = (*frames.get(frame, ()), _box(item[fields.box], video, boxes, where))
         anomalies = tuple(
             Anomaly(
-                kind, Window(video.times_s[min(frames)], video.times_s[max(frames)]), words, label, dict(sorted(frames.items()))
+                kind,
+                Window(video.times_s[min(frames)], video.times_s[max(frames)]),
+                words,
+                label,
+                dict(sorted(frames.items())),
             )
             for (kind, label, words), frames in groups.items()
         )
@@ -106,7 +114,11 @@ def load(
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8")
-    rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.split("\n") if line.strip()]
+    rows = (
+        json.loads(text)
+        if text.lstrip().startswith("[")
+        else [json.loads(line) for line in text.split("\n") if line.strip()]
+    )
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path}: expected one object per video")
     return rows
@@ -119,5 +131,7 @@ def _box(corners: list[float], video: Video, form: BoxForm, where: str) -> Box:
     right, bottom = (left + third, top + fourth) if form.startswith("xywh") else (third, fourth)
     width, height = (1, 1) if form.endswith("fraction") else (video.width, video.height)
     if not (0 <= left < right <= width * 1.001 and 0 <= top < bottom <= height * 1.001):
-        raise ValueError(f"{where}: box {corners} is empty or leaves the frame {width}×{height} as {form}; is `boxes` right?")
+        raise ValueError(
+            f"{where}: box {corners} is empty or leaves the frame {width}×{height} as {form}; is `boxes` right?"
+        )
     return Box.from_pixels(left, top, right, bottom, width, height)

@@ -89,7 +89,9 @@ def _windows(error: Mapping[str, Any], video: Video, where: str) -> list[Window]
     elif "start_s" in error and "end_s" in error:
         segments = [[error["start_s"], error["end_s"]]]
     else:
-        raise ValueError(f"{where}: an error needs start_s and end_s, segments, or scope 'global'; received {sorted(error)}")
+        raise ValueError(
+            f"{where}: an error needs start_s and end_s, segments, or scope 'global'; received {sorted(error)}"
+        )
     last = video.times_s[-1]
     for start, end in segments:
         if not 0 <= start <= end or start > last or end > video.duration_s + 1:

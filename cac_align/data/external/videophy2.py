@@ -20,8 +20,23 @@ from cac_align.data.records import Record
 
 PASS = 4
 REQUIRED = ("caption", "video_url", "sa", "pc")
-RULES = ("physics_rules_followed", "physics_rules_unfollowed", "physics_rules_cannot_be_determined", "human_violated_rules")
-OPTIONAL = (*RULES, "joint", "action", "category", "is_hard", "metadata_rules", "upsampled_caption", "model_name", "local_path")
+RULES = (
+    "physics_rules_followed",
+    "physics_rules_unfollowed",
+    "physics_rules_cannot_be_determined",
+    "human_violated_rules",
+)
+OPTIONAL = (
+    *RULES,
+    "joint",
+    "action",
+    "category",
+    "is_hard",
+    "metadata_rules",
+    "upsampled_caption",
+    "model_name",
+    "local_path",
+)
 
 UNVERIFIED = (
     "Columns follow the data set's card; the rows themselves were not seen. `local_path` is added by common download scripts.",
@@ -50,7 +65,9 @@ def load(path: str | Path, *, videos: str | Path) -> Loaded:
                 raise ValueError(f"{where}: the video name {name!r} stands for two URLs; add a local_path column")
             sa, pc = (_rating(row, key, where) for key in ("sa", "pc"))
             if row.get("joint") and _flag(row["joint"], where) != (sa >= PASS and pc >= PASS):
-                raise ValueError(f"{where}: joint={row['joint']} contradicts sa={sa}, pc={pc}; are the columns shifted?")
+                raise ValueError(
+                    f"{where}: joint={row['joint']} contradicts sa={sa}, pc={pc}; are the columns shifted?"
+                )
             rules = {key: _rules(row.get(key, ""), key, where) for key in RULES}
             broken = [*rules["physics_rules_unfollowed"], *rules["human_violated_rules"]]
             if pc < PASS and not broken:
@@ -97,7 +114,9 @@ def _rules(text: str, key: str, where: str) -> list[str]:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError) as error:
-        raise ValueError(f"{where}: {key} must be a Python list literal such as ['a rule'], received {text[:60]!r}") from error
+        raise ValueError(
+            f"{where}: {key} must be a Python list literal such as ['a rule'], received {text[:60]!r}"
+        ) from error
     if not isinstance(value, (list, tuple)) or not all(isinstance(rule, str) for rule in value):
         raise ValueError(f"{where}: {key} must be a list of strings, received {text[:60]!r}")
     return [rule.strip() for rule in value if rule.strip()]

@@ -130,7 +130,11 @@ def load(
         if truth == "fake" and not kept:
             left_out[name] = f"no anomaly of ours: {sorted({found['label'] for found in findings})}"
             continue
-        anomalies = tuple(_anomaly(text, found, kind, video, box_units, where) for found, kind in kept) if truth == "fake" else ()
+        anomalies = (
+            tuple(_anomaly(text, found, kind, video, box_units, where) for found, kind in kept)
+            if truth == "fake"
+            else ()
+        )
         records.append(
             record_of(
                 video,
@@ -173,7 +177,9 @@ def _place(images: list[str], where: str) -> tuple[PurePosixPath, str]:
     """`<source>/{real|fake}/[generator]/<id>` of a row, from its first frame's path, and which of the two it is."""
     parts = PurePosixPath(images[0]).parts
     if "parsed_frames" not in parts:
-        raise ValueError(f"{where}: expected an image under parsed_frames/<source>/{{real|fake}}/…, received {images[0]!r}")
+        raise ValueError(
+            f"{where}: expected an image under parsed_frames/<source>/{{real|fake}}/…, received {images[0]!r}"
+        )
     last = len(parts) - 1 - parts[::-1].index("parsed_frames")
     place = PurePosixPath(*parts[last + 1 : -1])
     truths = {"real", "fake"} & {part.lower() for part in place.parts}
@@ -189,7 +195,9 @@ def _anomaly(text: str, found: re.Match[str], kind: str, video: Video, units: Bo
     start, end = float(found["start"]), float(found["end"])
     last = video.times_s[-1]
     if end < start or start > last + 1:
-        raise ValueError(f"{where}: time segment [{start}, {end}] s does not lie in a video of {video.duration_s:.2f} s")
+        raise ValueError(
+            f"{where}: time segment [{start}, {end}] s does not lie in a video of {video.duration_s:.2f} s"
+        )
     window = Window(min(start, last), min(end, last))
     box = _box(found["box"], video, units, where)
     frames = shown_frames(window, video.times_s)
@@ -199,7 +207,9 @@ def _anomaly(text: str, found: re.Match[str], kind: str, video: Video, units: Bo
 def _sentence(text: str, found: re.Match[str]) -> str:
     """The words about a finding, without tags: its sentence, and the one before it where the finding is a sentence of its own."""
     before, after = text[: found.start()], text[found.end() :]
-    before = before[before.rfind("</bbox>") + len("</bbox>") :] if "</bbox>" in before else before  # the last finding's own words
+    before = (
+        before[before.rfind("</bbox>") + len("</bbox>") :] if "</bbox>" in before else before
+    )  # the last finding's own words
     stops = [match.end() for match in re.finditer(r"[.!?]\s+|\n+", before)]
     lead = before[stops[-1] :] if stops else before
     if not _TAGS.sub("", lead).strip() and stops:

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
     from cac_align.rewards.ledger import Ledger
 
-CHUNK = 64  # videos handed to a reward at once: one long answer holds few others up, and little is lost when interrupted
+CHUNK = (
+    64  # videos handed to a reward at once: one long answer holds few others up, and little is lost when interrupted
+)
 _SCORE_KEYS = {"score", "parts", "judgement", "error", "provenance"}
 SPLIT_TITLES = dict(zip(SPLITS, ("< 1 s, < 20 %", "< 1 s, ≥ 20 %", "≥ 1 s, < 20 %", "≥ 1 s, ≥ 20 %"), strict=True))
 
@@ -75,7 +77,9 @@ class Bench:
 def compare(reports: Sequence[Report], *, notes: Sequence[str] = ()) -> Bench:
     """Lay reports on the same records side by side. Raises ``ValueError`` for none, or when two share a name."""
     if not reports:
-        raise ValueError("compare needs at least one judge, received none; do the stored scores belong to these records?")
+        raise ValueError(
+            "compare needs at least one judge, received none; do the stored scores belong to these records?"
+        )
     names = [report.judge for report in reports]
     if len(set(names)) != len(names):
         raise ValueError(f"judges need different names, received {names}")
@@ -83,7 +87,9 @@ def compare(reports: Sequence[Report], *, notes: Sequence[str] = ()) -> Bench:
     for first, second in combinations(reports, 2):
         other = {one.id: one for one in second.verdicts if one.status is not None}
         both = [(one, other[one.id]) for one in first.verdicts if one.status is not None and one.id in other]
-        found.append(Comparison(first.judge, second.judge, mcnemar([a.right for a, _ in both], [b.right for _, b in both])))
+        found.append(
+            Comparison(first.judge, second.judge, mcnemar([a.right for a, _ in both], [b.right for _, b in both]))
+        )
     return Bench(tuple(reports), tuple(found), tuple(notes))
 
 
@@ -173,7 +179,9 @@ def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _run(reward: Reward, records: Sequence[Record], videos: Sequence[Video | str], done: Callable[[int], Any]) -> list[Score]:
+def _run(
+    reward: Reward, records: Sequence[Record], videos: Sequence[Video | str], done: Callable[[int], Any]
+) -> list[Score]:
     """One score per record, in chunks; only videos that open reach the reward."""
     scores: list[Score | None] = [Score.missing(video) if isinstance(video, str) else None for video in videos]
     waiting = [position for position, score in enumerate(scores) if score is None]
@@ -181,7 +189,9 @@ def _run(reward: Reward, records: Sequence[Record], videos: Sequence[Video | str
         chunk = waiting[start : start + CHUNK]
         given = reward([records[position].prompt for position in chunk], [videos[position] for position in chunk])
         if len(given) != len(chunk):
-            raise ValueError(f"reward {reward.name} returned {len(given)} scores for {len(chunk)} videos; expected one per video")
+            raise ValueError(
+                f"reward {reward.name} returned {len(given)} scores for {len(chunk)} videos; expected one per video"
+            )
         for position, score in zip(chunk, given, strict=True):
             scores[position] = score
         done(len(records) - len(waiting) + start + len(chunk))
@@ -223,7 +233,9 @@ def stored_scores(path: str | Path, records: Iterable[Record]) -> dict[str, dict
         else:
             failed.setdefault(judge, {})[ids[name]] = score
     versions = Counter(judge for judge, _ in found)
-    named = {judge if versions[judge] == 1 else f"{judge}@{digest}": scores for (judge, digest), scores in found.items()}
+    named = {
+        judge if versions[judge] == 1 else f"{judge}@{digest}": scores for (judge, digest), scores in found.items()
+    }
     for judge, scores in failed.items():
         for title in [name for name in named if name == judge or name.startswith(f"{judge}@")] or [judge]:
             named[title] = {**scores, **named.get(title, {})}
@@ -245,7 +257,9 @@ def _rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if isinstance(row, dict) and row.get("kind") == "extra":
                 continue
             if not isinstance(row, dict) or not set(row) >= _SCORE_KEYS:
-                raise ValueError(f"{path}:{number}: expected a score with {sorted(_SCORE_KEYS)}, received {line[:80]!r}")
+                raise ValueError(
+                    f"{path}:{number}: expected a score with {sorted(_SCORE_KEYS)}, received {line[:80]!r}"
+                )
             yield number, row
 
 
@@ -277,26 +291,55 @@ def _with_count(one: Estimate) -> str:
 def _sections(found: Bench) -> Iterable[str]:
     reports = found.reports
     metrics = [f"{name}.{part}" for name in ("anomalous", "normal") for part in ("recall", "precision", "f1")]
-    head = ["judge", "anomalous recall", "precision", "F1", "normal recall", "precision", "F1", "accuracy", "videos", "unscored"]
+    head = [
+        "judge",
+        "anomalous recall",
+        "precision",
+        "F1",
+        "normal recall",
+        "precision",
+        "F1",
+        "accuracy",
+        "videos",
+        "unscored",
+    ]
     yield "## Detection\n\n" + _table(
         head,
-        ([r.judge, *(str(r.metrics[name]) for name in metrics), str(r.metrics["accuracy"]), r.n, r.unscored] for r in reports),
+        (
+            [r.judge, *(str(r.metrics[name]) for name in metrics), str(r.metrics["accuracy"]), r.n, r.unscored]
+            for r in reports
+        ),
     )
     if any(one.n for r in reports for one in r.hard.values()):
         yield "## Hard: recall by duration and area\n\n" + _table(
-            ["judge", *SPLIT_TITLES.values()], ([r.judge, *(_with_count(r.hard[name]) for name in SPLITS)] for r in reports)
+            ["judge", *SPLIT_TITLES.values()],
+            ([r.judge, *(_with_count(r.hard[name]) for name in SPLITS)] for r in reports),
         )
     yield "## Recall by type (called abnormal / type named)\n\n" + _table(
         ["judge", *ANOMALY_TYPES],
         (
-            [r.judge, *(f"{_number(one.recall.value)} / {_number(one.type_recall.value)}" for one in r.per_type.values())]
+            [
+                r.judge,
+                *(f"{_number(one.recall.value)} / {_number(one.type_recall.value)}" for one in r.per_type.values()),
+            ]
             for r in reports
         ),
     )
     yield "## Localisation, over the anomalous videos judged abnormal\n\n" + _table(
-        ["judge", "temporal IoU", "spatial IoU", "type IoU", "temporal IoU, all anomalous", "spatial IoU, all anomalous"],
+        [
+            "judge",
+            "temporal IoU",
+            "spatial IoU",
+            "type IoU",
+            "temporal IoU, all anomalous",
+            "spatial IoU, all anomalous",
+        ],
         (
-            [r.judge, *map(str, r.localisation.values()), *(str(r.localisation_all[k]) for k in ("temporal", "spatial"))]
+            [
+                r.judge,
+                *map(str, r.localisation.values()),
+                *(str(r.localisation_all[k]) for k in ("temporal", "spatial")),
+            ]
             for r in reports
         ),
     )
@@ -304,7 +347,14 @@ def _sections(found: Bench) -> Iterable[str]:
     yield "## The number behind the verdict\n\n" + _table(
         ["judge", "ECE", "AUROC", "false alarms allowed", "threshold", "recall there"],
         (
-            [r.judge, _number(c.ece), _number(c.auroc), f"{o.wanted:.0%}", _number(o.threshold, 4), str(o.recall or "–")]
+            [
+                r.judge,
+                _number(c.ece),
+                _number(c.auroc),
+                f"{o.wanted:.0%}",
+                _number(o.threshold, 4),
+                str(o.recall or "–"),
+            ]
             for r, c, o in cuts
         ),
     )
@@ -345,7 +395,9 @@ def plots(found: Bench) -> dict[str, Figure]:
                 at = place + (number - (len(groups) - 1) / 2) * width
                 error = None if one.low is None else [[max(0, one.value - one.low)], [max(0, one.high - one.value)]]
                 label = name if place == next(i for i, v in enumerate(found_values) if v.value is not None) else None
-                axes.bar(at, one.value, width * 0.92, yerr=error, color=f"C{number}", label=label, ecolor="0.3", capsize=2)
+                axes.bar(
+                    at, one.value, width * 0.92, yerr=error, color=f"C{number}", label=label, ecolor="0.3", capsize=2
+                )
         axes.set(xticks=range(len(labels)), xlim=(-0.6, len(labels) - 0.4), ylim=(0, 1.02))
         axes.set_axisbelow(True)
         axes.set_xticklabels(labels, rotation=20, ha="right")
@@ -356,7 +408,11 @@ def plots(found: Bench) -> dict[str, Figure]:
     figure = drawn["detection"] = Figure(figsize=(max(5, 1.6 + 1.3 * len(reports)), 3.6), layout="constrained")
     axes = figure.subplots()
     kinds = {"anomalous recall": "anomalous.recall", "normal recall": "normal.recall", "accuracy": "accuracy"}
-    bars(axes, {title: [r.metrics[name] for r in reports] for title, name in kinds.items()}, [_plain(r.judge) for r in reports])
+    bars(
+        axes,
+        {title: [r.metrics[name] for r in reports] for title, name in kinds.items()},
+        [_plain(r.judge) for r in reports],
+    )
     axes.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=3, loc="outside upper center")
 
@@ -375,8 +431,12 @@ def plots(found: Bench) -> dict[str, Figure]:
         filled = [one for one in report.calibration.bins if one.n]
         if filled:
             label = f"{_plain(report.judge)} (ECE {_number(report.calibration.ece)})"
-            axes.plot([b.mean_value for b in filled], [b.share_normal for b in filled], "o-", color=f"C{number}", label=label)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score (mean of the bin)", ylabel="share of normal videos", aspect="equal")
+            axes.plot(
+                [b.mean_value for b in filled], [b.share_normal for b in filled], "o-", color=f"C{number}", label=label
+            )
+    axes.set(
+        xlim=(0, 1), ylim=(0, 1), xlabel="score (mean of the bin)", ylabel="share of normal videos", aspect="equal"
+    )
     if any(report.calibration.bins for report in reports):
         axes.legend(frameon=False, fontsize=8)
     for figure in drawn.values():
@@ -389,7 +449,9 @@ def write(found: Bench, out: str | Path) -> list[Path]:
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "bench.json", folder / "bench.md"]
-    written[0].write_text(json.dumps(found.to_json(videos=True), ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8")
+    written[0].write_text(
+        json.dumps(found.to_json(videos=True), ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8"
+    )
     figures = plots(found)
     pictures = "\n".join(f"![{name}]({name}.png)" for name in figures)
     written[1].write_text(found.to_markdown() + "\n" + pictures + "\n", encoding="utf-8")

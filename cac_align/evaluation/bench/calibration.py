@@ -87,7 +87,9 @@ def reliability(values: Sequence[float], normal: Sequence[bool], *, bins: int = 
     """The reliability curve of values in [0, 1]: ``bins`` columns of equal width. Raises ``ValueError`` for a value outside."""
     v, truth = np.asarray(values, dtype=float), np.asarray(normal, dtype=bool)
     if v.size and not ((v >= 0) & (v <= 1)).all():
-        raise ValueError(f"reliability needs values in [0, 1], received {v.min()} to {v.max()}; normalise the reward first")
+        raise ValueError(
+            f"reliability needs values in [0, 1], received {v.min()} to {v.max()}; normalise the reward first"
+        )
     column = np.minimum((v * bins).astype(int), bins - 1)
     found = []
     for number in range(bins):
@@ -124,13 +126,17 @@ def operating_point(values: Sequence[float], normal: Sequence[bool], *, false_al
     Raises ``ValueError`` unless the rate lies in [0, 1).
     """
     if not 0 <= false_alarm_rate < 1:
-        raise ValueError(f"false_alarm_rate must lie in [0, 1), received {false_alarm_rate}; 0.05 is one false alarm in twenty")
+        raise ValueError(
+            f"false_alarm_rate must lie in [0, 1), received {false_alarm_rate}; 0.05 is one false alarm in twenty"
+        )
     v, truth = np.asarray(values, dtype=float), np.asarray(normal, dtype=bool)
     good, bad = np.sort(v[truth]), v[~truth]
     if not good.size:
         return OperatingPoint(false_alarm_rate, None, None, None)
     allowed = int(np.floor(false_alarm_rate * good.size + 1e-9))
-    threshold = float(good[allowed])  # exactly the videos strictly below it are called abnormal: at most `allowed` normal ones
+    threshold = float(
+        good[allowed]
+    )  # exactly the videos strictly below it are called abnormal: at most `allowed` normal ones
     return OperatingPoint(
         false_alarm_rate,
         threshold,
@@ -197,7 +203,10 @@ def fit_threshold(log_odds: Sequence[float], normal: Sequence[bool]) -> float:
         return float(np.logaddexp(0, -margins).mean()), np.array([pulls @ scaled, pulls.sum()])
 
     slope, shift = minimize(
-        loss, np.array([1.0, 0.0]), jac=True, bounds=[(scale / _TEMPERATURES[1], scale / _TEMPERATURES[0]), (None, None)]
+        loss,
+        np.array([1.0, 0.0]),
+        jac=True,
+        bounds=[(scale / _TEMPERATURES[1], scale / _TEMPERATURES[0]), (None, None)],
     ).x
     return float(-shift / slope * scale)
 
@@ -246,11 +255,16 @@ def fit_scores(scores: Sequence[Score], normal: Sequence[bool], *, views: int = 
         found = f"temperature {temperature}" + ("" if threshold is None else f", threshold {threshold}")
         raise ValueError(f"these log-odds do not tell normal from abnormal videos ({found}); nothing was kept")
     signed = np.where(is_normal, odds, -odds)
-    each = [[value for name, value in parts.items() if name.startswith("log_odds/")] or [parts["log_odds"]] for parts, _ in rows]
+    each = [
+        [value for name, value in parts.items() if name.startswith("log_odds/")] or [parts["log_odds"]]
+        for parts, _ in rows
+    ]
     lowest, highest = np.array([min(seen) for seen in each]), np.array([max(seen) for seen in each])
 
     def right(cut: float) -> float:
-        sound = np.where(odds > cut, highest > 0, lowest > 0)  # where no view says what the mean does, what they do say stands
+        sound = np.where(
+            odds > cut, highest > 0, lowest > 0
+        )  # where no view says what the mean does, what they do say stands
         return float((sound == is_normal).mean())
 
     return Fit(

@@ -185,7 +185,10 @@ class Report:
                 "all_anomalous": {name: one.to_json() for name, one in self.localisation_all.items()},
             },
             "hard": {
-                **{name: {"n": one.n, "recall": one.value, "interval": [one.low, one.high]} for name, one in self.hard.items()},
+                **{
+                    name: {"n": one.n, "recall": one.value, "interval": [one.low, one.high]}
+                    for name, one in self.hard.items()
+                },
                 "unplaced": self.hard_unplaced,
             },
             "ece": self.calibration.ece,
@@ -220,11 +223,15 @@ def evaluate(
         raise ValueError("evaluate needs at least one record, received none; is the records file empty?")
     if len(set(ids)) != len(ids):
         twice = sorted({name for name in ids if ids.count(name) > 1}) if len(ids) < 5000 else "(many)"
-        raise ValueError(f"record ids must differ, {twice} stand twice; several raters per video belong to `evaluate experts`")
+        raise ValueError(
+            f"record ids must differ, {twice} stand twice; several raters per video belong to `evaluate experts`"
+        )
     if isinstance(scores, Mapping):
         unknown = sorted(set(scores) - set(ids))
         if unknown:
-            raise ValueError(f"{len(unknown)} scores belong to no record, first {unknown[0]!r}; score the same records file")
+            raise ValueError(
+                f"{len(unknown)} scores belong to no record, first {unknown[0]!r}; score the same records file"
+            )
         aligned = [scores.get(name) for name in ids]
     else:
         if len(scores) != len(records):
@@ -239,7 +246,9 @@ def evaluate(
         false_alarms=sum(not one.right for one in scored if one.truth == "normal"),
         passes=sum(one.right for one in scored if one.truth == "normal"),
     )
-    unscored = {name: sum(one.status is None and one.truth == name for one in verdicts) for name in ("abnormal", "normal")}
+    unscored = {
+        name: sum(one.status is None and one.truth == name for one in verdicts) for name in ("abnormal", "normal")
+    }
     metrics = estimates(counts, resamples=resamples, seed=seed)
 
     anomalous = [
@@ -259,9 +268,13 @@ def evaluate(
         unscored_of=unscored,
         metrics=metrics,
         per_type={kind: _type_recall(kind, anomalous) for kind in ANOMALY_TYPES},
-        hard={name: share(sum(r for s, r in placed if s == name), sum(s == name for s, _ in placed)) for name in SPLITS},
+        hard={
+            name: share(sum(r for s, r in placed if s == name), sum(s == name for s, _ in placed)) for name in SPLITS
+        },
         hard_unplaced=unplaced,
-        localisation=averages([found for one, found in pointed if one.status == "abnormal"], resamples=resamples, seed=seed),
+        localisation=averages(
+            [found for one, found in pointed if one.status == "abnormal"], resamples=resamples, seed=seed
+        ),
         localisation_all=averages([found for _, found in pointed], resamples=resamples, seed=seed),
         calibration=found,
         warnings=cautions(metrics, counts, unscored, hard_unplaced=unplaced, by_number=by_number, calibration=found),

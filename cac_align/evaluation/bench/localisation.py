@@ -48,7 +48,9 @@ def grid_s(record: Record, fps: float = GRID_FPS) -> tuple[float, ...]:
     last = record.num_frames - 1
     count = math.floor(last / record.fps * fps + 1e-6) + 1
     wanted = np.arange(count) / fps * record.fps
-    frames = np.unique(np.minimum(np.ceil(wanted - 0.5 - 1e-9), last))  # the earlier frame on a tie, as Video.indices_at does
+    frames = np.unique(
+        np.minimum(np.ceil(wanted - 0.5 - 1e-9), last)
+    )  # the earlier frame on a tie, as Video.indices_at does
     return tuple((frames / record.fps).tolist())
 
 
@@ -96,7 +98,9 @@ def overlaps(truth: Sequence[Anomaly], judgement: Judgement, times_s: Sequence[f
 def averages(found: Sequence[Localisation], *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
     """Mean temporal, spatial and type IoU with bootstrap intervals, each over the videos where it is defined."""
     return {
-        name: mean_interval([value for one in found if (value := getattr(one, name)) is not None], resamples=resamples, seed=seed)
+        name: mean_interval(
+            [value for one in found if (value := getattr(one, name)) is not None], resamples=resamples, seed=seed
+        )
         for name in ("temporal", "spatial", "type")
     }
 
@@ -194,11 +198,15 @@ def match_errors(
 
     extra = sorted(set(said) - set(truth))
     if extra:
-        raise ValueError(f"match_errors: judged videos {extra[:3]} have no ground truth; pass truth for every judged video")
+        raise ValueError(
+            f"match_errors: judged videos {extra[:3]} have no ground truth; pass truth for every judged video"
+        )
     for name, rows in (("truth", truth), ("said", said)):
         for video, anomalies in rows.items():
             if any(anomaly.window is None for anomaly in anomalies):
-                raise ValueError(f"match_errors: {name}[{video!r}] holds an anomaly without a window; errors are matched in time")
+                raise ValueError(
+                    f"match_errors: {name}[{video!r}] holds an anomaly without a window; errors are matched in time"
+                )
     total_truth = sum(len(rows) for rows in truth.values())
     total_said = sum(len(rows) for rows in said.values())
     results = []

@@ -191,7 +191,9 @@ def create_app(sources: Sources, *, database: Path, rater: str | None = None, se
         store.close()
 
     app = FastAPI(title="cac-align annotate", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))  # a name that points here is not a page of ours
+    app.add_middleware(
+        TrustedHostMiddleware, allowed_hosts=list(LOOPBACK)
+    )  # a name that points here is not a page of ours
     app.state.tasks, app.state.faults, app.state.export = tasks, faults, write_export
 
     @app.middleware("http")
@@ -266,7 +268,12 @@ def create_app(sources: Sources, *, database: Path, rater: str | None = None, se
         fields = {"rater": who, "task": task.token, "lengths": task.lengths}
         try:
             state = store.add(
-                **fields, clip=action.clip, kind=action.kind, detail=action.detail, seen=action.seen, client=action.client
+                **fields,
+                clip=action.clip,
+                kind=action.kind,
+                detail=action.detail,
+                seen=action.seen,
+                client=action.client,
             )
         except Outdated as error:
             state = store.state(**fields)
@@ -385,6 +392,7 @@ def annotate(
     for fault in exported.half_written:
         print(f"{fault.kind}: {fault.name}: {fault.why}", file=sys.stderr)
     print(
-        f"{len(exported.records)} records in {export_path(database)}, {len(exported.half_written)} half-written", file=sys.stderr
+        f"{len(exported.records)} records in {export_path(database)}, {len(exported.half_written)} half-written",
+        file=sys.stderr,
     )
     return exported

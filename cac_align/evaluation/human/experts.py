@@ -65,7 +65,12 @@ class Audit:
 
     def to_json(self) -> dict[str, Any]:
         rows = [{"kind": one.kind, "name": one.name, "why": one.why} for one in self.disagreements]
-        return {"wanted": self.wanted, "agreement": self.agreement.to_json(), "passed": self.passed, "disagreements": rows}
+        return {
+            "wanted": self.wanted,
+            "agreement": self.agreement.to_json(),
+            "passed": self.passed,
+            "disagreements": rows,
+        }
 
 
 @dataclass(frozen=True)
@@ -89,10 +94,15 @@ class ExpertsReport:
         return {
             "groups": list(self.groups) if self.groups else None,
             "anomaly_rate": {name: rate.to_json() for name, rate in self.rates.items()},
-            "difference": {**self.difference.to_json(), "interval": [self.difference_interval.low, self.difference_interval.high]}
+            "difference": {
+                **self.difference.to_json(),
+                "interval": [self.difference_interval.low, self.difference_interval.high],
+            }
             if self.difference and self.difference_interval
             else None,
-            "type_rate": {group: {kind: one.to_json() for kind, one in row.items()} for group, row in self.type_rates.items()},
+            "type_rate": {
+                group: {kind: one.to_json() for kind, one in row.items()} for group, row in self.type_rates.items()
+            },
             "raters": {name: one.to_json() for name, one in self.raters.items()},
             "agreement": {
                 "status": self.status_agreement.to_json(),
@@ -110,12 +120,19 @@ class ExpertsReport:
         lines += [f"| {_cell(name)} | {rate} | {rate.n} |" for name, rate in self.rates.items()]
         test, interval = self.difference, self.difference_interval
         if test is not None and test.difference is not None and self.groups:
-            bounds = f"[{interval.low:+.3f}, {interval.high:+.3f}]" if interval and interval.low is not None else "(no interval)"
+            bounds = (
+                f"[{interval.low:+.3f}, {interval.high:+.3f}]"
+                if interval and interval.low is not None
+                else "(no interval)"
+            )
             lines += ["", f"{self.groups[1]} − {self.groups[0]}: {test.difference:+.3f} {bounds} over {test.n} prompts, "
                           f"p = {test.p_value:.2g} ({test.name})."]  # fmt: skip
         status = self.status_agreement
         known = f"{status.alpha:.3f} over {status.units} videos" if status.alpha is not None else status.note
-        lines += ["", f"Krippendorff's alpha on normal/abnormal: {known}. Window IoU {self.window_iou}, box IoU {self.box_iou}."]
+        lines += [
+            "",
+            f"Krippendorff's alpha on normal/abnormal: {known}. Window IoU {self.window_iou}, box IoU {self.box_iou}.",
+        ]
         if self.faults:
             lines += ["", f"Left out or noteworthy ({len(self.faults)}):", ""]
             lines += [f"- {_cell(f'{one.kind}: {one.name}: {one.why}')}" for one in self.faults]
@@ -172,8 +189,12 @@ def experts(
     if groups is None and {"before", "after"} <= set(present):
         groups = ("before", "after")
     if groups is not None and not set(groups) <= set(present):
-        raise ValueError(f"expected ratings of the groups {groups}, received groups {present}; pass groups=(before, after)")
-    votes: dict[str, dict[str, dict[str, Record]]] = defaultdict(lambda: defaultdict(dict))  # group → video → rater → rating
+        raise ValueError(
+            f"expected ratings of the groups {groups}, received groups {present}; pass groups=(before, after)"
+        )
+    votes: dict[str, dict[str, dict[str, Record]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )  # group → video → rater → rating
     for (group, video, rater), record in counted.items():
         votes[group][video][rater] = record
     for group, videos in votes.items():
@@ -197,15 +218,23 @@ def experts(
         difference=test,
         difference_interval=interval,
         type_rates=type_rates,
-        raters={rater: vote_share([_abnormal([one]) for one in rows.values()]) for rater, rows in sorted(by_rater.items())},
-        status_agreement=alpha({rater: {video: one.status for video, one in rows.items()} for rater, rows in by_rater.items()}),
+        raters={
+            rater: vote_share([_abnormal([one]) for one in rows.values()]) for rater, rows in sorted(by_rater.items())
+        },
+        status_agreement=alpha(
+            {rater: {video: one.status for video, one in rows.items()} for rater, rows in by_rater.items()}
+        ),
         type_agreement={
-            kind: alpha({rater: {v: bool(_carries([one], kind)) for v, one in rows.items()} for rater, rows in by_rater.items()})
+            kind: alpha(
+                {rater: {v: bool(_carries([one], kind)) for v, one in rows.items()} for rater, rows in by_rater.items()}
+            )
             for kind in ANOMALY_TYPES
         },
         window_iou=mean_interval(windows, seed=seed),
         box_iou=mean_interval(boxes, seed=seed),
-        review={state: sum(one.review == state for one in counted.values()) for state in ("draft", "accepted", "audited")},
+        review={
+            state: sum(one.review == state for one in counted.values()) for state in ("draft", "accepted", "audited")
+        },
         faults=tuple(named),
     )
 
@@ -215,13 +244,17 @@ def _usable(ratings: Iterable[Record], named: list[Fault]) -> dict[tuple[str, st
     counted: dict[tuple[str, str, str], Record] = {}
     for record in ratings:
         if not record.annotator:
-            named.append(Fault("no rater", record.id, "the rating names no annotator, so it cannot be told from another's"))
+            named.append(
+                Fault("no rater", record.id, "the rating names no annotator, so it cannot be told from another's")
+            )
         elif record.review == "returned":
             named.append(Fault("returned", record.id, "a reviewer sent it back and it was not corrected yet"))
         else:
             key = (str(record.extra.get("group") or ""), record.video, record.annotator)
             if key in counted:
-                named.append(Fault("rated twice", counted[key].id, f"{record.annotator} rated it again; the later rating counts"))
+                named.append(
+                    Fault("rated twice", counted[key].id, f"{record.annotator} rated it again; the later rating counts")
+                )
             counted[key] = record
     return counted
 
@@ -265,7 +298,9 @@ def _difference(
             continue
         both = sorted(set(rows[0]) & set(rows[1]))
         for rater in sorted(set(rows[0]) ^ set(rows[1])):
-            named.append(Fault("half a pair", f"{pair} by {rater}", f"{rater} judged one side only; not used for the difference"))
+            named.append(
+                Fault("half a pair", f"{pair} by {rater}", f"{rater} judged one side only; not used for the difference")
+            )
         if both:
             first, second = (_abnormal(row[rater] for rater in both) for row in rows)
             values.append((first, second))
@@ -339,7 +374,9 @@ def audit_sample(records: Iterable[Record], *, share: float = AUDIT_SHARE, seed:
     accepted = sorted((one for one in records if one.review in ("accepted", "audited")), key=lambda one: one.id)
     unseen = [one.id for one in accepted if one.extra.get("reviewer") in (None, "", one.annotator)]
     if unseen:
-        raise ValueError(f"{len(unseen)} accepted annotations had no second reviewer, first {unseen[0]}; run second_review first")
+        raise ValueError(
+            f"{len(unseen)} accepted annotations had no second reviewer, first {unseen[0]}; run second_review first"
+        )
     return sorted(random.Random(seed).sample(accepted, math.ceil(share * len(accepted) - 1e-9)), key=lambda one: one.id)
 
 

@@ -56,7 +56,10 @@ class Mark:
 
     def to_json(self) -> dict[str, Any]:
         boxes = {str(frame): [box.to_json() for box in boxes] for frame, boxes in sorted(self.boxes.items())}
-        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"boxes": boxes, "lacks": self.lacks()}
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {
+            "boxes": boxes,
+            "lacks": self.lacks(),
+        }
 
 
 @dataclass
@@ -106,7 +109,9 @@ def fold(actions: Sequence[Action], lengths: Mapping[str, int]) -> TaskState:
     for action in actions:
         if action.kind == "undo":
             if not standing or standing[-1].id != action.detail.get("action"):
-                raise ValueError("there is nothing to undo here" if not standing else "undo takes back the last action only")
+                raise ValueError(
+                    "there is nothing to undo here" if not standing else "undo takes back the last action only"
+                )
             standing.pop()
         else:
             standing.append(action)

@@ -66,7 +66,9 @@ class AnnotationStore:
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
-            raise ValueError(f"{path}: cannot be used as the database of ratings: {error}; give a writable file") from error
+            raise ValueError(
+                f"{path}: cannot be used as the database of ratings: {error}; give a writable file"
+            ) from error
 
     def close(self) -> None:
         with self._lock:
@@ -151,7 +153,9 @@ class AnnotationStore:
                 return fold(before, lengths)
             last = before[-1].id if before else 0
             if last != seen:
-                raise Outdated("this video was changed in another window of yours; what you see now is its present state")
+                raise Outdated(
+                    "this video was changed in another window of yours; what you see now is its present state"
+                )
             if kind == "undo":
                 undoable = fold(before, lengths).undoable
                 if undoable is None:
@@ -175,7 +179,9 @@ class AnnotationStore:
                 )
             )
         done = {task.token for task in tasks if last.get(task.token) == "done"}
-        undone = [task for task in tasks if last.get(task.token) == "undo"]  # may have taken back what came after ``done``
+        undone = [
+            task for task in tasks if last.get(task.token) == "undo"
+        ]  # may have taken back what came after ``done``
         return done | {task.token for task in undone if self.state(rater, task.token, task.lengths).done}
 
     def raters(self) -> list[str]:
@@ -203,7 +209,10 @@ class AnnotationStore:
         worked: dict[str, list[list[Action]]] = {}
         for (_, token), actions in self.everything().items():
             worked.setdefault(token, []).append(actions)
-        return [task if all(task.fits(each) for each in worked.get(task.token, ())) else self._renamed(task) for task in tasks]
+        return [
+            task if all(task.fits(each) for each in worked.get(task.token, ())) else self._renamed(task)
+            for task in tasks
+        ]
 
     def _renamed(self, task: Task) -> Task:
         name = f"{task.name} ({', '.join(f'{member.clip.group}/{member.clip.name}' for member in task.members)})"
@@ -294,7 +303,9 @@ def export(store: AnnotationStore, tasks: Sequence[Task], folder: Path, *, revie
     half: list[Fault] = []
     for (rater, token), actions in store.everything().items():
         if token not in by_token:
-            half.append(Fault("rated, not there", rater, f"rated something that is not among these videos (task {token})"))
+            half.append(
+                Fault("rated, not there", rater, f"rated something that is not among these videos (task {token})")
+            )
             continue
         task = by_token[token]
         state = fold(actions, task.lengths)

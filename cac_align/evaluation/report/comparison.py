@@ -123,10 +123,13 @@ class Comparison:
         }
 
 
-def compare(pairing: Pairing, readings: Sequence[Reading], faults: Sequence[Fault] = (), *, seed: int = 0) -> Comparison:
+def compare(
+    pairing: Pairing, readings: Sequence[Reading], faults: Sequence[Fault] = (), *, seed: int = 0
+) -> Comparison:
     """Compare. readings: before and after of each pair in turn, as ``read_all`` gives them."""
     rows = tuple(
-        PairReading(pair, before, after) for pair, before, after in zip(pairing.pairs, readings[::2], readings[1::2], strict=True)
+        PairReading(pair, before, after)
+        for pair, before, after in zip(pairing.pairs, readings[::2], readings[1::2], strict=True)
     )
     measures = tuple(_measures(rows, seed))
     components = list(dict.fromkeys(name for reading in readings for name in reading.normalised))
@@ -134,7 +137,9 @@ def compare(pairing: Pairing, readings: Sequence[Reading], faults: Sequence[Faul
         name: mean_interval([r.shares[name] for r in readings if name in r.shares], resamples=RESAMPLES, seed=seed)
         for name in dict.fromkeys(name for reading in readings for name in reading.shares)
     }
-    changes = {name: [_both(row, lambda r, name=name: r.normalised.get(name), "reward") for row in rows] for name in components}
+    changes = {
+        name: [_both(row, lambda r, name=name: r.normalised.get(name), "reward") for row in rows] for name in components
+    }
     contributions = {name: _change(rows, pairs, seed) for name, pairs in changes.items()}
     of_change = not shares
     if of_change:
@@ -155,7 +160,9 @@ def _different_judges(rows: Sequence[PairReading]) -> list[Fault]:
         apart = misjudged(row.before, row.after)
         if apart:
             said = "; ".join(f"{COMPONENTS.get(key, key)} ({', '.join(entries)})" for key, entries in apart.items())
-            found.append(Fault(JUDGED_DIFFERENTLY, row.pair.id, f"different judges before and after, not compared: {said}"))
+            found.append(
+                Fault(JUDGED_DIFFERENTLY, row.pair.id, f"different judges before and after, not compared: {said}")
+            )
     return found
 
 
@@ -177,7 +184,9 @@ def _shares_of_change(
     complete = [index for index, row in enumerate(zip(*changes.values(), strict=True)) if None not in row]
     if len(changes) < 2 or len(complete) < 2:
         return {}
-    terms = [[weights.get(name, 1.0) * (pairs[i][1] - pairs[i][0]) for i in complete] for name, pairs in changes.items()]
+    terms = [
+        [weights.get(name, 1.0) * (pairs[i][1] - pairs[i][0]) for i in complete] for name, pairs in changes.items()
+    ]
     shares = variance_shares(np.array(terms))
     return {
         name: Estimate(float(share), None, None, len(complete))
@@ -255,7 +264,17 @@ def _measure(
         for side in (found.first, found.second)
     ]
     return Measure(
-        key, label, section, better, rate, *sides, found.difference, found.test, missing, tuple(values), found.no_interval
+        key,
+        label,
+        section,
+        better,
+        rate,
+        *sides,
+        found.difference,
+        found.test,
+        missing,
+        tuple(values),
+        found.no_interval,
     )
 
 
@@ -283,7 +302,11 @@ def warnings(made: Comparison) -> list[str]:
     cac_moved = cac or made.measure("cac_rate")
     cac_better = cac_moved is not None and _moved(cac_moved, 1 if cac_moved.higher_is_better else -1, _SCORE_MOVE)
     if experts and cac_moved and cac_better and _value(experts.difference) >= 0:
-        how = "did not change" if _value(experts.difference) == 0 else f"rose by {100 * _value(experts.difference):.0f} points"
+        how = (
+            "did not change"
+            if _value(experts.difference) == 0
+            else f"rose by {100 * _value(experts.difference):.0f} points"
+        )
         found.append(
             f"CaC {'rose' if cac else 'saw fewer anomalies'}, but experts did not agree: their anomaly rate {how} over "
             f"{experts.many}. The reward may have been outwitted. {_certainty(experts)}"
@@ -380,7 +403,11 @@ def summary(made: Comparison) -> str:
     many = f"{len(made.readings)} pair{'s' if len(made.readings) != 1 else ''} of videos"
     if rate is None:
         apart = any(fault.kind == JUDGED_DIFFERENTLY for fault in made.faults)
-        why = "Different judges judged the two sides" if apart else "No verdict was found: give a reward, a ledger or ratings"
+        why = (
+            "Different judges judged the two sides"
+            if apart
+            else "No verdict was found: give a reward, a ledger or ratings"
+        )
         return f"{many}, the same prompts before and after. {why}."
     low, high = rate.difference.low, rate.difference.high
     moved = _value(rate.difference)

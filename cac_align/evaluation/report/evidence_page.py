@@ -93,7 +93,11 @@ def write_evidence_page(steps: Sequence[Step], path: Path, *, root: Path, title:
         ],
         without_advantage=not given,
         rows=[_row(step) for step in steps],
-        steps=[(step, [_card(item, path.parent, root, reach) for item in step.shown]) for step in reversed(steps) if step.shown],
+        steps=[
+            (step, [_card(item, path.parent, root, reach) for item in step.shown])
+            for step in reversed(steps)
+            if step.shown
+        ],
         hidden=len(videos) - sum(len(step.shown) for step in steps),
         provenance=sorted(next((dict(item.score.provenance) for item in videos if item.score.provenance), {}).items()),
     )

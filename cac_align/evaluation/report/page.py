@@ -66,7 +66,9 @@ def picture_uri(pixels: UInt8[np.ndarray, "H W 3"], width_px: int = 160) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def frame_strip(video: Video, anomalies: Sequence[Anomaly] = (), *, count: int = 6, width_px: int = 160) -> tuple[Picture, ...]:
+def frame_strip(
+    video: Video, anomalies: Sequence[Anomaly] = (), *, count: int = 6, width_px: int = 160
+) -> tuple[Picture, ...]:
     """``count`` frames that show what matters: boxed frames first, then frames in the windows, then evenly spaced ones, in order of time.
 
     Raises ``ValueError`` when the video cannot be decoded.

@@ -92,9 +92,13 @@ def read_folder(folder: str | Path, group: str | None = None) -> Folder:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: expected a folder of videos, found {'a file' if folder.exists() else 'nothing'} there")
+        raise ValueError(
+            f"{folder}: expected a folder of videos, found {'a file' if folder.exists() else 'nothing'} there"
+        )
     group = group or folder.resolve().name
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and _visible(path, folder))
+    files = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and _visible(path, folder)
+    )
     if not files:
         raise ValueError(f"{folder}: no videos in it; expected files ending in {', '.join(VIDEO_SUFFIXES)}")
     faults: list[Fault] = []
@@ -125,7 +129,9 @@ def _seed_in_name(path: Path, prompt: str | None) -> int | None:
     return int(number) if dash and known and number.isascii() and number.isdecimal() else None
 
 
-def listed_around(folder: Path, files: Sequence[Path], faults: list[Fault]) -> dict[Path, tuple[str | None, int | None]]:
+def listed_around(
+    folder: Path, files: Sequence[Path], faults: list[Fault]
+) -> dict[Path, tuple[str | None, int | None]]:
     """(prompt, seed) by file, from the folder's listings, else from those one folder up: Best-of-N lists its ``videos/`` there."""
     above = listed_in(folder.absolute().parent, files, faults, own=False)
     return {**above, **listed_in(folder, files, faults)}
@@ -149,13 +155,21 @@ def listed_in(
         torn: list[Fault] = []
         named = own
         for number, video, prompt, seed in _listing_rows(listing, torn):
-            path = by_path.get((folder / video).resolve()) or by_path.get(Path(video).resolve()) or alone.get(Path(video).name)
+            path = (
+                by_path.get((folder / video).resolve())
+                or by_path.get(Path(video).resolve())
+                or alone.get(Path(video).name)
+            )
             if path is not None:
                 named = True
                 found.setdefault(path, (prompt, seed))
             elif own:
                 torn.append(
-                    Fault("listed, not there", video, f"{listing.name}:{number} names it, and the folder holds no such file")
+                    Fault(
+                        "listed, not there",
+                        video,
+                        f"{listing.name}:{number} names it, and the folder holds no such file",
+                    )
                 )
         faults += torn if named else []
     return found
@@ -220,7 +234,9 @@ def pair_up(before: Folder, after: Folder) -> Pairing:
     pairs.sort(key=lambda pair: order[pair.before])
     for clip in (*left, *right):
         what = f"prompt {clip.prompt!r}, seed {clip.seed}" if clip.prompt is not None else "no prompt known"
-        faults.append(Fault("unpaired video", f"{clip.group}/{clip.name}", f"the other folder has no partner for it ({what})"))
+        faults.append(
+            Fault("unpaired video", f"{clip.group}/{clip.name}", f"the other folder has no partner for it ({what})")
+        )
     faults += [fault for pair in pairs for fault in misfits(pair)]
     return Pairing(before.group, after.group, tuple(pairs), (*left, *right), tuple(faults))
 
@@ -256,7 +272,9 @@ def misfits(pair: Pair) -> Iterator[Fault]:
     if abs(first.duration_s - second.duration_s) > max(1 / first.fps, 1 / second.fps) + 1e-6:
         yield Fault("another length", pair.id, f"{first.duration_s:.2f} s before, {second.duration_s:.2f} s after")
     if (first.width, first.height) != (second.width, second.height):
-        yield Fault("another size", pair.id, f"{first.width}×{first.height} before, {second.width}×{second.height} after")
+        yield Fault(
+            "another size", pair.id, f"{first.width}×{first.height} before, {second.width}×{second.height} after"
+        )
 
 
 # ---- one Best-of-N folder -----------------------------------------------------------------------------------------

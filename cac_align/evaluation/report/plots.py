@@ -51,7 +51,9 @@ def _histogram(axis: Axes, measure: Measure, before: str, after: str, *, named: 
 def _scatter(axis: Axes, measure: Measure, before: str, after: str) -> None:
     first, second = np.array(measure.values).T
     gain = (second - first) * {True: 1, False: -1, None: 0}[measure.higher_is_better]
-    colours = np.where(gain > 0, BETTER, np.where(gain < 0, WORSE, AFTER if measure.higher_is_better is None else BEFORE))
+    colours = np.where(
+        gain > 0, BETTER, np.where(gain < 0, WORSE, AFTER if measure.higher_is_better is None else BEFORE)
+    )
     low, high = min(first.min(), second.min()), max(first.max(), second.max())
     margin = 0.06 * (high - low) or 0.06
     axis.plot([low - margin, high + margin], [low - margin, high + margin], color="#ced4da", linewidth=1)

@@ -200,7 +200,9 @@ def _from_reward(readings: Sequence[Reading], reward: Reward) -> None:
         return
     scores = reward([prompt for _, prompt in asked], [group[0].clip.video for group in asked.values()])
     if len(scores) != len(asked):
-        raise ValueError(f"reward {reward.name!r} returned {len(scores)} scores for {len(asked)} videos; expected one each")
+        raise ValueError(
+            f"reward {reward.name!r} returned {len(scores)} scores for {len(asked)} videos; expected one each"
+        )
     for group, score in zip(asked.values(), scores, strict=True):
         for reading in group:
             take_score(reading, score, reward.name)
@@ -268,7 +270,9 @@ def _add_ratings(
     by_path: dict[Path, list[Reading]] = {}
     for reading in readings:
         by_path.setdefault(reading.clip.path.resolve(), []).append(reading)
-    named = {id(reading): pair.id for pair, two in zip(pairing.pairs, _two_by_two(readings), strict=True) for reading in two}
+    named = {
+        id(reading): pair.id for pair, two in zip(pairing.pairs, _two_by_two(readings), strict=True) for reading in two
+    }
     groups = {pairing.before, pairing.after}
     for path in dict.fromkeys(path.resolve() for path in [*own, *map(Path, files)]):
         if path not in {Path(file).resolve() for file in files} and not path.stat().st_size:
@@ -284,9 +288,13 @@ def _add_ratings(
             for reading in about:
                 extra = {**record.extra, "group": reading.clip.group, "pair": named[id(reading)]}
                 given = replace(record, video=str(reading.clip.path.resolve()), extra=extra)
-                twice = [old for old in reading.ratings if counts(old) and counts(given) and old.annotator == given.annotator]
+                twice = [
+                    old for old in reading.ratings if counts(old) and counts(given) and old.annotator == given.annotator
+                ]
                 if any(old != given for old in twice):
-                    faults.append(Fault("rated twice", record.id, f"{record.annotator} rated it again; the last one read counts"))
+                    faults.append(
+                        Fault("rated twice", record.id, f"{record.annotator} rated it again; the last one read counts")
+                    )
                 reading.ratings = [*(old for old in reading.ratings if old not in twice), given]
 
 
@@ -303,7 +311,9 @@ def _two_by_two(readings: Sequence[Reading]) -> list[tuple[Reading, Reading]]:
 # ---- VBench -------------------------------------------------------------------------------------------------------
 
 
-def _add_vbench(readings: Sequence[Reading], folders: Sequence[Path], rows: Sequence[Row] | None, faults: list[Fault]) -> None:
+def _add_vbench(
+    readings: Sequence[Reading], folders: Sequence[Path], rows: Sequence[Row] | None, faults: list[Fault]
+) -> None:
     if rows is not None:
         by_path: dict[Path, list[Reading]] = {}
         for reading in readings:
@@ -324,11 +334,15 @@ def _add_vbench(readings: Sequence[Reading], folders: Sequence[Path], rows: Sequ
                 judge = {name: str(row[name]) for name in ("version", "imaging_mode") if name in row}
                 found = by_hash.get(row["sha256"], ())
                 about = [
-                    each for each in found if None in (each.clip.prompt, row.get("prompt")) or each.clip.prompt == row["prompt"]
+                    each
+                    for each in found
+                    if None in (each.clip.prompt, row.get("prompt")) or each.clip.prompt == row["prompt"]
                 ]
                 _enter(about, row["dimension"], value, error, faults, judge)
             except (KeyError, TypeError) as fault:
-                faults.append(Fault("unreadable line", f"{path.parent.name}/{path.name}:{number}", f"not a VBench row: {fault}"))
+                faults.append(
+                    Fault("unreadable line", f"{path.parent.name}/{path.name}:{number}", f"not a VBench row: {fault}")
+                )
 
 
 def _enter(
@@ -344,7 +358,9 @@ def _enter(
             reading.vbench[dimension] = value
             reading.judges[f"vbench/{dimension}"] = judge or {}
         else:
-            faults.append(Fault("no VBench value", f"{reading.clip.group}/{reading.clip.name}", f"{dimension}: {error}"))
+            faults.append(
+                Fault("no VBench value", f"{reading.clip.group}/{reading.clip.name}", f"{dimension}: {error}")
+            )
 
 
 # ---- pixels -------------------------------------------------------------------------------------------------------

@@ -38,7 +38,15 @@ from cac_align.evaluation.report.comparison import (
     gains,
     summary,
 )
-from cac_align.evaluation.report.page import TYPE_COLOURS, Picture, Span, frame_strip, shown_anomalies, spans, write_page
+from cac_align.evaluation.report.page import (
+    TYPE_COLOURS,
+    Picture,
+    Span,
+    frame_strip,
+    shown_anomalies,
+    spans,
+    write_page,
+)
 from cac_align.evaluation.report.pairing import Fault, Pairing, pair_selection, pair_up, read_folder
 from cac_align.evaluation.report.plots import distributions
 from cac_align.evaluation.report.readings import PREVIEW_PX, Progress, Reading, motion, provenances, read_all, smaller
@@ -96,7 +104,10 @@ def report(
     own ``ratings*.jsonl``. vbench: rows; None: the folders' ``vbench.jsonl``. max_pairs: how many pairs are shown (all are counted).
     Raises ``ValueError`` for folders without a single pair, or a ratings file without ratings.
     """
-    folders = [read_folder(folder, name) for folder, name in zip((before, after), _names(Path(before), Path(after)), strict=True)]
+    folders = [
+        read_folder(folder, name)
+        for folder, name in zip((before, after), _names(Path(before), Path(after)), strict=True)
+    ]
     return report_pairing(
         pair_up(*folders),
         [Path(before), Path(after)],
@@ -135,7 +146,9 @@ def report_pairing(
         raise ValueError(f"max_pairs must be at least 1, received {max_pairs}")
     out.parent.mkdir(parents=True, exist_ok=True)
     faults = list(pairing.faults)
-    readings = read_all(pairing, folders, reward=reward, ratings=[Path(file) for file in ratings], vbench=vbench, faults=faults)
+    readings = read_all(
+        pairing, folders, reward=reward, ratings=[Path(file) for file in ratings], vbench=vbench, faults=faults
+    )
     each_bytes = MAX_BYTES // min(len(pairing.pairs), max_pairs) // 2
     everything = len(pairing.pairs) <= max_pairs
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
@@ -152,9 +165,12 @@ def report_pairing(
         ranked = sorted(range(len(made.readings)), key=lambda index: -(gain[index] or 0.0))
         chosen = list(range(len(made.readings))) if everything else _both_ends(ranked, max_pairs)
         if not everything:
-            sides = built([reading for index in chosen for reading in (made.readings[index].before, made.readings[index].after)])
+            sides = built(
+                [reading for index in chosen for reading in (made.readings[index].before, made.readings[index].after)]
+            )
     cards = {
-        index: Card(made.readings[index], gain[index], (sides[2 * at], sides[2 * at + 1])) for at, index in enumerate(chosen)
+        index: Card(made.readings[index], gain[index], (sides[2 * at], sides[2 * at + 1]))
+        for at, index in enumerate(chosen)
     }
     _write(out, made, cards, ranked, label)
     return made
@@ -164,7 +180,9 @@ def _names(before: Path, after: Path) -> tuple[str, str]:
     """What the two folders are called: their names, as much of the path as tells them apart."""
     first, second = before.resolve(), after.resolve()
     if first == second:
-        raise ValueError(f"before and after are the same folder, {before}; give two folders, or one of Best-of-N by itself")
+        raise ValueError(
+            f"before and after are the same folder, {before}; give two folders, or one of Best-of-N by itself"
+        )
     for depth in range(1, max(len(first.parts), len(second.parts)) + 1):
         names = "/".join(first.parts[-depth:]), "/".join(second.parts[-depth:])
         if names[0] != names[1]:
@@ -250,9 +268,13 @@ def _overlay(video: Video, anomalies: Sequence[Anomaly]) -> str:
         frames = sorted(frame for frame in anomaly.boxes if frame < len(video))
         last_s = anomaly.window.end_s + 1 / video.fps if anomaly.window else video.duration_s
         for frame, following in zip(frames, [*frames[1:], None], strict=True):
-            until_s = video.times_s[following] if following is not None else max(last_s, video.times_s[frame] + 1 / video.fps)
+            until_s = (
+                video.times_s[following] if following is not None else max(last_s, video.times_s[frame] + 1 / video.fps)
+            )
             for box in anomaly.boxes[frame]:
-                rows.append([round(video.times_s[frame], 4), round(until_s, 4), *box.to_json(), TYPE_COLOURS[anomaly.type]])
+                rows.append(
+                    [round(video.times_s[frame], 4), round(until_s, 4), *box.to_json(), TYPE_COLOURS[anomaly.type]]
+                )
     return json.dumps(rows)
 
 
@@ -358,7 +380,9 @@ def _sections(made: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
     sections: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for measure in made.measures:
         difference = measure.difference
-        reach = max(abs(value) for value in (difference.value, difference.low, difference.high, 1e-12) if value is not None)
+        reach = max(
+            abs(value) for value in (difference.value, difference.low, difference.high, 1e-12) if value is not None
+        )
         scale = 46 / reach  # the bar's half width is 50 %
         bar = None
         if difference.low is not None and difference.high is not None and difference.value is not None:

@@ -50,12 +50,19 @@ def write_selection_page(
     undecided = sum(selection.chosen is None for selection in selections)
     unscored = sum(not score.scored for selection in selections for score in selection.scores)
     candidates = sum(len(selection.candidates) for selection in selections)
-    provenance = next((dict(score.provenance) for selection in selections for score in selection.scores if score.provenance), {})
+    provenance = next(
+        (dict(score.provenance) for selection in selections for score in selection.scores if score.provenance), {}
+    )
     return write_page(
         path,
         "selection.html.jinja",
         title=title,
-        tiles=[*tiles, (str(len(selections)), "prompts"), (str(candidates), "candidates judged"), (str(undecided), "undecided")],
+        tiles=[
+            *tiles,
+            (str(len(selections)), "prompts"),
+            (str(candidates), "candidates judged"),
+            (str(undecided), "undecided"),
+        ],
         unscored=unscored,
         cards=[_card(selection, path.parent) for selection in selections],
         provenance=sorted(provenance.items()),
@@ -83,7 +90,9 @@ def _side(selection: Selection, index: int, kind: str, folder: Path) -> Side:
     score = selection.scores[index]
     anomalies = shown_anomalies(score.evidence)
     video = (
-        selection.video if index == selection.chosen and selection.video is not None else Video.open(selection.candidates[index])
+        selection.video
+        if index == selection.chosen and selection.video is not None
+        else Video.open(selection.candidates[index])
     )
     source = os.path.relpath(video.path, folder) if video.path is not None else None
     return Side(

@@ -47,7 +47,18 @@ INSTALL: tuple[tuple[str, ...], ...] = (
     ("torch", "torchvision", "transformers>=5", "setuptools<81", "wheel"),
     ("--no-deps", "vbench==0.1.5", "pyiqa==0.1.16", "timm==1.0.31"),
     ("--no-deps", "--no-build-isolation", "openai-clip"),
-    ("decord", "opencv-python-headless", "easydict", "omegaconf", "imageio", "scipy", "ftfy", "regex", "einops", "requests"),
+    (
+        "decord",
+        "opencv-python-headless",
+        "easydict",
+        "omegaconf",
+        "imageio",
+        "scipy",
+        "ftfy",
+        "regex",
+        "einops",
+        "requests",
+    ),
 )
 """What pip installs, in order. VBench and pyiqa without their pins (numpy < 2, transformers 4.33); setuptools below 81 because
 openai-clip imports pkg_resources. torch and torchvision in one call, so that the resolver takes a pair that fits."""
@@ -189,13 +200,17 @@ def check_dimensions(dimensions: Sequence[str]) -> None:
     """Raise ``ValueError`` for a dimension VBench does not have, or has for its own prompts only."""
     own = [name for name in dimensions if name in NEED_THE_BENCHMARK]
     if own:
-        raise ValueError(f"{', '.join(own)} need VBench's own prompts and videos; custom videos can have {', '.join(DIMENSIONS)}")
+        raise ValueError(
+            f"{', '.join(own)} need VBench's own prompts and videos; custom videos can have {', '.join(DIMENSIONS)}"
+        )
     unknown = [name for name in dimensions if name not in DIMENSIONS]
     if unknown or not dimensions:
         raise ValueError(f"unknown VBench dimensions {unknown}; expected some of {', '.join(DIMENSIONS)}")
 
 
-def read_report(rows: Path, listed: Sequence[Mapping[str, str]], dimensions: Sequence[str], version: str = "") -> VBenchReport:
+def read_report(
+    rows: Path, listed: Sequence[Mapping[str, str]], dimensions: Sequence[str], version: str = ""
+) -> VBenchReport:
     """The report on ``listed`` videos (path, sha256; prompt and imaging_mode where known) from a rows file; of equal rows the last counts.
 
     A row written for other content under the same path, by another version of VBench, or for another prompt or imaging_mode where that
@@ -208,7 +223,9 @@ def read_report(rows: Path, listed: Sequence[Mapping[str, str]], dimensions: Seq
                 row = json.loads(line)
                 stored[row_key(row, row["dimension"])] = row
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{rows}:{number}: not a VBench row: {error}; delete the line to compute it again") from error
+                raise ValueError(
+                    f"{rows}:{number}: not a VBench row: {error}; delete the line to compute it again"
+                ) from error
     found: list[Row] = []
     means = {}
     for dimension in dimensions:
@@ -312,7 +329,11 @@ def vbench_env(path: str | Path = DEFAULT_ENVIRONMENT, *, progress: Callable[[st
     """
     folder = Path(path).expanduser().absolute()
     python, marker = folder / "bin" / "python", folder / "cac-align-vbench.json"
-    if marker.is_file() and python.is_file() and json.loads(marker.read_text())["install"] == [list(step) for step in INSTALL]:
+    if (
+        marker.is_file()
+        and python.is_file()
+        and json.loads(marker.read_text())["install"] == [list(step) for step in INSTALL]
+    ):
         return python
     steps = [[sys.executable, "-m", "venv", str(folder)]]
     steps += [[str(python), "-m", "pip", "install", "--disable-pip-version-check", "-q", *step] for step in INSTALL]

@@ -36,7 +36,10 @@ VICLIP = "https://huggingface.co/OpenGVLab/VBench_Used_Models/resolve/main/ViCli
 # dimension → [(file below the cache, command that fetches it into {folder})]
 WEIGHTS = {
     "subject_consistency": [
-        ("dino_model/facebookresearch_dino_main/hubconf.py", "git clone https://github.com/facebookresearch/dino {folder}"),
+        (
+            "dino_model/facebookresearch_dino_main/hubconf.py",
+            "git clone https://github.com/facebookresearch/dino {folder}",
+        ),
         ("dino_model/dino_vitbase16_pretrain.pth", f"wget -P {{folder}} {DINO}"),
     ],
     "background_consistency": [("clip_model/ViT-B-32.pt", f"wget -P {{folder}} {CLIP}/{BASE_32}")],
@@ -104,7 +107,10 @@ def main(path):
     done, version = rows_done(request["rows"]), vbench_version()
     videos = [{**video, "version": version, "imaging_mode": request["imaging_mode"]} for video in request["videos"]]
     todo = [
-        (dimension, video) for dimension in request["dimensions"] for video in videos if row_key(video, dimension) not in done
+        (dimension, video)
+        for dimension in request["dimensions"]
+        for video in videos
+        if row_key(video, dimension) not in done
     ]
     tell(todo=len(todo), version=version)
     unreadable = {
@@ -119,7 +125,13 @@ def main(path):
                     measure = None  # let the last model go before the next one is loaded
                     current, measure = dimension, measures[dimension](request, cache)
                 value, error = measured(measure, video)
-            row = {"path": video["path"], "sha256": video["sha256"], "dimension": dimension, "raw": value, "error": error}
+            row = {
+                "path": video["path"],
+                "sha256": video["sha256"],
+                "dimension": dimension,
+                "raw": value,
+                "error": error,
+            }
             row |= {"version": version} | {name: video[name] for name in counting(dimension)}
             rows.write(json.dumps(row) + "\n")
             rows.flush()
@@ -260,7 +272,9 @@ def imaging_quality(module, request, cache):
 
     def measure(video):
         with torch.no_grad():
-            results = module.technical_quality(model, [video["path"]], request["device"], imaging_quality_preprocessing_mode=mode)
+            results = module.technical_quality(
+                model, [video["path"]], request["device"], imaging_quality_preprocessing_mode=mode
+            )
         return only(results, video["path"])
 
     return measure

@@ -256,7 +256,9 @@ def generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
         do_sample=False,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=[tokenizer.convert_tokens_to_ids(t) for t in CONTROL_TOKENS if t not in ("<|im_end|>", "<|endoftext|>")],
+        suppress_tokens=[
+            tokenizer.convert_tokens_to_ids(t) for t in CONTROL_TOKENS if t not in ("<|im_end|>", "<|endoftext|>")
+        ],
     )
 
 
@@ -274,10 +276,14 @@ def write_folder(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # The word table serves at both ends; stored once, from_pretrained ties it again.
-    weights = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    weights = {
+        name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items() if name != "lm_head.weight"
+    }
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"weight {name} is not finite in {dtype}; the training diverged, or write the folder in float32")
+            raise ValueError(
+                f"weight {name} is not finite in {dtype}; the training diverged, or write the folder in float32"
+            )
     config = model.config
     kept = config.dtype
     try:

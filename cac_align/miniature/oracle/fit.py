@@ -67,7 +67,9 @@ def dominant_colour(pixels: np.ndarray, backdrop: np.ndarray) -> tuple[str | Non
     palette = np.asarray([COLOURS[name] for name in names], np.float32)
     far = _strongest(seen[:, None] - palette)
     nearest = far.argmin(1)
-    votes = {name: float(((nearest == index) & (far[:, index] < 56)).sum() / len(pixels)) for index, name in enumerate(names)}
+    votes = {
+        name: float(((nearest == index) & (far[:, index] < 56)).sum() / len(pixels)) for index, name in enumerate(names)
+    }
     best = max(votes, key=votes.get)
     return (best if votes[best] > 8 else None), votes
 
@@ -171,7 +173,9 @@ def fit_entity(spec: Spec, kind: str, pixels: np.ndarray, backdrop: np.ndarray, 
     peak = _peak(share)
     strong = mass > 0.5 * np.quantile(mass, 0.9)
     probe = np.flatnonzero(strong)
-    probe = probe[np.linspace(0, len(probe) - 1, min(8, len(probe))).astype(int)] if len(probe) else np.arange(count)[:1]
+    probe = (
+        probe[np.linspace(0, len(probe) - 1, min(8, len(probe))).astype(int)] if len(probe) else np.arange(count)[:1]
+    )
     x = np.where(np.isnan(x), width / 2, x)
     y = np.where(np.isnan(y), height / 2, y)
     text = glyph_rows(spec.text or STUDIO.words[0]) if kind == "sign" else ()
@@ -180,7 +184,9 @@ def fit_entity(spec: Spec, kind: str, pixels: np.ndarray, backdrop: np.ndarray, 
         entity = Entity(kind, tuple(rgb.tolist()), size, 0.0, {"x": x, "y": y}, text)
         return _settle(entity, share, backdrop, probe, rgb, 1.0, x, y)
 
-    def misfit(entity: Entity, sigma: float) -> float:  # a low quantile: up to two thirds of the frames may hold a defect
+    def misfit(
+        entity: Entity, sigma: float
+    ) -> float:  # a low quantile: up to two thirds of the frames may hold a defect
         return float(np.quantile(residual_blot(pixels[probe] - synthesise(entity, backdrop, probe, sigma)), 0.2))
 
     trials = [laid(size) for size in _sizes(kind, unit, mass)]
@@ -201,7 +207,9 @@ def fit_entity(spec: Spec, kind: str, pixels: np.ndarray, backdrop: np.ndarray, 
         close = np.flatnonzero(blot > 0.4 * LIMITS[kind])
         for squash in (0.05, 0.1, 0.15):
             pressed = replace(entity, track={**entity.track, "squash": np.full(count, squash)})
-            blot[close] = np.minimum(blot[close], residual_blot(pixels[close] - synthesise(pressed, backdrop, close, sigma)))
+            blot[close] = np.minimum(
+                blot[close], residual_blot(pixels[close] - synthesise(pressed, backdrop, close, sigma))
+            )
     return Fit(entity, sigma, blot, mass, expected, peak, np.asarray(entity.track["x"]), np.asarray(entity.track["y"]))
 
 

@@ -24,7 +24,16 @@ from jaxtyping import UInt8
 
 from cac_align.core.judgement import ANOMALY_TYPES, Status, Window
 from cac_align.core.video import Video
-from cac_align.miniature.oracle.fit import LIMITS, Fit, blur, dominant_colour, fit_backdrop, fit_entity, residual_blot, synthesise
+from cac_align.miniature.oracle.fit import (
+    LIMITS,
+    Fit,
+    blur,
+    dominant_colour,
+    fit_backdrop,
+    fit_entity,
+    residual_blot,
+    synthesise,
+)
 from cac_align.miniature.world.grammar import OBJECTS, Spec, parse_prompt
 from cac_align.miniature.world.scene import foot
 from cac_align.miniature.world.world import STUDIO, TEST_SEEDS, World, make_clip
@@ -301,7 +310,9 @@ def _path(spec: Spec, fit: Fit, fps: float) -> tuple[float, bool]:
         "down": far_y > 0.5 * least and abs(far_x) < 0.6 * abs(far_y),
         "up": far_y < -0.5 * least and abs(far_x) < 0.6 * abs(far_y),
         "still": abs(far_x) < least and abs(far_y) < least,
-        "bounce": float(np.ptp(y)) > 0.7 * least and float(np.abs(np.median(step_x))) * len(fit.x) < least and len(x) > 4,
+        "bounce": float(np.ptp(y)) > 0.7 * least
+        and float(np.abs(np.median(step_x))) * len(fit.x) < least
+        and len(x) > 4,
     }[spec.motion]
     return path, bool(went)
 
@@ -323,7 +334,9 @@ class Agreement:
     follows: dict[str, float]
 
 
-def degrade(pixels: UInt8[np.ndarray, "T H W 3"], seed: int, *, sigma: float = 1.0, noise: float = 4.0, tint: float = 10.0):
+def degrade(
+    pixels: UInt8[np.ndarray, "T H W 3"], seed: int, *, sigma: float = 1.0, noise: float = 4.0, tint: float = 10.0
+):
     """A stand-in for a small VAE: Gaussian blur (px), noise (levels) and a constant tint per clip of up to ± ``tint`` levels."""
     rng = np.random.default_rng((seed, 77))
     soft = blur(pixels.astype(np.float32), sigma) + rng.normal(0, noise, pixels.shape) + rng.uniform(-tint, tint, 3)
@@ -356,7 +369,9 @@ def agreement(seeds: Iterable[int], world: World = STUDIO, *, blurred: bool = Fa
         typed += truth in verdict.types
         caught[truth] += verdict.status == "abnormal"
         if verdict.status == "normal":
-            missed.append((seed, f"{clip.defects[0].subtype} {clip.defects[0].first}-{clip.defects[0].last}: {clip.prompt}"))
+            missed.append(
+                (seed, f"{clip.defects[0].subtype} {clip.defects[0].first}-{clip.defects[0].last}: {clip.prompt}")
+            )
     if n == 0:
         raise ValueError("agreement needs at least one seed, received none")
     return Agreement(
@@ -372,7 +387,9 @@ def agreement(seeds: Iterable[int], world: World = STUDIO, *, blurred: bool = Fa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Agreement of the oracle with the world's ground truth (TEST seeds by default).")
+    parser = argparse.ArgumentParser(
+        description="Agreement of the oracle with the world's ground truth (TEST seeds by default)."
+    )
     parser.add_argument("--n", type=int, default=1000, help="clips, half of them anomalous")
     parser.add_argument("--seed", type=int, default=TEST_SEEDS.start + 1000, help="first seed")
     parser.add_argument("--show", action="store_true", help="list the clips on which it errs")

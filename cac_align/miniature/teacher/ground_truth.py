@@ -58,7 +58,9 @@ class GroundTruth:
         if (
             len(conversation) == 1 and '"consistent"' in conversation[0].text
         ):  # asked to review a chain that was verified against the same records
-            return Reply('{"consistent": true, "why": "it is what the records say"}', num_prompt_tokens=tokens, num_tokens=12)
+            return Reply(
+                '{"consistent": true, "why": "it is what the records say"}', num_prompt_tokens=tokens, num_tokens=12
+            )
         sample = next((found for message in conversation if (found := _SAMPLE.search(message.text))), None)
         record = None if sample is None else self._records.get(sample[1])
         frames = next((message.frames for message in reversed(conversation) if message.frames is not None), None)

@@ -91,7 +91,9 @@ def _looks(anomaly: Anomaly) -> tuple[str, str]:
     return ("broken", "") if anomaly.type in SINGLE_FRAME_TYPES else ("odd", "moves oddly")
 
 
-def chain_of_thought(anomalies: Sequence[Anomaly], times_s: Sequence[float], places: Sequence[str] | None = None) -> str:
+def chain_of_thought(
+    anomalies: Sequence[Anomaly], times_s: Sequence[float], places: Sequence[str] | None = None
+) -> str:
     """The three steps for frames shown at ``times_s`` seconds. No anomaly gives the chain of a normal video.
 
     places: where the main entity is on each of these frames (``place``); None leaves that out, as for records without a scene.
@@ -100,7 +102,9 @@ def chain_of_thought(anomalies: Sequence[Anomaly], times_s: Sequence[float], pla
     lines = []
     for number in range(len(times_s)):
         wrong = [
-            f"{who(anomaly)[1]} {_looks(anomaly)[0]}" for anomaly, frames in zip(anomalies, at, strict=True) if number in frames
+            f"{who(anomaly)[1]} {_looks(anomaly)[0]}"
+            for anomaly, frames in zip(anomalies, at, strict=True)
+            if number in frames
         ]
         where = f"{places[number]} " if places is not None else ""
         lines.append(f"Frame {number}: {where}{', '.join(dict.fromkeys(wrong)) or 'fine'}.")
@@ -161,7 +165,9 @@ def with_shown_boxes(anomaly: Anomaly, frames: Sequence[int]) -> Anomaly:
         raise ValueError(f"the anomaly {anomaly.reason!r} has no boxes; turn 2 must point at something")
     shown: dict[int, tuple[Box, ...]] = {frame: boxes for frame, boxes in anomaly.boxes.items() if frame in set(frames)}
     if not shown:
-        source, frame = min(((s, f) for s in anomaly.boxes for f in frames), key=lambda pair: (abs(pair[0] - pair[1]), pair))
+        source, frame = min(
+            ((s, f) for s in anomaly.boxes for f in frames), key=lambda pair: (abs(pair[0] - pair[1]), pair)
+        )
         shown = {frame: anomaly.boxes[source]}
     return replace(anomaly, boxes=shown)
 
@@ -181,7 +187,9 @@ def answer(
     if boxed or number == 2:
         seen = tuple(with_shown_boxes(anomaly, frames) for anomaly in seen)
     thought = chain_of_thought(seen, times_s, places)
-    return write_answer(chain_of_thought=thought, anomalies=seen, number=number, frames=frames, times_s=times_s, boxed=boxed)
+    return write_answer(
+        chain_of_thought=thought, anomalies=seen, number=number, frames=frames, times_s=times_s, boxed=boxed
+    )
 
 
 # ---- the holistic judge -------------------------------------------------------------------------------------------

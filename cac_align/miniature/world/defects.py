@@ -126,7 +126,9 @@ class Defect:
 # ---- choosing -----------------------------------------------------------------------------------------------------
 
 
-def _span(rng: np.random.Generator, count: int, least: int, first: int = 1, last: int | None = None) -> tuple[int, int] | None:
+def _span(
+    rng: np.random.Generator, count: int, least: int, first: int = 1, last: int | None = None
+) -> tuple[int, int] | None:
     """First and last frame of a defect: 2 frames to seconds, more than half of them under one second at 16 fps."""
     last = count - 1 if last is None else last
     room = last - first + 1
@@ -148,9 +150,13 @@ def _mirror(rows: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(row[::-1] for row in rows)
 
 
-def _glyph_change(rng: np.random.Generator, entity: Entity, name: str, severity: float) -> dict[int, tuple[str, ...]] | None:
+def _glyph_change(
+    rng: np.random.Generator, entity: Entity, name: str, severity: float
+) -> dict[int, tuple[str, ...]] | None:
     count = len(entity.glyphs)
-    positions = [p for p in range(count) if name != "mirrored" or _distance(entity.glyphs[p], _mirror(entity.glyphs[p])) >= 4]
+    positions = [
+        p for p in range(count) if name != "mirrored" or _distance(entity.glyphs[p], _mirror(entity.glyphs[p])) >= 4
+    ]
     if not positions:
         return None
     wanted = min(max(1, round(severity * count * 0.8)), len(positions))
@@ -233,7 +239,9 @@ def sample_defect(rng: np.random.Generator, scene: Scene, kind_of: str, name: st
         words["part"] = LIMBS[int(rng.integers(4))]
     elif name == "detached limb":
         words["part"] = LIMBS[int(rng.integers(4))]
-        outward = {"near arm": (-1, 0.1), "far arm": (1, 0.1), "near leg": (-0.9, 0.25), "far leg": (0.9, 0.25)}[words["part"]]
+        outward = {"near arm": (-1, 0.1), "far arm": (1, 0.1), "near leg": (-0.9, 0.25), "far leg": (0.9, 0.25)}[
+            words["part"]
+        ]
         reach = size * (0.36 + 0.3 * severity)
         numbers |= {"dx": outward[0] * reach, "dy": outward[1] * reach}
     elif name == "detached head":
@@ -260,7 +268,12 @@ def sample_defect(rng: np.random.Generator, scene: Scene, kind_of: str, name: st
             at = sorted(frames)
             x, y = entity.track["x"][at] + dx - scene.camera[at, 0], entity.track["y"][at] + dy - scene.camera[at, 1]
             half = 0.6 * half_width(entity)
-            if x.min() > half and x.max() < scene.width - half and y.min() > 0.5 * size and y.max() < scene.height - 0.5 * size:
+            if (
+                x.min() > half
+                and x.max() < scene.width - half
+                and y.min() > 0.5 * size
+                and y.max() < scene.height - 0.5 * size
+            ):
                 break
         else:
             return None
@@ -269,7 +282,10 @@ def sample_defect(rng: np.random.Generator, scene: Scene, kind_of: str, name: st
         reach = (2.2 + 3.0 * severity) * scene.height / 64
         # Signs of period five: one that divides the step of a scan (4 of 16 frames a second) would be still wherever it is looked at.
         flip = np.resize([1.0, -1.0, -1.0, 1.0, -1.0], count)
-        numbers |= {"dx": flip * side * reach * rng.uniform(0.7, 1.0, count), "dy": reach * rng.uniform(-0.6, 0.6, count)}
+        numbers |= {
+            "dx": flip * side * reach * rng.uniform(0.7, 1.0, count),
+            "dy": reach * rng.uniform(-0.6, 0.6, count),
+        }
     elif name in ("float", "sink"):
         if actor.motion not in GROUNDED or entity.kind in ("sign", "lamp"):
             return None

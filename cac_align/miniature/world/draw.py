@@ -63,7 +63,9 @@ def glyph_rows(text: str) -> tuple[tuple[str, ...], ...]:
     return tuple(GLYPHS[letter] for letter in text)
 
 
-def _patch(x: np.ndarray, y: np.ndarray, half_w: float, half_h: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _patch(
+    x: np.ndarray, y: np.ndarray, half_w: float, half_h: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Pixel centres relative to (x, y): u (F, 1, Q), v (F, P, 1), and the patch's corner (top, left)."""
     x, y = x.reshape(-1), y.reshape(-1)
     wide, high = int(np.ceil(half_w)) + 2, int(np.ceil(half_h)) + 2
@@ -123,7 +125,12 @@ def _object(entity: Entity, frames: np.ndarray, only: str | None) -> Iterator[La
     r = entity.size_px
     x, y, squash = entity.at("x", frames), entity.at("y", frames), entity.at("squash", frames)
     melt, gap, hole, shear = (entity.at(name, frames) for name in ("melt", "gap", "hole", "shear"))
-    reach = r * 1.25 * float(np.exp(np.abs(squash).max())) + float(melt.max()) + float(gap.max()) + r * float(np.abs(shear).max())
+    reach = (
+        r * 1.25 * float(np.exp(np.abs(squash).max()))
+        + float(melt.max())
+        + float(gap.max())
+        + r * float(np.abs(shear).max())
+    )
     u, v, top, left = _patch(x, y, reach, reach)
     corner_v = v
     if gap.any():
@@ -296,6 +303,8 @@ def extent(
                 continue
             old = boxes[index]
             boxes[index] = (
-                box if old is None else (min(old[0], box[0]), min(old[1], box[1]), max(old[2], box[2]), max(old[3], box[3]))
+                box
+                if old is None
+                else (min(old[0], box[0]), min(old[1], box[1]), max(old[2], box[2]), max(old[3], box[3]))
             )
     return boxes

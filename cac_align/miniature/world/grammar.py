@@ -199,7 +199,9 @@ def _actor(clause: str, text: str) -> Actor:
         raise ValueError(f"unknown sign text {said!r} in the prompt {text!r}; expected one of {', '.join(WORDS)}")
     motions = {verb(kind, motion): motion for motion in MOTIONS[kind]}
     if action not in motions:
-        raise ValueError(f"unknown motion {action!r} of a {kind} in the prompt {text!r}; expected one of {', '.join(motions)}")
+        raise ValueError(
+            f"unknown motion {action!r} of a {kind} in the prompt {text!r}; expected one of {', '.join(motions)}"
+        )
     return Actor(kind, colour, motions[action], said or "")
 
 

@@ -48,7 +48,9 @@ def paint_backdrop(scene: Scene, frames: np.ndarray) -> Float[np.ndarray, "F H W
     rows = np.arange(-margin, height + margin, dtype=np.float32)
     horizon = HORIZON * height
     mix = np.clip(rows / horizon, 0, 1)[:, None]
-    column = np.where(rows[:, None] < horizon, top + (low - top) * mix, ground * (1 + 0.1 * (rows[:, None] - horizon) / height))
+    column = np.where(
+        rows[:, None] < horizon, top + (low - top) * mix, ground * (1 + 0.1 * (rows[:, None] - horizon) / height)
+    )
     sheet = np.repeat(column[:, None], width + 2 * margin, 1)
     if setting.texture:
         grain = _soft(rng, len(rows), width + 2 * margin, 5) + 0.6 * _soft(rng, len(rows), width + 2 * margin, 2)
@@ -71,7 +73,9 @@ def paint_backdrop(scene: Scene, frames: np.ndarray) -> Float[np.ndarray, "F H W
     return canvas
 
 
-def compose(scene: Scene, frames: np.ndarray, backdrop: np.ndarray, entities: tuple[Entity, ...]) -> UInt8[np.ndarray, "F H W 3"]:
+def compose(
+    scene: Scene, frames: np.ndarray, backdrop: np.ndarray, entities: tuple[Entity, ...]
+) -> UInt8[np.ndarray, "F H W 3"]:
     """Entities over a copy of the backdrop, then what stands in front, light and sensor noise."""
     canvas = backdrop.copy()
     moved = scene.camera[frames]
@@ -93,7 +97,9 @@ def compose(scene: Scene, frames: np.ndarray, backdrop: np.ndarray, entities: tu
         size = scene.height * scene.width
         for index, frame in enumerate(frames):
             start = (setting.seed * 31 + int(frame) * 7919) % (len(_NOISE) - size) if size < len(_NOISE) else 0
-            canvas[index] += setting.noise * np.resize(_NOISE[start : start + size], size).reshape(scene.height, scene.width, 1)
+            canvas[index] += setting.noise * np.resize(_NOISE[start : start + size], size).reshape(
+                scene.height, scene.width, 1
+            )
     np.clip(canvas, 0, 255, out=canvas)
     canvas += 0.5
     return canvas.astype(np.uint8)

@@ -103,7 +103,10 @@ def sample_spec(rng: np.random.Generator, world: World, want: str | None) -> Spe
         and rng.random() < (0.45 if want == "Physical Violations" else 0.15)
     )
     if meets:
-        actors = [Actor("ball", colours[0], "into"), Actor(_pick(rng, [k for k in objects if k != "star"]), colours[1], "still")]
+        actors = [
+            Actor("ball", colours[0], "into"),
+            Actor(_pick(rng, [k for k in objects if k != "star"]), colours[1], "still"),
+        ]
     else:
         moving = want == "Physical Violations"
         motions = [
@@ -189,7 +192,9 @@ def _size(rng: np.random.Generator, actor: Actor, unit: float, crowd: int) -> fl
     return float(rng.uniform(7.5, 10) if crowd == 1 else rng.uniform(6, 9)) * unit
 
 
-def _entity(rng: np.random.Generator, world: World, actor: Actor, count: int, lane: float, unit: float, crowd: int) -> Entity:
+def _entity(
+    rng: np.random.Generator, world: World, actor: Actor, count: int, lane: float, unit: float, crowd: int
+) -> Entity:
     size = _size(rng, actor, unit, crowd)
     rgb = COLOURS[actor.colour]
     entity = Entity(actor.kind, rgb, size, lane, {}, glyph_rows(actor.text) if actor.text else ())
@@ -218,7 +223,11 @@ def _entity(rng: np.random.Generator, world: World, actor: Actor, count: int, la
             x = width - x
     elif actor.motion == "turn":
         reach, period = room * rng.uniform(0.6, 0.95), count * rng.uniform(0.85, 1.15)
-        x = low + rng.uniform(0, room - reach) + reach * (0.5 - 0.5 * np.cos(2 * np.pi * t / period + rng.uniform(-0.5, 0.5)))
+        x = (
+            low
+            + rng.uniform(0, room - reach)
+            + reach * (0.5 - 0.5 * np.cos(2 * np.pi * t / period + rng.uniform(-0.5, 0.5)))
+        )
         if rng.random() < 0.5:
             x = width - x
     elif actor.motion in ("up", "down"):

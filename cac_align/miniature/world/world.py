@@ -24,7 +24,17 @@ from cac_align.core.judgement import ANOMALY_TYPES, Anomaly, Status
 from cac_align.core.video import Video
 from cac_align.miniature.world.annotation import annotate, pixel_boxes
 from cac_align.miniature.world.defects import SUBTYPES, Defect, defect_order, sample_defect
-from cac_align.miniature.world.grammar import COLOURS, KINDS, MOTIONS, PLACES, VOCABULARY, WORDS, Actor, Spec, parse_prompt
+from cac_align.miniature.world.grammar import (
+    COLOURS,
+    KINDS,
+    MOTIONS,
+    PLACES,
+    VOCABULARY,
+    WORDS,
+    Actor,
+    Spec,
+    parse_prompt,
+)
 from cac_align.miniature.world.render import compose, compose_defects, paint_backdrop, render
 from cac_align.miniature.world.scene import Scene, build_scene, sample_spec
 
@@ -80,7 +90,9 @@ class World:
                 raise ValueError(f"World.{name} must be a multiple of 16 from 64 to 512 px, received {side}")
         for count in self.num_frames:
             if not (17 <= count <= 81 and count % 4 == 1):
-                raise ValueError(f"World.num_frames must be 4k + 1 (Wan's rule) from 17 to 81: 17, 21, …, 81; received {count}")
+                raise ValueError(
+                    f"World.num_frames must be 4k + 1 (Wan's rule) from 17 to 81: 17, 21, …, 81; received {count}"
+                )
         if len(self.length_weights) not in (0, len(self.num_frames)):
             object.__setattr__(self, "length_weights", ())
         for name, allowed in (
@@ -172,7 +184,18 @@ class Clip:
         }
         name = f"{self.seed}-{self.status}"
         return Record(
-            name, path, self.prompt, self.fps, count, width, height, self.status, self.anomalies, "world", "audited", extra
+            name,
+            path,
+            self.prompt,
+            self.fps,
+            count,
+            width,
+            height,
+            self.status,
+            self.anomalies,
+            "world",
+            "audited",
+            extra,
         )
 
 
@@ -194,11 +217,15 @@ def make_clip(seed: int, world: World = FULL, *, anomalous: bool | None = None) 
         frames = np.arange(scene.num_frames)
         if not (decided if anomalous is None else anomalous):
             backdrop = paint_backdrop(scene, frames)
-            return Clip(spec.prompt, compose(scene, frames, backdrop, scene.entities), world.fps, "normal", (), scene, seed)
+            return Clip(
+                spec.prompt, compose(scene, frames, backdrop, scene.entities), world.fps, "normal", (), scene, seed
+            )
         clip = _with_defect(rng, scene, world, want, subtypes, seed)
         if clip is not None:
             return clip
-    raise ValueError(f"no anomaly of the types {', '.join(world.types)} fits the scenes of world {world.name!r} at seed {seed}")
+    raise ValueError(
+        f"no anomaly of the types {', '.join(world.types)} fits the scenes of world {world.name!r} at seed {seed}"
+    )
 
 
 def make_candidate(prompt: str, seed: int, world: World = STUDIO) -> Clip:
@@ -231,7 +258,11 @@ class Renderer:
 
     @property
     def provenance(self) -> dict[str, str]:
-        return {"generator": "miniature world", "world": self.world.name, "anomaly_share": repr(self.world.anomaly_share)}
+        return {
+            "generator": "miniature world",
+            "world": self.world.name,
+            "anomaly_share": repr(self.world.anomaly_share),
+        }
 
     def __call__(self, prompt: str, seed: int) -> Video:
         return make_candidate(prompt, seed, self.world).video()
@@ -254,7 +285,11 @@ def _with_defect(
         if rng.random() < world.second_defect:
             another = world.types[int(rng.integers(len(world.types)))]
             other = sample_defect(rng, scene, another, subtypes[another][int(rng.integers(len(subtypes[another])))])
-            if other is not None and other.entity != defect.entity and "interpenetrate" not in (other.subtype, defect.subtype):
+            if (
+                other is not None
+                and other.entity != defect.entity
+                and "interpenetrate" not in (other.subtype, defect.subtype)
+            ):
                 alone = _overlay(replace(scene, defects=(other,)), clean, backdrop)
                 if _visible(other, alone, clean, scene):
                     wrong = replace(scene, defects=(defect, other))

@@ -47,7 +47,9 @@ def doctor(host: str | None = None, config: Path | None = None) -> list[Check]:
     if package:
         found = importlib.util.find_spec(package) is not None
         text = (
-            f"{package} {_version(package) or '(a checkout)'}" if found else f"{package} cannot be imported by this interpreter"
+            f"{package} {_version(package) or '(a checkout)'}"
+            if found
+            else f"{package} cannot be imported by this interpreter"
         )
         checks.append(
             Check("host", True if found else None, text, "" if found else "run doctor with the interpreter that trains")
@@ -78,7 +80,9 @@ def checklist(host: str | None, checks: list[Check]) -> str:
 
 def _environment() -> Iterator[Check]:
     version = ".".join(map(str, sys.version_info[:3]))
-    yield Check("python", sys.version_info >= (3, 11), version, "" if sys.version_info >= (3, 11) else "use Python 3.11 or 3.12")
+    yield Check(
+        "python", sys.version_info >= (3, 11), version, "" if sys.version_info >= (3, 11) else "use Python 3.11 or 3.12"
+    )
     torch, vision = _version("torch"), _version("torchvision")
     if torch is None:
         yield Check("torch", None, "not installed: score through a service (reward: http://…)")
@@ -92,14 +96,19 @@ def _environment() -> Iterator[Check]:
         else "this interpreter cannot hold Qwen3-VL itself: start `cac-align serve` in its own environment, reward: http://…"
     )
     yield Check(
-        "transformers", True if new else None, f"{transformers or 'not installed'} (judging in-process needs 5.17 or newer)", fix
+        "transformers",
+        True if new else None,
+        f"{transformers or 'not installed'} (judging in-process needs 5.17 or newer)",
+        fix,
     )
 
 
 def torchvision_check(torch: str, torchvision: str | None, requires: list[str]) -> Check:
     """Whether this torchvision was built for this torch: release by its metadata, build (cpu, cu…) by the version's local part."""
     if torchvision is None:
-        return Check("torchvision", None, f"not installed beside torch {torch}: Qwen3-VL's own video processor needs it")
+        return Check(
+            "torchvision", None, f"not installed beside torch {torch}: Qwen3-VL's own video processor needs it"
+        )
     wanted = next((match[1] for line in requires if (match := re.match(r"torch\s*\(?==\s*([0-9.]+)", line))), None)
     release, _, build = torch.partition("+")
     other_build = torchvision.partition("+")[2]
@@ -130,4 +139,6 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def to_json(checks: list[Check]) -> str:
     """One JSON object per line."""
-    return "\n".join(json.dumps({"check": c.name, "ok": c.ok, "text": c.text, "fix": c.fix}, ensure_ascii=False) for c in checks)
+    return "\n".join(
+        json.dumps({"check": c.name, "ok": c.ok, "text": c.text, "fix": c.fix}, ensure_ascii=False) for c in checks
+    )

@@ -37,17 +37,24 @@ def _wiring(name: str, options: Mapping[str, Any], *, whole_groups: bool) -> Ite
         return
     fps = float(wiring.fps)
     fix = "" if fps == 16 else f"fps: 16 on {name}, unless the videos really have {fps:g} frames per second"
-    yield Check(f"{name} fps", True if fps == 16 else None, f"{fps:g} frames per second (Wan: 16; the hosts tag files 8)", fix)
+    yield Check(
+        f"{name} fps", True if fps == 16 else None, f"{fps:g} frames per second (Wan: 16; the hosts tag files 8)", fix
+    )
     if wiring.on_missing == "neutral":
         text = f"{policy}: neutral needs all {wiring.group_size} videos of a prompt in one call, or a gap stops the run"
         split = "" if whole_groups else "; this host's calls hold fragments of groups"
-        yield Check(f"{name} policy", None, text + split, f"on_missing: raise on {name}, unless one call holds the whole group")
+        yield Check(
+            f"{name} policy", None, text + split, f"on_missing: raise on {name}, unless one call holds the whole group"
+        )
     else:
         yield Check(f"{name} policy", True, str(policy))
     yield from _reward_source(name, wiring)
     if wiring.ledger is None:
         yield Check(
-            f"{name} evidence", None, "every host drops explanations; no ledger is set", f"ledger: ledger.jsonl on {name}"
+            f"{name} evidence",
+            None,
+            "every host drops explanations; no ledger is set",
+            f"ledger: ledger.jsonl on {name}",
         )
 
 
@@ -94,7 +101,10 @@ def _service(name: str, url: str, component: str | None) -> Check:
         return Check(f"{name} service", False, str(error), "cac-align serve --reward RECIPE, and the address it prints")
     if health.rewards and component is not None and component not in health.rewards:
         return Check(
-            f"{name} service", False, f"{url} offers {', '.join(health.rewards)}, not {component!r}", "serve a recipe that has it"
+            f"{name} service",
+            False,
+            f"{url} offers {', '.join(health.rewards)}, not {component!r}",
+            "serve a recipe that has it",
         )
     return Check(
         f"{name} service",
@@ -111,7 +121,10 @@ def _recipe(name: str, path: Path, component: str | None) -> Check:
         recipe = read_recipe(RewardRecipe, path, section="reward")
     except ValueError as error:
         return Check(
-            f"{name} recipe", False, str(error), "cac-align score VIDEO --prompt TEXT --reward RECIPE tries a recipe alone"
+            f"{name} recipe",
+            False,
+            str(error),
+            "cac-align score VIDEO --prompt TEXT --reward RECIPE tries a recipe alone",
         )
     if component is not None and component not in (*recipe.components, "+".join(recipe.components)):
         text = f"{path} has {', '.join(recipe.components)}, not {component!r}"
@@ -119,21 +132,36 @@ def _recipe(name: str, path: Path, component: str | None) -> Check:
     if recipe.normalise in ("group", "rank"):
         text = f"{path} normalises by {recipe.normalise!r} within a prompt's videos; the host's calls hold fragments of groups"
         return Check(f"{name} normalisation", False, text, "normalise: range   (or reference)")
-    return Check(f"{name} normalisation", True, f"{recipe.normalise}: works for one video, the same under every aggregation")
+    return Check(
+        f"{name} normalisation", True, f"{recipe.normalise}: works for one video, the same under every aggregation"
+    )
 
 
 # ---- hosts -----------------------------------------------------------------------------------------------------------
 
 
 def flow_factory(config: Mapping[str, Any]) -> Iterator[Check]:
-    known = {"name", "reward_model", "weight", "dtype", "device", "batch_size", "async_reward", "num_workers", "extra_kwargs"}
+    known = {
+        "name",
+        "reward_model",
+        "weight",
+        "dtype",
+        "device",
+        "batch_size",
+        "async_reward",
+        "num_workers",
+        "extra_kwargs",
+    }
     train, scheduler, model = (config.get(section) or {} for section in ("train", "scheduler", "model"))
     entries = config.get("rewards") or []
     entries = [entries] if isinstance(entries, Mapping) else list(entries)
     ours = [entry for entry in entries if str(entry.get("reward_model", "")).startswith("cac_align.")]
     fix = "" if ours else LINES["flow-factory"]
     yield Check(
-        "reward", bool(ours), f"{len(ours)} of {len(entries)} rewards are ours" if ours else "none of our rewards is listed", fix
+        "reward",
+        bool(ours),
+        f"{len(ours)} of {len(entries)} rewards are ours" if ours else "none of our rewards is listed",
+        fix,
     )
     names = {"CaCUnifiedReward": None, "CaCReward": "cac", "UnifiedVideoReward": "unified"}
     for entry in entries:
@@ -147,11 +175,17 @@ def flow_factory(config: Mapping[str, Any]) -> Iterator[Check]:
             )
         if entry in ours:
             right = path in {f"cac_align.plugins.flow_factory.{each}" for each in names}
-            yield Check(f"{name} path", right, path, "" if right else f"cac_align.plugins.flow_factory.{{{', '.join(names)}}}")
-            options = {key: value for key, value in entry.items() if key not in known} | dict(entry.get("extra_kwargs") or {})
+            yield Check(
+                f"{name} path", right, path, "" if right else f"cac_align.plugins.flow_factory.{{{', '.join(names)}}}"
+            )
+            options = {key: value for key, value in entry.items() if key not in known} | dict(
+                entry.get("extra_kwargs") or {}
+            )
             options = {"component": names.get(path.rpartition(".")[2]), **options}
             yield from _frame_rate(name, options, train.get("frame_rate"))
-            yield from _wiring(name, options, whole_groups=int(entry.get("batch_size", 16)) >= int(train.get("group_size", 16)))
+            yield from _wiring(
+                name, options, whole_groups=int(entry.get("batch_size", 16)) >= int(train.get("group_size", 16))
+            )
         elif "server_url" in entry:
             yield Check(
                 f"{name} transport",
@@ -205,7 +239,9 @@ def _step_zero(scheduler: Mapping[str, Any], train: Mapping[str, Any]) -> Check:
     kind, level = scheduler.get("dynamics_type", "Flow-SDE"), scheduler.get("noise_level", 0.7)
     steps, count = scheduler.get("sde_steps"), int(train.get("num_inference_steps", 50))
     if kind != "Flow-SDE":
-        return Check("step-0 noise", True, f"{kind}: no singular first step; noise_level {level} means another amount there")
+        return Check(
+            "step-0 noise", True, f"{kind}: no singular first step; noise_level {level} means another amount there"
+        )
     if steps is not None and 0 not in steps:
         return Check("step-0 noise", True, f"sde_steps {list(steps)} leave out step 0; noise_level {level}")
     text = "step 0 is eligible for noise; with UniPC its sigma escapes the guard for 1, and the noise there is 31.6 × noise_level"
@@ -220,7 +256,10 @@ def _host_memory(train: Mapping[str, Any], processes: int) -> Check:
     gigabytes = samples * int(train.get("num_frames", 81)) * height * width * 12 / 1e9
     text = f"decoded videos stay until the epoch ends: {samples:g} per rank, {gigabytes:.1f} GB in float32"
     return Check(
-        "host memory", True if gigabytes < 16 else None, text, "" if gigabytes < 16 else "lower unique_sample_num_per_epoch"
+        "host memory",
+        True if gigabytes < 16 else None,
+        text,
+        "" if gigabytes < 16 else "lower unique_sample_num_per_epoch",
     )
 
 
@@ -240,7 +279,9 @@ def flow_grpo(config: Mapping[str, Any]) -> Iterator[Check]:
                 f"leave {name} out of config.reward_fn",
             )
     if ours and len(table) > len(ours):
-        yield Check("aggregation", None, "raw scores are summed: ours lie in [0, 1], the others' ranges decide who drowns whom")
+        yield Check(
+            "aggregation", None, "raw scores are summed: ours lie in [0, 1], the others' ranges decide who drowns whom"
+        )
     elif ours:
         total = sum(ours.values())
         yield Check("aggregation", True, f"weighted sum of scores in [0, 1], weights sum to {total:g}")
@@ -257,7 +298,9 @@ def flow_grpo(config: Mapping[str, Any]) -> Iterator[Check]:
         "on_missing: raise (the default); the mean of a fragment is not the group's" if fragment else "",
     )
     yield Check(
-        "noise", None, "its Wan kernel has no noise_level: the std follows sigma; the paper's 0.3 cannot be expressed here"
+        "noise",
+        None,
+        "its Wan kernel has no noise_level: the std follows sigma; the paper's 0.3 cannot be expressed here",
     )
     epochs = int(config.get("num_epochs", 0))
     yield Check(
@@ -287,9 +330,7 @@ def unirl(config: Mapping[str, Any]) -> Iterator[Check]:
         yield Check("backend config", built, f"config of {spec.get('_target_')}", "" if built else LINES["unirl"])
         merged = bool(set(map(str, config.get("defaults") or ())) - {"_self_"}) and "cac_reward" not in config
         if merged:
-            text = (
-                "Hydra merges reward into that of the recipe in defaults, whose options (device, model_id, …) stay in its config"
-            )
+            text = "Hydra merges reward into that of the recipe in defaults, whose options (device, model_id, …) stay in its config"
             yield Check("composition", False, text, LINES["unirl"])
         options = {key: value for key, value in spec.items() if key not in ("_target_", "batch_size")}
         yield from _refused("reward", options, ("layout",), "UniRL's videos are (C, T, H, W)")
@@ -320,13 +361,18 @@ def unirl(config: Mapping[str, Any]) -> Iterator[Check]:
         kind = spec.get("input_kind", "image")
         yield Check("media", kind == "video", f"input_kind {kind}", "" if kind == "video" else "input_kind: video")
         yield Check(
-            "pixels", None, "it ships a lossy mp4; for small defects use our backend (cac_align.plugins.unirl.CaCBackend)"
+            "pixels",
+            None,
+            "it ships a lossy mp4; for small defects use our backend (cac_align.plugins.unirl.CaCBackend)",
         )
     else:
         yield Check("backend", False, f"{target or 'none'} is not ours", LINES["unirl"])
     shared = config.get("adv_use_global_std", True)
     yield Check(
-        "advantage", True if not shared else None, f"adv_use_global_std {shared}", "adv_use_global_std: false" if shared else ""
+        "advantage",
+        True if not shared else None,
+        f"adv_use_global_std {shared}",
+        "adv_use_global_std: false" if shared else "",
     )
 
 
@@ -335,7 +381,10 @@ def verl_omni(config: Mapping[str, Any]) -> Iterator[Check]:
     functions = section.get("reward_functions") or {}
     ours = {key: dict(entry) for key, entry in functions.items() if "cac_align" in str(entry.get("path", ""))}
     yield Check(
-        "reward", bool(ours), f"{len(ours)} of {len(functions)} reward functions are ours", "" if ours else LINES["verl-omni"]
+        "reward",
+        bool(ours),
+        f"{len(ours)} of {len(functions)} reward functions are ours",
+        "" if ours else LINES["verl-omni"],
     )
     for key, entry in ours.items():
         path, required = entry.get("path"), str(entry.get("required", False)).lower() == "true"
@@ -345,7 +394,9 @@ def verl_omni(config: Mapping[str, Any]) -> Iterator[Check]:
         fix = "" if required else f"+reward.reward_functions.{key}.required=true; otherwise a failure becomes 0.0"
         yield Check(f"{key} failures", required, f"required={required}", fix)
         options = {name: value for name, value in entry.items() if name not in ("path", "name", "weight", "required")}
-        yield from _refused(key, options, ("on_missing", "group_size"), "one call holds one video: neutral has no group")
+        yield from _refused(
+            key, options, ("on_missing", "group_size"), "one call holds one video: neutral has no group"
+        )
         yield from _wiring(key, options, whole_groups=True)
     manager = (section.get("reward_manager") or {}).get("name")
     fits = manager == "MultiVisualRewardManager"

@@ -81,7 +81,9 @@ class SchemaLogitsProcessor(LogitsProcessor):
         self._constraint, self._seen, self._matchers = constraint, prompt_length, None
         self._done: list[bool] = []
 
-    def __call__(self, input_ids: Int64[torch.Tensor, "B L"], scores: Float[torch.Tensor, "B V"]) -> Float[torch.Tensor, "B V"]:
+    def __call__(
+        self, input_ids: Int64[torch.Tensor, "B L"], scores: Float[torch.Tensor, "B V"]
+    ) -> Float[torch.Tensor, "B V"]:
         if self._matchers is None:
             self._matchers = [self._constraint.start() for _ in input_ids]
             self._done = [False] * len(input_ids)

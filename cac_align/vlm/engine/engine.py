@@ -51,7 +51,9 @@ class Engine:
     model: a Qwen3-VL. slots: answers decoded together at most. eos: end tokens. banned: tokens that may never be written.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, slots: int, eos: Sequence[int], banned: Bool[torch.Tensor, " V"]) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, slots: int, eos: Sequence[int], banned: Bool[torch.Tensor, " V"]
+    ) -> None:
         self._model, self._tokenizer, self._eos, self._banned = model, tokenizer, frozenset(eos), banned
         self._table = vocabulary(tokenizer)
         self._slots = self._limit = slots
@@ -199,7 +201,9 @@ class Engine:
                     mask[number, query, : before + row.tree.depths[parent]] = True
         return mask
 
-    def _choose(self, rows: Sequence[Row], states: Float[torch.Tensor, "N H"], logits: Float[torch.Tensor, "N V"]) -> None:
+    def _choose(
+        self, rows: Sequence[Row], states: Float[torch.Tensor, "N H"], logits: Float[torch.Tensor, "N V"]
+    ) -> None:
         """The next token of each row, greedily. A row whose logits are not finite, or whose schema allows nothing, stops with an error.
 
         states: where the logits come from. No row moves before every token is known: a failure until then leaves all as they were.
@@ -218,9 +222,7 @@ class Engine:
             if complete:  # nothing is to be written (limit 0)
                 pass
             elif not fine:
-                row.error = (
-                    f"the model produced NaN or infinite logits at answer token {len(row.tokens)}; check its weights and dtype"
-                )
+                row.error = f"the model produced NaN or infinite logits at answer token {len(row.tokens)}; check its weights and dtype"
             elif value == -torch.inf:
                 row.error = f"no token is allowed by the schema at answer token {len(row.tokens)}"
             elif token in self._eos:

@@ -115,7 +115,10 @@ def groups(rows: Sequence[Row]) -> list[list[Row]]:
 def new_pixels(inputs: Mapping[str, torch.Tensor], reused: int, merge: int) -> dict[str, torch.Tensor]:
     """Patches and grids of the videos and images that stand behind the first ``reused`` tokens."""
     found = {}
-    for kind, pixels, grid in ((VIDEO, "pixel_values_videos", "video_grid_thw"), (IMAGE, "pixel_values", "image_grid_thw")):
+    for kind, pixels, grid in (
+        (VIDEO, "pixel_values_videos", "video_grid_thw"),
+        (IMAGE, "pixel_values", "image_grid_thw"),
+    ):
         if grid not in inputs:
             continue
         sizes = inputs[grid].prod(1).tolist()  # patches

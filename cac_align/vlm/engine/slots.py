@@ -66,7 +66,10 @@ class SlotLayer(CacheLayerMixin):
             self.values[target, :, :length] = self.values[source, :, :length]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, 0  # asked only where nothing stands before the queries; every other forward brings its own mask
+        return (
+            query_length,
+            0,
+        )  # asked only where nothing stands before the queries; every other forward brings its own mask
 
     def get_seq_length(self) -> int:
         return 0

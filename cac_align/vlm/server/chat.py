@@ -59,7 +59,10 @@ def continuation(dialect: str) -> dict[str, Any]:
 
 def response_format(schema: Mapping[str, Any], dialect: str) -> dict[str, Any]:
     """Structured output. OpenAI's own strict mode refuses most of JSON schema: there it is a hint, and the reader checks as always."""
-    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": dialect != "openai", "schema": dict(schema)}}
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "strict": dialect != "openai", "schema": dict(schema)},
+    }
 
 
 def _jpegs(frames: Frames, quality: int) -> list[str]:

@@ -86,7 +86,9 @@ def _steps(logprobs: Any, pieces: Mapping[int, str] | None) -> list[_Step]:
             if isinstance(entry, dict) and _usable(entry.get("logprob")):
                 spelled = _bytes(entry, pieces)
                 # Two ids may share a text (an ordinary and an added token): their probabilities add up.
-                others[spelled] = _log_add(others[spelled], entry["logprob"]) if spelled in others else float(entry["logprob"])
+                others[spelled] = (
+                    _log_add(others[spelled], entry["logprob"]) if spelled in others else float(entry["logprob"])
+                )
         # The token that was written may stand outside the likeliest (constrained decoding): no bound may rest on it.
         ranked = [value for spelled, value in others.items() if spelled != chosen]
         floor = min(ranked) if ranked and pieces is None else None
@@ -97,7 +99,9 @@ def _steps(logprobs: Any, pieces: Mapping[int, str] | None) -> list[_Step]:
 
 
 def _usable(log_p: object) -> bool:
-    return isinstance(log_p, (int, float)) and not isinstance(log_p, bool) and math.isfinite(log_p) and log_p > _IMPOSSIBLE
+    return (
+        isinstance(log_p, (int, float)) and not isinstance(log_p, bool) and math.isfinite(log_p) and log_p > _IMPOSSIBLE
+    )
 
 
 def _bytes(entry: Mapping[str, Any], pieces: Mapping[int, str] | None) -> bytes:
@@ -136,7 +140,9 @@ def _check_told_apart(steps: Sequence[_Step], position: int, words: Sequence[str
         begun = [word for word in words if piece and word.encode().startswith(piece)]
         followed = piece == step.chosen and position + 1 < len(steps)
         if len(begun) > 1 and log_p > _NEGLIGIBLE and not followed:
-            raise Uncovered(f"the piece {piece.decode('utf-8', 'replace')!r} begins {' and '.join(begun)}", ask_again=False)
+            raise Uncovered(
+                f"the piece {piece.decode('utf-8', 'replace')!r} begins {' and '.join(begun)}", ask_again=False
+            )
 
 
 def _log_p(steps: Sequence[_Step], position: int, rest: bytes) -> float | None:

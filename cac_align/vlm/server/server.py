@@ -92,10 +92,20 @@ class ServerVlm:
         if frames not in ("images", "video"):
             raise ValueError(f"frames must be 'images' or 'video', received {frames!r}")
         if frames == "video" and dialect != "vllm":
-            raise ValueError(f"frames='video' needs vLLM: a {dialect} server would stamp the frames itself; use frames='images'")
+            raise ValueError(
+                f"frames='video' needs vLLM: a {dialect} server would stamp the frames itself; use frames='images'"
+            )
         if word_token_ids is not None and dialect != "vllm":
-            raise ValueError(f"word_token_ids needs vLLM (logprob_token_ids); a {dialect} server has no such field, leave it out")
-        if concurrency < 1 or retries < 0 or not timeout_s > 0 or not 0 <= backoff_s < math.inf or not 1 <= image_quality <= 100:
+            raise ValueError(
+                f"word_token_ids needs vLLM (logprob_token_ids); a {dialect} server has no such field, leave it out"
+            )
+        if (
+            concurrency < 1
+            or retries < 0
+            or not timeout_s > 0
+            or not 0 <= backoff_s < math.inf
+            or not 1 <= image_quality <= 100
+        ):
             raise ValueError(
                 "expected concurrency >= 1, retries >= 0, timeout_s > 0, finite backoff_s >= 0, image_quality in 1 to 100; "
                 f"received {concurrency}, {retries}, {timeout_s}, {backoff_s} and {image_quality}"
@@ -121,7 +131,10 @@ class ServerVlm:
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(self.concurrency)
         self._root, self._answered = None, False
-        self._asked_s, self._breaks = -math.inf, 0  # when it was asked for (monotonic clock), how often it was forgotten
+        self._asked_s, self._breaks = (
+            -math.inf,
+            0,
+        )  # when it was asked for (monotonic clock), how often it was forgotten
         self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -170,7 +183,9 @@ class ServerVlm:
         how = f"jpeg {self.image_quality}"
         if self.frames == "images":
             return f"{how}, one image per frame behind '<t seconds>'"
-        return f"{how}, one video part with frame indices (several videos in one request: as images behind '<t seconds>')"
+        return (
+            f"{how}, one video part with frame indices (several videos in one request: as images behind '<t seconds>')"
+        )
 
     def answer(
         self,
@@ -282,7 +297,9 @@ class ServerVlm:
         again |= {"messages": [*messages, {"role": "assistant", "content": begun + text[:place]}], "max_tokens": 1}
         again |= continuation(self.dialect)
         try:
-            return read_words(choice_of(self._post(again, stop)).get("logprobs"), "", 0, readout.words, self.word_token_ids)
+            return read_words(
+                choice_of(self._post(again, stop)).get("logprobs"), "", 0, readout.words, self.word_token_ids
+            )
         except (Failed, Uncovered) as error:
             self._warn(f"no probabilities for {readout.words}: {error}")
             return None
@@ -325,7 +342,9 @@ class ServerVlm:
             self._forget()
         self._asked_s, self._answered = time.monotonic(), True
         if response.status_code in _RETRIED:
-            return _Again(f"the server answered {response.status_code}: {server_message(response)}", retry_after_s(response))
+            return _Again(
+                f"the server answered {response.status_code}: {server_message(response)}", retry_after_s(response)
+            )
         if response.status_code != 200:
             raise Failed(f"the server answered {response.status_code}: {server_message(response)}")
         try:
@@ -335,7 +354,9 @@ class ServerVlm:
 
     def _http(self) -> httpx.Client:
         with self._lock:
-            if self._client is None or self._client_pid != os.getpid():  # a fork must not share its parent's connections
+            if (
+                self._client is None or self._client_pid != os.getpid()
+            ):  # a fork must not share its parent's connections
                 headers = dict(self._headers)
                 if self._api_key:
                     headers["Authorization"] = f"Bearer {self._api_key}"
@@ -360,7 +381,9 @@ class ServerVlm:
 
     def _ask_root(self) -> str | None:
         """The checkpoint behind the served name; the name itself where the server does not say; None while it cannot be asked."""
-        for wait_s in (0.0, 1.0, 3.0) if self._answered else (0.0,):  # what a busy server has judged is not given up at once
+        for wait_s in (
+            (0.0, 1.0, 3.0) if self._answered else (0.0,)
+        ):  # what a busy server has judged is not given up at once
             time.sleep(wait_s)
             try:
                 response = self._http().get(f"{self.url}/models", timeout=min(self.timeout_s, 10.0))

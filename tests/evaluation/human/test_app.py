@@ -41,14 +41,18 @@ def pairs(tmp_path):
     for group, extra in (("qx-first", 0), ("qx-second", 2)):
         for number in range(3):
             clip(tmp_path / group / f"qxclip-{number}.mp4", 5 + number + extra)
-        rows = [{"video": f"qxclip-{number}.mp4", "prompt": f"{HOSTILE} {number}", "seed": 98765} for number in range(3)]
+        rows = [
+            {"video": f"qxclip-{number}.mp4", "prompt": f"{HOSTILE} {number}", "seed": 98765} for number in range(3)
+        ]
         (tmp_path / group / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [tmp_path / "qx-first", tmp_path / "qx-second"]
 
 
 @pytest.fixture
 def client(pairs, tmp_path):
-    with TestClient(create_app(pairs, database=tmp_path / "r.sqlite", rater="ann"), base_url="http://127.0.0.1") as made:
+    with TestClient(
+        create_app(pairs, database=tmp_path / "r.sqlite", rater="ann"), base_url="http://127.0.0.1"
+    ) as made:
         yield made
 
 
@@ -93,9 +97,17 @@ def test_frames_come_exactly_by_source_index(client):
 
 
 def post(client, shown, kind, detail=None, *, seen=0, headers=None, number=0, rater="ann"):
-    body = {"rater": rater, "task": shown["task"], "clip": shown["clips"][number]["token"], "kind": kind, "detail": detail or {}}
+    body = {
+        "rater": rater,
+        "task": shown["task"],
+        "clip": shown["clips"][number]["token"],
+        "kind": kind,
+        "detail": detail or {},
+    }
     return client.post(
-        "/api/action", json={**body, "seen": seen, "client": f"{shown['task']}-{rater}-{kind}-{seen}-{number}"}, headers=headers
+        "/api/action",
+        json={**body, "seen": seen, "client": f"{shown['task']}-{rater}-{kind}-{seen}-{number}"},
+        headers=headers,
     )
 
 
@@ -189,9 +201,9 @@ def test_ratings_of_other_folders_stay_in_the_export(pairs, tmp_path):
     assert len(records) == 7 and records.keys() > first.keys()
     assert records["qx-first/qxclip-1.mp4#ann"].extra["task"] == "clip/qx-first/qxclip-1.mp4"
     with served([pairs[0], third], database) as client:  # pairs of the same name, with another partner
-        assert task(client)["finished"] == 0 and [t.name for t in client.app.state.tasks if t.name.startswith("pair/")] == [
-            f"pair/qxclip-{n}.mp4 (qx-first/qxclip-{n}.mp4, qx-third/qxclip-{n}.mp4)" for n in (0, 1)
-        ]
+        assert task(client)["finished"] == 0 and [
+            t.name for t in client.app.state.tasks if t.name.startswith("pair/")
+        ] == [f"pair/qxclip-{n}.mp4 (qx-first/qxclip-{n}.mp4, qx-third/qxclip-{n}.mp4)" for n in (0, 1)]
     assert {record.id: record for record in read_records(tmp_path / "r.jsonl")} == records
     with served(pairs, database) as client:
         assert task(client)["finished"] == 3
@@ -208,7 +220,9 @@ def test_an_earlier_release_s_database_is_refused_before_its_ratings_are_lost(pa
         db.execute("DROP TABLE served")  # as an earlier release left it
     before = (tmp_path / "r.jsonl").read_bytes()
     clip(tmp_path / "qx-third" / "a.mp4", 9)
-    with pytest.raises(ValueError, match=r"2 confirmed ratings of 2 raters belong to other folders .*first: pair/.*Open it once"):
+    with pytest.raises(
+        ValueError, match=r"2 confirmed ratings of 2 raters belong to other folders .*first: pair/.*Open it once"
+    ):
         create_app(tmp_path / "qx-third", database=database)
     assert (tmp_path / "r.jsonl").read_bytes() == before and len(before.splitlines()) == 4
     for folders in (pairs, tmp_path / "qx-third"):  # the way out
@@ -235,7 +249,10 @@ def test_what_is_confirmed_while_the_export_is_written_is_one_export_more(pairs,
         for thread in threads[1:]:
             thread.start()
         deadline = time.monotonic() + 60
-        while client.get("/api/task", params={"rater": raters[-1]}).json()["finished"] == 0 and time.monotonic() < deadline:
+        while (
+            client.get("/api/task", params={"rater": raters[-1]}).json()["finished"] == 0
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
         for thread in threads[1:]:
             thread.join(5)  # nobody waits for the export
@@ -287,7 +304,9 @@ def plan(position):
         return ["x", "n"], None
     start, kind = position % 3 + 1, position % 5 + 1
     keys = ["ArrowRight"] * start + ["i", "ArrowRight", "ArrowRight", "o", str(kind)]
-    keys += ["b"] + ["ArrowRight"] * position + ["ArrowDown"] * 2 + ["Shift+ArrowLeft"] * 3 + ["Shift+ArrowDown", "Enter"]
+    keys += (
+        ["b"] + ["ArrowRight"] * position + ["ArrowDown"] * 2 + ["Shift+ArrowLeft"] * 3 + ["Shift+ArrowDown", "Enter"]
+    )
     if position == 1:  # a slip, taken back twice
         keys += ["5", "x", "u", "u"]
     box = [300 + 10 * position, 320, 700 + 10 * position - 30, 730]
@@ -308,7 +327,9 @@ def test_a_person_rates_ten_clips_by_keyboard_while_the_server_is_killed_half_wa
         with browser_page() as page:
             page.goto(f"http://127.0.0.1:{port}/")
             for position in range(10):
-                page.wait_for_function("n => document.getElementById('place').textContent === `Video ${n}`", arg=position + 1)
+                page.wait_for_function(
+                    "n => document.getElementById('place').textContent === `Video ${n}`", arg=position + 1
+                )
                 page.wait_for_function("() => document.querySelector('canvas')?.dataset.frame === '0'")
                 length = int(re.search(r"of 0–(\d+)", page.text_content(".stage h3")).group(1)) + 1
                 keys, anomaly = plan(position)
@@ -330,7 +351,9 @@ def test_a_person_rates_ten_clips_by_keyboard_while_the_server_is_killed_half_wa
             page.wait_for_function("() => !document.getElementById('finish').hidden")
             assert page.text_content("#finished") == "10 of 10 finished"
             # The server was away for a while, which the browser's console notes; nothing else may be there.
-            assert [text for text in page.complaints if "ERR_CONNECTION_REFUSED" not in text and "ERR_EMPTY" not in text] == []
+            assert [
+                text for text in page.complaints if "ERR_CONNECTION_REFUSED" not in text and "ERR_EMPTY" not in text
+            ] == []
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
         assert "10 records" in said and "0 half-written" in said

@@ -35,7 +35,9 @@ def store(tmp_path):
 
 
 def add(store, kind, detail, *, rater="ann", seen, client, task="t"):
-    return store.add(rater=rater, task=task, lengths=LENGTHS, clip="c", kind=kind, detail=detail, seen=seen, client=client)
+    return store.add(
+        rater=rater, task=task, lengths=LENGTHS, clip="c", kind=kind, detail=detail, seen=seen, client=client
+    )
 
 
 def test_actions_are_on_disk_at_once_and_survive_a_second_opening(store):
@@ -125,7 +127,9 @@ def test_export_writes_confirmed_ratings_and_names_the_half_written(store, tmp_p
     assert (record.video, record.prompt, record.annotator, record.review) == ("videos/a.mp4", "a hand", "ann", "draft")
     (anomaly,) = record.anomalies
     assert (anomaly.window.start_s, anomaly.window.end_s) == (0.25, 0.5)  # frames 2 and 4 at 8 fps
-    assert {frame: [box.to_json() for box in boxes] for frame, boxes in anomaly.boxes.items()} == {3: [[100, 200, 300, 400]]}
+    assert {frame: [box.to_json() for box in boxes] for frame, boxes in anomaly.boxes.items()} == {
+        3: [[100, 200, 300, 400]]
+    }
     assert record.extra == {"group": "videos", "pair": None, "task": "a.mp4"}
     assert store.finished("ann", tasks) == {"t-a.mp4"}
     # Of tasks that are not served it is known when the store was told of them, and named when it was not.

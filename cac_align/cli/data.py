@@ -201,7 +201,7 @@ def run_export(options: argparse.Namespace) -> int:
 def run_synthesise(options: argparse.Namespace) -> int:
     from cac_align.config import read_recipe
     from cac_align.data.records import all_records
-    from cac_align.data.synthesise import Synthesis, synthesise
+    from cac_align.data.synthesis.synthesise import Synthesis, synthesise
 
     records = all_records(options.records)
     about_teacher = [item.removeprefix("teacher.") for item in options.overrides if item.startswith("teacher.")]

@@ -214,8 +214,8 @@ def _run_ledger(options: argparse.Namespace) -> Path | None:
 
 def _report_run(ledger: Path, options: argparse.Namespace) -> Path:
     """The page of a training run: all steps in its table, cards for the first, the last and evenly spaced ones between."""
-    from cac_align.evaluation.report.evidence_page import Step, write_evidence_page
-    from cac_align.evaluation.report.page import spread
+    from cac_align.evaluation.pages.evidence_page import Step, write_evidence_page
+    from cac_align.evaluation.pages.page import spread
     from cac_align.plugins.evidence import read_evidence, telling
 
     if options.clips_per_step < 1 or options.max_steps < 1:

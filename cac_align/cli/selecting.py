@@ -14,7 +14,7 @@ from cac_align.core.prompts import read_prompts
 
 def run_best_of_n(options: argparse.Namespace) -> int:
     from cac_align.config import read_recipe
-    from cac_align.evaluation.report.selection_page import write_selection_page
+    from cac_align.evaluation.pages.selection_page import write_selection_page
     from cac_align.generation.build import BestOfNRecipe
     from cac_align.runs.rank_status import RankStatus
 
@@ -99,7 +99,7 @@ def _processes() -> Any:
 
 def _check_world_prompts(prompts: Sequence[str]) -> None:
     """The miniature's renderer knows a small world: say at once when a prompt lies outside it."""
-    from cac_align.miniature.world.world import parse_prompt
+    from cac_align.miniature.world.grammar import parse_prompt
 
     for number, prompt in enumerate(prompts, 1):
         try:
@@ -141,7 +141,7 @@ def run_demo(options: argparse.Namespace) -> int:
 
 def run_world(options: argparse.Namespace) -> int:
     from cac_align.miniature.world.world import write_world
-    from research.training.pool import WORLDS
+    from cac_align.miniature.world.settings import WORLDS
 
     records = write_world(options.n, options.seed, options.out, WORLDS[options.world])
     print(records)

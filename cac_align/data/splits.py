@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 
 from cac_align.core.judgement import Window
-from cac_align.data.fingerprint import NEAR, families, fingerprint, near_pairs
-from cac_align.data.questions import open_video
+from cac_align.data.perceptual_hash import NEAR, families, fingerprint, near_pairs
 from cac_align.data.records import Record, moved, read_records, write_records
-from cac_align.data.truth import covers, length_s
+from cac_align.data.synthesis.questions import open_video
+from cac_align.data.visibility import covers, length_s
 
 STAGES: Mapping[str, tuple[str, ...]] = {
     "stage1": ("frame",),

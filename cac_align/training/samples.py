@@ -30,8 +30,8 @@ from cac_align.cac.two_turn import TwoTurn
 from cac_align.core.answer import read_answer
 from cac_align.core.judgement import Anomaly, Turn, Window
 from cac_align.core.video import Frames, Video
-from cac_align.data.questions import Task
 from cac_align.data.records import VARIABLE, Record, read_records, variable
+from cac_align.data.synthesis.questions import Task
 from cac_align.training.policy import Segment, keep_videos
 from cac_align.vlm.inputs import encode_one
 from cac_align.vlm.protocol import Conversation

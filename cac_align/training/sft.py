@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.data.questions import LOOK_FPS, SCAN_FPS
+from cac_align.data.synthesis.questions import LOOK_FPS, SCAN_FPS
 from cac_align.training.policy import AnswerLogProbs, ModelRecipe, Segment, answer_mask, load, make_batch, on, with_lora
 from cac_align.training.run import Keeping, Run, bar, shares, start_accelerator, union
 from cac_align.training.samples import DataRecipe, Sample, Stage, draw, name_of, read_stage, segment, usable

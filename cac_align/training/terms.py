@@ -27,7 +27,7 @@ from typing import Literal
 from cac_align.core.iou import positions, spatial_iou, temporal_iou, two_turn_type_iou
 from cac_align.core.judgement import Anomaly, Box, Turn, Window
 from cac_align.data.records import Record
-from cac_align.data.truth import seen
+from cac_align.data.visibility import seen
 
 NAMES = ("format", "status", "type", "temporal", "spatial")
 

@@ -35,10 +35,11 @@ from cac_align.cac.two_turn import TwoTurn
 from cac_align.config import read_recipe
 from cac_align.data.records import Record, read_records
 from cac_align.data.splits import Splits, split
-from cac_align.data.synthesise import Synthesis, synthesise
+from cac_align.data.synthesis.synthesise import Synthesis, synthesise
 from cac_align.miniature.teacher.ground_truth import GroundTruth
-from cac_align.miniature.world.world import TEST_SEEDS, TRAIN_SEEDS, write_world
-from cac_align.runs.files import write_whole
+from cac_align.miniature.world.settings import TEST_SEEDS, TRAIN_SEEDS
+from cac_align.miniature.world.world import write_world
+from cac_align.runs.files import atomic_write
 from cac_align.training.alarms import Stopped
 from cac_align.training.grpo import GrpoRecipe, train_grpo
 from cac_align.training.policy import ModelRecipe
@@ -47,7 +48,7 @@ from cac_align.training.sft import SftRecipe, train_sft
 from cac_align.vlm.local import set_threads
 from research.experiments.ablations_table import VARIANTS, Variant, table
 from research.experiments.judge_figures import evaluate
-from research.training.pool import WORLDS
+from cac_align.miniature.world.settings import WORLDS
 
 
 @dataclass
@@ -225,7 +226,7 @@ def train(recipe: Ablations, variant: Variant, seed: int | None, data: Path, sta
         except Stopped as error:
             sentence = f"stage {stage}: {error.sentence}".replace(str(folder), "its folder")
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(note, sentence)
+            atomic_write(note, sentence)
             raise Stopped(sentence) from error
         best = folder / "best"
         weights = str(best if stage > 1 and best.is_dir() else folder / "final")
@@ -291,7 +292,7 @@ def run(recipe: Ablations, out: Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     claim(out, replace(recipe, seeds=[0], variants=[], jobs=1))  # these may grow
     results = out / "results.jsonl"
-    write_whole(
+    atomic_write(
         results, "".join(json.dumps(row) + "\n" for row in read_rows(results))
     )  # without a line that a kill tore
     left = [seed for _, seed in open_rows(recipe, read_rows(results))]
@@ -307,7 +308,7 @@ def run(recipe: Ablations, out: Path) -> str:
                 for done in [pool.submit(work, *call) for call in calls]:
                     done.result()
     text = report(recipe, read_rows(results))
-    write_whole(out / "ablations.md", text)
+    atomic_write(out / "ablations.md", text)
     return text
 
 

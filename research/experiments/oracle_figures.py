@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from cac_align.evaluation.report.pairing import read_folder
+from cac_align.evaluation.pairing import read_folder
 from cac_align.miniature.demo import choice_of
 from cac_align.miniature.oracle.oracle import Verdict, judge
 

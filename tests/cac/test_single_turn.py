@@ -14,13 +14,14 @@ from cac_align.cac.two_turn import TwoTurn
 from cac_align.core.answer import read_answer, write_answer
 from cac_align.core.judgement import Box, Window
 from cac_align.core.video import Video
-from cac_align.data.questions import plan
+from cac_align.data.synthesis.questions import plan
 from cac_align.data.records import read_records
 from cac_align.data.splits import Splits, check_folder, split
-from cac_align.data.synthesise import Synthesis, synthesise
-from cac_align.data.verify import faults
+from cac_align.data.synthesis.synthesise import Synthesis, synthesise
+from cac_align.data.synthesis.verify import faults
 from cac_align.miniature.teacher.ground_truth import GroundTruth
-from cac_align.miniature.world.world import PLAYGROUND, write_world
+from cac_align.miniature.world.settings import PLAYGROUND
+from cac_align.miniature.world.world import write_world
 from cac_align.rewards.build import JudgeRecipe, RewardRecipe, load_reward
 from cac_align.rewards.cac import CaC
 from cac_align.training.alarms import WatchRecipe

@@ -11,7 +11,8 @@ from cac_align.core.judgement import Anomaly, Box, Window
 from cac_align.data.convert import from_coco, one_per_video, to_coco
 from cac_align.data.records import Record, read_records, write_records
 from cac_align.data.validate import validate
-from cac_align.miniature.world.world import World, write_world
+from cac_align.miniature.world.settings import World
+from cac_align.miniature.world.world import write_world
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,11 @@ from cac_align.cli import main
 from cac_align.core.encoding import write_mp4
 from cac_align.core.judgement import Anomaly, Box, Window
 from cac_align.core.video import Video
-from cac_align.data.fingerprint import BITS, NEAR, families, fingerprint, near_pairs
+from cac_align.data.perceptual_hash import BITS, NEAR, families, fingerprint, near_pairs
 from cac_align.data.records import Record, read_records, write_records
 from cac_align.data.splits import Splits, check, check_folder, split
-from cac_align.miniature.world.world import STUDIO, make_clip
+from cac_align.miniature.world.settings import STUDIO
+from cac_align.miniature.world.world import make_clip
 
 # ---- near-duplicates ----------------------------------------------------------------------------------------------
 
@@ -206,7 +207,7 @@ def test_the_check_finds_a_near_duplicate_in_another_stage_and_the_same_file_und
 
 def test_a_benchmark_and_its_near_duplicates_are_kept_out(chains, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        "cac_align.data.questions.variable", lambda *_: True
+        "cac_align.data.synthesis.questions.variable", lambda *_: True
     )  # for what looks alike, no clock is needed
     bench = tmp_path / "bench"
     bench.mkdir()

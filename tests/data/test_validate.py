@@ -9,10 +9,11 @@ import pytest
 
 from cac_align.cli import main
 from cac_align.core.video import Video
-from cac_align.data.questions import open_video
 from cac_align.data.records import Record, read_records
+from cac_align.data.synthesis.questions import open_video
 from cac_align.data.validate import RULES, validate
-from cac_align.miniature.world.world import World, make_clip, write_world
+from cac_align.miniature.world.settings import World
+from cac_align.miniature.world.world import make_clip, write_world
 
 SMALL = World(num_frames=(17,), length_weights=())
 

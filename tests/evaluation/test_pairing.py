@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cac_align.core.encoding import write_mp4
-from cac_align.evaluation.report.pairing import pair_selection, pair_up, read_folder
+from cac_align.evaluation.pairing import pair_selection, pair_up, read_folder
 
 
 def clip(path, count=8, *, fps=8.0, size=32, level=0):

@@ -7,7 +7,7 @@ import pytest
 
 from cac_align.core.video import Video
 from cac_align.data.records import read_records
-from cac_align.data.synthesise import Synthesis, synthesise
+from cac_align.data.synthesis.synthesise import Synthesis, synthesise
 from cac_align.data.validate import validate
 from cac_align.miniature.oracle.oracle import judge
 from cac_align.miniature.teacher.ground_truth import GroundTruth

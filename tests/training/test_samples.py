@@ -15,11 +15,12 @@ from cac_align.core.answer import read_answer
 from cac_align.core.judgement import ANOMALY_TYPES
 from cac_align.core.video import Video
 from cac_align.data.records import Record, read_records, write_records
-from cac_align.data.synthesise import Synthesis, synthesise
-from cac_align.data.truth import length_s
+from cac_align.data.synthesis.synthesise import Synthesis, synthesise
+from cac_align.data.visibility import length_s
 from cac_align.miniature.teacher.ground_truth import GroundTruth
 from cac_align.miniature.world.grammar import COLOURS, KINDS, parse_prompt
-from cac_align.miniature.world.world import World, write_world
+from cac_align.miniature.world.settings import World
+from cac_align.miniature.world.world import write_world
 from cac_align.training.samples import CLASSES, DataRecipe, Sample, conversation, draw, read_stage, segment, usable
 from tests.support import tiny_qwen, tiny_stage
 

@@ -22,7 +22,7 @@ from typing import Any
 from cac_align.core.judgement import ANOMALY_TYPES, Judgement, Status
 from cac_align.data.records import Record
 from cac_align.evaluation.bench.calibration import Calibration, calibrate
-from cac_align.evaluation.bench.counts import Counts, cautions, estimates
+from cac_align.evaluation.bench.confusion import Counts, cautions, estimates
 from cac_align.evaluation.bench.localisation import SPLITS, averages, localise, split_of
 from cac_align.evaluation.statistics import Estimate, share
 from cac_align.rewards.reward import Score

@@ -33,8 +33,8 @@ from cac_align.data.records import write_records
 from cac_align.evaluation.human.frame_images import FrameImages, exact
 from cac_align.evaluation.human.rating import TaskState
 from cac_align.evaluation.human.store import AnnotationStore, Export, Member, Outdated, Task, check_described, export
-from cac_align.evaluation.report.page import environment
-from cac_align.evaluation.report.pairing import Clip, Fault, Pairing, pair_up, read_folder
+from cac_align.evaluation.pages.page import environment
+from cac_align.evaluation.pairing import Clip, Fault, Pairing, pair_up, read_folder
 
 LOOPBACK = ("127.0.0.1", "localhost")
 _POLICY = (
@@ -211,7 +211,9 @@ def create_app(sources: Sources, *, database: Path, rater: str | None = None, se
         if rater is not None:
             return RedirectResponse("/rate")
         return HTMLResponse(
-            environment().get_template("annotate.html.jinja").render(rater=None, unreadable=0, types=ANOMALY_TYPES)
+            environment(__package__)
+            .get_template("annotate.html.jinja")
+            .render(rater=None, unreadable=0, types=ANOMALY_TYPES)
         )
 
     @app.get("/rate")
@@ -221,7 +223,7 @@ def create_app(sources: Sources, *, database: Path, rater: str | None = None, se
             return RedirectResponse("/")
         unreadable = sum(fault.kind == "unreadable video" for fault in faults)
         text = (
-            environment()
+            environment(__package__)
             .get_template("annotate.html.jinja")
             .render(rater=_asked(who), unreadable=unreadable, types=ANOMALY_TYPES)
         )

@@ -30,7 +30,7 @@ from cac_align.core.iou import interval_iou, spatial_iou
 from cac_align.core.judgement import ANOMALY_TYPES
 from cac_align.data.records import Record
 from cac_align.evaluation.bench.localisation import boxes_by_frame, windows_of
-from cac_align.evaluation.report.pairing import Fault, json_rows
+from cac_align.evaluation.pairing import Fault, json_rows
 from cac_align.evaluation.statistics import (
     Agreement,
     Estimate,

@@ -28,7 +28,7 @@ from cac_align.core.judgement import Anomaly, Window
 from cac_align.core.video import Video
 from cac_align.data.records import Record, Review
 from cac_align.evaluation.human.rating import KINDS, Action, Mark, Rating, TaskState, fold
-from cac_align.evaluation.report.pairing import Clip, Fault
+from cac_align.evaluation.pairing import Clip, Fault
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tokens (token TEXT PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL, content TEXT, UNIQUE (kind, name));

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from cac_align.evaluation.report.pairing import Fault, Pairing
+from cac_align.evaluation.pairing import Fault, Pairing
 from cac_align.evaluation.report.readings import PairReading, Reading, counts, judged_alike, misjudged
 from cac_align.evaluation.statistics import (
     FEWEST_PROMPTS,

@@ -24,7 +24,7 @@ from cac_align.core.judgement import Judgement
 from cac_align.core.video import Video
 from cac_align.data.records import Record
 from cac_align.evaluation.human.experts import read_ratings
-from cac_align.evaluation.report.pairing import Clip, Fault, Pair, Pairing, json_rows
+from cac_align.evaluation.pairing import Clip, Fault, Pair, Pairing, json_rows
 from cac_align.evaluation.vbench.run import Row, row_value
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Reward, Score

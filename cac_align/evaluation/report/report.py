@@ -28,6 +28,16 @@ from jaxtyping import UInt8
 from cac_align.core.encoding import REPEATABLE
 from cac_align.core.judgement import Anomaly
 from cac_align.core.video import Video
+from cac_align.evaluation.pages.page import (
+    TYPE_COLOURS,
+    Picture,
+    Span,
+    frame_strip,
+    shown_anomalies,
+    spans,
+    write_page,
+)
+from cac_align.evaluation.pairing import Fault, Pairing, pair_selection, pair_up, read_folder
 from cac_align.evaluation.report.comparison import (
     COMPONENTS,
     Comparison,
@@ -38,16 +48,6 @@ from cac_align.evaluation.report.comparison import (
     gains,
     summary,
 )
-from cac_align.evaluation.report.page import (
-    TYPE_COLOURS,
-    Picture,
-    Span,
-    frame_strip,
-    shown_anomalies,
-    spans,
-    write_page,
-)
-from cac_align.evaluation.report.pairing import Fault, Pairing, pair_selection, pair_up, read_folder
 from cac_align.evaluation.report.plots import distributions
 from cac_align.evaluation.report.readings import PREVIEW_PX, Progress, Reading, motion, provenances, read_all, smaller
 from cac_align.evaluation.vbench.run import Row
@@ -321,6 +321,7 @@ def _write(out: Path, made: Comparison, cards: Mapping[int, Card], ranked: Seque
     write_page(
         out,
         "report.html.jinja",
+        package=__package__,
         made=made,
         lead=summary(made),
         tiles=_tiles(made),

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cac_align.evaluation.report.pairing import listed_around
+from cac_align.evaluation.pairing import listed_around
 from cac_align.evaluation.statistics import Estimate, by_prompt, prompt_interval
 from cac_align.evaluation.vbench.runner import PROMPTED, row_key
 

@@ -11,7 +11,7 @@ import pytest
 from cac_align.core.encoding import write_mp4
 from cac_align.data.records import read_records, write_records
 from cac_align.evaluation.human.store import AnnotationStore, Member, Outdated, Task, export
-from cac_align.evaluation.report.pairing import read_folder
+from cac_align.evaluation.pairing import read_folder
 
 LENGTHS = {"c": 10}
 

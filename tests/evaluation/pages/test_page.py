@@ -7,7 +7,7 @@ import pytest
 
 from cac_align.core.judgement import Anomaly, Box, Judgement, Window
 from cac_align.core.video import Video
-from cac_align.evaluation.report.page import (
+from cac_align.evaluation.pages.page import (
     environment,
     frame_strip,
     number,

@@ -178,7 +178,7 @@ def test_wrong_input_is_an_error_with_the_way_out(tmp_path):
 
 def documented():
     """The commands of docs/full_size.md, section 4, as the command line reads them."""
-    text = (Path(__file__).parents[2] / "docs" / "full_size.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "full_size.md").read_text(encoding="utf-8")
     section = text.split("## 4. Before and after")[1].split("\n## ")[0]
     lines = [line.strip() for line in section.splitlines() if line.startswith("    cac-align ")]
     return [_parser().parse_args(shlex.split(line)[1:]) for line in lines]

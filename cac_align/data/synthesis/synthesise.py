@@ -36,9 +36,10 @@ from cac_align.cac.prompts import wording_hash
 from cac_align.cac.single_turn import single_turn_hash
 from cac_align.core.judgement import Turn
 from cac_align.core.video import Frames, Video
-from cac_align.data.attempts import Attempt, AttemptLog, claim_folder
-from cac_align.data.prompts import filled, texts_hash
-from cac_align.data.questions import (
+from cac_align.data.records import Record, moved, write_records
+from cac_align.data.synthesis.attempts import Attempt, AttemptLog, claim_folder
+from cac_align.data.synthesis.prompts import filled, texts_hash
+from cac_align.data.synthesis.questions import (
     ALL_TASKS,
     TASKS,
     Question,
@@ -54,9 +55,8 @@ from cac_align.data.questions import (
     truth,
     whole,
 )
-from cac_align.data.records import Record, moved, write_records
-from cac_align.data.verify import faults
-from cac_align.runs.files import write_whole
+from cac_align.data.synthesis.verify import faults
+from cac_align.runs.files import atomic_write
 from cac_align.vlm.protocol import Conversation, Message, Vlm
 
 ALONE = ("frame", "single")
@@ -394,17 +394,17 @@ def _report(outcomes: Sequence[Outcome], log: AttemptLog, settings: Synthesis, u
 
 def _write(out: Path, root: Path, outcomes: Sequence[Outcome], report: Mapping[str, Any], settings: Synthesis) -> None:
     accepted = [item for item in outcomes if not item.discarded and not item.unanswered]
-    write_whole(
+    atomic_write(
         out / "chains.jsonl", "".join(json.dumps(sample) + "\n" for item in accepted for sample in item.samples)
     )
     lost = [
         {"record": item.record.id, "task": task, "reason": reason} for item in outcomes for task, reason in item.lost
     ]
-    write_whole(out / "discarded.jsonl", "".join(json.dumps(row) + "\n" for row in lost))
+    atomic_write(out / "discarded.jsonl", "".join(json.dumps(row) + "\n" for row in lost))
     part = out / ".records.jsonl.part"
     write_records(part, (moved(_with_saliency(item, settings), root, out) for item in accepted))
     os.replace(part, out / "records.jsonl")
-    write_whole(out / "report.json", json.dumps(report, indent=1) + "\n")
+    atomic_write(out / "report.json", json.dumps(report, indent=1) + "\n")
 
 
 def _with_saliency(item: Outcome, settings: Synthesis) -> Record:

@@ -7,9 +7,9 @@ import pytest
 
 from cac_align.core.judgement import Anomaly, Box, Window
 from cac_align.core.video import Video
-from cac_align.data.questions import conversation, found, plan, shown, told, truth
 from cac_align.data.records import Record
-from cac_align.data.truth import cover, covers, events, length_s, seen
+from cac_align.data.synthesis.questions import conversation, found, plan, shown, told, truth
+from cac_align.data.visibility import cover, covers, events, length_s, seen
 from cac_align.miniature.world.world import make_clip
 
 BOX = (Box(100, 100, 200, 200),)

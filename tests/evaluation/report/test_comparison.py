@@ -9,8 +9,8 @@ import pytest
 from cac_align.core.judgement import Anomaly, Judgement, Window
 from cac_align.core.video import Video
 from cac_align.data.records import Record
+from cac_align.evaluation.pairing import Clip, Pair, Pairing
 from cac_align.evaluation.report.comparison import compare, gains, summary
-from cac_align.evaluation.report.pairing import Clip, Pair, Pairing
 from cac_align.evaluation.report.readings import Reading
 
 VIDEO = Video.open(np.zeros((4, 8, 8, 3), np.uint8), fps=8.0)

@@ -10,7 +10,7 @@ from cac_align.core.encoding import write_mp4
 from cac_align.core.judgement import Anomaly, Judgement, Window
 from cac_align.core.video import Video
 from cac_align.data.records import Record, write_records
-from cac_align.evaluation.report.pairing import pair_up, read_folder
+from cac_align.evaluation.pairing import pair_up, read_folder
 from cac_align.evaluation.report.readings import Reading, judged_alike, misjudged, motion, read_all, take_score
 from cac_align.rewards.combine import combine
 from cac_align.rewards.ledger import Ledger

@@ -5,7 +5,7 @@ import pytest
 
 from cac_align.core.judgement import Anomaly, Box, Judgement, Window
 from cac_align.core.video import Video
-from cac_align.evaluation.report.selection_page import write_selection_page
+from cac_align.evaluation.pages.selection_page import write_selection_page
 from cac_align.generation.best_of_n import best_of_n
 from cac_align.rewards.reward import Score
 from tests.support.chromium import browser_page, require_chromium

@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 
 from cac_align.core.judgement import Anomaly, Box, Judgement, Window
 from cac_align.core.video import Video
-from cac_align.runs.files import write_whole
+from cac_align.runs.files import atomic_write
 
 TYPE_COLOURS: Mapping[str, str] = {
     "Object Distortion": "#d9480f",
@@ -131,12 +131,15 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 @cache
-def environment() -> Any:
-    """The Jinja environment of all pages: autoescaping, strict about unknown names, templates from this package."""
+def environment(package: str = __package__) -> Any:
+    """The Jinja environment of all pages: it escapes by default and refuses unknown names.
+
+    Templates are looked for in ``package`` first, then beside this file (where the shared parts and the style are).
+    """
     import jinja2
 
     made = jinja2.Environment(
-        loader=jinja2.PackageLoader("cac_align.evaluation.report"),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in dict.fromkeys((package, __package__))]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -147,7 +150,7 @@ def environment() -> Any:
     return made
 
 
-def write_page(path: Path, template: str, **values: Any) -> Path:
-    """Render a template and write it atomically."""
-    write_whole(path, environment().get_template(template).render(**values))
+def write_page(path: Path, template: str, *, package: str = __package__, **values: Any) -> Path:
+    """Render a template (of ``package``, see ``environment``), write it atomically to ``path`` and return the path."""
+    atomic_write(path, environment(package).get_template(template).render(**values))
     return path

@@ -10,7 +10,7 @@ from cac_align.cli import main
 from cac_align.core.encoding import write_mp4
 from cac_align.core.judgement import Anomaly, Box, Judgement, Window
 from cac_align.core.video import Video
-from cac_align.evaluation.report.evidence_page import write_evidence_page
+from cac_align.evaluation.pages.evidence_page import write_evidence_page
 from cac_align.rewards.ledger import Ledger, score_key
 from cac_align.rewards.reward import Score
 from tests.support.chromium import browser_page, require_chromium

@@ -7,7 +7,7 @@ import pytest
 
 from cac_align.core.judgement import Anomaly, Box, Window
 from cac_align.core.video import Frames
-from cac_align.data.verify import admits_mistake, faults, mentions_hint
+from cac_align.data.synthesis.verify import admits_mistake, faults, mentions_hint
 
 FRAMES = Frames(np.zeros((9, 8, 8, 3), np.uint8), tuple(range(0, 36, 4)), tuple(n / 4 for n in range(9)), 4.0, 36)
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cac_align.runs.files import write_whole
+from cac_align.runs.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def claim_folder(path: Path, made: Mapping[str, str]) -> None:
             raise ValueError(
                 f"{path.parent}: was made with {name} = {was}, now it is {now}; use the same, or another folder"
             )
-    write_whole(path, json.dumps(made, indent=1, sort_keys=True) + "\n")
+    atomic_write(path, json.dumps(made, indent=1, sort_keys=True) + "\n")
 
 
 class AttemptLog:

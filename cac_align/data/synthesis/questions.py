@@ -31,9 +31,9 @@ from cac_align.cac.prompts import single_turn_conversation, turn_one_conversatio
 from cac_align.core.answer import read_answer, write_answer
 from cac_align.core.judgement import SINGLE_FRAME_TYPES, Anomaly, Turn, Window, hull
 from cac_align.core.video import Frames, Video
-from cac_align.data.prompts import filled
 from cac_align.data.records import VARIABLE, Record, off_clock, variable
-from cac_align.data.truth import cover, events, length_s, seen
+from cac_align.data.synthesis.prompts import filled
+from cac_align.data.visibility import cover, events, length_s, seen
 from cac_align.vlm.protocol import Conversation, Message
 
 

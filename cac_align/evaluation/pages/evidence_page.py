@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from cac_align.core.judgement import Anomaly
 from cac_align.core.video import Video
-from cac_align.evaluation.report.page import Picture, Span, frame_strip, shown_anomalies, spans, write_page
+from cac_align.evaluation.pages.page import Picture, Span, frame_strip, shown_anomalies, spans, write_page
 from cac_align.rewards.reward import Score
 
 

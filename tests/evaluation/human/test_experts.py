@@ -9,7 +9,7 @@ import pytest
 from cac_align.core.judgement import Anomaly, Box, Window
 from cac_align.data.records import Record, write_records
 from cac_align.evaluation.human.experts import audit, audit_sample, disagreements, experts, read_ratings, second_review
-from cac_align.evaluation.report.pairing import Fault
+from cac_align.evaluation.pairing import Fault
 
 HUMAN, MOTION = "Human Distortion", "Motion Anomalies"
 

@@ -8,7 +8,7 @@ import pytest
 
 from cac_align.core.judgement import Anomaly, Box, Judgement, Window
 from cac_align.data.records import Record
-from cac_align.evaluation.bench.counts import Counts, estimates
+from cac_align.evaluation.bench.confusion import Counts, estimates
 from cac_align.evaluation.bench.detection import evaluate, verdict
 from cac_align.rewards.reward import Score
 

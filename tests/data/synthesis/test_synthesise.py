@@ -11,12 +11,13 @@ from cac_align.cli import main
 from cac_align.core.answer import read_answer
 from cac_align.core.judgement import Window
 from cac_align.core.video import Video
-from cac_align.data.attempts import Attempt, AttemptLog
-from cac_align.data.questions import open_video
 from cac_align.data.records import read_records
-from cac_align.data.synthesise import Synthesis, synthesise
+from cac_align.data.synthesis.attempts import Attempt, AttemptLog
+from cac_align.data.synthesis.questions import open_video
+from cac_align.data.synthesis.synthesise import Synthesis, synthesise
 from cac_align.miniature.teacher.ground_truth import GroundTruth
-from cac_align.miniature.world.world import World, write_world
+from cac_align.miniature.world.settings import World
+from cac_align.miniature.world.world import write_world
 from cac_align.vlm.protocol import Reply
 from cac_align.vlm.scripted import ScriptedVlm
 
@@ -537,7 +538,7 @@ def test_the_recipes_that_ship_are_read():
     from cac_align.config import read_recipe
     from cac_align.data.splits import Splits
 
-    folder = Path(__file__).parents[2] / "recipes" / "data"
+    folder = Path(__file__).parents[3] / "recipes" / "data"
     full = read_recipe(Synthesis, folder / "synthesise.yaml", section="synthesis")
     assert (full.rounds, full.salient_rounds, full.review, full.wording) == (5, 3, True, "full")
     assert teacher_of(None, folder / "synthesise.yaml", ["served_model=other"], []).provenance["model"] == "other"

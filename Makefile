@@ -38,17 +38,17 @@ weights: install
 	$(BIN)/python -m research.training.train_judge research/recipes/cac_sft_10.yaml out=runs/cac_sft_10b seed=10
 	$(BIN)/python -m research.training.averaging runs/cac_mean runs/cac_sft_10/final runs/cac_sft_10b/final
 	for stage in cac_sft_11 cac_sft_12 cac_sft_13 cac_sft_14; do $(BIN)/python -m research.training.train_judge research/recipes/$$stage.yaml || exit 1; done
-	for views in as_is as_is,reversed; do $(BIN)/python -m research.experiments.calibrate runs/cac_sft_14/final 320 $$views || exit 1; done
+	for tta in as_is as_is,reversed; do $(BIN)/python -m research.experiments.calibrate runs/cac_sft_14/final 320 $$tta || exit 1; done
 	$(BIN)/cac-align align research/recipes/aligned.yaml || [ $$? -eq 1 ]
 	for stage in generated_12 generated_13; do $(BIN)/python -m research.training.generated research/recipes/$$stage.yaml || exit 1; done
 	$(BIN)/python -m research.training.train_judge research/recipes/cac_sft_15.yaml
 	$(BIN)/python -m research.training.records research/recipes/records.yaml model=runs/miniature/wan_3/final
 	$(BIN)/cac-align data synthesise runs/miniature/records/records.jsonl --teacher miniature --recipe recipes/data/miniature.yaml --out runs/miniature/chains
 	$(BIN)/cac-align data split runs/miniature/chains --out runs/miniature/stages --recipe research/recipes/splits.yaml
-	$(BIN)/cac-align train stage1 recipes/train/miniature_stage1.yaml data.folder=runs/miniature/stages model.path=runs/cac_sft_15/final
-	$(BIN)/cac-align train stage2 recipes/train/miniature_stage2.yaml data.folder=runs/miniature/stages
-	$(BIN)/cac-align train stage3 recipes/train/miniature_stage3.yaml data.folder=runs/miniature/stages
-	for views in as_is as_is,reversed as_is,later as_is,later_1_16,later,later_3_16; do $(BIN)/python -m research.experiments.calibrate runs/mini/stage3/final 320 $$views || exit 1; done
+	$(BIN)/cac-align train stage1 recipes/train/miniature_stage1.yaml --set data.folder=runs/miniature/stages --set model.path=runs/cac_sft_15/final
+	$(BIN)/cac-align train stage2 recipes/train/miniature_stage2.yaml --set data.folder=runs/miniature/stages
+	$(BIN)/cac-align train stage3 recipes/train/miniature_stage3.yaml --set data.folder=runs/miniature/stages
+	for tta in as_is as_is,reversed as_is,later as_is,later_1_16,later,later_3_16; do $(BIN)/python -m research.experiments.calibrate runs/mini/stage3/final 320 $$tta || exit 1; done
 	cp -r runs/miniature/wan_3/final/. cac_align/miniature/weights/wan
 	cp -r runs/unified_2/final/. cac_align/miniature/weights/unified
 	$(BIN)/python -m cac_align.core.weights cac runs/mini/stage3/final

@@ -27,7 +27,7 @@ from cac_align.core.video import Video
 from cac_align.plugins.host import Hosted, Wiring, open_pixels
 from cac_align.rewards.cac import CaC
 from cac_align.rewards.reward import Score
-from cac_align.serving.app import Settings, bound, create_app, uvicorn_config
+from cac_align.serving.app import ServiceSettings, bound, create_app, uvicorn_config
 from cac_align.serving.wire import PACKED, FramePlan, Item, ScoreRequest, frames_part, pack
 from cac_align.vlm.protocol import Conversation
 from cac_align.vlm.scripted import ScriptedVlm
@@ -115,7 +115,7 @@ def throughput(kind: str, count: int, seconds: float) -> None:
         lambda conversation: vlm.asked.clear() or script(conversation)
     )  # it remembers all it was asked: 1 GB here
     reward = CaC(vlm)
-    settings = Settings()
+    settings = ServiceSettings()
     with bound("127.0.0.1", 0, settings) as listening:
         server = uvicorn.Server(uvicorn_config(create_app(reward, settings), settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cac_align.cli import _parser
+from cac_align.cli.main import build_parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -68,7 +68,7 @@ def test_commands_of_a_page_parse_and_their_recipes_exist(page):
     assert len(commands) >= 5
     for command in commands:
         words = [word for word in shlex.split(command) if word not in ("&",)]
-        _parser().parse_args(words)
+        build_parser().parse_args(words)
         assert [word for word in words if word.startswith("recipes/") and not (ROOT / word).is_file()] == []
 
 

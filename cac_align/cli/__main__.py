@@ -1,5 +1,5 @@
 """`python -m cac_align.cli` is `cac-align`."""
 
-from cac_align.cli import program
+from cac_align.cli.main import program
 
 program()

@@ -1,6 +1,7 @@
-"""`cac-align align RECIPE [key=value …]`: Flow-GRPO or DiffusionNFT on a Wan checkpoint; resumes with the same command.
+"""`cac-align align RECIPE --set out=DIR`: Flow-GRPO or DiffusionNFT on a Wan checkpoint.
 
-On several processes: accelerate launch --config_file recipes/align/accelerate/ddp.yaml -m cac_align.cli align RECIPE out=DIR
+On several processes, where one machine has several GPUs:
+accelerate launch --config_file recipes/align/accelerate/ddp.yaml -m cac_align.cli align RECIPE --set out=DIR
 """
 
 from __future__ import annotations
@@ -9,14 +10,26 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
+
+from cac_align.cli.options import add_set_option, add_verb, input_path
+
+
+def add_align(verbs: Any) -> None:
+    """The options of `cac-align align`."""
+    about = "align a Wan model with a reward by Flow-GRPO or DiffusionNFT; writes a LoRA"
+    statuses = "0 trained; 1 trained, and a guard raised an alarm or stopped the run; 2 wrong input"
+    parser = add_verb(verbs, "align", run_align, about, epilog=f"The same command resumes. Exit status: {statuses}.")
+    parser.add_argument("recipe", type=input_path, help="YAML, e.g. recipes/align/miniature.yaml")
+    add_set_option(parser, "override one key of the recipe, e.g. out=DIR; repeatable")
 
 
 def run_align(options: argparse.Namespace) -> int:
-    """0: trained to the end without an alarm. 1: trained, and a guard raised an alarm, or stopped the run."""
-    from cac_align.align.recipe import FlowGrpoRecipe, check
+    """Train as the recipe says and print the folder of the LoRA. Returns 1 where a guard raised an alarm, else 0."""
+    from cac_align.align.recipe import AlignRecipe, check
     from cac_align.config import read_recipe
 
-    recipe = read_recipe(FlowGrpoRecipe, options.recipe, [*options.overrides, *options.settings])
+    recipe = read_recipe(AlignRecipe, options.recipe, options.overrides)
     check(recipe)
     main = int(os.environ.get("RANK", "0")) == 0
     from cac_align.align.trainer import align
@@ -25,13 +38,13 @@ def run_align(options: argparse.Namespace) -> int:
     if not main:
         return 0
     if recipe.track:
-        _show_evidence(recipe.track, Path(recipe.out))
+        _log_evidence(recipe.track, Path(recipe.out))
     print(outcome.lora)
     return 1 if outcome.alarms else 0
 
 
-def _show_evidence(kind: str, out: Path) -> None:
-    """The boxed clips beside their advantages, where the run is watched."""
+def _log_evidence(kind: str, out: Path) -> None:
+    """Log the boxed clips beside their advantages to the tracker that the run itself was logged to."""
     from cac_align.plugins.evidence import log_evidence
     from cac_align.runs.metrics_log import open_tracker
 

@@ -1,6 +1,6 @@
 """`cac-align data validate | import | export | synthesise | split`: annotated videos in, training samples out.
 
-import → records.jsonl → validate → synthesise (chains.jsonl, records.jsonl) → split (stage1.jsonl, stage2.jsonl, stage3.jsonl)
+import → records.jsonl → validate → synthesise (chains.jsonl) → split (stage1.jsonl, stage2.jsonl, stage3.jsonl)
 """
 
 from __future__ import annotations
@@ -8,31 +8,32 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cac_align.cli.options import add_set_option, add_verb, input_path, progress_bar
+
 EXTERNAL = ("vif-cot", "geneva", "broken-videos", "videophy2", "spotlight")
 """Data sets of other people that have a loader."""
 
-Late = Callable[[str, str], Callable[[argparse.Namespace], int]]
 
-
-def add_verbs(data: argparse.ArgumentParser, late: Late) -> None:
-    """The five verbs below `cac-align data`."""
+def add_data(verbs: Any) -> None:
+    """The options of `cac-align data` and of the five verbs below it."""
+    data = add_verb(verbs, "data", None, "annotated videos: check, convert, explain, split into stages")
     kinds = data.add_subparsers(dest="kind", required=True, metavar="validate|import|export|synthesise|split")
 
-    validate = kinds.add_parser("validate", help="Appendix B.1's conventions; each violation by record, field and rule")
-    validate.set_defaults(run=late("data", "run_validate"))
+    validate = add_verb(
+        kinds, "validate", run_validate, "Appendix B.1's conventions; each violation by record, field and rule"
+    )
     validate.add_argument("records", type=Path, help="records.jsonl; its videos lie relative to it")
     validate.add_argument("--skip", action="append", default=[], metavar="RULE", help="leave a rule out, e.g. boxed")
     validate.add_argument("--no-videos", action="store_true", help="do not open the videos")
-    validate.add_argument("--json", action="store_true")
+    validate.add_argument("--json", action="store_true", help="JSON instead of lines")
 
-    take = kinds.add_parser("import", help="ratings, COCO boxes, or a known data set as records.jsonl")
-    take.set_defaults(run=late("data", "run_import"))
-    take.add_argument("format", choices=("rating", "coco", *EXTERNAL))
+    take = add_verb(kinds, "import", run_import, "ratings, COCO boxes, or a known data set as records.jsonl")
+    take.add_argument("format", choices=("rating", "coco", *EXTERNAL), help="what the source is")
     take.add_argument("source", type=Path, help="the rating page's file or folder; COCO JSON; a data set's annotations")
     take.add_argument("out", type=Path, help="records.jsonl to write")
     take.add_argument("--videos", type=Path, help="folder of the videos (coco: default beside the JSON)")
@@ -49,57 +50,42 @@ def add_verbs(data: argparse.ArgumentParser, late: Late) -> None:
     )
     take.add_argument("--review", choices=("draft", "accepted", "audited"), help="rating: set the review state")
 
-    give = kinds.add_parser("export", help="records as COCO JSON (with videos and tracks)")
-    give.set_defaults(run=late("data", "run_export"))
-    give.add_argument("format", choices=("coco",))
-    give.add_argument("records", type=Path)
-    give.add_argument("out", type=Path)
+    give = add_verb(kinds, "export", run_export, "records as COCO JSON (with videos and tracks)")
+    give.add_argument("format", choices=("coco",), help="what to write")
+    give.add_argument("records", type=Path, help="records.jsonl")
+    give.add_argument("out", type=Path, help="JSON file to write")
 
-    synthesise = kinds.add_parser(
-        "synthesise", help="chains of thought by a teacher who is told what people found; resumes"
+    synthesise = add_verb(
+        kinds, "synthesise", run_synthesise, "chains of thought by a teacher that is given what people found; resumes"
     )
-    synthesise.set_defaults(run=late("data", "run_synthesise"))
-    synthesise.add_argument("records", type=Path)
+    synthesise.add_argument("records", type=input_path, help="records.jsonl")
     synthesise.add_argument(
         "--teacher", help="miniature (knows the world's truth) | recipe YAML | URL | checkpoint | module:Name of a Vlm"
     )
-    synthesise.add_argument("--out", type=Path, required=True)
+    synthesise.add_argument("--out", type=Path, required=True, help="folder to write")
     synthesise.add_argument("--recipe", type=Path, help="YAML with synthesis: (and teacher:)")
-    synthesise.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override; the teacher's as teacher.KEY",
-    )
-    synthesise.add_argument("--json", action="store_true")
+    add_set_option(synthesise, "override one key of the recipe, the teacher's as teacher.KEY; repeatable")
+    synthesise.add_argument("--json", action="store_true", help="JSON instead of a table")
 
-    split = kinds.add_parser("split", help="three stages: disjoint by video and near-duplicate, 1:1, proven")
-    split.set_defaults(run=late("data", "run_split"))
-    split.add_argument("folder", type=Path, help="what synthesise wrote; with --check: what split wrote")
+    split = add_verb(
+        kinds, "split", run_split, "three stages, disjoint by video and near-duplicate, as many normal as abnormal"
+    )
+    split.add_argument("folder", type=input_path, help="what synthesise wrote; with --check: what split wrote")
     split.add_argument("--out", type=Path, help="folder for the stages")
     split.add_argument("--check", action="store_true", help="only prove the splits that lie in FOLDER")
     split.add_argument(
         "--apart", action="append", default=[], type=Path, metavar="RECORDS", help="a benchmark to stay clear of"
     )
-    split.add_argument("--recipe", type=Path)
-    split.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key"
-    )
-    split.add_argument("--json", action="store_true")
-
-
-def _bar(about: str, total: int | None = None) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(desc=about, total=total, file=sys.stderr, disable=None)
+    split.add_argument("--recipe", type=Path, help="YAML with splits:")
+    add_set_option(split)
+    split.add_argument("--json", action="store_true", help="JSON instead of lines")
 
 
 def run_validate(options: argparse.Namespace) -> int:
+    """Print every violation. Returns 1 where there is one."""
     from cac_align.data.validate import validate
 
-    with _bar("records") as bar:
+    with progress_bar(None, "records") as bar:
         found = validate(options.records, skip=options.skip, videos=not options.no_videos, progress=bar.update)
     if options.json:
         print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
@@ -114,6 +100,7 @@ def run_validate(options: argparse.Namespace) -> int:
 
 
 def run_import(options: argparse.Namespace) -> int:
+    """Write the records that a source holds and print their path."""
     from cac_align.data.convert import from_coco, one_per_video
     from cac_align.data.records import write_records
 
@@ -150,7 +137,7 @@ def run_import(options: argparse.Namespace) -> int:
 
 
 def _relative(record: Any, root: Path) -> Any:
-    """Videos by relative path where they lie below the records' own folder: the folder can then be moved."""
+    """A record whose video is named relative to ``root`` where it lies below it, so that the folder can be moved."""
     path = Path(record.video)
     if not path.is_absolute() or not path.resolve().is_relative_to(root):
         return record
@@ -183,6 +170,7 @@ def _external(options: argparse.Namespace) -> Any:
 
 
 def run_export(options: argparse.Namespace) -> int:
+    """Write records in another format and print the file."""
     from cac_align.data.convert import to_coco
     from cac_align.data.records import moved, read_records
 
@@ -199,20 +187,21 @@ def run_export(options: argparse.Namespace) -> int:
 
 
 def run_synthesise(options: argparse.Namespace) -> int:
+    """Have a teacher explain what people found. Returns 1 where records have no answer or none is accepted."""
     from cac_align.config import read_recipe
     from cac_align.data.records import all_records
     from cac_align.data.synthesis.synthesise import Synthesis, synthesise
 
     records = all_records(options.records)
-    about_teacher = [item.removeprefix("teacher.") for item in options.overrides if item.startswith("teacher.")]
+    teacher_overrides = [item.removeprefix("teacher.") for item in options.overrides if item.startswith("teacher.")]
     overrides = [item for item in options.overrides if not item.startswith("teacher.")]
     small = options.teacher == "miniature"
     settings = read_recipe(
         Synthesis, options.recipe, ["wording=brief", *overrides] if small and options.recipe is None else overrides,
         section="synthesis",
     )  # fmt: skip
-    teacher = teacher_of(options.teacher, options.recipe, about_teacher, records)
-    with _bar("records", len(records)) as bar:
+    teacher = load_teacher(options.teacher, options.recipe, teacher_overrides, records)
+    with progress_bar(len(records), "records") as bar:
 
         def show(done: int, total: int, counts: Mapping[str, Any]) -> None:
             bar.total = total
@@ -237,12 +226,17 @@ def run_synthesise(options: argparse.Namespace) -> int:
     return 1 if report["unanswered"] or not report["accepted"] else 0
 
 
-def teacher_of(name: str | None, recipe: Path | None, overrides: Sequence[str], records: Sequence[Any]) -> Any:
-    """The teacher: the miniature's ground truth, or the model behind a judge recipe, URL, checkpoint or "module:Name"."""
+def load_teacher(name: str | None, recipe: Path | None, overrides: Sequence[str], records: Sequence[Any]) -> Any:
+    """The teacher that ``--teacher`` and ``--recipe`` name.
+
+    name: "miniature" (the world's own truth), a judge recipe, a URL, a checkpoint, or "module:Name". overrides: of the
+    teacher's keys. records: what it will explain. Raises ``ValueError`` where no teacher is named, or it is none.
+    """
     from omegaconf import OmegaConf
 
     from cac_align.config import import_name, read_recipe
     from cac_align.rewards.build import JudgeRecipe, RewardRecipe, load_reward
+    from cac_align.rewards.cac import CaC
 
     if name == "miniature":
         from cac_align.miniature.teacher.ground_truth import GroundTruth
@@ -269,18 +263,21 @@ def teacher_of(name: str | None, recipe: Path | None, overrides: Sequence[str], 
         judge = read_recipe(RewardRecipe, name, given, section="reward").components[names[0]]
     else:
         judge = read_recipe(JudgeRecipe, name, overrides, section="teacher")
-    return load_reward(RewardRecipe(components={"teacher": replace(judge, kind="cac")})).vlm  # type: ignore[attr-defined]
+    reward = load_reward(RewardRecipe(components={"teacher": replace(judge, kind="cac")}))
+    assert isinstance(reward, CaC)
+    return reward.vlm
 
 
 # ---- split --------------------------------------------------------------------------------------------------------
 
 
 def run_split(options: argparse.Namespace) -> int:
+    """Write, or with ``--check`` prove, the three stages. Returns 1 where a check found something."""
     from cac_align.config import read_recipe
     from cac_align.data.splits import Splits, check_folder, split
 
     settings = read_recipe(Splits, options.recipe, options.overrides, section="splits")
-    with _bar("videos") as bar:
+    with progress_bar(None, "videos") as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total

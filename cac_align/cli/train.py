@@ -1,32 +1,48 @@
-"""`cac-align train stage1|stage2|stage3 RECIPE out=DIR [key=value]`: a recipe in, a folder of weights out."""
+"""`cac-align train stage1|stage2|stage3 RECIPE --set out=DIR`: CaC's three training stages."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import Any
+
+from cac_align.cli.options import add_set_option, add_verb, input_path
+
+
+def add_train(verbs: Any) -> None:
+    """The options of `cac-align train`."""
+    about = "train CaC: stage 1 on single frames, stage 2 on clips, stage 3 by two-turn GRPO; the same command resumes"
+    parser = add_verb(verbs, "train", run_train, about)
+    parser.add_argument("stage", choices=("stage1", "stage2", "stage3"), help="which of the paper's three stages")
+    parser.add_argument("recipe", type=input_path, help="YAML, see recipes/train")
+    add_set_option(parser, "override one key of the recipe, e.g. data.folder=DIR, model.path=DIR, out=DIR; repeatable")
 
 
 def run_train(options: argparse.Namespace) -> int:
+    """Run one stage and print the folder of the trained weights."""
     from cac_align.config import read_recipe
 
-    overrides = [*options.overrides, *options.settings]
     _check_stage(options.recipe, options.stage)
     if options.stage == "stage3":
         from cac_align.training.grpo import GrpoRecipe, train_grpo
 
-        print(train_grpo(read_recipe(GrpoRecipe, options.recipe, overrides)))
+        print(train_grpo(read_recipe(GrpoRecipe, options.recipe, options.overrides)))
         return 0
     from cac_align.training.sft import SftRecipe, train_sft
 
-    recipe = read_recipe(SftRecipe, options.recipe, overrides)
+    recipe = read_recipe(SftRecipe, options.recipe, options.overrides)
     if f"stage{recipe.stage}" != options.stage:
         raise ValueError(f"{options.recipe} is a recipe of stage {recipe.stage}, received {options.stage}")
     print(train_sft(recipe))
     return 0
 
 
-def _check_stage(path: str, asked: str) -> None:
-    """Raise ``ValueError`` for a recipe of another stage, before its keys are read as this one's. Stages 1 and 2 say which they are;
-    stage 3 has rollouts. What is no recipe at all is left to ``read_recipe``."""
+def _check_stage(path: Path, stage: str) -> None:
+    """Raise ``ValueError`` for a recipe of another stage, before its keys are read as keys of this one.
+
+    Recipes of stages 1 and 2 name their stage, those of stage 3 have a ``rollout`` section. A file that is no recipe at
+    all is left to ``read_recipe``, which says so.
+    """
     from omegaconf import OmegaConf
 
     try:
@@ -36,5 +52,5 @@ def _check_stage(path: str, asked: str) -> None:
     if not isinstance(given, dict) or not ({"stage", "rollout"} & given.keys()):
         return
     own = f"stage{given['stage']}" if "stage" in given else "stage3"
-    if own != asked:
-        raise ValueError(f"{path} is a recipe of {own}, received {asked}; run `cac-align train {own} {path}`")
+    if own != stage:
+        raise ValueError(f"{path} is a recipe of {own}, received {stage}; run `cac-align train {own} {path}`")

@@ -36,7 +36,7 @@ from pydantic import ValidationError
 
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.core.video import Video
-from cac_align.rewards.build import offered
+from cac_align.rewards.build import reward_choices
 from cac_align.rewards.cac import CaC
 from cac_align.rewards.combine import Combined
 from cac_align.rewards.reward import Reward, Score
@@ -60,7 +60,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServiceSettings:
     """How the service runs.
 
     token: demanded from every caller. roots: folders whose files may be named by path. fps: the rate of videos that come without one
@@ -85,20 +85,21 @@ class Settings:
 # ---- the application -----------------------------------------------------------------------------------------------
 
 
-def create_app(reward: Reward, settings: Settings = Settings(), ledger: Path | None = None) -> FastAPI:
+def create_app(reward: Reward, settings: ServiceSettings = ServiceSettings(), ledger: Path | None = None) -> FastAPI:
     """The service around a reward; ``ledger`` is a JSONL file that caches and keeps every judgement.
 
     Raises ``ValueError`` for a reward that normalises within a prompt's group, or that cannot say who it is.
     """
-    rewards = offered(reward)
+    rewards = reward_choices(reward)
     default = next(iter(rewards))
     plans = {name: plan_of(each) for name, each in rewards.items()}
     _ = [each.provenance for each in rewards.values()]  # read anew for every answer: a server may be exchanged
     if ledger is not None:
+        from cac_align.rewards.cached import cached
         from cac_align.rewards.ledger import Ledger
 
         kept = Ledger(ledger)
-        rewards = {name: kept.wrap(each) for name, each in rewards.items()}
+        rewards = {name: cached(each, kept) for name, each in rewards.items()}
     registry = CollectorRegistry()
     requests_total = Counter(
         "cac_align_requests", "Requests by path and HTTP status", ["path", "status"], registry=registry
@@ -341,7 +342,7 @@ def unsent_frames(video: Video | None) -> tuple[int, ...]:
     return tuple(sorted(set(source.missed))) if isinstance(source, SentFrames) else ()
 
 
-def opened_or_why(part: VideoPart, settings: Settings) -> Video | Score:
+def opened_or_why(part: VideoPart, settings: ServiceSettings) -> Video | Score:
     """The video, or the missing score that says why there is none."""
     try:
         video = open_part(part, settings.roots, settings.limits)
@@ -372,7 +373,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    settings: Settings = Settings(),
+    settings: ServiceSettings = ServiceSettings(),
     ledger: Path | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; what was accepted is finished first.
@@ -401,7 +402,7 @@ def _signals_end_quietly() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def bound(host: str, port: int, settings: Settings) -> socket.socket:
+def bound(host: str, port: int, settings: ServiceSettings) -> socket.socket:
     """The socket to listen on (port 0: any free one). Raises ``ValueError`` as ``serve`` says."""
     if not _loopback(host) and not settings.token:
         raise ValueError(
@@ -418,7 +419,7 @@ def bound(host: str, port: int, settings: Settings) -> socket.socket:
         ) from error
 
 
-def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def uvicorn_config(app: FastAPI, settings: ServiceSettings) -> uvicorn.Config:
     """uvicorn waits ``drain_s`` for requests in work; then the lifespan finishes what nobody waits for any more."""
     drain = max(1, math.ceil(settings.drain_s))
     return uvicorn.Config(app, log_level="info", access_log=False, timeout_graceful_shutdown=drain)

@@ -8,9 +8,9 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
 
-from cac_align.align.recipe import Watch
-from cac_align.align.setup import build_judging, check_launch, prepare
-from cac_align.align.trainer import Run, align
+from cac_align.align.recipe import EvalRecipe
+from cac_align.align.setup import build_async_reward, check_launch, prepare
+from cac_align.align.trainer import AlignRun, align
 from cac_align.rewards.combine import combine
 from tests.support.tiny_flow import Brightness, Still, environment, recipe, write_wan
 from tests.support.two_processes import run_two
@@ -71,8 +71,8 @@ def test_a_watched_prompt_has_one_video_and_a_group_normaliser_needs_two(model, 
     with pytest.raises(
         ValueError, match=re.escape("normalise=group compares the videos of a prompt, and a watched prompt has one")
     ):
-        build_judging(recipe(model, tmp_path, watch=Watch(every=1, prompts=2), **given), tmp_path, 1)
-    assert align(recipe(model, tmp_path, watch=Watch(every=0), **given)).step == 1
+        build_async_reward(recipe(model, tmp_path, eval=EvalRecipe(every=1, prompts=2), **given), tmp_path, 1)
+    assert align(recipe(model, tmp_path, eval=EvalRecipe(every=0), **given)).step == 1
 
 
 class Points(Brightness):
@@ -87,27 +87,27 @@ def points():
 
 def test_local_credit_takes_r_and_no_other_scale(model, tmp_path):
     with pytest.raises(
-        ValueError, match=re.escape("credit_component 'cac' has bounds (1.0, 5.0); local credit takes R in [0, 1]")
+        ValueError, match=re.escape("local_component 'cac' has bounds (1.0, 5.0); local credit takes R in [0, 1]")
     ):
-        build_judging(recipe(model, tmp_path, credit="local", reward=f"{__name__}:points"), tmp_path, 1)
+        build_async_reward(recipe(model, tmp_path, advantages="local", reward=f"{__name__}:points"), tmp_path, 1)
 
 
 def test_nft_asks_for_no_stochastic_window(model, tmp_path):
     """Four steps hold no window of 3 among steps 1 to 6, which only an SDE needs."""
-    Run(recipe(model, tmp_path, objective="nft", sde_window={"size": 3, "first": 1, "last": 6}))
+    AlignRun(recipe(model, tmp_path, objective="nft", sde_window={"size": 3, "first": 1, "last": 6}))
 
 
 def test_an_alarm_outlives_the_call_that_raised_it(model, tmp_path):
-    """tolerance −10: every reading alarms. The same command again does not train past watch.stop, and a finished run still says so."""
+    """tolerance −10: every reading alarms. The same command again does not train past eval.stop, and a finished run still says so."""
     given = recipe(
         model,
         tmp_path,
         steps=2,
-        watch=Watch(every=1, prompts=2, source="tiny_flow:prompts", tolerance=-10.0, stop=True),
+        eval=EvalRecipe(every=1, prompts=2, source="tiny_flow:prompts", tolerance=-10.0, stop=True),
     )
     told = [align(given), align(given)]
     assert [one.step for one in told] == [1, 1] and told[0].alarms == told[1].alarms != ()
-    on = recipe(model, tmp_path, steps=2, watch=Watch(every=1, prompts=2, source="tiny_flow:prompts", tolerance=-10.0))
+    on = recipe(model, tmp_path, steps=2, eval=EvalRecipe(every=1, prompts=2, source="tiny_flow:prompts", tolerance=-10.0))
     done = align(on)
     assert done.step == 2 and set(told[0].alarms) < set(done.alarms) and align(on).alarms == done.alarms
 
@@ -116,10 +116,10 @@ APART = """
 import os, sys
 from pathlib import Path
 from tests.support.tiny_flow import recipe
-from cac_align.cli import leave
-from cac_align.align.trainer import Run
+from cac_align.cli.main import leave
+from cac_align.align.trainer import AlignRun
 try:
-    Run(recipe(sys.argv[1], Path(sys.argv[2]) / os.environ["RANK"], steps=2, micro_batch=2))
+    AlignRun(recipe(sys.argv[1], Path(sys.argv[2]) / os.environ["RANK"], steps=2, micro_batch=2))
 except ValueError as error:
     print(f"{error}\\n", end="", flush=True)
 leave(0)

@@ -17,12 +17,12 @@ from diffusers import WanPipeline
 from safetensors.torch import load_file, save_file
 
 from cac_align.align.lora import copy_of
-from cac_align.align.recipe import Watch, Window
+from cac_align.align.recipe import EvalRecipe, SdeWindow
 from cac_align.align.rollout import sample_with_lora, velocity
 from cac_align.align.sde import log_prob, transition
-from cac_align.align.setup import build_judging
-from cac_align.align.trainer import Run, align
-from cac_align.cli import main
+from cac_align.align.setup import build_async_reward
+from cac_align.align.trainer import AlignRun, align
+from cac_align.cli.main import main
 from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
 from cac_align.generation.wan import Wan
@@ -39,7 +39,7 @@ def model(tmp_path_factory):
 def whole(model, tmp_path_factory):
     """A run that nobody interrupts, with everything that has a state: average, optimizer, two updates per batch."""
     out = tmp_path_factory.mktemp("whole")
-    align(recipe(model, out, ema=0.5))
+    align(recipe(model, out, ema_decay=0.5))
     return out
 
 
@@ -58,10 +58,12 @@ def test_a_run_leaves_what_it_promises(whole):
     log = rows(whole)
     assert [row["step"] for row in log] == [0, 1, 2]
     for row in log:
-        assert row["ratio"] == 1.0 and row["ratio_off"] == 0.0, "recomputed log-probabilities of unchanged weights"
+        assert row["ratio"] == 1.0 and row["max_ratio_error"] == 0.0, (
+            "recomputed log-probabilities of unchanged weights"
+        )
         assert row["videos"] == 8 and row["unscored"] == 0 and row["grad_norm"] > 0 and row["seconds"]["other"] >= 0
-        assert len(row["window"]) == 2 and set(row["window"]) <= {0, 1, 2}
-    assert len({tuple(row["prompts"]) for row in log}) == 3 and len({tuple(row["window"]) for row in log}) > 1
+        assert len(row["sde_steps"]) == 2 and set(row["sde_steps"]) <= {0, 1, 2}
+    assert len({tuple(row["prompts"]) for row in log}) == 3 and len({tuple(row["sde_steps"]) for row in log}) > 1
     assert {path.name for path in (whole / "checkpoints").iterdir()} == {"step-000002", "step-000003"}
     assert (whole / "lora_last").is_dir() and not same(lora(whole), load_last(whole))
     assert len(list((whole / "samples").rglob("*.mp4"))) == 3
@@ -92,7 +94,7 @@ def test_every_advantage_is_linked_to_its_score(whole):
 
 
 def test_an_update_makes_better_videos_likelier_than_worse_ones(model, tmp_path):
-    run = Run(recipe(model, tmp_path, lr=3e-3, prompts_per_step=1, sde_window=Window(0, 0, 2)))
+    run = AlignRun(recipe(model, tmp_path, lr=3e-3, prompts_per_step=1, sde_window=SdeWindow(0, 0, 2)))
     before = run._collect(0, 0, ["a red ball"], (0, 1, 2))
     credits = []
     run._update(0, [before], credits)
@@ -104,7 +106,7 @@ def test_an_update_makes_better_videos_likelier_than_worse_ones(model, tmp_path)
             v = velocity(run.flow, step.x, step.index, rollout.embeds)
             mean = transition("flow", step.x, v, run.flow.schedule.sigmas, step.index, 0.7).mean
             gain += log_prob(step.x_next, mean, step.std) - log_prob(step.x_next, step.mean, step.std)
-    run.judging.close()
+    run.async_reward.close()
     assert (gain * advantage).sum() > 0
     assert gain[advantage.argmax()] > gain[advantage.argmin()]
 
@@ -112,12 +114,12 @@ def test_an_update_makes_better_videos_likelier_than_worse_ones(model, tmp_path)
 def test_bfloat16_recomputes_within_a_thousandth(model, tmp_path):
     align(recipe(model, tmp_path, dtype="bfloat16", steps=1, micro_batch=2))
     (row,) = rows(tmp_path)
-    assert row["ratio_off"] < 1e-3
+    assert row["max_ratio_error"] < 1e-3
 
 
 def test_memory_does_not_grow_with_the_number_of_stochastic_steps(model, tmp_path):
     def most_bytes_at_once(size):
-        run = Run(recipe(model, tmp_path / str(size), sde_window=Window(size, 0, 2)))
+        run = AlignRun(recipe(model, tmp_path / str(size), sde_window=SdeWindow(size, 0, 2)))
         chunk = run._collect(0, 0, ["a red ball"], tuple(range(size)))
         held, most, backward = 0, 0, run._accumulate
 
@@ -135,7 +137,7 @@ def test_memory_does_not_grow_with_the_number_of_stochastic_steps(model, tmp_pat
         run._accumulate = counted
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             run._update(0, [chunk], [])
-        run.judging.close()
+        run.async_reward.close()
         return most
 
     one, three = most_bytes_at_once(1), most_bytes_at_once(3)
@@ -146,8 +148,8 @@ def test_memory_does_not_grow_with_the_number_of_stochastic_steps(model, tmp_pat
     "changes",
     [
         {"objective": "nft", "nft_decay": 0.5, "sampler": "checkpoint"},
-        {"objective": "nft", "credit": "local", "reward": "tiny_flow:located"},
-        {"credit": "local", "reward": "tiny_flow:located"},
+        {"objective": "nft", "advantages": "local", "reward": "tiny_flow:located"},
+        {"advantages": "local", "reward": "tiny_flow:located"},
         {"aggregation": "decoupled", "reward": "tiny_flow:both"},
         {"objective": "nft", "global_std": True},
         {"dynamics": "cps", "kl_beta": 0.1, "normalise_ratio": True, "num_inner_epochs": 2, "lora_ffn": True},
@@ -169,7 +171,7 @@ def test_every_objective_and_option_trains(changes, model, tmp_path):
     if "kl_beta" in changes:
         assert log[0]["kl"] > 0, "the second update of the first batch has left the reference"
     elif "objective" not in changes:
-        assert log[1]["ratio_off"] == 0.0
+        assert log[1]["max_ratio_error"] == 0.0
     if "reward" in changes:
         assert set(log[0]["components"]) == set(log[0]["shares"]) and sum(log[0]["shares"].values()) == pytest.approx(1)
     if "shared_noise" in changes:
@@ -179,19 +181,19 @@ def test_every_objective_and_option_trains(changes, model, tmp_path):
 
 def _first_steps(model, folder, changes):
     """The first stochastic step of a new run's groups, a micro-batch each."""
-    run = Run(recipe(model, folder / "again", micro_batch=4, group_size=4, **changes))
+    run = AlignRun(recipe(model, folder / "again", micro_batch=4, group_size=4, **changes))
     try:
         chunk = run._collect(0, 0, run.prompts[:1], (1, 2))
         return [rollout.steps[0] for rollout in chunk.rollouts]
     finally:
-        run.judging.close()
+        run.async_reward.close()
 
 
 def test_the_lora_loads_with_diffusers_and_makes_the_same_velocities(whole, model):
     from diffusers import WanPipeline
 
-    run = Run(recipe(model, whole, ema=0.5))  # resumes at the end: its average is what was saved
-    run.judging.close()
+    run = AlignRun(recipe(model, whole, ema_decay=0.5))  # resumes at the end: its average is what was saved
+    run.async_reward.close()
     pipeline = WanPipeline.from_pretrained(model)
     pipeline.load_lora_weights(str(whole / "lora"))
     x = torch.randn(2, 4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -236,20 +238,20 @@ def test_a_lora_that_finds_no_place_is_an_error_and_not_the_base_models_videos(w
 
 
 def test_the_same_prompts_and_seeds_are_watched_before_and_after(model, tmp_path):
-    watched = Watch(every=2, prompts=3, source="tiny_flow:prompts", reward="tiny_flow:Still", tolerance=0.0)
-    given = recipe(model, tmp_path, steps=2, lr=5e-2, watch=watched, micro_batch=3)
+    watched = EvalRecipe(every=2, prompts=3, source="tiny_flow:prompts", reward="tiny_flow:Still", tolerance=0.0)
+    given = recipe(model, tmp_path, steps=2, lr=5e-2, eval=watched, micro_batch=3)
     outcome = align(given)
-    readings = [json.loads(line) for line in (tmp_path / "watch.jsonl").read_text().splitlines()]
+    readings = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
     assert [reading["step"] for reading in readings] == [0, 2]
     assert readings[0]["total"] != readings[1]["total"] and readings[0]["held_out"] is not None
-    names = [sorted(p.name for p in (tmp_path / "watch" / f"step-00000{n}").glob("*.mp4")) for n in (0, 2)]
+    names = [sorted(p.name for p in (tmp_path / "eval" / f"step-00000{n}").glob("*.mp4")) for n in (0, 2)]
     assert names[0] == names[1] and len(names[0]) == 3
-    listed = [json.loads(line) for line in (tmp_path / "watch/step-000002/prompts.jsonl").read_text().splitlines()]
+    listed = [json.loads(line) for line in (tmp_path / "eval/step-000002/prompts.jsonl").read_text().splitlines()]
     assert sorted(row["video"] for row in listed) == names[0]
     fell = readings[1]["motion"] < readings[0]["motion"]
     assert any("move" in sentence for sentence in outcome.alarms) == fell
-    hashes = {Video.open(file).content_hash for file in (tmp_path / "watch").rglob("*.mp4")}
-    judged = {row["video_hash"] for row in Ledger(tmp_path / "watch" / "ledger.jsonl").rows() if "score" in row}
+    hashes = {Video.open(file).content_hash for file in (tmp_path / "eval").rglob("*.mp4")}
+    judged = {row["video_hash"] for row in Ledger(tmp_path / "eval" / "ledger.jsonl").rows() if "score" in row}
     assert judged == hashes  # the report finds every judgement by its file
     # Before training they are what the checkpoint's own pipeline makes of the same prompts and seeds.
     wan = Wan.load(model, device="cpu", num_frames=given.num_frames)
@@ -258,15 +260,15 @@ def test_the_same_prompts_and_seeds_are_watched_before_and_after(model, tmp_path
         write_mp4(tmp_path / "own.mp4", video.frames(range(len(video))).pixels, video.fps)
         assert (
             Video.open(tmp_path / "own.mp4").content_hash
-            == Video.open(tmp_path / "watch/step-000000" / row["video"]).content_hash
+            == Video.open(tmp_path / "eval/step-000000" / row["video"]).content_hash
         )
 
 
 @pytest.mark.parametrize(("seed", "lr", "rises"), [(1, 2e-2, True), (0, 6e-2, False)])
 def test_the_lora_with_the_highest_watched_total_is_kept(seed, lr, rises, model, tmp_path):
-    watched = Watch(every=1, prompts=4, source="tiny_flow:prompts")
-    align(recipe(model, tmp_path, seed=seed, steps=3, lr=lr, save_every=1, watch=watched))
-    totals = [json.loads(line)["total"] for line in (tmp_path / "watch.jsonl").read_text().splitlines()]
+    watched = EvalRecipe(every=1, prompts=4, source="tiny_flow:prompts")
+    align(recipe(model, tmp_path, seed=seed, steps=3, lr=lr, save_every=1, eval=watched))
+    totals = [json.loads(line)["total"] for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
     kept = tmp_path / "lora_best" / "pytorch_lora_weights.safetensors"
     assert (int(np.argmax(totals)) == 3, int(np.argmax(totals)) == 0) == (rises, not rises), totals
     assert kept.exists() == rises, "a LoRA is called best only where it has beaten the model before training"
@@ -278,7 +280,7 @@ def test_the_lora_with_the_highest_watched_total_is_kept(seed, lr, rises, model,
 
 
 def test_a_run_cut_between_steps_ends_with_the_same_lora(whole, model, tmp_path):
-    cut = recipe(model, tmp_path, ema=0.5)
+    cut = recipe(model, tmp_path, ema_decay=0.5)
     assert align_until(cut, 1).lora is None
     torch.manual_seed(99)  # a new process has another random state
     align(cut)
@@ -287,7 +289,7 @@ def test_a_run_cut_between_steps_ends_with_the_same_lora(whole, model, tmp_path)
 
 
 def align_until(given, step):
-    return Run(given).go(stop_after=step)
+    return AlignRun(given).train(stop_after=step)
 
 
 def without_time(row):
@@ -295,7 +297,7 @@ def without_time(row):
 
 
 def test_a_half_judged_batch_is_not_judged_again(whole, model, tmp_path):
-    cut = recipe(model, tmp_path, ema=0.5)
+    cut = recipe(model, tmp_path, ema_decay=0.5)
     Brightness.fail_after = 12  # in the middle of the second step: its first group is judged, its second is not
     with pytest.raises(KeyboardInterrupt):
         align(cut)
@@ -320,14 +322,14 @@ def test_a_step_at_learning_rate_zero_teaches_nothing_and_other_steps_are_anothe
 
 def test_a_run_without_a_checkpoint_keeps_its_folder_to_itself(model, tmp_path):
     """The reading before training lies there from the first minute on, and is what every later one is compared with."""
-    given = recipe(model, tmp_path, steps=2, save_every=2, watch=Watch(every=2, prompts=1))
+    given = recipe(model, tmp_path, steps=2, save_every=2, eval=EvalRecipe(every=2, prompts=1))
     align_until(given, 1)
-    before = (tmp_path / "watch.jsonl").read_text()
+    before = (tmp_path / "eval.jsonl").read_text()
     assert before and not (tmp_path / "checkpoints").exists()
-    with pytest.raises(ValueError, match="another recipe \\(seed, watch differ; seed was 0, now 7\\)"):
-        align(replace(given, seed=7, watch=Watch(every=2, prompts=2)))
+    with pytest.raises(ValueError, match="another recipe \\(seed, eval.prompts differ; seed was 0, now 7\\)"):
+        align(replace(given, seed=7, eval=EvalRecipe(every=2, prompts=2)))
     align(replace(given, save_every=1))  # may change
-    assert (tmp_path / "watch.jsonl").read_text().startswith(before)
+    assert (tmp_path / "eval.jsonl").read_text().startswith(before)
 
 
 def test_what_stands_behind_the_names_may_not_change_either(model, tmp_path):
@@ -357,21 +359,18 @@ def test_folders_of_other_runs_are_refused(model, tmp_path):
     (tmp_path / "stage").mkdir()
     (tmp_path / "stage" / "recipe.json").write_text('{"run.lr": 0.1}')
     with pytest.raises(ValueError, match="holds a run of Best-of-N; choose another out="):
-        Run(recipe(model, tmp_path / "best"))
+        AlignRun(recipe(model, tmp_path / "best"))
     with pytest.raises(ValueError, match="holds another kind of run"):
-        Run(recipe(model, tmp_path / "stage"))
+        AlignRun(recipe(model, tmp_path / "stage"))
 
 
 def test_a_checkpoint_older_than_a_key_of_the_recipe_goes_on(model, tmp_path):
     given = recipe(model, tmp_path, steps=2, save_every=1)
     align_until(given, 1)
-    state = tmp_path / "checkpoints" / "step-000001" / "state.pt"
-    stored = torch.load(state, weights_only=True)
-    older = {name: value for name, value in json.loads(stored["recipe"]).items() if name != "min_lr_ratio"}
-    torch.save(stored | {"recipe": json.dumps(older)}, state)
-    with pytest.raises(
-        ValueError, match="another recipe \\(min_lr_ratio, steps differ; min_lr_ratio was 1.0, now 0.5\\)"
-    ):
+    claim = json.loads((tmp_path / "recipe.json").read_text())
+    del claim["recipe"]["min_lr_ratio"]
+    (tmp_path / "recipe.json").write_text(json.dumps(claim))
+    with pytest.raises(ValueError, match="another recipe \\(min_lr_ratio differ; min_lr_ratio was 1.0, now 0.5\\)"):
         align(replace(given, min_lr_ratio=0.5))
     align(given)
     assert len(rows(tmp_path)) == 2
@@ -384,7 +383,7 @@ def test_sigkill_anywhere_and_the_same_command_end_in_the_same_lora(whole, model
         "-m",
         "cac_align.cli",
         "align",
-        write_recipe(recipe(model, tmp_path / "run", ema=0.5), tmp_path),
+        write_recipe(recipe(model, tmp_path / "run", ema_decay=0.5), tmp_path),
     ]
     running = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     log = tmp_path / "run" / "log.jsonl"
@@ -403,7 +402,7 @@ def test_sigkill_anywhere_and_the_same_command_end_in_the_same_lora(whole, model
 
 
 def test_videos_that_are_not_finite_skip_the_step_are_kept_and_end_the_run(model, tmp_path):
-    run = Run(recipe(model, tmp_path, steps=5, max_skipped=1))
+    run = AlignRun(recipe(model, tmp_path, steps=5, max_skipped=1))
     with torch.no_grad():
         for weight in (
             run.lora.values()
@@ -413,7 +412,7 @@ def test_videos_that_are_not_finite_skip_the_step_are_kept_and_end_the_run(model
     with pytest.raises(
         ValueError, match=re.escape("2 steps were skipped (max_skipped is 1), the last because 8 videos are not finite")
     ):
-        run.go()
+        run.train()
     assert [row["skipped"] for row in rows(tmp_path)] == ["8 videos are not finite"] * 2
     kept = torch.load(tmp_path / "inspect" / "step-000001-0.pt", weights_only=True)
     assert len(kept["rollouts"]) == 2 and kept["rollouts"][0]["latents"].isnan().any()
@@ -421,10 +420,10 @@ def test_videos_that_are_not_finite_skip_the_step_are_kept_and_end_the_run(model
 
 
 def test_gradients_that_are_not_finite_leave_the_weights_alone(model, tmp_path):
-    run = Run(recipe(model, tmp_path, steps=1))
+    run = AlignRun(recipe(model, tmp_path, steps=1))
     before = copy_of(run.lora)
     handle = run.lora[next(iter(run.lora))].register_hook(lambda grad: grad * float("inf"))
-    run.go()
+    run.train()
     handle.remove()
     (row,) = rows(tmp_path)
     assert "the gradient's norm is" in row["skipped"] and row["ratio"] == 1.0
@@ -437,7 +436,9 @@ def test_a_reward_that_fails_stops_the_run_with_its_own_words_and_changes_nothin
     with pytest.raises(ValueError, match=re.escape(told)):
         align(broken)
     for row in rows(tmp_path):
-        assert row["unscored"] == 8 and row["zero_std_groups"] == 2 and row["live"] == 0 and "score" not in row
+        assert (
+            row["unscored"] == 8 and row["zero_std_groups"] == 2 and row["trained_videos"] == 0 and "score" not in row
+        )
     mended = replace(broken, reward="tiny_flow:Brightness")
     with pytest.raises(ValueError, match="another recipe \\(reward differ; reward was 'tiny_flow:Broken'"):
         align(mended)
@@ -446,21 +447,19 @@ def test_a_reward_that_fails_stops_the_run_with_its_own_words_and_changes_nothin
 def test_a_full_disk_is_said_and_the_run_resumes(whole, model, tmp_path, monkeypatch):
     import errno
 
-    from cac_align.align import checkpoint as state
-
     real = torch.save
 
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(state.torch, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     with pytest.raises(
         ValueError, match="No space left on device; free space or mend the path, then run the same command"
     ):
-        align(recipe(model, tmp_path, ema=0.5))
+        align(recipe(model, tmp_path, ema_decay=0.5))
     assert not list((tmp_path / "checkpoints").iterdir()), "no half of a checkpoint stays"
-    monkeypatch.setattr(state.torch, "save", real)
-    align(recipe(model, tmp_path, ema=0.5))
+    monkeypatch.setattr(torch, "save", real)
+    align(recipe(model, tmp_path, ema_decay=0.5))
     assert same(lora(whole), lora(tmp_path))
 
 
@@ -470,7 +469,7 @@ def test_a_folder_that_is_not_wan_is_refused(model, tmp_path):
     index = json.loads((other / "model_index.json").read_text())
     (other / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
     with pytest.raises(ValueError, match="expected a Wan text-to-video checkpoint"):
-        Run(recipe(other, tmp_path))
+        AlignRun(recipe(other, tmp_path))
 
 
 def test_a_wan_of_two_transformers_is_refused(model, tmp_path):
@@ -484,13 +483,13 @@ def test_a_wan_of_two_transformers_is_refused(model, tmp_path):
     with pytest.raises(
         ValueError, match=r"two transformers, one for high and one for low noise \(boundary_ratio 0.875\)"
     ):
-        Run(recipe(tmp_path / "two", tmp_path / "out"))
+        AlignRun(recipe(tmp_path / "two", tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"sde_window": Window(2, 1, 3)}, "sde_window needs 0 <= first <= last <= 2"),
+        ({"sde_window": SdeWindow(2, 1, 3)}, "sde_window needs 0 <= first <= last <= 2"),
         ({"prompts_per_step": 7}, "prompts_per_step is 7, but there are only 6 prompts"),
         ({"height": 20}, "height must be a positive multiple of 16"),
         ({"reward": "no.yaml"}, "no.yaml: no such recipe file"),
@@ -500,34 +499,34 @@ def test_a_wan_of_two_transformers_is_refused(model, tmp_path):
 )
 def test_a_recipe_that_cannot_run_is_refused_at_once(changes, told, model, tmp_path):
     with pytest.raises(ValueError, match=re.escape(told)):
-        Run(recipe(model, tmp_path, **changes))
+        AlignRun(recipe(model, tmp_path, **changes))
 
 
 def test_local_credit_follows_the_boxes_of_its_own_component(model, tmp_path):
     """Two judges with boxes: the first one's would be charged with the second one's score."""
-    given = recipe(model, tmp_path, credit="local", reward=str(tmp_path / "two.yaml"))
+    given = recipe(model, tmp_path, advantages="local", reward=str(tmp_path / "two.yaml"))
     boxes = "{kind: 'tiny_flow:Boxes'}"
     (tmp_path / "two.yaml").write_text(f"components: {{first: {{kind: 'tiny_flow:Corner'}}, cac: {boxes}}}\n")
-    judging = build_judging(given, tmp_path / "out", 1)
+    async_reward = build_async_reward(given, tmp_path / "out", 1)
     pixels = np.zeros((5, 16, 16, 3), np.uint8)
     pixels[:, 8:, 8:] = 200  # Boxes marks the bright corner, Corner always the other one
-    ((score, _),) = judging.wait(judging.submit(["a"], [Video.open(pixels, fps=16)]))
-    judging.close()
+    ((score, _),) = async_reward.wait(async_reward.submit(["a"], [Video.open(pixels, fps=16)]))
+    async_reward.close()
     ((box,),) = score.evidence.anomalies[0].boxes.values()
     assert (box.xmin, box.ymin) == (500, 500)
 
 
 def test_local_credit_needs_a_component_with_boxes(model, tmp_path):
-    with pytest.raises(ValueError, match="credit_component 'cac' is no component of the reward; it has brightness"):
-        align(recipe(model, tmp_path, credit="local", steps=1))
+    with pytest.raises(ValueError, match="local_component 'cac' is no component of the reward; it has brightness"):
+        align(recipe(model, tmp_path, advantages="local", steps=1))
 
 
 def test_the_command_line(model, tmp_path, capsys):
     path = write_recipe(recipe(model, "unused", steps=1), tmp_path)
-    assert main(["align", path, f"out={tmp_path / 'run'}", "group_size=2"]) == 0
+    assert main(["align", path, "--set", f"out={tmp_path / 'run'}", "--set", "group_size=2"]) == 0
     captured = capsys.readouterr()
     assert captured.out.strip() == str(tmp_path / "run" / "lora") and "step 1/1" in captured.err
-    assert main(["align", path, "group_sise=2"]) == 2
+    assert main(["align", path, "--set", "group_sise=2"]) == 2
     assert "did you mean 'group_size'" in capsys.readouterr().err
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cac_align import cli
-from cac_align.cac.judge_settings import settings_of, write_settings
-from cac_align.cli import _parser, main
-from cac_align.cli.judging import judge_names
-from cac_align.cli.scoring import chunks, score_files, score_table, video_prompts
+from cac_align.cac.judge_settings import read_two_turn, write_settings
+from cac_align.cli import annotate, serve
+from cac_align.cli import main as main_module
+from cac_align.cli.evaluate import judge_names
+from cac_align.cli.main import build_parser, main
+from cac_align.cli.score import chunks, score_files, score_table, video_prompts
 from cac_align.core.encoding import write_mp4
 from cac_align.core.weights import shipped
 from cac_align.rewards.combine import combine
@@ -173,7 +174,7 @@ def test_wrong_input_is_one_sentence_and_status_2(arguments, told, capsys):
 def test_a_port_that_there_is_not(verb, port, capsys):
     with pytest.raises(SystemExit):
         main([*verb.split(), "--port", port])
-    assert f"{port} is no port; expected 0 to 65535" in capsys.readouterr().err or port == "-1"
+    assert f"{port} is not a port; expected a number from 0 to 65535" in capsys.readouterr().err or port == "-1"
 
 
 def test_a_run_is_reported_by_its_ledger_alone(tmp_path, capsys):
@@ -250,7 +251,7 @@ VERBS = {
 
 def test_the_verbs_are_these():
     """Adding a verb is a conscious act."""
-    choices = next(action.choices for action in _parser()._actions if action.dest == "verb")
+    choices = next(action.choices for action in build_parser()._actions if action.dest == "verb")
     assert set(choices) == VERBS
 
 
@@ -263,7 +264,7 @@ def test_every_verb_has_help(verb, capsys):
 
 @pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
 def test_a_verbs_cpu_threads_sleep_while_they_wait_unless_told_otherwise(given, policy):
-    code = "import os, sys; from cac_align.cli import main; print('torch' in sys.modules); main(['score', 'none.mp4', '--prompt', 'x'])"
+    code = "import os, sys; from cac_align.cli.main import main; print('torch' in sys.modules); main(['score', 'none.mp4', '--prompt', 'x'])"
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | given
     shown = environment | {
         "OMP_DISPLAY_ENV": "TRUE"
@@ -275,7 +276,8 @@ def test_a_verbs_cpu_threads_sleep_while_they_wait_unless_told_otherwise(given, 
 
 
 def test_score_judges_a_real_mp4_with_the_shipped_qwen3_vl_through_its_real_processor(tmp_path, capsys):
-    from cac_align.miniature.world.world import STUDIO, make_clip
+    from cac_align.miniature.world.settings import STUDIO
+    from cac_align.miniature.world.world import make_clip
 
     paths = []
     for seed in (2_000_000, 2_000_001):
@@ -344,21 +346,22 @@ def test_records_that_are_none_are_named(verb, content, told, tmp_path, capsys):
 
 def test_a_judge_is_calibrated_on_annotated_records(tmp_path, capsys):
     """The real judge on real files: what is fitted stands in its folder, and the next load takes it."""
-    from cac_align.miniature.world.world import PLAYGROUND, write_world
+    from cac_align.miniature.world.settings import PLAYGROUND
+    from cac_align.miniature.world.world import write_world
     from cac_align.rewards.cac import CaC
 
     folder = tmp_path / "judge"
     shutil.copytree(shipped("cac"), folder)
-    write_settings(folder, settings_of(shipped("cac")))
+    write_settings(folder, read_two_turn(shipped("cac")))
     records = write_world(16, 1_460_000, tmp_path / "world", PLAYGROUND)
-    views = ["--set", f"components.cac.model={folder}", "--set", "components.cac.views=[as_is,later]"]
-    again = ["evaluate", "calibrate", str(records), *views, "--ledger", str(tmp_path / "ledger.jsonl")]
+    judge = ["--set", f"components.cac.model={folder}", "--set", "components.cac.tta=[as_is,later]"]
+    again = ["evaluate", "calibrate", str(records), *judge, "--ledger", str(tmp_path / "ledger.jsonl")]
     assert main([*again, "--write", str(folder), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["n"], told["abnormal"], told["views"]) == (16, 0.5, ["as_is", "later"]) and told["loss"] < told[
+    assert (told["n"], told["abnormal"], told["tta"]) == (16, 0.5, ["as_is", "later"]) and told["loss"] < told[
         "loss_before"
     ]
-    made = CaC.load(str(folder), views=("as_is", "later"))
+    made = CaC.load(str(folder), tta=("as_is", "later"))
     assert (made.temperature, made.threshold) == (told["temperature"], told["threshold"]) != (1.0, 0.0)
     # A damaged video costs itself and is counted; a folder that is no judge's, and a recipe without CaC, are named before anything runs.
     video = next((tmp_path / "world" / "videos").iterdir())
@@ -411,7 +414,8 @@ def test_a_package_of_an_extra_that_is_missing_is_named_with_it(verb, missing, e
     def run(options):
         raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
 
-    monkeypatch.setattr(cli, "_late", lambda module, name: run)
+    monkeypatch.setattr(serve, "run_serve", run)
+    monkeypatch.setattr(annotate, "run_annotate", run)
     arguments = {"serve": ["serve"], "annotate": ["annotate", "folder"]}[verb]
     assert main(arguments) == 2
     assert (
@@ -424,7 +428,7 @@ def test_a_module_of_our_own_that_is_missing_is_a_fault_and_shown_whole(monkeypa
     def run(options):
         raise ModuleNotFoundError("No module named 'cac_align.gone'", name="cac_align.gone")
 
-    monkeypatch.setattr(cli, "_late", lambda module, name: run)
+    monkeypatch.setattr(serve, "run_serve", run)
     with pytest.raises(ModuleNotFoundError):
         main(["serve"])
 
@@ -433,7 +437,7 @@ ENDS = """
 import atexit, os, sys
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from cac_align import cli
+from cac_align.cli.main import program
 torch.distributed.init_process_group("gloo")
 model = DistributedDataParallel(torch.nn.Linear(2, 2))  # keeps the group, and gloo's threads, whatever is destroyed
 atexit.register(print, "at the exit")
@@ -442,7 +446,7 @@ class Late:
         print("taken apart")
 kept = sys.kept = Late()
 sys.argv[1:] = ["world", "--n", "2", "--out", sys.argv[1] + os.environ["RANK"]]
-cli.program()
+program()
 """
 
 
@@ -458,5 +462,5 @@ def test_a_program_on_several_processes_ends_before_the_interpreter_is_taken_apa
 def test_an_exit_status_is_the_verbs(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["cac-align", "align", "nowhere.yaml"])
     with pytest.raises(SystemExit) as ended:
-        cli.program()
+        main_module.program()
     assert ended.value.code == 2 and "nowhere.yaml" in capsys.readouterr().err

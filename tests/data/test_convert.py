@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cac_align.cli import main
+from cac_align.cli.main import main
 from cac_align.core.judgement import Anomaly, Box, Window
 from cac_align.data.convert import from_coco, one_per_video, to_coco
 from cac_align.data.records import Record, read_records, write_records

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cac_align.cli import main
+from cac_align.cli.main import main
 from cac_align.core.encoding import write_mp4
 from cac_align.core.judgement import Anomaly, Box, Window
 from cac_align.core.video import Video

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from cac_align.cli import main
+from cac_align.cli.main import main
 from cac_align.core.video import Video
 from cac_align.data.records import Record, read_records
 from cac_align.data.synthesis.questions import open_video

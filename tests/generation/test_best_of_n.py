@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cac_align.cli import main, selecting
+from cac_align.cli import best_of_n as best_of_n_verb
+from cac_align.cli.main import main
 from cac_align.core.encoding import write_mp4
 from cac_align.core.judgement import Anomaly, Judgement, Window
 from cac_align.core.video import Video
@@ -228,7 +229,7 @@ def test_another_prompt_file_into_the_same_folder_keeps_the_former_prompts(tmp_p
     rows = [json.loads(line) for line in (tmp_path / "selection.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == ["a dog", "a ball", "a hand"]
     (tmp_path / "prompts.txt").write_text("a dog\na ball\na dog\n")
-    monkeypatch.setattr(selecting, "_selections", lambda *_: [*told, told[0]])
+    monkeypatch.setattr(best_of_n_verb, "_selections", lambda *_: [*told, told[0]])
     assert main(["best-of-n", "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path), "--json"]) == 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows[:2]  # of this call only
 

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from cac_align.cli import main
+from cac_align.cli.main import main
 from cac_align.generation.best_of_n import Selection
 from cac_align.miniature.demo import demo, lines, playground_prompts, summarise
 from cac_align.miniature.oracle.oracle import Verdict
-from cac_align.miniature.world.world import PROMPT_SEEDS, parse_prompt
+from cac_align.miniature.world.grammar import parse_prompt
+from cac_align.miniature.world.settings import PROMPT_SEEDS
 from cac_align.rewards.reward import Score
 
 

@@ -22,6 +22,7 @@ from cac_align.plugins.evidence import (
     telling_frames,
 )
 from cac_align.rewards.combine import combine
+from cac_align.rewards.cached import cached
 from cac_align.rewards.ledger import Ledger, score_key
 from cac_align.rewards.reward import Score
 from tests.support.hosting import Brightness, clip
@@ -49,7 +50,7 @@ class Judge:
 def run(tmp_path):
     """Two steps: a bright and a dark clip, then the dark one unscored beside a clip that is gone."""
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    judge = ledger.wrap(Judge())
+    judge = cached(Judge(), ledger)
     videos = []
     for level in (240, 60, 200):
         path = tmp_path / f"{level}.mp4"
@@ -195,7 +196,7 @@ def test_weights_and_biases_gets_the_same(run, monkeypatch, tmp_path):
 
 def test_component_shares_are_those_of_the_combination(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    reward = ledger.wrap(combine({"a": Brightness(), "b": Judge()}))
+    reward = cached(combine({"a": Brightness(), "b": Judge()}), ledger)
     videos = [Video.open(clip(level, 17), fps=16) for level in (200, 100)]
     reward(["p", "p"], videos)
     items = read_evidence(tmp_path / "ledger.jsonl")

@@ -13,7 +13,7 @@ from cac_align.core.video import Video
 from cac_align.plugins import host
 from cac_align.plugins.failure import Unscored
 from cac_align.plugins.host import Hosted, Wiring, hosted, open_pixels
-from cac_align.rewards.build import offered
+from cac_align.rewards.build import reward_choices
 from tests.support import hosting
 from tests.support.hosting import Brightness, clip, group_normalised, scripted, serving
 
@@ -49,7 +49,7 @@ def test_a_reward_is_built_once_per_process_whoever_asks(monkeypatch):
 
 def test_components_are_normalised_as_in_the_whole():
     values = {
-        name: reward(["p"], [Video.open(clip(240), fps=16)])[0].value for name, reward in offered(scripted()).items()
+        name: reward(["p"], [Video.open(clip(240), fps=16)])[0].value for name, reward in reward_choices(scripted()).items()
     }
     assert values == {"unified+cac": pytest.approx(0.825), "unified": pytest.approx(0.75), "cac": pytest.approx(0.9)}
     with pytest.raises(ValueError, match="has no component 'vq'; it offers unified\\+cac, unified, cac"):
@@ -62,17 +62,17 @@ def test_components_are_normalised_as_in_the_whole():
 def test_a_reward_alone_reaches_hosts_on_zero_to_one_too():
     """UnifiedReward says 1 to 5; a host that adds it to CaC would weigh it fourfold."""
     unified = scripted().components["unified"]
-    (alone,) = offered(unified).values()
+    (alone,) = reward_choices(unified).values()
     assert unified.bounds == (1.0, 5.0) and alone.bounds == (0.0, 1.0)
     assert alone(["p"], [Video.open(clip(240), fps=16)])[0].value == pytest.approx(0.75)
     cac = scripted().components["cac"]
-    assert offered(cac) == {cac.name: cac}  # where it lies already
+    assert reward_choices(cac) == {cac.name: cac}  # where it lies already
 
 
 def test_a_url_means_the_service(monkeypatch):
-    from cac_align.serving.app import Settings
+    from cac_align.serving.app import ServiceSettings
 
-    with serving(scripted(), Settings(token="s3cret")) as (url, _):
+    with serving(scripted(), ServiceSettings(token="s3cret")) as (url, _):
         monkeypatch.setenv("JUDGE_TOKEN", "s3cret")
         reward = hosted(Wiring(reward=url, component="cac", token_env="JUDGE_TOKEN", timeout_s=9), "test")
         assert reward.numbers(["p"], [floats(240)]) == [pytest.approx(0.9)]

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from cac_align.core.video import Video
-from cac_align.serving.app import Settings
+from cac_align.serving.app import ServiceSettings
 from cac_align.serving.batcher import Scoring
 from cac_align.serving.wire import frames_part
 from tests.support.hosting import Brightness, clip, occupied, serving
@@ -25,7 +25,7 @@ def ask(url, item, timeout_s=20.0):
 def test_a_client_that_gives_up_and_asks_again_joins_its_own_request():
     reward = Brightness(delay_s=1.0)
     with (
-        serving(reward, Settings(batch_size=1)) as (url, _),
+        serving(reward, ServiceSettings(batch_size=1)) as (url, _),
         occupied(reward, lambda: ask(url, frames_item("first"))),
     ):
         item = frames_item("same")

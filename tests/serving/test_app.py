@@ -22,7 +22,7 @@ from cac_align.cac.verdict_only import VerdictOnly
 from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
 from cac_align.rewards.cac import CaC
-from cac_align.serving.app import Settings, bound, create_app, plan_of, serve, token_fits
+from cac_align.serving.app import ServiceSettings, bound, create_app, plan_of, serve, token_fits
 from cac_align.serving.wire import PACKED, FilePart, FramePlan, Item, Limits, ScoreRequest, frames_part, pack, unpack
 from tests.support.hosting import Brightness, clip, group_normalised, occupied, scripted, serving
 
@@ -55,7 +55,7 @@ def mp4(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(mp4):
-    with serving(Brightness(), Settings(roots=(mp4.parent,))) as (url, _):
+    with serving(Brightness(), ServiceSettings(roots=(mp4.parent,))) as (url, _):
         yield url
 
 
@@ -143,7 +143,7 @@ def test_wrong_messages_are_typed_errors(url):
 
 def test_limits_bound_bodies_items_frames_and_pixels():
     limits = Limits(max_body_bytes=200_000, max_items=2, max_frames=16, max_pixels=36 * 36)
-    with serving(Brightness(), Settings(limits=limits)) as (url, _):
+    with serving(Brightness(), ServiceSettings(limits=limits)) as (url, _):
         small = {"prompt": "p", "video": frames_item(num_frames=9)["video"]}
         small_video = Video.open(clip(num_frames=9, height=32, width=32), fps=16)
         fits = {"prompt": "p", "video": frames_part(small_video, tuple(range(9))).model_dump(mode="json")}
@@ -160,7 +160,7 @@ def test_limits_bound_bodies_items_frames_and_pixels():
 
 def test_a_full_queue_answers_429_with_retry_after_and_loses_nothing():
     reward = Brightness(delay_s=0.15)
-    with serving(reward, Settings(batch_size=1, limits=Limits(max_queued=2))) as (url, _):
+    with serving(reward, ServiceSettings(batch_size=1, limits=Limits(max_queued=2))) as (url, _):
         answers = []
         threads = [
             threading.Thread(target=lambda n=n: answers.append(ask(url, frames_item(f"ball {n}")))) for n in range(8)
@@ -179,7 +179,7 @@ def test_a_full_queue_answers_429_with_retry_after_and_loses_nothing():
 def test_waiting_videos_are_scored_together_and_in_order():
     reward = Brightness(delay_s=0.1)
     with (
-        serving(reward, Settings(batch_size=8)) as (url, _),
+        serving(reward, ServiceSettings(batch_size=8)) as (url, _),
         occupied(reward, lambda: ask(url, frames_item("first"))),
     ):
         results = {}
@@ -202,7 +202,7 @@ def test_waiting_videos_are_scored_together_and_in_order():
 
 def test_a_stuck_reward_times_out_and_health_says_so():
     reward = Brightness(delay_s=1.0)
-    with serving(reward, Settings(timeout_s=0.2)) as (url, _):
+    with serving(reward, ServiceSettings(timeout_s=0.2)) as (url, _):
         answer = ask(url, frames_item()).json()["scores"][0]
         assert answer["score"] is None and "timed out: the service gave it 0.2 s" in answer["error"]
         stuck = httpx.get(f"{url}/health")
@@ -213,7 +213,7 @@ def test_stopping_finishes_what_was_accepted():
     reward = Brightness(delay_s=0.4)
     reward.lock.acquire()  # nothing is judged before all three are in
     answers = []
-    with serving(reward, Settings(batch_size=1)) as (url, server):
+    with serving(reward, ServiceSettings(batch_size=1)) as (url, server):
         threads = [
             threading.Thread(target=lambda n=n: answers.append(ask(url, frames_item(f"ball {n}")))) for n in range(3)
         ]
@@ -278,7 +278,7 @@ def test_metrics_count_requests_and_videos(url):
 
 
 def test_unirl_format(mp4):
-    with serving(scripted(), Settings(roots=(mp4.parent,))) as (url, _):
+    with serving(scripted(), ServiceSettings(roots=(mp4.parent,))) as (url, _):
         by_bytes = {
             "history": [{"text": "p", "video_b64": b64(mp4.read_bytes())}],
             "required_rewards": ["cac", "unified+cac"],
@@ -323,7 +323,7 @@ def test_flow_factory_format(url):
 
 
 def test_a_token_is_demanded_as_bearer_or_basic():
-    with serving(Brightness(), Settings(token="s3cret")) as (url, _):
+    with serving(Brightness(), ServiceSettings(token="s3cret")) as (url, _):
         for path in ("/metrics",):
             assert httpx.get(url + path).status_code == 401
             assert httpx.get(url + path, headers={"Authorization": "Bearer s3cret"}).status_code == 200
@@ -345,8 +345,8 @@ def test_an_open_address_without_token_is_refused(tmp_path):
     with pytest.raises(ValueError, match="set a token"):
         serve(Brightness(), host="0.0.0.0", port=0)
     with pytest.raises(ValueError, match="not a folder"):
-        serve(Brightness(), port=0, settings=Settings(roots=(tmp_path / "nowhere",)))
-    with bound("127.0.0.1", 0, Settings()) as taken, pytest.raises(ValueError, match="choose another port"):
+        serve(Brightness(), port=0, settings=ServiceSettings(roots=(tmp_path / "nowhere",)))
+    with bound("127.0.0.1", 0, ServiceSettings()) as taken, pytest.raises(ValueError, match="choose another port"):
         serve(Brightness(), port=taken.getsockname()[1])
 
 

@@ -19,10 +19,11 @@ from PIL import Image
 from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
 from cac_align.rewards.cac import CaC
+from cac_align.rewards.cached import cached
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Reward, Score
 from cac_align.rewards.unified import UnifiedReward
-from cac_align.serving.app import Settings
+from cac_align.serving.app import ServiceSettings
 from cac_align.serving.client import RemoteReward
 from cac_align.serving.wire import FramesPart, Limits, frames_part, opened_frames
 from cac_align.vlm.protocol import Message
@@ -119,7 +120,7 @@ def test_files_travel_as_files_or_paths(tmp_path):
     path = tmp_path / "clip.mp4"
     write_mp4(path, clip(200, 17, 64, 64), fps=16)
     video = Video.open(path)
-    with serving(Brightness(), Settings(roots=(tmp_path,))) as (url, _):
+    with serving(Brightness(), ServiceSettings(roots=(tmp_path,))) as (url, _):
         values = [RemoteReward(url, send=send)(["p"], [video])[0].value for send in ("frames", "file", "path")]
         assert values[1] == values[2] == pytest.approx(values[0], abs=0.01)
         slow = Video.open(path, fps=4)  # another clock: all 17 frames are 4-fps frames
@@ -141,7 +142,7 @@ def test_a_failure_touches_its_own_video_only(tmp_path):
 
 def test_overload_is_waited_out():
     reward = Brightness(delay_s=0.05)
-    with serving(reward, Settings(batch_size=2, limits=Limits(max_queued=3))) as (url, _):
+    with serving(reward, ServiceSettings(batch_size=2, limits=Limits(max_queued=3))) as (url, _):
         scores = RemoteReward(url, in_flight=12, timeout_s=30, retries=20)(
             ["p"] * 12, videos(*range(100, 220, 10), num_frames=9)
         )
@@ -151,7 +152,7 @@ def test_overload_is_waited_out():
 
 
 def test_wrong_use_is_a_typed_error():
-    with serving(Brightness(), Settings(token="s3cret")) as (url, _):
+    with serving(Brightness(), ServiceSettings(token="s3cret")) as (url, _):
         with pytest.raises(ValueError, match="pass token="):
             brief(url, token="wrong", reward="brightness")(["p"], videos(200))
         assert brief(url, token="s3cret")(["p"], videos(200))[0].scored
@@ -175,7 +176,7 @@ def test_it_pickles_and_threads_share_it():
 def test_it_works_behind_a_ledger(tmp_path):
     reward = Brightness()
     with serving(reward) as (url, _):
-        kept = Ledger(tmp_path / "ledger.jsonl").wrap(RemoteReward(url))
+        kept = cached(RemoteReward(url), Ledger(tmp_path / "ledger.jsonl"))
         first = kept(["p"], videos(200))
         assert kept(["p"], videos(200)) == first and len(reward.batches) == 1
 

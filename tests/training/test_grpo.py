@@ -1,4 +1,4 @@
-"""Stage 3: one step against a naive computation, exact resume, the watch's stop, the rollout table, two processes."""
+"""Stage 3: one step against a naive computation, exact resume, early stopping, the rollout table, two processes."""
 
 import json
 import math
@@ -13,18 +13,19 @@ import torch
 from safetensors.torch import load_file
 
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.training.alarms import WatchRecipe
+from cac_align.runs.checkpoint import checkpoints
+from cac_align.training.early_stopping import EarlyStopping
 from cac_align.training.grpo import GrpoRecipe, ObjectiveRecipe, dealt, summary, train_grpo
 from cac_align.training.policy import ModelRecipe, load
 from cac_align.training.rollout import Asking, RolloutRecipe, open_prompt, roll_out
-from cac_align.training.run import Keeping
+from cac_align.training.run import RunConfig
 from cac_align.training.samples import DataRecipe, draw, read_stage
 from cac_align.training.sft import SftRecipe
 from cac_align.training.terms import TermWeights
 from tests.support import tiny_stage
 from tests.support.two_processes import run_two
 
-CALM = WatchRecipe(patience=1, one_verdict=1.0, zero_std_groups=1.0, malformed=1.0, unscored=1.0, shrink=0.0)
+CALM = EarlyStopping(1, 1.0, 1.0, 1.0, 1.0, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +47,8 @@ def recipe(root, out, **changes) -> GrpoRecipe:
         data=DataRecipe(folder=str(root / "data"), samples="stage3.jsonl", wording="brief", held_out=0.3),
         rollout=RolloutRecipe(group=8, max_new_tokens=4),
         grpo=ObjectiveRecipe(beta=0.1),
-        watch=CALM,
-        run=Keeping(steps=4, warmup_steps=0, lr=3e-3, save_every=2, eval_every=2, cpu=True, clip_norm=1e6),
+        early_stopping=CALM,
+        run=RunConfig(steps=4, warmup_steps=0, lr=3e-3, save_every=2, eval_every=2, cpu=True, clip_norm=1e6),
     )
     return replace(made, **changes)
 
@@ -111,7 +112,7 @@ def plain(model, processor, store, segment):
 def test_a_stopped_run_ends_with_the_same_weights_and_table(root):
     train_grpo(recipe(root, "whole"))
     made = recipe(root, "parts")
-    train_grpo(replace(made, run=replace(made.run, until=3)))
+    train_grpo(replace(made, run=replace(made.run, stop_after=3)))
     with (root / "parts" / "rollouts.jsonl").open("a") as table:  # a kill between the table and the checkpoint
         table.write('{"step": 4, "slot": 0}\n{"step": 4, "sl')
     train_grpo(made)
@@ -160,12 +161,14 @@ def test_several_updates_use_the_old_policy_and_beta_zero_needs_no_reference(roo
 
 
 def test_collapse_stops_the_run_and_keeps_the_checkpoint(root):
-    made = recipe(root, "watched", watch=replace(CALM, malformed=0.01))
+    made = recipe(root, "stopped", early_stopping=replace(CALM, max_malformed=0.01))
     with pytest.raises(ValueError, match=r"stopped after step 1: .*% of rollouts are malformed over the last 1 steps"):
         train_grpo(made)
-    assert json.loads((root / "watched" / "checkpoint.json").read_text())["step"] == 1
-    train_grpo(replace(made, watch=CALM, run=replace(made.run, until=2)))  # with other limits the same run goes on
-    assert [row["step"] for row in rows(root / "watched") if "reward" in row] == [1, 2]
+    assert [path.name for path in checkpoints(root / "stopped")] == ["step-000001"]
+    train_grpo(
+        replace(made, early_stopping=CALM, run=replace(made.run, stop_after=2))
+    )  # with other limits the same run goes on
+    assert [row["step"] for row in rows(root / "stopped") if "reward" in row] == [1, 2]
 
 
 def test_rollouts_without_a_score_are_counted_and_do_not_enter_the_mean():
@@ -197,8 +200,8 @@ def test_rollouts_without_a_score_are_counted_and_do_not_enter_the_mean():
 def test_the_judge_is_asked_afterwards_as_in_its_rollouts():
     """In the other style the same judge is right less often (the turns of a chat are another context)."""
     made = GrpoRecipe(rollout=RolloutRecipe(context="continued"), data=DataRecipe(margin_s=0.25, wording="brief"))
-    assert made.asked == TwoTurn(4.0, 8.0, "continued", wording="brief", margin_s=0.25)
-    assert SftRecipe(data=DataRecipe(margin_s=0.25)).asked == TwoTurn(margin_s=0.25)
+    assert made.two_turn == TwoTurn(4.0, 8.0, "continued", wording="brief", margin_s=0.25)
+    assert SftRecipe(data=DataRecipe(margin_s=0.25)).two_turn == TwoTurn(margin_s=0.25)
 
 
 def test_wrong_recipes(root):
@@ -215,16 +218,16 @@ SCRIPT = """
 import sys
 from tests.training import test_grpo
 from pathlib import Path
-from cac_align.cli import leave
+from cac_align.cli.main import leave
 from cac_align.training.grpo import train_grpo
 train_grpo(test_grpo.recipe(Path(sys.argv[1]), sys.argv[2], batch=4))
 leave(0)
 """
 
 
-def test_its_watch_reads_every_step():
+def test_early_stopping_reads_every_step():
     with pytest.raises(ValueError, match="run.log_every must be 1 in stage 3"):
-        GrpoRecipe(run=Keeping(log_every=10))
+        GrpoRecipe(run=RunConfig(log_every=10))
 
 
 @pytest.mark.slow

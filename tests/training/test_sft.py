@@ -13,10 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cac_align.cac.judge_settings import settings_of, write_settings
+from cac_align.cac.judge_settings import read_two_turn, write_settings
 from cac_align.cac.two_turn import TwoTurn
+from cac_align.runs.checkpoint import checkpoints
 from cac_align.training.policy import AnswerLogProbs, ModelRecipe, answer_mask, load
-from cac_align.training.run import Keeping, Run, fsdp_plugin, start_accelerator
+from cac_align.training.processes import fsdp_plugin, start_accelerator
+from cac_align.training.run import RunConfig, TrainingRun
 from cac_align.training.samples import DataRecipe, draw, read_stage, segment
 from cac_align.training.sft import SftRecipe, train_sft
 from tests.support import sharded_cpu, tiny_stage
@@ -33,7 +35,7 @@ def root(tmp_path_factory):
 
 def recipe(root, out, stage=2, **changes) -> SftRecipe:
     data = DataRecipe(folder=str(root / "data"), samples=f"stage{stage}.jsonl", wording="brief", held_out=0.3)
-    run = Keeping(steps=4, warmup_steps=1, lr=1e-3, save_every=2, eval_every=2, cpu=True, weight_decay=0.01)
+    run = RunConfig(steps=4, warmup_steps=1, lr=1e-3, save_every=2, eval_every=2, cpu=True, weight_decay=0.01)
     made = SftRecipe(
         stage=stage,
         out=str(root / out),
@@ -88,8 +90,10 @@ def test_a_stopped_run_ends_with_the_same_weights(root, stage):
     write_settings(root / "model", TwoTurn(max_new_tokens=77, margin_s=9.0))
     train_sft(recipe(root, whole, stage))
     made = recipe(root, parts, stage)
-    train_sft(replace(made, run=replace(made.run, until=3)))
-    torn = root / parts / "checkpoint-000004"  # what a kill in the middle of the next checkpoint leaves behind
+    train_sft(replace(made, run=replace(made.run, stop_after=3)))
+    torn = (
+        root / parts / "checkpoints" / ".step-000004.part"
+    )  # what a kill in the middle of the next checkpoint leaves behind
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"half")
     with (root / parts / "log.jsonl").open("a") as log:
@@ -98,14 +102,12 @@ def test_a_stopped_run_ends_with_the_same_weights(root, stage):
     assert same(root / whole / "final", root / parts / "final") and same(root / whole / "best", root / parts / "best")
     assert not same(root / whole / "final", root / "model")
     steps = [row["step"] for row in rows(root / parts) if "loss" in row]
-    assert steps == [1, 2, 3, 4] and [path.name for path in (root / parts).glob("checkpoint-*")] == [
-        "checkpoint-000004"
-    ]
+    assert steps == [1, 2, 3, 4] and [path.name for path in (root / parts / "checkpoints").iterdir()] == ["step-000004"]
     for name in ("loss", "norm"):
         assert [row.get(name) for row in rows(root / parts)] == [row.get(name) for row in rows(root / whole)]
     load(ModelRecipe(path=str(root / parts / "final")))  # a plain Qwen3-VL, adapters merged
-    asked = settings_of(root / parts / "final")
-    assert asked == replace(made.asked, max_new_tokens=77), "of the start's settings, what no training decides"
+    asked = read_two_turn(root / parts / "final")
+    assert asked == replace(made.two_turn, max_new_tokens=77), "of the start's settings, what no training decides"
     before = (root / parts / "final" / "model.safetensors").stat().st_mtime_ns
     assert train_sft(made) == root / parts / "final"  # a finished run is not touched
     assert (root / parts / "final" / "model.safetensors").stat().st_mtime_ns == before
@@ -117,7 +119,7 @@ def test_the_best_evaluation_is_kept(root):
     )  # soon much worse
     train_sft(made)
     losses = {row["step"]: row["held_out_loss"] for row in rows(root / "best") if "held_out_loss" in row}
-    state = json.loads((root / "best" / "checkpoint.json").read_text())
+    state = json.loads((checkpoints(root / "best")[-1] / "progress.json").read_text())
     assert state["best"]["step"] == min(losses, key=losses.get) < 4 and set(losses) == {1, 2, 3, 4}
     assert not same(root / "best" / "best", root / "best" / "final")
 
@@ -184,7 +186,7 @@ def test_another_number_of_processes_goes_on_with_whole_steps(root):
     model, processor = load(made.model)
 
     def begun(parts):
-        return Run(made.out, made, made.run, start_accelerator(made.run, "no", parts), AnswerLogProbs(model), processor)
+        return TrainingRun(made, start_accelerator("no", parts, cpu=made.run.cpu), AnswerLogProbs(model), processor)
 
     def steps(run, parts):
         """One step of ``parts`` micro-batches: whether the optimiser acted behind the last one and no other."""
@@ -206,7 +208,9 @@ def test_another_number_of_processes_goes_on_with_whole_steps(root):
 def test_another_recipe_in_the_same_folder_is_refused(root):
     made = recipe(root, "claimed", run=replace(recipe(root, "").run, steps=1))
     train_sft(made)
-    with pytest.raises(ValueError, match=r"holds a run with run.lr=0.001, received run.lr=0.1; give another out="):
+    with pytest.raises(
+        ValueError, match=r"another recipe \(run.lr differ; run.lr was 0.001, now 0.1\); choose another out="
+    ):
         train_sft(replace(made, run=replace(made.run, lr=0.1)))
 
 
@@ -221,7 +225,7 @@ def test_a_nan_loss_stops_before_anything_is_applied(root, tmp_path):
         ValueError, match="step 0: the loss is nan; nothing of this step was saved, no checkpoint was written yet"
     ):
         train_sft(made)
-    assert not (root / "nan" / "checkpoint.json").exists() and not (root / "nan" / "final").exists()
+    assert not checkpoints(root / "nan") and not (root / "nan" / "final").exists()
 
 
 def test_wrong_recipes(root):
@@ -236,7 +240,7 @@ def test_wrong_recipes(root):
 HERE = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 SCRIPT = """
 import json, sys
-from cac_align.cli import leave
+from cac_align.cli.main import leave
 from cac_align.config import read_recipe
 from cac_align.training.sft import SftRecipe, train_sft
 train_sft(read_recipe(SftRecipe, sys.argv[1], sys.argv[3:]))
@@ -320,7 +324,7 @@ def test_sharded_over_two_processes_it_gives_what_one_gives_and_resumes(root, ki
         assert out.returncode == 0, out.stderr[-3000:]
         assert f"distributed type {kind}, 2 processes" in out.stdout
 
-    sharded("run.save_every=2", "run.until=2")
+    sharded("run.save_every=2", "run.stop_after=2")
     sharded("run.save_every=2")
     subprocess.run(
         [sys.executable, str(root / "script.py"), *command(root, f"whole-{kind}", *more, "run.save_every=4")],

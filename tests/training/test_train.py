@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cac_align.cli import main
+from cac_align.cli.main import main
 from cac_align.config import read_recipe
+from cac_align.runs.checkpoint import checkpoints
+from cac_align.runs.metrics_log import read_rows
 from cac_align.training.grpo import GrpoRecipe
-from cac_align.training.run import read_rows
 from cac_align.training.sft import SftRecipe
 from tests.support import tiny_stage
 
@@ -63,18 +64,25 @@ def a_fresh_accelerate():
 
 def two_steps_and_resume(root, stage, capsys):
     out = root / f"paper{stage}"
-    command = ["train", f"stage{stage}", str(RECIPES / "cac" / f"stage{stage}.yaml"), f"model.path={root / 'model'}"]
-    command += [f"data.folder={root / 'data'}", f"out={out}", "run.steps=3"]
+    command = [
+        "train",
+        f"stage{stage}",
+        str(RECIPES / "cac" / f"stage{stage}.yaml"),
+        f"--set=model.path={root / 'model'}",
+    ]
+    command += [f"--set=data.folder={root / 'data'}", f"--set=out={out}", "--set=run.steps=3"]
     if (
         stage == 3
     ):  # one GPU's share of the 512 rollouts of a step, and no 2,048 tokens of a model that never stops: bf16 is slow here
-        command += ["batch=2", "eval_videos=2", "rollout.group=4", "rollout.max_new_tokens=64"]
-    assert main([*command, "run.until=2"]) == 0
+        command += ["--set=batch=2", "--set=eval_videos=2", "--set=rollout.group=4", "--set=rollout.max_new_tokens=64"]
+    assert main([*command, "--set=run.stop_after=2"]) == 0
     assert main(command) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(out / "final")
     steps = [row["step"] for row in read_rows(out / "log.jsonl") if "norm" in row]
     assert steps == ([1, 2, 3] if stage == 3 else [2, 3])  # stages 1 and 2 log every tenth step, and the last
-    assert (out / "final" / "model.safetensors").is_file() and not (out / "checkpoint-000002").exists()
+    assert (out / "final" / "model.safetensors").is_file() and [path.name for path in checkpoints(out)] == [
+        "step-000003"
+    ]
 
 
 @pytest.mark.slow
@@ -89,11 +97,11 @@ def test_a_paper_size_recipe_starts_and_resumes(root, stage, capsys):
         (["stage2", "cac/stage1.yaml"], "is a recipe of stage1, received stage2; run `cac-align train stage1 "),
         (["stage3", "cac/stage2.yaml"], "is a recipe of stage2, received stage3"),
         (["stage1", "cac/stage3.yaml"], "is a recipe of stage3, received stage1; run `cac-align train stage3 "),
-        (["stage2", "cac/stage1.yaml", "stage=2"], "is a recipe of stage1, received stage2"),
-        (["stage3", "cac/stage3.yaml", "grpo.betta=1"], "did you mean 'beta'"),
+        (["stage2", "cac/stage1.yaml", "--set=stage=2"], "is a recipe of stage1, received stage2"),
+        (["stage3", "cac/stage3.yaml", "--set=grpo.betta=1"], "did you mean 'beta'"),
         (["stage1", "cac/nothing.yaml"], "no such recipe file"),
         (
-            ["stage1", "cac/stage1.yaml", "data.folder=nowhere"],
+            ["stage1", "cac/stage1.yaml", "--set=data.folder=nowhere"],
             "data.folder: nowhere/records.jsonl does not exist; `cac-align data split` writes this folder",
         ),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cac_align.cli import main
+from cac_align.cli.main import main
 from cac_align.core.answer import read_answer
 from cac_align.core.judgement import Window
 from cac_align.core.video import Video
@@ -508,7 +508,7 @@ def test_the_verb_makes_chains_with_the_miniature_and_shows_the_report(world, tm
 
 
 def test_teachers_by_recipe_by_url_and_what_is_wrong_with_them(world, tmp_path, capsys):
-    from cac_align.cli.data import teacher_of
+    from cac_align.cli.data import load_teacher
 
     recipe = tmp_path / "teacher.yaml"
     recipe.write_text(
@@ -518,8 +518,8 @@ def test_teachers_by_recipe_by_url_and_what_is_wrong_with_them(world, tmp_path, 
     reward.write_text(
         "components: {a: {kind: unified}, b: {kind: cac, model: 'http://127.0.0.1:9', served_model: t}}\n"
     )
-    by_url = teacher_of("http://127.0.0.1:9", None, ["served_model=t"], [])
-    assert [teacher_of(None, recipe, [], []).provenance, teacher_of(str(reward), None, [], []).provenance] == [
+    by_url = load_teacher("http://127.0.0.1:9", None, ["served_model=t"], [])
+    assert [load_teacher(None, recipe, [], []).provenance, load_teacher(str(reward), None, [], []).provenance] == [
         by_url.provenance
     ] * 2
     base = ["data", "synthesise", str(world), "--out", str(tmp_path / "x")]
@@ -534,14 +534,14 @@ def test_teachers_by_recipe_by_url_and_what_is_wrong_with_them(world, tmp_path, 
 
 
 def test_the_recipes_that_ship_are_read():
-    from cac_align.cli.data import teacher_of
+    from cac_align.cli.data import load_teacher
     from cac_align.config import read_recipe
     from cac_align.data.splits import Splits
 
     folder = Path(__file__).parents[3] / "recipes" / "data"
     full = read_recipe(Synthesis, folder / "synthesise.yaml", section="synthesis")
     assert (full.rounds, full.salient_rounds, full.review, full.wording) == (5, 3, True, "full")
-    assert teacher_of(None, folder / "synthesise.yaml", ["served_model=other"], []).provenance["model"] == "other"
+    assert load_teacher(None, folder / "synthesise.yaml", ["served_model=other"], []).provenance["model"] == "other"
     assert read_recipe(Synthesis, folder / "miniature.yaml", section="synthesis").wording == "brief"
     assert (
         read_recipe(Splits, folder / "splits.yaml", section="splits") == Splits()

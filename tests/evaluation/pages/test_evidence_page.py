@@ -6,11 +6,12 @@ import re
 import numpy as np
 import pytest
 
-from cac_align.cli import main
+from cac_align.cli.main import main
 from cac_align.core.encoding import write_mp4
 from cac_align.core.judgement import Anomaly, Box, Judgement, Window
 from cac_align.core.video import Video
 from cac_align.evaluation.pages.evidence_page import write_evidence_page
+from cac_align.rewards.cached import cached
 from cac_align.rewards.ledger import Ledger, score_key
 from cac_align.rewards.reward import Score
 from tests.support.chromium import browser_page, require_chromium
@@ -39,7 +40,7 @@ def run(tmp_path_factory):
     """Two steps: a dark and a bright clip of one prompt; a clip in memory only and one without a score. Written as hosts write it."""
     folder = tmp_path_factory.mktemp("run")
     ledger = Ledger(folder / "ledger.jsonl")
-    judge = ledger.wrap(Judge())
+    judge = cached(Judge(), ledger)
     rows = (
         (f"a cat {HOSTILE}", 60, {"step": 3, "group": "g0", "advantage": -1.25}),
         (f"a cat {HOSTILE}", 200, {"step": 3, "group": "g0", "advantage": 0.75}),
@@ -112,7 +113,7 @@ def test_fewer_cards_are_said_and_the_table_stays_whole(run, tmp_path, capsys):
 
 
 def test_a_ledger_without_host_facts_is_ranked_by_score(tmp_path):
-    judge = Ledger(tmp_path / "ledger.jsonl").wrap(Judge())
+    judge = cached(Judge(), Ledger(tmp_path / "ledger.jsonl"))
     judge(["p", "p"], [Video.open(np.full((8, 32, 32, 3), level, np.uint8), fps=8) for level in (200, 20)])
     assert main(["report", str(tmp_path / "ledger.jsonl"), "--out", str(tmp_path / "page.html")]) == 0
     text = (tmp_path / "page.html").read_text(encoding="utf-8")

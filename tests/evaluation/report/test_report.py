@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from cac_align.cli import _parser
+from cac_align.cli.main import build_parser
 from cac_align.core.encoding import write_mp4
 from cac_align.core.judgement import Anomaly, Box, Judgement, Window
 from cac_align.core.video import Video
@@ -181,7 +181,7 @@ def documented():
     text = (Path(__file__).parents[3] / "docs" / "full_size.md").read_text(encoding="utf-8")
     section = text.split("## 4. Before and after")[1].split("\n## ")[0]
     lines = [line.strip() for line in section.splitlines() if line.startswith("    cac-align ")]
-    return [_parser().parse_args(shlex.split(line)[1:]) for line in lines]
+    return [build_parser().parse_args(shlex.split(line)[1:]) for line in lines]
 
 
 def rate_everything(client):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cac_align.cli import main
+from cac_align.cli.main import main
 from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
 from cac_align.evaluation.vbench import run as module

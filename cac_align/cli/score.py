@@ -1,4 +1,4 @@
-"""`cac-align score`: video files in, one row each out, as a table or as JSON Lines."""
+"""`cac-align score`: score video files with a reward; prints one row per video, as a table or as JSON Lines."""
 
 from __future__ import annotations
 
@@ -9,31 +9,53 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cac_align.cli.options import add_reward_options, add_verb, input_path
 from cac_align.core.prompts import read_prompts
 
 if TYPE_CHECKING:
     from cac_align.rewards.reward import Reward, Score
 
-CHUNK = 16  # videos judged together, or more where one prompt has more and its videos are compared; results appear chunk by chunk
+# How many videos are judged together, after which results appear; more where one prompt has more and its videos are
+# compared with each other.
+_CHUNK = 16
+
+
+def add_score(verbs: Any) -> None:
+    """The options of `cac-align score`."""
+    parser = add_verb(verbs, "score", run_score, "score videos with a reward")
+    parser.add_argument("videos", type=input_path, nargs="+", metavar="VIDEO", help="video files")
+    parser.add_argument("--prompt", help="the prompt that all these videos were made from")
+    parser.add_argument(
+        "--prompts", type=Path, help="prompts per video: one line per video, or JSON Lines with video and prompt"
+    )
+    parser.add_argument(
+        "--fps", type=float, help="the videos' true frame rate, where their container is wrong (Wan: 16)"
+    )
+    parser.add_argument("--json", action="store_true", help="JSON Lines instead of a table")
+    parser.add_argument("--ledger", type=Path, help="file that keeps scores; videos in it are not judged again")
+    add_reward_options(parser)
 
 
 def run_score(options: argparse.Namespace) -> int:
+    """Score the videos and print them in the order of the command line. Returns 1 where a video has no score."""
     from tqdm import tqdm
 
     from cac_align.rewards.build import load_reward
+    from cac_align.rewards.cached import cached
     from cac_align.rewards.ledger import Ledger
     from cac_align.rewards.normalise import NEEDS_GROUP
 
-    prompts = video_prompts(options.videos, options.prompt, options.prompts)
+    videos = [str(video) for video in options.videos]
+    prompts = video_prompts(videos, options.prompt, options.prompts)
     reward = load_reward(options.reward, options.overrides)
     whole_prompts = getattr(reward, "normalise", None) in NEEDS_GROUP
     if options.ledger is not None:
-        reward = Ledger(options.ledger).wrap(reward)
+        reward = cached(reward, Ledger(options.ledger))
     found: dict[int, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
-    with tqdm(total=len(options.videos), unit="video", file=sys.stderr, disable=None) as bar:
+    with tqdm(total=len(videos), unit="video", file=sys.stderr, disable=None) as bar:
         for chunk in chunks(prompts, whole_prompts=whole_prompts):
-            paths, texts = [options.videos[n] for n in chunk], [prompts[n] for n in chunk]
+            paths, texts = [videos[n] for n in chunk], [prompts[n] for n in chunk]
             found.update(zip(chunk, score_files(reward, paths, texts, options.fps), strict=True))
             while len(rows) in found:  # in the order of the command line
                 rows.append(found.pop(len(rows)))
@@ -49,13 +71,16 @@ def run_score(options: argparse.Namespace) -> int:
 
 
 def chunks(prompts: Sequence[str], *, whole_prompts: bool) -> Iterator[list[int]]:
-    """Positions of the videos judged together, ``CHUNK`` at most; ``whole_prompts`` never parts one prompt's videos."""
+    """Positions of the videos that are judged together, ``_CHUNK`` at most.
+
+    whole_prompts: keep all videos of one prompt in one chunk, however many they are.
+    """
     groups: dict[str | int, list[int]] = {}
     for position, prompt in enumerate(prompts):
         groups.setdefault(prompt if whole_prompts else position, []).append(position)
     chunk: list[int] = []
     for members in groups.values():
-        if chunk and len(chunk) + len(members) > CHUNK:
+        if chunk and len(chunk) + len(members) > _CHUNK:
             yield chunk
             chunk = []
         chunk = chunk + members
@@ -66,7 +91,10 @@ def chunks(prompts: Sequence[str], *, whole_prompts: bool) -> Iterator[list[int]
 def score_files(
     reward: Reward, paths: Sequence[str], prompts: Sequence[str], fps: float | None
 ) -> list[dict[str, Any]]:
-    """One row per file, in order: video, prompt, score, parts, judgement, error, provenance. Unreadable files cost only themselves."""
+    """One row per file, in order: video, prompt, score, parts, judgement, error, provenance.
+
+    A file that cannot be read gets a row with an error; the others are scored as usual.
+    """
     from cac_align.core.video import Video
     from cac_align.rewards.reward import Score
 
@@ -88,10 +116,10 @@ def score_files(
 
 def video_prompts(videos: Sequence[str], prompt: str | None, file: Path | None) -> list[str]:
     """The prompt of every video, from one text or a file. Raises ``ValueError`` when a video has none."""
-    if (prompt is None) == (file is None):
-        raise ValueError("pass either --prompt TEXT or --prompts FILE")
-    if prompt is not None:
+    if prompt is not None and file is None:
         return [prompt] * len(videos)
+    if prompt is not None or file is None:
+        raise ValueError("pass either --prompt TEXT or --prompts FILE")
     rows = read_prompts(file)
     if any("video" in row for row in rows):
         by_video = _prompt_by_video(rows, file)
@@ -102,13 +130,15 @@ def video_prompts(videos: Sequence[str], prompt: str | None, file: Path | None) 
         unknown = [video for video in videos if video not in by_video and Path(video).name not in by_name]
         if unknown:
             raise ValueError(f"{file} has no prompt for {unknown[0]}")
-        texts = [by_video[video] if video in by_video else by_name[Path(video).name] for video in videos]
-        if None in texts:
-            video = videos[texts.index(None)]
-            raise ValueError(
-                f"{file} names several videos called {Path(video).name}, with different prompts, and none of them as {video}; "
-                "write their paths there as they are passed here"
-            )
+        texts: list[str] = []
+        for video in videos:
+            text = by_video[video] if video in by_video else by_name[Path(video).name]
+            if text is None:
+                raise ValueError(
+                    f"{file} names several videos called {Path(video).name}, with different prompts, and none of them "
+                    f"as {video}; write their paths there as they are passed here"
+                )
+            texts.append(text)
         return texts
     if len(rows) != len(videos):
         raise ValueError(f"{file} holds {len(rows)} prompts for {len(videos)} videos; expected one line per video")
@@ -116,6 +146,7 @@ def video_prompts(videos: Sequence[str], prompt: str | None, file: Path | None) 
 
 
 def _prompt_by_video(rows: Sequence[Mapping[str, Any]], file: Path) -> dict[str, str]:
+    """The prompt of each video that a prompts file names. Raises ``ValueError`` for rows that leave it open."""
     found: dict[str, str] = {}
     for row in rows:
         video, prompt = row.get("video"), row["prompt"]
@@ -129,25 +160,25 @@ def _prompt_by_video(rows: Sequence[Mapping[str, Any]], file: Path) -> dict[str,
 
 
 def score_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The human view of ``score``: one line per video, then what was seen."""
+    """The rows as a table for people: one line per video, below it what the judge found."""
     lines = [f"{'score':>7}  {'normalised parts':<34}  video"]
     for row in rows:
         parts = ", ".join(f"{name} {value:.3f}" for name, value in headline_parts(row["parts"]).items())
         score = "none" if row["score"] is None else f"{row['score']:.4f}"
         lines.append(f"{score:>7}  {parts:<34}  {row['video']}")
-        lines.extend(f"{'':>9}{line}" for line in seen(row))
+        lines.extend(f"{'':>9}{line}" for line in describe_findings(row))
     return "\n".join(lines)
 
 
 def headline_parts(parts: dict[str, float | None]) -> dict[str, float]:
-    """The normalised component values of a combined score; all parts of a plain one."""
+    """The normalised component values of a combined score; the first four parts of any other one."""
     normalised = {name.split("/", 1)[1]: value for name, value in parts.items() if name.startswith("normalised/")}
     chosen = normalised or {name: value for name, value in parts.items() if "/" not in name}
     return {name: value for name, value in list(chosen.items())[:4] if value is not None}
 
 
-def seen(row: dict[str, Any]) -> list[str]:
-    """What the judge saw, in plain words: one line per anomaly, or the error."""
+def describe_findings(row: dict[str, Any]) -> list[str]:
+    """What the judge found, in words: one line per anomaly, or the reason why there is no score."""
     if row["error"]:
         return [f"no score: {row['error']}"]
     judgement = row["judgement"]

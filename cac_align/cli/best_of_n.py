@@ -1,4 +1,4 @@
-"""`cac-align best-of-n`, `demo`, `world`: candidates in, the chosen ones and a page out."""
+"""`cac-align best-of-n`: make or take candidates for each prompt, choose the best by a reward, write a page."""
 
 from __future__ import annotations
 
@@ -7,12 +7,33 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from cac_align.cli.options import add_set_option, add_verb, progress_bar
 from cac_align.core.prompts import read_prompts
 
 
+def add_best_of_n(verbs: Any) -> None:
+    """The options of `cac-align best-of-n`."""
+    about = "generate N candidates per prompt, keep the best, and say why"
+    parser = add_verb(verbs, "best-of-n", run_best_of_n, about)
+    parser.add_argument(
+        "--prompts", type=Path, required=True, help="one prompt per line, or JSON Lines with a prompt field"
+    )
+    parser.add_argument("--n", type=int, help="candidates per prompt (default: the recipe's, 5)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; the same command resumes in it")
+    parser.add_argument("--seed", type=int, help="first seed (default: the recipe's, 0)")
+    parser.add_argument("--recipe", type=Path, help="YAML with generator: and reward: (default: the miniature)")
+    parser.add_argument(
+        "--candidates", type=Path, help="folder or JSON Lines (prompt, video): choose among these instead of generating"
+    )
+    parser.add_argument("--json", action="store_true", help="print selection.jsonl instead of a table")
+    add_set_option(parser)
+
+
 def run_best_of_n(options: argparse.Namespace) -> int:
+    """Choose, write the page and print the selections. Returns 1 where a prompt has no candidate with a score."""
     from cac_align.config import read_recipe
     from cac_align.evaluation.pages.selection_page import write_selection_page
     from cac_align.generation.build import BestOfNRecipe
@@ -20,10 +41,10 @@ def run_best_of_n(options: argparse.Namespace) -> int:
 
     recipe = read_recipe(BestOfNRecipe, options.recipe, options.overrides)
     prompts = [row["prompt"] for row in read_prompts(options.prompts)]
-    here = RankStatus(options.out / "processes", *_share())
-    with here.guard():  # around the loading too: that is where memory runs out first
-        selections = _selections(options, recipe, prompts, here)
-    if selections is None:  # one of several processes: the first one has the word
+    rank_status = RankStatus(options.out / "processes", *_share())
+    with rank_status.guard():  # around the loading too: that is where memory runs out first
+        selections = _selections(options, recipe, prompts, rank_status)
+    if selections is None:  # one of several processes, of which the first one prints
         return 0
     page = write_selection_page(selections, options.out / "report.html", title=f"Best of {_given(options.n, recipe.n)}")
     if options.json:
@@ -41,9 +62,12 @@ def run_best_of_n(options: argparse.Namespace) -> int:
     return 1 if undecided else 0
 
 
-def _selections(options: argparse.Namespace, recipe: Any, prompts: Sequence[str], here: Any) -> Any:
-    """Load what is needed and choose. Under ``accelerate launch`` each process takes its share of the prompts, and the first one then reads
-    everything together; None in the others. A process that dies takes the others with it (``ProcessLost``), and the same command goes on."""
+def _selections(options: argparse.Namespace, recipe: Any, prompts: Sequence[str], rank_status: Any) -> Any:
+    """Load the models and choose; None in every process but the first.
+
+    Under ``accelerate launch`` each process takes its share of the prompts, and the first one then reads everything
+    together. When a process dies, the others end as well (``ProcessLost``); the same command then goes on.
+    """
     from cac_align.generation.best_of_n import best_of_n, read_candidates
     from cac_align.generation.build import GeneratorRecipe, load_generator
     from cac_align.rewards.build import load_reward
@@ -67,19 +91,19 @@ def _selections(options: argparse.Namespace, recipe: Any, prompts: Sequence[str]
         "seed": _given(options.seed, recipe.seed),
         "distinct_seeds": recipe.distinct_seeds,
         "out": options.out,
-        "doing": here.at,
+        "doing": rank_status.report,
     }
-    bar = _bar if index == 0 else None
+    bar = progress_bar if index == 0 else None
     if count > 1 and index < len(set(prompts)):
         best_of_n(prompts, source, reward, share=(index, count), progress=bar, **settings)
     if count > 1:
-        here.at("waiting for the other processes")
+        rank_status.report("waiting for the other processes")
         _processes().wait_for_everyone()
     return best_of_n(prompts, source, reward, progress=bar, **settings) if index == 0 else None
 
 
 def _share() -> tuple[int, int]:
-    """Which of how many processes this is, as launchers say it."""
+    """(rank of this process, number of processes), as launchers set them in the environment."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -88,7 +112,10 @@ def _given(value: int | None, otherwise: int) -> int:
 
 
 def _processes() -> Any:
-    """accelerate's state, which gives every process its own GPU. A barrier may be long: one process has the longest videos."""
+    """accelerate's state, which gives every process its own GPU.
+
+    A wait for the other processes may take up to a day, because one of them may have the longest videos.
+    """
     from datetime import timedelta
 
     import torch
@@ -98,7 +125,7 @@ def _processes() -> Any:
 
 
 def _check_world_prompts(prompts: Sequence[str]) -> None:
-    """The miniature's renderer knows a small world: say at once when a prompt lies outside it."""
+    """Raise ``ValueError`` for the first prompt that the miniature's generator cannot render."""
     from cac_align.miniature.world.grammar import parse_prompt
 
     for number, prompt in enumerate(prompts, 1):
@@ -106,12 +133,6 @@ def _check_world_prompts(prompts: Sequence[str]) -> None:
             parse_prompt(prompt)
         except ValueError as error:
             raise ValueError(f"prompt {number} ({prompt[:60]!r}) is outside the miniature's world: {error}") from error
-
-
-def _bar(total: int, about: str) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=about, file=sys.stderr, disable=None)
 
 
 def selection_table(selections: Sequence[Any]) -> str:
@@ -122,27 +143,3 @@ def selection_table(selections: Sequence[Any]) -> str:
         chosen = "undecided" if selection.chosen is None else f"candidate {selection.chosen}"
         lines.append(f"{chosen:<12} [{scores}]  {selection.prompt[:70]}\n{'':<13}{selection.reason}")
     return "\n".join(lines)
-
-
-def run_demo(options: argparse.Namespace) -> int:
-    from cac_align.miniature.demo import demo
-
-    settings = {
-        "n": options.n,
-        "num_prompts": options.prompts,
-        "seed": options.seed,
-        "guidance_scale": options.guidance_scale,
-    }
-    for line in demo(options.out, progress=_bar, **settings):
-        print(line, flush=True)
-    undecided = json.loads((options.out / "summary.json").read_text(encoding="utf-8"))["undecided"]
-    return 1 if undecided == options.prompts else 0
-
-
-def run_world(options: argparse.Namespace) -> int:
-    from cac_align.miniature.world.world import write_world
-    from cac_align.miniature.world.settings import WORLDS
-
-    records = write_world(options.n, options.seed, options.out, WORLDS[options.world])
-    print(records)
-    return 0

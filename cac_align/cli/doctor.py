@@ -1,0 +1,27 @@
+"""`cac-align doctor`: checks of this environment and of a host trainer's configuration."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from cac_align.cli.options import add_verb
+
+
+def add_doctor(verbs: Any) -> None:
+    """The options of `cac-align doctor`."""
+    about = "check this environment and a host trainer's config, and print the lines to add"
+    parser = add_verb(verbs, "doctor", run_doctor, about)
+    parser.add_argument("--host", help="flow-factory | flow_grpo | unirl | verl-omni | videoalign | trl")
+    parser.add_argument("--config", type=Path, help="the host's config file")
+    parser.add_argument("--json", action="store_true", help="one JSON object per check")
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    """Print the checks. Returns 1 where one of them found something wrong."""
+    from cac_align.plugins.doctor.checklist import checklist, doctor, to_json
+
+    checks = doctor(options.host, options.config)
+    print(to_json(checks) if options.json else checklist(options.host, checks))
+    return 1 if any(check.ok is False for check in checks) else 0

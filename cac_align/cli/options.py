@@ -1,0 +1,94 @@
+"""What the verbs' command lines share: the ``--set`` option, the options that name a reward, and help texts."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
+
+
+class HelpWithDefaults(argparse.HelpFormatter):
+    """Help texts that end with the option's default, unless they state it themselves or there is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.default in (None, False, argparse.SUPPRESS) or action.default == [] or "default" in text:
+            return text
+        return f"{text} (default: %(default)s)"
+
+
+def add_verb(
+    verbs: Any, name: str, run: Callable[[argparse.Namespace], int] | None, about: str, **more: Any
+) -> argparse.ArgumentParser:
+    """Add the parser of one verb to ``verbs``, the object that ``ArgumentParser.add_subparsers`` returns.
+
+    run: the function that does the verb's work and returns the exit status. about: one line for the help text.
+    """
+    parser = verbs.add_parser(
+        name, help=about, description=about, formatter_class=HelpWithDefaults, allow_abbrev=False, **more
+    )
+    if run is not None:
+        parser.set_defaults(run=run)
+    return parser
+
+
+def add_set_option(parser: argparse.ArgumentParser, about: str = "override one key of the recipe; repeatable") -> None:
+    """Add ``--set KEY=VALUE``, which fills ``options.overrides``."""
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=about)
+
+
+def add_reward_options(
+    parser: argparse.ArgumentParser, default: str = "UnifiedReward + CaC, the shipped miniature"
+) -> None:
+    """Add ``--reward`` and ``--set``. default: what stands in for a missing ``--reward``, for the help text."""
+    parser.add_argument("--reward", help=f"recipe YAML or module:Name (default: {default})")
+    add_set_option(parser)
+
+
+def input_path(text: str) -> Path:
+    """The type of an argument that names a file or folder to read.
+
+    Raises ``argparse.ArgumentTypeError`` for the text of a recipe override, which belongs behind ``--set``.
+    """
+    if _OVERRIDE.fullmatch(text) and not Path(text).exists():
+        raise argparse.ArgumentTypeError(f"{text} is not a file; to override a recipe key write --set {text}")
+    return Path(text)
+
+
+def unknown_argument_message(unknown: Sequence[str], arguments: Sequence[str], takes_set: bool) -> str:
+    """The error for arguments that a verb does not have; where it takes a recipe, what to write in their place.
+
+    unknown: what the parser left over. arguments: the whole command line. takes_set: whether the verb has ``--set``.
+    """
+    message = f"unrecognized arguments: {' '.join(unknown)}"
+    first = unknown[0]
+    if not takes_set:
+        return message
+    if _OVERRIDE.fullmatch(first):
+        return f"{message}; to override a recipe key write --set {first}"
+    if not first.startswith("--"):
+        return message
+    key, sign, value = first[2:].partition("=")
+    if not sign:
+        following = list(arguments)[list(arguments).index(first) + 1 :][:1]
+        value = following[0] if following and not following[0].startswith("-") else "VALUE"
+    return f"{message}; to override a recipe key write --set {key.replace('-', '_')}={value}"
+
+
+def port_number(text: str) -> int:
+    """The type of ``--port``. Raises ``argparse.ArgumentTypeError`` for what is no number from 0 to 65535."""
+    if not (text.isdecimal() and int(text) < 2**16):
+        raise argparse.ArgumentTypeError(f"{text} is not a port; expected a number from 0 to 65535")
+    return int(text)
+
+
+def progress_bar(total: int | None, about: str) -> Any:
+    """A progress bar on stderr. total: how many steps there are, where that is known. about: what they are."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=about, file=sys.stderr, disable=None)

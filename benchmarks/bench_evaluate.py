@@ -17,8 +17,11 @@ from pathlib import Path
 
 from cac_align.core.judgement import ANOMALY_TYPES, Anomaly, Box, Judgement, Turn, Window
 from cac_align.data.records import Record, read_records, write_records
-from cac_align.evaluation.bench.bench import compare, stored_scores, write
-from cac_align.evaluation.bench.detection import evaluate
+from cac_align.evaluation.bench.bench import write_bench
+from cac_align.evaluation.bench.detection import evaluate_judge
+from cac_align.evaluation.bench.results import compare_judges
+from cac_align.evaluation.bench.stored_scores import stored_scores
+from cac_align.evaluation.bench.tables import to_markdown
 from cac_align.rewards.reward import Score
 
 FPS, FRAMES = 16.0, 81
@@ -85,11 +88,11 @@ def main() -> None:
         records = list(read_records(root / "records.jsonl"))
         scores = stored_scores(root / "ledger.jsonl", records)
         marks.append(("read", (time.perf_counter(), time.process_time())))
-        reports = [evaluate(records, rows, judge=name) for name, rows in scores.items()]
+        reports = [evaluate_judge(records, rows, judge=name) for name, rows in scores.items()]
         marks.append(("evaluate", (time.perf_counter(), time.process_time())))
-        bench = compare(reports)
-        bench.to_markdown()
-        write(bench, root / "out")
+        bench = compare_judges(reports)
+        to_markdown(bench)
+        write_bench(bench, root / "out")
         marks.append(("tables and plots", (time.perf_counter(), time.process_time())))
     for (_, before), (name, after) in [*itertools.pairwise(marks), (marks[0], ("total", marks[-1][1]))]:
         print(f"{name:18} {after[0] - before[0]:6.2f} s wall {after[1] - before[1]:6.2f} s CPU")

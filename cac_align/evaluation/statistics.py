@@ -1,10 +1,13 @@
-"""Intervals, paired tests and agreement: thin, named doors to scipy, statsmodels and krippendorff, so that every report counts the same way.
+"""Intervals, paired tests and agreement: the one place where reports count.
 
-share, vote_share (Wilson) · mean_interval, prompt_interval, counts_interval (bootstrap) · mcnemar, paired_permutation, paired_by_prompt
-· alpha (Krippendorff)
+Wilson intervals for shares, percentile bootstrap intervals for means, McNemar's exact test and a
+sign-flip permutation test for paired values, Krippendorff's alpha for raters. The work is done by
+scipy, statsmodels and krippendorff.
 
-Nothing here invents a number: an estimate over nothing is None, never 0 and never NaN.
-Sources: Wilson 1927; Efron 1979 (percentile bootstrap); McNemar 1947, exact form; Krippendorff 2011 (alpha).
+An estimate over no cases is None, never 0 and never NaN.
+
+Sources: Wilson 1927; Efron 1979 (percentile bootstrap); McNemar 1947 (exact form); Krippendorff
+2011 (alpha).
 """
 
 from __future__ import annotations
@@ -19,7 +22,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, the interval around it, and how many cases it rests on. ``value`` is None when there were none."""
+    """A value, the interval around it (``low``, ``high``) and the number of cases ``n`` behind it.
+
+    ``value`` is None when there were no cases; ``low`` and ``high`` are None when no interval can
+    be given.
+    """
 
     value: float | None
     low: float | None
@@ -35,29 +42,31 @@ class Estimate:
         return f"{self.value:.3f}" if self.low is None else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-NOTHING = Estimate(None, None, None, 0)
+NO_ESTIMATE = Estimate(None, None, None, 0)
 
 
 def share(hits: int, n: int, *, confidence: float = 0.95) -> Estimate:
-    """hits / n with its Wilson score interval (which never leaves [0, 1] and does not collapse at 0 of n).
+    """The share hits / n with its Wilson score interval, which stays inside [0, 1].
 
-    Raises ``ValueError`` unless 0 ≤ hits ≤ n.
+    Raises ``ValueError`` unless 0 <= hits <= n.
     """
     from scipy.stats import binomtest
 
     if not 0 <= hits <= n:
         raise ValueError(f"share needs 0 <= hits <= n, received hits={hits}, n={n}")
     if n == 0:
-        return NOTHING
+        return NO_ESTIMATE
     interval = binomtest(hits, n).proportion_ci(confidence, method="wilson")
     return Estimate(hits / n, float(interval.low), float(interval.high), n)
 
 
 def vote_share(votes: Sequence[float], *, confidence: float = 0.95) -> Estimate:
-    """Mean of values in [0, 1], one per video (0, 1, or the share of its raters), with a Wilson interval where n is the videos.
+    """The mean of values in [0, 1], one per video, with a Wilson interval whose n is the number of
+    videos.
 
-    For votes of 0 and 1 this is ``share``. Split votes vary less than a coin of the same mean, so the interval errs on the wide side.
-    Raises ``ValueError`` for a vote outside [0, 1].
+    A value is 0, 1, or the share of the video's raters. For votes of 0 and 1 this equals ``share``.
+    Split votes vary less than 0/1 votes of the same mean, so the interval is conservative. Raises
+    ``ValueError`` for a vote outside [0, 1].
     """
     if not all(0 <= vote <= 1 for vote in votes):
         raise ValueError(f"votes must lie in [0, 1], received {[vote for vote in votes if not 0 <= vote <= 1][:3]}")
@@ -66,16 +75,18 @@ def vote_share(votes: Sequence[float], *, confidence: float = 0.95) -> Estimate:
     from statsmodels.stats.proportion import proportion_confint  # takes a fractional count, which scipy's does not
 
     total = float(sum(votes))
-    low, high = proportion_confint(total, len(votes), alpha=1 - confidence, method="wilson")
-    return Estimate(total / len(votes), max(0.0, float(low)), min(1.0, float(high)), len(votes))
+    interval: Any = proportion_confint(total, len(votes), alpha=1 - confidence, method="wilson")
+    low, high = map(float, interval)
+    return Estimate(total / len(votes), max(0.0, low), min(1.0, high), len(votes))
 
 
 def mean_interval(
     values: Sequence[float], *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> Estimate:
-    """The mean with its percentile bootstrap interval (scipy). One value, or equal ones, give an interval of zero width.
+    """The mean with its percentile bootstrap interval. Equal values give an interval of zero width.
 
-    Raises ``ValueError`` for a value that is not finite: a missing score must be left out, and counted, by the caller.
+    Raises ``ValueError`` for a value that is not finite: the caller leaves missing scores out and
+    counts them.
     """
     from scipy.stats import bootstrap
 
@@ -85,7 +96,7 @@ def mean_interval(
     if not np.isfinite(sample).all():
         raise ValueError("mean_interval received a value that is not finite; leave unscored videos out and count them")
     if sample.size == 0:
-        return NOTHING
+        return NO_ESTIMATE
     mean = float(sample.mean())
     if np.all(sample == sample[0]):
         return Estimate(mean, mean, mean, int(sample.size))
@@ -110,12 +121,15 @@ def counts_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of a statistic that depends on the videos only through counts of hits per group.
+    """Percentile bootstrap interval of a statistic that depends only on the hits in each group.
 
-    groups: (hits, n) per group; resampling the n videos of a group with replacement is drawing hits* ~ Binomial(n, hits / n), so
-    the draw is exact and costs nothing. Groups are resampled apart because a benchmark fixes its class sizes by design.
-    statistic: receives one array of hits* per group, shape (resamples,), returns shape (resamples,). Undefined draws (NaN, e.g. a
-    precision without a prediction) are left out; None when most draws are undefined.
+    groups: (hits, n) per group. Resampling the n videos of a group with replacement is the same as
+    drawing hits* from Binomial(n, hits / n), so the bootstrap needs no videos. Groups are resampled
+    separately because a benchmark fixes the size of its classes. statistic: receives one array of
+    hits* per group, shape (resamples,), and returns shape (resamples,). Undefined draws (NaN, for
+    example a precision without a prediction) are left out.
+
+    Returns None when at least half of the draws are undefined.
     """
     rng = np.random.default_rng(seed)
     drawn = [rng.binomial(n, hits / n, size=resamples) if n else np.zeros(resamples, dtype=int) for hits, n in groups]
@@ -131,9 +145,10 @@ def counts_interval(
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two things measured on the same cases. ``only_first``/``only_second``: cases that only one of them got.
+    """A paired test of two measurements of the same cases.
 
-    ``difference`` is second − first, in the unit of the measure; ``p_value`` is two-sided.
+    ``difference`` is second − first, in the unit of the measure. ``p_value`` is two-sided.
+    ``only_first`` and ``only_second`` count the cases in which only that one was true (McNemar).
     """
 
     name: str
@@ -148,9 +163,9 @@ class PairedTest:
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
-    """McNemar's exact test on paired yes/no outcomes: do the discordant pairs fall to one side more than a coin would?
+    """McNemar's exact test on paired yes/no outcomes.
 
-    Raises ``ValueError`` when the two differ in length.
+    Raises ``ValueError`` when the two sequences differ in length.
     """
     from scipy.stats import binomtest
 
@@ -169,9 +184,10 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
 def paired_permutation(
     first: Sequence[float], second: Sequence[float], *, resamples: int = 9999, seed: int = 0
 ) -> PairedTest:
-    """Sign-flip permutation test on the mean paired difference, second − first (scipy; exact where 2^n ≤ ``resamples``).
+    """Sign-flip permutation test on the mean paired difference, second − first.
 
-    Raises ``ValueError`` when the two differ in length or hold a value that is not finite.
+    It is exact where 2^n <= ``resamples``. Raises ``ValueError`` when the two sequences differ in
+    length or hold a value that is not finite.
     """
     from scipy.stats import permutation_test
 
@@ -199,16 +215,17 @@ def paired_permutation(
     return PairedTest("paired permutation", n, float(differences.mean()), float(result.pvalue))
 
 
-# ---- the prompt is the unit: several seeds of one prompt are not independent -------------------------------------------
+# ---- statistics over prompts: several seeds of one prompt are not independent ---------------------------------------
 
-FEWEST_PROMPTS = 5
-"""Below this many prompts a bootstrap has too few values to draw from, and its interval would look certain."""
+MIN_PROMPTS = 5
+"""With fewer prompts than this a bootstrap interval would look more certain than it is."""
 
 
-def by_prompt(values: Sequence[float], prompts: Sequence[str | None]) -> list[float]:
-    """The mean of each prompt's values, in order of first appearance. A value whose prompt is None stands alone.
+def prompt_means(values: Sequence[float], prompts: Sequence[str | None]) -> list[float]:
+    """The mean of each prompt's values, in order of first appearance.
 
-    Raises ``ValueError`` when the two differ in length.
+    A value whose prompt is None forms a group of its own. Raises ``ValueError`` when the two
+    sequences differ in length.
     """
     groups: dict[str | int, list[float]] = {}
     for number, (value, prompt) in enumerate(zip(values, prompts, strict=True)):
@@ -216,24 +233,32 @@ def by_prompt(values: Sequence[float], prompts: Sequence[str | None]) -> list[fl
     return [group[0] if len(group) == 1 else math.fsum(group) / len(group) for group in groups.values()]
 
 
-def no_interval_because(values: Sequence[float]) -> str | None:
-    """Why a bootstrap over these prompts' values would claim a certainty that is not there; None where it can be trusted."""
-    if len(values) < FEWEST_PROMPTS:
-        return f"no interval: fewer than {FEWEST_PROMPTS} prompts"
+def no_interval_reason(values: Sequence[float]) -> str | None:
+    """Why a bootstrap interval over these prompts would be misleading, or None where it can be
+    trusted.
+    """
+    if len(values) < MIN_PROMPTS:
+        return f"no interval: fewer than {MIN_PROMPTS} prompts"
     if max(values) - min(values) <= 1e-9 * max(map(abs, values)):
         return "no interval: every prompt has the same value"
     return None
 
 
 def prompt_interval(values: Sequence[float], *, resamples: int = 1000, seed: int = 0) -> Estimate:
-    """``mean_interval`` of one value per prompt, without low and high where ``no_interval_because`` gives a reason."""
+    """``mean_interval`` of one value per prompt, without an interval where ``no_interval_reason``
+    gives a reason.
+    """
     found = mean_interval(values, resamples=resamples, seed=seed)
-    return found if no_interval_because(values) is None else Estimate(found.value, None, None, found.n)
+    return found if no_interval_reason(values) is None else Estimate(found.value, None, None, found.n)
 
 
 @dataclass(frozen=True)
-class ByPrompt:
-    """Two things measured on the same prompts: the mean of each prompt's pairs, the paired test and the mean of second − first."""
+class PromptComparison:
+    """Two measurements of the same prompts, each prompt's pairs averaged.
+
+    ``test`` is the paired test, ``difference`` the mean of second − first. ``no_interval`` says why
+    ``difference`` has no interval, where it has none.
+    """
 
     first: tuple[float, ...]
     second: tuple[float, ...]
@@ -242,32 +267,38 @@ class ByPrompt:
     no_interval: str | None
 
 
-def paired_by_prompt(
+def compare_by_prompt(
     pairs: Sequence[tuple[float, float]],
     prompts: Sequence[str | None],
     *,
     yes_no: bool,
     resamples: int = 1000,
     seed: int = 0,
-) -> ByPrompt:
-    """Compare (first, second) pairs over their prompts. prompts: one per pair; None where it is not known (that pair stands alone).
+) -> PromptComparison:
+    """Compare (first, second) pairs over their prompts.
 
-    yes_no: the measure is an outcome, so that McNemar's test fits where every value is 0 or 1 and every prompt has one pair; else the
-    sign-flip permutation test over prompts. Raises ``ValueError`` when pairs and prompts differ in length.
+    prompts: one per pair; None where it is not known (that pair forms a group of its own). yes_no:
+    the measure is an outcome. Then McNemar's test is used if every value is 0 or 1 and every prompt
+    has one pair. Otherwise the sign-flip permutation test over prompts is used. Raises
+    ``ValueError`` when pairs and prompts differ in length.
     """
-    first, second = (by_prompt([pair[side] for pair in pairs], prompts) for side in (0, 1))
+    first, second = (prompt_means([pair[side] for pair in pairs], prompts) for side in (0, 1))
     if yes_no and len(first) == len(pairs) and all(value in (0.0, 1.0) for value in (*first, *second)):
         test = mcnemar([bool(value) for value in first], [bool(value) for value in second])
     else:
         test = paired_permutation(first, second, seed=seed)
     apart = [b - a for a, b in zip(first, second, strict=True)]
     difference = prompt_interval(apart, resamples=resamples, seed=seed)
-    return ByPrompt(tuple(first), tuple(second), test, difference, no_interval_because(apart))
+    return PromptComparison(tuple(first), tuple(second), test, difference, no_interval_reason(apart))
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Krippendorff's alpha over units judged by at least two raters: 1 perfect, 0 chance. None with the reason in ``note``."""
+class RaterAgreement:
+    """Krippendorff's alpha over the units that at least two raters judged: 1 is perfect, 0 is
+    chance.
+
+    ``alpha`` is None when it is undefined, and then ``note`` gives the reason.
+    """
 
     alpha: float | None
     units: int
@@ -278,23 +309,23 @@ class Agreement:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
-def alpha(ratings: Mapping[str, Mapping[str, Any]]) -> Agreement:
-    """Krippendorff's alpha for nominal ratings, ``ratings[rater][unit] = category``; units rated once are left out.
+def krippendorff_alpha(ratings: Mapping[str, Mapping[str, Any]]) -> RaterAgreement:
+    """Krippendorff's alpha for nominal ratings: ``ratings[rater][unit]`` is a category.
 
-    Where every rating is the same category, alpha is undefined (nothing could have disagreed): None, and the note says so.
+    Units with one rating are left out. Where all ratings are the same category, alpha is undefined.
     """
     import krippendorff
 
     units = sorted({unit for row in ratings.values() for unit in row})
     shared = [unit for unit in units if sum(unit in row for row in ratings.values()) >= 2]
     if len(ratings) < 2 or not shared:
-        return Agreement(None, len(shared), len(ratings), "agreement needs at least two raters on the same video")
+        return RaterAgreement(None, len(shared), len(ratings), "agreement needs at least two raters on the same video")
     categories = sorted({row[unit] for row in ratings.values() for unit in shared if unit in row}, key=str)
     if len(categories) < 2:
-        return Agreement(
+        return RaterAgreement(
             None, len(shared), len(ratings), f"every rating is {categories[0]!r}: alpha is undefined without variation"
         )
     code = {category: float(number) for number, category in enumerate(categories)}
     table = [[code[row[unit]] if unit in row else math.nan for unit in shared] for row in ratings.values()]
     value = krippendorff.alpha(reliability_data=np.array(table), level_of_measurement="nominal")
-    return Agreement(float(value), len(shared), len(ratings))
+    return RaterAgreement(float(value), len(shared), len(ratings))

@@ -3,7 +3,7 @@
 judge folder + N clips of the small Wan → two turns → log-odds, oracle's verdicts → fit_scores → FOLDER/cac_align.json
 
     python -m research.experiments.calibrate runs/cac_mean 320                        # of the video as it is
-    python -m research.experiments.calibrate runs/cac_mean 320 as_is,mirrored         # of the mean over views, kept beside the former; with a threshold
+    python -m research.experiments.calibrate runs/cac_mean 320 as_is,mirrored         # of several test-time augmentations, kept beside the former; with a threshold
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cac_align.cac.augmentations import AS_IS
 from cac_align.cac.judge_settings import write_temperature, write_threshold
-from cac_align.evaluation.bench.calibration import fit_scores
+from cac_align.evaluation.bench.fitting import fit_scores
 from cac_align.rewards.cac import CaC
 from cac_align.vlm.local import set_threads
 from research.training.generated import held_out_clips
@@ -27,18 +27,18 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) not in (2, 3):
         print("usage: python -m research.experiments.calibrate FOLDER CLIPS [VIEW,VIEW,…]", file=sys.stderr)
         return 2
-    views = tuple(arguments[2].split(",")) if len(arguments) == 3 else (AS_IS,)
+    tta = tuple(arguments[2].split(",")) if len(arguments) == 3 else (AS_IS,)
     set_threads(1)
     folder, clips = Path(arguments[0]), held_out_clips(int(arguments[1]), first=FIRST)
-    cac = CaC.load(str(folder), temperature=1.0, views=views, batch_size=32)
+    cac = CaC.load(str(folder), temperature=1.0, tta=tta, batch_size=32)
     scores = cac([clip.prompt for clip in clips], [clip.video() for clip in clips])
-    fit = fit_scores(scores, [clip.status == "normal" for clip in clips], views=len(views))
-    write_temperature(folder, fit.temperature, views)
+    fit = fit_scores(scores, [clip.status == "normal" for clip in clips], num_augmentations=len(tta))
+    write_temperature(folder, fit.temperature, tta)
     print(
         f"{fit.n} clips, {fit.abnormal:.2f} broken; T = {fit.temperature}; above 0 as is right {fit.right_before:.3f}"
     )
     if fit.threshold is not None:
-        write_threshold(folder, fit.threshold, views)
+        write_threshold(folder, fit.threshold, tta)
         print(f"threshold {fit.threshold}; above it as is right {fit.right:.3f}")
     return 0
 

@@ -3,7 +3,7 @@
 weights folder → LocalVlm → CaC (two turns, or as asked) / UnifiedReward on held-out clips → accuracy, recalls, IoU, AUROC
 
     python -m research.experiments.judge_figures cac_align/miniature/weights/cac cac 200
-    python -m research.experiments.judge_figures cac_align/miniature/weights/cac cac 200 --views as_is,later    # R is that of the mean over views
+    python -m research.experiments.judge_figures cac_align/miniature/weights/cac cac 200 --tta as_is,later    # R is that of the mean log-odds
     python -m research.experiments.judge_figures cac_align/miniature/weights/cac cac 200 --lora runs/align/lora  # what was made to please it
 """
 
@@ -17,19 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from cac_align.cac.augmentations import AS_IS
-from cac_align.cac.judge_settings import settings_of, threshold_of
+from cac_align.cac.judge_settings import read_threshold, read_two_turn
 from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.evaluation.bench.localisation import (
-    GRID_FPS,
-    SHORT_S,
-    SMALL_AREA,
-    Localisation,
-    duration_s,
-    mean_area,
-    overlaps,
-)
-from cac_align.miniature.world.world import FULL, PLAYGROUND, STUDIO, TEST_SEEDS, VALID_SEEDS, Clip, World, make_clip
+from cac_align.evaluation.bench.difficulty import SHORT_S, SMALL_AREA, duration_s, mean_area
+from cac_align.evaluation.bench.localisation import GRID_FPS, Localisation, localisation_ious
+from cac_align.miniature.world.settings import FULL, PLAYGROUND, STUDIO, TEST_SEEDS, VALID_SEEDS, World
+from cac_align.miniature.world.world import Clip, make_clip
 from cac_align.rewards.cac import CaC
 from cac_align.rewards.unified import UnifiedReward
 from cac_align.vlm.local import LocalVlm, set_threads
@@ -44,7 +38,7 @@ def evaluate(
     first_seed: int | None = None,
     worlds: Sequence[World] = (FULL, STUDIO, PLAYGROUND),
     settings: TwoTurn | SingleTurn | None = None,
-    views: Sequence[str] = (AS_IS,),
+    tta: Sequence[str] = (AS_IS,),
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Held-out figures of the weights in ``folder``: ``clips`` in all, half of them normal, as many of each world (VALID_SEEDS).
@@ -53,19 +47,19 @@ def evaluate(
     clips that were caught, AUROC of R, how many had no verdict, recall by type, by defect (of how many clips turn 1 was
     shown a broken frame; caught in turn 1, in the end) and on sparse defects (all of them together shorter than
     1 s and on less than 20 % of the frame, as CaC-Bench-Hard measures it). All of these are over the clips with a verdict, but for
-    right_of_all: the share of right verdicts among all clips. settings: how CaC is asked (None: as its folder says); views: in which views
-    (``cac.views``); of several, verdict (by the folder's threshold for them, where it is asked as the folder says) and AUROC are those
-    of their mean log-odds, and the rest is that of the view that speaks for them. unified: mean scores and AUROC.
+    right_of_all: the share of right verdicts among all clips. settings: how CaC is asked (None: as its folder says); tta: its test-time augmentations
+    (``cac.augmentations``); of several, verdict (by the folder's threshold for them, where it is asked as the folder says) and AUROC are those
+    of their mean log-odds, and the rest is that of the judgement that agrees with it. unified: mean scores and AUROC.
     """
     first = VALID_SEEDS.start if first_seed is None else first_seed
     vlm = LocalVlm.load(folder, device=device, batch_size=32)
-    threshold = threshold_of(folder, views) if settings is None else 0.0
-    settings = settings or settings_of(folder)
+    threshold = read_threshold(folder, tta) if settings is None else 0.0
+    settings = settings or read_two_turn(folder)
     found: dict[str, Any] = {}
     for world in worlds:
         shown = [make_clip(first + number, world, anomalous=number % 2 == 1) for number in range(clips // len(worlds))]
         found[world.name] = (
-            cac_figures(vlm, shown, settings, views, threshold) if job == "cac" else _unified_figures(vlm, shown)
+            cac_figures(vlm, shown, settings, tta, threshold) if job == "cac" else _unified_figures(vlm, shown)
         )
     return found
 
@@ -80,20 +74,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("job", choices=("cac", "unified"))
     parser.add_argument("count", type=int, help="clips of each world")
     parser.add_argument(
-        "--views", default=AS_IS, help="how CaC is shown each clip, with commas between (default: %(default)s)"
+        "--tta", default=AS_IS, help="test-time augmentations of CaC, with commas between (default: %(default)s)"
     )
     parser.add_argument("--lora", help="only clips of the small Wan with this LoRA folder")
     asked = parser.parse_args(arguments)
-    views = tuple(asked.views.split(","))
+    tta = tuple(asked.tta.split(","))
     set_threads(1)
     for world in (PLAYGROUND, STUDIO) if asked.lora is None else ():
         first = TEST_SEEDS.start + 100_000
-        found = evaluate(asked.folder, asked.job, asked.count, first_seed=first, worlds=(world,), views=views)
+        found = evaluate(asked.folder, asked.job, asked.count, first_seed=first, worlds=(world,), tta=tta)
         print(json.dumps(found), flush=True)
     vlm = LocalVlm.load(asked.folder, device="cpu", batch_size=32)
     clips = held_out_clips(asked.count, lora=asked.lora)
     if asked.job == "cac":
-        told = cac_figures(vlm, clips, settings_of(asked.folder), views, threshold_of(asked.folder, views))
+        told = cac_figures(vlm, clips, read_two_turn(asked.folder), tta, read_threshold(asked.folder, tta))
     else:
         told = _unified_figures(vlm, clips)
     print(json.dumps({"generated": told}))
@@ -104,11 +98,11 @@ def cac_figures(
     vlm: Any,
     shown: Sequence[Any],
     settings: TwoTurn | SingleTurn,
-    views: Sequence[str] = (AS_IS,),
+    tta: Sequence[str] = (AS_IS,),
     threshold: float = 0.0,
 ) -> dict[str, Any]:
     """The dictionary of ``evaluate`` for one world's clips."""
-    reward = CaC(vlm, settings, views=tuple(views), threshold=threshold)
+    reward = CaC(vlm, settings, tta=tuple(tta), threshold=threshold)
     given = reward([clip.prompt for clip in shown], [clip.video() for clip in shown])
     first, final, types, defects = {"normal": [], "abnormal": []}, {"normal": [], "abnormal": []}, {}, {}
     sparse: list[bool] = []
@@ -134,7 +128,7 @@ def cac_figures(
             if judgement.status == "abnormal":
                 video = clip.video()
                 grid_s = [video.times_s[index] for index in video.indices_at(GRID_FPS)]
-                pointed.append(overlaps(clip.anomalies, judgement, grid_s))
+                pointed.append(localisation_ious(clip.anomalies, judgement, grid_s))
     return {
         "clips": len(shown),
         "no_verdict": sum(not score.scored for score in given),

@@ -108,12 +108,12 @@ def table(found: Mapping[str, Sequence[Sequence[Judged]]]) -> str:
 
 def _difference(runs: Sequence[Sequence[Judged]], base: Sequence[Judged]) -> Estimate:
     """Mean over prompts of (mean over runs of broken) − (base broken): pairs share the prompt and the first noise."""
-    by_prompt: dict[str, list[float]] = {}
+    prompt_means: dict[str, list[float]] = {}
     for at, row in enumerate(base):
-        by_prompt.setdefault(row.prompt, []).append(
+        prompt_means.setdefault(row.prompt, []).append(
             float(np.mean([run[at].broken for run in runs])) - float(row.broken)
         )
-    return mean_interval([float(np.mean(apart)) for apart in by_prompt.values()], resamples=5000)
+    return mean_interval([float(np.mean(apart)) for apart in prompt_means.values()], resamples=5000)
 
 
 def _spread(values: Sequence[float], digits: int = 3) -> str:

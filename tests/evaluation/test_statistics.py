@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from cac_align.evaluation.statistics import (
-    alpha,
-    by_prompt,
+    compare_by_prompt,
     counts_interval,
+    krippendorff_alpha,
     mcnemar,
     mean_interval,
-    paired_by_prompt,
     paired_permutation,
     prompt_interval,
+    prompt_means,
     share,
     vote_share,
 )
@@ -116,26 +116,26 @@ def test_alpha_of_krippendorffs_own_example():
     # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": two observers, ten units, alpha = 1 − 19·4 / (14·6)
     meg, owen = "0100000100", "1110010000"
     ratings = {"meg": dict(enumerate(meg)), "owen": dict(enumerate(owen))}
-    assert alpha(ratings).alpha == pytest.approx(0.095, abs=5e-4)
+    assert krippendorff_alpha(ratings).alpha == pytest.approx(0.095, abs=5e-4)
 
 
 def test_alpha_with_gaps_by_hand():
     # units: a (n,n), b (n,x), c (x,x); d rated once is left out. Coincidences: n-n 2, n-x 1+1, x-x 2; values 3 n, 3 x.
     # alpha = 1 − (N−1)·D / Σ n_c·n_k over c≠k = 1 − 5·2 / 18
     ratings = {"r1": {"a": "n", "b": "n", "c": "x"}, "r2": {"a": "n", "b": "x"}, "r3": {"c": "x", "d": "n"}}
-    found = alpha(ratings)
+    found = krippendorff_alpha(ratings)
     assert found.alpha == pytest.approx(1 - 10 / 18) and (found.units, found.raters) == (3, 3)
 
 
 def test_alpha_says_why_it_is_missing():
-    assert "two raters" in alpha({"r1": {"a": 1}}).note
-    assert "undefined without variation" in alpha({"r1": {"a": "n"}, "r2": {"a": "n"}}).note
+    assert "two raters" in krippendorff_alpha({"r1": {"a": 1}}).note
+    assert "undefined without variation" in krippendorff_alpha({"r1": {"a": "n"}, "r2": {"a": "n"}}).note
 
 
 def test_a_prompt_s_values_are_averaged_and_an_unknown_prompt_stands_alone():
-    assert by_prompt([1.0, 0.0, 1.0, 0.5, 0.5], ["a", "b", "a", None, None]) == [1.0, 0.0, 0.5, 0.5]
+    assert prompt_means([1.0, 0.0, 1.0, 0.5, 0.5], ["a", "b", "a", None, None]) == [1.0, 0.0, 0.5, 0.5]
     with pytest.raises(ValueError, match="shorter"):
-        by_prompt([1.0, 2.0], ["a"])
+        prompt_means([1.0, 2.0], ["a"])
 
 
 def test_few_or_equal_prompts_have_no_interval():
@@ -151,22 +151,22 @@ def test_few_or_equal_prompts_have_no_interval():
 def test_pairs_of_one_prompt_are_one_case():
     # six prompts of three seeds, each better after in two of three: pooled, McNemar over 12 discordant pairs says p = 2/2^12
     pairs, prompts = [(1.0, 0.0), (1.0, 0.0), (0.0, 0.0)] * 6, [f"p{n // 3}" for n in range(18)]
-    found = paired_by_prompt(pairs, prompts, yes_no=True)
+    found = compare_by_prompt(pairs, prompts, yes_no=True)
     assert (found.test.name, found.test.n, found.test.p_value) == ("paired permutation", 6, pytest.approx(2 / 2**6))
     assert found.difference.value == pytest.approx(-2 / 3) and found.difference.n == 6 and found.difference.low is None
     assert found.no_interval == "no interval: every prompt has the same value"
     # unequal numbers of seeds: each prompt weighs the same; (1 + 0) / 2 and not 3/4
-    assert paired_by_prompt([(0.0, 1.0)] * 3 + [(0.0, 0.0)], ["a", "a", "a", "b"], yes_no=True).difference.value == 0.5
+    assert compare_by_prompt([(0.0, 1.0)] * 3 + [(0.0, 0.0)], ["a", "a", "a", "b"], yes_no=True).difference.value == 0.5
 
 
 def test_one_pair_per_prompt_changes_nothing():
     rng = np.random.default_rng(4)
     first, second = rng.random((2, 12))
     for prompts in ([None] * 12, [f"p{n}" for n in range(12)]):
-        found = paired_by_prompt(list(zip(first, second, strict=True)), prompts, yes_no=False, seed=3)
+        found = compare_by_prompt(list(zip(first, second, strict=True)), prompts, yes_no=False, seed=3)
         assert found.test == paired_permutation(first, second, seed=3)
         assert found.difference == mean_interval(second - first, seed=3)
-        outcomes = paired_by_prompt(
+        outcomes = compare_by_prompt(
             [(float(a > 0.5), float(b > 0.3)) for a, b in zip(first, second, strict=True)], prompts, yes_no=True
         )
         assert outcomes.test == mcnemar(first > 0.5, second > 0.3)

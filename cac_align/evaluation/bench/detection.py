@@ -1,15 +1,20 @@
-"""CaC-Bench on any records: who calls which video abnormal, how sure we can be of it, and where the judge points.
-
-records, scores → Verdict per video → Counts → Report(both classes, per type, Hard's four splits, IoUs, calibration, warnings)
+"""How well one judge does on one set of records: its verdicts, recalls, localisation and
+calibration.
 
 Definitions, where the paper leaves a choice (Sec. 4, Appendices A and D):
-- Recall, precision and F1 are computed for each class in turn as "positive"; accuracy over both. F1 = 2 TP / (2 TP + FP + FN).
-- A video without a score is *unscored*: counted apart, per class, and never taken for either class.
-- Hard's four splits come from the ground truth's own windows and boxes (``localisation.split_of``). Normal videos take no part.
-- Per type t, over anomalous videos whose truth carries t: ``recall`` = share called abnormal, ``type_recall`` = share where the
-  judge also names t (only where it gives evidence). Table S3's CaC row lies below .91 in all five columns while Table 1 finds 91 %
-  of the anomalous videos, so on that set it cannot be the first; the second is the closest reading.
-- Intervals: Wilson for shares; bootstrap over videos, within each class, for precision, F1, accuracy and IoUs.
+
+- Recall, precision and F1 are computed for each class in turn as the positive class, accuracy
+  over both. F1 = 2 TP / (2 TP + FP + FN).
+- A video without a score is unscored: it is counted per class, and belongs to neither verdict.
+- Hard's four groups follow from the ground truth's windows and boxes (``difficulty.split_of``).
+  Normal videos are in none.
+- For each type t, over the anomalous videos whose truth has t: ``recall`` is the share called
+  abnormal, ``type_recall`` the share where the judge also names t (only where it gives a
+  judgement). Table S3's row for CaC lies below .91 in all five columns while Table 1 finds 91 %
+  of the anomalous videos, so on that set it cannot be the first; the second is the closest
+  reading.
+- Intervals: Wilson for shares; bootstrap over videos, within each class, for precision, F1,
+  accuracy and IoUs.
 """
 
 from __future__ import annotations
@@ -21,9 +26,11 @@ from typing import Any
 
 from cac_align.core.judgement import ANOMALY_TYPES, Judgement, Status
 from cac_align.data.records import Record
+from cac_align.evaluation.bench.bench_warnings import bench_warnings
 from cac_align.evaluation.bench.calibration import Calibration, calibrate
-from cac_align.evaluation.bench.confusion import Counts, cautions, estimates
-from cac_align.evaluation.bench.localisation import SPLITS, averages, localise, split_of
+from cac_align.evaluation.bench.confusion import ConfusionCounts, confusion_metrics
+from cac_align.evaluation.bench.difficulty import SPLITS, split_of
+from cac_align.evaluation.bench.localisation import localise, mean_ious
 from cac_align.evaluation.statistics import Estimate, share
 from cac_align.rewards.reward import Score
 
@@ -31,10 +38,12 @@ from cac_align.rewards.reward import Score
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the judge said about one record. ``status`` is None when there is no score, and then ``error`` says why.
+class VideoVerdict:
+    """A judge's verdict on one record.
 
-    source: "judgement" when the judge's own words decided, "threshold" when its number did.
+    ``status`` is None when there is no score, and then ``error`` gives the reason. ``source`` is
+    "judgement" when the judgement's status decided, "threshold" when the score did, and "none"
+    without a score.
     """
 
     id: str
@@ -61,7 +70,9 @@ class Verdict:
 
 
 def check_threshold(judge: str, threshold: float | None, bounds: tuple[float, float] | None) -> None:
-    """Raise ``ValueError`` for a threshold that is no number or that no value of this judge could lie below or above."""
+    """Raise ``ValueError`` for a threshold that is not finite or lies outside the judge's range of
+    values.
+    """
     if threshold is None:
         return
     low, high = bounds or (-math.inf, math.inf)
@@ -71,19 +82,29 @@ def check_threshold(judge: str, threshold: float | None, bounds: tuple[float, fl
 
 
 def evidence_of(given: Score | Judgement | float | None) -> Judgement | None:
-    """The judgement in a judge's answer, where it holds one that reached a verdict."""
+    """The judgement in a judge's answer, if it holds one that reached a verdict."""
     judgement = given if isinstance(given, Judgement) else given.evidence if isinstance(given, Score) else None
     return judgement if judgement is not None and judgement.error is None and judgement.status is not None else None
 
 
-def verdict(record: Record, given: Score | Judgement | float | None, *, threshold: float | None = None) -> Verdict:
-    """What a judge's answer says about a record. None, NaN, a failed Score and a Judgement with an error are all unscored.
+def decide_verdict(
+    record: Record, given: Score | Judgement | float | None, *, threshold: float | None = None
+) -> VideoVerdict:
+    """The verdict that follows from a judge's answer to a record.
 
-    Without ``threshold`` the judgement's own status decides where the value is the judgement's or CaC's (which may be read at a
-    temperature, or be the mean of several views, whose verdict CaC's own threshold has decided), else value < 0.5 means abnormal:
-    a combination (UR + CaC) hands on CaC's judgement as evidence, but what is judged here is its own number. With ``threshold``
-    every video with value < ``threshold`` is abnormal, whatever the judgement said. A judgement with a status but without
-    probabilities has a verdict and no value: it takes part in recall and not in calibration.
+    None, NaN, a failed ``Score`` and a ``Judgement`` with an error are unscored.
+
+    Without ``threshold``, the judgement's status decides where the score is the judgement's own
+    reward or CaC's (CaC's score may be tempered, or be the mean over several augmentations, for
+    which CaC's own threshold has decided the verdict already). For other scores, value < 0.5 means
+    abnormal: a combination (UR + CaC) passes on CaC's judgement as evidence, but it is the
+    combination's value that is evaluated here.
+
+    With ``threshold``, every video whose value lies below it is abnormal, whatever the judgement
+    says.
+
+    A judgement with a status but without probabilities gives a verdict and no value: it counts for
+    recall and not for calibration.
     """
     if isinstance(given, Score):
         value, error = given.value, given.error
@@ -93,17 +114,17 @@ def verdict(record: Record, given: Score | Judgement | float | None, *, threshol
         value, error = math.nan, "no score stored for this video"
     else:
         value, error = float(given), "the stored score is not finite" if not math.isfinite(given) else None
-    said = evidence_of(given)
+    judgement = evidence_of(given)
     from_cac = isinstance(given, Score) and "log_odds" in given.parts  # a combination names them by component
-    own = said is not None and (from_cac or math.isnan(said.reward) or abs(said.reward - value) < 1e-6)
-    if error is None and threshold is None and own:
-        return Verdict(record.id, record.status, said.status, value, "judgement")
+    its_own = judgement and (from_cac or math.isnan(judgement.reward) or abs(judgement.reward - value) < 1e-6)
+    if error is None and threshold is None and judgement is not None and its_own:
+        return VideoVerdict(record.id, record.status, judgement.status, value, "judgement")
     if error is None and math.isnan(value):
         error = f"no probability to compare with the threshold {threshold}"
     if error is not None:
-        return Verdict(record.id, record.status, None, math.nan, "none", error)
-    cut = 0.5 if threshold is None else threshold
-    return Verdict(record.id, record.status, "abnormal" if value < cut else "normal", value, "threshold")
+        return VideoVerdict(record.id, record.status, None, math.nan, "none", error)
+    status = "abnormal" if value < (0.5 if threshold is None else threshold) else "normal"
+    return VideoVerdict(record.id, record.status, status, value, "threshold")
 
 
 # ---- the report ---------------------------------------------------------------------------------------------------
@@ -111,7 +132,9 @@ def verdict(record: Record, given: Score | Judgement | float | None, *, threshol
 
 @dataclass(frozen=True)
 class TypeRecall:
-    """One column of Table S3. ``type_recall`` is None where the judge gave no evidence on any such video."""
+    """One column of Table S3. ``type_recall`` is None where the judge gave no judgement on such
+    videos.
+    """
 
     recall: Estimate
     type_recall: Estimate
@@ -127,35 +150,35 @@ class TypeRecall:
 
 
 @dataclass(frozen=True)
-class Report:
-    """How one judge does on one set of records. ``to_json`` has the keys that other tools rely on (DESIGN, section 7)."""
+class JudgeReport:
+    """How one judge does on one set of records. ``to_json`` has the keys that other tools rely on."""
 
     judge: str
-    counts: Counts
+    counts: ConfusionCounts
     unscored_of: Mapping[str, int]
     metrics: Mapping[str, Estimate]
     per_type: Mapping[str, TypeRecall]
     hard: Mapping[str, Estimate]
-    hard_unplaced: int
+    hard_unassigned: int
     localisation: Mapping[str, Estimate]
     localisation_all: Mapping[str, Estimate]
     calibration: Calibration
     warnings: tuple[str, ...]
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[VideoVerdict, ...]
     provenance: Mapping[str, str]
 
     @property
     def n(self) -> int:
-        """All records, scored or not."""
+        """The number of all records, scored or not."""
         return self.counts.n + self.unscored
 
     @property
     def unscored(self) -> int:
-        """How many videos have no score; ``unscored_of`` counts them by the truth's status."""
+        """The number of videos without a score; ``unscored_of`` counts them by the truth's status."""
         return sum(self.unscored_of.values())
 
     def to_json(self, *, videos: bool = False) -> dict[str, Any]:
-        """The report as JSON; ``videos`` adds one row per video. Numbers that nothing defines are null."""
+        """The report as JSON; ``videos`` adds one row per video. Undefined numbers are null."""
         metrics = self.metrics
 
         def of_class(name: str) -> dict[str, Any]:
@@ -167,7 +190,7 @@ class Report:
                 "unscored": self.unscored_of["abnormal" if name == "anomalous" else "normal"],
             }
 
-        unscored, right = self.unscored, self.counts.hits + self.counts.passes
+        unscored, right = self.unscored, self.counts.true_positives + self.counts.true_negatives
         row = {
             "judge": self.judge,
             "n": self.n,
@@ -189,7 +212,7 @@ class Report:
                     name: {"n": one.n, "recall": one.value, "interval": [one.low, one.high]}
                     for name, one in self.hard.items()
                 },
-                "unplaced": self.hard_unplaced,
+                "unassigned": self.hard_unassigned,
             },
             "ece": self.calibration.ece,
             "calibration": self.calibration.to_json(),
@@ -201,7 +224,7 @@ class Report:
         return row
 
 
-def evaluate(
+def evaluate_judge(
     records: Sequence[Record],
     scores: Sequence[Score | Judgement | float | None] | Mapping[str, Score | Judgement | float | None],
     *,
@@ -211,10 +234,16 @@ def evaluate(
     resamples: int = 1000,
     seed: int = 0,
     provenance: Mapping[str, str] | None = None,
-) -> Report:
-    """Judge the judge. ``scores`` align with ``records``, or map record ids to scores (an id that is missing is unscored).
+) -> JudgeReport:
+    """Evaluate one judge's answers on annotated records.
 
-    Raises ``ValueError`` for a threshold that is not finite, no records, an id that stands twice, scores of another length, or a score for an unknown id.
+    scores: aligned with ``records``, or by record id (a missing id is an unscored video).
+    threshold: see ``decide_verdict``.
+    false_alarm_rate: the share of normal videos that the report's operating point may call
+        abnormal.
+
+    Raises ``ValueError`` for a threshold that is not finite, no records, an id that occurs twice,
+    another number of scores than records, or a score for an unknown id.
     """
     records = list(records)
     ids = [record.id for record in records]
@@ -224,7 +253,7 @@ def evaluate(
     if len(set(ids)) != len(ids):
         twice = sorted({name for name in ids if ids.count(name) > 1}) if len(ids) < 5000 else "(many)"
         raise ValueError(
-            f"record ids must differ, {twice} stand twice; several raters per video belong to `evaluate experts`"
+            f"record ids must differ, {twice} occur more than once; several raters per video belong to `evaluate experts`"
         )
     if isinstance(scores, Mapping):
         unknown = sorted(set(scores) - set(ids))
@@ -238,57 +267,68 @@ def evaluate(
             raise ValueError(f"expected one score per record, received {len(scores)} scores and {len(records)} records")
         aligned = list(scores)
 
-    verdicts = [verdict(record, score, threshold=threshold) for record, score in zip(records, aligned, strict=True)]
+    verdicts = [
+        decide_verdict(record, score, threshold=threshold) for record, score in zip(records, aligned, strict=True)
+    ]
     scored = [one for one in verdicts if one.status is not None]
-    counts = Counts(
-        hits=sum(one.right for one in scored if one.truth == "abnormal"),
-        misses=sum(not one.right for one in scored if one.truth == "abnormal"),
-        false_alarms=sum(not one.right for one in scored if one.truth == "normal"),
-        passes=sum(one.right for one in scored if one.truth == "normal"),
+    counts = ConfusionCounts(
+        true_positives=sum(one.right for one in scored if one.truth == "abnormal"),
+        false_negatives=sum(not one.right for one in scored if one.truth == "abnormal"),
+        false_positives=sum(not one.right for one in scored if one.truth == "normal"),
+        true_negatives=sum(one.right for one in scored if one.truth == "normal"),
     )
     unscored = {
         name: sum(one.status is None and one.truth == name for one in verdicts) for name in ("abnormal", "normal")
     }
-    metrics = estimates(counts, resamples=resamples, seed=seed)
+    metrics = confusion_metrics(counts, resamples=resamples, seed=seed)
 
     anomalous = [
         (record, evidence_of(given), one)
         for record, given, one in zip(records, aligned, verdicts, strict=True)
         if record.status == "abnormal" and one.status is not None
     ]
-    placed = [(split_of(record), one.right) for record, _, one in anomalous]
-    unplaced = sum(split_of(record) is None for record in records if record.status == "abnormal")
-    pointed = [(one, localise(record, said)) for record, said, one in anomalous if said is not None]
-    valued = [one for one in scored if math.isfinite(one.value)]
-    by_number = sum(one.source == "threshold" for one in verdicts)
-    found = calibrate([v.value for v in valued], [v.truth for v in valued], false_alarm_rate=false_alarm_rate)
-    return Report(
+    grouped = [(split_of(record), one.right) for record, _, one in anomalous]
+    unassigned = sum(split_of(record) is None for record in records if record.status == "abnormal")
+    located = [(one, localise(record, judgement)) for record, judgement, one in anomalous if judgement is not None]
+    with_value = [one for one in scored if math.isfinite(one.value)]
+    by_threshold = sum(one.source == "threshold" for one in verdicts)
+    calibration = calibrate(
+        [one.value for one in with_value], [one.truth for one in with_value], false_alarm_rate=false_alarm_rate
+    )
+    return JudgeReport(
         judge=judge,
         counts=counts,
         unscored_of=unscored,
         metrics=metrics,
         per_type={kind: _type_recall(kind, anomalous) for kind in ANOMALY_TYPES},
         hard={
-            name: share(sum(r for s, r in placed if s == name), sum(s == name for s, _ in placed)) for name in SPLITS
+            name: share(sum(r for s, r in grouped if s == name), sum(s == name for s, _ in grouped)) for name in SPLITS
         },
-        hard_unplaced=unplaced,
-        localisation=averages(
-            [found for one, found in pointed if one.status == "abnormal"], resamples=resamples, seed=seed
+        hard_unassigned=unassigned,
+        localisation=mean_ious(
+            [found for one, found in located if one.status == "abnormal"], resamples=resamples, seed=seed
         ),
-        localisation_all=averages([found for _, found in pointed], resamples=resamples, seed=seed),
-        calibration=found,
-        warnings=cautions(metrics, counts, unscored, hard_unplaced=unplaced, by_number=by_number, calibration=found),
+        localisation_all=mean_ious([found for _, found in located], resamples=resamples, seed=seed),
+        calibration=calibration,
+        warnings=bench_warnings(
+            metrics,
+            counts,
+            unscored,
+            hard_unassigned=unassigned,
+            verdicts_by_threshold=by_threshold,
+            calibration=calibration,
+        ),
         verdicts=tuple(verdicts),
         provenance=dict(provenance or {}),
     )
 
 
-def _type_recall(kind: str, anomalous: Sequence[tuple[Record, Judgement | None, Verdict]]) -> TypeRecall:
+def _type_recall(kind: str, anomalous: Sequence[tuple[Record, Judgement | None, VideoVerdict]]) -> TypeRecall:
     carrying = [row for row in anomalous if any(anomaly.type == kind for anomaly in row[0].anomalies)]
     explained = [
-        one.status == "abnormal" and any(anomaly.type == kind for anomaly in said.anomalies)
-        for _, said, one in carrying
-        if said is not None
+        one.status == "abnormal" and any(anomaly.type == kind for anomaly in judgement.anomalies)
+        for _, judgement, one in carrying
+        if judgement is not None
     ]
     return TypeRecall(
         share(sum(one.right for _, _, one in carrying), len(carrying)),

@@ -32,13 +32,13 @@ from cac_align.data.records import Record
 from cac_align.evaluation.bench.localisation import boxes_by_frame, windows_of
 from cac_align.evaluation.pairing import Fault, json_rows
 from cac_align.evaluation.statistics import (
-    Agreement,
     Estimate,
     PairedTest,
-    alpha,
-    by_prompt,
+    RaterAgreement,
+    compare_by_prompt,
+    krippendorff_alpha,
     mean_interval,
-    paired_by_prompt,
+    prompt_means,
     vote_share,
 )
 
@@ -83,8 +83,8 @@ class ExpertsReport:
     difference_interval: Estimate | None
     type_rates: Mapping[str, Mapping[str, Estimate]]
     raters: Mapping[str, Estimate]
-    status_agreement: Agreement
-    type_agreement: Mapping[str, Agreement]
+    status_agreement: RaterAgreement
+    type_agreement: Mapping[str, RaterAgreement]
     window_iou: Estimate
     box_iou: Estimate
     review: Mapping[str, int]
@@ -221,11 +221,11 @@ def experts(
         raters={
             rater: vote_share([_abnormal([one]) for one in rows.values()]) for rater, rows in sorted(by_rater.items())
         },
-        status_agreement=alpha(
+        status_agreement=krippendorff_alpha(
             {rater: {video: one.status for video, one in rows.items()} for rater, rows in by_rater.items()}
         ),
         type_agreement={
-            kind: alpha(
+            kind: krippendorff_alpha(
                 {rater: {v: bool(_carries([one], kind)) for v, one in rows.items()} for rater, rows in by_rater.items()}
             )
             for kind in ANOMALY_TYPES
@@ -262,7 +262,7 @@ def _usable(ratings: Iterable[Record], named: list[Fault]) -> dict[tuple[str, st
 def _rate(videos: Iterable[Mapping[str, Record]], of: Callable[[Iterable[Record]], float]) -> Estimate:
     """The mean over prompts of what ``of`` says of each video's ratings, with its Wilson interval. videos: ratings by rater."""
     rows = [list(row.values()) for row in videos]
-    return vote_share(by_prompt([of(row) for row in rows], [row[0].prompt or None for row in rows]))
+    return vote_share(prompt_means([of(row) for row in rows], [row[0].prompt or None for row in rows]))
 
 
 def _abnormal(row: Iterable[Record]) -> float:
@@ -305,7 +305,7 @@ def _difference(
             first, second = (_abnormal(row[rater] for rater in both) for row in rows)
             values.append((first, second))
             prompts.append(rows[0][both[0]].prompt or None)
-    found = paired_by_prompt(values, prompts, yes_no=True, seed=seed)
+    found = compare_by_prompt(values, prompts, yes_no=True, seed=seed)
     return found.test, found.difference
 
 

@@ -22,14 +22,14 @@ import numpy as np
 from cac_align.evaluation.pairing import Fault, Pairing
 from cac_align.evaluation.report.readings import PairReading, Reading, counts, judged_alike, misjudged
 from cac_align.evaluation.statistics import (
-    FEWEST_PROMPTS,
-    NOTHING,
+    MIN_PROMPTS,
+    NO_ESTIMATE,
     Estimate,
     PairedTest,
-    by_prompt,
+    compare_by_prompt,
     mean_interval,
-    paired_by_prompt,
     prompt_interval,
+    prompt_means,
     vote_share,
 )
 from cac_align.rewards.normalise import variance_shares
@@ -68,7 +68,7 @@ class Measure:
         Where every prompt moved alike there is no interval to ask, and the test alone decides; below 5 prompts nothing does.
         """
         low, high, moved = self.difference.low, self.difference.high, self.difference.value
-        if self.difference.n < FEWEST_PROMPTS or not moved or self.test.p_value is None or self.test.p_value >= 0.05:
+        if self.difference.n < MIN_PROMPTS or not moved or self.test.p_value is None or self.test.p_value >= 0.05:
             return "open"
         if low is not None and high is not None and low <= 0 <= high:
             return "open"
@@ -168,7 +168,7 @@ def _different_judges(rows: Sequence[PairReading]) -> list[Fault]:
 
 def _change(rows: Sequence[PairReading], pairs: Sequence[tuple[float, float] | None], seed: int) -> Estimate:
     known = [(row.pair.prompt, pair) for row, pair in zip(rows, pairs, strict=True) if pair is not None]
-    values = by_prompt([after - before for _, (before, after) in known], [prompt for prompt, _ in known])
+    values = prompt_means([after - before for _, (before, after) in known], [prompt for prompt, _ in known])
     return prompt_interval(values, resamples=RESAMPLES, seed=seed)
 
 
@@ -258,7 +258,7 @@ def _measure(
     """known: (prompt, (before, after)) of each pair that counts."""
     values, prompts = [pair for _, pair in known], [prompt for prompt, _ in known]
     yes_no = rate or key == "vbench/dynamic_degree"
-    found = paired_by_prompt(values, prompts, yes_no=yes_no, resamples=RESAMPLES, seed=seed)
+    found = compare_by_prompt(values, prompts, yes_no=yes_no, resamples=RESAMPLES, seed=seed)
     sides = [
         vote_share(side) if rate else prompt_interval(side, resamples=RESAMPLES, seed=seed)
         for side in (found.first, found.second)
@@ -338,7 +338,7 @@ def warnings(made: Comparison) -> list[str]:
             f"{len(apart)} of {len(made.readings)} pairs were judged by different judges before and after, and are not compared: "
             f"{apart[0].why.split(': ', 1)[1]}. Score both folders with the same reward."
         )
-    prompts = len(by_prompt([0.0] * len(made.readings), [row.pair.prompt for row in made.readings]))
+    prompts = len(prompt_means([0.0] * len(made.readings), [row.pair.prompt for row in made.readings]))
     if prompts < 20:
         pairs = f"{len(made.readings)} pair{'s' if len(made.readings) > 1 else ''}"
         few = pairs if prompts == len(made.readings) else f"{prompts} prompt{'s' if prompts > 1 else ''} ({pairs})"
@@ -422,5 +422,5 @@ def summary(made: Comparison) -> str:
 
 
 __all__ = [
-    "COMPONENTS", "Comparison", "Measure", "NOTHING", "PairReading", "compare", "counts", "gains", "summary", "warnings",
+    "COMPONENTS", "Comparison", "Measure", "NO_ESTIMATE", "PairReading", "compare", "counts", "gains", "summary", "warnings",
 ]  # fmt: skip

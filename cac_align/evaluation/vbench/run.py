@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cac_align.evaluation.pairing import listed_around
-from cac_align.evaluation.statistics import Estimate, by_prompt, prompt_interval
+from cac_align.evaluation.statistics import Estimate, prompt_interval, prompt_means
 from cac_align.evaluation.vbench.runner import PROMPTED, row_key
 
 DEFAULT_DIMENSIONS = ("subject_consistency", "imaging_quality", "dynamic_degree")
@@ -237,7 +237,7 @@ def read_report(
             if value is not None:
                 values.append(value)
                 prompts.append(item.get("prompt") or None)
-        means[dimension] = prompt_interval(by_prompt(values, prompts))
+        means[dimension] = prompt_interval(prompt_means(values, prompts))
     return VBenchReport(tuple(found), means, version)
 
 

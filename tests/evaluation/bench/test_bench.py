@@ -11,8 +11,12 @@ import pytest
 
 from cac_align.core.judgement import Anomaly, Judgement, Window
 from cac_align.data.records import Record, write_records
-from cac_align.evaluation.bench.bench import bench, compare, plots, stored_scores, write
-from cac_align.evaluation.bench.detection import evaluate
+from cac_align.evaluation.bench.bench import bench, write_bench
+from cac_align.evaluation.bench.detection import evaluate_judge
+from cac_align.evaluation.bench.figures import draw_figures
+from cac_align.evaluation.bench.results import compare_judges
+from cac_align.evaluation.bench.stored_scores import stored_scores
+from cac_align.evaluation.bench.tables import to_markdown
 from cac_align.rewards.combine import combine
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Score
@@ -84,7 +88,7 @@ def test_a_ledger_alone_is_enough(set_of_six):
     bench(folder / "records.jsonl", {"bright": Brightness()}, ledger=Ledger(folder / "ledger.jsonl"))
     stored = stored_scores(folder / "ledger.jsonl", records)
     assert set(stored) == {"brightness"} and len(stored["brightness"]) == 6
-    assert evaluate(records, stored["brightness"]).to_json()["accuracy"] == 1.0
+    assert evaluate_judge(records, stored["brightness"]).to_json()["accuracy"] == 1.0
 
 
 def test_what_is_odd_about_the_videos_is_counted_and_named(set_of_six):
@@ -112,69 +116,32 @@ def test_what_is_odd_about_the_videos_is_counted_and_named(set_of_six):
         bench(folder / "records.jsonl", {})
 
 
-def rows_for(records, judge="cac", **extra):
-    return [
-        json.dumps({"reward": judge, "video": r.video, "prompt": r.prompt, **Score(0.9, provenance=extra).to_json()})
-        for r in records
-    ]
-
-
-def test_stored_rows_keep_judges_versions_and_failures_apart(set_of_six):
-    folder, records = set_of_six
-    lines = rows_for(records, weights="a") + rows_for(records[:2], weights="b")
-    failed = {"reward": "cac", "id": "r0", **Score.missing("timeout").to_json()}
-    elsewhere = json.loads(rows_for(records[:1], weights="a")[0]) | {"prompt": "another prompt", "score": 0.0}
-    unknown = json.loads(rows_for(records[:1], weights="a")[0]) | {"video": "elsewhere.mp4"}
-    note = {"key": "0" * 64, "kind": "extra", "extra": {}}
-    lines += [json.dumps(row) for row in (failed, elsewhere, unknown, note)]
-    (folder / "scores.jsonl").write_text("\n".join(lines) + '\n{"reward": "cac", "vid')  # torn by a dead process
-    stored = stored_scores(folder / "scores.jsonl", records)
-    assert sorted(len(scores) for scores in stored.values()) == [2, 6]
-    assert all(name.startswith("cac@") for name in stored)
-    assert all(score.value == 0.9 for scores in stored.values() for score in scores.values())
-    alone = folder / "alone.jsonl"
-    alone.write_text(json.dumps(failed) + "\n")
-    assert stored_scores(alone, records)["cac"]["r0"].error == "timeout"
-
-
-def test_a_broken_stored_row_is_named(set_of_six):
-    folder, records = set_of_six
-    path = folder / "scores.jsonl"
-    path.write_text(rows_for(records)[0] + "\n{broken\n")
-    with pytest.raises(ValueError, match=r"scores.jsonl:2: not JSON"):
-        stored_scores(path, records)
-    path.write_text('{"video": "videos/0.mp4", "score": 0.3}\n')
-    with pytest.raises(ValueError, match="expected a score with"):
-        stored_scores(path, records)
-    twin = [*records, Record("twin", "other/0.mp4", "prompt 0", 8, 8, 32, 32, "normal")]
-    path.write_text(json.dumps({**json.loads(rows_for(records)[0]), "video": "0.mp4"}) + "\n")
-    with pytest.raises(ValueError, match="fits more than one record"):
-        stored_scores(path, twin)
-
-
 def test_the_table_survives_hostile_names(tmp_path):
     records = [Record("a", "a.mp4", "p", 8, 8, 4, 4, "normal"), Record("b", "b.mp4", "p", 8, 8, 4, 4, "abnormal", (
         Anomaly("Human Distortion", Window(0, 0.5)),))]  # fmt: skip
     nasty = "x|y\n<script> $\\frac$ _"
-    reports = [evaluate(records, [0.9, 0.1], judge=nasty), evaluate(records, [None, -3.0], judge="unbounded")]
-    found = compare(reports)
-    text = found.to_markdown()
+    reports = [
+        evaluate_judge(records, [0.9, 0.1], judge=nasty),
+        evaluate_judge(records, [None, -3.0], judge="unbounded"),
+    ]
+    found = compare_judges(reports)
+    text = to_markdown(found)
     line = next(line for line in text.split("\n") if line.startswith("| x"))
     assert line.count("|") - line.count("\\|") == 11
     assert "not inside [0, 1]" in text and "Unscored: 1 of 2" in text
     assert found.comparisons[0].test.n == 1  # only the video that both scored
-    assert {path.name for path in write(found, tmp_path / "o")} >= {"bench.json", "bench.md", "reliability.png"}
-    assert set(plots(found)) == {"detection", "splits", "reliability"}
+    assert {path.name for path in write_bench(found, tmp_path / "o")} >= {"bench.json", "bench.md", "reliability.png"}
+    assert set(draw_figures(found)) == {"detection", "splits", "reliability"}
     with pytest.raises(ValueError, match="do the stored scores belong to these records"):
-        compare([])
+        compare_judges([])
     with pytest.raises(ValueError, match="different names"):
-        compare([reports[0], reports[0]])
+        compare_judges([reports[0], reports[0]])
 
 
 def test_a_judges_words_and_its_calibration_reach_the_json(tmp_path):
     records = [Record("a", "a.mp4", "p", 8, 8, 4, 4, "normal")]
     judgement = Judgement("normal", log_p_normal=math.log(0.7), log_p_abnormal=math.log(0.1))
-    row = compare([evaluate(records, [judgement], judge="j")]).to_json()
+    row = compare_judges([evaluate_judge(records, [judgement], judge="j")]).to_json()
     assert row["judge"] == "j" and row["ece"] == pytest.approx(1 - 0.875)
 
 

@@ -129,14 +129,14 @@ def test_nothing_judged_is_said_and_not_made_up():
 
 
 def test_values_of_different_judges_are_not_compared_and_said():
-    def side(abnormal, cac, judge, views=""):
-        provenance = {"vlm/weights": judge} | ({"views": views} if views else {})
+    def side(abnormal, cac, judge, tta=""):
+        provenance = {"vlm/weights": judge} | ({"tta": tta} if tta else {})
         return {"abnormal": abnormal, "cac": cac, "judges": {"cac": provenance, "cac_rate": provenance}}
 
     made = comparison(lambda k: side(True, 0.4, "A"), lambda k: side(False, 0.8, "B", "as_is, reversed"))
     assert [measure.key for measure in made.measures] == ["motion"] and gains(made) == (None, [None] * 24)
     assert {fault.kind for fault in made.faults} == {"judged differently"} and len(made.faults) == 24
-    assert "CaC score (views, vlm/weights)" in made.faults[0].why
+    assert "CaC score (tta, vlm/weights)" in made.faults[0].why
     assert said(
         made, "24 of 24 pairs were judged by different judges before and after"
     ) and "Different judges" in summary(made)

@@ -4,12 +4,12 @@ import base64
 
 from cac_align.evaluation.report.comparison import Measure
 from cac_align.evaluation.report.plots import distributions
-from cac_align.evaluation.statistics import NOTHING, PairedTest
+from cac_align.evaluation.statistics import NO_ESTIMATE, PairedTest
 
 
 def measure(values, label="CaC score"):
     test = PairedTest("paired permutation", len(values), 0.1, 0.5)
-    return Measure("cac", label, "Rewards", True, False, NOTHING, NOTHING, NOTHING, test, 0, tuple(values))
+    return Measure("cac", label, "Rewards", True, False, NO_ESTIMATE, NO_ESTIMATE, NO_ESTIMATE, test, 0, tuple(values))
 
 
 def test_a_plot_is_an_inert_image_and_reproducible():

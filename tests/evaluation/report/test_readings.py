@@ -13,6 +13,7 @@ from cac_align.data.records import Record, write_records
 from cac_align.evaluation.pairing import pair_up, read_folder
 from cac_align.evaluation.report.readings import Reading, judged_alike, misjudged, motion, read_all, take_score
 from cac_align.rewards.combine import combine
+from cac_align.rewards.cached import cached
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Score
 
@@ -84,7 +85,7 @@ def test_stored_scores_are_those_of_the_reward_itself(folders):
     assert "too dark" in faults[0].why and "which prompt" in faults[1].why
     for folder in folders:
         clips = [clip for clip in read_folder(folder).clips if clip.prompt]
-        Ledger(folder / "ledger.jsonl").wrap(reward)([clip.prompt for clip in clips], [clip.video for clip in clips])
+        cached(reward, Ledger(folder / "ledger.jsonl"))([clip.prompt for clip in clips], [clip.video for clip in clips])
     stored, faults = read(folders)
     for one, other in zip(fresh, stored, strict=True):
         assert (one.values, one.normalised) == (other.values, other.normalised)
@@ -161,13 +162,13 @@ def test_a_component_s_judge_is_the_same_alone_and_in_a_combination():
     take_score(alone, Score(0.2, evidence=ABNORMAL, provenance={"vlm": "A"}), "cac")
     parts, provenance = {"cac": 0.3, "normalised/cac": 0.3}, {"reward": "combine cac", "cac/vlm": "A"}
     take_score(combined, Score(0.3, parts, ABNORMAL, None, provenance), "cac")
-    take_score(other, Score(0.2, evidence=ABNORMAL, provenance={"vlm": "B", "views": "2"}), "cac")
+    take_score(other, Score(0.2, evidence=ABNORMAL, provenance={"vlm": "B", "tta": "2"}), "cac")
     assert (
         judged_alike(alone, combined, "cac")
         and judged_alike(alone, combined, "cac_rate")
         and misjudged(alone, combined) == {}
     )
-    assert misjudged(alone, other) == {"cac": ["views", "vlm"], "cac_rate": ["views", "vlm"]}
+    assert misjudged(alone, other) == {"cac": ["tta", "vlm"], "cac_rate": ["tta", "vlm"]}
 
 
 def test_a_vbench_row_is_of_its_prompt_and_names_its_judge(folders):

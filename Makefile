@@ -1,16 +1,18 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both create .venv here and install into it.
+# Another Python beside it: `make demo PYTHON=python3.13 VENV=.venv313`.
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
+LOCKED := test serve evaluate tensorboard
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test check bench weights table2 ablations clean
+.PHONY: install demo test test-slice check lock bench weights table2 ablations clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: setup.cfg constraints.txt
+$(VENV)/.installed: setup.cfg setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,serve,evaluate]'
 	touch $@
@@ -20,6 +22,19 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n 2
+
+# Two minutes of the suite, for one more Python: what reads and writes videos, what rewards them, the command line, the package itself.
+SLICE = tests/core tests/rewards tests/cli tests/test_config.py tests/test_packaging.py
+
+test-slice: install
+	$(BIN)/python -m pytest -n 2 $(SLICE)
+
+# Pins every dependency anew, for every Python and system at once (markers tell them apart): the newest versions that setup.cfg allows.
+lock: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv --no-config pip compile --quiet --universal --upgrade --python-version 3.11 $(LOCKED:%=--extra %) --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file constraints.txt.new setup.cfg
+	{ echo "# The tested set, written by 'make lock'. torchvision must be the one built for the installed torch."; cat constraints.txt.new; } > constraints.txt
+	rm constraints.txt.new
 
 check: install
 	$(BIN)/ruff check .

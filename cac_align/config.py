@@ -10,8 +10,10 @@ import importlib
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from pathlib import Path
 from typing import Any, TypeVar
+
+from cac_align.core.shipped_recipes import find_recipe
+from cac_align.runs.checkpoint import recipe_values
 
 T = TypeVar("T")
 
@@ -31,11 +33,7 @@ def read_recipe(
     try:
         layers = [OmegaConf.structured(kind)]
         if path is not None:
-            if not Path(path).is_file():
-                raise ValueError(
-                    f"{where}: no such recipe file, looked for from {Path.cwd()}; go to the folder it is relative to, or give the whole path"
-                )
-            chosen = _keys_of(OmegaConf.load(path), where, section)
+            chosen = _keys_of(OmegaConf.load(find_recipe(path)), where, section)
             _forget_default_components(layers[0], chosen)
             layers.append(chosen)
         if overrides:
@@ -76,16 +74,6 @@ def _keys_of(loaded: Any, where: str, section: str | None) -> Any:
     raise ValueError(f"{where}: expected keys and values{f' under {section}' if part else ''}, found {chosen!r:.80}")
 
 
-def flat(recipe: Any, prefix: str = "") -> dict[str, Any]:
-    """A recipe's values by dotted key."""
-    values: dict[str, Any] = {}
-    for item in fields(recipe):
-        value = getattr(recipe, item.name)
-        key = f"{prefix}{item.name}"
-        values.update(flat(value, f"{key}.") if is_dataclass(value) else {key: value})
-    return values
-
-
 def _forget_default_components(defaults: Any, chosen: Any) -> None:
     """A recipe that lists components means these and no others."""
     if "components" in defaults and "components" in chosen:
@@ -115,7 +103,9 @@ def _explain(kind: type, error: Exception) -> str:
     valid = sorted({item.name for owner in (kind, *_nested(kind)) for item in fields(owner)})
     if type(error).__name__ in ("ConfigKeyError", "ConfigAttributeError"):
         if inside := [
-            name for name in flat(kind()) if name.endswith(f".{key}") and name != getattr(error, "full_key", key)
+            name
+            for name in recipe_values(kind())
+            if name.endswith(f".{key}") and name != getattr(error, "full_key", key)
         ]:
             return f"unknown key {getattr(error, 'full_key', key)!r}; did you mean {' or '.join(map(repr, inside))}?"
         near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)

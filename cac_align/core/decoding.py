@@ -304,7 +304,9 @@ def _openable(source: Path | bytes) -> Any:
 def _open_av(source: Path | bytes, **options: str) -> Any:
     import av
 
-    return av.open(_openable(source), metadata_errors="replace", options={"format_whitelist": _CONTAINERS, **options})
+    # Text that is not UTF-8 is no reason to refuse a video. PyAV 19 has no switch for that any more.
+    lenient = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+    return av.open(_openable(source), options={"format_whitelist": _CONTAINERS, **options}, **lenient)
 
 
 def _read_decord(source: Path | bytes, indices: tuple[int, ...], count: int) -> np.ndarray | None:

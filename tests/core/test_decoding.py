@@ -364,6 +364,22 @@ def test_a_file_that_shrinks_after_it_was_opened_is_an_error(clips: dict[str, Pa
         video.sample(16)
 
 
+def test_a_title_that_is_not_utf8_is_no_reason_to_refuse_a_video(tmp_path: Path) -> None:
+    path = tmp_path / "titled.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "plain title"
+        stream = container.add_stream("libx264", rate=16)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    content = path.read_bytes()
+    assert content.count(b"plain title") == 1
+    path.write_bytes(content.replace(b"plain title", b"pl\xe9\xff\xfe title"))
+    video = Video.open(path)
+    assert len(video) == 3 and video.frames((0, 2)).pixels.shape == (2, 48, 64, 3)
+
+
 def test_a_frame_that_the_file_does_not_have_is_an_error(clips: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="has frames 0 to 39"):
         FileFrames(clips["default.mp4"]).read((0, 40))

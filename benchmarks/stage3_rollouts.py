@@ -22,7 +22,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from cac_align.cac.prompts import turn_one_conversation, turn_two_conversation
-from cac_align.cac.two_turn import unusable
+from cac_align.cac.two_turn import unusable_reason
 from cac_align.core.answer import read_answer
 from cac_align.core.judgement import hull
 from cac_align.data.records import Record
@@ -70,7 +70,8 @@ def main() -> None:
 
 
 def clips(count: int) -> list[Prompt]:
-    from cac_align.miniature.world.world import STUDIO, make_clip
+    from cac_align.miniature.world.settings import STUDIO
+    from cac_align.miniature.world.world import make_clip
 
     prompts = []
     for slot in range(count):
@@ -87,7 +88,7 @@ def plainly(model: Any, processor: Any, prompt: Prompt, asking: Asking) -> int:
     asked = turn_one_conversation(prompt.record.prompt, prompt.scan, wording=asking.wording)
     text, count = generate(model, processor, asked, asking)
     first = read_answer(text, number=1, frames=prompt.scan.indices, times_s=prompt.scan.times_s)
-    if unusable(first) is not None or first.status == "normal":
+    if unusable_reason(first) is not None or first.status == "normal":
         return count
     clip = prompt.video.clip(hull([a.window for a in first.anomalies if a.window is not None]), asking.look_fps)
     asked = turn_two_conversation(prompt.record.prompt, clip, first, wording=asking.wording)

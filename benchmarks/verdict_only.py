@@ -17,7 +17,8 @@ from cac_align.cac.two_turn import TwoTurn
 from cac_align.cac.verdict_only import VerdictOnly
 from cac_align.core.judgement import Judgement
 from cac_align.core.weights import shipped
-from cac_align.miniature.world.world import PLAYGROUND, VALID_SEEDS, make_clip
+from cac_align.miniature.world.settings import PLAYGROUND, VALID_SEEDS
+from cac_align.miniature.world.world import make_clip
 from cac_align.rewards.cac import CaC
 from cac_align.vlm.local import LocalVlm, set_threads
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from cac_align import CaC, UnifiedReward, best_of_n, combine
-from cac_align.miniature.world.world import PLAYGROUND, make_clip
+from cac_align.miniature.world.settings import PLAYGROUND
+from cac_align.miniature.world.world import make_clip
 
 reward = combine(
     {"unified": UnifiedReward.miniature(), "cac": CaC.miniature()}, normalise="range"

@@ -4,7 +4,8 @@ python examples/score_a_video.py        # prints R = 0.80 for the sound clip; 0.
 """
 
 from cac_align import CaC
-from cac_align.miniature.world.world import PLAYGROUND, make_clip
+from cac_align.miniature.world.settings import PLAYGROUND
+from cac_align.miniature.world.world import make_clip
 
 cac = CaC.miniature()  # the shipped judge; CaC.load("http://127.0.0.1:8001/v1", served_model="cac") for a real one
 for anomalous in (False, True):

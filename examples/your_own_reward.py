@@ -6,7 +6,8 @@ python examples/your_own_reward.py
 import numpy as np
 
 from cac_align import CaC, Score, Video, combine
-from cac_align.miniature.world.world import PLAYGROUND, make_clip
+from cac_align.miniature.world.settings import PLAYGROUND
+from cac_align.miniature.world.world import make_clip
 
 
 class Motion:

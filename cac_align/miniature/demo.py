@@ -29,7 +29,7 @@ from cac_align.rewards.build import RewardRecipe, load_reward
 from cac_align.rewards.normalise import quantise
 from cac_align.vlm.local import set_threads
 
-VIEWS = FOUR_PHASES
+TTA = FOUR_PHASES
 """How CaC is shown each candidate."""
 CARDS = 40  # prompts shown on the page; all of them are in selection.jsonl
 
@@ -86,7 +86,7 @@ def demo(
     prompts = playground_prompts(num_prompts)
     generator = load_generator(GeneratorRecipe(guidance_scale=guidance_scale))
     reward = RewardRecipe()
-    reward.components["cac"].views = list(VIEWS)
+    reward.components["cac"].tta = list(TTA)
     selections = best_of_n(
         prompts, generator, load_reward(reward), n=n, seed=seed, distinct_seeds=True, out=out, progress=progress
     )

@@ -29,7 +29,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from cac_align.cac.judge_settings import settings_of
+from cac_align.cac.judge_settings import read_two_turn
 from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.config import read_recipe
@@ -37,18 +37,18 @@ from cac_align.data.records import Record, read_records
 from cac_align.data.splits import Splits, split
 from cac_align.data.synthesis.synthesise import Synthesis, synthesise
 from cac_align.miniature.teacher.ground_truth import GroundTruth
-from cac_align.miniature.world.settings import TEST_SEEDS, TRAIN_SEEDS
+from cac_align.miniature.world.settings import TEST_SEEDS, TRAIN_SEEDS, WORLDS
 from cac_align.miniature.world.world import write_world
+from cac_align.runs.checkpoint import claim_folder
 from cac_align.runs.files import atomic_write
-from cac_align.training.alarms import Stopped
+from cac_align.runs.metrics_log import read_rows
+from cac_align.training.early_stopping import Stopped
 from cac_align.training.grpo import GrpoRecipe, train_grpo
 from cac_align.training.policy import ModelRecipe
-from cac_align.training.run import claim, read_rows
 from cac_align.training.sft import SftRecipe, train_sft
 from cac_align.vlm.local import set_threads
 from research.experiments.ablations_table import VARIANTS, Variant, table
 from research.experiments.judge_figures import evaluate
-from cac_align.miniature.world.settings import WORLDS
 
 
 @dataclass
@@ -238,7 +238,7 @@ def train(recipe: Ablations, variant: Variant, seed: int | None, data: Path, sta
 
 def start_settings(recipe: Ablations) -> TwoTurn:
     """How the start has learnt to be asked; so is every variant (with one turn, where it has one)."""
-    return settings_of(ModelRecipe(recipe.start).source)
+    return read_two_turn(ModelRecipe(recipe.start).source)
 
 
 def measure(recipe: Ablations, variant: Variant, weights: str) -> dict[str, Any]:
@@ -289,8 +289,7 @@ def run(recipe: Ablations, out: Path) -> str:
 
     Raises ``ValueError`` when ``out`` holds results of another budget, or data or recipe are unusable.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    claim(out, replace(recipe, seeds=[0], variants=[], jobs=1))  # these may grow
+    claim_folder(out, "ablations", recipe, free=("seeds", "variants", "jobs"))
     results = out / "results.jsonl"
     atomic_write(
         results, "".join(json.dumps(row) + "\n" for row in read_rows(results))

@@ -20,7 +20,8 @@ from cac_align.core.judgement import Anomaly, Turn, Window, shown_frames
 from cac_align.core.video import Frames
 from cac_align.miniature.teacher import teacher
 from cac_align.miniature.world.grammar import COLOURS, MOTIONS, Spec, parse_prompt
-from cac_align.miniature.world.world import FULL, PLAYGROUND, make_clip
+from cac_align.miniature.world.settings import FULL, PLAYGROUND
+from cac_align.miniature.world.world import make_clip
 from cac_align.rewards.unified import AXES, fill_prompt, own_prompt, sample_indices, write_axes
 from cac_align.vlm.protocol import Conversation, Message
 from research.training.pool import (

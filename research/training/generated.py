@@ -26,7 +26,8 @@ from cac_align.generation.build import GeneratorRecipe, load_generator
 from cac_align.miniature.oracle.oracle import TOLERANCE, Sight, look
 from cac_align.miniature.teacher import teacher
 from cac_align.miniature.world.draw import extent
-from cac_align.miniature.world.world import PLAYGROUND, PROMPT_SEEDS, TRAIN_SEEDS, make_prompts
+from cac_align.miniature.world.settings import PLAYGROUND, PROMPT_SEEDS, TRAIN_SEEDS
+from cac_align.miniature.world.world import make_prompts
 from cac_align.vlm.local import set_threads
 from research.training.pool import KEPT_EVERY
 

@@ -19,16 +19,14 @@ from jaxtyping import UInt8
 from cac_align.core.judgement import BOX_MAX, Anomaly, Box, Window
 from cac_align.core.video import Frames, Video
 from cac_align.miniature.teacher import teacher
-from cac_align.miniature.world.defects import SUBTYPES
 from cac_align.miniature.world.grammar import parse_prompt
-from cac_align.miniature.world.world import FULL, PLAYGROUND, STUDIO, make_clip
+from cac_align.miniature.world.settings import SUBTYPES
+from cac_align.miniature.world.world import make_clip
 
 KEPT_EVERY = 2
 """Source frames kept in the pool: every second one of 16 fps, because turn 2 looks at 8."""
 
 
-WORLDS = {world.name: world for world in (FULL, STUDIO, PLAYGROUND)}
-"""The worlds a pool may draw from, by name."""
 
 
 GENERATED_WEAR = 0.3
@@ -44,7 +42,7 @@ class MixtureConfig:
     generated: share of batches from generated clips (``miniature.generated``); generated_degraded: share of those that are degraded
     a little further (by GENERATED_WEAR). degraded: share of rendered clips that are made to look generated; wear: how strongly.
     mirrored: share of couples that are shown left to right, their prompts and truth with them; recoloured: share that is shown with its
-    colour channels exchanged; later: share of batches whose clips begin 1/8 s late, as in the view of that name (``cac.views``). look: share of turn-2 batches in the joint stage; pair: of frame pairs.
+    colour channels exchanged; later: share of batches whose clips begin 1/8 s late, as in the augmentation of that name (``cac.augmentations``). look: share of turn-2 batches in the joint stage; pair: of frame pairs.
     hard_looks: among turn 2's abnormal windows, the share that is shifted or too wide; wrong_claim: share of looks whose suspicion
     names another defect than the window shows. often: how many times as often as others a defect is drawn, by its name
     (``defects.SUBTYPES``). scan_fps, look_fps, margin_s: as in ``cac_align.cac.two_turn.TwoTurn``.

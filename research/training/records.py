@@ -28,9 +28,10 @@ from cac_align.data.validate import validate
 from cac_align.generation.build import GeneratorRecipe, load_generator
 from cac_align.generation.wan import Wan
 from cac_align.miniature.oracle.oracle import look
-from cac_align.miniature.world.world import PLAYGROUND, TRAIN_SEEDS, make_prompts, write_world
-from cac_align.runs.files import write_whole
-from cac_align.training.run import claim
+from cac_align.miniature.world.settings import PLAYGROUND, TRAIN_SEEDS
+from cac_align.miniature.world.world import make_prompts, write_world
+from cac_align.runs.checkpoint import claim_folder
+from cac_align.runs.files import atomic_write
 from cac_align.vlm.local import set_threads
 from research.training.generated import HELD_OUT, anomalies_of, places_of
 
@@ -64,8 +65,7 @@ class Clips:
 def make(recipe: Clips) -> Path:
     """The folder's ``records.jsonl``, made where it is not there yet. Raises ``ValueError`` where the folder belongs to another recipe."""
     out = Path(recipe.out)
-    out.mkdir(parents=True, exist_ok=True)
-    claim(out, replace(recipe, jobs=1))
+    claim_folder(out, "records", recipe, free=("out", "jobs"))
     if (out / "records.jsonl").is_file():
         return out / "records.jsonl"
     part = out / "rendered.partial"
@@ -91,7 +91,7 @@ def _all(recipe: Clips, out: Path) -> Iterator[Record]:
         yield replace(record, video=f"rendered/{record.video}")
     told = out / "drawn.jsonl"
     batches = sorted((out / "drawn").glob("*.jsonl"))
-    write_whole(told, "".join(batch.read_text(encoding="utf-8") for batch in batches))
+    atomic_write(told, "".join(batch.read_text(encoding="utf-8") for batch in batches))
     wrong = {violation.record for violation in validate(told).violations}
     kinds: dict[str, list[Record]] = {"normal": [], "abnormal": []}
     for record in read_records(told):
@@ -112,7 +112,7 @@ def _draw(recipe: Clips, starts: Sequence[int]) -> None:
     set_threads(1)
     wan = load_generator(GeneratorRecipe(model=recipe.model))
     for first in starts:
-        write_whole(
+        atomic_write(
             Path(recipe.out) / "drawn" / f"{first:06d}.jsonl",
             "".join(json.dumps(record.to_json()) + "\n" for record in _batch(recipe, wan, first)),
         )

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from cac_align.core.answer import read_answer
 from cac_align.core.judgement import Anomaly, Window
-from cac_align.data.synthesis.questions import Question, conversation, open_video, told, truth
 from cac_align.data.records import read_records, write_records
+from cac_align.data.synthesis.questions import Question, conversation, open_video, told, truth
 from cac_align.data.synthesis.synthesise import Synthesis, synthesise
 from cac_align.data.synthesis.verify import faults
 from cac_align.miniature.teacher.ground_truth import GroundTruth

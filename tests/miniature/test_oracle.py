@@ -8,7 +8,8 @@ import pytest
 from cac_align.core.judgement import ANOMALY_TYPES
 from cac_align.core.video import Video
 from cac_align.miniature.oracle.oracle import CANNOT, CLAIMS, TOLERANCE, agreement, degrade, judge, look
-from cac_align.miniature.world.world import PLAYGROUND, STUDIO, TEST_SEEDS, make_clip
+from cac_align.miniature.world.settings import PLAYGROUND, STUDIO, TEST_SEEDS
+from cac_align.miniature.world.world import make_clip
 
 FIRST = TEST_SEEDS.start + 60_000
 

@@ -9,10 +9,11 @@ import pytest
 from transformers import AutoProcessor
 
 from cac_align.cac.augmentations import FOUR_PHASES
-from cac_align.cac.judge_settings import settings_of
+from cac_align.cac.judge_settings import read_two_turn
 from cac_align.core.judgement import Box
 from cac_align.core.weights import shipped, weights_folder
-from cac_align.miniature.world.world import PLAYGROUND, STUDIO, make_clip
+from cac_align.miniature.world.settings import PLAYGROUND, STUDIO
+from cac_align.miniature.world.world import make_clip
 from cac_align.rewards.cac import CaC
 from cac_align.vlm.local import LocalVlm
 from research.experiments.judge_figures import cac_figures, evaluate
@@ -45,18 +46,18 @@ def test_the_shipped_cac_judges_held_out_clips():
 def test_figures_of_several_views_are_those_of_their_mean():
     clips = [make_clip(2_500_100 + number, PLAYGROUND, anomalous=number % 2 == 1) for number in range(12)]
     prompts, videos = [clip.prompt for clip in clips], [clip.video() for clip in clips]
-    judges = [CaC.load(str(needs("cac")), views=(view,), batch_size=32) for view in ("as_is", "later")]
+    judges = [CaC.load(str(needs("cac")), tta=(augmentation,), batch_size=32) for augmentation in ("as_is", "later")]
     each = np.asarray([[score.parts["log_odds"] for score in judge(prompts, videos)] for judge in judges])
-    odds, views, normal = each.mean(0), ("as_is", "later"), np.arange(12) % 2 == 0
+    odds, tta, normal = each.mean(0), ("as_is", "later"), np.arange(12) % 2 == 0
     threshold = json.loads((needs("cac") / "cac_align.json").read_text())["thresholds"]["as_is, later"]
-    sound = (odds > threshold) | (each > 0).all(0)  # "abnormal" needs a view that says so
-    figures = evaluate(needs("cac"), "cac", 12, first_seed=2_500_100, worlds=(PLAYGROUND,), views=views)["playground"]
+    sound = (odds > threshold) | (each > 0).all(0)  # "abnormal" needs an augmentation that says so
+    figures = evaluate(needs("cac"), "cac", 12, first_seed=2_500_100, worlds=(PLAYGROUND,), tta=tta)["playground"]
     assert figures["accuracy"] == pytest.approx(np.mean(sound == normal), abs=1e-4)
     assert figures["auroc"] == pytest.approx(np.mean(odds[normal][:, None] > odds[~normal]), abs=1e-4)
 
 
 def test_what_one_scan_is_not_shown_another_is():
-    """Flickers of which the scan at 4 fps shows no frame: in one view a judge can only guess, in four it sees them."""
+    """Flickers of which the scan at 4 fps shows no frame: without augmentation a judge can only guess, with four it finds them."""
     clips = (make_clip(2_610_001 + 2 * number, PLAYGROUND, anomalous=True) for number in range(400))
     between = (
         clip
@@ -66,15 +67,15 @@ def test_what_one_scan_is_not_shown_another_is():
     hidden = list(islice(between, 8))
     prompts, videos = [clip.prompt for clip in hidden], [clip.video() for clip in hidden]
     caught = [
-        sum(score.evidence.status == "abnormal" for score in CaC.load(str(needs("cac")), views=views)(prompts, videos))
-        for views in (("as_is",), FOUR_PHASES)
+        sum(score.evidence.status == "abnormal" for score in CaC.load(str(needs("cac")), tta=tta)(prompts, videos))
+        for tta in (("as_is",), FOUR_PHASES)
     ]
     assert len(hidden) == 8 and caught[0] <= 1 and caught[1] >= 7
 
 
 def test_the_shipped_cac_judges_what_the_shipped_wan_draws():
     vlm = LocalVlm.load(needs("cac"), device="cpu", batch_size=32)
-    figures = cac_figures(vlm, held_out_clips(60), settings_of(needs("cac")))
+    figures = cac_figures(vlm, held_out_clips(60), read_two_turn(needs("cac")))
     assert figures["no_verdict"] <= 2
     assert figures["accuracy"] >= 0.65 and figures["recall_normal"] >= 0.8 and figures["recall_abnormal"] >= 0.45
 

@@ -7,7 +7,8 @@ from cac_align.core.answer import read_answer
 from cac_align.core.judgement import Anomaly, Box, Window
 from cac_align.miniature.teacher import teacher
 from cac_align.miniature.world.grammar import COLOURS, parse_prompt
-from cac_align.miniature.world.world import FULL, STUDIO, make_clip
+from cac_align.miniature.world.settings import FULL, STUDIO
+from cac_align.miniature.world.world import make_clip
 from cac_align.rewards.unified import read_axes, write_axes
 
 

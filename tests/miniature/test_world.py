@@ -13,26 +13,21 @@ import pytest
 from cac_align.core.judgement import ANOMALY_TYPES
 from cac_align.core.video import Video
 from cac_align.data.records import read_records
-from cac_align.miniature.world.annotation import window_frames
-from cac_align.miniature.world.defects import ABSENCES, SUBTYPES
-from cac_align.miniature.world.grammar import COLOURS, GLYPHS
-from cac_align.miniature.world.world import (
+from cac_align.miniature.world.annotation import pixel_boxes, window_frames
+from cac_align.miniature.world.defects import ABSENCES
+from cac_align.miniature.world.grammar import COLOURS, GLYPHS, VOCABULARY, parse_prompt
+from cac_align.miniature.world.render import render
+from cac_align.miniature.world.settings import (
     FULL,
     PROMPT_SEEDS,
     STUDIO,
+    SUBTYPES,
     TEST_SEEDS,
     TRAIN_SEEDS,
     VALID_SEEDS,
-    VOCABULARY,
     World,
-    make_clip,
-    make_prompts,
-    parse_prompt,
-    pixel_boxes,
-    render,
-    stream,
-    write_world,
 )
+from cac_align.miniature.world.world import make_clip, make_prompts, stream, write_world
 
 SEEDS = range(TEST_SEEDS.start + 40_000, TEST_SEEDS.start + 40_120)
 

@@ -10,7 +10,7 @@ import pytest
 from cac_align.config import read_recipe
 from cac_align.core.judgement import Anomaly, Window
 from cac_align.data.records import Record
-from cac_align.training.alarms import Stopped
+from cac_align.training.early_stopping import Stopped
 from research.experiments import ablations
 from research.experiments.ablations import Ablations, deal, main, open_rows, path, report, run, stage_recipe
 from research.experiments.ablations_table import VARIANTS, table
@@ -222,7 +222,7 @@ def test_a_real_run_shares_stages_resumes_and_writes_its_table(recipe, tmp_path,
         "Start: the shipped mini-CaC, made to forget what is abnormal (2 steps of stage 2 on annotations dealt" in text
     )
     shared = [
-        json.loads((tmp_path / name / "recipe.json").read_text())["model.path"] for name in ("start", "seed0/stage1")
+        json.loads((tmp_path / name / "recipe.json").read_text())["recipe"]["model.path"] for name in ("start", "seed0/stage1")
     ]
     assert shared == ["miniature", str(tmp_path / "start" / "final")]
     assert text == (tmp_path / "ablations.md").read_text() and text.count("| 1 |") == 4 and "open" not in text
@@ -247,7 +247,7 @@ def test_a_real_run_shares_stages_resumes_and_writes_its_table(recipe, tmp_path,
     grown = run(replace(recipe, variants=[*recipe.variants, "no-spatial"]), tmp_path)
     assert "| without spatial IoU reward | 0.716 | 0.250 |" in grown and "0.250 | – | – | – |" not in grown
     assert {file: file.stat().st_mtime_ns for file in times} == times
-    with pytest.raises(ValueError, match="holds a run with test_clips=4, received test_clips=6"):
+    with pytest.raises(ValueError, match=r"another recipe \(test_clips differ; test_clips was 4, now 6\)"):
         run(replace(recipe, test_clips=6), tmp_path)
 
 
@@ -260,7 +260,7 @@ def test_a_training_that_stops_itself_is_a_sentence_not_a_number(recipe, tmp_pat
 
     def stops(made):
         calls.append(made.out)
-        raise Stopped(f"step 1: the loss is nan; kept ({made.out}/checkpoint.json)", Path(made.out))
+        raise Stopped(f"step 1: the loss is nan; kept ({made.out}/checkpoints/step-000001)", Path(made.out))
 
     monkeypatch.setattr(ablations, "train_sft", stops)
     monkeypatch.setattr(ablations, "prepare", lambda recipe, out: out / "data")
@@ -269,7 +269,7 @@ def test_a_training_that_stops_itself_is_a_sentence_not_a_number(recipe, tmp_pat
     text = run(chosen, tmp_path)
     # stage 1 stops once and its sentence stands for both variants that pass through it; stage 2 from the start weights stops by itself
     assert [Path(out).name for out in calls] == ["stage1", "stage2"]
-    said = "stage 1: step 1: the loss is nan; kept (its folder/checkpoint.json)"
+    said = "stage 1: step 1: the loss is nan; kept (its folder/checkpoints/step-000001)"
     assert f"- full recipe, seed 0: {said}\n- no stage 1 (single frames), seed 0: stage 2: step 1" in text
     assert f"- no stage 3 (two-turn GRPO), seed 0: {said}\n" in text and str(tmp_path) not in text
     assert text.count("| stopped |") == 3 * 3 and text.count("| 0 of 1 |") == 3

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cac_align.cac.judge_settings import settings_of, write_settings, write_temperature
+from cac_align.cac.judge_settings import read_two_turn, write_settings, write_temperature
 from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.config import read_recipe
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_fit_is_written_beside_the_weights_and_read_back(tmp_path, capsys):
     folder = tmp_path / "judge"
     shutil.copytree(shipped("cac"), folder)
-    write_settings(folder, settings_of(shipped("cac")))
+    write_settings(folder, read_two_turn(shipped("cac")))
     assert CaC.load(str(folder)).temperature == 1.0
     assert calibrate.main([str(folder), "16"]) == 0
     fitted = json.loads((folder / "cac_align.json").read_text())["temperature"]
@@ -32,26 +32,26 @@ def test_the_fit_is_written_beside_the_weights_and_read_back(tmp_path, capsys):
 def test_views_have_a_temperature_of_their_own_beside_the_first(tmp_path):
     folder = tmp_path / "judge"
     shutil.copytree(shipped("cac"), folder)
-    write_settings(folder, settings_of(shipped("cac")))
+    write_settings(folder, read_two_turn(shipped("cac")))
     write_temperature(folder, 7.5)
     assert calibrate.main([str(folder), "16", "as_is,reversed"]) == 0
     fitted = json.loads((folder / "cac_align.json").read_text())
-    assert fitted["temperature"] == 7.5 and list(fitted["of_views"]) == ["as_is, reversed"]
-    own = fitted["of_views"]["as_is, reversed"]
+    assert fitted["temperature"] == 7.5 and list(fitted["tta_temperatures"]) == ["as_is, reversed"]
+    own = fitted["tta_temperatures"]["as_is, reversed"]
     threshold = fitted["thresholds"]["as_is, reversed"]
     assert own > 0 and own != 7.5
     assert CaC.load(str(folder)).temperature == 7.5
-    pair = CaC.load(str(folder), views=("as_is", "reversed"))
+    pair = CaC.load(str(folder), tta=("as_is", "reversed"))
     assert (pair.temperature, pair.threshold) == (own, threshold) and threshold != 0
-    assert CaC.load(str(folder)).threshold == 0 == CaC.load(str(folder), views=("as_is", "mirrored")).threshold
-    assert CaC.load(str(folder), views=("as_is", "reversed"), settings=SingleTurn(wording="brief")).threshold == 0, (
+    assert CaC.load(str(folder)).threshold == 0 == CaC.load(str(folder), tta=("as_is", "mirrored")).threshold
+    assert CaC.load(str(folder), tta=("as_is", "reversed"), settings=SingleTurn(wording="brief")).threshold == 0, (
         "fitted for two turns"
     )
-    assert CaC.load(str(folder), views=("as_is", "mirrored")).temperature == 7.5, (
+    assert CaC.load(str(folder), tta=("as_is", "mirrored")).temperature == 7.5, (
         "not fitted: that of the video as it is"
     )
-    (folder / "cac_align.json").write_text('{"of_views": {"mirrored": 3.5}}')  # views alone were fitted
-    assert [CaC.load(str(folder), views=views).temperature for views in (("mirrored",), ("as_is",))] == [3.5, 1.0]
+    (folder / "cac_align.json").write_text('{"tta_temperatures": {"mirrored": 3.5}}')  # tta alone were fitted
+    assert [CaC.load(str(folder), tta=tta).temperature for tta in (("mirrored",), ("as_is",))] == [3.5, 1.0]
 
 
 def test_a_judge_that_scores_nothing_is_not_fitted(tmp_path):

@@ -10,7 +10,8 @@ from cac_align.core.iou import interval_iou, spatial_iou
 from cac_align.core.judgement import Window
 from cac_align.miniature.oracle.oracle import look
 from cac_align.miniature.teacher.teacher import AWAY, look_index
-from cac_align.miniature.world.world import PLAYGROUND, make_clip
+from cac_align.miniature.world.settings import PLAYGROUND
+from cac_align.miniature.world.world import make_clip
 from research.training.generated import HELD_OUT, Generated, anomalies_of, couple, draw, held_out_clips, places_of
 from research.training.pool import ClipPool
 

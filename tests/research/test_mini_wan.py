@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from cac_align.miniature.models.wan import WEIGHTS, MiniWan, build_pipeline, build_tokenizer, build_vae
-from cac_align.miniature.world.world import PROMPT_SEEDS, STUDIO, VOCABULARY, make_clip, make_prompts, parse_prompt
+from cac_align.miniature.world.grammar import VOCABULARY, parse_prompt
+from cac_align.miniature.world.settings import PROMPT_SEEDS, STUDIO
+from cac_align.miniature.world.world import make_clip, make_prompts
 from research.training import optimise, train_vae, train_wan
 from research.training.optimise import Schedule
 from research.training.train_vae import VaeRecipe

@@ -10,7 +10,8 @@ from cac_align.core.judgement import Box, Window
 from cac_align.core.video import Video
 from cac_align.miniature.oracle.oracle import look
 from cac_align.miniature.teacher import teacher
-from cac_align.miniature.world.world import PLAYGROUND, make_clip
+from cac_align.miniature.world.settings import PLAYGROUND
+from cac_align.miniature.world.world import make_clip
 from research.training.pool import CHANNELS, ClipPool, MixtureConfig, PoolClip, delayed, mirrored, recoloured
 from research.training.train_judge import JudgeTraining, _lessons
 

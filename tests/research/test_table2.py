@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cac_align.align.recipe import FlowGrpoRecipe, read_prompts
+from cac_align.align.prompts import read_training_prompts
+from cac_align.align.recipe import AlignRecipe
 from cac_align.config import read_recipe
 from research.experiments import curves, table2
 from research.experiments.table2 import NOISES, TRAINED, Judged, judged, prompts_judged, table
@@ -52,9 +53,9 @@ def test_the_prompts_are_those_that_no_recipe_trains_on(tmp_path):
     asked = prompts_judged()
     assert len(asked) == 76 * NOISES and asked[:76] == asked[76:152] and len(set(asked)) == 76
     for path in ("miniature", "miniature_ur", "miniature_nft"):
-        recipe = read_recipe(FlowGrpoRecipe, ROOT / "recipes" / "align" / f"{path}.yaml")
+        recipe = read_recipe(AlignRecipe, ROOT / "recipes" / "align" / f"{path}.yaml")
         assert range(recipe.prompt_first, recipe.prompt_first + recipe.prompt_count) == TRAINED
-        trained = set(read_prompts(recipe.prompts, recipe.prompt_first, recipe.prompt_count, note=False))
+        trained = set(read_training_prompts(recipe.prompts, recipe.prompt_first, recipe.prompt_count, note=False))
         assert len(trained) == 140 and not trained & set(asked)
     (tmp_path / "base.jsonl").write_text(json.dumps(Judged(sorted(trained)[0], True, True, 1.0).__dict__) + "\n")
     with pytest.raises(ValueError, match="base.jsonl: holds verdicts on other prompts"):
@@ -81,7 +82,7 @@ def test_a_second_call_on_the_same_folder_waits_and_judges_nothing_twice(tmp_pat
 def log_of(tmp_path, values):
     path = tmp_path / "log.jsonl"
     rows = [
-        {"step": at, "motion": 2.0} if value is None else {"step": at, "score": value, "motion": 2.0}
+        {"step": at, "normal_flow_speed": 2.0} if value is None else {"step": at, "score": value, "normal_flow_speed": 2.0}
         for at, value in enumerate(values)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -323,7 +323,7 @@ def test_a_share_outside_zero_and_one_is_named(name):
 
 def test_the_data_say_how_their_judge_is_asked(folder):
     recipe = DataRecipe(folder=str(folder), wording="brief", margin_s=0.25)
-    assert recipe.asked == TwoTurn(wording="brief", margin_s=0.25) and DataRecipe().asked == TwoTurn()
+    assert recipe.two_turn == TwoTurn(wording="brief", margin_s=0.25) and DataRecipe().two_turn == TwoTurn()
 
 
 def test_stage_three_needs_no_samples_file(folder):

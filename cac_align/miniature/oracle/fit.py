@@ -18,7 +18,7 @@ from cac_align.miniature.world.draw import Entity, blend, glyph_rows, layers
 from cac_align.miniature.world.grammar import COLOURS, Spec
 from cac_align.miniature.world.render import paint_backdrop
 from cac_align.miniature.world.scene import Backdrop, Scene
-from cac_align.miniature.world.world import STUDIO
+from cac_align.miniature.world.settings import STUDIO
 
 LIMITS = {"ball": 42.0, "box": 42.0, "figure": 44.0, "sign": 45.0}
 """Largest blot (grey levels) at which an entity still passes for sound, by kind. Rendered sound balls and boxes leave 15 at most, blurred

@@ -36,7 +36,8 @@ from cac_align.miniature.oracle.fit import (
 )
 from cac_align.miniature.world.grammar import OBJECTS, Spec, parse_prompt
 from cac_align.miniature.world.scene import foot
-from cac_align.miniature.world.world import STUDIO, TEST_SEEDS, World, make_clip
+from cac_align.miniature.world.settings import STUDIO, TEST_SEEDS, World
+from cac_align.miniature.world.world import make_clip
 
 CLAIMS: tuple[str, ...] = ANOMALY_TYPES
 """Types it reports."""

@@ -21,7 +21,8 @@ from cac_align.core.video import Frames
 from cac_align.data.records import Record
 from cac_align.miniature.teacher import teacher
 from cac_align.miniature.world.scene import Scene
-from cac_align.miniature.world.world import FULL, PLAYGROUND, STUDIO, make_clip
+from cac_align.miniature.world.settings import FULL, PLAYGROUND, STUDIO
+from cac_align.miniature.world.world import make_clip
 from cac_align.vlm.protocol import Conversation, Readout, Reply
 
 _SAMPLE = re.compile(r"\(sample (.*), (scan|alarm|look|frame|single)\)")

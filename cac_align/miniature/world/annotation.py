@@ -1,10 +1,10 @@
-"""The truth about a defect as an annotator would write it: window, boxes, reason, region, saliency.
+"""Annotates a defect as an annotator would: window, boxes, reason, region and saliency.
 
-Defect + Scene → window_frames, pixel_boxes (drawn extents) → Anomaly (seconds, [0, 1000] boxes, words)
+Defect + Scene → window_frames, pixel_boxes → Anomaly (seconds, boxes in [0, 1000], words)
 
-Conventions: Appendix B.1 of the paper. A window runs from the first to the last anomalous frame; an absence (vanish, appear)
-counts the visible frame on either side of it as part of the transition, and its boxes lie there and only there (B.1.3).
-Every other subtype has a box on each frame of its window on which any of the affected part lies inside the frame.
+The conventions are those of the paper's Appendix B.1. A window runs from the first to the last anomalous frame. For an
+absence (vanish, appear) the visible frame on either side belongs to the window as well, and only these frames have
+boxes (B.1.3). Every other defect has a box on each frame on which some of the affected part lies inside the frame.
 """
 
 from __future__ import annotations
@@ -12,22 +12,20 @@ from __future__ import annotations
 import numpy as np
 
 from cac_align.core.judgement import Anomaly, Box, Window
-from cac_align.miniature.world.defects import ABSENCES, Defect
-from cac_align.miniature.world.draw import extent
-from cac_align.miniature.world.render import seen
-from cac_align.miniature.world.scene import Scene
-
-PixelBox = tuple[int, int, int, int]
-"""Left, top, right, bottom in px; right and bottom exclusive."""
+from cac_align.miniature.world.defects import ABSENCES, apply_defect
+from cac_align.miniature.world.draw import PixelBox, extent, join_boxes
+from cac_align.miniature.world.render import in_frame_coordinates
+from cac_align.miniature.world.scene import Defect, Scene
 
 
 def window_frames(defect: Defect, num_frames: int) -> range:
-    """Source frames of the annotated window: the defect's own, and for an absence the visible neighbours (module docstring)."""
+    """The frames of the annotated window: the defect's own and, for an absence, the visible frame on either side."""
     pad = 1 if defect.subtype in ABSENCES else 0
     return range(max(defect.first - pad, 0), min(defect.last + pad, num_frames - 1) + 1)
 
 
-def _parts(defect: Defect) -> list[str | None]:
+def _affected_parts(defect: Defect) -> list[str | None]:
+    """The parts of the entity that are boxed one by one; None stands for the whole entity."""
     if defect.subtype in ("extra arm", "extra leg", "hole"):
         return [defect.subtype]
     if defect.subtype in ("missing limb", "detached limb", "detached head"):
@@ -37,27 +35,23 @@ def _parts(defect: Defect) -> list[str | None]:
     return [None]
 
 
-def _join(one: PixelBox, other: PixelBox) -> PixelBox:
-    return min(one[0], other[0]), min(one[1], other[1]), max(one[2], other[2]), max(one[3], other[3])
-
-
 def pixel_boxes(defect: Defect, scene: Scene) -> dict[int, list[PixelBox]]:
-    """Tight boxes in pixels (left, top, right, bottom; right and bottom exclusive) by frame of the window."""
-    clean = seen(scene.entities[defect.entity], scene)
-    wrong = seen(defect.apply(scene, scene.entities)[defect.entity], scene)
+    """The tight boxes on each frame of the window that has any."""
+    clean = in_frame_coordinates(scene.entities[defect.entity], scene)
+    wrong = in_frame_coordinates(apply_defect(defect, scene, scene.entities)[defect.entity], scene)
     size = (scene.height, scene.width)
     frames = np.asarray(window_frames(defect, scene.num_frames))
     if defect.subtype in ABSENCES:
         frames = np.asarray([frame for frame in (defect.first - 1, defect.last + 1) if 0 <= frame < scene.num_frames])
     entity = clean if defect.subtype in (*ABSENCES, "flicker", "missing limb") else wrong
     boxes: dict[int, list[PixelBox]] = {}
-    for part in _parts(defect):
+    for part in _affected_parts(defect):
         found = extent(entity, frames, *size, part)
         if defect.subtype.startswith("detached"):  # the box shows the gap: the part where it is and where it belongs
             for index, home in enumerate(extent(clean, frames, *size, part)):
                 here = found[index]
                 if home is not None and here is not None:
-                    found[index] = _join(here, home)
+                    found[index] = join_boxes(here, home)
         for frame, box in zip(frames, found, strict=True):
             if box is not None:
                 boxes.setdefault(int(frame), []).append(box)
@@ -65,16 +59,16 @@ def pixel_boxes(defect: Defect, scene: Scene) -> dict[int, list[PixelBox]]:
 
 
 def salience(severity: float, area_share: float, duration_s: float) -> float:
-    """How much a defect strikes the eye, in [0, 1]: the geometric mean of severity, √area share and √(duration / 1 s, at most 1)."""
+    """How conspicuous a defect is, in [0, 1]: the geometric mean of severity, √area share and √min(duration / 1 s, 1)."""
     return float((severity * min(area_share, 1.0) ** 0.5 * min(duration_s, 1.0) ** 0.5) ** (1 / 3))
 
 
-SALIENT_FROM = 0.46
-"""An anomaly with at least this ``salience`` is "salient", the others "non-salient"."""
+MIN_SALIENCE = 0.46
+"""Anomalies of at least this ``salience`` are "salient", the others "non-salient"."""
 
 
 def annotate(defect: Defect, scene: Scene) -> tuple[Anomaly, float]:
-    """The annotation of a defect, and its mean area share of the frame."""
+    """The annotation of a defect, and the mean share of the frame's area that its boxes cover."""
     window = window_frames(defect, scene.num_frames)
     boxes = {
         frame: tuple(Box.from_pixels(*box, scene.width, scene.height) for box in found)
@@ -83,19 +77,19 @@ def annotate(defect: Defect, scene: Scene) -> tuple[Anomaly, float]:
     share = float(np.mean([sum(box.area for box in found) for found in boxes.values()])) if boxes else 0.0
     strength = salience(defect.severity, share, len(window) / scene.fps)
     who, part = defect.words["who"], defect.words.get("part", "")
-    reason, region = _SAID[defect.subtype]
+    reason, region = _WORDS[defect.subtype]
     anomaly = Anomaly(
         type=defect.type,
         window=Window(window[0] / scene.fps, window[-1] / scene.fps),
         reason=reason.format(who=who, part=part, kind=defect.words.get("kind", "")),
         region=region.format(who=who, part=part),
         boxes=boxes,
-        saliency="salient" if strength >= SALIENT_FROM else "non-salient",
+        saliency="salient" if strength >= MIN_SALIENCE else "non-salient",
     )
     return anomaly, share
 
 
-_SAID: dict[str, tuple[str, str]] = {
+_WORDS: dict[str, tuple[str, str]] = {
     "stretch": ("the {who} is stretched out of shape", "{who}"),
     "melt": ("the {who} melts and its outline wobbles", "{who}"),
     "split": ("the {who} splits into two halves", "{who}"),
@@ -120,4 +114,4 @@ _SAID: dict[str, tuple[str, str]] = {
     "changing": ("letters on the {who} change", "letters of the {who}"),
     "mirrored": ("letters on the {who} are mirrored", "letters of the {who}"),
 }
-"""Reason and region of each subtype in words."""
+"""The reason and the region of each subtype in words."""

@@ -1,9 +1,9 @@
-"""Rasterising: signed distances in small patches, all frames of an entity at once, blended on a float canvas.
+"""Draws entities: signed distances in small patches, for all frames of an entity at once, blended on a float canvas.
 
 Entity (track of x, y, angle, …) → layers (coverage, colour, corner) → blend → canvas (F, H, W, 3) float32 in [0, 255]
 
-Coverage of a pixel is clip(½ − d, 0, 1) with d its signed distance in pixels: one pixel of anti-aliasing.
-Shape letters: F frames, P × Q patch, H × W frame.
+The coverage of a pixel is clip(½ - d, 0, 1), where d is its signed distance to the outline in pixels; this gives
+one pixel of anti-aliasing. Shape letters: F frames, P × Q patch, H × W frame.
 """
 
 from __future__ import annotations
@@ -21,29 +21,43 @@ INK: RGB = (24, 24, 30)
 BOARD_POST: RGB = (96, 84, 78)
 
 LIMBS = ("near arm", "far arm", "near leg", "far leg")
+"""The limbs of a figure."""
+
+PixelBox = tuple[int, int, int, int]
+"""Left, top, right, bottom in px; right and bottom are exclusive."""
+
+Segment = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""The two ends of a line, (ax, ay, bx, by) in px, each of shape (F, 1, 1)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Entity:
-    """Something that is drawn. ``size_px`` is the radius of an object, half the height of a figure, the cell of a sign's glyphs.
+    """Something that is drawn."""
 
-    track: per-frame arrays of length T. x, y: centre in px, world coordinates. Optional: angle (rad), squash (log aspect),
-    alpha, gait (rad), wave (rad), glow (0-1); and what only a defect sets: melt, gap, hole (px), shear, floor (y below which it is hidden).
-    glyphs: a sign's bitmaps, each a tuple of rows. limbs: which a figure has. shift: {part: (dx, dy)} of parts out of place.
-    """
-
+    # One of ``grammar.KINDS``.
     kind: str
     rgb: RGB
+    # The radius of an object, half the height of a figure, or the side of one cell of a sign's letters.
     size_px: float
+    # Entities of a larger depth are drawn over those of a smaller one.
     depth: float
+    # Arrays over all frames. Always there: x, y (centre in px, world coordinates). Optional: angle, gait, wave (rad),
+    # squash (log aspect), alpha and glow (0 to 1). Set by defects only: melt, gap, hole (px), shear,
+    # floor (the y in px below which the entity is hidden).
     track: Mapping[str, Float[np.ndarray, " T"]]
+    # A sign's letters, each a tuple of rows of "0" and "1".
     glyphs: tuple[tuple[str, ...], ...] = ()
+    # The limbs that a figure has.
     limbs: tuple[str, ...] = LIMBS
+    # Offsets (dx, dy) in px of parts that are out of place.
     shift: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    # Angle of an extra limb, in rad from straight down.
     extra_angle: float = 0.0
+    # Factor on the opacity.
     see_through: float = 1.0
 
     def at(self, name: str, frames: np.ndarray, default: float = 0.0) -> Float[np.ndarray, "F 1 1"]:
+        """One track on these frames; ``default`` everywhere when the entity has no such track."""
         values = self.track.get(name)
         picked = np.full(len(frames), default, np.float32) if values is None else np.asarray(values, np.float32)[frames]
         return picked[:, None, None]
@@ -51,7 +65,7 @@ class Entity:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """Coverage of one part in a patch: alpha (F, P, Q) in [0, 1], its colour per frame (F, 3), the patch's corner per frame."""
+    """One part of an entity in a patch: coverage in [0, 1], colour, and the patch's top left corner on every frame."""
 
     alpha: Float[np.ndarray, "F P Q"]
     rgb: Float[np.ndarray, "F 3"]
@@ -60,6 +74,7 @@ class Layer:
 
 
 def glyph_rows(text: str) -> tuple[tuple[str, ...], ...]:
+    """The letters of a text as rows of cells."""
     return tuple(GLYPHS[letter] for letter in text)
 
 
@@ -98,8 +113,9 @@ def _shape(kind: str, u: np.ndarray, v: np.ndarray, r: float) -> np.ndarray:
     raise ValueError(f"cannot draw {kind!r} as an object")
 
 
-def _capsule(u: np.ndarray, v: np.ndarray, ax, ay, bx, by, width: float) -> np.ndarray:
-    """Distance to a thick segment a–b, per frame: (F, P, Q)."""
+def _capsule(u: np.ndarray, v: np.ndarray, segment: Segment, width: float) -> np.ndarray:
+    """Signed distance (F, P, Q) to a line of this half-width with round ends."""
+    ax, ay, bx, by = segment
     du, dv, ex, ey = u - ax, v - ay, bx - ax, by - ay
     along = np.clip((du * ex + dv * ey) / (ex * ex + ey * ey + 1e-6), 0, 1)
     du, dv = du - along * ex, dv - along * ey
@@ -112,7 +128,7 @@ def _tint(rgb: RGB, frames: np.ndarray, glow: np.ndarray | None = None) -> np.nd
 
 
 def layers(entity: Entity, frames: np.ndarray, only: str | None = None) -> Iterator[Layer]:
-    """The parts of ``entity`` on these frames, back to front. ``only`` names one part (a limb, "head", "glyph 2", "hole")."""
+    """The parts of ``entity`` on these frames, back to front; ``only`` names one part (a limb, "head", "glyph 2", "hole")."""
     if entity.kind == "figure":
         yield from _figure(entity, frames, only)
     elif entity.kind == "sign":
@@ -174,8 +190,8 @@ def _finish(entity: Entity, frames: np.ndarray, alpha: np.ndarray, v: np.ndarray
     return alpha if entity.see_through == 1.0 else alpha * entity.see_through
 
 
-def joints(entity: Entity, frames: np.ndarray) -> dict[str, tuple[np.ndarray, ...]]:
-    """Each part of a figure as (ax, ay, bx, by) relative to its centre, arrays (F, 1, 1). Half-height is ``size_px``."""
+def joints(entity: Entity, frames: np.ndarray) -> dict[str, Segment]:
+    """Each part of a figure as a segment relative to the figure's centre."""
     h = entity.size_px
     gait, wave = entity.at("gait", frames), entity.at("wave", frames)
     swing = np.sin(gait)
@@ -189,7 +205,7 @@ def joints(entity: Entity, frames: np.ndarray) -> dict[str, tuple[np.ndarray, ..
         "extra leg": (hip, entity.extra_angle + 0.25 * swing, stride),
     }
     zero = np.zeros_like(gait)
-    parts = {"torso": (zero, zero + shoulder, zero, zero + hip)}
+    parts: dict[str, Segment] = {"torso": (zero, zero + shoulder, zero, zero + hip)}
     for name, (start, angle, length) in angles.items():
         parts[name] = (zero, zero + start, length * np.sin(angle), start + length * np.cos(angle))
     parts["head"] = (zero, zero - 0.74 * h, zero, zero - 0.74 * h)
@@ -210,17 +226,17 @@ def _figure(entity: Entity, frames: np.ndarray, only: str | None) -> Iterator[La
         drawn = []
     distance = None
     for name in drawn:
-        part = _capsule(u, v, *parts[name], (0.17 if name == "torso" else 0.115) * h)
+        part = _capsule(u, v, parts[name], (0.17 if name == "torso" else 0.115) * h)
         distance = part if distance is None else np.minimum(distance, part)
     if distance is not None:
         yield Layer(_finish(entity, frames, _cover(distance), v, y), _tint(entity.rgb, frames), top, left)
     if only in (None, "head"):
-        head = _capsule(u, v, *parts["head"], 0.25 * h)
+        head = _capsule(u, v, parts["head"], 0.25 * h)
         yield Layer(_finish(entity, frames, _cover(head), v, y), _tint(SKIN, frames), top, left)
 
 
 def sign_size(entity: Entity) -> tuple[float, float]:
-    """Half-width and half-height of a sign's board in px."""
+    """Half the width and half the height of a sign's board in px."""
     cell = entity.size_px
     return (len(entity.glyphs) * 4 - 1) * cell / 2 + 0.9 * cell, 2.5 * cell + 0.9 * cell
 
@@ -251,7 +267,7 @@ def _sign(entity: Entity, frames: np.ndarray, only: str | None) -> Iterator[Laye
 
 
 def _cells(u: np.ndarray, start: float, cell: float, bits: str) -> np.ndarray | None:
-    """Coverage along one axis of the lit cells: exact overlap of each pixel with them."""
+    """The share of each pixel, along one axis, that the cells with a "1" cover; None when there is none."""
     cover = None
     for index, bit in enumerate(bits):
         if bit == "1":
@@ -262,7 +278,7 @@ def _cells(u: np.ndarray, start: float, cell: float, bits: str) -> np.ndarray | 
 
 
 def blend(canvas: Float[np.ndarray, "F H W 3"], layer: Layer) -> None:
-    """Paint a layer on the canvas in place; whatever lies outside the frame is cut."""
+    """Paint a layer on the canvas in place; what lies outside the frame is cut off."""
     height, width = canvas.shape[1:3]
     high, wide = layer.alpha.shape[1:]
     for index in range(len(canvas)):
@@ -275,17 +291,22 @@ def blend(canvas: Float[np.ndarray, "F H W 3"], layer: Layer) -> None:
         region += alpha * (layer.rgb[index] - region)
 
 
+def join_boxes(one: PixelBox, other: PixelBox) -> PixelBox:
+    """The smallest box that holds both."""
+    return min(one[0], other[0]), min(one[1], other[1]), max(one[2], other[2]), max(one[3], other[3])
+
+
 def extent(
     entity: Entity, frames: np.ndarray, height: int, width: int, part: str | None = None
-) -> list[tuple[int, int, int, int] | None]:
-    """Per frame the tight pixel box (left, top, right, bottom; right and bottom exclusive) of what is drawn of ``entity``.
+) -> list[PixelBox | None]:
+    """The tight box of what is drawn of ``entity`` (or of one part of it) on each frame.
 
-    None where nothing of it (coverage over one half) lies inside the frame. Things in front of it do not matter (Appendix B.1.3:
-    annotators approximate the full extent under partial occlusion).
+    It is None where nothing of it (coverage over one half) lies inside the frame. Entities in front do not shrink it:
+    annotators approximate the full extent under partial occlusion (Appendix B.1.3).
     """
-    boxes: list[tuple[int, int, int, int] | None] = [None] * len(frames)
+    boxes: list[PixelBox | None] = [None] * len(frames)
     for layer in layers(entity, frames, part):
-        solid = layer.alpha > 0.5
+        solid = np.asarray(layer.alpha > 0.5)
         rows, columns = solid.any(2), solid.any(1)
         high, wide = solid.shape[1:]
         tops, lefts = layer.top + rows.argmax(1), layer.left + columns.argmax(1)
@@ -302,9 +323,5 @@ def extent(
             if box[0] >= box[2] or box[1] >= box[3]:
                 continue
             old = boxes[index]
-            boxes[index] = (
-                box
-                if old is None
-                else (min(old[0], box[0]), min(old[1], box[1]), max(old[2], box[2]), max(old[3], box[3]))
-            )
+            boxes[index] = box if old is None else join_boxes(old, box)
     return boxes

@@ -1,4 +1,4 @@
-"""The prompts of the miniature: a closed little English, read and written without loss.
+"""The prompts of the miniature world: a small closed grammar, read and written without loss.
 
 Spec (actors, place, camera) → ``Spec.prompt`` → "a red ball rolls to the right on grass" → ``parse_prompt`` → the same Spec
 
@@ -27,7 +27,7 @@ COLOURS: dict[str, RGB] = {
     "white": (234, 234, 234),
     "black": (30, 30, 36),
 }
-"""Colour words and what they paint. The first six are the Studio's: they stay apart under blur and a slight tint."""
+"""Colour words and their RGB values. The first six are the Studio's: they stay apart under blur and a slight tint."""
 
 OBJECTS = ("ball", "box", "star", "triangle")
 KINDS = (*OBJECTS, "figure", "sign", "lamp")
@@ -40,10 +40,10 @@ PLACES: dict[str, tuple[RGB, RGB, RGB]] = {
     "on a street": ((172, 178, 186), (192, 194, 198), (112, 112, 116)),
     "by the sea": ((182, 204, 216), (212, 220, 222), (104, 138, 156)),
 }
-"""Where it happens: colour at the top of the sky (or wall), at the horizon, and of the ground."""
+"""Places, with the colours of the top of the sky (or wall), of the horizon and of the ground."""
 
 WORDS = ("GO", "UP", "OK", "HI", "TO", "BE", "BUS", "CAT", "SKY", "TEA", "STOP", "EXIT", "CAFE", "SALE")
-"""What a sign may say; the first six are the Studio's."""
+"""Texts of signs; the first six are the Studio's."""
 
 GLYPHS: dict[str, tuple[str, ...]] = {
     "A": ("010", "101", "111", "101", "101"),
@@ -79,7 +79,10 @@ _REST = {"figure": "stands still", "sign": "stands still", "lamp": "stays lit"}
 
 
 def verb(kind: str, motion: str) -> str:
-    """How ``kind`` does ``motion`` in words: ("ball", "right") → "rolls to the right". Raises ``ValueError`` when it cannot."""
+    """The words for a motion, as in ("ball", "right") → "rolls to the right".
+
+    Raises ``ValueError`` when an entity of this kind cannot move so.
+    """
     if motion not in MOTIONS[kind]:
         raise ValueError(f"a {kind} cannot do {motion!r}; it can do {', '.join(MOTIONS[kind])}")
     if motion in ("left", "right"):
@@ -105,12 +108,12 @@ MOTIONS: dict[str, tuple[str, ...]] = {
     "sign": ("left", "right", "still"),
     "lamp": ("blink", "still"),
 }
-"""What each kind of entity can do."""
+"""The motions of each kind of entity."""
 
 
 @dataclass(frozen=True)
 class Actor:
-    """One entity as the prompt has it. ``text`` is what a sign says, otherwise empty."""
+    """One entity of a prompt. ``text`` is what a sign says, and empty for others."""
 
     kind: str
     colour: str
@@ -120,7 +123,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a prompt asks for. The first actor is the main one; ``kind``, ``colour``, ``motion``, ``text`` are its own."""
+    """What a prompt asks for. The first actor is the main one: ``kind``, ``colour``, ``motion`` and ``text`` are its own."""
 
     actors: tuple[Actor, ...]
     place: str
@@ -214,4 +217,4 @@ def _vocabulary() -> tuple[str, ...]:
 
 
 VOCABULARY: tuple[str, ...] = _vocabulary()
-"""Every word a prompt can hold, sorted: what a tokenizer of the miniature has to know."""
+"""Every word of the grammar, sorted: the vocabulary of the small Wan's tokenizer."""

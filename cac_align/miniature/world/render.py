@@ -1,8 +1,8 @@
-"""Pixels of a scene: backdrop, entities, what stands in front, light, noise; and the frames on which something is wrong.
+"""Renders a scene: backdrop, entities, what stands in front, light and noise; then the frames that show a defect.
 
-Scene → paint_backdrop (F, H, W, 3) → compose (entities in order of depth) → uint8; compose_defects redraws the frames of defects
+Scene → paint_backdrop (F, H, W, 3) → compose (entities in order of depth) → uint8; compose_defects redraws defective frames
 
-A defect only ever redraws its own frames, on the same backdrop, so all other frames keep their bytes.
+A defect redraws its own frames only, on the same backdrop, so that all other frames keep their bytes.
 Shape letters: F frames, H × W frame.
 """
 
@@ -13,19 +13,20 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from cac_align.miniature.world.defects import apply_defect
 from cac_align.miniature.world.draw import Entity, Layer, blend, layers
 from cac_align.miniature.world.grammar import PLACES
 from cac_align.miniature.world.scene import Scene
 
 HORIZON = 0.56
-"""Height of the horizon as a share of the frame's."""
+"""The horizon's distance from the upper edge, as a share of the frame's height."""
 POST: tuple[int, int, int] = (70, 62, 58)
 
 _NOISE = np.random.default_rng(20260401).standard_normal(1 << 18).astype(np.float32)
 
 
 def _soft(rng: np.random.Generator, height: int, width: int, step: int) -> np.ndarray:
-    """A soft random field in about [-1, 1] that repeats seamlessly in x: coarse noise, interpolated."""
+    """A smooth random field in about [-1, 1] that repeats seamlessly in x: interpolated coarse noise."""
     rows, columns = height // step + 2, max(width // step, 2)
     coarse = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
     y, x = np.arange(height, dtype=np.float32) / step, np.arange(width, dtype=np.float32) * (columns / width)
@@ -39,7 +40,7 @@ def _soft(rng: np.random.Generator, height: int, width: int, step: int) -> np.nd
 
 
 def paint_backdrop(scene: Scene, frames: np.ndarray) -> Float[np.ndarray, "F H W 3"]:
-    """The ground, the sky, their textures and what flows over them, without entities, noise or shading."""
+    """The ground, the sky, their textures and the pattern that flows over them; no entities, noise or shading."""
     setting, height, width = scene.backdrop, scene.height, scene.width
     drifts = bool(np.abs(scene.camera).max() > 1e-6)
     margin = int(np.ceil(np.abs(scene.camera).max())) + 2 if drifts else 0
@@ -76,11 +77,11 @@ def paint_backdrop(scene: Scene, frames: np.ndarray) -> Float[np.ndarray, "F H W
 def compose(
     scene: Scene, frames: np.ndarray, backdrop: np.ndarray, entities: tuple[Entity, ...]
 ) -> UInt8[np.ndarray, "F H W 3"]:
-    """Entities over a copy of the backdrop, then what stands in front, light and sensor noise."""
+    """Entities on a copy of the backdrop, then the post in front, the light and the sensor noise."""
     canvas = backdrop.copy()
     moved = scene.camera[frames]
     for entity in sorted(entities, key=lambda entity: entity.depth):
-        for layer in layers(seen(entity, scene), frames):
+        for layer in layers(in_frame_coordinates(entity, scene), frames):
             blend(canvas, layer)
     setting = scene.backdrop
     if setting.post is not None:
@@ -105,8 +106,8 @@ def compose(
     return canvas.astype(np.uint8)
 
 
-def seen(entity: Entity, scene: Scene) -> Entity:
-    """The entity in frame coordinates: the camera's offset taken off."""
+def in_frame_coordinates(entity: Entity, scene: Scene) -> Entity:
+    """The entity with its tracks in frame coordinates: the camera's position is subtracted."""
     if not np.abs(scene.camera).max() > 1e-6:
         return entity
     track = dict(entity.track)
@@ -117,7 +118,7 @@ def seen(entity: Entity, scene: Scene) -> Entity:
 
 
 def render(scene: Scene, frames: np.ndarray | None = None) -> UInt8[np.ndarray, "F H W 3"]:
-    """The pixels of ``scene`` on these frames (all by default), its defects included."""
+    """The pixels of ``scene`` on these frames (all by default), with its defects."""
     frames = np.arange(scene.num_frames) if frames is None else np.asarray(frames)
     backdrop = paint_backdrop(scene, frames)
     pixels = compose(scene, frames, backdrop, scene.entities)
@@ -129,7 +130,7 @@ def render(scene: Scene, frames: np.ndarray | None = None) -> UInt8[np.ndarray, 
 
 
 def compose_defects(scene: Scene, frames: np.ndarray, backdrop: np.ndarray) -> UInt8[np.ndarray, "F H W 3"]:
-    """Frames on which something is wrong: grouped by which defects are active, each group drawn with the edited entities."""
+    """The frames on which defects are active, drawn with the edited entities; frames with the same defects together."""
     pixels = np.empty(backdrop.shape, np.uint8)
     active = np.array([[frame in defect.frames for frame in frames] for defect in scene.defects])
     for pattern in np.unique(active, axis=1).T:
@@ -137,6 +138,6 @@ def compose_defects(scene: Scene, frames: np.ndarray, backdrop: np.ndarray) -> U
         entities = scene.entities
         for defect, on in zip(scene.defects, pattern, strict=True):
             if on:
-                entities = defect.apply(scene, entities)
+                entities = apply_defect(defect, scene, entities)
         pixels[rows] = compose(scene, frames[rows], backdrop[rows], entities)
     return pixels

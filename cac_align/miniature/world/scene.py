@@ -1,50 +1,82 @@
-"""Scenes: who is where on every frame of a clip, on what ground, under what camera.
+"""Lays out scenes: where each entity is on every frame, on what ground and under what camera.
 
-World (settings) + random stream → Spec (what the prompt says) → Scene (entities with tracks, backdrop, camera)
+World + random stream → sample_spec → Spec (what the prompt says) → build_scene → Scene
 
-Everything is a closed form of the frame index, so any frame can be drawn alone and twice with the same bytes (``render``).
-Lengths are pixels, velocities pixels per frame, y points down. Gravity is ``GRAVITY_PX`` per frame² at a height of 64 px.
+Everything is a closed form of the frame index, so that any frame can be drawn alone and always with the same bytes.
+Lengths are in pixels, velocities in pixels per frame, and y points down.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from cac_align.miniature.world.draw import Entity, glyph_rows, sign_size
 from cac_align.miniature.world.grammar import COLOURS, MOTIONS, OBJECTS, Actor, Spec
-
-if TYPE_CHECKING:
-    from cac_align.miniature.world.defects import Defect
-    from cac_align.miniature.world.world import World
+from cac_align.miniature.world.settings import World
 
 GRAVITY_PX = 0.32
+"""Acceleration of a bouncing object in px per frame², for frames of 64 px."""
 
 
 @dataclass(frozen=True)
 class Backdrop:
-    """What is behind (and before) the entities. Amplitudes are grey levels; ``post`` is (left, right) of a bar in front, in px."""
+    """What is behind and in front of the entities, and the light."""
 
+    # One of ``grammar.PLACES``.
     place: str
+    # Seed of the texture, the flowing pattern and the noise.
     seed: int
+    # Amplitude of the ground's texture in grey levels.
     texture: float = 0.0
+    # Amplitude in grey levels, and speed in px per frame, of the pattern that flows over the ground.
     flow: float = 0.0
     flow_speed: float = 0.0
+    # Relative amplitude, and period in frames, of the changing light.
     shade: float = 0.0
     shade_period: float = 40.0
+    # Standard deviation of the sensor noise in grey levels.
     noise: float = 0.0
+    # Left and right edge in px of a post in front of the entities.
     post: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One thing that is wrong with one entity. ``defects`` renders it, ``defect_sampling`` draws it."""
+
+    # The anomaly type and one of its subtypes (``settings.SUBTYPES``).
+    type: str
+    subtype: str
+    # Index of the entity in the scene.
+    entity: int
+    # The frames whose pixels it changes.
+    frames: frozenset[int]
+    # How strong it is, in (0, 1].
+    severity: float
+    # Words for the annotation: "who" is the entity, "part" a part of it, "kind" what it turns into.
+    words: Mapping[str, str] = field(default_factory=dict)
+    # The numbers by which the subtype is rendered.
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def first(self) -> int:
+        """The first frame."""
+        return min(self.frames)
+
+    @property
+    def last(self) -> int:
+        """The last frame."""
+        return max(self.frames)
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """All that happens in a clip, ready to be drawn. ``defects`` is empty in a normal one; without them it is the normal twin.
-
-    camera: where the camera is on each frame, (T, 2) px. stops: {entity: frame} from which a roller rests against another solid.
-    """
+    """All that happens in a clip, ready to be drawn."""
 
     spec: Spec
     height: int
@@ -53,11 +85,15 @@ class Scene:
     fps: float
     entities: tuple[Entity, ...]
     backdrop: Backdrop
+    # Position of the camera on each frame, in px.
     camera: Float[np.ndarray, "T 2"]
+    # For each ball that rolls against another solid and stops: its index and the frame from which it rests.
     stops: dict[int, int]
+    # Empty in a normal clip.
     defects: tuple[Defect, ...] = ()
 
     def without_defects(self) -> Scene:
+        """The scene of the normal twin."""
         return replace(self, defects=())
 
 
@@ -66,7 +102,7 @@ def _pick(rng: np.random.Generator, options: tuple[str, ...] | list[str]) -> str
 
 
 def foot(kind: str, size: float) -> float:
-    """Distance from an entity's centre down to where it stands, px."""
+    """Distance in px from an entity's centre down to the ground on which it stands."""
     if kind == "figure":
         return 0.2 * size + 0.78 * size * 0.98 + 0.115 * size
     if kind == "sign":
@@ -75,13 +111,14 @@ def foot(kind: str, size: float) -> float:
 
 
 def half_width(entity: Entity) -> float:
+    """Half the width of an entity in px."""
     if entity.kind == "sign":
         return sign_size(entity)[0]
     return entity.size_px * (0.5 if entity.kind == "figure" else 1.0)
 
 
 def sample_spec(rng: np.random.Generator, world: World, want: str | None) -> Spec:
-    """A prompt of this world. ``want`` is the anomaly type the scene must be able to suffer."""
+    """A prompt of this world; a defect of the anomaly type ``want`` must be possible in its scene (None: no matter which)."""
     objects = [kind for kind in world.kinds if kind in OBJECTS]
     solids = [kind for kind in world.kinds if kind in (*OBJECTS, "figure")]
     pools = {
@@ -126,7 +163,7 @@ def sample_spec(rng: np.random.Generator, world: World, want: str | None) -> Spe
 
 
 def build_scene(rng: np.random.Generator, world: World, spec: Spec) -> Scene:
-    """Place and move what ``spec`` asks for; all freedom that the prompt leaves is drawn from ``rng``."""
+    """Place and move what ``spec`` asks for; what the prompt leaves open is drawn from ``rng``."""
     height, width = world.height, world.width
     unit = min(height, width) / 64
     lengths = world.num_frames
@@ -269,7 +306,10 @@ def _entity(
 def _meeting(
     rng: np.random.Generator, world: World, actor: Actor, wall: Entity, count: int, lane: float, unit: float
 ) -> tuple[Entity, Entity, int | None]:
-    """A ball that rolls against a resting solid: it stops there, or comes back with some of its speed."""
+    """A ball that rolls against a resting solid: it stops there or bounces back with some of its speed.
+
+    Returns the ball, the solid, and the frame from which the ball rests (None when it bounces back).
+    """
     size, side = float(rng.uniform(6, 8.5)) * unit, _sign_of(rng)
     gap = size + half_width(wall) * (0.62 if wall.kind == "triangle" else 0.92 if wall.kind == "box" else 1.0)
     place = rng.uniform(0.58, 0.72) * world.width

@@ -1,10 +1,9 @@
-"""The miniature world: short clips of moving things with exact knowledge of what is wrong in them.
+"""Makes clips of the miniature world: short videos of moving things with exact annotations of their defects.
 
-seed → scene (prompt, entities, backdrop, camera) → perhaps defects → pixels, window, boxes, words → ``Clip``
+seed → spec (``grammar``) → scene (``scene``) → perhaps defects (``defect_sampling``) → pixels (``render``) + annotations → Clip
 
-Deterministic by (seed, world, anomalous), streamed without storing. The same seed with ``anomalous`` True and False
-is the same scene with and without its defect (but for about 3 % of seeds, whose first scene fits no defect of the drawn type). Seed ranges: TRAIN_SEEDS for every training, VALID_SEEDS for choices, TEST_SEEDS for numbers,
-PROMPT_SEEDS for prompts of generated clips. Prompts: ``grammar``; geometry: ``scene``; pixels: ``draw``; what goes wrong: ``defects``.
+A clip depends on (seed, world, anomalous) only. The same seed with ``anomalous`` True and False gives the same scene with
+and without its defect, except for about 3 % of the seeds, whose first scene fits no defect of the drawn type.
 """
 
 from __future__ import annotations
@@ -20,134 +19,22 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cac_align.core.encoding import write_mp4
-from cac_align.core.judgement import ANOMALY_TYPES, Anomaly, Status
+from cac_align.core.judgement import Anomaly, Status
 from cac_align.core.video import Video
-from cac_align.miniature.world.annotation import annotate, pixel_boxes
-from cac_align.miniature.world.defects import SUBTYPES, Defect, defect_order, sample_defect
-from cac_align.miniature.world.grammar import (
-    COLOURS,
-    KINDS,
-    MOTIONS,
-    PLACES,
-    VOCABULARY,
-    WORDS,
-    Actor,
-    Spec,
-    parse_prompt,
-)
+from cac_align.miniature.world.annotation import annotate
+from cac_align.miniature.world.defect_sampling import sample_defect, sample_subtypes
+from cac_align.miniature.world.grammar import parse_prompt
 from cac_align.miniature.world.render import compose, compose_defects, paint_backdrop, render
-from cac_align.miniature.world.scene import Scene, build_scene, sample_spec
+from cac_align.miniature.world.scene import Defect, Scene, build_scene, sample_spec
+from cac_align.miniature.world.settings import FULL, PLAYGROUND, STUDIO, World
 
 if TYPE_CHECKING:
     from cac_align.data.records import Record
 
-TRAIN_SEEDS = range(0, 1_000_000)
-VALID_SEEDS = range(1_000_000, 2_000_000)
-TEST_SEEDS = range(2_000_000, 3_000_000)
-PROMPT_SEEDS = range(3_000_000, 4_000_000)
-
-_ALL_MOTIONS = tuple(sorted({motion for motions in MOTIONS.values() for motion in motions}))
-
-
-@dataclass(frozen=True)
-class World:
-    """What can happen in a clip. Shares are probabilities per clip in [0, 1].
-
-    height, width: px, multiples of 16 from 64 to 512. num_frames: allowed lengths (each 4k + 1, 17 to 81), drawn with ``length_weights``.
-    kinds, colours, places, motions, words: what prompts may name. max_entities: most entities in a scene.
-    texture, flow, shading, camera_drift, occlusion, noise: shares of clips with a textured ground, something flowing over it,
-    changing light, a drifting camera, a post in front, sensor noise; passing: share of left/right movers that enter or leave the frame. anomaly_share: share of anomalous clips when nothing is asked for.
-    types: anomaly types that occur, drawn evenly. second_defect: share of anomalous clips with two defects. subtypes: by type.
-    """
-
-    name: str = "full"
-    height: int = 64
-    width: int = 64
-    num_frames: tuple[int, ...] = (17, 25, 33, 41, 49, 65, 81)
-    length_weights: tuple[float, ...] = (0.06, 0.12, 0.34, 0.2, 0.18, 0.06, 0.04)
-    fps: float = 16.0
-    kinds: tuple[str, ...] = KINDS
-    colours: tuple[str, ...] = tuple(COLOURS)
-    places: tuple[str, ...] = tuple(PLACES)
-    motions: tuple[str, ...] = _ALL_MOTIONS
-    words: tuple[str, ...] = WORDS
-    max_entities: int = 3
-    texture: float = 0.7
-    flow: float = 0.35
-    shading: float = 0.3
-    camera_drift: float = 0.3
-    occlusion: float = 0.3
-    passing: float = 0.2
-    noise: float = 0.6
-    anomaly_share: float = 0.5
-    second_defect: float = 0.12
-    types: tuple[str, ...] = ANOMALY_TYPES
-    subtypes: tuple[tuple[str, tuple[str, ...]], ...] = tuple(SUBTYPES.items())
-
-    def __post_init__(self) -> None:
-        for side, name in ((self.height, "height"), (self.width, "width")):
-            if not (64 <= side <= 512 and side % 16 == 0):
-                raise ValueError(f"World.{name} must be a multiple of 16 from 64 to 512 px, received {side}")
-        for count in self.num_frames:
-            if not (17 <= count <= 81 and count % 4 == 1):
-                raise ValueError(
-                    f"World.num_frames must be 4k + 1 (Wan's rule) from 17 to 81: 17, 21, …, 81; received {count}"
-                )
-        if len(self.length_weights) not in (0, len(self.num_frames)):
-            object.__setattr__(self, "length_weights", ())
-        for name, allowed in (
-            ("kinds", KINDS),
-            ("colours", COLOURS),
-            ("places", PLACES),
-            ("motions", _ALL_MOTIONS),
-            ("words", WORDS),
-        ):
-            unknown = sorted(set(getattr(self, name)) - set(allowed))
-            if unknown or not getattr(self, name):
-                raise ValueError(f"World.{name} must name some of {', '.join(allowed)}; received {unknown or 'none'}")
-        if unknown := sorted(set(self.types) - set(ANOMALY_TYPES)):
-            raise ValueError(f"World.types must be some of {', '.join(ANOMALY_TYPES)}; received {unknown}")
-
-
-FULL = World()
-"""The world that judges are trained and measured in."""
-
-STUDIO = World(
-    name="studio",
-    num_frames=(33,),
-    length_weights=(),
-    kinds=("ball", "box", "figure", "sign"),
-    colours=("red", "green", "blue", "yellow", "purple", "cyan"),
-    places=("on grass", "on sand", "in a room", "at night"),
-    motions=("left", "right", "up", "down", "bounce", "still"),
-    words=WORDS[:6],
-    max_entities=1,
-    texture=0.0,
-    flow=0.0,
-    shading=0.0,
-    camera_drift=0.0,
-    occlusion=0.0,
-    passing=0.0,
-    noise=0.0,
-    anomaly_share=0.4,
-    second_defect=0.0,
-)
-"""The narrower world of plain scenes: one large entity, plain ground, 33 frames, still camera."""
-
-PLAYGROUND = replace(
-    STUDIO,
-    name="playground",
-    num_frames=(17,),
-    kinds=("ball", "box"),
-    places=("on grass", "on sand", "at night"),
-    types=("Object Distortion", "Motion Anomalies", "Physical Violations"),
-)
-"""The world that the small Wan learns in forty minutes of one core: a ball or a box on plain ground, 17 frames (1.06 s)."""
-
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A rendered clip and the truth about it. pixels: uint8 (T, H, W, 3) RGB."""
+    """A rendered clip and its annotations. ``areas`` holds each anomaly's mean share of the frame's area."""
 
     prompt: str
     pixels: UInt8[np.ndarray, "T H W 3"]
@@ -160,18 +47,20 @@ class Clip:
 
     @property
     def defects(self) -> tuple[Defect, ...]:
+        """The rendered defects, in the order of ``anomalies``."""
         return self.scene.defects
 
     @cached_property
     def normal_pixels(self) -> UInt8[np.ndarray, "T H W 3"]:
-        """The same scene without its defects, drawn now."""
+        """The same scene without its defects."""
         return render(self.scene.without_defects())
 
     def video(self) -> Video:
+        """The clip as a video."""
         return Video.open(self.pixels, fps=self.fps, name=f"world-{self.seed}")
 
     def record(self, path: str) -> Record:
-        """The annotation record of this clip stored at ``path`` (relative to the records file)."""
+        """The annotation record of this clip, stored at ``path`` (relative to the records file)."""
         from cac_align.data.records import Record
 
         count, height, width = self.pixels.shape[:3]
@@ -200,7 +89,7 @@ class Clip:
 
 
 def make_clip(seed: int, world: World = FULL, *, anomalous: bool | None = None) -> Clip:
-    """The clip of this seed. ``anomalous`` None: decided by the seed with probability ``world.anomaly_share``.
+    """The clip of this seed. With ``anomalous`` None it is anomalous with probability ``world.anomaly_share``.
 
     Raises ``ValueError`` for a negative seed, or when no anomaly of the world's types fits any of its scenes.
     """
@@ -220,7 +109,7 @@ def make_clip(seed: int, world: World = FULL, *, anomalous: bool | None = None) 
             return Clip(
                 spec.prompt, compose(scene, frames, backdrop, scene.entities), world.fps, "normal", (), scene, seed
             )
-        clip = _with_defect(rng, scene, world, want, subtypes, seed)
+        clip = _clip_with_defect(rng, scene, world, want, subtypes, seed)
         if clip is not None:
             return clip
     raise ValueError(
@@ -229,35 +118,36 @@ def make_clip(seed: int, world: World = FULL, *, anomalous: bool | None = None) 
 
 
 def make_candidate(prompt: str, seed: int, world: World = STUDIO) -> Clip:
-    """A clip of a given prompt, as a generator that errs would make it: broken with probability ``world.anomaly_share``.
+    """A clip of a given prompt, anomalous with probability ``world.anomaly_share``, as an imperfect generator would make it.
 
-    Deterministic by (prompt, seed, world). Raises ``ValueError`` for a prompt outside the grammar.
+    It depends on (prompt, seed, world) only. Raises ``ValueError`` for a prompt outside the grammar.
     """
     spec = parse_prompt(prompt)
     digest = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big")
-    broken = np.random.default_rng((0xCAD, digest, seed)).random() < world.anomaly_share
+    anomalous = np.random.default_rng((0xCAD, digest, seed)).random() < world.anomaly_share
     for attempt in range(60):
         rng = np.random.default_rng((0xCAD, digest, seed, attempt))
         scene = build_scene(rng, world, spec)
-        if not broken:
+        if not anomalous:
             frames = np.arange(scene.num_frames)
             pixels = compose(scene, frames, paint_backdrop(scene, frames), scene.entities)
             return Clip(spec.prompt, pixels, world.fps, "normal", (), scene, seed)
         want = world.types[int(rng.integers(len(world.types)))]
-        clip = _with_defect(rng, scene, world, want, dict(world.subtypes), seed)
+        clip = _clip_with_defect(rng, scene, world, want, dict(world.subtypes), seed)
         if clip is not None:
             return clip
     raise ValueError(f"no anomaly of the types {', '.join(world.types)} fits the prompt {prompt!r}")
 
 
 class Renderer:
-    """A stand-in for a text-to-video model: renders the prompt's scene, broken as often as ``world.anomaly_share`` says."""
+    """A stand-in for a text-to-video model: renders the prompt's scene, anomalous as often as ``world.anomaly_share`` says."""
 
     def __init__(self, world: World = STUDIO) -> None:
         self.world = world
 
     @property
     def provenance(self) -> dict[str, str]:
+        """What the videos were made with."""
         return {
             "generator": "miniature world",
             "world": self.world.name,
@@ -268,13 +158,13 @@ class Renderer:
         return make_candidate(prompt, seed, self.world).video()
 
 
-def _with_defect(
+def _clip_with_defect(
     rng: np.random.Generator, scene: Scene, world: World, want: str, subtypes: Mapping[str, tuple[str, ...]], seed: int
 ) -> Clip | None:
     frames = np.arange(scene.num_frames)
     backdrop = paint_backdrop(scene, frames)
     clean = compose(scene, frames, backdrop, scene.entities)
-    for name in defect_order(rng, scene, subtypes[want], tries=4):
+    for name in sample_subtypes(rng, scene, subtypes[want], tries=4):
         defect = sample_defect(rng, scene, want, name)
         if defect is None:
             continue
@@ -304,6 +194,7 @@ def _with_defect(
 
 
 def _overlay(scene: Scene, clean: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
+    """The normal pixels with the frames of the scene's defects redrawn."""
     hit = np.asarray(sorted(set().union(*(defect.frames for defect in scene.defects))))
     pixels = clean.copy()
     pixels[hit] = compose_defects(scene, hit, backdrop[hit])
@@ -311,7 +202,10 @@ def _overlay(scene: Scene, clean: np.ndarray, backdrop: np.ndarray) -> np.ndarra
 
 
 def _visible(defect: Defect, pixels: np.ndarray, clean: np.ndarray, scene: Scene) -> bool:
-    """Every frame of the defect differs, and most of them clearly: on enough pixels by at least 24 of 255 levels."""
+    """Whether every frame of the defect differs from the normal one, and most of them clearly.
+
+    A pixel counts as different from 24 of 255 levels on.
+    """
     frames = sorted(defect.frames)
     change = np.abs(pixels[frames].astype(np.int16) - clean[frames]).max(-1) >= 24
     counts = change.sum((1, 2)) / (scene.height * scene.width / 4096)
@@ -319,13 +213,13 @@ def _visible(defect: Defect, pixels: np.ndarray, clean: np.ndarray, scene: Scene
 
 
 def stream(seeds: Iterable[int], world: World = FULL, *, anomalous: bool | None = None) -> Iterator[Clip]:
-    """Clips of these seeds, one after another, nothing kept."""
+    """The clips of these seeds, one after another; none is kept in memory."""
     for seed in seeds:
         yield make_clip(seed, world, anomalous=anomalous)
 
 
 def make_prompts(seeds: Iterable[int], world: World = PLAYGROUND) -> list[str]:
-    """Prompts of this world without drawing anything: what generation is asked for. Use PROMPT_SEEDS."""
+    """The prompts of these seeds, without rendering a clip. Generated clips take theirs from PROMPT_SEEDS."""
     prompts = []
     for seed in seeds:
         rng = np.random.default_rng((0xCAC, 0, seed))
@@ -335,9 +229,9 @@ def make_prompts(seeds: Iterable[int], world: World = PLAYGROUND) -> list[str]:
 
 
 def write_world(n: int, seed: int, out_dir: str | Path, world: World = FULL) -> Path:
-    """Write ``n`` clips (half normal, half anomalous) of seeds ``seed``, ``seed`` + 1, … as mp4 with ``records.jsonl``; returns its path.
+    """Write ``n`` clips of the seeds ``seed``, ``seed`` + 1, … as mp4 files with ``records.jsonl``, and return its path.
 
-    Raises ``ValueError`` unless ``n`` is a positive even number.
+    Every second clip is anomalous. Raises ``ValueError`` unless ``n`` is a positive even number.
     """
     from cac_align.data.records import write_records
 
@@ -355,9 +249,3 @@ def write_world(n: int, seed: int, out_dir: str | Path, world: World = FULL) -> 
 
     write_records(out / "records.jsonl", records())
     return out / "records.jsonl"
-
-
-__all__ = [
-    "FULL", "PLAYGROUND", "PROMPT_SEEDS", "STUDIO", "TEST_SEEDS", "TRAIN_SEEDS", "VALID_SEEDS", "VOCABULARY", "Actor", "Clip", "Renderer", "Scene", "Spec", "World",
-    "make_candidate", "make_clip", "make_prompts", "parse_prompt", "pixel_boxes", "render", "stream", "write_world",
-]  # fmt: skip

@@ -27,8 +27,12 @@ from cac_align.core.video import Video
 from cac_align.plugins.host import Hosted, Wiring, open_pixels
 from cac_align.rewards.cac import CaC
 from cac_align.rewards.reward import Score
-from cac_align.serving.app import ServiceSettings, bound, create_app, uvicorn_config
-from cac_align.serving.wire import PACKED, FramePlan, Item, ScoreRequest, frames_part, pack
+from cac_align.serving.app import create_app
+from cac_align.serving.frame_plan import FramePlan
+from cac_align.serving.server import listening_socket, uvicorn_config
+from cac_align.serving.service import ServiceSettings
+from cac_align.serving.video_parts import frames_part
+from cac_align.serving.wire import PACKED, ScoreItem, ScoreRequest, pack
 from cac_align.vlm.protocol import Conversation
 from cac_align.vlm.scripted import ScriptedVlm
 from cac_align.vlm.server.chat import chat
@@ -109,14 +113,14 @@ def clients(url: str, body: bytes, count: int, seconds: float, results: multipro
 
 def throughput(kind: str, count: int, seconds: float) -> None:
     video = clip("shapes" if kind == "shapes" else "photo")
-    body = pack(ScoreRequest(items=(Item(prompt="a red ball", video=frames_part(video, video.indices_at(4.0))),)))
+    body = pack(ScoreRequest(items=(ScoreItem(prompt="a red ball", video=frames_part(video, video.indices_at(4.0))),)))
     script = {"forwarded": passing_on, "decoded": looking}.get(kind, lambda conversation: NORMAL)
     vlm = ScriptedVlm(
         lambda conversation: vlm.asked.clear() or script(conversation)
     )  # it remembers all it was asked: 1 GB here
     reward = CaC(vlm)
     settings = ServiceSettings()
-    with bound("127.0.0.1", 0, settings) as listening:
+    with listening_socket("127.0.0.1", 0, settings) as listening:
         server = uvicorn.Server(uvicorn_config(create_app(reward, settings), settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
@@ -145,7 +149,7 @@ def throughput(kind: str, count: int, seconds: float) -> None:
 def bytes_and_overhead() -> None:
     video = clip("photo")
     indices = FramePlan().indices(video)
-    size = len(pack(ScoreRequest(items=(Item(prompt="a portrait", video=frames_part(video, indices)),))))
+    size = len(pack(ScoreRequest(items=(ScoreItem(prompt="a portrait", video=frames_part(video, indices)),))))
     print(f"wire: {len(indices)} of 81 frames of a photograph, {size / 1e6:.2f} MB (target 5)")
     try:
         import torch

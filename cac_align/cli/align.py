@@ -18,29 +18,29 @@ from cac_align.cli.options import add_set_option, add_verb, input_path
 def add_align(verbs: Any) -> None:
     """The options of `cac-align align`."""
     about = "align a Wan model with a reward by Flow-GRPO or DiffusionNFT; writes a LoRA"
-    statuses = "0 trained; 1 trained, and a guard raised an alarm or stopped the run; 2 wrong input"
+    statuses = "0 trained; 1 trained, and an alarm was raised or stopped the run; 2 wrong input"
     parser = add_verb(verbs, "align", run_align, about, epilog=f"The same command resumes. Exit status: {statuses}.")
     parser.add_argument("recipe", type=input_path, help="YAML, e.g. recipes/align/miniature.yaml")
     add_set_option(parser, "override one key of the recipe, e.g. out=DIR; repeatable")
 
 
 def run_align(options: argparse.Namespace) -> int:
-    """Train as the recipe says and print the folder of the LoRA. Returns 1 where a guard raised an alarm, else 0."""
-    from cac_align.align.recipe import AlignRecipe, check
+    """Train as the recipe says and print the folder of the LoRA. Returns 1 where an alarm was raised, else 0."""
+    from cac_align.align.recipe import AlignRecipe, check_align_recipe
     from cac_align.config import read_recipe
 
     recipe = read_recipe(AlignRecipe, options.recipe, options.overrides)
-    check(recipe)
+    check_align_recipe(recipe)
     main = int(os.environ.get("RANK", "0")) == 0
     from cac_align.align.trainer import align
 
-    outcome = align(recipe, say=lambda line: print(line, file=sys.stderr, flush=True) if main else None)
+    result = align(recipe, notify=lambda line: print(line, file=sys.stderr, flush=True) if main else None)
     if not main:
         return 0
     if recipe.track:
         _log_evidence(recipe.track, Path(recipe.out))
-    print(outcome.lora)
-    return 1 if outcome.alarms else 0
+    print(result.lora)
+    return 1 if result.alarms else 0
 
 
 def _log_evidence(kind: str, out: Path) -> None:

@@ -68,8 +68,9 @@ def _selections(options: argparse.Namespace, recipe: Any, prompts: Sequence[str]
     Under ``accelerate launch`` each process takes its share of the prompts, and the first one then reads everything
     together. When a process dies, the others end as well (``ProcessLost``); the same command then goes on.
     """
-    from cac_align.generation.best_of_n import best_of_n, read_candidates
+    from cac_align.generation.best_of_n import best_of_n
     from cac_align.generation.build import GeneratorRecipe, load_generator
+    from cac_align.generation.candidates import read_candidates
     from cac_align.rewards.build import load_reward
 
     if options.candidates is not None and options.n is not None:
@@ -91,7 +92,7 @@ def _selections(options: argparse.Namespace, recipe: Any, prompts: Sequence[str]
         "seed": _given(options.seed, recipe.seed),
         "distinct_seeds": recipe.distinct_seeds,
         "out": options.out,
-        "doing": rank_status.report,
+        "report": rank_status.report,
     }
     bar = progress_bar if index == 0 else None
     if count > 1 and index < len(set(prompts)):

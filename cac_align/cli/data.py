@@ -67,18 +67,18 @@ def add_data(verbs: Any) -> None:
     add_set_option(synthesise, "override one key of the recipe, the teacher's as teacher.KEY; repeatable")
     synthesise.add_argument("--json", action="store_true", help="JSON instead of a table")
 
-    split = add_verb(
+    split_stages = add_verb(
         kinds, "split", run_split, "three stages, disjoint by video and near-duplicate, as many normal as abnormal"
     )
-    split.add_argument("folder", type=input_path, help="what synthesise wrote; with --check: what split wrote")
-    split.add_argument("--out", type=Path, help="folder for the stages")
-    split.add_argument("--check", action="store_true", help="only prove the splits that lie in FOLDER")
-    split.add_argument(
+    split_stages.add_argument("folder", type=input_path, help="what synthesise wrote; with --check: what split wrote")
+    split_stages.add_argument("--out", type=Path, help="folder for the stages")
+    split_stages.add_argument("--check", action="store_true", help="only prove the splits that lie in FOLDER")
+    split_stages.add_argument(
         "--apart", action="append", default=[], type=Path, metavar="RECORDS", help="a benchmark to stay clear of"
     )
-    split.add_argument("--recipe", type=Path, help="YAML with splits:")
-    add_set_option(split)
-    split.add_argument("--json", action="store_true", help="JSON instead of lines")
+    split_stages.add_argument("--recipe", type=Path, help="YAML with splits:")
+    add_set_option(split_stages)
+    split_stages.add_argument("--json", action="store_true", help="JSON instead of lines")
 
 
 def run_validate(options: argparse.Namespace) -> int:
@@ -101,7 +101,7 @@ def run_validate(options: argparse.Namespace) -> int:
 
 def run_import(options: argparse.Namespace) -> int:
     """Write the records that a source holds and print their path."""
-    from cac_align.data.convert import from_coco, one_per_video
+    from cac_align.data.convert import from_coco, merge_ratings
     from cac_align.data.records import write_records
 
     out: Path = options.out
@@ -117,7 +117,7 @@ def run_import(options: argparse.Namespace) -> int:
             print(f"{fault.kind}: {fault.name}: {fault.why}", file=sys.stderr)
         folder = options.source if options.source.is_dir() else options.source.parent
         # Absolute first: two rating files may call the same video by different relative paths.
-        loaded = one_per_video(
+        loaded = merge_ratings(
             [replace(rating, video=str((folder / rating.video).resolve())) for rating in ratings], review=options.review
         )
     else:
@@ -172,10 +172,10 @@ def _external(options: argparse.Namespace) -> Any:
 def run_export(options: argparse.Namespace) -> int:
     """Write records in another format and print the file."""
     from cac_align.data.convert import to_coco
-    from cac_align.data.records import moved, read_records
+    from cac_align.data.records import moved_record, read_records
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    records = (moved(record, options.records.parent, options.out.parent) for record in read_records(options.records))
+    records = (moved_record(record, options.records.parent, options.out.parent) for record in read_records(options.records))
     part = options.out.with_name(f".{options.out.name}.part")
     part.write_text(json.dumps(to_coco(records), ensure_ascii=False), encoding="utf-8")
     part.replace(options.out)
@@ -274,7 +274,7 @@ def load_teacher(name: str | None, recipe: Path | None, overrides: Sequence[str]
 def run_split(options: argparse.Namespace) -> int:
     """Write, or with ``--check`` prove, the three stages. Returns 1 where a check found something."""
     from cac_align.config import read_recipe
-    from cac_align.data.splits import Splits, check_folder, split
+    from cac_align.data.splits import Splits, check_split_folder, split_stages
 
     settings = read_recipe(Splits, options.recipe, options.overrides, section="splits")
     with progress_bar(None, "videos") as bar:
@@ -284,13 +284,13 @@ def run_split(options: argparse.Namespace) -> int:
             bar.update(done - bar.n)
 
         if options.check:
-            stages, wrong = check_folder(options.folder, settings, apart=options.apart, progress=show)
+            stages, wrong = check_split_folder(options.folder, settings, apart=options.apart, progress=show)
             report: dict[str, Any] = {"stages": stages, "findings": wrong}
         elif options.out is None:
             raise ValueError("pass --out, the folder for the three stages, or --check to prove the splits in FOLDER")
         else:
             wrong = []
-            report = split(options.folder, options.out, settings, apart=options.apart, progress=show)
+            report = split_stages(options.folder, options.out, settings, apart=options.apart, progress=show)
     if options.json:
         print(json.dumps(report, indent=1))
     else:

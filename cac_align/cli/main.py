@@ -24,6 +24,7 @@ from cac_align.cli.demo import add_demo
 from cac_align.cli.doctor import add_doctor
 from cac_align.cli.evaluate import add_evaluate, add_vbench_env
 from cac_align.cli.options import HelpWithDefaults, unknown_argument_message
+from cac_align.cli.recipes import add_recipes
 from cac_align.cli.report import add_report
 from cac_align.cli.score import add_score
 from cac_align.cli.serve import add_serve
@@ -38,6 +39,7 @@ VERBS = (
     add_world,
     add_data,
     add_train,
+    add_recipes,
     add_evaluate,
     add_report,
     add_annotate,

@@ -37,7 +37,7 @@ def add_report(verbs: Any) -> None:
 
 def run_report(options: argparse.Namespace) -> int:
     """Write the page and print its path."""
-    from cac_align.evaluation.report.report import report, report_selection
+    from cac_align.evaluation.report.report import write_report, write_selection_report
     from cac_align.rewards.build import load_reward
 
     if options.overrides and options.reward is None:
@@ -56,9 +56,9 @@ def run_report(options: argparse.Namespace) -> int:
     chosen = None if options.reward is None else load_reward(options.reward, options.overrides)
     shared = {"reward": chosen, "ratings": options.ratings, "max_pairs": options.max_pairs, "seed": options.seed}
     if options.after is None:
-        report_selection(options.before, options.out, **shared)
+        write_selection_report(options.before, options.out, **shared)
     else:
-        report(options.before, options.after, options.out, **shared)
+        write_report(options.before, options.after, options.out, **shared)
     print(options.out)
     return 0
 
@@ -91,7 +91,7 @@ def _report_run(ledger: Path, options: argparse.Namespace) -> Path:
     Its table has all steps; clips are shown of the first step, the last, and evenly spaced ones between.
     """
     from cac_align.evaluation.pages.evidence_page import Step, write_evidence_page
-    from cac_align.evaluation.pages.page import spread
+    from cac_align.evaluation.pages.page import evenly_spaced
     from cac_align.plugins.evidence import read_evidence, telling
 
     if options.clips_per_step < 1 or options.max_steps < 1:
@@ -103,7 +103,7 @@ def _report_run(ledger: Path, options: argparse.Namespace) -> Path:
     for item in read_evidence(ledger):
         by_step.setdefault(item.step, []).append(item)
     numbers = sorted(by_step, key=lambda number: (number is not None, number or 0))
-    shown = set(spread(range(len(numbers)), options.max_steps)) | {len(numbers) - 1}
+    shown = set(evenly_spaced(range(len(numbers)), options.max_steps)) | {len(numbers) - 1}
     steps = [
         Step(number, by_step[number], telling(by_step[number], options.clips_per_step) if place in shown else [])
         for place, number in enumerate(numbers)

@@ -31,7 +31,8 @@ def add_serve(verbs: Any) -> None:
 def run_serve(options: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
     from cac_align.rewards.build import load_reward
-    from cac_align.serving.app import ServiceSettings, serve
+    from cac_align.serving.server import serve
+    from cac_align.serving.service import ServiceSettings
 
     reward = load_reward(options.reward, options.overrides)
     settings = ServiceSettings(token=os.environ.get("CAC_ALIGN_TOKEN"), roots=tuple(options.roots), fps=options.fps)

@@ -45,8 +45,10 @@ def _check_stage(path: Path, stage: str) -> None:
     """
     from omegaconf import OmegaConf
 
+    from cac_align.core.shipped_recipes import find_recipe
+
     try:
-        given = OmegaConf.to_container(OmegaConf.load(path))
+        given = OmegaConf.to_container(OmegaConf.load(find_recipe(path)))
     except Exception:
         return
     if not isinstance(given, dict) or not ({"stage", "rollout"} & given.keys()):

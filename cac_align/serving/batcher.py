@@ -1,10 +1,11 @@
-"""The service's engine: a bounded queue and one worker thread that scores whatever waits, together.
+"""A bounded queue, and one worker thread that scores waiting videos together.
 
-accepted videos → queue (bounded) → worker: up to ``batch_size`` of one reward, waiting a few ms for company → reward → futures
+accepted videos → queue → worker: up to ``batch_size`` videos of one reward → reward → futures
 
-A video that waits or is being scored already, for the same prompt and reward, is not scored a second time: a client that gave up
-waiting and asks again joins its own first request. A full queue refuses at once (``Full``, with how long to wait). A reward that raises for a batch is asked again video by video, so that
-one bad video fails alone. Stopping finishes what was accepted.
+A video that waits or is being scored, for the same prompt and reward, is not scored a second time:
+a client that gave up waiting and asks again joins its own first request. A full queue refuses at
+once. When a reward raises for a batch, it is asked again video by video, so that one bad video fails
+alone. Stopping finishes what was accepted.
 """
 
 from __future__ import annotations
@@ -24,16 +25,19 @@ from cac_align.rewards.reward import Reward, Score
 log = logging.getLogger(__name__)
 
 
-class Full(Exception):
-    """The queue cannot take these videos now. retry_after_s: when it probably can."""
+class QueueFull(Exception):
+    """The queue cannot take these videos now.
+
+    retry_after_s: after how many seconds it probably can. stopping: whether the service is ending.
+    """
 
     def __init__(self, retry_after_s: int, stopping: bool = False) -> None:
         super().__init__("stopping" if stopping else "the queue is full")
         self.retry_after_s, self.stopping = retry_after_s, stopping
 
 
-Answer = tuple[Score, Video]
-"""A score, and the object it was read from: of several that hold the same video, the one that was accepted first."""
+ScoredVideo = tuple[Score, Video]
+"""A score, and the object it was read from: of several with the same content, the first accepted."""
 
 _Key = tuple[str, str, str, float]
 
@@ -43,22 +47,24 @@ class _Job:
     reward: str
     prompt: str
     video: Video
-    waiting: list[Future[Answer]] = field(default_factory=list)
+    waiting: list[Future[ScoredVideo]] = field(default_factory=list)
 
     @property
     def key(self) -> _Key:
-        """Reward, prompt, content hash, frames per second: the same for requests that have one answer."""
+        """Reward, prompt, content hash, frames per second: equal for requests with one answer."""
         return self.reward, self.prompt, self.video.content_hash, self.video.fps
 
-    def join(self) -> Future[Answer]:
+    def add_waiter(self) -> Future[ScoredVideo]:
         self.waiting.append(Future())
         return self.waiting[-1]
 
 
-class Scoring:
-    """rewards: by name. batch_size: videos per call of a reward. wait_s: how long a batch waits for company.
+class Batcher:
+    """Scores videos in batches, in one thread.
 
-    observe: called after each batch with (reward name, number of videos, seconds).
+    rewards: by name. batch_size: videos per call of a reward. wait_s: how many seconds a batch waits
+    for more videos. max_queued: how many videos may wait. observe: called after each batch with
+    (reward name, number of videos, seconds).
     """
 
     def __init__(
@@ -70,15 +76,10 @@ class Scoring:
         max_queued: int = 256,
         observe: Callable[[str, int, float], None] = lambda name, count, seconds: None,
     ) -> None:
-        self.rewards, self.batch_size, self.wait_s, self.max_queued, self.observe = (
-            rewards,
-            batch_size,
-            wait_s,
-            max_queued,
-            observe,
-        )
+        self.rewards, self.observe = rewards, observe
+        self.batch_size, self.wait_s, self.max_queued = batch_size, wait_s, max_queued
         self._queue: deque[_Job] = deque()
-        self._open: dict[_Key, _Job] = {}  # those that wait and those being scored
+        self._unfinished: dict[_Key, _Job] = {}  # videos that wait and videos being scored
         self._changed = threading.Condition()
         self._stopping = False
         self._busy_since: float | None = None
@@ -88,16 +89,17 @@ class Scoring:
 
     @property
     def queued(self) -> int:
-        """Videos that wait; those being scored are not among them."""
+        """How many videos wait, without those being scored."""
         return len(self._queue)
 
     @property
     def stopping(self) -> bool:
+        """Whether nothing more is accepted."""
         return self._stopping
 
     @property
     def busy_s(self) -> float:
-        """How long the batch in work has been in work; 0 when none is."""
+        """How long the current batch has been in work, in seconds; 0 when there is none."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
@@ -105,30 +107,32 @@ class Scoring:
         """Whole seconds until this many videos have probably left the queue, in [1, 60]."""
         return min(60, max(1, math.ceil(videos * self._seconds_per_video)))
 
-    def submit(self, reward: str, prompts: Sequence[str], videos: Sequence[Video]) -> list[Future[Answer]]:
-        """Accept all of these videos or none. A video whose futures are all cancelled while it waits leaves the queue.
+    def submit(self, reward: str, prompts: Sequence[str], videos: Sequence[Video]) -> list[Future[ScoredVideo]]:
+        """Accept all of these videos or none.
 
-        Raises ``Full`` when they do not fit, or the service is stopping; ``ValueError`` when a video's bytes cannot be read.
+        Returns one future per video. A video whose futures are all cancelled while it waits leaves
+        the queue. Raises ``QueueFull`` when they do not fit or the service is stopping, and
+        ``ValueError`` when a video's bytes cannot be read.
         """
-        asked = [_Job(reward, prompt, video) for prompt, video in zip(prompts, videos, strict=True)]
-        keys = [job.key for job in asked]  # hashed outside the lock
+        jobs = [_Job(reward, prompt, video) for prompt, video in zip(prompts, videos, strict=True)]
+        keys = [job.key for job in jobs]  # hashed outside the lock
         with self._changed:
             if self._stopping:
-                raise Full(5, stopping=True)
+                raise QueueFull(5, stopping=True)
             fresh: dict[_Key, _Job] = {}
-            for key, job in zip(keys, asked, strict=True):
-                if key not in self._open:
+            for key, job in zip(keys, jobs, strict=True):
+                if key not in self._unfinished:
                     fresh.setdefault(key, job)
             if len(self._queue) + len(fresh) > self.max_queued:
                 over = len(self._queue) + len(fresh) - self.max_queued
-                raise Full(self.retry_after_s(over))
-            self._open |= fresh
+                raise QueueFull(self.retry_after_s(over))
+            self._unfinished |= fresh
             self._queue.extend(fresh.values())
             self._changed.notify_all()
-            return [self._open[key].join() for key in keys]
+            return [self._unfinished[key].add_waiter() for key in keys]
 
     def close(self, timeout_s: float) -> bool:
-        """Accept nothing more, finish what was accepted. False when that took longer than ``timeout_s``."""
+        """Accept nothing more and finish what was accepted; False when ``timeout_s`` was too short."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -138,7 +142,7 @@ class Scoring:
     # ---- the worker ----------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        while (batch := self._next()) is not None:
+        while (batch := self._next_batch()) is not None:
             if not batch:
                 continue
             started = self._busy_since = time.monotonic()
@@ -153,12 +157,12 @@ class Scoring:
 
     def _answer(self, job: _Job, score: Score) -> None:
         with self._changed:
-            del self._open[job.key]
-        for future in job.waiting:  # nobody joins any more
+            del self._unfinished[job.key]
+        for future in job.waiting:  # no request can join it any more
             if future.set_running_or_notify_cancel():
                 future.set_result((score, job.video))
 
-    def _next(self) -> list[_Job] | None:
+    def _next_batch(self) -> list[_Job] | None:
         """The next batch, all for one reward; None when the service stopped and nothing is left."""
         with self._changed:
             while not self._queue:
@@ -175,7 +179,7 @@ class Scoring:
             wanted = [job for job in taken if not all(future.cancelled() for future in job.waiting)]
             for job in taken:
                 if job not in wanted:
-                    del self._open[job.key]
+                    del self._unfinished[job.key]
         return wanted
 
     def _score(self, batch: list[_Job]) -> list[Score]:
@@ -186,7 +190,7 @@ class Scoring:
                 raise ValueError(f"reward {batch[0].reward!r} returned {len(scores)} scores for {len(batch)} videos")
             return scores
         except Exception as error:
-            # Not swallowed: it becomes the reason of exactly the videos it belongs to.
+            # The error becomes the reason of exactly those videos that it belongs to.
             log.exception("reward %s raised for %d videos", batch[0].reward, len(batch))
             if len(batch) == 1:
                 return [Score.missing(f"reward {batch[0].reward!r} raised {type(error).__name__}: {error}")]

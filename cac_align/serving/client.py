@@ -1,9 +1,10 @@
-"""RemoteReward: our service as a Reward; it sends only the frames the reward samples, retries, and never hangs.
+"""``RemoteReward``: our service as a reward.
 
-prompts, videos → frames by the service's plan → JPEG → POST /v1/score (several in flight, back-off) → list[Score]
+prompts, videos → frames by the service's plan → JPEG → POST /v1/score (several at once) → list[Score]
 
-Whatever goes wrong for a video (service down, slow, overloaded, garbage, gone mid-request) ends within ``timeout_s`` of the call
-as ``Score.missing`` with the reason. Wrong use (unknown reward name, refused token) is a ``ValueError``: it will not mend itself.
+Whatever goes wrong for a video (a service that is down, slow, overloaded or answers nonsense) ends
+within ``timeout_s`` of the call as ``Score.missing`` with the reason. Wrong use (an unknown reward
+name, a refused token) is a ``ValueError``, because trying again does not help.
 """
 
 from __future__ import annotations
@@ -20,37 +21,33 @@ import httpx
 
 from cac_align.core.video import Video
 from cac_align.rewards.reward import Score, check_pairs
+from cac_align.serving.frame_plan import FramePlan
+from cac_align.serving.video_parts import JPEG_QUALITY, file_part, frames_part, path_part
 from cac_align.serving.wire import (
-    JPEG_QUALITY,
     PACKED,
-    FramePlan,
     Health,
-    Item,
+    ScoreItem,
     ScoreRequest,
     ScoreResponse,
     ScoreResult,
     VideoPart,
-    file_part,
-    frames_part,
     pack,
-    path_part,
 )
 from cac_align.vlm.protocol import unidentified
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-_BACKOFF_S = (
-    0.25,
-    8.0,
-)  # first and longest pause; doubled each time, with jitter so that clients do not come back together
+# First and longest pause between tries. Each is twice the one before, with jitter, so that clients do not come back
+# all at once.
+_BACKOFF_S = (0.25, 8.0)
 
 
-class _Failed(Exception):
-    """This video gets no score; the text says why."""
+class _NoScore(Exception):
+    """There is no score for this video; the text says why."""
 
 
 @dataclass(frozen=True)
-class _Learned:
-    """What /health said when it was first asked."""
+class _ServedReward:
+    """What the service said about the reward when it was first asked."""
 
     name: str
     provenance: Mapping[str, str]
@@ -58,12 +55,18 @@ class _Learned:
 
 
 class RemoteReward:
-    """A reward behind our service; itself a ``Reward``: thread-safe and picklable.
+    """A reward behind our service. It is itself a ``Reward``, thread-safe and picklable.
 
-    url: the service, e.g. "http://127.0.0.1:8000". reward: which of its rewards; None for its whole one. token: where it asks for one.
-    timeout_s: the longest one call may take, everything included. retries: per video, within that time. in_flight: requests at once.
-    send: "frames" (JPEG of the frames the reward samples), "file" (the encoded file) or "path" (a path on a shared disk);
-    videos that are pixels are always sent as frames. quality: JPEG quality.
+    url: the service, e.g. "http://127.0.0.1:8000".
+    reward: which of its rewards; None for its whole one.
+    token: the service's token, where it demands one.
+    timeout_s: how many seconds one call may take, everything included.
+    retries: how often a request is sent again, within that time.
+    in_flight: how many requests are sent at once.
+    send: "frames" (JPEGs of the frames that the reward reads), "file" (the encoded file) or "path" (a
+        path on a shared disk). Videos that are not files are always sent as frames.
+    quality: of the JPEGs, in [1, 100].
+
     Raises ``ValueError`` when an argument is out of range.
     """
 
@@ -83,22 +86,17 @@ class RemoteReward:
             raise ValueError(f"url must begin with http:// or https://, received {url!r}")
         if not timeout_s > 0 or retries < 0 or in_flight < 1 or not 1 <= quality <= 100:
             raise ValueError(
-                f"expected timeout_s > 0, retries >= 0, in_flight >= 1, quality in [1, 100]; received {timeout_s}, {retries}, "
-                f"{in_flight}, {quality}"
+                f"expected timeout_s > 0, retries >= 0, in_flight >= 1, quality in [1, 100]; "
+                f"received {timeout_s}, {retries}, {in_flight}, {quality}"
             )
         if send not in ("frames", "file", "path"):
             raise ValueError(f"send must be 'frames', 'file' or 'path', received {send!r}")
         self.url, self.reward, self.token = url.rstrip("/"), reward, token
-        self.timeout_s, self.retries, self.in_flight, self.send, self.quality = (
-            timeout_s,
-            retries,
-            in_flight,
-            send,
-            quality,
-        )
+        self.timeout_s, self.retries, self.in_flight = timeout_s, retries, in_flight
+        self.send, self.quality = send, quality
         self._lock = threading.Lock()
         self._http: httpx.Client | None = None
-        self._learned: _Learned | None = None
+        self._served: _ServedReward | None = None
         self._send_all = False
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -109,52 +107,54 @@ class RemoteReward:
 
     @property
     def name(self) -> str:
-        return self._ask_health(time.monotonic() + self.timeout_s).name
+        return self._served_reward_or_error(time.monotonic() + self.timeout_s).name
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        """The service's provenance for this reward, and how pixels travel (those of a video without a file always as JPEG).
+        """The service's provenance for this reward, and how pixels are sent.
 
-        Raises ``ValueError`` when the service cannot be asked, or cannot itself ask which checkpoint its judge runs.
+        Raises ``ValueError`` when the service cannot be asked, or cannot itself ask which checkpoint
+        its judge runs.
         """
-        learned = self._ask_health(time.monotonic() + self.timeout_s)
-        if unidentified(learned.provenance):
+        served = self._served_reward_or_error(time.monotonic() + self.timeout_s)
+        if unidentified(served.provenance):
             raise ValueError(
                 f"service {self.url}: its judge cannot be asked which checkpoint it runs; start that server first"
             )
         jpeg = f"jpeg quality {self.quality}"
-        return {**learned.provenance, "wire": jpeg if self.send == "frames" else f"{self.send}, pixels as {jpeg}"}
+        return {**served.provenance, "wire": jpeg if self.send == "frames" else f"{self.send}, pixels as {jpeg}"}
 
     def health(self) -> Health:
-        """What the service says about itself now. Raises ``ValueError`` when it cannot be asked within ``timeout_s``."""
+        """What the service says about itself now. Raises ``ValueError`` when it does not answer in time."""
         try:
             return self._get_health(time.monotonic() + self.timeout_s)
-        except _Failed as error:
+        except _NoScore as error:
             raise ValueError(f"service {self.url}: {error}") from error
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
         """One Score per video, in order, within ``timeout_s``.
 
-        Raises ``ValueError`` when ``prompts`` and ``videos`` differ in length, the service does not know the reward, or refuses us.
+        Raises ``ValueError`` when ``prompts`` and ``videos`` differ in length, the service does not know
+        the reward, or it refuses the token.
         """
         check_pairs(prompts, videos)
         if not videos:
             return []
         deadline = time.monotonic() + self.timeout_s
         with ThreadPoolExecutor(min(self.in_flight, len(videos)), thread_name_prefix="cac-align-client") as pool:
-            return list(pool.map(lambda pair: self._score(*pair, deadline), zip(prompts, videos, strict=True)))
+            return list(pool.map(lambda prompt, video: self._score(prompt, video, deadline), prompts, videos))
 
     # ---- one video -----------------------------------------------------------------------------------------------
 
     def _score(self, prompt: str, video: Video, deadline: float) -> Score:
         try:
-            plan = self._learn(deadline).plan
-            result = self._ask(prompt, self._part(video, None if self._send_all else plan), deadline)
-            if result.unsent:
-                self._send_all = True  # the reward samples other frames than its plan says: from now on send everything
-                result = self._ask(prompt, self._part(video, None), deadline)
-            return result.opened()
-        except _Failed as error:
+            plan = self._served_reward(deadline).plan
+            result = self._request_score(prompt, self._part(video, None if self._send_all else plan), deadline)
+            if result.missing_frames:
+                self._send_all = True  # the reward reads other frames than its plan says
+                result = self._request_score(prompt, self._part(video, None), deadline)
+            return result.to_score()
+        except _NoScore as error:
             return Score.missing(f"service {self.url}: {error}")
 
     def _part(self, video: Video, plan: FramePlan | None) -> VideoPart:
@@ -164,51 +164,52 @@ class RemoteReward:
             indices = tuple(range(len(video))) if plan is None else plan.indices(video)
             return frames_part(video, indices, quality=self.quality)
         except ValueError as error:
-            raise _Failed(f"not sent: {error}") from error
+            raise _NoScore(f"not sent: {error}") from error
 
-    def _ask(self, prompt: str, part: VideoPart, deadline: float) -> ScoreResult:
-        request = ScoreRequest(items=(Item(prompt=prompt, video=part),), reward=self.reward)
+    def _request_score(self, prompt: str, part: VideoPart, deadline: float) -> ScoreResult:
+        request = ScoreRequest(items=(ScoreItem(prompt=prompt, video=part),), reward=self.reward)
         answer = self._request("POST", "/v1/score", deadline, pack(request))
         try:
             response = ScoreResponse.model_validate_json(answer)
             if len(response.scores) != 1:
                 raise ValueError(f"{len(response.scores)} scores for one video")
-            response.scores[0].opened()
+            response.scores[0].to_score()
         except ValueError as error:
-            raise _Failed(f"answered garbage: {str(error)[:200]}") from error
-        if response.scores[0].score is not None and response.provenance != dict(self._learn(deadline).provenance):
-            # Scores of two models in one run would be compared with each other: nobody could tell from the numbers.
-            raise _Failed(
-                "the service now scores with another reward than when this run began; restart the run, or the service as it was"
+            raise _NoScore(f"answered what is no score: {str(error)[:200]}") from error
+        if response.scores[0].score is not None and response.provenance != dict(
+            self._served_reward(deadline).provenance
+        ):
+            # Scores of two models in one run would be compared with each other, and the numbers would not show it.
+            raise _NoScore(
+                "the service now scores with another reward than when this run began; "
+                "restart the run, or the service as it was"
             )
         return response.scores[0]
 
     # ---- HTTP ----------------------------------------------------------------------------------------------------
 
-    def _learn(self, deadline: float) -> _Learned:
+    def _served_reward(self, deadline: float) -> _ServedReward:
         with self._lock:
-            known = self._learned
+            known = self._served
         if known is None:
             health = self._get_health(deadline)
             if not health.rewards:
-                raise ValueError(
-                    f"{self.url} tells us nothing but its status; pass token=, the one the service was started with"
-                )
+                raise ValueError(f"{self.url} says only its status; pass token=, the one the service was started with")
             name = self.reward or health.default
             if name not in health.rewards:
                 raise ValueError(
                     f"{self.url} serves {', '.join(health.rewards) or 'no reward'}; received reward {name!r}"
                 )
-            known = _Learned(name, health.provenances.get(name, {}), health.frame_plans.get(name))
-            if not unidentified(known.provenance):  # else its judge is not ready: asked again next time
+            known = _ServedReward(name, health.provenances.get(name, {}), health.frame_plans.get(name))
+            if not unidentified(known.provenance):  # otherwise its judge is not ready and is asked again next time
                 with self._lock:
-                    self._learned = known
+                    self._served = known
         return known
 
-    def _ask_health(self, deadline: float) -> _Learned:
+    def _served_reward_or_error(self, deadline: float) -> _ServedReward:
         try:
-            return self._learn(deadline)
-        except _Failed as error:
+            return self._served_reward(deadline)
+        except _NoScore as error:
             raise ValueError(f"service {self.url}: {error}") from error
 
     def _get_health(self, deadline: float) -> Health:
@@ -216,27 +217,30 @@ class RemoteReward:
         try:
             return Health.model_validate_json(answer)
         except ValueError as error:
-            raise _Failed(f"/health answered garbage: {str(error)[:200]}") from error
+            raise _NoScore(f"/health answered what is no health message: {str(error)[:200]}") from error
 
     def _client(self) -> httpx.Client:
         with self._lock:
             if self._http is None:
                 headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-                # trust_env off: a company proxy must not swallow calls to a machine next door.
+                # trust_env=False: calls to a machine in the same network must not go through a proxy.
                 limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.in_flight)
                 self._http = httpx.Client(headers=headers, limits=limits, trust_env=False)
             return self._http
 
     def _request(self, method: str, path: str, deadline: float, body: bytes | None = None) -> bytes:
-        """The answer's body. Retries what may pass; raises ``_Failed`` when time or retries are used up."""
+        """The answer's body; failures that may pass are retried.
+
+        Raises ``_NoScore`` when time or retries are used up, ``ValueError`` when the token is refused.
+        """
         reason = "no time left"
         for attempt in range(self.retries + 1):
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise _Failed(f"timed out after {self.timeout_s:g} s: {reason}")
+                raise _NoScore(f"timed out after {self.timeout_s:g} s: {reason}")
             pause_s = min(_BACKOFF_S[0] * 2**attempt, _BACKOFF_S[1]) * random.uniform(0.5, 1.5)
             try:
-                answer = self._bounded(method, path, body, left_s)
+                answer = self._send(method, path, body, left_s)
             except httpx.RequestError as error:
                 reason = f"{type(error).__name__}: {error}"
             else:
@@ -245,22 +249,21 @@ class RemoteReward:
                 reason = f"HTTP {answer.status_code}: {answer.text[:200]}"
                 if answer.status_code in (401, 403):
                     raise ValueError(
-                        f"{self.url} refused us (HTTP {answer.status_code}); pass token=, the one the service was started with"
+                        f"{self.url} refused this client (HTTP {answer.status_code}); "
+                        "pass token=, the one the service was started with"
                     )
                 if answer.status_code not in _RETRIED:
-                    raise _Failed(reason)
+                    raise _NoScore(reason)
                 pause_s = max(pause_s, _retry_after_s(answer.headers.get("Retry-After")))
             if attempt < self.retries:
                 time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
-        raise _Failed(f"gave up after {self.retries + 1} tries: {reason}")
+        raise _NoScore(f"gave up after {self.retries + 1} tries: {reason}")
 
-    def _bounded(self, method: str, path: str, body: bytes | None, left_s: float) -> httpx.Response:
-        """One request that ends within ``left_s``, even if the other side drips its answer byte by byte."""
+    def _send(self, method: str, path: str, body: bytes | None, left_s: float) -> httpx.Response:
+        """Send one request; it ends within ``left_s`` even when the answer arrives byte by byte."""
         ends = time.monotonic() + left_s
         headers = {"Content-Type": PACKED} if body is not None else None
-        timeout = httpx.Timeout(
-            left_s, connect=min(left_s, 10.0)
-        )  # httpx bounds each wait, not their sum: hence the loop below
+        timeout = httpx.Timeout(left_s, connect=min(left_s, 10.0))  # of each wait; the loop below limits their sum
         with self._client().stream(method, self.url + path, content=body, headers=headers, timeout=timeout) as answer:
             content = bytearray()
             for chunk in answer.iter_bytes():

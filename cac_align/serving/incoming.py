@@ -1,6 +1,6 @@
-"""What the service lets in: videos as path, file or frames in three wire formats, each checked before anything is decoded.
+"""What the service accepts: videos as path, file or frames, in three formats, checked before they are decoded.
 
-our VideoPart | UniRL's turn | Flow-Factory's frames → VideoPart → open_part(roots, limits) → Video, or ValueError for that video alone
+our VideoPart | UniRL's turn | Flow-Factory's frames → VideoPart → open_part → Video, or ``ValueError`` for that video
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from cac_align.core.video import Video
-from cac_align.serving.wire import FilePart, FramesPart, Limits, PathPart, VideoPart, media_bytes, opened_frames
+from cac_align.serving.video_parts import media_bytes, video_from_frames
+from cac_align.serving.wire import FilePart, FramesPart, Limits, PathPart, VideoPart
 
 
 class UniRLTurn(BaseModel):
+    """One turn of UniRL's conversation: the prompt, and the media made from it."""
+
     text: str
     image_b64: str | None = None
     video_b64: str | None = None
@@ -23,43 +26,51 @@ class UniRLTurn(BaseModel):
 
 
 class UniRLItem(BaseModel):
+    """One sample of UniRL's request; its last turn is what is scored."""
+
     history: list[UniRLTurn] = Field(min_length=1)
     required_rewards: list[str]
     metadata: dict[str, Any] | None = None
 
 
 class UniRLRequest(BaseModel):
+    """The body of UniRL's POST /score."""
+
     requests: list[UniRLItem]
 
 
 class FlowFactoryRequest(BaseModel):
-    """``video``: per sample a list of base64 PNG (or JPEG) frames. Other media may be sent along and are not looked at."""
+    """The body of Flow-Factory's POST /compute.
+
+    video: per sample a list of base64 PNG or JPEG frames. Other media may be sent along and are ignored.
+    """
 
     prompt: list[str]
     video: list[list[str]] | None = None
 
 
 def open_part(part: VideoPart, roots: Sequence[Path], limits: Limits) -> Video:
-    """The video a message describes. Raises ``ValueError`` when it is not readable, not allowed or beyond a limit."""
+    """The video that a message describes. Raises ``ValueError`` when it is unreadable, not allowed, or beyond a limit."""
     if isinstance(part, FramesPart):
-        return opened_frames(part, limits)
+        return video_from_frames(part, limits)
     if isinstance(part, PathPart):
-        source: Path | bytes = inside_roots(part.path, roots)
+        source: Path | bytes = path_inside_roots(part.path, roots)
     else:
         source = media_bytes(part.data, f"{part.name}: data")
     video = Video.open(source, fps=part.fps, name=part.name if isinstance(part, FilePart) else None)
     if len(video) > limits.max_frames or video.height * video.width > limits.max_pixels:
         raise ValueError(
-            f"{video.name}: {len(video)} frames of {video.height}×{video.width} px; this service accepts {limits.max_frames} frames "
-            f"of {limits.max_pixels} pixels"
+            f"{video.name}: {len(video)} frames of {video.height}×{video.width} px; "
+            f"this service accepts {limits.max_frames} frames of {limits.max_pixels} pixels"
         )
     return video
 
 
-def inside_roots(path: str, roots: Sequence[Path]) -> Path:
+def path_inside_roots(path: str, roots: Sequence[Path]) -> Path:
     """The real path (links followed), if it is a file inside one of the roots.
 
-    Raises ``ValueError`` otherwise, with one text for all cases: a caller must not learn which files exist elsewhere.
+    Raises ``ValueError`` otherwise. The text is the same in all cases, so that a caller cannot find out which files
+    exist elsewhere.
     """
     refused = ValueError(
         f"path {path!r} is not a file inside this service's roots; start it with --root FOLDER, or send frames"
@@ -76,14 +87,16 @@ def inside_roots(path: str, roots: Sequence[Path]) -> Path:
 
 
 def unirl_part(turn: UniRLTurn, fps: float) -> VideoPart:
+    """The video of UniRL's turn. fps: its true frame rate, because UniRL's files state a wrong one."""
     if turn.video_path is not None:
         return PathPart(path=turn.video_path, fps=fps)
     return FilePart(data=turn.video_b64 or "", fps=fps)
 
 
 def flow_factory_part(frames: Sequence[str], fps: float) -> VideoPart:
+    """The video of Flow-Factory's frames. fps: their rate, which Flow-Factory does not state."""
     times_s = tuple(index / fps for index in range(len(frames)))
-    # model_construct: an empty list must become this video's own error, not the whole request's.
+    # Built without validation, so that an empty list becomes an error of this video and not of the whole request.
     return FramesPart.model_construct(
         fps=fps, times_s=times_s, indices=tuple(range(len(frames))), images=tuple(frames), name="video"
     )

@@ -21,8 +21,8 @@ from cac_align.plugins.evidence import (
     telling,
     telling_frames,
 )
-from cac_align.rewards.combine import combine
 from cac_align.rewards.cached import cached
+from cac_align.rewards.combine import combine
 from cac_align.rewards.ledger import Ledger, score_key
 from cac_align.rewards.reward import Score
 from tests.support.hosting import Brightness, clip

@@ -80,7 +80,7 @@ def sample(prompt="p", level=240):
 
 def build(adapter, kind="CaCUnifiedReward", **extra):
     return getattr(adapter, kind)(
-        Config(extra_kwargs={"reward": "hosting:scripted", **extra}), SimpleNamespace(device="cpu")
+        Config(extra_kwargs={"reward": "tests.support.hosting:scripted", **extra}), SimpleNamespace(device="cpu")
     )
 
 

@@ -36,7 +36,7 @@ def batch(*levels):
     return torch.stack([torch.from_numpy(clip(level)).permute(0, 3, 1, 2).float() / 255 for level in levels])
 
 
-OPTIONS = {"reward": "hosting:scripted"}
+OPTIONS = {"reward": "tests.support.hosting:scripted"}
 
 
 def test_names_are_mixed_with_upstreams_own():
@@ -61,7 +61,7 @@ def test_ours_alone_and_theirs_alone():
 def test_built_twice_called_from_eight_threads_loaded_once(monkeypatch):
     built = []
     monkeypatch.setattr(hosting, "counted", lambda: built.append(1) or scripted(), raising=False)
-    factory = flow_grpo.multi_score(original, {"reward": "hosting:counted"})
+    factory = flow_grpo.multi_score(original, {"reward": "tests.support.hosting:counted"})
     train, evaluate = factory("cpu", {"cac": 0.5, "unifiedreward_video": 0.5}), factory("cpu", {"cac": 1.0})
     with ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(train, batch(240, 90), ["a", "a"], [{}, {}]) for _ in range(16)]
@@ -97,7 +97,9 @@ def test_the_launcher_runs_an_untouched_script(monkeypatch, tmp_path, capsys):
         "print(sys.argv[1:], score(torch.full((1, 9, 3, 16, 16), 0.9), ['p'], [{}])[0])\n"
     )
     monkeypatch.setenv("CAC_ALIGN_FPS", "8")
-    flow_grpo.main(["--reward", "hosting:scripted", str(script), "--config", "c.py:wan", "--reward", "theirs"])
+    flow_grpo.main(
+        ["--reward", "tests.support.hosting:scripted", str(script), "--config", "c.py:wan", "--reward", "theirs"]
+    )
     printed = capsys.readouterr().out
     assert printed.startswith("['--config', 'c.py:wan', '--reward', 'theirs']") and "0.9" in printed
     assert next(iter(host._hosted.values())).wiring.fps == 8.0

@@ -40,7 +40,7 @@ def test_an_unknown_option_names_the_nearest():
 def test_a_reward_is_built_once_per_process_whoever_asks(monkeypatch):
     built = []
     monkeypatch.setattr(hosting, "counted", lambda: built.append(1) or scripted(), raising=False)
-    wirings = [Wiring(reward="hosting:counted", component=name) for name in (None, "cac", "unified")] * 8
+    wirings = [Wiring(reward="tests.support.hosting:counted", component=name) for name in (None, "cac", "unified")] * 8
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda wiring: hosted(wiring, "test"), wirings))
     assert len(built) == 1 and len(set(map(id, found))) == 3
@@ -49,13 +49,14 @@ def test_a_reward_is_built_once_per_process_whoever_asks(monkeypatch):
 
 def test_components_are_normalised_as_in_the_whole():
     values = {
-        name: reward(["p"], [Video.open(clip(240), fps=16)])[0].value for name, reward in reward_choices(scripted()).items()
+        name: reward(["p"], [Video.open(clip(240), fps=16)])[0].value
+        for name, reward in reward_choices(scripted()).items()
     }
     assert values == {"unified+cac": pytest.approx(0.825), "unified": pytest.approx(0.75), "cac": pytest.approx(0.9)}
     with pytest.raises(ValueError, match="has no component 'vq'; it offers unified\\+cac, unified, cac"):
-        hosted(Wiring(reward="hosting:scripted", component="vq"), "test")
+        hosted(Wiring(reward="tests.support.hosting:scripted", component="vq"), "test")
     with pytest.raises(ValueError, match="only a fragment"):
-        hosted(Wiring(reward="hosting:group_normalised"), "test")
+        hosted(Wiring(reward="tests.support.hosting:group_normalised"), "test")
     assert group_normalised().normalise == "group"
 
 
@@ -70,7 +71,7 @@ def test_a_reward_alone_reaches_hosts_on_zero_to_one_too():
 
 
 def test_a_url_means_the_service(monkeypatch):
-    from cac_align.serving.app import ServiceSettings
+    from cac_align.serving.service import ServiceSettings
 
     with serving(scripted(), ServiceSettings(token="s3cret")) as (url, _):
         monkeypatch.setenv("JUDGE_TOKEN", "s3cret")
@@ -164,7 +165,7 @@ def test_the_ledger_holds_evidence_facts_and_every_substitution(tmp_path):
 
 def test_a_policy_that_cannot_work_is_refused_before_the_first_video():
     with pytest.raises(ValueError, match="'neutral' needs group_size"):
-        hosted(Wiring(reward="hosting:scripted", on_missing="neutral"), "test")
+        hosted(Wiring(reward="tests.support.hosting:scripted", on_missing="neutral"), "test")
 
 
 def test_facts_are_each_videos_own(tmp_path):

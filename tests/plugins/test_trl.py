@@ -20,7 +20,7 @@ def video(level=240):
 
 
 def test_completions_or_a_column_hold_the_videos():
-    reward = VideoReward(reward="hosting:scripted")
+    reward = VideoReward(reward="tests.support.hosting:scripted")
     assert reward.__name__ == "cac_unified"
     values = reward(
         prompts=["a", "b"], completions=[video(240), video(90)], completion_ids=[[1], [2]], trainer_state=None
@@ -32,7 +32,7 @@ def test_completions_or_a_column_hold_the_videos():
 @pytest.mark.parametrize("installed", ["1.10.0", "1.16.0", "2.0.1"])
 def test_no_score_is_none_where_trl_leaves_it_out(monkeypatch, installed):
     monkeypatch.setattr(trl, "_trl", lambda: installed)
-    reward = VideoReward(reward="hosting:brightness", leave_out=True, max_unscored_share=0.6, min_seen=4)
+    reward = VideoReward(reward="tests.support.hosting:brightness", leave_out=True, max_unscored_share=0.6, min_seen=4)
     values = reward(prompts=["a", "unscorable"], completions=[video(), video() * float("nan")])
     assert values[0] > 0 and values[1] is None
     assert reward(prompts=["unscorable"], completions=[video()]) == [None]
@@ -42,8 +42,12 @@ def test_no_score_is_none_where_trl_leaves_it_out(monkeypatch, installed):
 
 def test_a_missing_score_raises():
     with pytest.raises(Unscored, match="1 of 2 videos have no score"):
-        VideoReward(reward="hosting:brightness")(prompts=["a", "unscorable"], completions=[video(), video()])
-    reward = VideoReward(reward="hosting:brightness", on_missing="neutral", max_unscored_share=1.0, group_size=2)
+        VideoReward(reward="tests.support.hosting:brightness")(
+            prompts=["a", "unscorable"], completions=[video(), video()]
+        )
+    reward = VideoReward(
+        reward="tests.support.hosting:brightness", on_missing="neutral", max_unscored_share=1.0, group_size=2
+    )
     values = reward(prompts=["a", "a"], completions=[video(), video() * float("nan")])
     assert values[1] == pytest.approx(values[0])
 
@@ -54,14 +58,14 @@ def test_none_is_refused_where_trl_would_count_it_as_zero(monkeypatch, installed
     with pytest.raises(
         ValueError, match=f"leave_out needs trl >= 1.10, found {installed or 'none'}: an older one may count None as 0"
     ):
-        VideoReward(reward="hosting:brightness", leave_out=True)
+        VideoReward(reward="tests.support.hosting:brightness", leave_out=True)
 
 
 def test_wrong_use_is_a_typed_error():
     with pytest.raises(ValueError, match="no videos"):
-        VideoReward(reward="hosting:brightness")(prompts=["a"])
+        VideoReward(reward="tests.support.hosting:brightness")(prompts=["a"])
     with pytest.raises(ValueError, match="one prompt per video"):
-        VideoReward(reward="hosting:brightness")(prompts=["a"], completions=[video()] * 2)
+        VideoReward(reward="tests.support.hosting:brightness")(prompts=["a"], completions=[video()] * 2)
     with pytest.raises(ValueError, match="unknown reward option"):
         VideoReward(rewards="x")
 

@@ -68,7 +68,9 @@ def video(level=240, num_frames=17):
 
 
 def backend(adapter, **options):
-    return adapter.CaCBackend(config=adapter.CaCSpec(reward="hosting:scripted", **options), base_device="cpu")
+    return adapter.CaCBackend(
+        config=adapter.CaCSpec(reward="tests.support.hosting:scripted", **options), base_device="cpu"
+    )
 
 
 def test_rewards_components_and_flags(adapter):

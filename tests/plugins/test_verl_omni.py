@@ -38,37 +38,37 @@ def video(level=240, num_frames=17):
 
 def test_both_layouts_and_a_batch_of_one():
     for pixels in (video(), video().permute(1, 0, 2, 3), video().permute(1, 0, 2, 3)[None], video().numpy()):
-        row = manager(pixels, reward="hosting:scripted")
+        row = manager(pixels, reward="tests.support.hosting:scripted")
         assert row["score"] == pytest.approx(0.825) and row["normalised/cac"] == pytest.approx(0.9)
         assert all(isinstance(value, float) and math.isfinite(value) for value in row.values())
 
 
 def test_three_frames_need_a_stated_layout():
     with pytest.raises(Unscored, match="pass layout="):
-        manager(video(num_frames=3), reward="hosting:scripted")
-    assert manager(video(num_frames=3), reward="hosting:scripted", layout="TCHW", component="cac")[
+        manager(video(num_frames=3), reward="tests.support.hosting:scripted")
+    assert manager(video(num_frames=3), reward="tests.support.hosting:scripted", layout="TCHW", component="cac")[
         "score"
     ] == pytest.approx(0.9)
 
 
 def test_only_uint8_is_accepted():
     with pytest.raises(ValueError, match="uint8 pixels"):
-        manager(video().float() / 255, reward="hosting:scripted")
+        manager(video().float() / 255, reward="tests.support.hosting:scripted")
 
 
 def test_the_prompt_is_the_extra_informations_or_the_ground_truth():
     with pytest.raises(Unscored, match="told not to"):
-        manager(video(), "p", {"prompt": "unscorable"}, reward="hosting:brightness")
+        manager(video(), "p", {"prompt": "unscorable"}, reward="tests.support.hosting:brightness")
     with pytest.raises(Unscored, match="told not to"):
-        manager(video(), "unscorable", {"prompt": ""}, reward="hosting:brightness")
-    assert manager(video(), "unscorable", {"prompt": "fine"}, reward="hosting:brightness")["score"] > 0
+        manager(video(), "unscorable", {"prompt": ""}, reward="tests.support.hosting:brightness")
+    assert manager(video(), "unscorable", {"prompt": "fine"}, reward="tests.support.hosting:brightness")["score"] > 0
 
 
 def test_samples_are_scored_side_by_side():
     async def both():
         calls = [
             verl_omni.compute_score(
-                data_source="d", solution_image=video(level), ground_truth="p", reward="hosting:scripted"
+                data_source="d", solution_image=video(level), ground_truth="p", reward="tests.support.hosting:scripted"
             )
             for level in (240, 90)
         ]

@@ -32,7 +32,7 @@ def test_the_signature_is_videoaligns():
 
 
 def test_keys_hold_components_and_the_whole(paths):
-    inferencer = VideoVLMRewardInference("hosting:scripted", device="cuda:0", dtype="bfloat16")
+    inferencer = VideoVLMRewardInference("tests.support.hosting:scripted", device="cuda:0", dtype="bfloat16")
     bright, dark = inferencer.reward(paths, ["a", "b"], use_norm=True)
     assert bright == pytest.approx({"VQ": 0.9, "MQ": 0.75, "TA": 0.75, "Overall": 0.825})
     assert dark == pytest.approx({"VQ": 0.1, "MQ": 0.75, "TA": 0.75, "Overall": 0.425})
@@ -41,21 +41,21 @@ def test_keys_hold_components_and_the_whole(paths):
 
 
 def test_the_files_own_rate_is_not_believed(paths):
-    inferencer = VideoVLMRewardInference("hosting:scripted")
+    inferencer = VideoVLMRewardInference("tests.support.hosting:scripted")
     scan = inferencer.hosted.scores(["a"], paths[:1])[0].evidence.turns[0]
     assert scan.frames == (0, 4, 8, 12, 16)  # 4 fps of 16; at the 8 of the file it would be every second frame
 
 
 def test_failures_and_wrong_rewards_are_errors(paths):
     with pytest.raises(RunStopped, match="policy raise") as stopped:
-        VideoVLMRewardInference("hosting:scripted").reward(["/no/such.mp4"], ["a"])
+        VideoVLMRewardInference("tests.support.hosting:scripted").reward(["/no/such.mp4"], ["a"])
     assert isinstance(stopped.value.__cause__, Unscored)
     with pytest.raises(RunStopped, match="no part 'normalised/cac'"):
-        VideoVLMRewardInference("hosting:brightness").reward(paths[:1], ["a"])
+        VideoVLMRewardInference("tests.support.hosting:brightness").reward(paths[:1], ["a"])
     with pytest.raises(RunStopped, match="one prompt per video"):
-        VideoVLMRewardInference("hosting:scripted").reward(paths, ["a"])
+        VideoVLMRewardInference("tests.support.hosting:scripted").reward(paths, ["a"])
     with pytest.raises(ValueError, match="unknown reward option"):
-        VideoVLMRewardInference("hosting:scripted", legder="x")
+        VideoVLMRewardInference("tests.support.hosting:scripted", legder="x")
 
 
 def dance_grpo(inferencer, path, prompt):
@@ -68,9 +68,11 @@ def dance_grpo(inferencer, path, prompt):
 
 
 def test_no_failure_becomes_the_trainers_own_number(paths):
-    assert dance_grpo(VideoVLMRewardInference("hosting:scripted"), paths[0], "a") == pytest.approx((0.9, 0.75))
+    assert dance_grpo(VideoVLMRewardInference("tests.support.hosting:scripted"), paths[0], "a") == pytest.approx(
+        (0.9, 0.75)
+    )
     with pytest.raises(RunStopped, match="Unscored: 1 of 1 videos have no score"):
-        dance_grpo(VideoVLMRewardInference("hosting:scripted"), "/no/such.mp4", "a")
+        dance_grpo(VideoVLMRewardInference("tests.support.hosting:scripted"), "/no/such.mp4", "a")
     down = VideoVLMRewardInference("http://127.0.0.1:9", timeout_s=0.3)
     with pytest.raises(RunStopped, match="service http://127.0.0.1:9"):
         dance_grpo(down, paths[0], "a")
@@ -78,7 +80,7 @@ def test_no_failure_becomes_the_trainers_own_number(paths):
 
 def test_an_exhausted_budget_stops_the_run(paths):
     options = {"on_missing": "neutral", "group_size": 2, "max_unscored_share": 0.25, "min_seen": 2}
-    inferencer = VideoVLMRewardInference("hosting:scripted", **options)
+    inferencer = VideoVLMRewardInference("tests.support.hosting:scripted", **options)
     with pytest.raises(RunStopped, match="too many videos without a score .* 1 of 2 unscored"):
         try:
             inferencer.reward([paths[0], "/no/such.mp4"], ["a", "a"])

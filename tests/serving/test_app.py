@@ -22,8 +22,12 @@ from cac_align.cac.verdict_only import VerdictOnly
 from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
 from cac_align.rewards.cac import CaC
-from cac_align.serving.app import ServiceSettings, bound, create_app, plan_of, serve, token_fits
-from cac_align.serving.wire import PACKED, FilePart, FramePlan, Item, Limits, ScoreRequest, frames_part, pack, unpack
+from cac_align.serving.app import create_app, token_matches
+from cac_align.serving.frame_plan import FramePlan, frame_plan_of
+from cac_align.serving.server import listening_socket, serve
+from cac_align.serving.service import ServiceSettings
+from cac_align.serving.video_parts import frames_part
+from cac_align.serving.wire import PACKED, FilePart, Limits, ScoreItem, ScoreRequest, pack, unpack
 from tests.support.hosting import Brightness, clip, group_normalised, occupied, scripted, serving
 
 
@@ -69,12 +73,12 @@ def test_frames_are_scored_and_only_the_sent_ones_are_needed(url):
     assert whole["score"] == pytest.approx(192 / 255, abs=1e-6)
     assert whole["parts"] == {"frames": 5.0} and whole["error"] is None
     sparse = ask(url, frames_item(indices=(0, 4, 8, 12, 16))).json()["scores"][0]
-    assert sparse["score"] == whole["score"] and sparse["unsent"] == []
+    assert sparse["score"] == whole["score"] and sparse["missing_frames"] == []
 
 
 def test_a_frame_that_was_not_sent_is_named_and_never_replaced(url):
     result = ask(url, frames_item(indices=(0, 4, 12, 16))).json()["scores"][0]
-    assert result["score"] is None and "[8] were not sent" in result["error"] and result["unsent"] == [8]
+    assert result["score"] is None and "[8] were not sent" in result["error"] and result["missing_frames"] == [8]
 
 
 def test_mp4_bytes_and_shared_path_agree(url, mp4):
@@ -229,7 +233,7 @@ def test_stopping_finishes_what_was_accepted():
 
 
 def test_a_terminated_process_answers_first_and_then_ends_well(tmp_path):
-    program = "from tests.support.hosting import Brightness; from cac_align.serving.app import serve; serve(Brightness(delay_s=1.0), port=0)"
+    program = "from tests.support.hosting import Brightness; from cac_align.serving.server import serve; serve(Brightness(delay_s=1.0), port=0)"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen([sys.executable, "-c", program], env=env, stderr=subprocess.PIPE, text=True)
     try:
@@ -338,7 +342,7 @@ def test_a_token_is_demanded_as_bearer_or_basic():
     "header", [None, "", "Bearer", "Bearer wrong", "Basic !!!", "Basic " + b64(b"s3cret"), "s3cret"]
 )
 def test_other_headers_do_not_fit(header):
-    assert not token_fits(header, "s3cret")
+    assert not token_matches(header, "s3cret")
 
 
 def test_an_open_address_without_token_is_refused(tmp_path):
@@ -346,7 +350,10 @@ def test_an_open_address_without_token_is_refused(tmp_path):
         serve(Brightness(), host="0.0.0.0", port=0)
     with pytest.raises(ValueError, match="not a folder"):
         serve(Brightness(), port=0, settings=ServiceSettings(roots=(tmp_path / "nowhere",)))
-    with bound("127.0.0.1", 0, ServiceSettings()) as taken, pytest.raises(ValueError, match="choose another port"):
+    with (
+        listening_socket("127.0.0.1", 0, ServiceSettings()) as taken,
+        pytest.raises(ValueError, match="choose another port"),
+    ):
         serve(Brightness(), port=taken.getsockname()[1])
 
 
@@ -367,13 +374,13 @@ def test_the_ledger_keeps_every_judgement_and_serves_it_again(tmp_path):
 
 
 def test_plans_follow_the_reward():
-    assert plan_of(scripted()) == FramePlan(scan_fps=(4.0,), look_fps=(8.0,), counts=(16,))
-    assert plan_of(Brightness()) is None
+    assert frame_plan_of(scripted()) == FramePlan(scan_fps=(4.0,), look_fps=(8.0,), counts=(16,))
+    assert frame_plan_of(Brightness()) is None
     vlm = scripted().components["cac"].vlm
     for settings in (SingleTurn(), VerdictOnly()):  # one look, so nothing is asked of a window
-        assert plan_of(CaC(vlm, settings)) == FramePlan(scan_fps=(4.0,), look_fps=(), counts=())
+        assert frame_plan_of(CaC(vlm, settings)) == FramePlan(scan_fps=(4.0,), look_fps=(), counts=())
         video = Video.open(np.zeros((17, 32, 32, 3), np.uint8), fps=16)
-        assert plan_of(CaC(vlm, settings)).indices(video) == (0, 4, 8, 12, 16)
+        assert frame_plan_of(CaC(vlm, settings)).indices(video) == (0, 4, 8, 12, 16)
 
 
 def test_an_81_frame_480p_video_is_below_5_mb_on_the_wire():
@@ -382,14 +389,17 @@ def test_an_81_frame_480p_video_is_below_5_mb_on_the_wire():
     video = Video.open(np.stack([np.roll(scene, 3 * frame, axis=1) for frame in range(81)]), fps=16)
     indices = FramePlan().indices(video)
     assert len(indices) == 49  # 41 at 8 fps, and the 8 odd ones of int(i * 81 / 16)
-    body = pack(ScoreRequest(items=(Item(prompt="a portrait", video=frames_part(video, indices)),)))
+    body = pack(ScoreRequest(items=(ScoreItem(prompt="a portrait", video=frames_part(video, indices)),)))
     assert 2_000_000 < len(body) <= 5_000_000
 
 
 def test_packed_bodies_round_trip_and_refuse_wrong_counts():
     video = Video.open(clip(), fps=16)
     request = ScoreRequest(
-        items=(Item(prompt="p", video=frames_part(video, (0, 4))), Item(prompt="q", video=FilePart(data=b"xyz")))
+        items=(
+            ScoreItem(prompt="p", video=frames_part(video, (0, 4))),
+            ScoreItem(prompt="q", video=FilePart(data=b"xyz")),
+        )
     )
     body = pack(request)
     assert unpack(body) == request
@@ -398,4 +408,4 @@ def test_packed_bodies_round_trip_and_refuse_wrong_counts():
             unpack(wrong)
     with serving(Brightness()) as (url, _):
         refused = httpx.post(f"{url}/v1/score", content=body[:-1], headers={"Content-Type": PACKED})
-        assert refused.status_code == 422 and "byte count within" in refused.json()["detail"][0]
+        assert refused.status_code == 422 and "expected a byte count" in refused.json()["detail"][0]

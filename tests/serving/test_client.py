@@ -23,9 +23,10 @@ from cac_align.rewards.cached import cached
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Reward, Score
 from cac_align.rewards.unified import UnifiedReward
-from cac_align.serving.app import ServiceSettings
 from cac_align.serving.client import RemoteReward
-from cac_align.serving.wire import FramesPart, Limits, frames_part, opened_frames
+from cac_align.serving.service import ServiceSettings
+from cac_align.serving.video_parts import frames_part, video_from_frames
+from cac_align.serving.wire import FramesPart, Limits
 from cac_align.vlm.protocol import Message
 from cac_align.vlm.scripted import ScriptedVlm
 from cac_align.vlm.server.chat import chat
@@ -96,7 +97,7 @@ def test_a_wrong_plan_costs_a_second_request_and_changes_no_score():
     assert [round(score.value * 255, 3) for score in far] == [160, 60, 110]
     assert (
         4 <= float(posts) <= 5
-    )  # after the first "unsent" everything is sent at once; the two of the first call may overlap
+    )  # after the first "missing_frames" everything is sent at once; the two of the first call may overlap
 
 
 def test_a_reward_of_another_kind_gets_all_frames():
@@ -280,7 +281,7 @@ def test_a_service_that_drips_its_answer_is_cut_off():
 def test_garbage_is_never_a_score(body):
     with impostor(lambda handler, _: handler.send(200, body)) as (url, calls):
         (score,) = brief(url)(["p"], videos(200))
-    assert np.isnan(score.value) and "answered garbage" in score.error and len(calls) == 1
+    assert np.isnan(score.value) and "answered what is no score" in score.error and len(calls) == 1
 
 
 def test_trouble_that_passes_is_retried_and_asked_to_wait():
@@ -328,7 +329,7 @@ def noisy(num_frames=5, height=64, width=64, kind="JPEG", mode="RGB", **options)
 
 def test_sent_frames_are_decoded_on_first_use_and_once():
     part, images = noisy()
-    frames = pickle.loads(pickle.dumps(opened_frames(part, Limits()).frames((0, 2, 4))))
+    frames = pickle.loads(pickle.dumps(video_from_frames(part, Limits()).frames((0, 2, 4))))
     assert frames.shape == (3, 64, 64, 3) and len(frames) == 3 and "times_s" in repr(frames)
     assert frames.encoded == (images[0], images[2], images[4]) and "pixels" not in vars(frames)
     expected = np.stack([np.asarray(Image.open(io.BytesIO(images[n]))) for n in (0, 2, 4)])
@@ -342,7 +343,7 @@ def test_sent_frames_are_decoded_on_first_use_and_once():
 
 def test_jpegs_reach_a_remote_judge_as_they_came():
     part, images = noisy()
-    frames = opened_frames(part, Limits()).frames((0, 1))
+    frames = video_from_frames(part, Limits()).frames((0, 1))
     sent = chat((Message("user", "look", frames, as_images=True),), as_video=False, quality=20)["messages"][0][
         "content"
     ]
@@ -359,7 +360,7 @@ def turned():
 @pytest.mark.parametrize("how", [{"kind": "PNG"}, {"mode": "L"}, {"exif": turned()}], ids=["png", "grey", "turned"])
 def test_what_two_readers_may_see_differently_is_decoded_here(how):
     part, images = noisy(**how)
-    frames = opened_frames(part, Limits()).frames((1,))
+    frames = video_from_frames(part, Limits()).frames((1,))
     assert frames.encoded is None
     assert np.array_equal(frames.pixels[0], np.asarray(Image.open(io.BytesIO(images[1])).convert("RGB")))
 
@@ -368,7 +369,7 @@ def test_a_frame_of_another_size_is_named_on_arrival():
     part, images = noisy()
     _, small = noisy(height=32)
     with pytest.raises(ValueError, match="frame 3 is 32×64 px"):
-        opened_frames(part.model_copy(update={"images": (*images[:3], small[3], images[4])}), Limits())
+        video_from_frames(part.model_copy(update={"images": (*images[:3], small[3], images[4])}), Limits())
 
 
 def cut_short(part):
@@ -434,8 +435,8 @@ def test_the_provenance_says_at_which_quality_pixels_travel_however_files_do():
 
 def test_a_broken_body_is_its_own_videos_missing_score():
     sound, _ = noisy(17)
-    broken = opened_frames(cut_short(sound), Limits())
-    clips = [opened_frames(sound, Limits()), broken, Video.open(clip(200), fps=16)]
+    broken = video_from_frames(cut_short(sound), Limits())
+    clips = [video_from_frames(sound, Limits()), broken, Video.open(clip(200), fps=16)]
     assert broken.sample(4).encoded is None
 
     def script(conversation):
@@ -457,5 +458,5 @@ def test_a_broken_body_is_its_own_videos_missing_score():
 
 def test_two_videos_in_flight_do_not_share_what_was_sent():
     one, other = Video.open(clip(200), fps=16), Video.open(clip(90), fps=16)
-    first, second = (opened_frames(frames_part(video, (0, 4)), Limits()).frames((0, 4)) for video in (one, other))
+    first, second = (video_from_frames(frames_part(video, (0, 4)), Limits()).frames((0, 4)) for video in (one, other))
     assert first.pixels[0, 0, 0, 0] == 200 and second.pixels[0, 0, 0, 0] == 90

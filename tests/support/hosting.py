@@ -13,7 +13,9 @@ from cac_align.rewards.cac import CaC
 from cac_align.rewards.combine import combine
 from cac_align.rewards.reward import Score, check_pairs
 from cac_align.rewards.unified import UnifiedReward, write_axes
-from cac_align.serving.app import ServiceSettings, bound, create_app, uvicorn_config
+from cac_align.serving.app import create_app
+from cac_align.serving.server import listening_socket, uvicorn_config
+from cac_align.serving.service import ServiceSettings
 from cac_align.vlm.scripted import ScriptedVlm
 
 
@@ -114,7 +116,7 @@ def clip(level=200, num_frames=17, height=32, width=48):
 @contextmanager
 def serving(reward, settings=ServiceSettings(), ledger=None):
     """The real service on a free loopback port; yields (url, uvicorn server). Stops gracefully at the end."""
-    with bound("127.0.0.1", 0, settings) as listening:
+    with listening_socket("127.0.0.1", 0, settings) as listening:
         server = uvicorn.Server(uvicorn_config(create_app(reward, settings, ledger), settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()

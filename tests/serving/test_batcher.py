@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from cac_align.core.video import Video
-from cac_align.serving.app import ServiceSettings
-from cac_align.serving.batcher import Scoring
-from cac_align.serving.wire import frames_part
+from cac_align.serving.batcher import Batcher
+from cac_align.serving.service import ServiceSettings
+from cac_align.serving.video_parts import frames_part
 from tests.support.hosting import Brightness, clip, occupied, serving
 
 
@@ -49,13 +49,13 @@ def test_who_joins_a_request_is_told_of_its_unsent_frames_too():
             thread.start()
         for thread in threads:
             thread.join()
-    assert [(answer["score"], answer["unsent"]) for answer in answers] == [(None, [16])] * 3
+    assert [(answer["score"], answer["missing_frames"]) for answer in answers] == [(None, [16])] * 3
     assert sum(len(batch) for batch in reward.batches) == 1
 
 
 def test_only_a_video_that_nobody_waits_for_leaves_the_queue():
     reward = Brightness(delay_s=0.3)
-    scoring = Scoring({"brightness": reward}, batch_size=1)
+    scoring = Batcher({"brightness": reward}, batch_size=1)
     videos = [Video.open(clip(level), fps=16) for level in (210, 110, 60)]
     (first,) = scoring.submit("brightness", ["a"], videos[:1])
     while not reward.batches:

@@ -45,10 +45,10 @@ def main() -> None:
 
 
 def report_time(root: Path, pairs: int) -> None:
-    from cac_align.evaluation.report.report import report
+    from cac_align.evaluation.report.report import write_report
 
     wall, cpu = time.perf_counter(), time.process_time()
-    report(root / "before", root / "after", root / "report.html")
+    write_report(root / "before", root / "after", root / "report.html")
     size = (root / "report.html").stat().st_size / 1e6
     spent = f"{time.perf_counter() - wall:.1f} s wall, {time.process_time() - cpu:.1f} s CPU"
     print(f"report of {pairs} pairs: {spent}, {size:.1f} MB", flush=True)

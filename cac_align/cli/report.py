@@ -92,7 +92,7 @@ def _report_run(ledger: Path, options: argparse.Namespace) -> Path:
     """
     from cac_align.evaluation.pages.evidence_page import Step, write_evidence_page
     from cac_align.evaluation.pages.page import evenly_spaced
-    from cac_align.plugins.evidence import read_evidence, telling
+    from cac_align.plugins.evidence import read_evidence, most_informative
 
     if options.clips_per_step < 1 or options.max_steps < 1:
         raise ValueError(
@@ -105,7 +105,7 @@ def _report_run(ledger: Path, options: argparse.Namespace) -> Path:
     numbers = sorted(by_step, key=lambda number: (number is not None, number or 0))
     shown = set(evenly_spaced(range(len(numbers)), options.max_steps)) | {len(numbers) - 1}
     steps = [
-        Step(number, by_step[number], telling(by_step[number], options.clips_per_step) if place in shown else [])
+        Step(number, by_step[number], most_informative(by_step[number], options.clips_per_step) if place in shown else [])
         for place, number in enumerate(numbers)
     ]
     return write_evidence_page(steps, options.out, root=ledger.parent)

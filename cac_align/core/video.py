@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import torch
 
 Layout = Literal["THWC", "TCHW", "CTHW"]
+VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".avi")
+"""Endings by which video files are found in a folder."""
 
 
 class Encoded(Protocol):

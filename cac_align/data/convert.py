@@ -1,16 +1,16 @@
-"""Records from and to other formats: COCO-style boxes with videos and tracks, and ratings of several people per video.
+"""Records from and to other formats: COCO-style boxes with videos and tracks, and several people's
+ratings of a video.
 
-COCO JSON → from_coco → Converted(records, left_out) · records → to_coco → COCO JSON · ratings → one_per_video → Converted
-
-COCO knows pixels, images and categories, no time. As in TAO, ``videos`` and ``tracks`` carry what it lacks:
+COCO knows pixels, images and categories, but no time. As in TAO, ``videos`` and ``tracks`` add it:
 
     videos       {id, file_name (relative to the JSON), prompt, status, fps, num_frames, width, height}
     images       {id, video_id, frame_index (source frame)}          categories   {id, name}
     annotations  {id, image_id, category_id, bbox [x, y, w, h] in pixels, track_id}
     tracks       {id, video_id, category_id, window [start_s, end_s], reason, region, saliency}: one anomaly each
 
-A file without ``tracks`` gives one anomaly per video, category and run of boxed frames. What cannot be used is left out under its
-reason, never guessed: a video without any box is normal only where the file (or the caller) says so.
+A file without ``tracks`` gives one anomaly per video, category and run of boxed frames. What cannot
+be used is left out with its reason. A video without boxes is normal only where the file or the
+caller says so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
@@ -26,29 +26,13 @@ from typing import Any
 
 from cac_align.core.judgement import ANOMALY_TYPES, Anomaly, Box, Window
 from cac_align.core.video import Video
-from cac_align.data.records import Record
-
-
-@dataclass(frozen=True)
-class Converted:
-    """What became of a file. left_out: their name → why it is no record."""
-
-    records: tuple[Record, ...]
-    left_out: Mapping[str, str] = field(default_factory=dict)
-
-    def summary(self) -> str:
-        classes = Counter(record.status for record in self.records)
-        reasons = Counter(reason.split(":")[0] for reason in self.left_out.values())
-        out = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        counts = f"{len(self.records)} records ({classes['abnormal']} abnormal, {classes['normal']} normal)"
-        return f"{counts}, {len(self.left_out)} left out{f' ({out})' if out else ''}"
-
+from cac_align.data.records import LoadedRecords, Record, loaded_records
 
 # ---- COCO ---------------------------------------------------------------------------------------------------------
 
 
 def to_coco(records: Iterable[Record]) -> dict[str, Any]:
-    """A COCO dictionary of the records; ``from_coco`` reads it back to equal ones."""
+    """A COCO dictionary of the records; ``from_coco`` reads equal records back."""
     categories = [{"id": number, "name": name} for number, name in enumerate(ANOMALY_TYPES, 1)]
     coco: dict[str, Any] = {"videos": [], "images": [], "annotations": [], "tracks": [], "categories": categories}
     for video_id, record in enumerate(records, 1):
@@ -98,11 +82,15 @@ def from_coco(
     videos: str | Path | None = None,
     labels: Mapping[str, str | None] | None = None,
     unannotated: str = "leave out",
-) -> Converted:
-    """Read a COCO file. videos: the folder its file names lie in (default: the file's own). labels: their category → one of our five
-    types, or None to drop it. unannotated: what a video without boxes and without a stated status is: "normal" or "leave out".
+) -> LoadedRecords:
+    """Read a COCO file.
 
-    Raises ``ValueError`` for a file of another shape, an unknown category, an id that points nowhere, or when nothing can be used.
+    videos: the folder that its file names are relative to (default: the file's own).
+    labels: by category name one of our five types, or None to drop it.
+    unannotated: what a video without boxes and without a stated status is: "normal" or "leave out".
+
+    Raises ``ValueError`` for another structure, an unknown category, an id without target, or when
+    nothing can be used.
     """
     path = Path(path)
     if unannotated not in ("normal", "leave out"):
@@ -115,13 +103,13 @@ def from_coco(
     images = {row["id"]: row for row in _rows(coco, "images", ("id", "video_id", "frame_index"), path)}
     boxed: dict[Any, list[tuple[int, Mapping[str, Any]]]] = defaultdict(list)
     for row in _rows(coco, "annotations", ("id", "image_id", "category_id", "bbox"), path):
-        image = _pointed(images, row["image_id"], "image_id", row, path)
-        _pointed(kinds, row["category_id"], "category_id", row, path)
-        boxed[_pointed(sources, image["video_id"], "video_id", image, path)["id"]].append((image["frame_index"], row))
+        image = _look_up(images, row["image_id"], "image_id", row, path)
+        _look_up(kinds, row["category_id"], "category_id", row, path)
+        boxed[_look_up(sources, image["video_id"], "video_id", image, path)["id"]].append((image["frame_index"], row))
     tracks: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for row in _rows(coco, "tracks", ("id", "video_id", "category_id"), path, needed=False):
-        _pointed(kinds, row["category_id"], "category_id", row, path)
-        tracks[_pointed(sources, row["video_id"], "video_id", row, path)["id"]].append(row)
+        _look_up(kinds, row["category_id"], "category_id", row, path)
+        tracks[_look_up(sources, row["video_id"], "video_id", row, path)["id"]].append(row)
     records, left_out = [], {}
     for source in sources.values():
         made = _record(
@@ -131,7 +119,7 @@ def from_coco(
             left_out[str(source["file_name"])] = made
         else:
             records.append(made)
-    return _some(records, left_out, path)
+    return loaded_records(records, left_out, str(path))
 
 
 def _record(
@@ -228,7 +216,9 @@ def _anomalies(
 
 
 def _runs(frames: Sequence[int]) -> list[list[int]]:
-    """Sorted frames cut where the gap is wider than the narrowest one (annotators may have looked at every fourth frame only)."""
+    """Sorted frames cut where a gap is wider than the narrowest one (annotators may have used every
+    fourth frame only).
+    """
     step = min((b - a for a, b in pairwise(frames)), default=1)
     runs: list[list[int]] = []
     for frame in frames:
@@ -264,7 +254,7 @@ def _rows(
     return rows
 
 
-def _pointed(table: Mapping[Any, Any], key: Any, name: str, row: Mapping[str, Any], path: Path) -> Any:
+def _look_up(table: Mapping[Any, Any], key: Any, name: str, row: Mapping[str, Any], path: Path) -> Any:
     if key not in table:
         raise ValueError(f"{path}: {name} {key!r} of id {row.get('id')!r} points nowhere")
     return table[key]
@@ -282,25 +272,19 @@ def _type_of(name: str, labels: Mapping[str, str | None], path: Path) -> str | N
     )
 
 
-def _some(records: Sequence[Record], left_out: Mapping[str, str], path: Path) -> Converted:
-    if not records:
-        first = next(iter(left_out.values()), "the file names no video")
-        raise ValueError(
-            f"{path}: none of {len(left_out)} videos became a record; the first was left out because: {first}"
-        )
-    return Converted(tuple(records), left_out)
-
-
 # ---- ratings ------------------------------------------------------------------------------------------------------
 
 _RANK = {"audited": 0, "accepted": 1, "draft": 2}
 
 
-def one_per_video(ratings: Sequence[Record], *, review: str | None = None) -> Converted:
-    """One record per video from the ratings of several people: kept where all agree whether it is normal, else left out.
+def merge_ratings(ratings: Sequence[Record], *, review: str | None = None) -> LoadedRecords:
+    """One record per video from several people's ratings: kept where all agree on the status, else
+    left out.
 
-    Of those who agree, the annotation with the highest review state counts (audited, accepted, draft; then the first by name); returned
-    ratings do not count. review: set the records to this state, e.g. "accepted" after a second person verified them.
+    Of those who agree, the annotation with the highest review state is taken (audited, accepted,
+    draft; then the first by name). Returned ratings do not count.
+
+    review: sets this review state, for example "accepted" after a second person's check.
     """
     by_video: dict[str, list[Record]] = defaultdict(list)
     for rating in ratings:
@@ -318,4 +302,4 @@ def one_per_video(ratings: Sequence[Record], *, review: str | None = None) -> Co
             extra = {**chosen.extra, "raters": sorted({rating.annotator for rating in rated})}
             name = chosen.id.rsplit("#", 1)[0]
             records.append(replace(chosen, id=name, review=review or chosen.review, extra=extra))
-    return _some(records, left_out, Path("ratings"))
+    return loaded_records(records, left_out, "ratings")

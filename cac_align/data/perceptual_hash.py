@@ -1,11 +1,13 @@
-"""Which videos show the same thing: a perceptual hash over a few frames, and the pairs that are near-duplicates.
+"""Perceptual hashes of videos, and the pairs and groups of near-duplicates that they show.
 
-video → five frames, evenly spread → 8 × 8 cells of luma and chroma → brighter than the neighbour? → 1920 bits → share that differs
+Five evenly spread frames are reduced to 8 × 8 cells of luma and chroma; each of 1920 bits says
+whether a cell is brighter than its neighbour (dHash). A margin keeps flat areas at 0 instead of
+noise. The hash survives another encoding, size and brightness, and a few frames cut off; it does
+not recognise a mirrored or re-cut copy.
 
-A difference hash (dHash) with a margin, so that flat ground is 0 on both sides instead of noise. It holds through another encoding,
-size, brightness, and a few frames cut off; a mirrored or re-cut copy is not recognised.
-Measured on 64-px world clips: a copy in another size differs by up to 0.05, after JPEG at quality 40 by up to 0.09, the same scene with
-and without its defect by 0.03 (full world); the nearest of 1770 pairs of different clips of the full world by 0.16.
+Measured on 64-pixel clips of the miniature's world: a copy in another size differs in up to 5 % of
+the bits, after JPEG at quality 40 in up to 9 %, the same scene with and without its defect in 3 %;
+the nearest of 1770 pairs of different clips in 16 %.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from cac_align.core.video import Video
 
 FRAMES, CELLS, MARGIN = 5, 8, 2.0
 BITS = FRAMES * 3 * 2 * CELLS * CELLS
-NEAR = 0.08
+NEAR_DUPLICATE = 0.08
 """Videos whose hashes differ in at most this share of bits count as near-duplicates."""
 
 
-def fingerprint(video: Video) -> Bool[np.ndarray, 1920]:
+def perceptual_hash(video: Video) -> Bool[np.ndarray, 1920]:
     """The video's hash. Raises ``ValueError`` when it cannot be decoded."""
     from PIL import Image
 
@@ -39,16 +41,17 @@ def fingerprint(video: Video) -> Bool[np.ndarray, 1920]:
     return np.concatenate([part.ravel() for part in bits])
 
 
-def near_pairs(
+def near_duplicates(
     hashes: Bool[np.ndarray, "n 1920"],
     others: Bool[np.ndarray, "m 1920"] | None = None,
     *,
-    near: float = NEAR,
+    near: float = NEAR_DUPLICATE,
     block: int = 1024,
 ) -> Iterator[tuple[int, int, float]]:
-    """Pairs (row, other row, share of bits that differ) no farther apart than ``near``; with one table, each pair once.
+    """Pairs (row, other row, share of differing bits) that differ in at most ``near``.
 
-    Memory: two blocks of float32 and their product, whatever the number of videos.
+    Within one table, each pair is given once. Memory is bounded by two blocks of rows and their
+    product.
     """
     alone = others is None
     others = hashes if others is None else others
@@ -67,8 +70,10 @@ def _signs(bits: np.ndarray) -> np.ndarray:
     return bits.astype(np.float32) * 2 - 1
 
 
-def families(count: int, pairs: Sequence[tuple[int, int, float]]) -> list[list[int]]:
-    """Groups of rows that are linked by near-duplicates, directly or through others; a row without any is a group of one."""
+def duplicate_groups(count: int, pairs: Sequence[tuple[int, int, float]]) -> list[list[int]]:
+    """Groups of rows linked by near-duplicates, directly or through others; other rows are groups
+    of one.
+    """
     parent = list(range(count))
 
     def root(row: int) -> int:

@@ -1,28 +1,32 @@
-"""Annotation records: one JSON object per line, one video each. Written by `cac-align world`, the rating page and the loaders.
+"""Annotation records: JSON Lines, one object per video. Written by `cac-align world`, the rating
+page and the loaders.
 
-{"id", "video" (path relative to the file), "prompt", "fps", "num_frames", "width", "height", "status", "anomalies": [...],
- "annotator", "review", "extra"}; an anomaly is ``Anomaly.to_json()``: type, window (seconds), reason, region, boxes by source
-frame ([0, 1000] integers), saliency. The conventions are the paper's Appendix B.1.
+{"id", "video" (path relative to the file), "prompt", "fps", "num_frames", "width", "height",
+"status", "anomalies": [...], "annotator", "review", "extra"}; an anomaly is
+``Anomaly.to_json()``: type, window (seconds), reason, region, boxes by source frame (integers in
+[0, 1000]), saliency. The conventions are those of the paper's Appendix B.1.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cac_align.core.judgement import Anomaly, Status
-from cac_align.core.video import Video
 
 Review = Literal["draft", "returned", "accepted", "audited"]
 
 
 @dataclass(frozen=True)
 class Record:
-    """One annotated video. ``video`` is a path relative to the records file (or absolute). ``extra`` is free-form provenance."""
+    """One annotated video. ``video`` is a path relative to the records file, or absolute. ``extra``
+    is free-form.
+    """
 
     id: str
     video: str
@@ -58,7 +62,9 @@ class Record:
 
 
 def read_records(path: str | Path) -> Iterator[Record]:
-    """Stream the records of a JSONL file. Raises ``ValueError`` naming the file, the line and what is wrong with it."""
+    """Stream the records of a JSON Lines file. Raises ``ValueError`` with file, line and reason for
+    a line that is no record.
+    """
     if Path(path).is_dir() or not Path(path).exists():
         raise ValueError(
             f"{path}: expected a records file (JSONL), found {'a folder' if Path(path).is_dir() else 'nothing'} there"
@@ -74,7 +80,9 @@ def read_records(path: str | Path) -> Iterator[Record]:
 
 
 def all_records(path: str | Path) -> list[Record]:
-    """The records of a JSONL file, at least one. Raises ``ValueError`` as ``read_records`` does, and for a file without any."""
+    """The records of a JSON Lines file. Raises ``ValueError`` as ``read_records`` does, and for a
+    file without records.
+    """
     records = list(read_records(path))
     if not records:
         raise ValueError(f"{path}: holds no records")
@@ -82,7 +90,7 @@ def all_records(path: str | Path) -> list[Record]:
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
-    """Write records as JSONL, one per line; returns how many."""
+    """Write records as JSON Lines; return their number."""
     count = 0
     with open(path, "w", encoding="utf-8") as lines:
         for record in records:
@@ -91,26 +99,47 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
     return count
 
 
-VARIABLE = "variable frame rate: re-encode at a constant rate"
-
-
-def off_clock(video: Video, fps: float) -> float:
-    """By how many frames a time stamp of the video lies off the even clock index / fps, on which judges learn and are tested."""
-    return max(abs(time_s * fps - index) for index, time_s in enumerate(video.times_s))
-
-
-def variable(video: Video, fps: float) -> bool:
-    """Whether the video's own time stamps lie more than half a frame off any even clock: ``fps``, and that of its own mean rate.
-
-    ``video`` is on the container's clock: opened without fps.
+def moved_record(record: Record, root: Path, out: Path) -> Record:
+    """The record for a file in folder ``out`` instead of ``root``: a relative video path is
+    adapted.
     """
-    if off_clock(video, fps) <= 0.5:
-        return False
-    return off_clock(video, (len(video) - 1) / video.times_s[-1]) > 0.5
-
-
-def moved(record: Record, root: Path, out: Path) -> Record:
-    """The record for a file in folder ``out`` instead of ``root``: its video's path follows. An absolute path stays."""
     if Path(record.video).is_absolute():
         return record
     return replace(record, video=os.path.relpath((root / record.video).resolve(), out.resolve()))
+
+
+@dataclass(frozen=True)
+class LoadedRecords:
+    """What a file or data set became.
+
+    left_out: reason by their name for each video that is no record. unverified: what nobody could
+    check about the format.
+    """
+
+    records: tuple[Record, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    unverified: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """One sentence: number of records by class, and of videos left out by reason."""
+        classes = Counter(record.status for record in self.records)
+        reasons = Counter(reason.split(":")[0] for reason in self.left_out.values())
+        out = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        return (
+            f"{len(self.records)} records ({classes['abnormal']} abnormal, {classes['normal']} normal), "
+            f"{len(self.left_out)} left out{f' ({out})' if out else ''}"
+        )
+
+
+def loaded_records(
+    records: Sequence[Record], left_out: Mapping[str, str], where: str, unverified: tuple[str, ...] = ()
+) -> LoadedRecords:
+    """``LoadedRecords``. Raises ``ValueError`` when nothing could be used, which means a wrong
+    folder.
+    """
+    if not records:
+        first = next(iter(left_out.values()), "the file is empty")
+        raise ValueError(
+            f"{where}: none of {len(left_out)} entries became a record; the first was left out because: {first}"
+        )
+    return LoadedRecords(tuple(records), left_out, unverified)

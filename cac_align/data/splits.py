@@ -1,15 +1,15 @@
-"""Three stages that share no video: frames, videos with clips, and videos for rollouts, as many normal as anomalous in each.
+"""Split chains of thought into three stages that share no video, with as many normal as anomalous
+samples each.
 
-chains + records → families of near-duplicates → each family to one stage → balanced → check → stage1.jsonl, stage2.jsonl, stage3.jsonl
+- stage 1: single frames (20 K in the paper).
+- stage 2: full videos (20 K), and clips shorter than 1 s that cover their anomaly whole (15 K).
+- stage 3: videos for two-turn GRPO (7.5 K).
 
-    stage 1   single frames (20 K in the paper)      stage 2   full videos (20 K) and clips shorter than 1 s that cover their anomaly
-    stage 3   videos for two-turn GRPO (7.5 K)                 whole (15 K)
+Near-duplicates always go to the same stage. With fewer records every stage shrinks by the same
+factor. Where the chains contain single-turn answers, stage 2 carries those of its videos too, so
+that both formulations learn from the same videos.
 
-Where the chains hold answers in a single turn, stage 2 also carries those of its videos: a training asks for the tasks of its
-formulation, so both formulations learn from the same videos.
-
-With fewer records every stage shrinks by the same factor. ``check`` is a second pair of eyes: it knows nothing of how the files were
-made, reads them and the videos anew, and names whatever two stages share, near-duplicates included.
+``check_splits`` verifies stages independently of how they were made.
 
 Source: CaC (arXiv 2605.11723) Sec. 3.2, Appendix C.2.
 """
@@ -29,17 +29,17 @@ from typing import Any
 import numpy as np
 
 from cac_align.core.judgement import Window
-from cac_align.data.perceptual_hash import NEAR, families, fingerprint, near_pairs
-from cac_align.data.records import Record, moved, read_records, write_records
-from cac_align.data.synthesis.questions import open_video
-from cac_align.data.visibility import covers, length_s
+from cac_align.data.perceptual_hash import NEAR_DUPLICATE, duplicate_groups, near_duplicates, perceptual_hash
+from cac_align.data.record_video import open_record_video
+from cac_align.data.records import Record, moved_record, read_records, write_records
+from cac_align.data.visibility import cuts_no_anomaly, window_duration_s
 
-STAGES: Mapping[str, tuple[str, ...]] = {
+STAGE_TASKS: Mapping[str, tuple[str, ...]] = {
     "stage1": ("frame",),
     "stage2": ("scan", "look", "single"),
     "stage3": ("scan",),
 }
-"""Which tasks a stage's samples are of. Single-turn answers are there only where they were asked for."""
+"""The tasks of each stage's samples. Single-turn answers exist only where they were asked for."""
 
 Samples = Mapping[str, Sequence[Mapping[str, Any]]]
 """A stage's samples by its name."""
@@ -47,18 +47,23 @@ Samples = Mapping[str, Sequence[Mapping[str, Any]]]
 
 @dataclass
 class Splits:
-    """How much goes into each stage, normal and anomalous together (the paper's sizes; scaled down to what is there).
-
-    frames: stage 1's samples. videos, clips: stage 2's. rollouts: stage 3's. max_clip_s: clips last less.
-    near: share of hash bits in which near-duplicates may differ. seed: draws which.
+    """Sizes of the stages, normal and anomalous together (the paper's; scaled down to the records
+    there are).
     """
 
+    # Stage 1: single frames (Appendix C.2).
     frames: int = 20_000
+    # Stage 2: full videos (Appendix C.2).
     videos: int = 20_000
+    # Stage 2: clips (Appendix C.2).
     clips: int = 15_000
+    # Stage 3: videos (Appendix C.2).
     rollouts: int = 7_500
+    # Clips are shorter than this, in seconds (Sec. 3.2: one second).
     max_clip_s: float = 1.0
-    near: float = NEAR
+    # Share of hash bits in which near-duplicates may differ (measured, see ``perceptual_hash``).
+    near: float = NEAR_DUPLICATE
+    # Seed of the assignment and the draws.
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,7 +74,7 @@ class Splits:
                 )
 
 
-def split(
+def split_stages(
     folder: str | Path,
     out: str | Path,
     settings: Splits | None = None,
@@ -77,11 +82,15 @@ def split(
     apart: Sequence[str | Path] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Split the folder that a synthesis wrote (records.jsonl, chains.jsonl) into ``out``; returns the report.
+    """Split the folder of a synthesis (records.jsonl, chains.jsonl) into ``out``; return the
+    report.
 
-    apart: records files whose videos, and near-duplicates of them, must not be learned from (a benchmark).
-    Written: stage1.jsonl, stage2.jsonl, stage3.jsonl, records.jsonl (the records they use), report.json; all of them or none.
-    Raises ``ValueError`` when a class is missing, a stage would be empty, a video is not readable, or the check finds anything.
+    Written are stage1.jsonl, stage2.jsonl, stage3.jsonl, records.jsonl (the records they use)
+    and report.json: all of them or none.
+
+    apart: records files (a benchmark's) whose videos and near-duplicates must not be in any
+    stage. Raises ``ValueError`` when a class is missing, a stage would be empty, a video cannot
+    be read, or the check fails.
     """
     settings, folder, out = settings or Splits(), Path(folder), Path(out)
     records = {record.id: record for record in read_records(folder / "records.jsonl")}
@@ -96,8 +105,8 @@ def split(
     benchmark = [(Path(path).parent, record) for path in apart for record in read_records(path)]
     hashes = _hashes([(folder, records[name]) for name in names] + benchmark, progress)
     own, foreign = hashes[: len(names)], hashes[len(names) :]
-    forbidden = {row for row, _, _ in near_pairs(own, foreign, near=settings.near)} if len(foreign) else set()
-    groups = families(len(names), list(near_pairs(own, near=settings.near)))
+    forbidden = {row for row, _, _ in near_duplicates(own, foreign, near=settings.near)} if len(foreign) else set()
+    groups = duplicate_groups(len(names), list(near_duplicates(own, near=settings.near)))
     kept = [[names[row] for row in group] for group in groups if not forbidden & set(group)]
     chosen, factor = _assign(kept, records, samples, settings)
     try:
@@ -110,23 +119,23 @@ def split(
         raise ValueError(f"{error}; {alike}: add other videos, or lower near (now {settings.near:g})") from error
     used = sorted({row["record"] for rows in stages.values() for row in rows})
     row_of = {name: row for row, name in enumerate(names)}
-    wrong = check(stages, records, own[[row_of[name] for name in used]], used, settings, foreign)
+    wrong = check_splits(stages, records, own[[row_of[name] for name in used]], used, settings, foreign)
     if wrong:
         raise ValueError(f"the splits are not clean: {wrong[0]} ({len(wrong)} findings); nothing was written")
     report = {
         "records": len(records),
         "factor": round(factor, 6),
-        "families": len(groups),
-        "largest_family": max(map(len, groups)),
+        "duplicate_groups": len(groups),
+        "largest_duplicate_group": max(map(len, groups)),
         "near_benchmark": sum(len(group) for group in groups if forbidden & set(group)),
         "unused": len(names) - len(used),
-        "stages": {name: summary(rows, records) for name, rows in stages.items()},
+        "stages": {name: summarise_samples(rows, records) for name, rows in stages.items()},
         "shared": 0,
         "near_duplicates_across": 0,
     }
     out.mkdir(parents=True, exist_ok=True)
     texts = {f"{name}.jsonl": "".join(json.dumps(row) + "\n" for row in rows) for name, rows in stages.items()}
-    write_records(out / ".records.jsonl.part", (moved(records[name], folder, out) for name in used))
+    write_records(out / ".records.jsonl.part", (moved_record(records[name], folder, out) for name in used))
     for name, text in {**texts, "report.json": json.dumps(report, indent=1) + "\n"}.items():
         (out / f".{name}.part").write_text(text, encoding="utf-8")
     for name in (*texts, "records.jsonl", "report.json"):
@@ -163,7 +172,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
 def _hashes(items: Sequence[tuple[Path, Record]], progress: Callable[[int, int], None] | None) -> np.ndarray:
     hashes = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding leaves Python's lock
-        each = pool.map(lambda item: fingerprint(open_video(item[1], item[0], clocked=False)), items)
+        each = pool.map(lambda item: perceptual_hash(open_record_video(item[1], item[0], clocked=False)), items)
         for number, found in enumerate(each, 1):
             hashes.append(found)
             if progress is not None:
@@ -177,7 +186,10 @@ def _assign(
     samples: Mapping[str, Sequence[Mapping[str, Any]]],
     settings: Splits,
 ) -> tuple[dict[str, list[str]], float]:
-    """Each family goes to the stage that lacks most of what it offers. Returns record ids by stage, and the common factor."""
+    """Assign each group of near-duplicates to the stage that lacks most of what the group offers.
+
+    Returns record ids by stage, and the factor by which all stages shrink.
+    """
     draw = random.Random(settings.seed)
     frames_each = max((_count(samples[name], "frame") for group in groups for name in group), default=0) or 1
     full = {"stage1": settings.frames / frames_each, "stage2": settings.videos, "stage3": settings.rollouts}
@@ -211,7 +223,7 @@ def _assign(
 def _offer(
     group: Sequence[str], stage: str, records: Mapping[str, Record], samples: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> Counter[str]:
-    return Counter(records[name].status for name in group if _count(samples[name], STAGES[stage][0]))
+    return Counter(records[name].status for name in group if _count(samples[name], STAGE_TASKS[stage][0]))
 
 
 def _count(rows: Sequence[Mapping[str, Any]], task: str) -> int:
@@ -225,7 +237,9 @@ def _stages(
     settings: Splits,
     factor: float,
 ) -> dict[str, list[Mapping[str, Any]]]:
-    """As many normal as anomalous samples of each task; raises ``ValueError`` where that leaves none."""
+    """As many normal as anomalous samples of each task. Raises ``ValueError`` where that leaves
+    none.
+    """
     most = {
         ("stage1", "frame"): settings.frames,
         ("stage2", "scan"): settings.videos,
@@ -234,7 +248,7 @@ def _stages(
         ("stage3", "scan"): settings.rollouts,
     }
     stages: dict[str, list[Mapping[str, Any]]] = {}
-    for stage, tasks in STAGES.items():
+    for stage, tasks in STAGE_TASKS.items():
         stages[stage] = []
         for task in tasks:
             like = "scan" if task == "single" else task  # the same draw, so that both formulations keep the same videos
@@ -274,11 +288,11 @@ def _fits(row: Mapping[str, Any], record: Record, settings: Splits) -> bool:
     if row["task"] != "look":
         return True
     window = Window(*row["window"])
-    return length_s(window, record.fps) < settings.max_clip_s - 1e-9 and covers(window, record)
+    return window_duration_s(window, record.fps) < settings.max_clip_s - 1e-9 and cuts_no_anomaly(window, record)
 
 
-def summary(rows: Sequence[Mapping[str, Any]], records: Mapping[str, Record]) -> dict[str, Any]:
-    """Samples by task and class, videos, and how often each type and saliency occurs among them."""
+def summarise_samples(rows: Sequence[Mapping[str, Any]], records: Mapping[str, Record]) -> dict[str, Any]:
+    """Numbers of samples by task and class, of videos, and of anomalies by type and saliency."""
     named = {row["record"] for row in rows}
     anomalies = [anomaly for name in named for anomaly in records[name].anomalies]
     tasks = Counter((row["task"], records[row["record"]].status) for row in rows)
@@ -291,10 +305,10 @@ def summary(rows: Sequence[Mapping[str, Any]], records: Mapping[str, Record]) ->
     }
 
 
-# ---- the proof ----------------------------------------------------------------------------------------------------
+# ---- the check ----------------------------------------------------------------------------------------------------
 
 
-def check(
+def check_splits(
     stages: Samples,
     records: Mapping[str, Record],
     hashes: np.ndarray,
@@ -302,7 +316,9 @@ def check(
     settings: Splits,
     foreign: np.ndarray | None = None,
 ) -> list[str]:
-    """Everything that is wrong with three stages, one sentence each. hashes: of the records ``names``, in that order."""
+    """Everything that is wrong with three stages, one sentence each. hashes: of the records
+    ``names``, in that order.
+    """
     wrong: list[str] = []
     place: dict[str, str] = {}
     files: dict[str, str] = {}
@@ -315,7 +331,7 @@ def check(
             for table, key, what in ((place, name, f"record {name}"), (files, file, f"video {file}")):
                 if table.setdefault(key, stage) != stage:
                     wrong.append(f"{stage} and {table[key]} share {what}")
-        for task in STAGES[stage]:
+        for task in STAGE_TASKS[stage]:
             of = Counter(
                 records[row["record"]].status for row in rows if row["task"] == task and row["record"] in records
             )
@@ -324,38 +340,40 @@ def check(
                     f"{stage}: {of['normal']} normal and {of['abnormal']} anomalous samples of task {task}, expected 1:1"
                 )
         for row in rows:
-            if row["task"] not in STAGES[stage]:
+            if row["task"] not in STAGE_TASKS[stage]:
                 wrong.append(f"{stage}: a sample of task {row['task']} of record {row['record']}")
             elif row["record"] in records and not _fits(row, records[row["record"]], settings):
                 wrong.append(
                     f"{stage}: the clip {row['window']} of record {row['record']} is too long or cuts an anomaly"
                 )
-    for one, other, apart in near_pairs(hashes, near=settings.near):
+    for one, other, apart in near_duplicates(hashes, near=settings.near):
         if place.get(names[one]) != place.get(names[other]):
             pair = f"{names[one]} ({place.get(names[one])}) and {names[other]} ({place.get(names[other])})"
             wrong.append(f"near-duplicates in two stages: {pair} differ in {apart:.1%} of their hash")
     if foreign is not None and len(foreign):
-        for one, _, apart in near_pairs(hashes, foreign, near=settings.near):
+        for one, _, apart in near_duplicates(hashes, foreign, near=settings.near):
             wrong.append(
                 f"record {names[one]} differs in {apart:.1%} of its hash from a video that is to be kept apart"
             )
     return wrong
 
 
-def check_folder(
+def check_split_folder(
     out: str | Path,
     settings: Splits | None = None,
     *,
     apart: Sequence[str | Path] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Prove the splits in a folder from its files and videos alone. Returns (summary by stage, findings)."""
+    """Check the splits in a folder from its files and videos alone. Returns (summary by stage,
+    findings).
+    """
     settings, out = settings or Splits(), Path(out)
     records = {record.id: record for record in read_records(out / "records.jsonl")}
-    stages = {name: [row for _, row in _rows(out / f"{name}.jsonl")] for name in STAGES}
+    stages = {name: [row for _, row in _rows(out / f"{name}.jsonl")] for name in STAGE_TASKS}
     names = sorted({row["record"] for rows in stages.values() for row in rows if row["record"] in records})
     benchmark = [(Path(path).parent, record) for path in apart for record in read_records(path)]
     hashes = _hashes([(out, records[name]) for name in names] + benchmark, progress)
-    wrong = check(stages, records, hashes[: len(names)], names, settings, hashes[len(names) :])
+    wrong = check_splits(stages, records, hashes[: len(names)], names, settings, hashes[len(names) :])
     known = {stage: [row for row in rows if row["record"] in records] for stage, rows in stages.items()}
-    return {stage: summary(rows, records) for stage, rows in known.items()}, wrong
+    return {stage: summarise_samples(rows, records) for stage, rows in known.items()}, wrong

@@ -1,13 +1,14 @@
-"""Do annotation records keep the conventions of Appendix B.1? Every violation names the record, the field and the rule.
+"""Check annotation records against the conventions of Appendix B.1; every violation names record,
+field and rule.
 
-records.jsonl → validate → Violation (record, field, rule, message), one per thing that is wrong; none: the file can be learned from
+The raw lines are checked, so that one wrong number does not hide the rest of its record. Whether an
+anomaly is a transition is told by its reason ("disappears", "suddenly appears"), because a record
+has no other mark for it. Windows are read on the time stamps of the video where it is opened, else
+on index / fps, each end to the nearest frame: containers round their time stamps (matroska and webm
+to 1 ms, gif to 10 ms), and a window follows one clock or the other.
 
-Checked on the raw lines, so that one wrong number does not hide the rest of its record. The rules are ``RULES``; a word in a reason
-("disappears", "suddenly appears") is what tells that an anomaly is a transition, because the record has no other mark for it.
-Windows are read on the video's own time stamps where it is opened, else on index / fps, each end to the nearest frame: containers
-round their time stamps (matroska, webm: to 1 ms; gif: to 10 ms), and a window follows one clock or the other.
-
-Source: CaC (arXiv 2605.11723) Appendix B.1.2 (categories, windows), B.1.3 (boxes, transitions, review).
+Source: CaC (arXiv 2605.11723) Appendix B.1.2 (categories, windows), B.1.3 (boxes, transitions,
+review).
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from cac_align.core.judgement import ANOMALY_TYPES, SINGLE_FRAME_TYPES, Box
 from cac_align.core.video import Video
-from cac_align.data.records import VARIABLE, Record, off_clock, variable
+from cac_align.data.record_video import VARIABLE_RATE, frames_off_clock, has_variable_rate
+from cac_align.data.records import Record
 
 RULES: Mapping[str, str] = {
     "record": "every line is one JSON object with the record's fields, each of its type",
@@ -61,7 +63,11 @@ _FIELDS: Mapping[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Violation:
-    """record: its id, or "line N" where it has none. field: e.g. "anomalies[0].boxes[12]". rule: a key of ``RULES``."""
+    """One broken rule.
+
+    record: the id, or "line N" without one. field: for example "anomalies[0].boxes[12]". rule: a
+    key of ``RULES``.
+    """
 
     record: str
     field: str
@@ -77,7 +83,7 @@ class Violation:
 
 @dataclass(frozen=True)
 class Validation:
-    """records: how many lines were checked. violations: in the order of the file."""
+    """The number of lines checked, and the violations in the order of the file."""
 
     records: int
     violations: tuple[Violation, ...]
@@ -98,10 +104,14 @@ def validate(
     videos: bool = True,
     progress: Callable[[int], Any] | None = None,
 ) -> Validation:
-    """Check every record of a JSONL file. skip: rules that are not asked for (e.g. "boxed" for data sets without boxes).
+    """Check every record of a JSON Lines file.
 
-    videos: open each video. progress: called with 1 per record.
-    Raises ``ValueError`` for an unknown rule in ``skip``, or a file that cannot be read or holds no record at all.
+    skip: rules that are not checked, for example "boxed" for data sets without boxes.
+    videos: open each video.
+    progress: called with 1 per record.
+
+    Raises ``ValueError`` for an unknown rule in ``skip``, and for a file that cannot be read or
+    holds no record.
     """
     unknown = sorted(set(skip) - set(RULES))
     if unknown:
@@ -146,16 +156,16 @@ def _line(line: str, number: int, root: Path, ids: Counter[str], videos: bool) -
     return found
 
 
-Found = tuple[str, str, str]
+_Finding = tuple[str, str, str]
 """(field, rule, message)."""
 
 
-def _head(row: Mapping[str, Any]) -> Iterator[Found]:
+def _head(row: Mapping[str, Any]) -> Iterator[_Finding]:
     for name, kind in _FIELDS.items():
         if name not in row:
             yield name, "record", "missing"
         elif not isinstance(row[name], kind) or isinstance(row[name], bool):
-            yield name, "record", f"expected {_named(kind)}, received {row[name]!r}"
+            yield name, "record", f"expected {_type_names(kind)}, received {row[name]!r}"
         elif kind is int and row[name] < 1:
             yield name, "record", f"must be at least 1, received {row[name]}"
         elif name == "fps" and not (math.isfinite(row[name]) and row[name] > 0):
@@ -173,7 +183,7 @@ def _head(row: Mapping[str, Any]) -> Iterator[Found]:
         yield "annotator", "review", "nobody is named"
 
 
-def _anomalies(row: Mapping[str, Any], times_s: Sequence[float] | None) -> Iterator[Found]:
+def _anomalies(row: Mapping[str, Any], times_s: Sequence[float] | None) -> Iterator[_Finding]:
     anomalies = row.get("anomalies", [])
     if not isinstance(anomalies, list):
         yield "anomalies", "record", f"expected a list, received {type(anomalies).__name__}"
@@ -192,14 +202,16 @@ def _anomalies(row: Mapping[str, Any], times_s: Sequence[float] | None) -> Itera
 
 
 def _same_defect(one: Any, other: Any) -> bool:
-    """The same place at the same time, once as a single-frame and once as a multi-frame category."""
+    """Whether two anomalies have one place and time, once as a single-frame and once as a
+    multi-frame category.
+    """
     if not (isinstance(one, dict) and isinstance(other, dict)) or not one.get("boxes"):
         return False
     kinds = {str(one.get("type")) in SINGLE_FRAME_TYPES, str(other.get("type")) in SINGLE_FRAME_TYPES}
     return len(kinds) == 2 and one.get("window") == other.get("window") and one["boxes"] == other.get("boxes")
 
 
-def _anomaly(anomaly: Mapping[str, Any], row: Mapping[str, Any], times_s: Sequence[float] | None) -> Iterator[Found]:
+def _anomaly(anomaly: Mapping[str, Any], row: Mapping[str, Any], times_s: Sequence[float] | None) -> Iterator[_Finding]:
     kind, reason = anomaly.get("type"), anomaly.get("reason")
     known = isinstance(kind, str) and kind in ANOMALY_TYPES
     if not known:
@@ -219,19 +231,21 @@ def _anomaly(anomaly: Mapping[str, Any], row: Mapping[str, Any], times_s: Sequen
 
 def _window(
     anomaly: Mapping[str, Any], row: Mapping[str, Any], times_s: Sequence[float] | None, *, multi: bool
-) -> Iterator[Found]:
-    """Yields violations; returns the window's frames, or None where there is no usable window: first, last, and what else may
-    stand for them where the window misses the frames (``_EXACT``)."""
+) -> Iterator[_Finding]:
+    """Yield violations; return the window's frames, or None without a usable window.
+
+    They are the first and last frame, and the frames that the ends may also mean (``_EXACT``).
+    """
     window = anomaly.get("window")
     ends = [window.get("start_s"), window.get("end_s")] if isinstance(window, dict) else []
-    if len(ends) != 2 or not all(_number(end) for end in ends):
+    if len(ends) != 2 or not all(_is_number(end) for end in ends):
         yield "window", "window", f"expected {{start_s, end_s}} in seconds, received {window!r}"
         return None
-    start_s, end_s = ends
+    start_s, end_s = (float(end) for end in ends if _is_number(end))
     if end_s < start_s:
         yield "window", "window", f"inverted: starts at {start_s:g} s and ends at {end_s:g} s"
         return None
-    if not (_number(row.get("fps")) and row["fps"] > 0 and isinstance(row.get("num_frames"), int)):
+    if not (_is_number(row.get("fps")) and row["fps"] > 0 and isinstance(row.get("num_frames"), int)):
         return None
     fps, last = row["fps"], row["num_frames"] - 1
     last_s = last / fps if times_s is None else times_s[-1]
@@ -251,7 +265,7 @@ def _window(
 
 def _boxes(
     anomaly: Mapping[str, Any], row: Mapping[str, Any], window: tuple[int, ...] | None, transition: bool
-) -> Iterator[Found]:
+) -> Iterator[_Finding]:
     boxes = anomaly.get("boxes", {})
     if not isinstance(boxes, dict):
         yield "boxes", "box", f"expected an object by source frame, received {type(boxes).__name__}"
@@ -277,11 +291,11 @@ def _boxes(
         yield from _frame(where, entry)
 
 
-def _frame(where: str, entry: Any) -> Iterator[Found]:
+def _frame(where: str, entry: Any) -> Iterator[_Finding]:
     if not isinstance(entry, list) or not entry or not isinstance(entry[0], list):
         yield where, "box", f"expected a list of boxes [[xmin, ymin, xmax, ymax], …], received {entry!r}"
         return
-    seen: list[Any] = []
+    before: list[Any] = []
     for position, corners in enumerate(entry):
         try:
             if not (isinstance(corners, list) and len(corners) == 4):
@@ -289,9 +303,9 @@ def _frame(where: str, entry: Any) -> Iterator[Found]:
             Box(*corners)
         except ValueError as error:
             yield f"{where}[{position}]", "box", str(error)
-        if corners in seen:
+        if corners in before:
             yield f"{where}[{position}]", "box", "the same box again on this frame"
-        seen.append(corners)
+        before.append(corners)
 
 
 def _opened(path: Path) -> Video | str:
@@ -305,17 +319,17 @@ def _opened(path: Path) -> Video | str:
 
 
 def _times_s(row: Mapping[str, Any], video: Video | str | None) -> Sequence[float] | None:
-    """The video's own time stamps, where it is the one that the record means."""
+    """The video's own time stamps, if it is the video that the record describes."""
     if not isinstance(video, Video) or row.get("num_frames") != len(video) or not _same_rate(row, video):
         return None
     return video.times_s
 
 
 def _same_rate(row: Mapping[str, Any], video: Video) -> bool:
-    return _number(row.get("fps")) and abs(row["fps"] - video.fps) <= 0.01 * video.fps
+    return _is_number(row.get("fps")) and abs(row["fps"] - video.fps) <= 0.01 * video.fps
 
 
-def _video(row: Mapping[str, Any], video: Video | str) -> Iterator[Found]:
+def _video(row: Mapping[str, Any], video: Video | str) -> Iterator[_Finding]:
     if isinstance(video, str):
         yield "video", "video", video
         return
@@ -323,20 +337,20 @@ def _video(row: Mapping[str, Any], video: Video | str) -> Iterator[Found]:
     for name, has in (("num_frames", len(video)), ("width", video.width), ("height", video.height)):
         if isinstance(row.get(name), int) and row[name] != has:
             yield name, "video", f"states {row[name]}, {named} has {has}"
-    if not _number(row.get("fps")) or row["fps"] <= 0:
+    if not _is_number(row.get("fps")) or row["fps"] <= 0:
         return
-    if variable(video, row["fps"]):
-        yield "video", "video", f"{named}: {VARIABLE}"
+    if has_variable_rate(video, row["fps"]):
+        yield "video", "video", f"{named}: {VARIABLE_RATE}"
     elif not _same_rate(row, video):
         yield "fps", "video", f"states {row['fps']:g}, {named} has {video.fps:g}"
-    elif row.get("num_frames") == len(video) and (off := off_clock(video, row["fps"])) > 0.5:
+    elif row.get("num_frames") == len(video) and (off := frames_off_clock(video, row["fps"])) > 0.5:
         has = (len(video) - 1) / video.times_s[-1]
         yield "fps", "video", f"states {row['fps']:g}, {named} has {has:.5g}, which makes {off:.1f} frames by its end"
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _named(kind: type | Sequence[type]) -> str:
+def _type_names(kind: type | tuple[type, ...]) -> str:
     return " or ".join(one.__name__ for one in kind) if isinstance(kind, tuple) else kind.__name__

@@ -1,10 +1,10 @@
-"""What the frames shown can show of an annotation: windows cut to them, boxes on them, clips that cover an anomaly whole.
+"""What frames can show of an annotation: windows and boxes cut to them, and clips that contain an
+anomaly whole.
 
-Record's anomalies + frames shown → ``seen`` → the anomalies a perfect answer names · Record → ``cover`` → windows to look into
-
-An anomaly none of whose frames is shown is not seen: a label for it would teach a judge to guess. A clip never cuts an anomaly in two,
-because part of a cross-frame event may look ordinary (CaC, arXiv 2605.11723, Appendix C.2); an absence has boxes on its boundary
-frames only, and where none of these is shown the nearest one's box stands on the nearest frame shown (Appendix B.1.3).
+An anomaly of which no frame is shown is not visible: a label for it would teach a judge to guess. A
+clip never cuts an anomaly in two, because part of a multi-frame event may look ordinary (CaC, arXiv
+2605.11723, Appendix C.2). An absence has boxes on its boundary frames only; where none of these is
+shown, the nearest one's box is placed on the nearest frame shown (Appendix B.1.3).
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from cac_align.data.records import Record
 _CLOSE_S = 1e-6
 
 
-def seen(anomalies: Sequence[Anomaly], frames: Sequence[int], times_s: Sequence[float]) -> tuple[Anomaly, ...]:
-    """The anomalies that frames ``frames`` (source indices, shown at ``times_s`` seconds) show, in order of time.
+def visible_anomalies(
+    anomalies: Sequence[Anomaly], frames: Sequence[int], times_s: Sequence[float]
+) -> tuple[Anomaly, ...]:
+    """The anomalies that the given frames show, in order of time.
 
-    Windows are cut to the frames shown inside them and boxes to the frames shown.
+    Windows are cut to the frames shown inside them, boxes to the frames shown. frames: source
+    indices. times_s: their times in seconds.
     """
     found = []
     for anomaly in anomalies:
@@ -45,13 +48,15 @@ def _with_shown_boxes(anomaly: Anomaly, frames: Sequence[int]) -> Anomaly:
     return replace(anomaly, boxes=shown)
 
 
-def length_s(window: Window, fps: float) -> float:
-    """How long a window lasts in seconds, its last frame's display included: end − start + 1 / fps."""
+def window_duration_s(window: Window, fps: float) -> float:
+    """How long a window lasts in seconds, including its last frame's display: end − start + 1 /
+    fps.
+    """
     return window.end_s - window.start_s + 1 / fps
 
 
-def events(record: Record) -> list[Window]:
-    """The stretches of time that hold anomalies: windows that touch are one. Disjoint, in order of time."""
+def anomaly_spans(record: Record) -> list[Window]:
+    """The disjoint spans of time that contain anomalies, in order; windows that touch are merged."""
     merged: list[Window] = []
     for window in sorted(anomaly.window for anomaly in record.anomalies if anomaly.window is not None):
         if merged and window.start_s <= merged[-1].end_s + _CLOSE_S:
@@ -61,8 +66,8 @@ def events(record: Record) -> list[Window]:
     return merged
 
 
-def covers(window: Window, record: Record) -> bool:
-    """Whether a window cuts no anomaly of the record: each lies inside it, or outside."""
+def cuts_no_anomaly(window: Window, record: Record) -> bool:
+    """Whether each anomaly of the record lies entirely inside or entirely outside the window."""
     for anomaly in record.anomalies:
         inner = anomaly.window
         if inner is None or inner.end_s < window.start_s - _CLOSE_S or inner.start_s > window.end_s + _CLOSE_S:
@@ -72,24 +77,26 @@ def covers(window: Window, record: Record) -> bool:
     return True
 
 
-def cover(event: Window, record: Record, *, max_s: float, look_fps: float, draw: random.Random) -> Window:
-    """A window around ``event`` that lasts less than ``max_s`` seconds, cuts no other event, and starts a whole number of steps of
-    ``look_fps`` before it, so that sampling hits the event's first frame. An event that is longer by itself is its own window.
+def covering_window(span: Window, record: Record, *, max_s: float, look_fps: float, draw: random.Random) -> Window:
+    """A window around ``span`` that is shorter than ``max_s`` seconds and cuts no anomaly.
+
+    It starts a whole number of steps of ``look_fps`` before the span, so that sampling hits the
+    span's first frame. A span that is too long is its own window.
     """
     step_s = 1 / look_fps
-    room_s = max_s - length_s(event, record.fps) - _CLOSE_S
+    room_s = max_s - window_duration_s(span, record.fps) - _CLOSE_S
     if room_s <= 0:
-        return event
+        return span
     last_s = (record.num_frames - 1) / record.fps
-    lead = draw.randint(0, max(0, min(math.floor(room_s / step_s), math.floor(event.start_s / step_s + _CLOSE_S))))
+    lead = draw.randint(0, max(0, min(math.floor(room_s / step_s), math.floor(span.start_s / step_s + _CLOSE_S))))
     tail_s = _on_frames(draw.uniform(0, max(0.0, room_s - lead * step_s)), record.fps)
     for wanted in (
-        Window(max(0.0, event.start_s - lead * step_s), min(last_s, event.end_s + tail_s)),
-        Window(event.start_s, min(last_s, event.end_s + tail_s)),
+        Window(max(0.0, span.start_s - lead * step_s), min(last_s, span.end_s + tail_s)),
+        Window(span.start_s, min(last_s, span.end_s + tail_s)),
     ):
-        if covers(wanted, record):
+        if cuts_no_anomaly(wanted, record):
             return wanted
-    return event
+    return span
 
 
 def _on_frames(seconds: float, fps: float) -> float:

@@ -1,12 +1,11 @@
-"""Folders of videos, read and paired: what the report compares and what the rating page shows side by side.
+"""Read folders of videos and pair them, for the report and for the rating page.
 
-folder (*.mp4, prompts.jsonl, selection.jsonl, candidates.jsonl, records.jsonl) → Folder (clips, faults) → pair_up → Pairing
-
-A clip's prompt and seed come from the listings of the folder or of the one above it, else the seed from a name
-``<slug of the prompt>-<seed>.mp4`` (best_of_n).
-Pairs are found by prompt and seed, then by file name, then by a prompt that each side has once. Whatever cannot be used (a file
-that does not open, a listing's torn line, a video without partner or prompt) or does not quite fit (another length, rate or size)
-is a ``Fault`` by name; nothing is dropped silently.
+A clip's prompt and seed come from the folder's listings (prompts.jsonl, selection.jsonl,
+candidates.jsonl, records.jsonl) or from those one folder up; a seed also from a name ``<file stem of the
+prompt>-<seed>.mp4``. Pairs are matched by prompt and seed, then by file name, then by a prompt that
+each side has once. Whatever cannot be used (a file that does not open, a damaged line, a video
+without partner or prompt) or does not fit (another length, rate or size) is reported as a
+``Fault``.
 """
 
 from __future__ import annotations
@@ -19,16 +18,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cac_align.core.video import Video
-from cac_align.generation.best_of_n import VIDEO_SUFFIXES, slug
+from cac_align.core.video import VIDEO_SUFFIXES, Video
+from cac_align.generation.candidates import file_stem
 
 LISTINGS = ("prompts.jsonl", "selection.jsonl", "candidates.jsonl", "records.jsonl")
-"""Where a folder may say which prompt (and seed) a video was made from; the first that names a video wins."""
+"""Files in which a folder may state its videos' prompts and seeds; the first that names a video
+counts.
+"""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that could not be used or does not quite fit. kind: a few words for counting; name: which file; why: a sentence."""
+    """Something that could not be used or does not fit. kind: a few words, for counting. name:
+    which file. why: a sentence.
+    """
 
     kind: str
     name: str
@@ -36,8 +39,10 @@ class Fault:
 
 
 @dataclass(frozen=True, eq=False)
-class Clip:
-    """One readable video of a folder. name: its path in the folder; group: which folder; prompt, seed: None where nothing says."""
+class FolderClip:
+    """One readable video of a folder. name: its path in the folder. group: the folder. prompt,
+    seed: None where unknown.
+    """
 
     path: Path
     name: str
@@ -49,22 +54,24 @@ class Clip:
 
 @dataclass(frozen=True, eq=False)
 class Folder:
-    """A folder's readable videos in the order of their names, and what was wrong with the rest."""
+    """A folder's readable videos in the order of their names, and what is wrong with the rest."""
 
     path: Path
     group: str
-    clips: tuple[Clip, ...]
+    clips: tuple[FolderClip, ...]
     faults: tuple[Fault, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """The same prompt (and seed) before and after. id: unique within a pairing. by: what the two were matched by."""
+    """The same prompt (and seed) before and after. id: unique within a pairing. matched_by: how the
+    two were matched.
+    """
 
     id: str
-    before: Clip
-    after: Clip
-    by: str
+    before: FolderClip
+    after: FolderClip
+    matched_by: str
 
     @property
     def prompt(self) -> str | None:
@@ -73,12 +80,12 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Pairing:
-    """Pairs in the order of the first folder, the clips left over, and every fault of either folder."""
+    """Pairs in the order of the first folder, the clips left over, and every fault of both folders."""
 
     before: str
     after: str
     pairs: tuple[Pair, ...]
-    alone: tuple[Clip, ...]
+    unpaired: tuple[FolderClip, ...]
     faults: tuple[Fault, ...]
 
 
@@ -86,9 +93,10 @@ class Pairing:
 
 
 def read_folder(folder: str | Path, group: str | None = None) -> Folder:
-    """All videos below ``folder`` (hidden files aside), opened. group: how it is called; the folder's own name when left out.
+    """Open all videos below ``folder``, except in hidden folders. group: the folder's name on pages
+    (default: its own).
 
-    Raises ``ValueError`` when it is not a folder or holds no file that could be a video.
+    Raises ``ValueError`` when it is not a folder or holds no video file.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -102,7 +110,7 @@ def read_folder(folder: str | Path, group: str | None = None) -> Folder:
     if not files:
         raise ValueError(f"{folder}: no videos in it; expected files ending in {', '.join(VIDEO_SUFFIXES)}")
     faults: list[Fault] = []
-    listed = listed_around(folder, files, faults)
+    listed = prompts_and_seeds(folder, files, faults)
     clips = []
     for path in files:
         name = path.relative_to(folder).as_posix()
@@ -115,7 +123,7 @@ def read_folder(folder: str | Path, group: str | None = None) -> Folder:
         prompt, seed = listed.get(path, (None, None))
         if seed is None:
             seed = _seed_in_name(path, prompt)
-        clips.append(Clip(path, name, group, video, prompt, seed))
+        clips.append(FolderClip(path, name, group, video, prompt, seed))
     return Folder(folder, group, tuple(clips), tuple(faults))
 
 
@@ -125,25 +133,29 @@ def _visible(path: Path, folder: Path) -> bool:
 
 def _seed_in_name(path: Path, prompt: str | None) -> int | None:
     stem, dash, number = path.stem.rpartition("-")
-    known = prompt is not None and stem == slug(prompt)
+    known = prompt is not None and stem == file_stem(prompt)
     return int(number) if dash and known and number.isascii() and number.isdecimal() else None
 
 
-def listed_around(
+def prompts_and_seeds(
     folder: Path, files: Sequence[Path], faults: list[Fault]
 ) -> dict[Path, tuple[str | None, int | None]]:
-    """(prompt, seed) by file, from the folder's listings, else from those one folder up: Best-of-N lists its ``videos/`` there."""
-    above = listed_in(folder.absolute().parent, files, faults, own=False)
-    return {**above, **listed_in(folder, files, faults)}
+    """(prompt, seed) by file, from the folder's listings, else from those one folder up
+    (Best-of-N's are there).
+    """
+    above = _read_listings(folder.absolute().parent, files, faults, own=False)
+    return {**above, **_read_listings(folder, files, faults)}
 
 
-def listed_in(
+def _read_listings(
     folder: Path, files: Sequence[Path], faults: list[Fault], *, own: bool = True
 ) -> dict[Path, tuple[str | None, int | None]]:
-    """(prompt, seed) by file, from the folder's listings. Lines that cannot be read or name no file here are faults.
+    """(prompt, seed) by file, from the listings in ``folder``. Damaged lines, and lines that name
+    no file here, are faults.
 
-    own: the listings are about these files, and a line whose path leads elsewhere means the one file of that name, as in a
-    folder that was moved. Else only paths count; lines about other files are no faults, nor is anything in a listing of others alone.
+    own: the listings belong to these files. Then a line whose path leads elsewhere means the one
+    file of that name, as in a folder that was moved. Otherwise only paths count, and lines about
+    other files are no faults.
     """
     by_path = {path.resolve(): path for path in files}
     names = Counter(path.name for path in files)
@@ -184,15 +196,17 @@ def _listing_rows(listing: Path, faults: list[Fault]) -> Iterator[tuple[int, str
             for video, seed in zip(row["candidates"], seeds, strict=False):
                 yield number, str(video), prompt, seed
         elif isinstance(row.get("video"), str):
-            extra = row.get("extra") if isinstance(row.get("extra"), dict) else {}
-            seed = row.get("seed", extra.get("seed"))
+            extra = row.get("extra")
+            seed = row.get("seed", extra.get("seed") if isinstance(extra, dict) else None)
             yield number, row["video"], prompt, seed if isinstance(seed, int) and not isinstance(seed, bool) else None
         else:
             faults.append(Fault("unreadable line", f"{listing.name}:{number}", "names neither a video nor candidates"))
 
 
 def json_rows(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSONL file; a line that is no JSON object is added to ``faults``."""
+    """(line number, object) of a JSON Lines file. A line that is no JSON object is added to
+    ``faults``.
+    """
     with open(path, encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -212,17 +226,19 @@ def json_rows(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, 
 
 
 def pair_up(before: Folder, after: Folder) -> Pairing:
-    """Match the clips of two folders, each at most once. Raises ``ValueError`` when not a single pair is found."""
+    """Match the clips of two folders, each at most once. Raises ``ValueError`` when no pair is
+    found.
+    """
     left, right = list(before.clips), list(after.clips)
     pairs: list[Pair] = []
     faults = [*before.faults, *after.faults]
-    for by, key in _KEYS:
+    for matched_by, key in _KEYS:
         firsts, seconds = _unique(left, key), _unique(right, key)
         for value in firsts.keys() & seconds.keys():
             first, second = firsts[value], seconds[value]
             if None not in (first.prompt, second.prompt) and first.prompt != second.prompt:
                 continue  # the same name for two different prompts is no pair; both end up as unpaired
-            pairs.append(Pair(first.name, first, second, by))
+            pairs.append(Pair(first.name, first, second, matched_by))
         taken = {clip for pair in pairs for clip in (pair.before, pair.after)}
         left, right = [clip for clip in left if clip not in taken], [clip for clip in right if clip not in taken]
     if not pairs:
@@ -237,11 +253,11 @@ def pair_up(before: Folder, after: Folder) -> Pairing:
         faults.append(
             Fault("unpaired video", f"{clip.group}/{clip.name}", f"the other folder has no partner for it ({what})")
         )
-    faults += [fault for pair in pairs for fault in misfits(pair)]
+    faults += [fault for pair in pairs for fault in mismatches(pair)]
     return Pairing(before.group, after.group, tuple(pairs), (*left, *right), tuple(faults))
 
 
-_KEYS: tuple[tuple[str, Callable[[Clip], Hashable | None]], ...] = (
+_KEYS: tuple[tuple[str, Callable[[FolderClip], Hashable | None]], ...] = (
     ("prompt and seed", lambda clip: None if clip.prompt is None or clip.seed is None else (clip.prompt, clip.seed)),
     ("file name", lambda clip: clip.name),
     ("file name without its ending", lambda clip: Path(clip.name).stem),
@@ -249,9 +265,9 @@ _KEYS: tuple[tuple[str, Callable[[Clip], Hashable | None]], ...] = (
 )
 
 
-def _unique(clips: Sequence[Clip], key: Callable[[Clip], Hashable | None]) -> dict[Hashable, Clip]:
-    """Clips by key, those aside whose key is missing or not theirs alone."""
-    grouped: dict[Hashable, list[Clip]] = defaultdict(list)
+def _unique(clips: Sequence[FolderClip], key: Callable[[FolderClip], Hashable | None]) -> dict[Hashable, FolderClip]:
+    """Clips by key, without those whose key is missing or shared."""
+    grouped: dict[Hashable, list[FolderClip]] = defaultdict(list)
     for clip in clips:
         if key(clip) is not None:
             grouped[key(clip)].append(clip)
@@ -262,8 +278,8 @@ def _example(folder: Folder) -> str:
     return repr(folder.clips[0].name) if folder.clips else "nothing readable"
 
 
-def misfits(pair: Pair) -> Iterator[Fault]:
-    """What keeps the two clips of a pair from being quite comparable."""
+def mismatches(pair: Pair) -> Iterator[Fault]:
+    """The ways in which the two clips of a pair are not fully comparable."""
     first, second = pair.before.video, pair.after.video
     if pair.prompt is None:
         yield Fault("no prompt", pair.id, "neither folder says which prompt it was made from: it cannot be scored anew")
@@ -281,10 +297,12 @@ def misfits(pair: Pair) -> Iterator[Fault]:
 
 
 def pair_selection(folder: str | Path, *, seed: int = 0) -> Pairing:
-    """Best-of-N against chance: for each decided prompt of ``selection.jsonl`` a random candidate (before) and the chosen one (after).
+    """Best-of-N against chance: for each decided prompt a random candidate (before) and the chosen
+    one (after).
 
-    The random one is drawn among *all* readable candidates, the chosen one included: that is what one seed alone would have given.
-    Raises ``ValueError`` when the folder has no ``selection.jsonl`` or no decided prompt in it.
+    The random candidate is drawn among all readable ones, the chosen one included: what a single
+    seed would have given. Raises ``ValueError`` when the folder has no ``selection.jsonl`` or no
+    decided prompt in it.
     """
     folder = Path(folder)
     listing = folder / "selection.jsonl"
@@ -297,7 +315,7 @@ def pair_selection(folder: str | Path, *, seed: int = 0) -> Pairing:
     by_path = {clip.path.resolve(): clip for clip in read.clips}
     by_name = {Path(clip.name).name: clip for clip in read.clips}
 
-    def clip_of(candidate: object) -> Clip | None:
+    def clip_of(candidate: object) -> FolderClip | None:
         path = Path(str(candidate))
         return by_path.get(path.resolve()) or by_path.get((folder / path).resolve()) or by_name.get(path.name)
 

@@ -30,7 +30,8 @@ from cac_align.cac.two_turn import TwoTurn
 from cac_align.core.answer import read_answer
 from cac_align.core.judgement import Anomaly, Turn, Window
 from cac_align.core.video import Frames, Video
-from cac_align.data.records import VARIABLE, Record, read_records, variable
+from cac_align.data.record_video import VARIABLE_RATE, has_variable_rate
+from cac_align.data.records import Record, read_records
 from cac_align.data.synthesis.questions import Task
 from cac_align.training.policy import Segment, keep_videos
 from cac_align.vlm.inputs import encode_one
@@ -62,7 +63,7 @@ class DataRecipe:
     of all samples, over all processes, end it in any case. scan_fps, look_fps, margin_s, wording: as in inference (the clips of
     stage 2 have time around their event as they come; margin_s is stage 3's). look_share: of the pairs of stage 2.
     turns: 2, or 1: stages 2 and 3 learn to say windows and boxes in a single turn (``cac.single_turn``).
-    foreign_suspicion: share of abnormal looks that are told another record's anomaly; those that carry a claim are told it.
+    false_alarm_share: share of abnormal looks that are told another record's anomaly; those that carry a claim are told it.
     """
 
     folder: str = "data"
@@ -75,7 +76,7 @@ class DataRecipe:
     margin_s: float = 0.0
     wording: str = "full"
     look_share: float = 3 / 7
-    foreign_suspicion: float = 0.5
+    false_alarm_share: float = 0.5
     turns: int = 2
 
     def __post_init__(self) -> None:
@@ -83,12 +84,12 @@ class DataRecipe:
             raise ValueError(f"data.bad must be 'skip' or 'stop', received {self.bad!r}")
         if self.turns not in (1, 2):
             raise ValueError(f"data.turns must be 2 (two turns) or 1 (a single turn), received {self.turns}")
-        for name in ("held_out", "max_bad", "look_share", "foreign_suspicion"):
+        for name in ("held_out", "max_bad", "look_share", "false_alarm_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.{name} is a share in [0, 1], received {getattr(self, name)}")
 
     @property
-    def asked(self) -> TwoTurn:
+    def two_turn(self) -> TwoTurn:
         """How a judge that learns from these data in fresh turns is asked afterwards."""
         return TwoTurn(self.scan_fps, self.look_fps, wording=self.wording, margin_s=self.margin_s)
 
@@ -112,8 +113,8 @@ class Stage:
     def video(self, record: Record) -> Video:
         """On the record's clock. Raises ``ValueError`` when it cannot be read or has a variable frame rate."""
         video = Video.open(self.folder / record.video, name=record.id)
-        if variable(video, record.fps):
-            raise ValueError(f"{record.id}: {VARIABLE}")
+        if has_variable_rate(video, record.fps):
+            raise ValueError(f"{record.id}: {VARIABLE_RATE}")
         return video.with_fps(record.fps)
 
     def leave_out(self, sample: Sample, why: str) -> None:
@@ -290,7 +291,7 @@ def _first_turn(stage: Stage, sample: Sample, record: Record, video: Video) -> T
 
 def _suspicion(stage: Stage, sample: Sample, record: Record) -> tuple[Anomaly, ...]:
     rng = np.random.default_rng(_number(stage.seed, sample))
-    if record.status == "abnormal" and rng.random() >= stage.recipe.foreign_suspicion:
+    if record.status == "abnormal" and rng.random() >= stage.recipe.false_alarm_share:
         return record.anomalies
     others = stage.training["look", "abnormal"]
     return stage.records[others[int(rng.integers(len(others)))].record].anomalies

@@ -27,7 +27,7 @@ from typing import Literal
 from cac_align.core.iou import positions, spatial_iou, temporal_iou, two_turn_type_iou
 from cac_align.core.judgement import Anomaly, Box, Turn, Window
 from cac_align.data.records import Record
-from cac_align.data.visibility import seen
+from cac_align.data.visibility import visible_anomalies
 
 NAMES = ("format", "status", "type", "temporal", "spatial")
 
@@ -132,7 +132,7 @@ def terms(
 
 def _spatial(said: Turn, record: Record, looked: Sequence[tuple[int, float]]) -> float:
     """Eq. 5 over the frames that were looked into: (source frame, seconds) each."""
-    truth = seen(record.anomalies, [frame for frame, _ in looked], [time for _, time in looked])
+    truth = visible_anomalies(record.anomalies, [frame for frame, _ in looked], [time for _, time in looked])
     return spatial_iou(boxes(said.anomalies), boxes(truth), everywhere=True)
 
 

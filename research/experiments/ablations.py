@@ -34,7 +34,7 @@ from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.config import read_recipe
 from cac_align.data.records import Record, read_records
-from cac_align.data.splits import Splits, split
+from cac_align.data.splits import Splits, split_stages
 from cac_align.data.synthesis.synthesise import Synthesis, synthesise
 from cac_align.miniature.teacher.ground_truth import GroundTruth
 from cac_align.miniature.world.settings import TEST_SEEDS, TRAIN_SEEDS, WORLDS
@@ -136,7 +136,7 @@ def _stages(recipe: Ablations, records: Sequence[Record], world: Path, folder: P
     )
     synthesise(records, world, GroundTruth(records), folder / "chains", asked)
     if not (folder / "stages" / "report.json").is_file():
-        split(folder / "chains", folder / "stages", recipe.splits)
+        split_stages(folder / "chains", folder / "stages", recipe.splits)
 
 
 def deal(records: Sequence[Record], seed: int = 0) -> list[Record]:

@@ -15,10 +15,10 @@ from cac_align.core.answer import read_answer, write_answer
 from cac_align.core.judgement import Box, Window
 from cac_align.core.video import Video
 from cac_align.data.records import read_records
-from cac_align.data.splits import Splits, check_folder, split
-from cac_align.data.synthesis.questions import plan
+from cac_align.data.splits import Splits, check_split_folder, split_stages
+from cac_align.data.synthesis.plan import plan_questions
 from cac_align.data.synthesis.synthesise import Synthesis, synthesise
-from cac_align.data.synthesis.verify import faults
+from cac_align.data.synthesis.verify import answer_faults
 from cac_align.miniature.teacher.ground_truth import GroundTruth
 from cac_align.miniature.world.settings import PLAYGROUND
 from cac_align.miniature.world.world import write_world
@@ -129,7 +129,7 @@ def test_verification_asks_for_time_and_boxes():
     truth = [replace(tiny_stage.TRUE, boxes={f: b for f, b in tiny_stage.TRUE.boxes.items() if f in (4, 8)})]
 
     def against(text):
-        return [reason.split(":")[0] for reason in faults(text, truth, video, number=1, boxed=True)]
+        return [reason.split(":")[0] for reason in answer_faults(text, truth, video, number=1, boxed=True)]
 
     assert against(answer(item(boxes=BOXES))) == []  # box IoU (1 + 0.5) / 2 = 0.75
     assert against(answer(item(region="Frame 2-4", boxes=BOXES))) == ["time"]  # {2} of {1, 2, 3, 4}
@@ -146,7 +146,7 @@ def stages(tmp_path_factory):
     records = list(read_records(path))
     settings = Synthesis(wording="brief", workers=1, tasks=["scan", "look", "frame", "single"])
     synthesise(records, path.parent, GroundTruth(records), root / "chains", settings)
-    split(root / "chains", root / "stages", Splits(near=0.02))
+    split_stages(root / "chains", root / "stages", Splits(near=0.02))
     return root / "stages"
 
 
@@ -154,7 +154,7 @@ def test_single_turn_samples_stand_beside_the_others_of_the_same_videos(stages):
     rows = [json.loads(line) for line in (stages / "stage2.jsonl").read_text().splitlines()]
     of = {task: {row["record"] for row in rows if row["task"] == task} for task in ("scan", "look", "single")}
     assert of["single"] == of["scan"] and len(of["single"]) >= 4
-    assert check_folder(stages, Splits(near=0.02))[1] == []
+    assert check_split_folder(stages, Splits(near=0.02))[1] == []
     records = {record.id: record for record in read_records(stages / "records.jsonl")}
     for row in rows:
         if row["task"] == "single":
@@ -169,7 +169,7 @@ def test_single_turn_samples_stand_beside_the_others_of_the_same_videos(stages):
 
 def test_nothing_changes_for_those_who_do_not_ask_for_it(stages):
     record = next(iter(read_records(stages / "records.jsonl")))
-    assert "single" not in {question.task for question in plan([record])[record.id]}
+    assert "single" not in {question.task for question in plan_questions([record])[record.id]}
     assert Synthesis().tasks == ["scan", "look", "frame"] and "single_turn_sha256" not in Synthesis().identity()
     assert "single_turn_sha256" in Synthesis(tasks=["single"]).identity()
 

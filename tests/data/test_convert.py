@@ -8,7 +8,7 @@ import pytest
 
 from cac_align.cli.main import main
 from cac_align.core.judgement import Anomaly, Box, Window
-from cac_align.data.convert import from_coco, one_per_video, to_coco
+from cac_align.data.convert import from_coco, merge_ratings, to_coco
 from cac_align.data.records import Record, read_records, write_records
 from cac_align.data.validate import validate
 from cac_align.miniature.world.settings import World
@@ -114,7 +114,7 @@ def test_raters_who_agree_make_one_record_and_others_none():
         rating("bob", "abnormal", video="b.mp4"),
         rating("ann", "normal", "returned", video="c.mp4"),
     ]
-    found = one_per_video(ratings, review="accepted")
+    found = merge_ratings(ratings, review="accepted")
     (record,) = found.records
     # bob's annotation was accepted, ann's is a draft; cid's was returned and does not count
     assert (record.id, record.annotator, record.review) == ("g/a.mp4", "bob", "accepted")

@@ -9,8 +9,8 @@ from PIL import Image
 
 from cac_align.core.encoding import write_mp4
 from cac_align.core.judgement import ANOMALY_TYPES, Box, Window
-from cac_align.data.external import Loaded, balanced, broken_videos, geneva, spotlight, videophy2, vif_cot
-from cac_align.data.records import Record, read_records, write_records
+from cac_align.data.external import balanced, broken_videos, geneva, spotlight, videophy2, vif_cot
+from cac_align.data.records import LoadedRecords, Record, read_records, write_records
 
 FPS = 8
 
@@ -364,4 +364,4 @@ def test_spotlight_errors_become_windows(tmp_path):
 def test_every_loader_says_what_it_could_not_verify():
     for module in (vif_cot, geneva, broken_videos, videophy2, spotlight):
         assert module.UNVERIFIED and all(len(doubt) > 40 for doubt in module.UNVERIFIED)
-    assert Loaded(()).summary() == "0 records (0 abnormal, 0 normal), 0 left out"
+    assert LoadedRecords(()).summary() == "0 records (0 abnormal, 0 normal), 0 left out"

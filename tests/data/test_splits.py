@@ -11,9 +11,9 @@ from cac_align.cli.main import main
 from cac_align.core.encoding import write_mp4
 from cac_align.core.judgement import Anomaly, Box, Window
 from cac_align.core.video import Video
-from cac_align.data.perceptual_hash import BITS, NEAR, families, fingerprint, near_pairs
+from cac_align.data.perceptual_hash import BITS, NEAR_DUPLICATE, duplicate_groups, near_duplicates, perceptual_hash
 from cac_align.data.records import Record, read_records, write_records
-from cac_align.data.splits import Splits, check, check_folder, split
+from cac_align.data.splits import Splits, check_split_folder, check_splits, split_stages
 from cac_align.miniature.world.settings import STUDIO
 from cac_align.miniature.world.world import make_clip
 
@@ -24,22 +24,22 @@ def test_copies_are_near_and_other_clips_are_not():
     from PIL import Image
 
     clips = [make_clip(seed, anomalous=False).pixels for seed in range(1_450_000, 1_450_008)]
-    hashes = np.stack([fingerprint(Video.open(pixels, fps=16)) for pixels in clips])
+    hashes = np.stack([perceptual_hash(Video.open(pixels, fps=16)) for pixels in clips])
     assert hashes.shape == (8, BITS) and hashes.dtype == bool
     apart = [(a != b).mean() for n, a in enumerate(hashes) for b in hashes[:n]]
-    assert min(apart) > NEAR  # 28 pairs of different scenes
+    assert min(apart) > NEAR_DUPLICATE  # 28 pairs of different scenes
     pixels = clips[0]
     resized = np.stack([np.asarray(Image.fromarray(frame).resize((96, 80))) for frame in pixels])
     brighter = np.clip(pixels.astype(int) * 1.1 + 8, 0, 255).astype(np.uint8)
     noisy = np.clip(pixels + np.random.default_rng(0).normal(0, 3, pixels.shape), 0, 255).astype(np.uint8)
     for copy in (resized, brighter, noisy, pixels[1:]):
-        assert (fingerprint(Video.open(copy, fps=16)) != hashes[0]).mean() <= NEAR
+        assert (perceptual_hash(Video.open(copy, fps=16)) != hashes[0]).mean() <= NEAR_DUPLICATE
 
 
 def test_a_clip_and_the_same_scene_with_its_defect_are_one_family():
     twins = [make_clip(1_450_021, STUDIO, anomalous=anomalous).pixels for anomalous in (False, True)]
-    a, b = (fingerprint(Video.open(pixels, fps=16)) for pixels in twins)
-    assert (twins[0] != twins[1]).any() and (a != b).mean() <= NEAR
+    a, b = (perceptual_hash(Video.open(pixels, fps=16)) for pixels in twins)
+    assert (twins[0] != twins[1]).any() and (a != b).mean() <= NEAR_DUPLICATE
 
 
 @pytest.mark.parametrize("block", [1, 3, 64])
@@ -49,14 +49,14 @@ def test_pairs_are_those_of_a_plain_loop(block):
     hashes[4] = hashes[1] ^ (draw.random(BITS) < 0.05)
     hashes[8] = hashes[4] ^ (draw.random(BITS) < 0.05)
     plain = {(a, b): (hashes[a] != hashes[b]).mean() for a in range(9) for b in range(a + 1, 9)}
-    found = {(a, b): apart for a, b, apart in near_pairs(hashes, near=0.08, block=block)}
+    found = {(a, b): apart for a, b, apart in near_duplicates(hashes, near=0.08, block=block)}
     assert (
         found == pytest.approx({pair: apart for pair, apart in plain.items() if apart <= 0.08}, abs=1e-6)
         and len(found) == 2
     )
-    others = {(a, b) for a, b, _ in near_pairs(hashes[:4], hashes[4:], near=0.08, block=block)}
+    others = {(a, b) for a, b, _ in near_duplicates(hashes[:4], hashes[4:], near=0.08, block=block)}
     assert others == {(1, 0)}
-    assert sorted(map(sorted, families(9, list(near_pairs(hashes, near=0.08))))) == [
+    assert sorted(map(sorted, duplicate_groups(9, list(near_duplicates(hashes, near=0.08))))) == [
         [0],
         [1, 4, 8],
         [2],
@@ -116,7 +116,7 @@ def stages_of(out):
 
 
 def test_stages_are_disjoint_balanced_and_keep_near_duplicates_together(chains, tmp_path):
-    report = split(chains, tmp_path / "out")
+    report = split_stages(chains, tmp_path / "out")
     stages, records = stages_of(tmp_path / "out"), {r.id: r for r in read_records(tmp_path / "out" / "records.jsonl")}
     videos = {n: {row["record"] for row in rows} for n, rows in stages.items()}
     assert not (videos[1] & videos[2] or videos[1] & videos[3] or videos[2] & videos[3])
@@ -132,23 +132,23 @@ def test_stages_are_disjoint_balanced_and_keep_near_duplicates_together(chains, 
         "bad16",
     }  # their anomaly lasts over 1 s
     assert all((tmp_path / "out" / record.video).is_file() for record in records.values())
-    assert report["families"] == 25 and report["largest_family"] == 2
+    assert report["duplicate_groups"] == 25 and report["largest_duplicate_group"] == 2
     # 28 records of 37,500 (5 K + 5 K frames' videos, 20 K, 7.5 K): 7.5, 14.9 and 5.6 videos
     assert report["factor"] == pytest.approx(28 / 37_500, abs=1e-6)
     sizes = [report["stages"][f"stage{n}"]["videos"] for n in (1, 2, 3)]
     assert 6 <= sizes[0] <= 9 and 12 <= sizes[1] <= 16 and 4 <= sizes[2] <= 8
-    assert check_folder(tmp_path / "out")[1] == []
+    assert check_split_folder(tmp_path / "out")[1] == []
 
 
 def test_the_same_seed_gives_the_same_splits_and_another_one_others(tmp_path):
     chains = make(tmp_path / "chains", normal=6, abnormal=6)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        split(chains, tmp_path / name, Splits(seed=seed))
+        split_stages(chains, tmp_path / name, Splits(seed=seed))
     assert stages_of(tmp_path / "a") == stages_of(tmp_path / "b") != stages_of(tmp_path / "c")
 
 
 def test_sizes_are_upper_bounds(chains, tmp_path):
-    report = split(chains, tmp_path, Splits(frames=4, videos=4, clips=2, rollouts=2))
+    report = split_stages(chains, tmp_path, Splits(frames=4, videos=4, clips=2, rollouts=2))
     assert report["factor"] == 1.0
     assert {name: stage["tasks"] for name, stage in report["stages"].items()} == {
         "stage1": {"frame abnormal": 2, "frame normal": 2},
@@ -159,7 +159,7 @@ def test_sizes_are_upper_bounds(chains, tmp_path):
 
 def test_the_check_finds_what_is_planted(chains, tmp_path, capsys):
     out = tmp_path / "out"
-    split(chains, out)
+    split_stages(chains, out)
     stages, records = stages_of(out), {record.id: record for record in read_records(out / "records.jsonl")}
     hashes = (
         np.random.default_rng(0).random((len(records), BITS)) < 0.5
@@ -168,7 +168,7 @@ def test_the_check_finds_what_is_planted(chains, tmp_path, capsys):
 
     def findings(changed, n):
         planted = {f"stage{number}": changed if number == n else rows for number, rows in stages.items()}
-        return " | ".join(check(planted, records, hashes, list(records), Splits()))
+        return " | ".join(check_splits(planted, records, hashes, list(records), Splits()))
 
     assert findings(stages[3], 3) == ""
     assert f"stage3 and stage1 share record {first['record']}" in findings(
@@ -196,13 +196,13 @@ def test_the_check_finds_a_near_duplicate_in_another_stage_and_the_same_file_und
                for n in names}  # fmt: skip
     rows = {n: {"record": n, "task": "scan", "window": None, "frame": None, "answer": ""} for n in names}
     stages = {"stage2": [rows["a"], rows["b"]], "stage3": [rows["c"], rows["d"]]}
-    clean = [found for found in check(stages, records, hashes, names, Splits()) if "task look" not in found]
+    clean = [found for found in check_splits(stages, records, hashes, names, Splits()) if "task look" not in found]
     assert clean == []
     hashes[2] = hashes[1] ^ (np.arange(BITS) < 0.07 * BITS)
-    found = check(stages, records, hashes, names, Splits())
+    found = check_splits(stages, records, hashes, names, Splits())
     assert any("near-duplicates in two stages: b (stage2) and c (stage3) differ in 7.0%" in one for one in found)
     records["c"] = replace(records["c"], video="./b.mp4")
-    assert any("share video b.mp4" in one for one in check(stages, records, hashes, names, Splits()))
+    assert any("share video b.mp4" in one for one in check_splits(stages, records, hashes, names, Splits()))
 
 
 def test_a_benchmark_and_its_near_duplicates_are_kept_out(chains, tmp_path, capsys, monkeypatch):
@@ -214,7 +214,7 @@ def test_a_benchmark_and_its_near_duplicates_are_kept_out(chains, tmp_path, caps
     (row,) = [record for record in read_records(chains / "records.jsonl") if record.id == "good0"]
     write_mp4(bench / "other.mp4", pattern(0)[:, ::1], 16)
     write_records(bench / "records.jsonl", [replace(row, id="bench", video="other.mp4")])
-    report = split(chains, tmp_path / "out", apart=[bench / "records.jsonl"])
+    report = split_stages(chains, tmp_path / "out", apart=[bench / "records.jsonl"])
     used = {row["record"] for rows in stages_of(tmp_path / "out").values() for row in rows}
     assert not used & {"good0", "bad14"} and report["near_benchmark"] == 2
     assert (
@@ -224,7 +224,7 @@ def test_a_benchmark_and_its_near_duplicates_are_kept_out(chains, tmp_path, caps
     *_, kept_out, unused = capsys.readouterr().out.splitlines()
     assert kept_out == "near_benchmark: 2 videos kept out" and report["unused"] == 28 - len(used)
     assert unused == f"unused: {report['unused']} videos with chains are in no stage, those kept out included"
-    wrong = check_folder(tmp_path / "out", apart=[chains / "records.jsonl"])[1]
+    wrong = check_split_folder(tmp_path / "out", apart=[chains / "records.jsonl"])[1]
     assert any("is to be kept apart" in one for one in wrong)
 
 
@@ -244,14 +244,14 @@ def test_a_benchmark_and_its_near_duplicates_are_kept_out(chains, tmp_path, caps
 )
 def test_a_missing_class_or_an_empty_stage_is_a_sentence_and_nothing_is_written(made, told, tmp_path):
     with pytest.raises(ValueError, match=told):
-        split(make(tmp_path / "chains", **made), tmp_path / "out")
+        split_stages(make(tmp_path / "chains", **made), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_folders_that_are_none(chains, tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         (tmp_path / "records.jsonl").write_text((chains / "records.jsonl").read_text())
-        split(tmp_path, tmp_path / "out")
+        split_stages(tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="frames must be at least 2"):
         Splits(frames=1)
     assert main(["data", "split", str(chains)]) == 2

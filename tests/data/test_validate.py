@@ -9,8 +9,8 @@ import pytest
 
 from cac_align.cli.main import main
 from cac_align.core.video import Video
+from cac_align.data.record_video import open_record_video
 from cac_align.data.records import Record, read_records
-from cac_align.data.synthesis.questions import open_video
 from cac_align.data.validate import RULES, validate
 from cac_align.miniature.world.settings import World
 from cac_align.miniature.world.world import make_clip, write_world
@@ -204,15 +204,15 @@ def test_a_variable_frame_rate_is_named_and_refused_and_a_rate_that_drifts_is_pu
         told, record = stated(fps, 41)
         assert told == [("video", sentence)]
         with pytest.raises(ValueError, match=f"^record a: {sentence}$"):
-            open_video(record, tmp_path)
-        assert open_video(record, tmp_path, clocked=False).frames((20,)).pixels.shape == (1, 64, 64, 3)
+            open_record_video(record, tmp_path)
+        assert open_record_video(record, tmp_path, clocked=False).frames((20,)).pixels.shape == (1, 64, 64, 3)
     jitter = write_video(path, 16, 41, stamps_ms=[1000 * n / 16 + 25 * (n % 2) for n in range(41)])  # 0.4 frames
     told, record = stated(16.0, 41)
-    assert told == [] and open_video(record, tmp_path).times_s == jitter.times_s
+    assert told == [] and open_record_video(record, tmp_path).times_s == jitter.times_s
     write_video(path, 16, 241, stamps_ms=[1000 * n / 15.9 for n in range(241)])  # 0.6 %: less than the 1 % allowed
     told, record = stated(16.0, 241)
     assert told == [("fps", "states 16, a.mkv has 15.9, which makes 1.5 frames by its end")]
-    assert open_video(record, tmp_path).times_s == tuple(
+    assert open_record_video(record, tmp_path).times_s == tuple(
         n / 16 for n in range(241)
     )  # as training and measuring read it
     assert stated(15.9, 241)[0] == []

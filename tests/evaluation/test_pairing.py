@@ -26,7 +26,7 @@ def test_prompt_and_seed_win_over_file_names(tmp_path):
     prompts(before, *({"video": f"{n}.mp4", "prompt": "a cat", "seed": s} for n, s in (("a", 1), ("b", 2))))
     prompts(after, *({"video": f"{n}.mp4", "prompt": "a cat", "seed": s} for n, s in (("a", 2), ("b", 1))))
     made = pair_up(read_folder(before), read_folder(after))
-    assert [(pair.before.name, pair.after.name, pair.by) for pair in made.pairs] == [
+    assert [(pair.before.name, pair.after.name, pair.matched_by) for pair in made.pairs] == [
         ("a.mp4", "b.mp4", "prompt and seed"),
         ("b.mp4", "a.mp4", "prompt and seed"),
     ]

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 from cac_align.core.answer import read_answer
 from cac_align.core.judgement import Anomaly, Window
+from cac_align.data.record_video import open_record_video
 from cac_align.data.records import read_records, write_records
-from cac_align.data.synthesis.questions import Question, conversation, open_video, told, truth
+from cac_align.data.synthesis.questions import RecordQuestion, expected_anomalies, question_conversation
 from cac_align.data.synthesis.synthesise import Synthesis, synthesise
-from cac_align.data.synthesis.verify import faults
+from cac_align.data.synthesis.teacher_context import teacher_context
+from cac_align.data.synthesis.verify import answer_faults
 from cac_align.miniature.teacher.ground_truth import GroundTruth
 from cac_align.miniature.world.settings import World
 from cac_align.miniature.world.world import write_world
@@ -21,9 +23,11 @@ def rows(path):
 def test_the_ground_truth_retells_a_finding_of_somebody_in_the_scene_and_keeps_its_words_elsewhere(tmp_path):
     path = write_world(2, 1_430_004, tmp_path, World(num_frames=(17,), length_weights=()))
     of = next(record for record in read_records(path) if record.status == "normal")
-    video = open_video(of, tmp_path)
+    video = open_record_video(of, tmp_path)
     frames = video.sample(4)
-    lent = Anomaly("Motion Anomalies", Window(0.25, 0.5), "the mauve ball, a red ball, suddenly disappears", "red ball")
+    donated = Anomaly(
+        "Motion Anomalies", Window(0.25, 0.5), "the mauve ball, a red ball, suddenly disappears", "red ball"
+    )
     answers = {}
     for prompt in (
         "a blue lamp stays lit and a green ball bounces on sand",
@@ -31,10 +35,12 @@ def test_the_ground_truth_retells_a_finding_of_somebody_in_the_scene_and_keeps_i
         "people in a park",
     ):
         record = replace(of, prompt=prompt)
-        alarm = Question(record, "scan", supposed=(lent,), donor="d")
-        asked = told(alarm, frames, video, close_ups=False) + conversation(alarm, frames, wording="brief")
+        alarm = RecordQuestion(record, "scan", suspected=(donated,), donor="d")
+        asked = teacher_context(alarm, frames, video, close_ups=False) + question_conversation(
+            alarm, frames, wording="brief"
+        )
         (reply,) = GroundTruth([record]).answer([asked], max_new_tokens=400)
-        assert faults(reply.text, truth(alarm, frames), frames, number=1, strict=True) == ()
+        assert answer_faults(reply.text, expected_anomalies(alarm, frames), frames, number=1, strict=True) == ()
         answers[prompt] = read_answer(reply.text, number=1, frames=frames.indices, times_s=frames.times_s)
     told_of = [(turn.anomalies[0].reason.split(", ")[1], turn.anomalies[0].region) for turn in answers.values()]
     assert told_of == [("a green ball", "green ball"), ("a blue lamp", "blue lamp"), ("a red ball", "red ball")]

@@ -16,7 +16,7 @@ from cac_align.core.judgement import ANOMALY_TYPES
 from cac_align.core.video import Video
 from cac_align.data.records import Record, read_records, write_records
 from cac_align.data.synthesis.synthesise import Synthesis, synthesise
-from cac_align.data.visibility import length_s
+from cac_align.data.visibility import window_duration_s
 from cac_align.miniature.teacher.ground_truth import GroundTruth
 from cac_align.miniature.world.grammar import COLOURS, KINDS, parse_prompt
 from cac_align.miniature.world.settings import World
@@ -126,7 +126,7 @@ def first_looks(folder, records):
         status: [
             (conversation(stage, sample)[0][0].text.split("first_look>")[1], sample)
             for sample in stage.training["look", status]
-            if length_s(sample.window, fps[sample.record]) < 1.0
+            if window_duration_s(sample.window, fps[sample.record]) < 1.0
         ]
         for status in ("normal", "abnormal")
     }
@@ -314,7 +314,7 @@ def test_empty_splits_and_missing_classes(tmp_path):
         read_stage(DataRecipe(folder=str(made), samples="nothing.jsonl"), ("scan",), 0)
 
 
-@pytest.mark.parametrize("name", ["held_out", "max_bad", "look_share", "foreign_suspicion"])
+@pytest.mark.parametrize("name", ["held_out", "max_bad", "look_share", "false_alarm_share"])
 def test_a_share_outside_zero_and_one_is_named(name):
     for wrong in (-0.1, 1.5):
         with pytest.raises(ValueError, match=rf"data\.{name} is a share in \[0, 1\], received {wrong}"):

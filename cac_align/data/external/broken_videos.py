@@ -1,9 +1,8 @@
-"""BrokenVideos (3,254 generated videos with pixel masks of broken regions) as records: masks → connected components → boxes.
+"""BrokenVideos (3,254 generated videos with pixel masks of broken regions) as records.
 
-video + its masks (a video, or a folder of PNGs) → components per frame (scipy.ndimage) → runs of masked frames → Record
-
-Masks carry no label, so every anomaly gets the ``kind`` the caller names. The set holds no normal videos: pair it with others for
-anything but recall and localisation.
+The connected components of each frame's mask become boxes, runs of masked frames become anomalies.
+Masks carry no label, so every anomaly gets the type that the caller names. The set has no normal
+videos: use it for recall and localisation, or together with others.
 """
 
 from __future__ import annotations
@@ -11,21 +10,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
 from cac_align.core.judgement import Anomaly, Box, Window
-from cac_align.core.video import Video
-from cac_align.data.external import Loaded, finished, opened
-from cac_align.data.records import Record
+from cac_align.core.video import VIDEO_SUFFIXES, Video
+from cac_align.data.external import open_or_reason
+from cac_align.data.records import LoadedRecords, Record, loaded_records
 
-UNVERIFIED = (
+_UNVERIFIED = (
     "The archive was not available: that masks are named like their video, as a mask video or a folder of numbered PNGs with one mask "
     "per source frame, is assumed. The project page only says that each clip comes with a mask-annotated version.",
     "Whether masks are binary is unknown; a pixel counts as broken where its brightness exceeds 127.",
 )
-VIDEO_SUFFIXES = (".mp4", ".mov", ".webm", ".gif", ".avi", ".mkv")
 
 
 def load(
@@ -35,12 +34,16 @@ def load(
     kind: str = "Object Distortion",
     smallest_area: float = 5e-4,
     largest_gap_frames: int = 2,
-) -> Loaded:
+) -> LoadedRecords:
     """Read a folder of videos and a folder of masks with the same names.
 
-    kind: our type for every anomaly. smallest_area: components below this share of the frame are speckle of the mask's compression
-    and are dropped (counted in ``extra``). largest_gap_frames: masked frames closer than this belong to one anomaly.
-    Raises ``ValueError`` for masks that do not fit their video in number or shape, or a video folder without videos.
+    kind: our type for every anomaly.
+    smallest_area: components below this share of the frame count as compression noise and are
+        dropped (their number is kept in ``extra``).
+    largest_gap_frames: masked frames no farther apart than this belong to one anomaly.
+
+    Raises ``ValueError`` for masks that differ from their video in number or shape, or a folder
+    without videos.
     """
     root, mask_root = Path(videos), Path(masks)
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
@@ -48,15 +51,15 @@ def load(
     left_out: dict[str, str] = {}
     for path in files:
         name = path.relative_to(root).with_suffix("").as_posix()
-        video = opened(path)
+        video = open_or_reason(path)
         if isinstance(video, str):
             left_out[name] = video
             continue
-        broken = read_masks(mask_root / name, video)
-        if isinstance(broken, str):
-            left_out[name] = broken
+        masks_or_reason = read_masks(mask_root / name, video)
+        if isinstance(masks_or_reason, str):
+            left_out[name] = masks_or_reason
             continue
-        found = [components(mask, smallest_area) for mask in broken]
+        found = [mask_boxes(mask, smallest_area) for mask in masks_or_reason]
         boxes = {frame: kept for frame, (kept, _) in enumerate(found) if kept}
         if not boxes:
             left_out[name] = "mask empty: no broken region is marked"
@@ -86,11 +89,12 @@ def load(
                 extra={"speckles_dropped": sum(dropped for _, dropped in found)},
             )
         )
-    return finished(records, left_out, UNVERIFIED, str(root))
+    return loaded_records(records, left_out, str(root), _UNVERIFIED)
 
 
 def read_masks(place: Path, video: Video) -> Bool[np.ndarray, "T H W"] | str:
-    """One mask per source frame, from ``place``'s mask video or its folder of numbered PNGs; or why there is none.
+    """One mask per source frame, from a mask video or a folder of numbered PNGs; or why there is
+    none.
 
     Raises ``ValueError`` when their number or size is not the video's.
     """
@@ -110,7 +114,7 @@ def read_masks(place: Path, video: Video) -> Bool[np.ndarray, "T H W"] | str:
         )
         if file is None:
             return f"mask missing: expected {place}.mp4 or a folder {place}"
-        source = opened(file)
+        source = open_or_reason(file)
         if isinstance(source, str):
             return f"mask {source}"
         frames = list(source.frames(range(len(source))).pixels.max(axis=-1))
@@ -140,12 +144,16 @@ def _png(path: Path) -> np.ndarray:
         return np.asarray(image.convert("L"))
 
 
-def components(mask: Bool[np.ndarray, "H W"], smallest_area: float) -> tuple[tuple[Box, ...], int]:
-    """The boxes of a mask's 8-connected components, and how many were dropped for covering less than ``smallest_area`` of it."""
+def mask_boxes(mask: Bool[np.ndarray, "H W"], smallest_area: float) -> tuple[tuple[Box, ...], int]:
+    """Boxes of a mask's 8-connected components, and the number of components dropped as too small.
+
+    smallest_area: share of the mask.
+    """
     from scipy.ndimage import find_objects, label
 
     height, width = mask.shape
-    regions, count = label(mask, structure=np.ones((3, 3), dtype=int))
+    labelled: Any = label(mask, structure=np.ones((3, 3), dtype=int))
+    regions, count = labelled
     sizes = np.bincount(regions.ravel(), minlength=count + 1)[1:]
     boxes = [
         Box.from_pixels(columns.start, rows.start, columns.stop, rows.stop, width, height)
@@ -156,7 +164,9 @@ def components(mask: Bool[np.ndarray, "H W"], smallest_area: float) -> tuple[tup
 
 
 def runs(frames: Sequence[int], largest_gap: int) -> list[list[int]]:
-    """Split increasing frame numbers where more than ``largest_gap`` frames lie between two of them."""
+    """Split increasing frame numbers where more than ``largest_gap`` frames lie between two of
+    them.
+    """
     found: list[list[int]] = []
     for frame in frames:
         if found and frame - found[-1][-1] - 1 <= largest_gap:

@@ -1,9 +1,10 @@
-"""GeneVA (16,356 generated videos with per-frame artefact boxes, labels, descriptions and ratings) as records.
+"""GeneVA (16,356 generated videos with per-frame artefact boxes, labels, descriptions and ratings)
+as records.
 
-JSON list or JSON Lines, one object per video → boxes of one label and description form one anomaly → Record
-
-The data set's address was a placeholder on its own page, so its keys, its label names and its box order are unknown: ``Fields``
-names the keys, ``table`` (no default) maps the labels, ``boxes`` says how a box is written. A video without boxes is normal.
+Input is a JSON list or JSON Lines with one object per video. Boxes with one label and
+description form one anomaly; a video without boxes is normal. The data set's address was a
+placeholder on its own page, so its keys, label names and box order are settings: ``Fields``
+names the keys, ``table`` (no default) maps the labels, ``boxes`` says how a box is written.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Any, Literal
 
 from cac_align.core.judgement import ANOMALY_TYPES, Anomaly, Box, Window
 from cac_align.core.video import Video
-from cac_align.data.external import Loaded, check_fields, finished, mapped, opened, record_of
-from cac_align.data.records import Record
+from cac_align.data.external import check_fields, map_label, open_or_reason, record_of
+from cac_align.data.records import LoadedRecords, Record, loaded_records
 
 BoxForm = Literal["xyxy_px", "xywh_px", "xyxy_fraction", "xywh_fraction"]
 
-UNVERIFIED = (
+_UNVERIFIED = (
     "No file of GeneVA was available (the project page linked to a placeholder): keys, label names, box order and whether frames "
     "count from 0 are all settings of this loader, not facts.",
     "That a video without boxes is free of artefacts is assumed from the page's text.",
@@ -30,7 +31,7 @@ UNVERIFIED = (
 
 @dataclass(frozen=True)
 class Fields:
-    """Their key for each thing; ``ratings`` are kept under ``extra``. First seven: per video, then per box."""
+    """The data set's keys: three per video, then four per box. ``ratings`` are kept in ``extra``."""
 
     video: str = "video"
     prompt: str = "prompt"
@@ -50,10 +51,12 @@ def load(
     fields: Fields = Fields(),
     boxes: BoxForm = "xyxy_px",
     first_frame: int = 0,
-) -> Loaded:
-    """Read GeneVA annotations. table: their label → one of our five types, or None to drop it. first_frame: the number of frame 0.
+) -> LoadedRecords:
+    """Read GeneVA annotations.
 
-    Raises ``ValueError`` for a table that maps to no type of ours, an unknown field or label, a frame outside the video, a bad box.
+    table: by label one of our five types, or None to drop it. first_frame: the number of the first
+    frame. Raises ``ValueError`` for a table with other types, an unknown field or label, a frame
+    outside the video, or a bad box.
     """
     strange = sorted({kind for kind in table.values() if kind is not None} - set(ANOMALY_TYPES))
     if strange:
@@ -70,8 +73,8 @@ def load(
             check_fields(
                 item, required=(fields.frame, fields.box, fields.label), optional=(fields.description,), where=where
             )
-        kinds = [mapped(item[fields.label], table, where=where) for item in row[fields.annotations]]
-        video = opened(Path(videos) / name)
+        kinds = [map_label(item[fields.label], table, where=where) for item in row[fields.annotations]]
+        video = open_or_reason(Path(videos) / name)
         if isinstance(video, str):
             left_out[name] = video
             continue
@@ -109,7 +112,7 @@ def load(
                 extra={key: row[key] for key in fields.ratings if key in row},
             )
         )
-    return finished(records, left_out, UNVERIFIED, str(path))
+    return loaded_records(records, left_out, str(path), _UNVERIFIED)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

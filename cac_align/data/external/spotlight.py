@@ -1,9 +1,9 @@
-"""Spotlight (arXiv 2511.18102): 600 generated videos with 1,604 typed, timed and explained errors, no boxes, as records.
+"""Spotlight (arXiv 2511.18102) as records: 600 generated videos with 1,604 typed, timed and
+explained errors, no boxes.
 
-JSON list → errors → LABELS → windows in seconds → Record; compare with localisation.match_errors (our protocol)
-
-Prompt adherence and logic are out of CaC's scope: such errors are dropped, and a video that has no other is left out, because it is
-neither normal nor anomalous in our sense. A global error lasts from the first frame to the last.
+Prompt adherence and logic are outside CaC's scope: such errors are dropped, and a video with no
+others is left out, because it is neither normal nor anomalous in our sense. A global error lasts
+from the first frame to the last. Compare judges with ``matching.match_errors``.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 
 from cac_align.core.judgement import Anomaly, Window
 from cac_align.core.video import Video
-from cac_align.data.external import Loaded, check_fields, finished, mapped, opened, record_of
-from cac_align.data.records import Record
+from cac_align.data.external import check_fields, map_label, open_or_reason, record_of
+from cac_align.data.records import LoadedRecords, Record, loaded_records
 
-UNVERIFIED = (
+_UNVERIFIED = (
     "Neither the files nor their address could be found: the JSON layout below is ours (one object per video: video, prompt, model, "
     "errors; an error has type, explanation, and either start_s and end_s, segments, or scope 'global'). Convert to it.",
     "Spotlight's own metric definitions could not be read; localisation.match_errors is our protocol, not its leaderboard's.",
     "The label names follow the paper's summary and the project page; the files may spell them otherwise and will then be refused.",
 )
 
-LABELS: Mapping[str, str | None] = {
+SPOTLIGHT_LABELS: Mapping[str, str | None] = {
     "Physics": "Physical Violations",
     "Physical Violations": "Physical Violations",
     "Motion": "Motion Anomalies",
@@ -36,11 +36,13 @@ LABELS: Mapping[str, str | None] = {
     "Adherence": None,
     "Logical": None,
 }
-"""Six types under the names the sources use → our types; None: out of scope. Object and Character have no counterpart."""
+"""Their error types, in the spellings of paper and page → our types; None: out of scope."""
 
 
-def load(path: str | Path, *, videos: str | Path, table: Mapping[str, str | None] = LABELS) -> Loaded:
-    """Read the JSON list. Raises ``ValueError`` for an unknown field or label, or a segment outside its video."""
+def load(path: str | Path, *, videos: str | Path, table: Mapping[str, str | None] = SPOTLIGHT_LABELS) -> LoadedRecords:
+    """Read the JSON list. Raises ``ValueError`` for an unknown field or label, or a segment outside
+    its video.
+    """
     rows = json.loads(Path(path).read_text(encoding="utf-8"))
     records: list[Record] = []
     left_out: dict[str, str] = {}
@@ -51,8 +53,8 @@ def load(path: str | Path, *, videos: str | Path, table: Mapping[str, str | None
         for error in row["errors"]:
             optional = ("start_s", "end_s", "segments", "scope", "difficulty")
             check_fields(error, required=("type", "explanation"), optional=optional, where=where)
-        kinds = [mapped(error["type"], table, where=where) for error in row["errors"]]
-        video = opened(Path(videos) / name)
+        kinds = [map_label(error["type"], table, where=where) for error in row["errors"]]
+        video = open_or_reason(Path(videos) / name)
         if isinstance(video, str):
             left_out[name] = video
             continue
@@ -75,7 +77,7 @@ def load(path: str | Path, *, videos: str | Path, table: Mapping[str, str | None
                 extra={"model": row.get("model", ""), "dropped": sum(kind is None for kind in kinds)},
             )
         )
-    return finished(records, left_out, UNVERIFIED, str(path))
+    return loaded_records(records, left_out, str(path), _UNVERIFIED)
 
 
 def _windows(error: Mapping[str, Any], video: Video, where: str) -> list[Window]:

@@ -1,9 +1,9 @@
-"""VideoPhy-2 (arXiv 2503.06800, MIT): its table of human physics judgements as records without times or boxes.
+"""VideoPhy-2 (arXiv 2503.06800, MIT) as records without times or boxes: people's judgements of
+physics.
 
-CSV of videophy2_test → rules people saw broken → Physical Violations → Record(extra: sa, pc, joint)
-
-Normal means: physical commonsense ≥ 4 of 5 (the benchmark's own pass mark) and no rule seen broken. A video rated below 4 without
-a named rule is abnormal, with the rating as its reason. List columns are strings that hold *Python* literals, not JSON.
+Normal means: physical commonsense of at least 4 of 5 (the benchmark's own pass mark) and no rule
+seen violated. A video rated below 4 without a named rule is abnormal, with the rating as its
+reason. List columns are strings with Python literals, not JSON.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from cac_align.core.judgement import Anomaly
-from cac_align.data.external import Loaded, check_fields, finished, opened, record_of
-from cac_align.data.records import Record
+from cac_align.data.external import check_fields, open_or_reason, record_of
+from cac_align.data.records import LoadedRecords, Record, loaded_records
 
 PASS = 4
 REQUIRED = ("caption", "video_url", "sa", "pc")
-RULES = (
+RULE_COLUMNS = (
     "physics_rules_followed",
     "physics_rules_unfollowed",
     "physics_rules_cannot_be_determined",
     "human_violated_rules",
 )
 OPTIONAL = (
-    *RULES,
+    *RULE_COLUMNS,
     "joint",
     "action",
     "category",
@@ -38,18 +38,19 @@ OPTIONAL = (
     "local_path",
 )
 
-UNVERIFIED = (
+_UNVERIFIED = (
     "Columns follow the data set's card; the rows themselves were not seen. `local_path` is added by common download scripts.",
     "The file name of a video is taken from its URL's last part; two URLs with one name are an error.",
     "Whether a rule that people wrote themselves (human_violated_rules) was also visible to other raters is unknown.",
 )
 
 
-def load(path: str | Path, *, videos: str | Path) -> Loaded:
-    """Read the CSV. ``videos``: the folder with the downloaded files, under ``local_path`` or the last part of ``video_url``.
+def load(path: str | Path, *, videos: str | Path) -> LoadedRecords:
+    """Read the CSV. videos: the folder of the files, called by ``local_path`` or the last part of
+    ``video_url``.
 
-    Raises ``ValueError`` for an unknown column, a rating outside 1-5, a list that is no Python literal, or a ``joint`` that
-    contradicts its ratings (a sign of shifted columns).
+    Raises ``ValueError`` for an unknown column, a rating outside 1-5, a list that is no Python
+    literal, or a ``joint`` that contradicts its ratings (a sign of shifted columns).
     """
     records: list[Record] = []
     left_out: dict[str, str] = {}
@@ -68,11 +69,11 @@ def load(path: str | Path, *, videos: str | Path) -> Loaded:
                 raise ValueError(
                     f"{where}: joint={row['joint']} contradicts sa={sa}, pc={pc}; are the columns shifted?"
                 )
-            rules = {key: _rules(row.get(key, ""), key, where) for key in RULES}
-            broken = [*rules["physics_rules_unfollowed"], *rules["human_violated_rules"]]
-            if pc < PASS and not broken:
-                broken = [f"physical commonsense rated {pc} of 5, no rule named"]
-            video = opened(Path(videos) / name)
+            rules = {key: _rules(row.get(key, ""), key, where) for key in RULE_COLUMNS}
+            violated = [*rules["physics_rules_unfollowed"], *rules["human_violated_rules"]]
+            if pc < PASS and not violated:
+                violated = [f"physical commonsense rated {pc} of 5, no rule named"]
+            video = open_or_reason(Path(videos) / name)
             if isinstance(video, str):
                 left_out[name] = video
                 continue
@@ -81,13 +82,13 @@ def load(path: str | Path, *, videos: str | Path) -> Loaded:
                     video,
                     id=name,
                     prompt=row["caption"],
-                    anomalies=tuple(Anomaly("Physical Violations", None, rule) for rule in broken),
+                    anomalies=tuple(Anomaly("Physical Violations", None, rule) for rule in violated),
                     annotator="VideoPhy-2",
                     extra={"sa": sa, "pc": pc, "joint": sa >= PASS and pc >= PASS}
                     | {key: row[key] for key in ("model_name", "is_hard", "category") if row.get(key)},
                 )
             )
-    return finished(records, left_out, UNVERIFIED, str(path))
+    return loaded_records(records, left_out, str(path), _UNVERIFIED)
 
 
 def _rating(row: dict[str, Any], key: str, where: str) -> int:

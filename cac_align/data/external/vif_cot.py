@@ -1,10 +1,11 @@
-"""ViF-CoT-4K (Skyra, arXiv 2512.15693): the findings inside its supervision text become windows, boxes and our five types.
+"""ViF-CoT-4K (Skyra, arXiv 2512.15693) as records: the findings in its supervision text become
+windows, boxes and types.
 
-ladm_sft.json → assistant text → <type>…</type> in <t>[s, e]</t> at <bbox>[…]</bbox> → LABELS (reference table 11.1) → Record
-
-A real video is normal; a fake one is abnormal with its mapped findings. A fake video whose findings are all of dropped kinds
-(blur, colour, light: global quality) is left out: nobody said that it is free of anomalies. There are no prompts.
-The box holds for the whole time segment, so it stands on every source frame of the window.
+Findings have the form <type>…</type> in <t>[s, e]</t> at <bbox>[…]</bbox>. A real video is normal;
+a fake one is abnormal with its mapped findings. A fake video whose findings are all of dropped
+kinds (blur, colour, light: global quality) is left out, since nobody said that it is free of
+anomalies. There are no prompts. The box holds for the whole segment, so it is placed on every
+source frame of the window.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from typing import Any, Literal
 
 from cac_align.core.judgement import ANOMALY_TYPES, Anomaly, Box, Window, shown_frames
 from cac_align.core.video import Video
-from cac_align.data.external import Loaded, check_fields, finished, mapped, opened, record_of
-from cac_align.data.records import Record
+from cac_align.data.external import check_fields, map_label, open_or_reason, record_of
+from cac_align.data.records import LoadedRecords, Record, loaded_records
 
 BoxUnits = Literal["fraction", "thousandth", "pixel"]
 
-UNVERIFIED = (
+_UNVERIFIED = (
     "The JSON itself was not seen. A public third-party loader reads `messages` (role, content) and `images`; `conversations` (from, "
     "value), LLaMA-Factory's other name for the same thing, is accepted too.",
     "Box units: fractions of the frame with [0, 0, 0, 0] for 'no box' are inferred from examples in the reward code; set box_units.",
@@ -32,9 +33,11 @@ UNVERIFIED = (
 
 OBJECT, HUMAN, MOTION, PHYSICS, CHARACTER = ANOMALY_TYPES
 BY_REGION = "by region"
-"""Marks labels that are Human Distortion when the sentence names a person or a body part, else Object Distortion."""
+"""For labels that mean Human Distortion where the sentence names a person or a body part, else
+Object Distortion.
+"""
 
-LABELS: Mapping[str, str | None] = {
+SKYRA_LABELS: Mapping[str, str | None] = {
     "Structure Anomaly": BY_REGION,
     "Texture Jittering": MOTION,
     "Unnatural Blur": None,
@@ -79,8 +82,12 @@ _PERSON = re.compile(
 def labels(
     *, appearance: Literal["motion", "object"] = "motion", lighting: Literal["drop", "physics"] = "drop"
 ) -> dict[str, str | None]:
-    """The label table with its two open choices: objects that appear or vanish (CaC B.1.2: motion; A.2: object), and lighting."""
-    table = dict(LABELS)
+    """The label table with its two open choices.
+
+    appearance: objects that appear or vanish (CaC B.1.2: motion; A.2: object). lighting: drop, or
+    physics.
+    """
+    table = dict(SKYRA_LABELS)
     for name in APPEARANCE:
         table[name] = MOTION if appearance == "motion" else OBJECT
     table[LIGHTING] = None if lighting == "drop" else PHYSICS
@@ -91,38 +98,40 @@ def load(
     path: str | Path,
     *,
     videos: str | Path,
-    table: Mapping[str, str | None] = LABELS,
+    table: Mapping[str, str | None] = SKYRA_LABELS,
     box_units: BoxUnits = "fraction",
-) -> Loaded:
-    """Read ``ladm_sft.json``. ``videos``: the folder that holds ``<source>/{real|fake}/[generator]/<id>.mp4``.
+) -> LoadedRecords:
+    """Read ``ladm_sft.json``. videos: the folder that holds
+    ``<source>/{real|fake}/[generator]/<id>.mp4``.
 
-    Raises ``ValueError`` for an unknown field, role or label, text without an answer, or a box outside its units.
+    Raises ``ValueError`` for an unknown field, role or label, text without an answer, or a box
+    outside its units.
     """
     rows = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(rows, list):
         raise ValueError(f"{path}: expected a JSON list of conversations, received {type(rows).__name__}")
     records: list[Record] = []
     left_out: dict[str, str] = {}
-    seen: set[str] = set()
+    names: set[str] = set()
     for number, row in enumerate(rows):
         where = f"{path}[{number}]"
         text, images = _conversation(row, where)
         place, truth = _place(images, where)
         name = str(place)
-        if name in seen:
-            raise ValueError(f"{where}: {name} stands twice; one record per video")
-        seen.add(name)
+        if name in names:
+            raise ValueError(f"{where}: {name} occurs twice; one record per video")
+        names.add(name)
         answer = re.search(r"<answer>\s*(Fake|Real)\s*</answer>", text, re.IGNORECASE)
         if answer is None:
             raise ValueError(
                 f"{where}: expected <answer>Fake</answer> or <answer>Real</answer> in the assistant's text, found neither"
             )
         findings = [found for found in _FINDING.finditer(text) if found["label"]]
-        kinds = [(found, mapped(found["label"], table, where=where)) for found in findings]
+        kinds = [(found, map_label(found["label"], table, where=where)) for found in findings]
         if answer[1].lower() != truth:
             left_out[name] = f"contradiction: the folder says {truth}, the text says {answer[1]}"
             continue
-        video = opened(Path(videos) / f"{place}.mp4")
+        video = open_or_reason(Path(videos) / f"{place}.mp4")
         if isinstance(video, str):
             left_out[name] = video
             continue
@@ -149,11 +158,13 @@ def load(
                 },
             )
         )
-    return finished(records, left_out, UNVERIFIED, str(path))
+    return loaded_records(records, left_out, str(path), _UNVERIFIED)
 
 
 def _conversation(row: Any, where: str) -> tuple[str, list[str]]:
-    """The assistant's last text and the image paths of one row, in either of LLaMA-Factory's two spellings."""
+    """The assistant's last text and the image paths of a row, in either of LLaMA-Factory's two
+    layouts.
+    """
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected an object, received {type(row).__name__}")
     key = "messages" if "messages" in row else "conversations"
@@ -174,7 +185,9 @@ def _conversation(row: Any, where: str) -> tuple[str, list[str]]:
 
 
 def _place(images: list[str], where: str) -> tuple[PurePosixPath, str]:
-    """`<source>/{real|fake}/[generator]/<id>` of a row, from its first frame's path, and which of the two it is."""
+    """``<source>/{real|fake}/[generator]/<id>`` of a row, from its first frame's path, and which of
+    the two it is.
+    """
     parts = PurePosixPath(images[0]).parts
     if "parsed_frames" not in parts:
         raise ValueError(
@@ -205,7 +218,9 @@ def _anomaly(text: str, found: re.Match[str], kind: str, video: Video, units: Bo
 
 
 def _sentence(text: str, found: re.Match[str]) -> str:
-    """The words about a finding, without tags: its sentence, and the one before it where the finding is a sentence of its own."""
+    """The words about a finding, without tags: its sentence, and the one before it if it has no
+    words of its own.
+    """
     before, after = text[: found.start()], text[found.end() :]
     before = (
         before[before.rfind("</bbox>") + len("</bbox>") :] if "</bbox>" in before else before
@@ -220,7 +235,9 @@ def _sentence(text: str, found: re.Match[str]) -> str:
 
 
 def _box(text: str, video: Video, units: BoxUnits, where: str) -> Box | None:
-    """The box on our grid; None for [0, 0, 0, 0]. Raises ``ValueError`` where it cannot be meant in these units."""
+    """The box on our grid; None for [0, 0, 0, 0]. Raises ``ValueError`` where it is impossible in
+    these units.
+    """
     try:
         corners = [float(part) for part in text.split(",")]
     except ValueError as error:

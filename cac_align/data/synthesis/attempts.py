@@ -1,8 +1,8 @@
-"""Every answer a teacher ever gave, kept: an append-only JSONL that is the resume point and the audit trail of a synthesis.
+"""Every answer of a teacher, in an append-only JSON Lines file: the resume point and audit trail of
+a synthesis.
 
-Attempt → AttemptLog.add (one line, on disk before the next question) · AttemptLog(path) → what was asked before, by question
-
-A last line torn by a dead process is moved to ``<file>.torn``. One process writes at a time; a second one is refused.
+A last line that a killed process left unfinished is moved to ``<file>.torn``. One process writes
+at a time; a second one is refused.
 """
 
 from __future__ import annotations
@@ -22,10 +22,16 @@ from cac_align.runs.files import atomic_write
 
 @dataclass(frozen=True)
 class Attempt:
-    """One answer. reasons: against it (empty: verified). error: teacher or reviewer gave no answer; this counts as no round.
+    """One answer of the teacher.
 
-    key: the question's (``Question.key``). task: its ``label``. round: 1 is the first. num_prompt_tokens, num_tokens: with a
-    reviewer's. unreviewed: the text stands, only its review is missing; the review's own line counts the reviewer's tokens alone.
+    key: of the question (``RecordQuestion.key``).
+    task: its ``label``.
+    round: counted from 1.
+    reasons: against the answer; none means verified.
+    error: why teacher or reviewer gave no answer; such an attempt is no round.
+    num_prompt_tokens, num_tokens: including a reviewer's.
+    unreviewed: the answer is fine and only its review is missing. The review's own line counts the
+        reviewer's tokens alone.
     """
 
     key: str
@@ -45,7 +51,7 @@ class Attempt:
 
     @property
     def answer(self) -> str:
-        """The one JSON object of a verified answer, without the words around it: it ends where ``read_answer`` ended it."""
+        """The JSON object of a verified answer, without text around it."""
         start = self.text.index("{")
         _, end = json.JSONDecoder(strict=False).raw_decode(self.text, start)
         return self.text[start:end]
@@ -56,7 +62,9 @@ class Attempt:
 
 
 def claim_folder(path: Path, made: Mapping[str, str]) -> None:
-    """Say in ``path`` how its folder is made. Raises ``ValueError`` where it says that the folder was made otherwise."""
+    """Record in ``path`` how its folder is made. Raises ``ValueError`` where the folder was made
+    otherwise.
+    """
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         other = sorted(name for name in {*made, *before} if made.get(name) != before.get(name))
@@ -70,8 +78,11 @@ def claim_folder(path: Path, made: Mapping[str, str]) -> None:
 
 
 class AttemptLog:
-    """The log at ``path``, made when it does not exist. Thread-safe. Raises ``ValueError`` while another process writes it, or for a
-    line in the middle that is damaged."""
+    """The log at ``path``, created when it does not exist. Thread-safe.
+
+    Raises ``ValueError`` while another process writes it, and for a damaged line that is not the
+    last.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -102,18 +113,21 @@ class AttemptLog:
         os.close(self._fd)
 
     def rounds(self, key: str) -> list[Attempt]:
-        """The answers to a question so far, in order; what brought no answer is left out."""
+        """The answers to a question so far, in order, without failed attempts."""
         with self._lock:
             return [attempt for attempt in self.by_key.get(key, ()) if attempt.error is None]
 
     def unreviewed(self, key: str) -> Attempt | None:
-        """The last answer to a question, where only its review is missing."""
+        """The last attempt at a question if only its review is missing."""
         with self._lock:
-            last = self.by_key.get(key, (None,))[-1]
+            attempts = self.by_key.get(key)
+            last = attempts[-1] if attempts else None
         return last if last is not None and last.unreviewed else None
 
     def add(self, attempt: Attempt) -> None:
-        """Keep an attempt; on return it is in the file. Raises ``OSError`` when it cannot be written whole."""
+        """Append an attempt; on return it is in the file. Raises ``OSError`` when it cannot be
+        written whole.
+        """
         # ASCII, because a teacher's text may hold U+2028 and its like, at which many a reader splits lines.
         line = (json.dumps(asdict(attempt)) + "\n").encode("ascii")
         with self._lock:
@@ -126,7 +140,7 @@ class AttemptLog:
             self._keep(attempt)
 
     def totals(self) -> dict[str, int]:
-        """Answers, failures and tokens of everything in the file; counted as it grows."""
+        """Numbers of answers, rejections, failures and tokens in the file."""
         with self._lock:
             return {
                 name: self._totals[name]

@@ -1,19 +1,27 @@
-"""Chains of thought from annotations: a teacher who knows what is wrong explains it, and only what agrees with people is kept.
+"""Chains of thought from annotations: a teacher that knows the annotation explains it, and only
+verified answers are kept.
 
-records → questions.plan → teacher (told what people found) → verify → again with the reasons, five rounds at most → chains.jsonl
+A rejected answer is asked for again with the reasons, five rounds at most; decoding is greedy, so
+the reasons are what changes the answer. Only the question and the accepted answer become a sample.
 
-A record is verified in the round in which the last of its scan and looks is: within three rounds its anomalies are salient, in the
-fourth or fifth non-salient, else it is discarded with the reason (Sec. 3.1). Decoding is greedy, so a further round quotes what was
-wrong; what the student will see is the question and the accepted answer alone. A single frame that fails costs only itself, and
-so does an answer in a single turn (task "single", for the single-turn formulation).
+A record is verified in the round in which the last of its scan and looks is. Within three rounds
+its anomalies are salient, in the fourth or fifth non-salient; otherwise the record is discarded
+with the reason (Sec. 3.1). A single frame or a single-turn answer that fails costs only that
+sample.
 
-A false alarm (``questions``) is asked for before the look that is told it, and verified like a scan, against what it is to
-suspect; it is no sample of its own, and its rounds say nothing about salience. Where it is discarded the next donor's finding is
-borrowed; where none is left, an abnormal record's look is told its own scan, and a normal one's is lost ("no alarm").
+A false alarm (see ``false_alarms``) is asked before the look that is given it, and verified like a
+scan, against what it is to suspect. It is no sample, and its rounds say nothing about salience. If
+it fails, the next donor is tried. Without donors, an abnormal record's look is given its own scan,
+and a normal record's look is lost ("no alarm").
 
-    out/attempts.jsonl   every answer, rejected ones with their reasons: the resume point     out/synthesis.json   who made it, how
-    out/chains.jsonl     accepted answers as samples          out/records.jsonl   the records they belong to, with saliency
-    out/discarded.jsonl  record, task, reason                 out/report.json     counts, tokens, cost
+Files in ``out``:
+
+    attempts.jsonl   every answer, rejected ones with their reasons: the resume point
+    synthesis.json   how the folder is made
+    chains.jsonl     accepted answers as samples
+    records.jsonl    the records they belong to, with saliency
+    discarded.jsonl  record, task, reason
+    report.json      counts, tokens, cost
 
 Source: CaC (arXiv 2605.11723) Sec. 3.1, Appendix B.2, Figs. S4 to S6.
 """
@@ -36,63 +44,75 @@ from cac_align.cac.prompts import wording_hash
 from cac_align.cac.single_turn import single_turn_hash
 from cac_align.core.judgement import Turn
 from cac_align.core.video import Frames, Video
-from cac_align.data.records import Record, moved, write_records
+from cac_align.data.record_video import open_record_video
+from cac_align.data.records import Record, moved_record, write_records
 from cac_align.data.synthesis.attempts import Attempt, AttemptLog, claim_folder
+from cac_align.data.synthesis.plan import plan_questions
 from cac_align.data.synthesis.prompts import filled, texts_hash
 from cac_align.data.synthesis.questions import (
     ALL_TASKS,
     TASKS,
-    Question,
-    Unreadable,
-    as_sample,
-    conversation,
-    found,
-    open_video,
-    plan,
-    read_claim,
-    shown,
-    told,
-    truth,
-    whole,
+    RecordQuestion,
+    UnreadableVideo,
+    expected_anomalies,
+    question_conversation,
+    question_frames,
+    read_first_turn,
+    sample_row,
+    scan_frames,
 )
-from cac_align.data.synthesis.verify import faults
+from cac_align.data.synthesis.teacher_context import expected_findings, teacher_context
+from cac_align.data.synthesis.verify import answer_faults
 from cac_align.runs.files import atomic_write
 from cac_align.vlm.protocol import Conversation, Message, Vlm
 
 ALONE = ("frame", "single")
-"""Tasks whose failure costs only the sample, and does not make a record's anomalies non-salient."""
+"""Tasks whose failure costs only the sample and does not count for a record's saliency."""
 _CONTROL = re.compile(r"<\|[^|<>]*\|>")
-"""Control tokens that a teacher wrote: quoted back to it, they would break its own prompt."""
+"""Control tokens in a teacher's answer; quoted back, they would break its own prompt."""
 
 
 @dataclass
 class Synthesis:
-    """How chains of thought are made; also the recipe of `cac-align data synthesise`.
+    """How chains of thought are made; also the recipe of `cac-align data synthesise`."""
 
-    rounds, salient_rounds: answers per question at most; verified within ``salient_rounds``: salient. strict: ``verify``'s stricter rule.
-    review: the teacher also reads each verified chain against the annotation (Fig. S6). wording: the judge's instructions.
-    close_ups: a scan also shows the teacher the anomaly enlarged. saliency: "fill" sets it where the annotation has none, "all" always.
-    tasks, frames_per_video, max_clip_s, foreign_suspicion, seed: see ``questions.plan``. workers: records in flight.
-    give_up_after: so many records in a row without a chain stop the run (0: never). price_prompt, price_answer: per million tokens.
-    """
-
+    # Maximum number of answers per question (Sec. 3.1: five).
     rounds: int = 5
+    # Anomalies verified within this many rounds are salient (Sec. 3.1: three).
     salient_rounds: int = 3
+    # Also apply the stricter rule of the paper's prompt (Fig. S6): both ends within two frames, 85
+    # % covered.
     strict: bool = False
+    # The teacher also checks the reasoning of each verified chain against the annotation (Fig. S6).
     review: bool = False
+    # Which wording of the judge's instructions the samples carry: full or brief.
     wording: str = "full"
+    # Show the teacher enlarged frames of the anomaly with a scan.
     close_ups: bool = True
+    # Set saliency where the annotation has none ("fill"), or always ("all").
     saliency: str = "fill"
+    # Which questions are asked: scan, look, frame, single.
     tasks: list[str] = field(default_factory=lambda: list(TASKS))
+    # Maximum number of single frames per video.
     frames_per_video: int = 2
+    # Clips are shorter than this, in seconds (Sec. 3.2: one second).
     max_clip_s: float = 1.0
-    foreign_suspicion: float = 0.5
+    # Share of looks at anomalous videos that are given a false alarm, in [0, 1]; at normal videos
+    # all are.
+    false_alarm_share: float = 0.5
+    # Seed of every choice of questions.
     seed: int = 0
+    # Records in progress at the same time.
     workers: int = 8
+    # Maximum length of an answer, in tokens.
     max_new_tokens: int = 4096
+    # Force answers into the answer's JSON schema while they are decoded.
     constrained: bool = False
+    # Stop after this many records in a row without a chain; 0 never stops.
     give_up_after: int = 20
+    # Price per million prompt tokens, for the cost in the report; None: not computed.
     price_prompt: float | None = None
+    # Price per million answer tokens; None: not computed.
     price_answer: float | None = None
 
     def __post_init__(self) -> None:
@@ -106,13 +126,13 @@ class Synthesis:
             raise ValueError(
                 f"tasks must be some of {', '.join(ALL_TASKS)}, and look needs scan; received {self.tasks}"
             )
-        if not 0 <= self.foreign_suspicion <= 1:
-            raise ValueError(f"foreign_suspicion is a share in [0, 1], received {self.foreign_suspicion}")
+        if not 0 <= self.false_alarm_share <= 1:
+            raise ValueError(f"false_alarm_share is a share in [0, 1], received {self.false_alarm_share}")
         if self.saliency not in ("fill", "all"):
             raise ValueError(f"saliency must be 'fill' or 'all', received {self.saliency!r}")
 
     def identity(self) -> dict[str, str]:
-        """What must not change between a run and its resumption."""
+        """The settings that must not change between a run and its resumption."""
         free = {"workers", "give_up_after", "price_prompt", "price_answer", "rounds", "salient_rounds", "saliency"}
         fixed = {name: str(value) for name, value in asdict(self).items() if name not in free}
         single = {"single_turn_sha256": single_turn_hash(self.wording)} if "single" in self.tasks else {}
@@ -120,8 +140,14 @@ class Synthesis:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one record. discarded: why there is nothing of it; unanswered: the teacher failed, run again."""
+class RecordOutcome:
+    """What became of one record.
+
+    discarded: why it has no samples.
+    unanswered: why the teacher gave no answer; run again.
+    lost: (task, reason) of everything discarded: the record's reason, and samples that failed
+        alone.
+    """
 
     record: Record
     samples: tuple[dict[str, Any], ...] = ()
@@ -129,7 +155,6 @@ class Outcome:
     discarded: str | None = None
     unanswered: str | None = None
     lost: tuple[tuple[str, str], ...] = ()
-    """(task, reason) of what was discarded: the record's reason, and what failed alone."""
 
 
 class _Unanswered(Exception):
@@ -151,10 +176,12 @@ def synthesise(
     *,
     progress: Callable[[int, int, Mapping[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Make chains of thought for accepted records whose videos lie relative to ``root``; the same call resumes. Returns the report.
+    """Make chains of thought for the accepted records, whose videos are relative to ``root``;
+    return the report.
 
-    progress: called with (records done, records, counts) after each record.
-    Raises ``ValueError`` for no usable record, a folder made by another teacher or other settings, or a teacher that gives up.
+    The same call resumes. progress: called with (records done, number of records, counts) after
+    each record. Raises ``ValueError`` for no usable record, a folder made with another teacher
+    or other settings, or after too many failures in a row.
     """
     settings, out, root = settings or Synthesis(), Path(out), Path(root)
     every = list(records)
@@ -164,10 +191,10 @@ def synthesise(
             f"none of {len(every)} records is accepted or audited; only reviewed annotations are learned from"
         )
     if twice := [name for name, count in Counter(record.id for record in usable).items() if count > 1]:
-        raise ValueError(f"record {twice[0]} stands twice; ids must be unique (see `cac-align data validate`)")
-    questions = plan(
+        raise ValueError(f"record {twice[0]} occurs twice; ids must be unique (see `cac-align data validate`)")
+    questions = plan_questions(
         usable, tasks=settings.tasks, frames_per_video=settings.frames_per_video, max_clip_s=settings.max_clip_s,
-        foreign_suspicion=settings.foreign_suspicion, seed=settings.seed,
+        false_alarm_share=settings.false_alarm_share, seed=settings.seed,
     )  # fmt: skip
     log = AttemptLog(out / "attempts.jsonl")
     try:
@@ -185,15 +212,15 @@ def synthesise(
 def _all(
     ask: _Asking,
     records: Sequence[Record],
-    questions: Mapping[str, Sequence[Question]],
+    questions: Mapping[str, Sequence[RecordQuestion]],
     settings: Synthesis,
     progress: Callable[[int, int, Mapping[str, Any]], None] | None,
-) -> list[Outcome]:
-    """Every record's outcome, in the order of the records; ``settings.workers`` at a time."""
+) -> list[RecordOutcome]:
+    """Every record's outcome, in the order of the records, ``settings.workers`` at a time."""
     lock, tally, stop = threading.Lock(), Counter(), threading.Event()
-    in_a_row: list[Outcome] = []
+    in_a_row: list[RecordOutcome] = []
 
-    def one(record: Record) -> Outcome | None:
+    def one(record: Record) -> RecordOutcome | None:
         if stop.is_set():
             return None
         outcome = ask.record(record, questions[record.id])
@@ -214,11 +241,11 @@ def _all(
 
     pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="teacher")
     try:
-        outcomes = list(pool.map(one, records))
+        outcomes = [outcome for outcome in pool.map(one, records) if outcome is not None]
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
-    if None in outcomes or (settings.give_up_after and len(in_a_row) >= settings.give_up_after):
+    if len(outcomes) < len(records) or (settings.give_up_after and len(in_a_row) >= settings.give_up_after):
         reasons = Counter((item.unanswered or item.discarded or "").split(";")[0] for item in in_a_row)
         raise ValueError(
             f"gave up: {len(in_a_row)} records in a row brought no chain of thought, most often because of: "
@@ -229,19 +256,19 @@ def _all(
 
 @dataclass(frozen=True)
 class _Asking:
-    """The loop over one record's questions."""
+    """Asks the questions of one record."""
 
     root: Path
     teacher: Vlm
     settings: Synthesis
     log: AttemptLog
 
-    def record(self, record: Record, questions: Sequence[Question]) -> Outcome:
+    def record(self, record: Record, questions: Sequence[RecordQuestion]) -> RecordOutcome:
         try:
-            video = open_video(record, self.root)
+            video = open_record_video(record, self.root)
         except (ValueError, OSError) as error:
-            return Outcome(record, discarded=f"video: {error}", lost=(("video", str(error)),))
-        scanned = whole(video)
+            return RecordOutcome(record, discarded=f"video: {error}", lost=(("video", str(error)),))
+        scanned = scan_frames(video)
         samples, lost, rounds, scan_answer = [], [], 0, ""
         try:
             for planned in questions:
@@ -249,8 +276,8 @@ class _Asking:
                 try:
                     if planned.task == "look":
                         question, suspicion = self._suspicion(planned, scanned, video, scan_answer)
-                    frames = scanned if question.whole else shown(question, video)
-                    claim = read_claim(suspicion["claim"], scanned) if suspicion else None
+                    frames = scanned if question.shows_whole_video else question_frames(question, video)
+                    claim = read_first_turn(suspicion["claim"], scanned) if suspicion else None
                     answer, needed = self._chain(question, frames, video, claim)
                 except _Discarded as error:
                     if not error.alone:
@@ -261,20 +288,23 @@ class _Asking:
                     scan_answer = answer
                 if question.task not in ALONE:
                     rounds = max(rounds, needed)
-                samples.append(as_sample(question, answer, **suspicion, rounds=needed))
-        except Unreadable as error:
-            return Outcome(record, discarded=f"video: {error}", lost=(("video", str(error)),))
+                samples.append(sample_row(question, answer, **suspicion, rounds=needed))
+        except UnreadableVideo as error:
+            return RecordOutcome(record, discarded=f"video: {error}", lost=(("video", str(error)),))
         except _Unanswered as error:
-            return Outcome(record, unanswered=str(error))
+            return RecordOutcome(record, unanswered=str(error))
         except _Discarded as error:
-            return Outcome(record, discarded=str(error), lost=((error.task, str(error)),))
-        return Outcome(record, tuple(samples), rounds, lost=tuple(lost))
+            return RecordOutcome(record, discarded=str(error), lost=((error.task, str(error)),))
+        return RecordOutcome(record, tuple(samples), rounds, lost=tuple(lost))
 
-    def _suspicion(self, look: Question, scanned: Frames, video: Video, own: str) -> tuple[Question, dict[str, str]]:
-        """The look as it is asked, and what its sample says of the suspicion: "claim", an answer to turn 1 (``own``, that to the
-        record's scan, or a mistaken one), and "donor", the id of the record whose finding that borrows.
+    def _suspicion(
+        self, look: RecordQuestion, scanned: Frames, video: Video, own: str
+    ) -> tuple[RecordQuestion, dict[str, str]]:
+        """The look as it is asked, and "claim" and "donor" for its sample.
 
-        Raises ``_Discarded`` for a normal record without a verified alarm.
+        claim: the answer to turn 1 that the look is given (``own``, that to the record's scan, or a
+        false alarm). donor: the record whose anomaly a false alarm suspects. Raises ``_Discarded``
+        for a normal record without a verified alarm.
         """
         why = "no other record's finding fits this video"
         for alarm in look.alarms:
@@ -288,13 +318,17 @@ class _Asking:
             raise _Discarded("look", f"no alarm: {why}", alone=True)
         return replace(look, alarms=()), {"claim": own}
 
-    def _chain(self, question: Question, frames: Frames, video: Video, claim: Turn | None = None) -> tuple[str, int]:
-        """The verified answer and its round; what the log holds is not asked again, and without a question nothing is decoded.
+    def _chain(
+        self, question: RecordQuestion, frames: Frames, video: Video, claim: Turn | None = None
+    ) -> tuple[str, int]:
+        """The verified answer and its round. Logged rounds are not asked again, and then nothing is
+        decoded.
 
-        Raises ``_Discarded``, ``Unreadable``, or ``_Unanswered`` when teacher or reviewer fails.
+        Raises ``_Discarded``, ``UnreadableVideo``, or ``_Unanswered`` when teacher or reviewer
+        fails.
         """
         settings = self.settings
-        if not truth(question, frames) and (question.supposed or question.record.status == "abnormal"):
+        if not expected_anomalies(question, frames) and (question.suspected or question.record.status == "abnormal"):
             raise _Discarded(question.task, f"not shown: no frame of the {question.label} shows the anomaly")
         before, unreviewed = self.log.rounds(question.key), self.log.unreviewed(question.key)
         asked: Conversation = ()
@@ -304,7 +338,7 @@ class _Asking:
                 raise _Discarded(question.task, f"{why} ({question.label}, after {len(before)} rounds)")
             if not asked:
                 frames = replace(frames)  # decodes them: a damaged video is found here, not inside the teacher
-                asked = told(question, frames, video, close_ups=settings.close_ups) + conversation(
+                asked = teacher_context(question, frames, video, close_ups=settings.close_ups) + question_conversation(
                     question, frames, claim=claim, wording=settings.wording
                 )
             again = asked if not before else (
@@ -323,7 +357,7 @@ class _Asking:
             before = [*before, attempt]
         return before[-1].answer, len(before)
 
-    def _attempt(self, question: Question, frames: Frames, asked: Conversation, number: int) -> Attempt:
+    def _attempt(self, question: RecordQuestion, frames: Frames, asked: Conversation, number: int) -> Attempt:
         settings = self.settings
         schema = answer_schema(question.number, boxed=question.boxed) if settings.constrained else None
         reply = self.teacher.answer([asked], max_new_tokens=settings.max_new_tokens, schema=schema)[0]
@@ -331,8 +365,8 @@ class _Asking:
                           num_prompt_tokens=reply.num_prompt_tokens, num_tokens=reply.num_tokens)  # fmt: skip
         if reply.error is not None:
             return attempt
-        meant = truth(question, frames)
-        against = faults(
+        meant = expected_anomalies(question, frames)
+        against = answer_faults(
             reply.text, meant, frames, number=question.number, boxed=question.boxed, strict=settings.strict
         )
         if reply.truncated:
@@ -340,10 +374,14 @@ class _Asking:
         attempt = replace(attempt, reasons=against)
         return attempt if against or not settings.review else self._reviewed(attempt, question, frames)
 
-    def _reviewed(self, attempt: Attempt, question: Question, frames: Frames) -> Attempt:
-        """The verified attempt as a reviewer leaves it; without a verdict it is rejected, without any answer ``unreviewed``."""
+    def _reviewed(self, attempt: Attempt, question: RecordQuestion, frames: Frames) -> Attempt:
+        """The verified attempt after its review: rejected without a verdict, ``unreviewed`` without
+        an answer.
+        """
         text = filled(
-            "review_mistaken" if question.supposed else "review", found=found(question, frames), answer=attempt.text
+            "review_mistaken" if question.suspected else "review",
+            found=expected_findings(question, frames),
+            answer=attempt.text,
         )
         verdict = self.teacher.answer([(Message("user", text, frames),)], max_new_tokens=self.settings.max_new_tokens)[
             0
@@ -352,7 +390,7 @@ class _Asking:
         error, reasons = (None if verdict.error is None else f"review: {verdict.error}"), ()
         if error is None and agreed is None:
             reasons = (f"review: no verdict in {verdict.text[:80]!r}",)
-        elif error is None and agreed[1] == "false":
+        elif error is None and agreed is not None and agreed[1] == "false":
             reasons = (f"review: {verdict.text[:300]}",)
         tokens = (attempt.num_prompt_tokens + verdict.num_prompt_tokens, attempt.num_tokens + verdict.num_tokens)
         return replace(attempt, reasons=reasons, error=error, unreviewed=error is not None,
@@ -369,7 +407,7 @@ def _cost(log: AttemptLog, settings: Synthesis) -> float | None:
     return (used["prompt_tokens"] * settings.price_prompt + used["answer_tokens"] * settings.price_answer) / 1e6
 
 
-def _report(outcomes: Sequence[Outcome], log: AttemptLog, settings: Synthesis, unreviewed: int) -> dict[str, Any]:
+def _report(outcomes: Sequence[RecordOutcome], log: AttemptLog, settings: Synthesis, unreviewed: int) -> dict[str, Any]:
     accepted = [item for item in outcomes if not item.discarded and not item.unanswered]
     reasons = Counter(reason.split(":")[0] for item in outcomes for _, reason in item.lost)
     return {
@@ -392,7 +430,9 @@ def _report(outcomes: Sequence[Outcome], log: AttemptLog, settings: Synthesis, u
     }
 
 
-def _write(out: Path, root: Path, outcomes: Sequence[Outcome], report: Mapping[str, Any], settings: Synthesis) -> None:
+def _write(
+    out: Path, root: Path, outcomes: Sequence[RecordOutcome], report: Mapping[str, Any], settings: Synthesis
+) -> None:
     accepted = [item for item in outcomes if not item.discarded and not item.unanswered]
     atomic_write(
         out / "chains.jsonl", "".join(json.dumps(sample) + "\n" for item in accepted for sample in item.samples)
@@ -402,15 +442,15 @@ def _write(out: Path, root: Path, outcomes: Sequence[Outcome], report: Mapping[s
     ]
     atomic_write(out / "discarded.jsonl", "".join(json.dumps(row) + "\n" for row in lost))
     part = out / ".records.jsonl.part"
-    write_records(part, (moved(_with_saliency(item, settings), root, out) for item in accepted))
+    write_records(part, (moved_record(_with_saliency(item, settings), root, out) for item in accepted))
     os.replace(part, out / "records.jsonl")
     atomic_write(out / "report.json", json.dumps(report, indent=1) + "\n")
 
 
-def _with_saliency(item: Outcome, settings: Synthesis) -> Record:
+def _with_saliency(item: RecordOutcome, settings: Synthesis) -> Record:
     label = "salient" if item.rounds <= settings.salient_rounds else "non-salient"
-    marked = tuple(
+    labelled = tuple(
         anomaly if anomaly.saliency is not None and settings.saliency == "fill" else replace(anomaly, saliency=label)
         for anomaly in item.record.anomalies
     )
-    return replace(item.record, anomalies=marked)
+    return replace(item.record, anomalies=labelled)

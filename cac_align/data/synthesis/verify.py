@@ -1,14 +1,14 @@
-"""Does a teacher's answer agree with what people annotated, and does it keep to itself that it knew?
+"""Verify a teacher's answer: does it agree with the annotation, without revealing that it knew it?
 
-answer → read_answer → reasons against it: format, status, labels, time, boxes, talk of the hint; none: verified
-
-- status and the set of labels are equal, exactly (Appendix B.2);
-- scan: IoU of the frames claimed and annotated (Eq. 4) above 0.5; strict: both ends within two frames and 85 % of the annotated
-  frames covered;
-- look, frame: mean IoU above 0.5 over the annotated boxes on the frames shown (Eq. 5), a box that was not found counting 0 and every
-  frame that is boxed outside the annotated time counting as one more box that is wrong; strict: 85 % of each annotated box covered as well;
-- the text names nothing that gives away that the truth was known ("annotation", "ground truth", "the given label", …), nor a scan
-  that it is a false alarm ("wrongly suspected", …). A false alarm is compared with what it is to suspect (``questions``).
+- Status and set of labels are equal (Appendix B.2).
+- scan: the IoU of claimed and annotated frames (Eq. 4) is above 0.5. Strict: both ends within two
+  frames, and 85 % of the annotated frames covered.
+- look, frame: the mean IoU over the annotated boxes on the frames shown (Eq. 5) is above 0.5. A
+  missed box counts 0, and every boxed frame outside the annotated time counts as one more wrong
+  box. Strict: 85 % of each annotated box covered as well.
+- The text says nothing that reveals a known truth ("annotation", "ground truth", "the given label",
+  …), nor a false alarm that it is one ("wrongly suspected", …). A false alarm is compared with what
+  it is to suspect.
 
 Source: CaC (arXiv 2605.11723) Appendix B.2 and Fig. S6.
 """
@@ -44,18 +44,20 @@ _ADMITS = re.compile(
 
 
 def mentions_hint(text: str) -> str | None:
-    """The words that give away that the truth was known, or None."""
+    """The words that reveal that the truth was known, or None."""
     found = _MENTIONS.search(text)
     return found.group(0) if found else None
 
 
 def admits_mistake(text: str) -> str | None:
-    """The words that give away that an alarm is false, or None. A close look may well say them, of what it was told."""
+    """The words that reveal that an alarm is false, or None. A look may say them about turn 1's
+    answer.
+    """
     found = _ADMITS.search(text)
     return found.group(0) if found else None
 
 
-def faults(
+def answer_faults(
     text: str,
     truth: Sequence[Anomaly],
     frames: Frames,
@@ -64,23 +66,25 @@ def faults(
     boxed: bool = False,
     strict: bool = False,
 ) -> tuple[str, ...]:
-    """Every reason against an answer, each beginning with the rule's name; empty when it is verified. Never raises on any text.
+    """Every reason against an answer, beginning with the rule's name; empty for a verified answer.
+    Never raises.
 
-    truth: what the answer to ``frames`` is to name (``questions.truth``). number: 1 for a scan, 2 for a look or a single frame.
-    boxed: a scan must box as well (the single-turn formulation).
+    truth: what the answer is to name (``questions.expected_anomalies``).
+    number: 1 for a scan, 2 for a look or a single frame.
+    boxed: a scan must contain boxes as well (the single-turn formulation).
     """
     turn = read_answer(text, number=number, frames=frames.indices, times_s=frames.times_s, boxed=boxed)
     reasons = [f"format: {fault}" for fault in turn.faults[:3]]
-    if told := mentions_hint(text) or (admits_mistake(text) if number == 1 else None):
-        reasons.append(f"hint: the text says {told!r}")
+    if revealing := mentions_hint(text) or (admits_mistake(text) if number == 1 else None):
+        reasons.append(f"hint: the text says {revealing!r}")
     status = "abnormal" if truth else "normal"
     if turn.status is not None and turn.status != status:
         reasons.append(f"status: {turn.status}, expected {status}")
     if turn.status != status or not truth:
         return tuple(reasons)
-    said, meant = ({anomaly.type for anomaly in anomalies} for anomalies in (turn.anomalies, truth))
-    if said != meant:
-        reasons.append(f"labels: {', '.join(sorted(said)) or 'none'}, expected {', '.join(sorted(meant))}")
+    named, expected = ({anomaly.type for anomaly in anomalies} for anomalies in (turn.anomalies, truth))
+    if named != expected:
+        reasons.append(f"labels: {', '.join(sorted(named)) or 'none'}, expected {', '.join(sorted(expected))}")
     reasons += _time_faults(turn.anomalies, truth, frames, strict) if number == 1 else []
     reasons += _box_faults(turn.anomalies, truth, frames, strict) if boxed or number == 2 else []
     return tuple(reasons)
@@ -132,7 +136,7 @@ def _box_faults(answered: Sequence[Anomaly], annotated: Sequence[Anomaly], frame
 
 
 def _covered(truth: Box, guess: Box) -> float:
-    """The share of ``truth`` that ``guess`` covers."""
+    """The share of ``truth``'s area that ``guess`` covers."""
     width = min(truth.xmax, guess.xmax) - max(truth.xmin, guess.xmin)
     height = min(truth.ymax, guess.ymax) - max(truth.ymin, guess.ymin)
     return max(width, 0) * max(height, 0) / ((truth.xmax - truth.xmin) * (truth.ymax - truth.ymin))

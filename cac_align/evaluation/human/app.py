@@ -34,7 +34,7 @@ from cac_align.evaluation.human.frame_images import FrameImages, exact
 from cac_align.evaluation.human.rating import TaskState
 from cac_align.evaluation.human.store import AnnotationStore, Export, Member, Outdated, Task, check_described, export
 from cac_align.evaluation.pages.page import environment
-from cac_align.evaluation.pairing import Clip, Fault, Pairing, pair_up, read_folder
+from cac_align.evaluation.pairing import Fault, FolderClip, Pairing, pair_up, read_folder
 
 LOOPBACK = ("127.0.0.1", "localhost")
 _POLICY = (
@@ -70,7 +70,9 @@ Sources = str | Path | Sequence[str | Path] | Pairing
 """A folder (each video by itself), two folders (pairs: before, after), more folders (each a group), or a ready pairing."""
 
 
-def gather(sources: Sources) -> tuple[list[tuple[str, tuple[tuple[Clip, dict[str, str | None]], ...]]], list[Fault]]:
+def gather(
+    sources: Sources,
+) -> tuple[list[tuple[str, tuple[tuple[FolderClip, dict[str, str | None]], ...]]], list[Fault]]:
     """What is to be rated, by task name: its clips, each with {group: id of the pair}; and everything that could not be used.
 
     Raises ``ValueError`` when a folder cannot be read or holds no readable video.
@@ -94,10 +96,10 @@ def gather(sources: Sources) -> tuple[list[tuple[str, tuple[tuple[Clip, dict[str
         else:
             members = tuple((clip, {clip.group: pair.id}) for clip in (pair.before, pair.after))
             tasks.append((f"pair/{pair.id}", members))
-    return [*tasks, *map(_alone, sources.alone)], list(sources.faults)
+    return [*tasks, *map(_alone, sources.unpaired)], list(sources.faults)
 
 
-def _alone(clip: Clip) -> tuple[str, tuple[tuple[Clip, dict[str, str | None]], ...]]:
+def _alone(clip: FolderClip) -> tuple[str, tuple[tuple[FolderClip, dict[str, str | None]], ...]]:
     return f"clip/{clip.group}/{clip.name}", ((clip, {clip.group: None}),)
 
 
@@ -211,7 +213,7 @@ def create_app(sources: Sources, *, database: Path, rater: str | None = None, se
         if rater is not None:
             return RedirectResponse("/rate")
         return HTMLResponse(
-            environment(__package__)
+            environment("cac_align.evaluation.human")
             .get_template("annotate.html.jinja")
             .render(rater=None, unreadable=0, types=ANOMALY_TYPES)
         )
@@ -223,7 +225,7 @@ def create_app(sources: Sources, *, database: Path, rater: str | None = None, se
             return RedirectResponse("/")
         unreadable = sum(fault.kind == "unreadable video" for fault in faults)
         text = (
-            environment(__package__)
+            environment("cac_align.evaluation.human")
             .get_template("annotate.html.jinja")
             .render(rater=_asked(who), unreadable=unreadable, types=ANOMALY_TYPES)
         )

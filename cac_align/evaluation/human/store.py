@@ -28,7 +28,7 @@ from cac_align.core.judgement import Anomaly, Window
 from cac_align.core.video import Video
 from cac_align.data.records import Record, Review
 from cac_align.evaluation.human.rating import KINDS, Action, Mark, Rating, TaskState, fold
-from cac_align.evaluation.pairing import Clip, Fault
+from cac_align.evaluation.pairing import Fault, FolderClip
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tokens (token TEXT PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL, content TEXT, UNIQUE (kind, name));
@@ -239,7 +239,7 @@ class Member:
     """A clip of a task and where it belongs: group → id of its pair (None without one). A clip may stand in two groups."""
 
     token: str
-    clip: Clip
+    clip: FolderClip
     groups: Mapping[str, str | None]
 
 
@@ -278,7 +278,7 @@ class Task:
         members = []
         for row in about["members"]:
             video = Video(row["fps"], tuple(row["times_s"]), row["height"], row["width"], row["name"], None)
-            clip = Clip(folder / row["path"], row["name"], row["group"], video, row["prompt"])
+            clip = FolderClip(folder / row["path"], row["name"], row["group"], video, row["prompt"])
             members.append(Member(row["token"], clip, row["groups"]))
         return cls(token, about["name"], tuple(members))
 

@@ -1,9 +1,8 @@
-"""The page of a training run: the boxed clip beside the advantage it was given, step by step, from the run's ledger.
+"""The page of a training run: each shown clip with its boxes beside its advantage, step by step,
+from the run's ledger.
 
-steps of evidence (score, judgement, and what the host said: step, group, advantage) → one card per telling clip → report.html
-
-A clip is drawn where its row names a file that is still there (hosts that score tensors name none); everything else about it is shown
-in any case. A missing score is a dash with its reason, never a number.
+A clip's frames are drawn where its row names a file that still exists (hosts that score tensors
+name none). A missing score is a dash with its reason.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from typing import Any, Protocol
 
 from cac_align.core.judgement import Anomaly
 from cac_align.core.video import Video
-from cac_align.evaluation.pages.page import Picture, Span, frame_strip, shown_anomalies, spans, write_page
+from cac_align.evaluation.pages.page import Picture, Span, confirmed_anomalies, frame_strip, timeline_spans, write_page
 from cac_align.rewards.reward import Score
 
 
-class Scored(Protocol):
-    """A video of a run as its ledger tells of it (``plugins.evidence.Evidence``)."""
+class ScoredVideo(Protocol):
+    """A video of a run as its ledger describes it (``plugins.evidence.Evidence``)."""
 
     @property
     def kind(self) -> str: ...
@@ -42,11 +41,13 @@ class Scored(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """One host step. number: None where the host gave none. videos: all of it; shown: those that get a card."""
+    """One step of the host trainer. number: None where the host gave none. videos: all of them.
+    shown: those with a card.
+    """
 
     number: int | None
-    videos: Sequence[Scored]
-    shown: Sequence[Scored]
+    videos: Sequence[ScoredVideo]
+    shown: Sequence[ScoredVideo]
 
     @property
     def label(self) -> str:
@@ -54,10 +55,12 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Card:
-    """One clip as the page shows it. bar: its advantage as (left, width) in percent of the card. source: the file, relative to the page."""
+class EvidenceCard:
+    """One clip as the page shows it. bar: its advantage as (left, width) in per cent. source: the
+    file, relative to the page.
+    """
 
-    item: Scored
+    item: ScoredVideo
     anomalies: tuple[Anomaly, ...]
     pictures: tuple[Picture, ...]
     spans: tuple[Span, ...]
@@ -70,9 +73,11 @@ class Card:
 
 
 def write_evidence_page(steps: Sequence[Step], path: Path, *, root: Path, title: str = "What was rewarded") -> Path:
-    """Write the page; steps in order of time, the latest stands first on it. root: the folder that relative video names belong to.
+    """Write the page and return its path. Steps are given in order of time; the latest is shown
+    first.
 
-    Raises ``ValueError`` when there is no video at all.
+    root: the folder that relative video names belong to. Raises ``ValueError`` when there is no
+    video at all.
     """
     videos = [item for step in steps for item in step.videos]
     if not videos:
@@ -104,7 +109,7 @@ def write_evidence_page(steps: Sequence[Step], path: Path, *, root: Path, title:
 
 
 def _row(step: Step) -> dict[str, Any]:
-    """One line of the table of steps; what cannot be computed is None, shown as a dash."""
+    """One line of the table of steps; undefined numbers are None and shown as a dash."""
     scores = [item.score.value for item in step.videos if item.score.scored]
     advantages = [item.advantage for item in step.videos if item.advantage is not None]
     judged = [item.score.evidence.status for item in step.videos if item.score.evidence and item.score.evidence.status]
@@ -119,9 +124,9 @@ def _row(step: Step) -> dict[str, Any]:
     }
 
 
-def _card(item: Scored, folder: Path, root: Path, reach: float) -> Card:
-    anomalies = shown_anomalies(item.score.evidence)
-    video, why = _opened(item, root)
+def _card(item: ScoredVideo, folder: Path, root: Path, reach: float) -> EvidenceCard:
+    anomalies = confirmed_anomalies(item.score.evidence)
+    video, why = _open_clip(item, root)
     pictures: tuple[Picture, ...] = ()
     if video is not None:
         try:
@@ -130,11 +135,11 @@ def _card(item: Scored, folder: Path, root: Path, reach: float) -> Card:
             video, why = None, str(error)
     advantage = item.advantage
     width = 50 * abs(advantage) / reach if advantage is not None else 0.0
-    return Card(
+    return EvidenceCard(
         item=item,
         anomalies=anomalies,
         pictures=pictures,
-        spans=spans(video, anomalies) if video is not None else (),
+        spans=timeline_spans(video, anomalies) if video is not None else (),
         duration_s=video.duration_s if video is not None else 0.0,
         source=os.path.relpath(video.path, folder) if video is not None and video.path is not None else None,
         not_drawn=why,
@@ -144,14 +149,17 @@ def _card(item: Scored, folder: Path, root: Path, reach: float) -> Card:
     )
 
 
-def _opened(item: Scored, root: Path) -> tuple[Video | None, str | None]:
-    """The clip's file, or why it is not drawn. Its clock is the host's own where it said so: files carry wrong ones."""
+def _open_clip(item: ScoredVideo, root: Path) -> tuple[Video | None, str | None]:
+    """The clip, or why its frames cannot be drawn. The host's ``fps`` overrides the file's, which
+    is often wrong.
+    """
     fps = item.facts.get("fps")
-    known = isinstance(fps, (int, float)) and not isinstance(fps, bool) and math.isfinite(fps) and fps > 0
+    if not isinstance(fps, (int, float)) or isinstance(fps, bool) or not math.isfinite(fps) or fps <= 0:
+        fps = None
     for path in (Path(item.video), root / item.video):
         try:
             if path.is_file():
-                return Video.open(path.resolve(), fps=float(fps) if known else None), None
+                return Video.open(path.resolve(), fps=None if fps is None else float(fps)), None
         except (ValueError, OSError) as error:
             return None, str(error)
     return None, f"{item.video}: no such file; the host scored frames in memory, or moved it"

@@ -1,8 +1,8 @@
-"""What every page of the package is drawn with: frames with boxes, a timeline with windows, one style sheet, one environment.
+"""What all HTML pages are drawn with: frames with boxes, timelines with windows, one style, one
+Jinja environment.
 
-Video + Judgement → frame_strip / timeline → a Jinja template (autoescaped) → one self-contained HTML file
-
-Nothing a prompt, a file name or a model wrote reaches a page unescaped; no script, font or style comes from elsewhere.
+Prompts, file names and model answers are escaped; no script, font or style is loaded from
+elsewhere.
 """
 
 from __future__ import annotations
@@ -30,12 +30,20 @@ TYPE_COLOURS: Mapping[str, str] = {
     "Physical Violations": "#6741d9",
     "Character Anomalies": "#2b8a3e",
 }
-"""One colour per anomaly type, readable on white and told apart by people who do not see red and green."""
+"""One colour per anomaly type, readable on white and distinct for people who do not see red and
+green.
+"""
+
+
+PAGES = "cac_align.evaluation.pages"
+"""The package whose templates all pages share."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One frame on a page: an embedded JPEG, its time, and the boxes drawn over it. ``suspicious``: it lies in a window."""
+    """One frame on a page: an embedded JPEG, its time, and its boxes with their colours.
+    suspicious: it lies in a window.
+    """
 
     uri: str
     time_s: float
@@ -46,7 +54,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Span:
-    """A window on a timeline, in percent of the video's duration."""
+    """A window on a timeline, in per cent of the video's duration."""
 
     left: float
     width: float
@@ -55,7 +63,7 @@ class Span:
 
 
 def picture_uri(pixels: UInt8[np.ndarray, "H W 3"], width_px: int = 160) -> str:
-    """The frame as a data URI, scaled to ``width_px`` (small frames keep hard pixels), JPEG quality 82."""
+    """The frame as a JPEG data URI, scaled to ``width_px``. Small frames keep hard pixels."""
     import PIL.Image
 
     image = PIL.Image.fromarray(pixels)
@@ -69,18 +77,19 @@ def picture_uri(pixels: UInt8[np.ndarray, "H W 3"], width_px: int = 160) -> str:
 def frame_strip(
     video: Video, anomalies: Sequence[Anomaly] = (), *, count: int = 6, width_px: int = 160
 ) -> tuple[Picture, ...]:
-    """``count`` frames that show what matters: boxed frames first, then frames in the windows, then evenly spaced ones, in order of time.
+    """``count`` frames in order of time: boxed frames first, then frames in the windows, then
+    evenly spaced ones.
 
     Raises ``ValueError`` when the video cannot be decoded.
     """
     boxed = sorted({frame for anomaly in anomalies for frame in anomaly.boxes if frame < len(video)})
     windows = [anomaly.window for anomaly in anomalies if anomaly.window is not None]
     inside = [index for index, time in enumerate(video.times_s) if any(within(time, window) for window in windows)]
-    even = spread(range(len(video)), count)
+    even = evenly_spaced(range(len(video)), count)
     chosen: list[int] = []
     for source, share in ((boxed, count // 2 + 1), (inside, count - 1), (even, count)):
         room = share - len(chosen)
-        chosen.extend(spread([index for index in source if index not in chosen], room) if room > 0 else [])
+        chosen.extend(evenly_spaced([index for index in source if index not in chosen], room) if room > 0 else [])
     frames = video.frames(sorted(set(chosen)))
     return tuple(
         Picture(
@@ -98,7 +107,7 @@ def within(time_s: float, window: Window) -> bool:
     return window.start_s - 1e-6 <= time_s <= window.end_s + 1e-6
 
 
-def spread(items: Sequence[int], count: int) -> list[int]:
+def evenly_spaced(items: Sequence[int], count: int) -> list[int]:
     """At most ``count`` of ``items``, evenly spaced, both ends included."""
     if len(items) <= count:
         return list(items)
@@ -107,8 +116,8 @@ def spread(items: Sequence[int], count: int) -> list[int]:
     return [items[round(k * (len(items) - 1) / (count - 1))] for k in range(count)]
 
 
-def spans(video: Video, anomalies: Sequence[Anomaly]) -> tuple[Span, ...]:
-    """The anomalies' windows as spans of a timeline; a window lasts until the end of its last frame's display."""
+def timeline_spans(video: Video, anomalies: Sequence[Anomaly]) -> tuple[Span, ...]:
+    """The anomalies' windows as spans. A window lasts until the end of its last frame's display."""
     total = video.duration_s
     found = []
     for anomaly in anomalies:
@@ -120,18 +129,18 @@ def spans(video: Video, anomalies: Sequence[Anomaly]) -> tuple[Span, ...]:
     return tuple(found)
 
 
-def shown_anomalies(judgement: Judgement | None) -> tuple[Anomaly, ...]:
-    """What a page draws: the confirmed anomalies; none for a normal verdict or without one."""
+def confirmed_anomalies(judgement: Judgement | None) -> tuple[Anomaly, ...]:
+    """The anomalies that a page draws; none for a normal verdict, and none without a judgement."""
     return judgement.anomalies if judgement is not None and judgement.status == "abnormal" else ()
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A number for people; a dash where there is none."""
+def format_number(value: float | None, digits: int = 3) -> str:
+    """A number with ``digits`` decimals; a dash for None and NaN."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 @cache
-def environment(package: str = __package__) -> Any:
+def environment(package: str = PAGES) -> Any:
     """The Jinja environment of all pages: it escapes by default and refuses unknown names.
 
     Templates are looked for in ``package`` first, then beside this file (where the shared parts and the style are).
@@ -139,18 +148,18 @@ def environment(package: str = __package__) -> Any:
     import jinja2
 
     made = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in dict.fromkeys((package, __package__))]),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in dict.fromkeys((package, PAGES))]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["number"] = number
+    made.filters["number"] = format_number
     made.globals["type_colours"] = TYPE_COLOURS
     return made
 
 
-def write_page(path: Path, template: str, *, package: str = __package__, **values: Any) -> Path:
+def write_page(path: Path, template: str, *, package: str = PAGES, **values: Any) -> Path:
     """Render a template (of ``package``, see ``environment``), write it atomically to ``path`` and return the path."""
     atomic_write(path, environment(package).get_template(template).render(**values))
     return path

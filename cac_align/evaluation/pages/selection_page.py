@@ -1,6 +1,5 @@
-"""The page of a Best-of-N run: per prompt the chosen candidate beside the worst rejected one, boxes drawn, and every score.
-
-selections (with their judgements) → one card per prompt → out/report.html
+"""The page of a Best-of-N run: for each prompt the chosen candidate beside the worst rejected one,
+and all scores.
 """
 
 from __future__ import annotations
@@ -13,14 +12,16 @@ from pathlib import Path
 
 from cac_align.core.judgement import Anomaly
 from cac_align.core.video import Video
-from cac_align.evaluation.pages.page import Picture, Span, frame_strip, shown_anomalies, spans, write_page
-from cac_align.generation.best_of_n import Selection
+from cac_align.evaluation.pages.page import Picture, Span, confirmed_anomalies, frame_strip, timeline_spans, write_page
+from cac_align.generation.selection import Selection
 from cac_align.rewards.reward import Score
 
 
 @dataclass(frozen=True)
-class Side:
-    """One candidate as the page shows it. ``source``: the video file relative to the page, None when there is no file."""
+class CandidateView:
+    """One candidate as the page shows it. source: the video file relative to the page, None without
+    a file.
+    """
 
     title: str
     kind: str
@@ -33,7 +34,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Row:
+class CandidateRow:
     """One line of the score table."""
 
     index: int
@@ -46,7 +47,9 @@ class Row:
 def write_selection_page(
     selections: Sequence[Selection], path: Path, *, title: str = "Best of N", tiles: Sequence[tuple[str, str]] = ()
 ) -> Path:
-    """Write the page. tiles: (figure, what it is) shown on top, before the ones every run has. Returns its path."""
+    """Write the page and return its path. tiles: (figure, caption) shown at the top, before those
+    of every run.
+    """
     undecided = sum(selection.chosen is None for selection in selections)
     unscored = sum(not score.scored for selection in selections for score in selection.scores)
     candidates = sum(len(selection.candidates) for selection in selections)
@@ -80,35 +83,37 @@ def _card(selection: Selection, folder: Path) -> dict[str, object]:
         sides.append(_side(selection, worst, "rejected", folder))
     columns = list(dict.fromkeys(name for score in selection.scores for name in _parts(score)))
     rows = [
-        Row(index, index == selection.chosen, score, _parts(score), _verdict(score))
+        CandidateRow(index, index == selection.chosen, score, _parts(score), _verdict(score))
         for index, score in enumerate(selection.scores)
     ]
     return {"selection": selection, "sides": sides, "columns": columns, "rows": rows}
 
 
-def _side(selection: Selection, index: int, kind: str, folder: Path) -> Side:
+def _side(selection: Selection, index: int, kind: str, folder: Path) -> CandidateView:
     score = selection.scores[index]
-    anomalies = shown_anomalies(score.evidence)
+    anomalies = confirmed_anomalies(score.evidence)
     video = (
         selection.video
         if index == selection.chosen and selection.video is not None
         else Video.open(selection.candidates[index])
     )
     source = os.path.relpath(video.path, folder) if video.path is not None else None
-    return Side(
+    return CandidateView(
         title=f"{'Chosen' if kind == 'chosen' else 'Rejected'}: candidate {index}",
         kind=kind,
         score=score,
         anomalies=anomalies,
         pictures=frame_strip(video, anomalies),
-        spans=spans(video, anomalies),
+        spans=timeline_spans(video, anomalies),
         duration_s=video.duration_s,
         source=source,
     )
 
 
 def _parts(score: Score) -> dict[str, float]:
-    """The columns of the table: component values as they came, and normalised where they were combined."""
+    """The columns of the table: component values as they are, and normalised where they were
+    combined.
+    """
     return {
         name: value
         for name, value in score.parts.items()

@@ -1,6 +1,5 @@
-"""The report's pictures: distributions before and after, as SVG images that a page embeds and nothing on the page can reach into.
-
-Measures → one panel each: two histograms over the same bins, means marked, and per pair a point before against after → data URI
+"""The report's plots as SVG images that a page embeds: histograms before and after, and one point
+per pair.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cac_align.evaluation.report.comparison import Measure
+from cac_align.evaluation.report.measure import Measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +21,7 @@ BETTER, WORSE = "#2b8a3e", "#c92a2a"
 
 
 def distributions(measures: Sequence[Measure], before: str, after: str) -> str | None:
-    """One figure with a column per measure: histogram above, pairs below. None when there is nothing to draw."""
+    """One figure with a column per measure: histograms above, pairs below. None without a measure."""
     if not measures:
         return None
     figure = _figure(max(3.4 * len(measures), 3.4), 5.4)
@@ -41,7 +40,7 @@ def _histogram(axis: Axes, measure: Measure, before: str, after: str, *, named: 
         axis.hist(values, bins=edges, color=colour, alpha=0.45, label=_short(name))
         axis.axvline(values.mean(), color=colour, linewidth=2)
     axis.set_title(_short(measure.label), fontsize=11, loc="left", parse_math=False)
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.yaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportCallIssue]
     if named:
         for text in axis.legend(fontsize=8, frameon=False).get_texts():
             text.set_parse_math(False)

@@ -1,114 +1,80 @@
-"""The before/after report: one HTML file that opens offline and shows, before anything else, what changed and in which videos.
+"""The before/after report: one HTML file that opens offline and begins with what changed and in
+which videos.
 
-folders → pair_up → read_all (scores, ratings, VBench) + motion → compare → previews and frames per pair → report.html.jinja
-
-The page holds its videos (small previews, base64), frames, plots, style and one script of its own; its security policy lets nothing
-else run or load. Its size is bounded: every pair has an equal share of ``MAX_BYTES``, and a video that does not fit is shown as frames,
-which the page says. Nothing is left out silently: unpaired, unreadable and unscored videos are listed by name.
+The page embeds its videos (small previews, base64), frames, plots, style and one script; its
+security policy lets nothing else run or load. Its size is bounded: every pair has an equal share
+of ``MAX_BYTES``, and a video that does not fit is shown as frames, which the page says. Videos
+that are unpaired, unreadable or unscored are listed by name.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import io
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
-from cac_align.core.encoding import REPEATABLE
-from cac_align.core.judgement import Anomaly
-from cac_align.core.video import Video
 from cac_align.evaluation.pages.page import (
-    TYPE_COLOURS,
-    Picture,
-    Span,
-    frame_strip,
-    shown_anomalies,
-    spans,
     write_page,
 )
 from cac_align.evaluation.pairing import Fault, Pairing, pair_selection, pair_up, read_folder
-from cac_align.evaluation.report.comparison import (
-    COMPONENTS,
-    Comparison,
-    Measure,
-    PairReading,
-    compare,
-    counts,
-    gains,
-    summary,
-)
+from cac_align.evaluation.report.clip_record import ClipRecord, ClipRecordPair, ReportProgress
+from cac_align.evaluation.report.clip_scores import distinct_provenances
+from cac_align.evaluation.report.clip_view import ClipView, measure_luminance, view_clip
+from cac_align.evaluation.report.collect import collect_clip_records
+from cac_align.evaluation.report.comparison import compare_pairs, gains
+from cac_align.evaluation.report.measure import COMPONENT_TITLES, Measure, ReportComparison
 from cac_align.evaluation.report.plots import distributions
-from cac_align.evaluation.report.readings import PREVIEW_PX, Progress, Reading, motion, provenances, read_all, smaller
-from cac_align.evaluation.vbench.run import Row
+from cac_align.evaluation.report.report_warnings import summary_sentence
+from cac_align.evaluation.vbench.run import VBenchRow
 from cac_align.rewards.reward import Reward
 
-MAX_BYTES = 28_000_000  # of the page; the plots, tables and rounding take the rest of 30 MB
-SMALLER_PX = 224  # longest side of a preview where ``PREVIEW_PX`` does not fit
-TOP = 3  # how many wins and losses open the page
+MAX_BYTES = 28_000_000
+"""Bytes for all clips of a page; plots, tables and rounding take the rest of 30 MB."""
+TOP = 3
+"""Number of wins and of losses shown first."""
 
 
 @dataclass(frozen=True)
-class Side:
-    """One clip as the page shows it. video: a data URI, None where it did not fit or was left out."""
+class PairCard:
+    """A pair as the page shows it. gain: positive is better after, None where unknown."""
 
-    reading: Reading
-    title: str
-    anomalies: tuple[Anomaly, ...]
-    expert_anomalies: tuple[Anomaly, ...]
-    verdict: str
-    pictures: tuple[Picture, ...]
-    spans: tuple[Span, ...]
-    expert_spans: tuple[Span, ...]
-    duration_s: float
-    shape: str
-    video: str | None
-    overlay: str
-    numbers: tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True)
-class Card:
-    """A pair as the page shows it."""
-
-    row: PairReading
+    records: ClipRecordPair
     gain: float | None
-    sides: tuple[Side, Side]
+    sides: tuple[ClipView, ClipView]
 
 
-def report(
+def write_report(
     before: str | Path,
     after: str | Path,
     out: str | Path,
     *,
     reward: Reward | None = None,
     ratings: Sequence[str | Path] = (),
-    vbench: Sequence[Row] | None = None,
+    vbench: Sequence[VBenchRow] | None = None,
     max_pairs: int = 50,
     seed: int = 0,
-    progress: Progress | None = None,
-) -> Comparison:
-    """Compare two folders of videos and write the page to ``out``; returns its numbers.
+    progress: ReportProgress | None = None,
+) -> ReportComparison:
+    """Compare two folders of videos, write the page to ``out`` and return its numbers.
 
-    reward: scores all videos anew; None: the folders' ledgers and selections. ratings: record files of raters, besides the folders'
-    own ``ratings*.jsonl``. vbench: rows; None: the folders' ``vbench.jsonl``. max_pairs: how many pairs are shown (all are counted).
+    reward: scores all videos. None: the scores in the folders' ledgers and selections.
+    ratings: record files of raters, besides the folders' own ``ratings*.jsonl``.
+    vbench: rows. None: the folders' ``vbench.jsonl``.
+    max_pairs: how many pairs are shown; all are counted.
+
     Raises ``ValueError`` for folders without a single pair, or a ratings file without ratings.
     """
     folders = [
         read_folder(folder, name)
         for folder, name in zip((before, after), _names(Path(before), Path(after)), strict=True)
     ]
-    return report_pairing(
+    return write_pairing_report(
         pair_up(*folders),
         [Path(before), Path(after)],
         Path(out),
@@ -121,55 +87,63 @@ def report(
     )
 
 
-def report_selection(folder: str | Path, out: str | Path, *, seed: int = 0, **options: Any) -> Comparison:
-    """The same page for one Best-of-N folder: a random candidate of each prompt (drawn with ``seed``) against the chosen one.
+def write_selection_report(folder: str | Path, out: str | Path, *, seed: int = 0, **options: Any) -> ReportComparison:
+    """The same page for one Best-of-N folder: a random candidate of each prompt against the chosen
+    one.
 
-    options: as for ``report``. Raises ``ValueError`` when the folder has no ``selection.jsonl``.
+    seed: of the random candidate. options: as for ``write_report``. Raises ``ValueError`` when the
+    folder has no ``selection.jsonl``.
     """
-    return report_pairing(pair_selection(folder, seed=seed), [Path(folder)], Path(out), seed=seed, **options)
+    return write_pairing_report(pair_selection(folder, seed=seed), [Path(folder)], Path(out), seed=seed, **options)
 
 
-def report_pairing(
+def write_pairing_report(
     pairing: Pairing,
     folders: Sequence[Path],
     out: Path,
     *,
     reward: Reward | None = None,
     ratings: Sequence[str | Path] = (),
-    vbench: Sequence[Row] | None = None,
+    vbench: Sequence[VBenchRow] | None = None,
     max_pairs: int = 50,
     seed: int = 0,
-    progress: Progress | None = None,
-) -> Comparison:
-    """The page for a ready pairing; ``folders`` are where stored scores, ratings and VBench rows are looked for."""
+    progress: ReportProgress | None = None,
+) -> ReportComparison:
+    """The page for a given pairing. folders: where stored scores, ratings and VBench rows are
+    looked for.
+    """
     if max_pairs < 1:
         raise ValueError(f"max_pairs must be at least 1, received {max_pairs}")
     out.parent.mkdir(parents=True, exist_ok=True)
     faults = list(pairing.faults)
-    readings = read_all(
+    clip_records = collect_clip_records(
         pairing, folders, reward=reward, ratings=[Path(file) for file in ratings], vbench=vbench, faults=faults
     )
     each_bytes = MAX_BYTES // min(len(pairing.pairs), max_pairs) // 2
     everything = len(pairing.pairs) <= max_pairs
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
 
-        def built(chosen: Sequence[Reading]) -> list[Side]:
-            return _each(pool, lambda reading: _side(reading, each_bytes, faults), chosen, "videos", progress)
+        def build_views(chosen: Sequence[ClipRecord]) -> list[ClipView]:
+            return _each(
+                pool, lambda clip_record: view_clip(clip_record, each_bytes, faults), chosen, "videos", progress
+            )
 
-        # Where all pairs are shown, motion and previews come from one decoding; else motion decides nothing, but scores do.
-        sides = built(readings) if everything else []
+        # Where all pairs are shown, one decoding gives luminance change and previews. Otherwise scores choose the pairs.
+        sides = build_views(clip_records) if everything else []
         if not everything:
-            _each(pool, lambda reading: _measure_motion(reading, faults), readings, "motion", progress)
-        made = compare(pairing, readings, sorted(faults, key=lambda fault: (fault.kind, fault.name)), seed=seed)
+            _each(pool, lambda clip_record: measure_luminance(clip_record, faults), clip_records, "luminance", progress)
+        made = compare_pairs(
+            pairing, clip_records, sorted(faults, key=lambda fault: (fault.kind, fault.name)), seed=seed
+        )
         label, gain = gains(made)
-        ranked = sorted(range(len(made.readings)), key=lambda index: -(gain[index] or 0.0))
-        chosen = list(range(len(made.readings))) if everything else _both_ends(ranked, max_pairs)
+        ranked = sorted(range(len(made.pairs)), key=lambda index: -(gain[index] or 0.0))
+        chosen = list(range(len(made.pairs))) if everything else _both_ends(ranked, max_pairs)
         if not everything:
-            sides = built(
-                [reading for index in chosen for reading in (made.readings[index].before, made.readings[index].after)]
+            sides = build_views(
+                [clip_record for index in chosen for clip_record in (made.pairs[index].before, made.pairs[index].after)]
             )
     cards = {
-        index: Card(made.readings[index], gain[index], (sides[2 * at], sides[2 * at + 1]))
+        index: PairCard(made.pairs[index], gain[index], (sides[2 * at], sides[2 * at + 1]))
         for at, index in enumerate(chosen)
     }
     _write(out, made, cards, ranked, label)
@@ -177,7 +151,7 @@ def report_pairing(
 
 
 def _names(before: Path, after: Path) -> tuple[str, str]:
-    """What the two folders are called: their names, as much of the path as tells them apart."""
+    """Names for the two folders: as much of the ends of their paths as tells them apart."""
     first, second = before.resolve(), after.resolve()
     if first == second:
         raise ValueError(
@@ -191,7 +165,11 @@ def _names(before: Path, after: Path) -> tuple[str, str]:
 
 
 def _each(
-    pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Sequence[Any], what: str, progress: Progress | None
+    pool: ThreadPoolExecutor,
+    work: Callable[[Any], Any],
+    items: Sequence[Any],
+    what: str,
+    progress: ReportProgress | None,
 ) -> list[Any]:
     done = []
     for result in pool.map(work, items):
@@ -201,18 +179,8 @@ def _each(
     return done
 
 
-def _measure_motion(reading: Reading, faults: list[Fault], pixels: np.ndarray | None = None) -> None:
-    try:
-        reading.motion = motion(reading.clip.video, pixels)
-    except ValueError as error:
-        faults.append(Fault("no motion", f"{reading.clip.group}/{reading.clip.name}", str(error)))
-        return
-    if reading.motion is None:
-        faults.append(Fault("no motion", f"{reading.clip.group}/{reading.clip.name}", "it has a single frame"))
-
-
 def _both_ends(ranked: Sequence[int], count: int) -> list[int]:
-    """The pairs to show where there are too many: both ends of the ranking, since these are what one has to see."""
+    """Indices of the pairs to show where there are too many: both ends of the ranking."""
     top = (count + 1) // 2
     return [*ranked[:top], *ranked[len(ranked) - (count - top) :]]
 
@@ -220,96 +188,12 @@ def _both_ends(ranked: Sequence[int], count: int) -> list[int]:
 # ---- one clip -----------------------------------------------------------------------------------------------------
 
 
-def _side(reading: Reading, max_bytes: int, faults: list[Fault]) -> Side:
-    clip, video = reading.clip, reading.clip.video
-    pixels = smaller(video, PREVIEW_PX)
-    if reading.motion is None:
-        _measure_motion(reading, faults, pixels)
-    small = Video(video.fps, video.times_s, pixels.shape[1], pixels.shape[2], video.name, pixels)
-    anomalies = shown_anomalies(reading.judgement)
-    ratings = [record for record in reading.ratings if counts(record)]
-    by_experts = tuple(anomaly for record in ratings for anomaly in record.anomalies)
-    drawn = anomalies or by_experts
-    pictures = frame_strip(small, drawn, count=6, width_px=168)
-    left = max_bytes - sum(len(picture.uri) for picture in pictures)
-    return Side(
-        reading=reading,
-        title=clip.group,
-        anomalies=anomalies,
-        expert_anomalies=by_experts,
-        verdict=_verdict(reading),
-        pictures=pictures,
-        spans=spans(video, anomalies),
-        expert_spans=spans(video, by_experts),
-        duration_s=video.duration_s,
-        shape=f"{video.width}×{video.height}, {len(video)} frames, {video.fps:g} fps"
-        + (f", seed {clip.seed}" if clip.seed is not None else ""),
-        video=_preview(pixels, video.times_s, video.fps, left),
-        overlay=_overlay(video, drawn),
-        numbers=tuple((COMPONENTS.get(key, key), value) for key, value in reading.values.items()),
-    )
-
-
-def _verdict(reading: Reading) -> str:
-    said = []
-    if reading.judged_abnormal is not None:
-        said.append(f"CaC: {'abnormal' if reading.judged_abnormal else 'normal'}")
-    ratings = [record for record in reading.ratings if counts(record)]
-    if ratings:
-        abnormal = sum(record.status == "abnormal" for record in ratings)
-        said.append(f"{abnormal} of {len(ratings)} rater{'s' if len(ratings) > 1 else ''}: abnormal")
-    return " · ".join(said)
-
-
-def _overlay(video: Video, anomalies: Sequence[Anomaly]) -> str:
-    """What the page's script draws over the playing video: per box its time, place and colour; a box stays until the next one."""
-    rows = []
-    for anomaly in anomalies:
-        frames = sorted(frame for frame in anomaly.boxes if frame < len(video))
-        last_s = anomaly.window.end_s + 1 / video.fps if anomaly.window else video.duration_s
-        for frame, following in zip(frames, [*frames[1:], None], strict=True):
-            until_s = (
-                video.times_s[following] if following is not None else max(last_s, video.times_s[frame] + 1 / video.fps)
-            )
-            for box in anomaly.boxes[frame]:
-                rows.append(
-                    [round(video.times_s[frame], 4), round(until_s, 4), *box.to_json(), TYPE_COLOURS[anomaly.type]]
-                )
-    return json.dumps(rows)
-
-
-def _preview(pixels: UInt8[np.ndarray, "T H W 3"], times_s: Sequence[float], fps: float, max_bytes: int) -> str | None:
-    """The video as a data URI of at most ``max_bytes``; None when it does not fit even at the second try."""
-    for crf, side_px in ((20 if max(pixels.shape[1:3]) <= 128 else 27, PREVIEW_PX), (33, SMALLER_PX)):
-        tried = pixels if side_px >= max(pixels.shape[1:3]) else smaller(Video.open(pixels, fps=1.0), side_px)
-        uri = "data:video/mp4;base64," + base64.b64encode(_mp4(tried, times_s, fps, crf)).decode()
-        if len(uri) <= max_bytes:
-            return uri
-    return None
-
-
-def _mp4(pixels: UInt8[np.ndarray, "T H W 3"], times_s: Sequence[float], fps: float, crf: int) -> bytes:
-    """H.264 that every browser plays, in memory, with the source's own time stamps (to the millisecond)."""
-    import av
-
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        stream.width, stream.height, stream.pix_fmt = pixels.shape[2], pixels.shape[1], "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 1000)
-        stream.options = {"crf": str(crf), "preset": "veryfast", **REPEATABLE}
-        for time_s, image in zip(times_s, pixels, strict=True):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            frame.pts, frame.time_base = round(1000 * time_s), Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return buffer.getvalue()
-
-
 # ---- the page -----------------------------------------------------------------------------------------------------
 
 
-def _write(out: Path, made: Comparison, cards: Mapping[int, Card], ranked: Sequence[int], label: str | None) -> None:
+def _write(
+    out: Path, made: ReportComparison, cards: Mapping[int, PairCard], ranked: Sequence[int], label: str | None
+) -> None:
     wins = [cards[i] for i in ranked if i in cards and (cards[i].gain or 0) > 0][:TOP]
     losses = [cards[i] for i in reversed(ranked) if i in cards and (cards[i].gain or 0) < 0][:TOP]
     opened = {id(card) for card in (*wins, *losses)}
@@ -321,55 +205,61 @@ def _write(out: Path, made: Comparison, cards: Mapping[int, Card], ranked: Seque
     write_page(
         out,
         "report.html.jinja",
-        package=__package__,
+        package="cac_align.evaluation.report",
         made=made,
-        lead=summary(made),
+        lead=summary_sentence(made),
         tiles=_tiles(made),
         sections=_sections(made),
         ranking=label,
         wins=wins,
         losses=losses,
         rest=rest,
-        hidden=len(made.readings) - len(cards),
+        hidden=len(made.pairs) - len(cards),
         frames_only=sum(side.video is None for card in cards.values() for side in card.sides),
         plot=distributions(
-            [m for m in made.measures if m.section in ("Rewards", "Motion") or m.key == "vbench/imaging_quality"][:4],
+            [
+                m
+                for m in made.measures
+                if m.section in ("Rewards", "Luminance change") or m.key == "vbench/imaging_quality"
+            ][:4],
             made.before,
             made.after,
         ),
         shares=_share_bars(made),
         shares_of_change=made.shares_of_change,
-        contributions=[(COMPONENTS.get(name, name), value) for name, value in made.contributions.items()],
+        contributions=[(COMPONENT_TITLES.get(name, name), value) for name, value in made.contributions.items()],
         faults=sorted(groups.items()),
-        provenances=provenances([reading for row in made.readings for reading in (row.before, row.after)]),
+        provenances=distinct_provenances(
+            [clip_record for row in made.pairs for clip_record in (row.before, row.after)]
+        ),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
-def shown(measure: Measure, value: float | None, *, signed: bool = False) -> str:
-    """A value of a measure for people: rates in per cent, motion in per cent of the range, the rest with three digits."""
+def format_value(measure: Measure, value: float | None, *, signed: bool = False) -> str:
+    """A value as text: rates and luminance change in per cent, everything else with three decimals."""
     if value is None:
         return "–"
     sign = "+" if signed else ""
     if measure.rate:
         text = f"{100 * value:{sign}.1f} %"
-    elif measure.key == "motion":
+    elif measure.key == "luminance_change":
         text = f"{100 * value:{sign}.2f} %"
     else:
         text = f"{value:{sign}.3f}"
     return text.replace("-", "−")
 
 
-def _tiles(made: Comparison) -> list[dict[str, str]]:
-    wanted = ("experts", "cac_rate", "cac", "unified", "reward", "motion")
+def _tiles(made: ReportComparison) -> list[dict[str, str]]:
+    wanted = ("experts", "cac_rate", "cac", "unified", "reward", "luminance_change")
     found = [measure for key in wanted if (measure := made.measure(key)) is not None]
-    # Four fit in a row; motion is always one of them, because a better rate means little without it.
+    # Four fit in a row. Luminance change is always one of them: a better rate means little without it.
     chosen = found if len(found) <= 4 else [*found[:3], found[-1]]
     return [
         {
-            "before": shown(measure, measure.before.value),
-            "after": shown(measure, measure.after.value),
+            "before": format_value(measure, measure.before.value),
+            "after": format_value(measure, measure.after.value),
             "about": measure.label,
             "verdict": measure.verdict,
         }
@@ -377,7 +267,7 @@ def _tiles(made: Comparison) -> list[dict[str, str]]:
     ]
 
 
-def _sections(made: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
+def _sections(made: ReportComparison) -> list[tuple[str, list[dict[str, Any]]]]:
     sections: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for measure in made.measures:
         difference = measure.difference
@@ -396,11 +286,11 @@ def _sections(made: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
             {
                 "measure": measure,
                 "arrow": {True: "↑", False: "↓", None: ""}[measure.higher_is_better],
-                "before": shown(measure, measure.before.value),
-                "after": shown(measure, measure.after.value),
-                "difference": shown(measure, difference.value, signed=True),
+                "before": format_value(measure, measure.before.value),
+                "after": format_value(measure, measure.after.value),
+                "difference": format_value(measure, difference.value, signed=True),
                 "interval": measure.no_interval
-                or f"{shown(measure, difference.low, signed=True)} to {shown(measure, difference.high, signed=True)}",
+                or f"{format_value(measure, difference.low, signed=True)} to {format_value(measure, difference.high, signed=True)}",
                 "bar": bar,
                 "p": "–"
                 if measure.test.p_value is None
@@ -411,11 +301,11 @@ def _sections(made: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
     return list(sections.items())
 
 
-def _share_bars(made: Comparison) -> list[tuple[str, float, str]]:
-    """(component, per cent, colour) of a stacked bar. Shares sum to 1; one below 0 pulls against the total and has no width."""
+def _share_bars(made: ReportComparison) -> list[tuple[str, float, str]]:
+    """(component, per cent, colour) for a stacked bar. A negative share has no width."""
     colours = ("#1864ab", "#e67700", "#2b8a3e", "#862e9c", "#495057")
     return [
-        (COMPONENTS.get(name, name), 100 * share.value, colours[index % len(colours)])
+        (COMPONENT_TITLES.get(name, name), 100 * share.value, colours[index % len(colours)])
         for index, (name, share) in enumerate(made.shares.items())
         if share.value is not None
     ]

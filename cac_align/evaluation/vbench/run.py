@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cac_align.evaluation.pairing import listed_around
+from cac_align.core.video import VIDEO_SUFFIXES
+from cac_align.evaluation.pairing import prompts_and_seeds
 from cac_align.evaluation.statistics import Estimate, prompt_interval, prompt_means
 from cac_align.evaluation.vbench.runner import PROMPTED, row_key
 
@@ -40,7 +41,6 @@ NEED_THE_BENCHMARK = ("object_class", "multiple_objects", "color", "spatial_rela
 PYTHON_VARIABLE = "CAC_ALIGN_VBENCH_PYTHON"
 CACHE_VARIABLE = "VBENCH_CACHE_DIR"
 DEFAULT_ENVIRONMENT = Path("~/.cache/cac-align/vbench-env")
-VIDEO_SUFFIXES = (".mp4", ".gif", ".webm", ".mov", ".mkv", ".avi")
 RUNNER = Path(__file__).with_name("runner.py")
 
 INSTALL: tuple[tuple[str, ...], ...] = (
@@ -65,7 +65,7 @@ openai-clip imports pkg_resources. torch and torchvision in one call, so that th
 
 
 @dataclass(frozen=True)
-class Row:
+class VBenchRow:
     """One video on one dimension. ``value`` in [0, 1], higher is better; None when VBench gave none, and ``error`` says why.
 
     ``raw`` is VBench's own per-video result (imaging_quality 0..100, dynamic_degree a bool).
@@ -85,12 +85,12 @@ class Row:
 class VBenchReport:
     """All rows, in the order of the videos, and the mean of each dimension with its bootstrap interval over prompts."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[VBenchRow, ...]
     means: Mapping[str, Estimate]
     version: str
 
     @property
-    def unscored(self) -> tuple[Row, ...]:
+    def unscored(self) -> tuple[VBenchRow, ...]:
         return tuple(row for row in self.rows if row.value is None)
 
     def to_json(self) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def _prompts(files: Sequence[Path], home: Path, given: Mapping[str, str] | None)
     """Every file's prompt: as given by path or name, or as the listings of the folder, or of the one above it, say; "" where nothing does."""
     if given is not None:
         return {file: given.get(str(file), given.get(file.name, "")) for file in files}
-    found = listed_around(home, files, [])
+    found = prompts_and_seeds(home, files, [])
     return {file: found.get(file, (None, None))[0] or "" for file in files}
 
 
@@ -226,14 +226,14 @@ def read_report(
                 raise ValueError(
                     f"{rows}:{number}: not a VBench row: {error}; delete the line to compute it again"
                 ) from error
-    found: list[Row] = []
+    found: list[VBenchRow] = []
     means = {}
     for dimension in dimensions:
         values, prompts = [], []
         for item in listed:
             row = stored.get(row_key({**item, "version": version}, dimension))
             value, error = (None, "VBench was not run on this file") if row is None else row_value(row)
-            found.append(Row(item["path"], dimension, value, None if row is None else row["raw"], error))
+            found.append(VBenchRow(item["path"], dimension, value, None if row is None else row["raw"], error))
             if value is not None:
                 values.append(value)
                 prompts.append(item.get("prompt") or None)

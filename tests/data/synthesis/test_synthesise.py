@@ -11,9 +11,9 @@ from cac_align.cli.main import main
 from cac_align.core.answer import read_answer
 from cac_align.core.judgement import Window
 from cac_align.core.video import Video
+from cac_align.data.record_video import open_record_video
 from cac_align.data.records import read_records
 from cac_align.data.synthesis.attempts import Attempt, AttemptLog
-from cac_align.data.synthesis.questions import open_video
 from cac_align.data.synthesis.synthesise import Synthesis, synthesise
 from cac_align.miniature.teacher.ground_truth import GroundTruth
 from cac_align.miniature.world.settings import World
@@ -61,7 +61,7 @@ def test_the_ground_truth_teacher_is_verified_in_the_first_round_and_its_samples
     by_id = {record.id: record for record in records}
     for sample in rows(tmp_path / "chains.jsonl"):
         record = by_id[sample["record"]]
-        video = open_video(record, world.parent)
+        video = open_record_video(record, world.parent)
         if sample["task"] == "frame":
             frames = video.frames((sample["frame"],))
         else:
@@ -90,7 +90,7 @@ def test_an_alarm_is_asked_before_its_look_verified_against_what_it_supposes_and
     world, records, tmp_path
 ):
     pupil = Pupil(records)
-    settings = replace(BRIEF, workers=1, foreign_suspicion=1.0)
+    settings = replace(BRIEF, workers=1, false_alarm_share=1.0)
     report = synthesise(records, world.parent, ScriptedVlm(pupil), tmp_path, settings)
     assert [task for name, task in pupil.asked if name == records[0].id][:3] == ["scan", "alarm", "look"]
     assert report["samples"] == {"scan": 4, "look": 4, "frame": report["samples"]["frame"]} and report["rejected"] == 0
@@ -116,7 +116,7 @@ def test_an_alarm_that_tells_the_truth_is_rejected_with_the_reason_and_costs_at_
     normal = [record.id for record in records if record.status == "normal"]
     honest = dict.fromkeys((record.id for record in records), 99)
     pupil = Pupil(records, honest, spoil=NORMAL, task="alarm")
-    settings = replace(BRIEF, workers=1, foreign_suspicion=1.0, rounds=2, salient_rounds=1, saliency="all")
+    settings = replace(BRIEF, workers=1, false_alarm_share=1.0, rounds=2, salient_rounds=1, saliency="all")
     report = synthesise(records, world.parent, ScriptedVlm(pupil), tmp_path, settings)
     assert (report["accepted"], report["samples"]["scan"], report["samples"]["look"], report["salient"]) == (4, 4, 2, 2)
     refused = [row for row in rows(tmp_path / "attempts.jsonl") if row["task"] == "alarm"]
@@ -234,7 +234,7 @@ def test_a_teacher_that_is_down_costs_no_round_and_the_same_call_resumes(world, 
         failed = down["down"] and asked in conversation[0].text
         return Reply("", error="connection refused") if failed else pupil(conversation)
 
-    teacher, settings = ScriptedVlm(flaky), replace(BRIEF, foreign_suspicion=1.0)
+    teacher, settings = ScriptedVlm(flaky), replace(BRIEF, false_alarm_share=1.0)
     report = synthesise(records, world.parent, teacher, tmp_path, settings)
     assert (report["unanswered"], report["failures"], report["accepted"]) == (4, 4, 0)
     down["down"] = False
@@ -357,7 +357,7 @@ def test_the_answer_kept_ends_where_it_was_read_to_end(world, records, tmp_path)
         reply = GroundTruth(records).answer([conversation], max_new_tokens=400)[0]
         return replace(reply, text=f"Here: {reply.text} So {{nothing}} else is wrong.")
 
-    report = synthesise(records, world.parent, ScriptedVlm(talkative), tmp_path, replace(BRIEF, foreign_suspicion=1.0))
+    report = synthesise(records, world.parent, ScriptedVlm(talkative), tmp_path, replace(BRIEF, false_alarm_share=1.0))
     assert (report["accepted"], report["rejected"]) == (4, 0)
     for sample in rows(tmp_path / "chains.jsonl"):
         assert set(json.loads(sample["answer"])) == {"COT", "status", "anomalies"}
@@ -459,7 +459,7 @@ def test_a_reviewer_who_is_down_costs_no_generation_and_one_without_a_verdict_a_
 def test_a_finished_synthesis_decodes_nothing_again_and_counts_what_the_file_holds(
     world, records, tmp_path, monkeypatch
 ):
-    settings = replace(BRIEF, foreign_suspicion=1.0)
+    settings = replace(BRIEF, false_alarm_share=1.0)
     pupil = Pupil(records, {records[0].id: 1})
     report = synthesise(records, world.parent, ScriptedVlm(pupil), tmp_path, settings)
     kept = rows(tmp_path / "attempts.jsonl")
@@ -478,7 +478,7 @@ def test_a_finished_synthesis_decodes_nothing_again_and_counts_what_the_file_hol
         ({"tasks": ["look"]}, "look needs scan"),
         ({"tasks": ["scan", "listen"]}, "tasks must be some of scan, look, frame"),
         ({"saliency": "none"}, "saliency must be"),
-        ({"foreign_suspicion": 1.5}, r"foreign_suspicion is a share in \[0, 1\], received 1.5"),
+        ({"false_alarm_share": 1.5}, r"false_alarm_share is a share in \[0, 1\], received 1.5"),
     ],
 )
 def test_settings_that_cannot_be_meant(wrong, told):

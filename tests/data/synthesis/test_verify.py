@@ -7,7 +7,7 @@ import pytest
 
 from cac_align.core.judgement import Anomaly, Box, Window
 from cac_align.core.video import Frames
-from cac_align.data.synthesis.verify import admits_mistake, faults, mentions_hint
+from cac_align.data.synthesis.verify import admits_mistake, answer_faults, mentions_hint
 
 FRAMES = Frames(np.zeros((9, 8, 8, 3), np.uint8), tuple(range(0, 36, 4)), tuple(n / 4 for n in range(9)), 4.0, 36)
 
@@ -31,7 +31,7 @@ NORMAL = json.dumps({"COT": "Step 1: fine.", "status": "normal", "anomalies": []
 
 
 def rules(text, meant, number=1, strict=False):
-    return [fault.split(":")[0] for fault in faults(text, meant, FRAMES, number=number, strict=strict)]
+    return [fault.split(":")[0] for fault in answer_faults(text, meant, FRAMES, number=number, strict=strict)]
 
 
 def test_a_right_answer_has_no_fault():
@@ -135,4 +135,4 @@ def test_a_scan_does_not_admit_that_it_is_mistaken_but_a_look_may_say_so_of_what
         assert admits_mistake(text) and rules(answer(thought=text), [truth()]) == ["hint"]
         assert rules(answer(boxes={"Frame 2": [0, 0, 1, 1]}, thought=text), [truth()], number=2) == []
     assert admits_mistake("The lamp could be mistaken for a ball; no alarm is seen in the video.") is None
-    assert faults(NORMAL, [truth()], FRAMES, number=1) == ("status: normal, expected abnormal",)
+    assert answer_faults(NORMAL, [truth()], FRAMES, number=1) == ("status: normal, expected abnormal",)

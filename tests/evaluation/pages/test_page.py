@@ -8,13 +8,13 @@ import pytest
 from cac_align.core.judgement import Anomaly, Box, Judgement, Window
 from cac_align.core.video import Video
 from cac_align.evaluation.pages.page import (
+    confirmed_anomalies,
     environment,
+    evenly_spaced,
+    format_number,
     frame_strip,
-    number,
     picture_uri,
-    shown_anomalies,
-    spans,
-    spread,
+    timeline_spans,
     write_page,
 )
 
@@ -39,24 +39,26 @@ def test_a_box_on_a_frame_that_the_video_lacks_is_not_asked_for():
 
 
 def test_a_span_lasts_to_the_end_of_its_last_frame():
-    (span,) = spans(VIDEO, [Anomaly("Motion Anomalies", Window(1.0, 2.375)), Anomaly("Motion Anomalies", None)])
+    (span,) = timeline_spans(
+        VIDEO, [Anomaly("Motion Anomalies", Window(1.0, 2.375)), Anomaly("Motion Anomalies", None)]
+    )
     assert (span.left, span.width) == (pytest.approx(20.0), pytest.approx(30.0))  # of 5 s: from 1 to 2.375 + 1/8
     assert "1.00 to 2.38 s" in span.label
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 50])
 def test_spread_keeps_both_ends(count):
-    chosen = spread(range(40), count)
+    chosen = evenly_spaced(range(40), count)
     assert len(chosen) == min(count, 40) and len(set(chosen)) == len(chosen)
     if count > 1:
         assert (chosen[0], chosen[-1]) == (0, 39)
 
 
 def test_a_missing_number_is_a_dash_and_only_confirmed_anomalies_are_shown():
-    assert [number(value) for value in (None, math.nan, 0.12345, -1.0)] == ["–", "–", "0.123", "-1.000"]
+    assert [format_number(value) for value in (None, math.nan, 0.12345, -1.0)] == ["–", "–", "0.123", "-1.000"]
     defect = Anomaly("Motion Anomalies", None)
-    assert shown_anomalies(Judgement("normal", (defect,))) == () == shown_anomalies(None)
-    assert shown_anomalies(Judgement("abnormal", (defect,))) == (defect,)
+    assert confirmed_anomalies(Judgement("normal", (defect,))) == () == confirmed_anomalies(None)
+    assert confirmed_anomalies(Judgement("abnormal", (defect,))) == (defect,)
 
 
 def test_pictures_are_jpegs_of_the_width_asked_for():

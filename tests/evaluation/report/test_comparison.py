@@ -9,18 +9,19 @@ import pytest
 from cac_align.core.judgement import Anomaly, Judgement, Window
 from cac_align.core.video import Video
 from cac_align.data.records import Record
-from cac_align.evaluation.pairing import Clip, Pair, Pairing
-from cac_align.evaluation.report.comparison import compare, gains, summary
-from cac_align.evaluation.report.readings import Reading
+from cac_align.evaluation.pairing import FolderClip, Pair, Pairing
+from cac_align.evaluation.report.clip_record import ClipRecord
+from cac_align.evaluation.report.comparison import compare_pairs, gains
+from cac_align.evaluation.report.report_warnings import summary_sentence
 
 VIDEO = Video.open(np.zeros((4, 8, 8, 3), np.uint8), fps=8.0)
 DEFECT = (Anomaly("Object Distortion", Window(0.0, 0.1)),)
 
 
-def reading(group, number, *, abnormal=None, raters=None, motion=0.02, prompt=None, judges=None, **values):
+def clip_record(group, number, *, abnormal=None, raters=None, luminance_change=0.02, prompt=None, judges=None, **values):
     prompt = prompt or f"prompt {number}"
-    made = Reading(
-        Clip(None, f"{number}.mp4", group, VIDEO, prompt, 0), values=values, motion=motion, judges=judges or {}
+    made = ClipRecord(
+        FolderClip(None, f"{number}.mp4", group, VIDEO, prompt, 0), values=values, luminance_change=luminance_change, judges=judges or {}
     )
     if abnormal is not None:
         made.judgement = Judgement("abnormal" if abnormal else "normal", DEFECT if abnormal else ())
@@ -31,13 +32,13 @@ def reading(group, number, *, abnormal=None, raters=None, motion=0.02, prompt=No
 
 
 def comparison(before, after, n=24):
-    """before, after: functions of the pair's number that give the reading's facts."""
-    readings, pairs = [], []
+    """before, after: functions of the pair's number that give the clip_record's facts."""
+    clip_records, pairs = [], []
     for number in range(n):
-        two = reading("before", number, **before(number)), reading("after", number, **after(number))
-        readings += two
+        two = clip_record("before", number, **before(number)), clip_record("after", number, **after(number))
+        clip_records += two
         pairs.append(Pair(f"{number}", two[0].clip, two[1].clip, "file name"))
-    return compare(Pairing("before", "after", tuple(pairs), (), ()), readings)
+    return compare_pairs(Pairing("before", "after", tuple(pairs), (), ()), clip_records)
 
 
 def said(made, words):
@@ -51,7 +52,7 @@ def test_rates_differences_and_tests_by_hand():
     assert (rate.test.only_first, rate.test.only_second, rate.test.p_value) == (6, 0, pytest.approx(2 * 0.5**6))
     assert rate.verdict == "better" and rate.missing == 0
     assert made.measure("cac").difference.value == pytest.approx(0.115)
-    assert "fell from 50 % to 25 % (−25 points" in summary(made) and "by CaC" in summary(made)
+    assert "fell from 50 % to 25 % (−25 points" in summary_sentence(made) and "by CaC" in summary_sentence(made)
     label, gain = gains(made)
     assert label == "CaC score" and gain[23] == pytest.approx(0.23) and max(gain) == gain[23]
 
@@ -69,19 +70,19 @@ def test_experts_are_the_raters_who_judged_both_sides():
     )
     measure = made.measure("experts")
     assert (measure.before.value, measure.after.value) == (1.0, 0.5)  # cid saw one side only
-    returned = made.readings[0].after
+    returned = made.pairs[0].after
     returned.ratings = [replace(record, review="returned") for record in returned.ratings]
-    assert made.readings[0].experts is None
+    assert made.pairs[0].experts is None
 
 
-def test_motion_that_fell_while_the_rate_improved_is_a_warning():
-    def after(motion):
-        return lambda k: {"abnormal": k < 2, "motion": motion}
+def test_a_luminance_change_that_fell_while_the_rate_improved_is_a_warning():
+    def after(luminance_change):
+        return lambda k: {"abnormal": k < 2, "luminance_change": luminance_change}
 
     made = comparison(lambda k: {"abnormal": k < 12}, after(0.01))
-    assert said(made, "Motion fell by 50% while the anomaly rate by CaC improved") and said(made, "excludes no change")
-    assert not said(comparison(lambda k: {"abnormal": k < 12}, after(0.02)), "Motion")
-    assert not said(comparison(lambda k: {"abnormal": k < 2}, after(0.01)), "Motion")
+    assert said(made, "The luminance change fell by 50% while the anomaly rate by CaC improved") and said(made, "excludes no change")
+    assert not said(comparison(lambda k: {"abnormal": k < 12}, after(0.02)), "luminance change")
+    assert not said(comparison(lambda k: {"abnormal": k < 2}, after(0.01)), "luminance change")
 
 
 def test_cac_that_rose_while_experts_did_not_agree_is_a_warning():
@@ -111,12 +112,12 @@ def test_unified_that_rose_while_cac_fell_is_a_warning():
 def test_a_component_that_drowns_the_other_is_a_warning():
     made = comparison(lambda k: {"cac": 0.5, "unified": 3.0}, lambda k: {"cac": 0.5, "unified": 3.0}, n=4)
     assert made.shares == {} and said(made, "Only 4 pairs")
-    for row in made.readings:
+    for row in made.pairs:
         number = int(row.pair.id)
         row.before.normalised |= {"cac": 0.5, "unified": 0.5}
         row.after.normalised |= {"cac": 0.5 + 0.01 * number, "unified": 0.5 + 0.19 * number}
-    flat = [reading for row in made.readings for reading in (row.before, row.after)]
-    again = compare(Pairing("before", "after", tuple(row.pair for row in made.readings), (), ()), flat)
+    flat = [clip_record for row in made.pairs for clip_record in (row.before, row.after)]
+    again = compare_pairs(Pairing("before", "after", tuple(row.pair for row in made.pairs), (), ()), flat)
     assert again.shares_of_change and again.shares["unified"].value == pytest.approx(0.95)
     assert math.isclose(sum(share.value for share in again.shares.values()), 1.0)
     assert said(again, "UnifiedReward makes 95% of the combined reward's variance between before and after")
@@ -124,8 +125,8 @@ def test_a_component_that_drowns_the_other_is_a_warning():
 
 def test_nothing_judged_is_said_and_not_made_up():
     made = comparison(lambda k: {}, lambda k: {}, n=2)
-    assert [measure.key for measure in made.measures] == ["motion"]
-    assert "No verdict was found" in summary(made) and gains(made) == (None, [None, None])
+    assert [measure.key for measure in made.measures] == ["luminance_change"]
+    assert "No verdict was found" in summary_sentence(made) and gains(made) == (None, [None, None])
 
 
 def test_values_of_different_judges_are_not_compared_and_said():
@@ -134,12 +135,12 @@ def test_values_of_different_judges_are_not_compared_and_said():
         return {"abnormal": abnormal, "cac": cac, "judges": {"cac": provenance, "cac_rate": provenance}}
 
     made = comparison(lambda k: side(True, 0.4, "A"), lambda k: side(False, 0.8, "B", "as_is, reversed"))
-    assert [measure.key for measure in made.measures] == ["motion"] and gains(made) == (None, [None] * 24)
+    assert [measure.key for measure in made.measures] == ["luminance_change"] and gains(made) == (None, [None] * 24)
     assert {fault.kind for fault in made.faults} == {"judged differently"} and len(made.faults) == 24
     assert "CaC score (tta, vlm/weights)" in made.faults[0].why
     assert said(
         made, "24 of 24 pairs were judged by different judges before and after"
-    ) and "Different judges" in summary(made)
+    ) and "Different judges" in summary_sentence(made)
     some = comparison(lambda k: side(True, 0.4, "A"), lambda k: side(False, 0.8, "B" if k < 4 else "A"))
     for key in ("cac", "cac_rate"):
         assert (some.measure(key).missing, some.measure(key).difference.n) == (4, 20)
@@ -185,6 +186,6 @@ def test_equal_differences_have_no_interval_and_the_test_decides():
         "better",
     )
     assert six.no_interval == "no interval: every prompt has the same value"
-    assert "(−100 points; no interval: every prompt has the same value)" in summary(certain(6))
+    assert "(−100 points; no interval: every prompt has the same value)" in summary_sentence(certain(6))
     still = comparison(lambda k: {"cac": 0.4}, lambda k: {"cac": 0.4}).measure("cac")
     assert (still.difference.value, still.difference.low, still.verdict) == (0.0, None, "open")

@@ -2,7 +2,7 @@
 
 import base64
 
-from cac_align.evaluation.report.comparison import Measure
+from cac_align.evaluation.report.measure import Measure
 from cac_align.evaluation.report.plots import distributions
 from cac_align.evaluation.statistics import NO_ESTIMATE, PairedTest
 

@@ -11,9 +11,12 @@ from cac_align.core.judgement import Anomaly, Judgement, Window
 from cac_align.core.video import Video
 from cac_align.data.records import Record, write_records
 from cac_align.evaluation.pairing import pair_up, read_folder
-from cac_align.evaluation.report.readings import Reading, judged_alike, misjudged, motion, read_all, take_score
-from cac_align.rewards.combine import combine
+from cac_align.evaluation.report.clip_record import ClipRecord
+from cac_align.evaluation.report.clip_scores import enter_score, judge_differences, same_judge
+from cac_align.evaluation.report.collect import collect_clip_records
+from cac_align.evaluation.report.luminance import luminance_change
 from cac_align.rewards.cached import cached
+from cac_align.rewards.combine import combine
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Score
 
@@ -40,19 +43,19 @@ def flicker(count, fps, *, side=64, low=0, high=255):
 
 
 @pytest.mark.parametrize(("count", "fps"), [(9, 8.0), (17, 16.0), (33, 32.0)])
-def test_motion_is_the_share_of_the_range_per_eighth_of_a_second_at_any_rate(count, fps):
-    assert motion(flicker(count, fps)) == pytest.approx(1.0)
-    assert motion(flicker(count, fps, low=100, high=151)) == pytest.approx(51 / 255, abs=1e-3)
-    assert motion(flicker(count, fps, low=90, high=90)) == 0.0
+def test_luminance_change_is_the_share_of_the_range_per_eighth_of_a_second_at_any_rate(count, fps):
+    assert luminance_change(flicker(count, fps)) == pytest.approx(1.0)
+    assert luminance_change(flicker(count, fps, low=100, high=151)) == pytest.approx(51 / 255, abs=1e-3)
+    assert luminance_change(flicker(count, fps, low=90, high=90)) == 0.0
 
 
-def test_motion_counts_the_part_of_the_picture_that_moves_and_not_fine_noise():
+def test_luminance_change_counts_the_part_of_the_picture_that_moves_and_not_fine_noise():
     pixels = np.zeros((9, 64, 64, 3), np.uint8)
     pixels[1::2, :32] = 255
-    assert motion(Video.open(pixels, fps=8.0)) == pytest.approx(0.5)
+    assert luminance_change(Video.open(pixels, fps=8.0)) == pytest.approx(0.5)
     noise = np.random.default_rng(0).integers(0, 256, (9, 640, 640, 3), dtype=np.uint8)
-    assert motion(Video.open(noise, fps=8.0)) < 0.04  # a hundred pixels are averaged into one
-    assert motion(Video.open(pixels[:1], fps=8.0)) is None
+    assert luminance_change(Video.open(noise, fps=8.0)) < 0.04  # a hundred pixels are averaged into one
+    assert luminance_change(Video.open(pixels[:1], fps=8.0)) is None
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ def folders(tmp_path):
 
 def read(folders, **options):
     faults = []
-    return read_all(pair_up(*map(read_folder, folders)), folders, faults=faults, **options), faults
+    return collect_clip_records(pair_up(*map(read_folder, folders)), folders, faults=faults, **options), faults
 
 
 def test_stored_scores_are_those_of_the_reward_itself(folders):
@@ -115,8 +118,8 @@ def test_raters_and_vbench_rows_find_their_clips_and_strangers_are_named(folders
         },
     ]
     (folders[1] / "vbench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    readings, faults = read(folders)
-    by_name = {f"{r.clip.group}/{r.clip.name}": r for r in readings}
+    clip_records, faults = read(folders)
+    by_name = {f"{r.clip.group}/{r.clip.name}": r for r in clip_records}
     assert [name for name, r in by_name.items() if r.ratings] == ["before/0.mp4", "after/1.mp4"]
     assert by_name["after/1.mp4"].ratings[0].extra["pair"] == "1.mp4"
     assert by_name["after/0.mp4"].vbench == {"imaging_quality": 0.64}
@@ -129,12 +132,12 @@ ABNORMAL = Judgement("abnormal", (Anomaly("Object Distortion", Window(0.0, 0.1))
 
 
 def test_a_verdict_counts_only_with_the_score_that_it_led_to():
-    refused = Reading(None)
-    take_score(refused, Score.missing("mass 0.0003 on the two verdicts", evidence=ABNORMAL), "cac")
+    refused = ClipRecord(None)
+    enter_score(refused, Score.missing("mass 0.0003 on the two verdicts", evidence=ABNORMAL), "cac")
     assert (refused.judged_abnormal, refused.scored, refused.error) == (None, False, "mass 0.0003 on the two verdicts")
-    take_score(refused, Score(0.2, evidence=ABNORMAL), "cac")
+    enter_score(refused, Score(0.2, evidence=ABNORMAL), "cac")
     assert refused.judged_abnormal is True and refused.error is None
-    take_score(refused, Score.missing("refused", evidence=Judgement("normal")), "cac")
+    enter_score(refused, Score.missing("refused", evidence=Judgement("normal")), "cac")
     assert refused.judged_abnormal is True and refused.values == {
         "cac": 0.2
     }  # value and verdict are still the same call's
@@ -142,13 +145,13 @@ def test_a_verdict_counts_only_with_the_score_that_it_led_to():
 
 def test_the_verdict_of_a_scored_component_survives_a_combination_that_failed():
     provenance = {"reward": "combine unified+cac", "cac/vlm": "A", "unified/vlm": "B"}
-    kept, lost = Reading(None), Reading(None)
-    take_score(
+    kept, lost = ClipRecord(None), ClipRecord(None)
+    enter_score(
         kept,
         Score.missing("unified: no answer", parts={"cac": 0.2}, evidence=ABNORMAL, provenance=provenance),
         "unified+cac",
     )
-    take_score(
+    enter_score(
         lost,
         Score.missing("cac: mass", parts={"unified": 3.0}, evidence=ABNORMAL, provenance=provenance),
         "unified+cac",
@@ -158,17 +161,17 @@ def test_the_verdict_of_a_scored_component_survives_a_combination_that_failed():
 
 
 def test_a_component_s_judge_is_the_same_alone_and_in_a_combination():
-    alone, combined, other = Reading(None), Reading(None), Reading(None)
-    take_score(alone, Score(0.2, evidence=ABNORMAL, provenance={"vlm": "A"}), "cac")
+    alone, combined, other = ClipRecord(None), ClipRecord(None), ClipRecord(None)
+    enter_score(alone, Score(0.2, evidence=ABNORMAL, provenance={"vlm": "A"}), "cac")
     parts, provenance = {"cac": 0.3, "normalised/cac": 0.3}, {"reward": "combine cac", "cac/vlm": "A"}
-    take_score(combined, Score(0.3, parts, ABNORMAL, None, provenance), "cac")
-    take_score(other, Score(0.2, evidence=ABNORMAL, provenance={"vlm": "B", "tta": "2"}), "cac")
+    enter_score(combined, Score(0.3, parts, ABNORMAL, None, provenance), "cac")
+    enter_score(other, Score(0.2, evidence=ABNORMAL, provenance={"vlm": "B", "tta": "2"}), "cac")
     assert (
-        judged_alike(alone, combined, "cac")
-        and judged_alike(alone, combined, "cac_rate")
-        and misjudged(alone, combined) == {}
+        same_judge(alone, combined, "cac")
+        and same_judge(alone, combined, "cac_rate")
+        and judge_differences(alone, combined) == {}
     )
-    assert misjudged(alone, other) == {"cac": ["tta", "vlm"], "cac_rate": ["tta", "vlm"]}
+    assert judge_differences(alone, other) == {"cac": ["tta", "vlm"], "cac_rate": ["tta", "vlm"]}
 
 
 def test_a_vbench_row_is_of_its_prompt_and_names_its_judge(folders):
@@ -181,8 +184,8 @@ def test_a_vbench_row_is_of_its_prompt_and_names_its_judge(folders):
         {"path": "0.mp4", "sha256": digest, "dimension": "human_action", "raw": False, "error": None, "prompt": "p0"},
     ]
     (folders[1] / "vbench.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
-    readings, faults = read(folders)
-    found = next(reading for reading in readings if reading.vbench)
+    clip_records, faults = read(folders)
+    found = next(clip_record for clip_record in clip_records if clip_record.vbench)
     assert found.vbench == {"overall_consistency": 0.25, "imaging_quality": 0.5}
     assert found.judges["vbench/imaging_quality"] == {"version": "0.1.5", "imaging_mode": "shorter"}
     assert any("earlier release" in fault.why for fault in faults)
@@ -195,8 +198,8 @@ def test_a_rater_counts_once_however_many_files_hold_the_rating(folders, tmp_pat
 
     write_records(tmp_path / "ratings-old.jsonl", [record("normal", "ann"), record("normal", "bob")])
     write_records(tmp_path / "ratings.jsonl", [record("abnormal", "ann"), record("normal", "bob")])
-    readings, faults = read(folders)
-    assert [(one.annotator, one.status) for one in readings[0].ratings] == [("ann", "abnormal"), ("bob", "normal")]
+    clip_records, faults = read(folders)
+    assert [(one.annotator, one.status) for one in clip_records[0].ratings] == [("ann", "abnormal"), ("bob", "normal")]
     assert [fault.name for fault in faults if fault.kind == "rated twice"] == [
         "0#ann"
     ]  # the same rating twice is no news

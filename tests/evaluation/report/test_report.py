@@ -17,7 +17,7 @@ from cac_align.core.video import Video
 from cac_align.data.records import Record, write_records
 from cac_align.evaluation.human.app import create_app, default_database
 from cac_align.evaluation.report import report as module
-from cac_align.evaluation.report.report import report, report_selection
+from cac_align.evaluation.report.report import write_report, write_selection_report
 from cac_align.generation.best_of_n import best_of_n
 from cac_align.rewards.combine import combine
 from cac_align.rewards.reward import Score
@@ -75,7 +75,7 @@ def made(tmp_path_factory):
     ]
     write_records(root / "ratings.jsonl", ratings)
     page = root / "out" / "report.html"
-    return page, report(root / "before", root / "after", page, reward=REWARD)
+    return page, write_report(root / "before", root / "after", page, reward=REWARD)
 
 
 def test_the_numbers(made):
@@ -84,7 +84,7 @@ def test_the_numbers(made):
     assert (rate.before.value, rate.after.value, rate.difference.n) == (0.75, 0.5, 4)
     assert comparison.measure("experts").difference.value == 0.0
     assert any("experts did not agree" in sentence for sentence in comparison.warnings)
-    assert 0.1 < comparison.measure("motion").before.value < 0.3
+    assert 0.1 < comparison.measure("luminance_change").before.value < 0.3
     assert json.loads(json.dumps(comparison.to_json()))["pairs"] == 4
 
 
@@ -133,7 +133,7 @@ def test_a_video_that_does_not_fit_is_shown_as_frames_and_said(tmp_path, monkeyp
         (tmp_path / group).mkdir()
         write_mp4(tmp_path / group / "a.mp4", noise, 8.0)
     monkeypatch.setattr(module, "MAX_BYTES", 60_000)
-    report(tmp_path / "before", tmp_path / "after", tmp_path / "r.html")
+    write_report(tmp_path / "before", tmp_path / "after", tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "2 videos are too large for this page and shown as frames only" in text and "data:video" not in text
     assert "no prompt" in text and text.count("data:image/jpeg") == 12
@@ -144,10 +144,10 @@ def test_a_selection_is_reported_against_a_random_candidate(tmp_path):
         return Video.open(video(40 + 50 * seed), fps=8.0)
 
     best_of_n(["a cat", "a dog"], generate, REWARD, n=4, out=tmp_path)
-    comparison = report_selection(tmp_path, tmp_path / "against_chance.html", seed=1)
+    comparison = write_selection_report(tmp_path, tmp_path / "against_chance.html", seed=1)
     assert (comparison.before, comparison.after) == ("random candidate", "chosen")
-    assert [row.after.clip.seed for row in comparison.readings] == [3, 3]
-    assert comparison.measure("reward").after.value == pytest.approx(comparison.readings[0].after.values["reward"])
+    assert [row.after.clip.seed for row in comparison.pairs] == [3, 3]
+    assert comparison.measure("reward").after.value == pytest.approx(comparison.pairs[0].after.values["reward"])
     assert comparison.shares.keys() == {"cac", "unified"} and not comparison.shares_of_change
 
 
@@ -158,7 +158,7 @@ def test_many_pairs_are_all_counted_and_both_ends_are_shown(tmp_path):
             write_mp4(tmp_path / group / f"{number}.mp4", video(90 + gain * number), 8.0)
         rows = [{"video": f"{n}.mp4", "prompt": f"prompt-{n}."} for n in range(6)]
         (tmp_path / group / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    comparison = report(tmp_path / "before", tmp_path / "after", tmp_path / "r.html", reward=REWARD, max_pairs=3)
+    comparison = write_report(tmp_path / "before", tmp_path / "after", tmp_path / "r.html", reward=REWARD, max_pairs=3)
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert comparison.measure("reward").difference.n == 6 and "3 more pairs are counted" in text
     assert [f"prompt-{n}." in text for n in range(6)] == [True, False, False, False, True, True]
@@ -168,9 +168,9 @@ def test_wrong_input_is_an_error_with_the_way_out(tmp_path):
     (tmp_path / "a").mkdir()
     write_mp4(tmp_path / "a" / "x.mp4", video(50), 8.0)
     with pytest.raises(ValueError, match="the same folder.*give two folders, or one of Best-of-N by itself"):
-        report(tmp_path / "a", tmp_path / "a", tmp_path / "r.html")
+        write_report(tmp_path / "a", tmp_path / "a", tmp_path / "r.html")
     with pytest.raises(ValueError, match=r"neither selection\.jsonl \(Best-of-N\) nor ledger\.jsonl \(a run\) in it"):
-        report_selection(tmp_path / "a", tmp_path / "r.html")
+        write_selection_report(tmp_path / "a", tmp_path / "r.html")
 
 
 # ---- the documented way ---------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def test_the_documented_commands_end_in_a_report_with_vbench_and_the_experts(tmp
             with TestClient(app, base_url="http://127.0.0.1") as client:
                 assert sorted(rate_everything(client)) == ["a cat", "a horse"]
         elif options.verb == "report":
-            comparison = report(options.before, options.after, options.out, ratings=options.ratings)
+            comparison = write_report(options.before, options.after, options.out, ratings=options.ratings)
     assert verbs == ["best-of-n", "best-of-n", "vbench-env", "evaluate", "evaluate", "annotate", "report"]
     assert {measure.key for measure in comparison.measures} >= {
         "experts",
@@ -243,9 +243,9 @@ def test_the_documented_commands_end_in_a_report_with_vbench_and_the_experts(tmp
         "reward",
     }
     assert (comparison.measure("experts").before.value, comparison.measure("experts").after.value) == (0.5, 0.0)
-    ratings = [one for row in comparison.readings for side in (row.before, row.after) for one in side.ratings]
+    ratings = [one for row in comparison.pairs for side in (row.before, row.after) for one in side.ratings]
     assert sorted(rating.prompt for rating in ratings) == ["a cat", "a cat", "a horse", "a horse"]
     assert comparison.faults == () and not any("no expert" in sentence for sentence in comparison.warnings)
     # From the folders of the videos themselves it is the same.
-    again = report("out/before/videos", "out/after/videos", "again.html")
+    again = write_report("out/before/videos", "out/after/videos", "again.html")
     assert again.faults == () and [m.to_json() for m in again.measures] == [m.to_json() for m in comparison.measures]

@@ -1,4 +1,4 @@
-"""Which device a model runs on: the one that is asked for, or none of another kind in its place.
+"""Which device a model runs on: the one that was asked for, or an error; never another in its place.
 
 None | "cpu" | "cuda" | "cuda:1" → pick_device → torch.device
 """
@@ -9,9 +9,9 @@ import torch
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """The device of this name; None: CUDA where there is one, else the CPU.
+    """The device of this name. None takes CUDA where torch sees a GPU, and the CPU otherwise.
 
-    Raises ``ValueError`` for a name that torch does not know, and for a GPU that is not here.
+    Raises ``ValueError`` for a name that torch does not know, and for a GPU that torch does not see.
     """
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -21,6 +21,6 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found.type == "cuda" and (found.index or 0) >= count:
         raise ValueError(
-            f"device={name}: torch {torch.__version__} sees {count} GPUs here; leave device out for what there is, or mend the driver"
+            f"device={name}: torch {torch.__version__} sees {count} GPUs; leave device out to use what there is, or repair the driver"
         )
     return found

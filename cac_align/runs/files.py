@@ -1,13 +1,32 @@
-"""Small text files, written so that a kill leaves the old one or the new one."""
+"""Files and folders that are replaced at once: a kill leaves the old one or the new one, never half of one."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
-def write_whole(path: Path, text: str) -> None:
-    """The whole file or the old one, never half of it."""
+def atomic_write(path: Path, text: str) -> None:
+    """Write a small text file beside its place, then move it there."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
+
+
+def atomic_folder(place: Path, fill: Callable[[Path], Any]) -> None:
+    """Let ``fill(folder)`` make a folder beside its place, then move it there. When ``fill`` raises, nothing of it stays."""
+    part, former = place.with_name(f".{place.name}.part"), place.with_name(f".{place.name}.former")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        fill(part)
+        shutil.rmtree(former, ignore_errors=True)
+        if place.exists():
+            os.replace(place, former)
+        os.replace(part, place)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    shutil.rmtree(former, ignore_errors=True)

@@ -1,8 +1,7 @@
-"""What a run writes down: one JSON row per step, the watched readings, and the same numbers for TensorBoard or Weights & Biases.
+"""What a run writes down: JSON rows with their step, and the same numbers for TensorBoard or Weights & Biases.
 
-row → log.jsonl (+ tracker)        on resume: rows of steps that will be taken again are dropped first
-
-Numbers that do not exist (no video scored, no spread) are null or left out, never 0.
+row → log.jsonl (+ tracker); on resume, rows of steps that will be taken again are dropped first. Numbers that do not
+exist (no video was scored, no gradient was taken) are null or left out, never 0.
 """
 
 from __future__ import annotations
@@ -14,44 +13,64 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cac_align.runs.files import write_whole
+from cac_align.runs.files import atomic_write
+
+TRACKERS = ("", "tensorboard", "wandb")
 
 
-class Rows:
-    """A JSON Lines file of rows with a ``step``; a line torn by a kill is dropped. before: keep rows of earlier steps only."""
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON Lines file, without a line that a kill tore; none when there is no file."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
 
-    def __init__(self, path: Path, before: int | None = None) -> None:
-        self.path = path
-        self.rows: list[dict[str, Any]] = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-                try:
-                    row = json.loads(line)
-                    if before is None or row["step"] < before:
-                        self.rows.append(row)
-                except (ValueError, KeyError, TypeError):
-                    continue
-            write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row with one write."""
-        row = plain(row)
-        self.rows.append(row)
+def cut_rows(path: Path, before: int | None = None) -> list[dict[str, Any]]:
+    """Rewrite a JSON Lines file so that it holds whole rows with a ``step`` (below ``before``) alone, and return them."""
+    rows = [row for row in read_rows(path) if "step" in row and (before is None or row["step"] < before)]
+    if path.is_file():
+        atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+class JsonlLog:
+    """A JSON Lines file of rows with a ``step``.
+
+    before: on opening, keep rows of earlier steps only. digits: significant digits of a float (None: all of them).
+    """
+
+    def __init__(self, path: Path, before: int | None = None, digits: int | None = 8) -> None:
+        self.path, self.digits = path, digits
+        self.rows = cut_rows(path, before)
+
+    def add(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Append a row with one write, and return it as it was written."""
+        plain = json_values(row, self.digits)
+        self.rows.append(plain)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab", buffering=0) as file:
-            file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+            file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
+        return plain
 
 
-def plain(value: Any) -> Any:
-    """JSON without NaN: null; floats to 8 digits."""
+def json_values(value: Any, digits: int | None = 8) -> Any:
+    """The value as JSON can hold it: floats to ``digits`` significant digits, NaN and infinity as null."""
     if isinstance(value, Mapping):
-        return {name: plain(item) for name, item in value.items()}
+        return {name: json_values(item, digits) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [json_values(item, digits) for item in value]
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float):
-        return float(f"{value:.8g}") if math.isfinite(value) else None
+        if not math.isfinite(value):
+            return None
+        return value if digits is None else float(f"{value:.{digits}g}")
     return value
 
 
@@ -66,10 +85,11 @@ def numbers_of(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return found
 
 
-def open_tracker(kind: str, out: Path, step: int) -> Any:
+def open_tracker(kind: str, out: Path, step: int, config: Mapping[str, Any] | None = None) -> Any:
     """A TensorBoard SummaryWriter in ``out``, a W&B run that continues, or None for an empty kind.
 
-    Raises ``ValueError`` when the tracker is not installed.
+    step: the first one that will be tracked; what TensorBoard holds of it and later ones is hidden. config: the recipe
+    that W&B shows. Raises ``ValueError`` when the tracker is not installed.
     """
     if not kind:
         return None
@@ -80,13 +100,13 @@ def open_tracker(kind: str, out: Path, step: int) -> Any:
             return SummaryWriter(str(out / "tensorboard"), purge_step=step)
         import wandb
 
-        known = (
-            out / "wandb-id.txt"
-        )  # a run of its own, whatever other folders are called; the same one when it goes on
+        # The id belongs to the folder, so a resumed run continues its curves and folders of one name do not share them.
+        known = out / "wandb-id.txt"
         if not known.is_file():
-            write_whole(known, secrets.token_hex(8))
+            atomic_write(known, secrets.token_hex(8))
+        run_id = known.read_text(encoding="utf-8")
         return wandb.init(
-            project="cac-align", name=out.name, id=known.read_text(encoding="utf-8"), dir=str(out), resume="allow"
+            project="cac-align", name=out.name, id=run_id, dir=str(out), resume="allow", config=dict(config or {})
         )
     except ImportError as error:
         raise ValueError(
@@ -94,40 +114,14 @@ def open_tracker(kind: str, out: Path, step: int) -> Any:
         ) from error
 
 
-def track(tracker: Any, row: Mapping[str, Any]) -> None:
-    """Send a row's numbers to the tracker."""
+def track(tracker: Any, row: Mapping[str, Any], section: str = "align") -> None:
+    """Send a row's numbers to the tracker (None: nowhere), named ``section/…``."""
     if tracker is None:
         return
-    numbers = numbers_of({name: value for name, value in row.items() if name != "step"}, "align/")
+    numbers = numbers_of({name: value for name, value in row.items() if name != "step"}, f"{section}/")
     if hasattr(tracker, "add_scalar"):
         for name, value in numbers.items():
             tracker.add_scalar(name, value, row["step"])
+        tracker.flush()
     else:
-        tracker.log({**numbers, "align_step": row["step"]})
-
-
-def seconds_of(step_s: float, seconds: Mapping[str, float], judge_s: float, wait_s: float) -> dict[str, float]:
-    """Where a step's time went. saved: judging that nobody waited for. other: all beyond model, VAE, optimizer and waiting for scores."""
-    parts = {name: seconds.get(name, 0.0) for name in ("model", "vae", "backward", "optimizer")}
-    other = step_s - sum(parts.values()) - wait_s
-    return {
-        "step": step_s,
-        **parts,
-        "judge": judge_s,
-        "wait": wait_s,
-        "saved": max(judge_s - wait_s, 0.0),
-        "other": other,
-    }
-
-
-def line_of(row: Mapping[str, Any], step: int, steps: int) -> str:
-    """A row in one line for people. step: how many are done."""
-    shown = " ".join(
-        f"{name} {row[name]:.4f}"
-        for name in ("score", "loss", "ratio", "motion", "grad_norm")
-        if row.get(name) is not None
-    )
-    return (
-        f"step {step}/{steps}  {shown}  dead {row.get('zero_std_groups', 0)} unscored {row.get('unscored', 0)}  "
-        f"{row['seconds']['step']:.1f} s" + (f"  skipped: {row['skipped']}" if row.get("skipped") else "")
-    )
+        tracker.log({**numbers, f"{section}_step": row["step"]})

@@ -1,8 +1,9 @@
-"""Where each process of a run is, in one small file each: when one dies, the others and the next start can name it and its sample.
+"""What each process of a run is doing, in one small file each, so that a process that dies can be named with its sample.
 
-work begins → RankStatus.at("step 3: sampling 'a red ball …' (seed 17)") → folder/rank-1.json
-a process is gone → the others' exchange fails (``ProcessLost``), or the launcher ends them: they say rank, work and cause
-the same command again → says where the former process ended, and goes on from the checkpoint
+RankStatus.report("step 3: sampling 'a red ball …' (seed 17)") → folder/rank-1.json
+
+When one process dies, the exchange of the others with it fails (``ProcessLost``), or the launcher ends them; both ways they
+print its rank, what it was doing and why it ended. The next start of the same command prints where the former one ended.
 """
 
 from __future__ import annotations
@@ -21,33 +22,36 @@ from typing import Any
 
 import psutil
 
-from cac_align.runs.files import write_whole
+from cac_align.runs.files import atomic_write
 
 _LOG = logging.getLogger(__name__)
 
 PATIENCE_S = 3.0
-"""How long a process whose exchange with the others failed waits for one of them to be seen as gone."""
+"""How long a process whose exchange with the others failed waits until one of them is seen to be gone."""
 
 
 class ProcessLost(ValueError):
-    """Another process of this run is gone. The sentence names its rank, what it was doing and why it ended; the run can be resumed."""
+    """Another process of this run is gone. The message names its rank, what it was doing and why it ended."""
 
 
 class RankStatus:
-    """What this process (``rank`` of ``processes``) works on, in ``folder/rank-<rank>.json``. A path that cannot be written raises ``OSError``."""
+    """What this process (``rank`` of ``processes``) is doing, in ``folder/rank-<rank>.json``.
+
+    Raises ``OSError`` when that file cannot be written.
+    """
 
     def __init__(self, folder: Path, rank: int = 0, processes: int = 1) -> None:
         self.folder, self.rank, self.processes = folder, rank, processes
         self._guarded = self._made = False
         self._facts: dict[str, Any] = {"rank": rank, "pid": os.getpid(), "host": socket.gethostname()}
 
-    def at(self, doing: str) -> None:
-        """From now on this process is doing this: name the step and the sample. Outside ``guard`` nobody asks, and nothing is written."""
+    def report(self, doing: str) -> None:
+        """Write down what this process does from now on: the step and the sample. Outside ``guard`` nothing is written."""
         if self._guarded:
             self._write(doing=doing, ended=None)
 
     def lost(self) -> list[str]:
-        """A sentence for every other process that is gone: with its own words where it could still write them."""
+        """A sentence for every other process that is gone, with the error it ended with where it could still write it."""
         found = []
         for path in sorted(self.folder.glob("rank-*.json")):
             facts = _read(path)
@@ -59,10 +63,11 @@ class RankStatus:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Around the work. A clean end removes the file, and so does wrong input (``ValueError``) of a single process; another error is
-        written into it; an error because others are gone becomes ``ProcessLost``.
+        """Around all of a process's work.
 
-        Says (as a warning) where a former process of this rank ended, if it did not end well.
+        A clean end removes the file, and so does wrong input (``ValueError``) of a single process. Any other error is written
+        into it. An error that came about because other processes are gone is raised as ``ProcessLost``. When a former
+        process of this rank did not end well, a warning says where.
         """
         self._made = not self.folder.parent.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -70,42 +75,40 @@ class RankStatus:
         if former is not None and not _runs(former):
             _LOG.warning("the former run's %s; going on from what is kept", _sentence(former))
         self._guarded = True
-        self.at("starting")
+        self.report("starting")
         try:
-            with self._told_to_stop():
+            with self._sigterm_handled():
                 yield
         except (ProcessLost, KeyboardInterrupt, SystemExit):
-            self._gone()
+            self._remove()
             raise
         except Exception as error:
-            # What only this process met is its own fault; a failed exchange may be another's, whose words are worth more.
-            lost = self._awaited() if self.processes > 1 and isinstance(error, RuntimeError) else []
+            # A RuntimeError may be a failed exchange with a process that is gone, and that one's error is the cause.
+            lost = self._wait_for_lost() if self.processes > 1 and isinstance(error, RuntimeError) else []
             if lost:
-                self._gone()
+                self._remove()
                 raise ProcessLost(_resumable(lost)) from error
-            if self.processes == 1 and isinstance(
-                error, ValueError
-            ):  # wrong input, told to the caller: nothing to remember
-                self._gone()
+            if self.processes == 1 and isinstance(error, ValueError):  # wrong input, which the caller reports
+                self._remove()
             else:
                 self._write(ended=f"{type(error).__name__}: {error}")
             raise
         finally:
             self._guarded = False
-        self._gone()
+        self._remove()
 
-    def _awaited(self) -> list[str]:
+    def _wait_for_lost(self) -> list[str]:
         until = time.monotonic() + PATIENCE_S
         while not (lost := self.lost()) and time.monotonic() < until:
             time.sleep(0.05)
         return lost
 
     @contextmanager
-    def _told_to_stop(self) -> Iterator[None]:
-        """A launcher that lost one process ends the others with SIGTERM: say which one it was, then end by the signal as ever.
+    def _sigterm_handled(self) -> Iterator[None]:
+        """On SIGTERM, by which a launcher that lost one process ends the others: print which one it was, then end by the signal.
 
-        Nothing is raised: an exception out of a signal handler lands anywhere, and a library, or whoever turns an error into a missing
-        candidate, may swallow it.
+        Nothing is raised, because an exception out of a signal handler can surface in any line, where a library or code that
+        turns errors into missing candidates may swallow it.
         """
         if self.processes == 1 or threading.current_thread() is not threading.main_thread():
             yield
@@ -113,9 +116,9 @@ class RankStatus:
 
         def leave(number: int, frame: object) -> None:
             signal.signal(number, signal.SIG_IGN)
-            if lost := self._awaited():
+            if lost := self._wait_for_lost():
                 os.write(2, f"{_resumable(lost)}\n".encode())  # the logger may be in the middle of a line of its own
-            self._gone()
+            self._remove()
             signal.signal(number, former)
             os.kill(os.getpid(), number)
 
@@ -131,9 +134,9 @@ class RankStatus:
 
     def _write(self, **facts: Any) -> None:
         self._facts |= facts
-        write_whole(self._path, json.dumps(self._facts) + "\n")
+        atomic_write(self._path, json.dumps(self._facts) + "\n")
 
-    def _gone(self) -> None:
+    def _remove(self) -> None:
         self._path.unlink(missing_ok=True)
         with suppress(OSError):  # others are still at work, or something was made
             self.folder.rmdir()
@@ -149,7 +152,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _runs(facts: dict[str, Any]) -> bool:
-    """Whether that process is still there. One on another machine is taken to be: it writes its own end unless it was killed."""
+    """Whether that process still runs. One on another machine is taken to run until its file names an error."""
     if facts["host"] != socket.gethostname():
         return facts["ended"] is None
     try:
@@ -161,10 +164,10 @@ def _runs(facts: dict[str, Any]) -> bool:
 def _sentence(facts: dict[str, Any]) -> str:
     cause = (
         facts["ended"]
-        or "it was killed without a word (out of memory? the launcher and the system's log say by which signal)"
+        or "it was killed without an error message (out of memory? the launcher and the system's log name the signal)"
     )
     return f"process {facts['rank']} (pid {facts['pid']} on {facts['host']}) ended at {facts['doing']}: {cause}"
 
 
 def _resumable(lost: list[str]) -> str:
-    return f"{'; '.join(lost)}. Mend the cause and run the same command: it resumes"
+    return f"{'; '.join(lost)}. Remove the cause and run the same command: it resumes"

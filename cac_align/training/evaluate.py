@@ -11,14 +11,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from cac_align.training.processes import gather_all
 from cac_align.training.rollout import Asking, Prompt, Rollout, open_prompt, roll_out
-from cac_align.training.run import Run
+from cac_align.training.run import TrainingRun
 from cac_align.training.samples import Sample, Stage
 from cac_align.training.terms import TermWeights
 
 
 def trial(
-    run: Run, stage: Stage, asking: Asking, weights: TermWeights, *, videos: int, together: int
+    run: TrainingRun, stage: Stage, asking: Asking, weights: TermWeights, *, videos: int, together: int
 ) -> dict[str, float]:
     """Figures over at most ``videos`` held-out records, half of each class where there are enough; every process judges its share."""
     records = [stage.records[name] for name in dict.fromkeys(sample.record for sample in stage.held_out)]
@@ -38,11 +39,7 @@ def trial(
             said = roll_out(run.model, run.processor, prompts[at : at + together], asking, {}, greedy=True)
         rows += [judged(rollout, weights) for rollout in said if rollout.error is None]
     run.module.train()
-    if world > 1:
-        from accelerate.utils import gather_object
-
-        rows = gather_object(rows)
-    return figures(rows)
+    return figures(gather_all(run.accelerator, rows))
 
 
 def judged(rollout: Rollout, weights: TermWeights) -> dict[str, Any]:

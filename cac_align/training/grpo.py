@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.runs.files import write_whole
+from cac_align.runs.metrics_log import cut_rows
 from cac_align.training import objective
-from cac_align.training.alarms import Stopped, WatchRecipe, alarm
+from cac_align.training.early_stopping import EarlyStopping, Stopped, stop_reason
 from cac_align.training.evaluate import mean, trial
 from cac_align.training.policy import AnswerLogProbs, ModelRecipe, answer_mask, load, make_batch, on
+from cac_align.training.processes import gather_all, gather_reasons, micro_batches, start_accelerator
 from cac_align.training.rollout import Asking, Prompt, Rollout, RolloutRecipe, open_prompt, roll_out
-from cac_align.training.run import Keeping, Run, bar, read_rows, shares, start_accelerator, union
+from cac_align.training.run import RunConfig, TrainingRun
 from cac_align.training.samples import DataRecipe, Sample, Stage, draw, read_stage
 from cac_align.training.terms import NAMES, Terms, TermWeights
 
@@ -65,8 +66,8 @@ class GrpoRecipe:
     rollout: RolloutRecipe = field(default_factory=RolloutRecipe)
     weights: TermWeights = field(default_factory=TermWeights)
     grpo: ObjectiveRecipe = field(default_factory=ObjectiveRecipe)
-    watch: WatchRecipe = field(default_factory=WatchRecipe)
-    run: Keeping = field(default_factory=lambda: Keeping(steps=250, warmup_steps=0, lr=1e-6, min_lr_ratio=1.0))
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    run: RunConfig = field(default_factory=lambda: RunConfig(steps=250, warmup_steps=0, lr=1e-6, min_lr_ratio=1.0))
 
     def __post_init__(self) -> None:
         if self.batch < 2 or self.batch % 2:
@@ -75,7 +76,7 @@ class GrpoRecipe:
             raise ValueError("expected grpo.num_inner_epochs, rollout_videos and micro_batch to be at least 1")
         if self.run.log_every != 1:
             raise ValueError(
-                f"run.log_every must be 1 in stage 3, whose watch reads every step; received {self.run.log_every}"
+                f"run.log_every must be 1 in stage 3, whose early stopping reads every step; received {self.run.log_every}"
             )
         if self.grpo.beta < 0 or not 0 < self.grpo.epsilon < 1:
             raise ValueError(
@@ -83,19 +84,19 @@ class GrpoRecipe:
             )
 
     @property
-    def asked(self) -> TwoTurn:
+    def two_turn(self) -> TwoTurn:
         """How the judge is asked afterwards: as in its rollouts."""
-        return replace(self.data.asked, context=self.rollout.context)
+        return replace(self.data.two_turn, context=self.rollout.context)
 
 
 def train_grpo(recipe: GrpoRecipe) -> Path:
     """Run or resume stage 3; returns the folder with the final weights (``out/final``). ``out/best``: the best evaluation's.
 
-    Raises ``ValueError`` for unusable data and another recipe's folder; ``Stopped`` for a loss that is not finite, and when the watch
-    says collapse. With ``data.turns`` 1 a rollout is a single turn.
+    Raises ``ValueError`` for unusable data and another recipe's folder; ``Stopped`` for a loss that is not finite, and when a
+    limit of ``early_stopping`` is passed. With ``data.turns`` 1 a rollout is a single turn.
     """
     stage = read_stage(recipe.data, ("scan",), recipe.run.seed)
-    accelerator = start_accelerator(recipe.run, recipe.model.mixed_precision, 1)
+    accelerator = start_accelerator(recipe.model.mixed_precision, cpu=recipe.run.cpu, threads=recipe.run.threads)
     deepspeed = accelerator.state.deepspeed_plugin
     fsdp, zero3 = str(accelerator.distributed_type).endswith("FSDP"), deepspeed is not None and deepspeed.zero_stage > 2
     if fsdp or zero3:  # processes would wait for each other at tokens that only some of them draw
@@ -104,36 +105,35 @@ def train_grpo(recipe: GrpoRecipe) -> Path:
             + ("FSDP" if fsdp else "ZeRO-3")
         )
     rank, world = accelerator.process_index, accelerator.num_processes
-    own = len(shares(range(recipe.batch), 1, rank, world)) * recipe.rollout.group
-    accelerator.gradient_accumulation_steps = len(shares(range(own), recipe.micro_batch, 0, 1))
+    own = len(micro_batches(range(recipe.batch), 1, rank, world)) * recipe.rollout.group
+    accelerator.gradient_accumulation_steps = len(micro_batches(range(own), recipe.micro_batch, 0, 1))
     model, processor = load(recipe.model)
-    run = Run(recipe.out, recipe, recipe.run, accelerator, AnswerLogProbs(model, recipe.rollout.temperature), processor)
+    run = TrainingRun(recipe, accelerator, AnswerLogProbs(model, recipe.rollout.temperature), processor)
     if run.finished:
         return run.out / "final"
     reference = _reference(recipe, run) if recipe.grpo.beta else None
     table = run.out / "rollouts.jsonl"
     if run.log is not None:
-        kept = [row for row in read_rows(table) if row["step"] <= run.step]
-        write_whole(table, "".join(json.dumps(row) + "\n" for row in kept))
-    with run.here.guard():
+        cut_rows(table, before=run.step + 1)
+    with run.rank_status.guard():
         _steps(run, stage, recipe, reference, table)
-        return run.write_model("final")
+        return run.save_model("final")
 
 
-def _steps(run: Run, stage: Stage, recipe: GrpoRecipe, reference: AnswerLogProbs | None, table: Path) -> None:
-    progress = bar(run, "stage 3")
-    while run.step < recipe.run.last:
+def _steps(run: TrainingRun, stage: Stage, recipe: GrpoRecipe, reference: AnswerLogProbs | None, table: Path) -> None:
+    progress = run.progress_bar("stage 3")
+    while run.step < recipe.run.last_step:
         began = time.time()
         batch = _collect(stage, recipe, run)
         sampled_s = time.time() - began
-        stage.leave_out_all(union(run, stage.bad))
+        stage.leave_out_all(gather_reasons(run.accelerator, stage.bad))
         row = _update(batch, recipe, run, reference)
         run.step += 1
         progress.update(1)
-        everyone = _gather(run, batch.rows)
+        everyone = sorted(gather_all(run.accelerator, batch.rows), key=lambda row: (row["slot"], row["rollout"]))
         figures = summary(everyone)
         progress.set_postfix(reward=f"{figures['reward']:.3f}", normal=f"{figures['normal_rate']:.2f}", refresh=False)
-        run.write(
+        run.write_row(
             {
                 **figures,
                 **row,
@@ -146,8 +146,8 @@ def _steps(run: Run, stage: Stage, recipe: GrpoRecipe, reference: AnswerLogProbs
         if run.log is not None:
             with table.open("a", encoding="utf-8") as lines:
                 lines.writelines(json.dumps({"step": run.step, **one}) + "\n" for one in everyone)
-            stop = alarm(run.log.rows, recipe.watch)
-        (stop,) = _agreed(run, [stop])
+            stop = stop_reason(run.log.rows, recipe.early_stopping)
+        stop = gather_all(run.accelerator, [stop])[0]
         due = recipe.run.eval_every and (run.step % recipe.run.eval_every == 0 or run.step == recipe.run.steps)
         if due and stage.held_out:
             asking = _asking(recipe, run.step)
@@ -155,15 +155,15 @@ def _steps(run: Run, stage: Stage, recipe: GrpoRecipe, reference: AnswerLogProbs
                 run, stage, asking, recipe.weights, videos=recipe.eval_videos, together=recipe.rollout_videos
             )
             best = run.keep_best(measured["held_out_reward"], "held_out_reward")
-            run.write({**measured, "best": best})
-        if due or run.step % recipe.run.save_every == 0 or run.step == recipe.run.last or stop:
+            run.write_row({**measured, "best": best})
+        if due or run.step % recipe.run.save_every == 0 or run.step == recipe.run.last_step or stop:
             run.save()
         if stop:
             raise Stopped(f"stopped after step {run.step}: {stop}", run.out)
     progress.close()
 
 
-def _reference(recipe: GrpoRecipe, run: Run) -> AnswerLogProbs:
+def _reference(recipe: GrpoRecipe, run: TrainingRun) -> AnswerLogProbs:
     """The model the stage started from, frozen."""
     from dataclasses import replace
 
@@ -184,7 +184,7 @@ class _Collected:
     rows: list[dict[str, Any]]
 
 
-def _collect(stage: Stage, recipe: GrpoRecipe, run: Run) -> _Collected:
+def _collect(stage: Stage, recipe: GrpoRecipe, run: TrainingRun) -> _Collected:
     accelerator = run.accelerator
     drawn = list(enumerate(draw(stage, run.step, recipe.batch)))
     own = dealt(drawn, accelerator.process_index, accelerator.num_processes)
@@ -195,7 +195,7 @@ def _collect(stage: Stage, recipe: GrpoRecipe, run: Run) -> _Collected:
     run.module.eval()  # no gradient checkpointing while a cache is in use
     for at in range(0, len(prompts), recipe.rollout_videos):
         asked = prompts[at : at + recipe.rollout_videos]
-        run.here.at(f"step {run.step}, rolling out {', '.join(prompt.record.id for prompt in asked)}")
+        run.rank_status.report(f"step {run.step}, rolling out {', '.join(prompt.record.id for prompt in asked)}")
         with run.autocast():
             rollouts += roll_out(run.model, run.processor, asked, asking, store)
     run.module.train()
@@ -211,7 +211,7 @@ def _collect(stage: Stage, recipe: GrpoRecipe, run: Run) -> _Collected:
 def dealt(drawn: Sequence[Any], rank: int, world: int) -> list[Any]:
     """This process's videos: pairs of one normal and one abnormal where that goes up, because mostly the abnormal ones take two turns."""
     size = 2 if len(drawn) % (2 * world) == 0 else 1
-    return [one for part in shares(drawn, size, rank, world) for one in part]
+    return [one for part in micro_batches(drawn, size, rank, world) for one in part]
 
 
 def _asking(recipe: GrpoRecipe, step: int) -> Asking:
@@ -282,20 +282,6 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return figures
 
 
-def _agreed(run: Run, said: list[Any]) -> list[Any]:
-    """What the main process said, on every process."""
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list(said) if run.accelerator.num_processes > 1 else said
-
-
-def _gather(run: Run, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    from accelerate.utils import gather_object
-
-    everyone = gather_object(rows) if run.accelerator.num_processes > 1 else rows
-    return sorted(everyone, key=lambda row: (row["slot"], row["rollout"]))
-
-
 # ---- the update -----------------------------------------------------------------------------------------------------
 
 
@@ -311,7 +297,9 @@ class _Micro:
     old: Tensor | None = None
 
 
-def _update(collected: _Collected, recipe: GrpoRecipe, run: Run, reference: AnswerLogProbs | None) -> dict[str, float]:
+def _update(
+    collected: _Collected, recipe: GrpoRecipe, run: TrainingRun, reference: AnswerLogProbs | None
+) -> dict[str, float]:
     """``num_inner_epochs`` optimiser steps on these rollouts; returns the figures of the last one."""
     device = run.device
     total = recipe.batch * recipe.rollout.group
@@ -333,7 +321,7 @@ def _update(collected: _Collected, recipe: GrpoRecipe, run: Run, reference: Answ
     return {**figures, "lr": run.optimizer.param_groups[0]["lr"]}
 
 
-def _micro(run: Run, recipe: GrpoRecipe, collected: _Collected, at: int, size: int) -> _Micro:
+def _micro(run: TrainingRun, recipe: GrpoRecipe, collected: _Collected, at: int, size: int) -> _Micro:
     """Rollouts of one video share its prompt where attention takes a mask of its own (sdpa). First and second turns are of unlike length
     and go apart, unless the second turn's prompt begins with the first: then they show the same video, which is encoded once."""
     part = collected.rollouts[at : at + size]
@@ -359,12 +347,12 @@ def _score(scorer: Any, micro: _Micro, device: torch.device) -> Tensor:
 
 
 def _losses(
-    micros: Sequence[_Micro], recipe: GrpoRecipe, run: Run, total: int, seen: list[tuple[float, float, float]]
+    micros: Sequence[_Micro], recipe: GrpoRecipe, run: TrainingRun, total: int, seen: list[tuple[float, float, float]]
 ) -> Iterator[Any]:
     for micro in micros:
 
         def part(micro: _Micro = micro) -> Tensor:
-            run.here.at(f"step {run.step}, learning from {micro.names}")
+            run.rank_status.report(f"step {run.step}, learning from {micro.names}")
             log_p = _score(run.module, micro, run.device)
             mask = side_by_side(answer_mask(*micro.batches).to(run.device), micro.owners)
             old = log_p.detach() if micro.old is None else micro.old

@@ -23,12 +23,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from cac_align.cac.prompts import single_turn_conversation, turn_one_conversation, turn_two_conversation
-from cac_align.cac.two_turn import unusable
+from cac_align.cac.two_turn import unusable_reason
 from cac_align.core.answer import read_answer
 from cac_align.core.judgement import Turn, hull
 from cac_align.core.video import Frames, Video
 from cac_align.data.records import Record
-from cac_align.training.alarms import Stopped
+from cac_align.training.early_stopping import Stopped
 from cac_align.training.policy import Segment, core, keep_videos, make_batch, on, position_ids
 from cac_align.training.samples import end_token, seeded
 from cac_align.training.terms import Ending, Terms, TermWeights, terms
@@ -164,7 +164,7 @@ def roll_out(
         rollouts.append(Rollout(prompt.slot, number, prompt.record, said, None, ending, prompt.scan.times_s, (scored,)))
     looks = []
     for at, rollout in enumerate(rollouts):
-        if rollout.ending != "window" or unusable(rollout.first, single=single) is not None:
+        if rollout.ending != "window" or unusable_reason(rollout.first, single=single) is not None:
             continue
         try:
             clip, asked = _look(prompts[at // group], conversations[at // group], rollout, asking)
@@ -193,7 +193,7 @@ def roll_out(
 
 def _first_ending(said: Turn, *, single: bool) -> Ending:
     """How a rollout ends if nothing follows its first answer."""
-    if unusable(said, single=single) is not None:
+    if unusable_reason(said, single=single) is not None:
         return "window"
     return "single turn" if single else "normal" if said.status == "normal" else "window"
 

@@ -23,7 +23,8 @@ import torch
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.data.synthesis.questions import LOOK_FPS, SCAN_FPS
 from cac_align.training.policy import AnswerLogProbs, ModelRecipe, Segment, answer_mask, load, make_batch, on, with_lora
-from cac_align.training.run import Keeping, Run, bar, shares, start_accelerator, union
+from cac_align.training.processes import gather_reasons, micro_batches, start_accelerator
+from cac_align.training.run import RunConfig, TrainingRun
 from cac_align.training.samples import DataRecipe, Sample, Stage, draw, name_of, read_stage, segment, usable
 
 TASKS_OF: dict[int, tuple[str, ...]] = {1: ("frame",), 2: ("scan", "look")}
@@ -47,7 +48,7 @@ class SftRecipe:
     eval_batches: int = 16
     model: ModelRecipe = field(default_factory=ModelRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
-    run: Keeping = field(default_factory=Keeping)
+    run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         if self.stage not in TASKS_OF:
@@ -66,9 +67,9 @@ class SftRecipe:
                 )
 
     @property
-    def asked(self) -> TwoTurn:
+    def two_turn(self) -> TwoTurn:
         """How the judge is asked afterwards."""
-        return self.data.asked
+        return self.data.two_turn
 
 
 def train_sft(recipe: SftRecipe) -> Path:
@@ -79,38 +80,38 @@ def train_sft(recipe: SftRecipe) -> Path:
     """
     tasks = (SINGLE_TURN if recipe.data.turns == 1 else TASKS_OF)[recipe.stage]
     stage = read_stage(recipe.data, tasks, recipe.run.seed)
-    accelerator = start_accelerator(recipe.run, recipe.model.mixed_precision, 1)
+    accelerator = start_accelerator(recipe.model.mixed_precision, cpu=recipe.run.cpu, threads=recipe.run.threads)
     rank, world = accelerator.process_index, accelerator.num_processes
-    accelerator.gradient_accumulation_steps = len(shares(range(recipe.batch), recipe.micro_batch, rank, world))
+    accelerator.gradient_accumulation_steps = len(micro_batches(range(recipe.batch), recipe.micro_batch, rank, world))
     model, processor = load(recipe.model)
     if recipe.lora_rank:
         model = with_lora(model, recipe.lora_rank, recipe.lora_alpha, recipe.run.seed)
-    run = Run(recipe.out, recipe, recipe.run, accelerator, AnswerLogProbs(model), processor)
+    run = TrainingRun(recipe, accelerator, AnswerLogProbs(model), processor)
     if run.finished:
         return run.out / "final"
-    with run.here.guard():
+    with run.rank_status.guard():
         _steps(run, stage, recipe)
-        return run.write_model("final")
+        return run.save_model("final")
 
 
-def _steps(run: Run, stage: Stage, recipe: SftRecipe) -> None:
-    progress, began = bar(run, f"stage {recipe.stage}"), time.time()
-    while run.step < recipe.run.last:
+def _steps(run: TrainingRun, stage: Stage, recipe: SftRecipe) -> None:
+    progress, began = run.progress_bar(f"stage {recipe.stage}"), time.time()
+    while run.step < recipe.run.last_step:
         batches, count = _prepare(stage, draw(stage, run.step, recipe.batch), recipe, run)
-        stage.leave_out_all(union(run, stage.bad))
+        stage.leave_out_all(gather_reasons(run.accelerator, stage.bad))
         norm, loss = _descend(run, batches, count)
         run.step += 1
         progress.update(1)
         progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        if run.step % recipe.run.log_every == 0 or run.step == recipe.run.last:
+        if run.step % recipe.run.log_every == 0 or run.step == recipe.run.last_step:
             row = {"loss": loss, "norm": norm, "lr": run.optimizer.param_groups[0]["lr"], "tokens": int(count)}
-            run.write({**row, "left_out": len(stage.bad), "seconds": round(time.time() - began, 2)})
+            run.write_row({**row, "left_out": len(stage.bad), "seconds": round(time.time() - began, 2)})
         due = recipe.run.eval_every and (run.step % recipe.run.eval_every == 0 or run.step == recipe.run.steps)
         if due and stage.held_out:
             held_out = evaluate(run, stage, recipe)
             best = run.keep_best(-held_out, "-held_out_loss")
-            run.write({"held_out_loss": held_out, "best": best})
-        if due or run.step % recipe.run.save_every == 0 or run.step == recipe.run.last:
+            run.write_row({"held_out_loss": held_out, "best": best})
+        if due or run.step % recipe.run.save_every == 0 or run.step == recipe.run.last_step:
             run.save()
     progress.close()
 
@@ -119,26 +120,26 @@ Named = tuple[str, dict[str, Any]]
 """The names of a micro-batch's videos, and the micro-batch."""
 
 
-def _prepare(stage: Stage, samples: Sequence[Sample], recipe: SftRecipe, run: Run) -> tuple[list[Named], float]:
+def _prepare(stage: Stage, samples: Sequence[Sample], recipe: SftRecipe, run: TrainingRun) -> tuple[list[Named], float]:
     """This process's micro-batches with the names of their videos, and the number of answer tokens in the batch of all processes."""
     accelerator = run.accelerator
     batches = []
-    for part in shares(samples, recipe.micro_batch, accelerator.process_index, accelerator.num_processes):
+    for part in micro_batches(samples, recipe.micro_batch, accelerator.process_index, accelerator.num_processes):
         store: dict[Any, Any] = {}
         names = ", ".join(sample.record for sample in part)
-        run.here.at(f"step {run.step}, reading {names}")
+        run.rank_status.report(f"step {run.step}, reading {names}")
         segments = [usable(stage, sample, run.processor, store, recipe.model.max_pixels) for sample in part]
         batches.append((names, make_batch(run.processor, segments, store)))
     own = sum(int(answer_mask(batch).sum()) for _, batch in batches)
     return batches, accelerator.reduce(torch.tensor(float(own), device=run.device), "sum").item()
 
 
-def _descend(run: Run, batches: Sequence[Named], count: float) -> tuple[float, float]:
+def _descend(run: TrainingRun, batches: Sequence[Named], count: float) -> tuple[float, float]:
     """One step on the mean cross-entropy per answer token; returns the gradient's norm and the loss over all processes."""
     seen: list[torch.Tensor] = []
 
     def part(names: str, batch: dict[str, Any]) -> torch.Tensor:
-        run.here.at(f"step {run.step}, learning from {names}")
+        run.rank_status.report(f"step {run.step}, learning from {names}")
         value = -run.module(on(run.device, batch)).sum() / count
         seen.append(value.detach())
         return value
@@ -148,7 +149,7 @@ def _descend(run: Run, batches: Sequence[Named], count: float) -> tuple[float, f
 
 
 @torch.no_grad()
-def evaluate(run: Run, stage: Stage, recipe: SftRecipe) -> float:
+def evaluate(run: TrainingRun, stage: Stage, recipe: SftRecipe) -> float:
     """Mean cross-entropy per answer token on the held-out samples (the first ``eval_batches`` micro-batches of every process).
 
     Every process takes as many passes, because FSDP's must meet: where it can read nothing, the pass is over another sample and
@@ -159,7 +160,7 @@ def evaluate(run: Run, stage: Stage, recipe: SftRecipe) -> float:
     groups = [asked[at : at + recipe.micro_batch] for at in range(0, len(asked), recipe.micro_batch)]
     bad: dict[str, str] = {}
     spare = next(filter(None, (_readable([sample], stage, recipe, run, bad) for sample in asked)), None)
-    blind = union(run, {} if spare else {f"process {rank}": next(iter(bad.values()))})
+    blind = gather_reasons(run.accelerator, {} if spare else {f"process {rank}": next(iter(bad.values()))})
     if blind:
         name, why = next(iter(blind.items()))
         raise ValueError(
@@ -173,13 +174,13 @@ def evaluate(run: Run, stage: Stage, recipe: SftRecipe) -> float:
         if own:
             total += torch.stack([value.float(), answer_mask(own).sum().to(run.device).float()])
     run.module.train()
-    stage.leave_out_all(union(run, bad))
+    stage.leave_out_all(gather_reasons(run.accelerator, bad))
     total = run.accelerator.reduce(total, "sum")
     return (total[0] / total[1]).item() if total[1] else math.nan
 
 
 def _readable(
-    samples: Sequence[Sample], stage: Stage, recipe: SftRecipe, run: Run, bad: dict[str, str]
+    samples: Sequence[Sample], stage: Stage, recipe: SftRecipe, run: TrainingRun, bad: dict[str, str]
 ) -> dict[str, torch.Tensor] | None:
     """The micro-batch of those samples that can be used (None: of none); the others go into ``bad``, by name."""
     store: dict[Any, Any] = {}

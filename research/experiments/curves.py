@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cac_align.evaluation.statistics import share
-from cac_align.training.run import read_rows
+from cac_align.runs.metrics_log import read_rows
 
 SMOOTHED = 5
 """Steps averaged for one point of a curve: a step's four prompts differ in how hard they are."""

@@ -1,20 +1,19 @@
 """A resumable optimisation: the loop that trains the small Wan's parts, its optimizers, its running average, its checkpoint.
 
-Schedule (steps, batch, learning rates) + modules + loss(step) → Run.go → checkpoint.pt, log.jsonl
+Schedule (steps, batch, learning rates) + modules + loss(step) → Optimisation.run → checkpoints/, log.jsonl (``cac_align.runs``)
 
-Everything random in step n is drawn from a generator seeded by (seed, n), so a run that was killed goes on exactly as if it had not
-been: a checkpoint holds weights, their running average, the optimizers and the number of the step. On one machine and thread count
+A checkpoint holds weights, their running average (EMA), the optimizers and the number of the step. On one machine and thread count
 the same recipe gives the same weights to the last bit; another processor or torch build rounds differently.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cac_align.runs.lr_schedule import warm_cosine
+from cac_align.runs.checkpoint import claim_folder, read_state, save_state
+from cac_align.runs.lr_schedule import learning_rate
+from cac_align.runs.metrics_log import JsonlLog
 
-LAST_LR = 0.05  # of the peak, at the last step
+MIN_LR_RATIO = 0.05  # of the peak, at the last step
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Optimisation of one job. Steps are optimizer steps; ``lr`` rises over ``warmup`` steps and falls on a cosine to a twentieth.
 
-    until: end early, at this step, with the learning rate still high (0: at the last one); for a stage that another continues.
+    stop_after: end early, at this step, with the learning rate still high (0: at the last one); for a stage that another continues.
     matrix_lr: learning rate of Muon for the matrices inside (0: AdamW for everything).
     threads: torch threads (on a shared machine one is often the fastest). save_every, log_every: steps.
     """
 
     steps: int = 1000
-    until: int = 0
+    stop_after: int = 0
     batch: int = 16
     lr: float = 1e-3
     matrix_lr: float = 0.0
@@ -52,12 +53,11 @@ class Schedule:
     threads: int = 1
 
 
-class Run:
-    """A resumable optimisation: modules, their running average, the optimizer and the step. ``go`` takes the steps that remain."""
+class Optimisation:
+    """A resumable optimisation: modules, their running average, the optimizers and the step. ``run`` takes the steps that remain."""
 
     def __init__(self, out: Path, modules: dict[str, nn.Module], schedule: Schedule, recipe: Any) -> None:
         self.out, self.modules, self.schedule = out, modules, schedule
-        self.recipe = {name: value for name, value in asdict(recipe).items() if name != "out"}
         self.step = 0
         self.parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
@@ -74,40 +74,29 @@ class Run:
             others, lr=schedule.lr, betas=(0.9, schedule.beta2), weight_decay=schedule.weight_decay
         )
         self.optimizers = [adam, *([Muon(matrices, schedule.matrix_lr)] if matrices else [])]
-        out.mkdir(parents=True, exist_ok=True)
-        if (out / "checkpoint.pt").is_file():
-            self._restore()
-
-    def _restore(self) -> None:
-        saved = torch.load(self.out / "checkpoint.pt", map_location="cpu", weights_only=True)
-        changed = sorted(
-            name for name, value in self.recipe.items() if json.dumps(value) != json.dumps(saved["recipe"].get(name))
-        )
-        if changed:
-            raise ValueError(
-                f"{self.out}: holds a run of another recipe ({', '.join(changed)} differ); choose another out=, or remove the folder"
-            )
-        for name, module in self.modules.items():
-            module.load_state_dict(saved["modules"][name])
-        for average, stored in zip(self.average, saved["average"], strict=True):
-            average.copy_(stored)
-        for optimizer, stored in zip(self.optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(stored)
-        self.step = saved["step"]
+        claim_folder(out, "optimise", recipe, free=("out",))
+        saved = read_state(out)
+        if saved is not None:
+            for name, module in modules.items():
+                module.load_state_dict(saved["modules"][name])
+            for average, stored in zip(self.average, saved["average"], strict=True):
+                average.copy_(stored)
+            for optimizer, stored in zip(self.optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(stored)
+            self.step = saved["step"]
+        self.rows = JsonlLog(out / "log.jsonl", before=self.step + 1)
 
     def save(self) -> None:
-        """Write the checkpoint next to its place and move it there: a kill leaves the old one or the new one, never half of one."""
+        """Write a checkpoint of this step."""
         state = {
             "step": self.step,
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "average": self.average,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "recipe": self.recipe,
         }
-        torch.save(state, self.out / "checkpoint.tmp")
-        os.replace(self.out / "checkpoint.tmp", self.out / "checkpoint.pt")
+        save_state(self.out, state)
 
-    def go(
+    def run(
         self,
         loss_at: Callable[[int], tuple[Tensor, dict[str, float]]],
         *,
@@ -116,12 +105,14 @@ class Run:
     ) -> bool:
         """Take the remaining steps, up to ``stop_at``; True when the schedule is finished. ``after(step)`` runs after each step."""
         s = self.schedule
-        last = s.until or s.steps
+        last = s.stop_after or s.steps
         began, seen = time.time(), []
         while self.step < last and (stop_at is None or self.step < stop_at):
             for optimizer, lr in zip(self.optimizers, (s.lr, s.matrix_lr), strict=False):
                 for group in optimizer.param_groups:
-                    group["lr"] = lr * warm_cosine(self.step, s.steps, warmup=s.warmup, floor=LAST_LR)
+                    group["lr"] = learning_rate(
+                        self.step, s.steps, lr, warmup_steps=s.warmup, min_lr_ratio=MIN_LR_RATIO
+                    )
             loss, numbers = loss_at(self.step)
             if not torch.isfinite(loss):
                 raise ValueError(
@@ -151,31 +142,23 @@ class Run:
     def log(self, row: dict[str, Any]) -> None:
         """Append a row to ``log.jsonl`` and show it on stderr."""
         row = {"step": self.step, **{k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}}
-        with (self.out / "log.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(json.dumps(row), file=sys.stderr, flush=True)
+        print(json.dumps(self.rows.add(row)), file=sys.stderr, flush=True)
 
-    def averaged(self) -> _Averaged:
-        """``with run.averaged():`` the modules hold the running average of their weights."""
-        return _Averaged(self)
-
-
-class _Averaged:
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def __enter__(self) -> None:
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the modules hold the running average of their weights."""
         self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
 
-    def __exit__(self, *exc: object) -> None:
-        self._swap()
-
+    @torch.no_grad()
     def _swap(self) -> None:
-        with torch.no_grad():
-            for p, average in zip(self.run.parameters, self.run.average, strict=True):
-                kept = p.detach().clone()
-                p.copy_(average)
-                average.copy_(kept)
+        for p, average in zip(self.parameters, self.average, strict=True):
+            kept = p.detach().clone()
+            p.copy_(average)
+            average.copy_(kept)
 
 
 class Muon(torch.optim.Optimizer):

@@ -3,8 +3,8 @@
 recipe → tokenizer, processor, fresh model → its eyes (see, watch) → frame pairs → whole clips and close looks → folder + log.jsonl
 
 Every step is a function of (seed, step): the batch is drawn from a generator seeded with both, so a run that was killed and started
-again goes on with the same batches and ends with the same weights. A checkpoint replaces the former one atomically.
-Loss: cross-entropy on the answer's tokens only, mean over the batch's answer tokens. AdamW, linear warm-up, cosine to ``min_lr_ratio``.
+again goes on with the same batches and ends with the same weights (``cac_align.runs.checkpoint``).
+Loss: cross-entropy on the answer's tokens only, mean over the batch's answer tokens. AdamW, linear warm-up, cosine to ``min_lr``.
 
     python -m research.training.train_judge research/recipes/cac_sft.yaml out=runs/cac_sft
 
@@ -13,20 +13,16 @@ Source: CaC (arXiv 2605.11723) Sec. 3.2 and Appendix C.1 (stages 1 and 2, here w
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
@@ -41,7 +37,9 @@ from cac_align.miniature.models.judge import (
     build_tokenizer,
     write_folder,
 )
-from cac_align.runs.lr_schedule import warm_cosine
+from cac_align.runs.checkpoint import claim_folder, read_state, save_state
+from cac_align.runs.lr_schedule import learning_rate
+from cac_align.runs.metrics_log import JsonlLog
 from cac_align.vlm.inputs import collate as join_rows
 from cac_align.vlm.inputs import encode_one, pad_id
 from research.experiments.judge_figures import evaluate
@@ -61,6 +59,9 @@ MAX_NEW_TOKENS = 400
 HEADS = "heads.safetensors"
 """The questions to the visual tokens, in the run's folder beside its final weights."""
 
+FREE = ("out", "pool", "threads", "save_every", "log_every", "eval_every", "eval_clips")
+"""Recipe keys that may differ between a run and its continuation."""
+
 STAGES = ("see", "watch", "pair", "joint")
 
 
@@ -75,7 +76,7 @@ class JudgeTraining:
     model's: what is broken, asked of the visual tokens, before any answer), pair_steps (answers about frame pairs), steps (turn 1 and
     turn 2 together). batch: clips per step. watch_weight: how much the visual tokens' questions go on counting beside the answers.
     bent_weight: how much of those questions is about the measured shape of generated entities.
-    lr, min_lr_ratio: peak and last learning rate of each stage; matrix_lr: peak of Muon's, for the inner matrices (0: AdamW for all).
+    lr, min_lr: peak and last learning rate of each stage; matrix_lr: peak of Muon's, for the inner matrices (0: AdamW for all).
     verdict_weight: how much a token that gives a verdict (a frame's, the status) weighs in the loss, the others weighing 1;
     miss_weight, look_miss_weight: how much more it weighs where turn 1, or turn 2, must not miss a broken frame. seed: of weights, batches and augmentation.
     save_every, eval_every: steps; eval_clips: held-out clips per evaluation (0 switches it off). workers: threads that share a step, each with torch threads of its own (threads). encoder: a trained judge's folder whose image
@@ -101,7 +102,7 @@ class JudgeTraining:
     steps: int = 1500
     batch: int = 32
     lr: float = 2e-3
-    min_lr_ratio: float = 5e-5
+    min_lr: float = 5e-5
     matrix_lr: float = 0.02
     verdict_weight: float = 8.0
     miss_weight: float = 1.0
@@ -141,11 +142,6 @@ class JudgeTraining:
 # ---- the run ------------------------------------------------------------------------------------------------------
 
 
-def learning_rate(step: int, steps: int, recipe: JudgeTraining) -> float:
-    """Linear warm-up, then a cosine from ``lr`` to ``min_lr_ratio``, which the step after the last would have."""
-    return recipe.lr * warm_cosine(step, steps + 1, warmup=recipe.warmup_steps, floor=recipe.min_lr_ratio / recipe.lr)
-
-
 def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     """Run or resume the recipe; returns the folder with the final weights (``out/final``).
 
@@ -155,8 +151,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     """
     torch.set_num_threads(recipe.threads)
     out = Path(recipe.out)
-    out.mkdir(parents=True, exist_ok=True)
-    _claim(out, recipe)
+    claim_folder(out, "judge", recipe, free=FREE)
     pool = ClipPool.open(Path(recipe.pool or out / "pool"), recipe.plan, recipe.first_seed, recipe.clips, progress=_say)
     drawn = [ClipPool(Path(folder)) for folder in recipe.generated]
     processor = _processor(out, recipe)
@@ -177,10 +172,8 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     if recipe.heads:
         take_heads(heads, Path(recipe.heads) / HEADS)
     optimizers = muon_and_adam(model, heads, recipe.lr, recipe.matrix_lr, recipe.weight_decay)
-    checkpoint = out / "checkpoint.pt"
     done = 0
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+    if (state := read_state(out)) is not None:
         model.load_state_dict(state["model"])
         heads.load_state_dict(state["heads"])
         for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
@@ -189,12 +182,18 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
         _say(f"resuming at step {done}")
     stages = (recipe.see_steps, recipe.watch_steps, recipe.pair_steps, recipe.steps)
     total = min(sum(stages), recipe.stop_after or sum(stages))
-    log = _Log(out / "log.jsonl", done)
+    log = JsonlLog(out / "log.jsonl", before=done + 1, digits=None)
     workers = Workers((model, heads, processor), recipe.workers, recipe.threads)
     began, since, right, losses = time.time(), done, [], []
     for step in range(done, total):
         stage, within = _stage(step, stages)
-        lr = learning_rate(within, stages[stage], recipe)
+        lr = learning_rate(  # the last step stays a little above min_lr, which a step after it would have
+            within,
+            stages[stage] + 1,
+            recipe.lr,
+            warmup_steps=recipe.warmup_steps,
+            min_lr_ratio=recipe.min_lr / recipe.lr,
+        )
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * lr / recipe.lr
@@ -217,14 +216,14 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
                 "loss": sum(losses) / len(losses),
                 "exact": sum(right) / len(right),
             }
-            log.write({**row, "stage": STAGES[stage], "length": length, "seconds_per_step": round(seconds, 3)})
+            log.add({**row, "stage": STAGES[stage], "length": length, "seconds_per_step": round(seconds, 3)})
             _say(
                 f"step {step + 1}/{total} loss {row['loss']:.4f} exact {row['exact']:.3f} length {length} {seconds:.2f} s/step"
             )
             losses, right = [], []
         if (step + 1) % recipe.save_every == 0 or step + 1 == total:
-            _save(
-                checkpoint,
+            save_state(
+                out,
                 {
                     "model": model.state_dict(),
                     "heads": heads.state_dict(),
@@ -239,7 +238,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
             and stage == 3
         ):
             _write_final(out / "final", model, processor, recipe)
-            log.write({"step": step + 1, "held_out": evaluate(out / "final", recipe.job, recipe.eval_clips)})
+            log.add({"step": step + 1, "held_out": evaluate(out / "final", recipe.job, recipe.eval_clips)})
         if until is not None and step + 1 >= until:
             return out / "final"
     _write_final(out / "final", model, processor, recipe)
@@ -330,26 +329,6 @@ def _lesson_loss(
 # ---- keeping a run --------------------------------------------------------------------------------------------------
 
 
-def _claim(out: Path, recipe: JudgeTraining) -> None:
-    """Write the recipe into its folder, or make sure that the run found there is this one (``out``, ``pool``, threads may differ)."""
-    path = out / "recipe.yaml"
-    if path.is_file():
-        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JudgeTraining), OmegaConf.load(path)))
-        free = ("out", "pool", "threads", "save_every", "log_every", "eval_every", "eval_clips")
-        differs = [
-            f.name for f in fields(recipe) if f.name not in free and getattr(found, f.name) != getattr(recipe, f.name)
-        ]
-        if differs:
-            name = differs[0]
-            raise ValueError(
-                f"{out} holds a run with {name}={getattr(found, name)}, received {name}={getattr(recipe, name)}; give another out, or remove it"
-            )
-        return
-    half = path.with_suffix(".partial")
-    OmegaConf.save(OmegaConf.structured(recipe), half)
-    os.replace(half, path)
-
-
 def _processor(out: Path, recipe: JudgeTraining) -> Qwen3VLProcessor:
     """The run's processor: built once from the recipe's texts, then read back, so that a resumed run has the same tokens."""
     folder = Path(recipe.start) if recipe.start else out / "processor"
@@ -371,34 +350,6 @@ def _stage(step: int, stages: Sequence[int]) -> tuple[int, int]:
             return stage, step
         step -= length
     raise AssertionError("a step beyond the last stage")
-
-
-def _save(path: Path, state: dict[str, Any]) -> None:
-    """Replace the checkpoint in one step: a kill at any moment leaves the old one or the new one, never half of one."""
-    half = path.with_suffix(".partial")
-    torch.save(state, half)
-    os.replace(half, path)
-
-
-class _Log:
-    """log.jsonl, cut back to the checkpoint's step on resume so that no step stands there twice."""
-
-    def __init__(self, path: Path, done: int) -> None:
-        rows = []
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:  # the line that a kill tore
-                    continue
-                if row["step"] <= done:
-                    rows.append(line)
-        path.write_text("".join(line + "\n" for line in rows), encoding="utf-8")
-        self.path = path
-
-    def write(self, row: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as lines:
-            lines.write(json.dumps(row) + "\n")
 
 
 def _say(text: str) -> None:

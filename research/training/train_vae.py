@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from cac_align.miniature.models.wan import MiniWan, build_vae
-from research.training.optimise import Run, Schedule, step_generator
+from research.training.optimise import Optimisation, Schedule, step_generator
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class VaeRecipe:
 
 def training_clip(seed: int, anomalous: float, world: str = "studio") -> tuple[UInt8[np.ndarray, "T H W 3"], str]:
     """One clip of the world "studio" or "playground" and its prompt; a share ``anomalous`` of the seeds shows an anomaly."""
-    from cac_align.miniature.world.world import PLAYGROUND, STUDIO, TRAIN_SEEDS, make_clip
+    from cac_align.miniature.world.settings import PLAYGROUND, STUDIO, TRAIN_SEEDS
+    from cac_align.miniature.world.world import make_clip
 
     if seed not in TRAIN_SEEDS:
         raise ValueError(
@@ -161,7 +162,7 @@ def train_vae(recipe: VaeRecipe, *, stop_at: int | None = None) -> Path | None:
         for part in (vae.encoder, vae.quant_conv):
             part.requires_grad_(False)
     spread = recipe.latent_noise * torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
-    run = Run(out, {"vae": vae}, recipe.schedule, recipe)
+    optimisation = Optimisation(out, {"vae": vae}, recipe.schedule, recipe)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
         target, weight = vae_batch(recipe, step)
@@ -174,10 +175,10 @@ def train_vae(recipe: VaeRecipe, *, stop_at: int | None = None) -> Path | None:
         numbers = {"psnr": psnr(made.detach(), target), "kl": kl.item(), "std": posterior.std.mean().item()}
         return loss + recipe.kl * kl, numbers
 
-    if not run.go(loss_at, stop_at=stop_at):
+    if not optimisation.run(loss_at, stop_at=stop_at):
         return None
-    with run.averaged():
-        return finish_vae(vae.eval(), recipe, run)
+    with optimisation.averaged():
+        return finish_vae(vae.eval(), recipe, optimisation)
 
 
 def psnr(made: Tensor, target: Tensor) -> float:
@@ -186,7 +187,7 @@ def psnr(made: Tensor, target: Tensor) -> float:
 
 
 @torch.no_grad()
-def finish_vae(vae: nn.Module, recipe: VaeRecipe, run: Run) -> Path:
+def finish_vae(vae: nn.Module, recipe: VaeRecipe, optimisation: Optimisation) -> Path:
     """Measure PSNR and the latents' mean and std on unseen clips, write them into the config, save the folder ``out/final``."""
     first = recipe.first_clip + recipe.schedule.steps * recipe.schedule.batch
     latents, values, standing_out = [], [], []
@@ -204,7 +205,7 @@ def finish_vae(vae: nn.Module, recipe: VaeRecipe, run: Run) -> Path:
     mean, std = joined.mean(dim=(0, 2, 3, 4)), joined.std(dim=(0, 2, 3, 4))
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     vae.save_pretrained(Path(recipe.out) / "final")
-    run.log(
+    optimisation.log(
         {
             "psnr_held_out": float(np.mean(values)),
             "psnr_entity": float(np.mean(standing_out)),

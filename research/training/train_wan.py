@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from cac_align.config import read_recipe
 from cac_align.miniature.models.wan import MiniWan, build_pipeline, save_pipeline
-from research.training.optimise import Run, Schedule, step_generator
+from research.training.optimise import Optimisation, Schedule, step_generator
 from research.training.train_vae import VaeRecipe, to_signal, train_vae, training_clip
 
 
@@ -121,7 +121,7 @@ def train_wan(recipe: WanRecipe, *, stop_at: int | None = None) -> Path | None:
     from diffusers import AutoencoderKLWan
 
     from cac_align.generation.wan import Wan
-    from cac_align.miniature.world.world import VOCABULARY
+    from cac_align.miniature.world.grammar import VOCABULARY
 
     torch.set_num_threads(recipe.schedule.threads)
     out = Path(recipe.out)
@@ -143,7 +143,7 @@ def train_wan(recipe: WanRecipe, *, stop_at: int | None = None) -> Path | None:
         truncation=True,
         return_tensors="pt",
     )
-    run = Run(out, {"text_encoder": encoder, "transformer": transformer}, recipe.schedule, recipe)
+    optimisation = Optimisation(out, {"text_encoder": encoder, "transformer": transformer}, recipe.schedule, recipe)
     batch = recipe.schedule.batch
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -165,17 +165,17 @@ def train_wan(recipe: WanRecipe, *, stop_at: int | None = None) -> Path | None:
         if (
             recipe.evaluate_every
             and step % recipe.evaluate_every == 0
-            and step < (recipe.schedule.until or recipe.schedule.steps)
+            and step < (recipe.schedule.stop_after or recipe.schedule.steps)
         ):
-            with run.averaged():
-                run.log(evaluate(save_final(pipeline, recipe, out / "latest"), recipe))
+            with optimisation.averaged():
+                optimisation.log(evaluate(save_final(pipeline, recipe, out / "latest"), recipe))
 
-    if not run.go(loss_at, stop_at=stop_at, after=after):
+    if not optimisation.run(loss_at, stop_at=stop_at, after=after):
         return None
-    with run.averaged():
+    with optimisation.averaged():
         folder = save_final(pipeline, recipe, out / "final")
         if recipe.evaluate_clips:
-            run.log(evaluate(folder, recipe))
+            optimisation.log(evaluate(folder, recipe))
     return folder
 
 
@@ -219,7 +219,8 @@ def evaluate(folder: Path, recipe: WanRecipe) -> dict[str, Any]:
     from cac_align.generation.wan import Wan
     from cac_align.miniature.demo import choice_of
     from cac_align.miniature.oracle.oracle import judge
-    from cac_align.miniature.world.world import PLAYGROUND, STUDIO, VALID_SEEDS, make_prompts
+    from cac_align.miniature.world.settings import PLAYGROUND, STUDIO, VALID_SEEDS
+    from cac_align.miniature.world.world import make_prompts
 
     wan = Wan.load(folder)
     prompts = make_prompts(VALID_SEEDS[: recipe.evaluate_clips], PLAYGROUND if recipe.world == "playground" else STUDIO)

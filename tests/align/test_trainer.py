@@ -16,9 +16,9 @@ import torch
 from diffusers import WanPipeline
 from safetensors.torch import load_file, save_file
 
-from cac_align.align.lora import copy_of
+from cac_align.align.lora import copy_weights
 from cac_align.align.recipe import EvalRecipe, SdeWindow
-from cac_align.align.rollout import sample_with_lora, velocity
+from cac_align.align.rollout import guided_velocity, sample_with_lora
 from cac_align.align.sde import log_prob, transition
 from cac_align.align.setup import build_async_reward
 from cac_align.align.trainer import AlignRun, align
@@ -95,15 +95,15 @@ def test_every_advantage_is_linked_to_its_score(whole):
 
 def test_an_update_makes_better_videos_likelier_than_worse_ones(model, tmp_path):
     run = AlignRun(recipe(model, tmp_path, lr=3e-3, prompts_per_step=1, sde_window=SdeWindow(0, 0, 2)))
-    before = run._collect(0, 0, ["a red ball"], (0, 1, 2))
-    credits = []
-    run._update(0, [before], credits)
-    advantage = torch.from_numpy(credits[0].advantage)
+    before = run._sample_chunk(0, 0, ["a red ball"], (0, 1, 2))
+    advantages = []
+    run._update(0, [before], advantages)
+    advantage = torch.from_numpy(advantages[0].advantage)
     (rollout,) = before.rollouts
     gain = torch.zeros(4)
     with torch.no_grad():
         for step in rollout.steps:
-            v = velocity(run.flow, step.x, step.index, rollout.embeds)
+            v = guided_velocity(run.flow, step.x, step.index, rollout.embeds)
             mean = transition("flow", step.x, v, run.flow.schedule.sigmas, step.index, 0.7).mean
             gain += log_prob(step.x_next, mean, step.std) - log_prob(step.x_next, step.mean, step.std)
     run.async_reward.close()
@@ -120,7 +120,7 @@ def test_bfloat16_recomputes_within_a_thousandth(model, tmp_path):
 def test_memory_does_not_grow_with_the_number_of_stochastic_steps(model, tmp_path):
     def most_bytes_at_once(size):
         run = AlignRun(recipe(model, tmp_path / str(size), sde_window=SdeWindow(size, 0, 2)))
-        chunk = run._collect(0, 0, ["a red ball"], tuple(range(size)))
+        chunk = run._sample_chunk(0, 0, ["a red ball"], tuple(range(size)))
         held, most, backward = 0, 0, run._accumulate
 
         def pack(tensor):
@@ -148,9 +148,9 @@ def test_memory_does_not_grow_with_the_number_of_stochastic_steps(model, tmp_pat
     "changes",
     [
         {"objective": "nft", "nft_decay": 0.5, "sampler": "checkpoint"},
-        {"objective": "nft", "advantages": "local", "reward": "tiny_flow:located"},
-        {"advantages": "local", "reward": "tiny_flow:located"},
-        {"aggregation": "decoupled", "reward": "tiny_flow:both"},
+        {"objective": "nft", "advantages": "local", "reward": "tests.support.tiny_flow:located"},
+        {"advantages": "local", "reward": "tests.support.tiny_flow:located"},
+        {"aggregation": "decoupled", "reward": "tests.support.tiny_flow:both"},
         {"objective": "nft", "global_std": True},
         {"dynamics": "cps", "kl_beta": 0.1, "normalise_ratio": True, "num_inner_epochs": 2, "lora_ffn": True},
         {
@@ -173,17 +173,19 @@ def test_every_objective_and_option_trains(changes, model, tmp_path):
     elif "objective" not in changes:
         assert log[1]["max_ratio_error"] == 0.0
     if "reward" in changes:
-        assert set(log[0]["components"]) == set(log[0]["shares"]) and sum(log[0]["shares"].values()) == pytest.approx(1)
+        assert set(log[0]["components"]) == set(log[0]["variance_shares"]) and sum(
+            log[0]["variance_shares"].values()
+        ) == pytest.approx(1)
     if "shared_noise" in changes:
-        assert all(step.x.flatten(1).std(0).max() < 1e-6 for step in _first_steps(model, tmp_path, changes))
+        assert all(step.x.flatten(1).std(0).max() < 1e-6 for step in _first_sde_steps(model, tmp_path, changes))
     assert any(tensor.abs().max() > 0 for name, tensor in lora(tmp_path).items() if "lora_B" in name)
 
 
-def _first_steps(model, folder, changes):
+def _first_sde_steps(model, folder, changes):
     """The first stochastic step of a new run's groups, a micro-batch each."""
     run = AlignRun(recipe(model, folder / "again", micro_batch=4, group_size=4, **changes))
     try:
-        chunk = run._collect(0, 0, run.prompts[:1], (1, 2))
+        chunk = run._sample_chunk(0, 0, run.prompts[:1], (1, 2))
         return [rollout.steps[0] for rollout in chunk.rollouts]
     finally:
         run.async_reward.close()
@@ -234,22 +236,28 @@ def test_a_lora_that_finds_no_place_is_an_error_and_not_the_base_models_videos(w
         Wan.load(model, lora=tmp_path, device="cpu")
 
 
-# ---- the watched videos --------------------------------------------------------------------------------------------
+# ---- evaluation videos --------------------------------------------------------------------------------------------
 
 
-def test_the_same_prompts_and_seeds_are_watched_before_and_after(model, tmp_path):
-    watched = EvalRecipe(every=2, prompts=3, source="tiny_flow:prompts", reward="tiny_flow:Still", tolerance=0.0)
-    given = recipe(model, tmp_path, steps=2, lr=5e-2, eval=watched, micro_batch=3)
-    outcome = align(given)
-    readings = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
-    assert [reading["step"] for reading in readings] == [0, 2]
-    assert readings[0]["total"] != readings[1]["total"] and readings[0]["held_out"] is not None
+def test_the_same_prompts_and_seeds_are_evaluated_before_and_after(model, tmp_path):
+    evaluation = EvalRecipe(
+        every=2,
+        prompts=3,
+        source="tests.support.tiny_flow:prompts",
+        reward="tests.support.tiny_flow:Still",
+        tolerance=0.0,
+    )
+    given = recipe(model, tmp_path, steps=2, lr=5e-2, eval=evaluation, micro_batch=3)
+    result = align(given)
+    results = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
+    assert [result["step"] for result in results] == [0, 2]
+    assert results[0]["total"] != results[1]["total"] and results[0]["held_out"] is not None
     names = [sorted(p.name for p in (tmp_path / "eval" / f"step-00000{n}").glob("*.mp4")) for n in (0, 2)]
     assert names[0] == names[1] and len(names[0]) == 3
     listed = [json.loads(line) for line in (tmp_path / "eval/step-000002/prompts.jsonl").read_text().splitlines()]
     assert sorted(row["video"] for row in listed) == names[0]
-    fell = readings[1]["motion"] < readings[0]["motion"]
-    assert any("move" in sentence for sentence in outcome.alarms) == fell
+    fell = results[1]["normal_flow_speed"] < results[0]["normal_flow_speed"]
+    assert any("move" in sentence for sentence in result.alarms) == fell
     hashes = {Video.open(file).content_hash for file in (tmp_path / "eval").rglob("*.mp4")}
     judged = {row["video_hash"] for row in Ledger(tmp_path / "eval" / "ledger.jsonl").rows() if "score" in row}
     assert judged == hashes  # the report finds every judgement by its file
@@ -265,9 +273,9 @@ def test_the_same_prompts_and_seeds_are_watched_before_and_after(model, tmp_path
 
 
 @pytest.mark.parametrize(("seed", "lr", "rises"), [(1, 2e-2, True), (0, 6e-2, False)])
-def test_the_lora_with_the_highest_watched_total_is_kept(seed, lr, rises, model, tmp_path):
-    watched = EvalRecipe(every=1, prompts=4, source="tiny_flow:prompts")
-    align(recipe(model, tmp_path, seed=seed, steps=3, lr=lr, save_every=1, eval=watched))
+def test_the_lora_with_the_highest_total_is_kept(seed, lr, rises, model, tmp_path):
+    evaluation = EvalRecipe(every=1, prompts=4, source="tests.support.tiny_flow:prompts")
+    align(recipe(model, tmp_path, seed=seed, steps=3, lr=lr, save_every=1, eval=evaluation))
     totals = [json.loads(line)["total"] for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
     kept = tmp_path / "lora_best" / "pytorch_lora_weights.safetensors"
     assert (int(np.argmax(totals)) == 3, int(np.argmax(totals)) == 0) == (rises, not rises), totals
@@ -321,7 +329,7 @@ def test_a_step_at_learning_rate_zero_teaches_nothing_and_other_steps_are_anothe
 
 
 def test_a_run_without_a_checkpoint_keeps_its_folder_to_itself(model, tmp_path):
-    """The reading before training lies there from the first minute on, and is what every later one is compared with."""
+    """The evaluation before training lies there from the first minute on, and is what every later one is compared with."""
     given = recipe(model, tmp_path, steps=2, save_every=2, eval=EvalRecipe(every=2, prompts=1))
     align_until(given, 1)
     before = (tmp_path / "eval.jsonl").read_text()
@@ -334,12 +342,12 @@ def test_a_run_without_a_checkpoint_keeps_its_folder_to_itself(model, tmp_path):
 
 def test_what_stands_behind_the_names_may_not_change_either(model, tmp_path):
     """The recipe names files; a run whose reward or prompts were edited in their files would read as one curve."""
-    (tmp_path / "reward.yaml").write_text("components: {one: {kind: 'tiny_flow:Brightness'}}\n")
+    (tmp_path / "reward.yaml").write_text("components: {one: {kind: 'tests.support.tiny_flow:Brightness'}}\n")
     (tmp_path / "prompts.txt").write_text("".join(f"a {colour} ball\n" for colour in ("red", "blue", "green")))
     out = tmp_path / "out"
     given = recipe(model, out, steps=2, reward=str(tmp_path / "reward.yaml"), prompts=str(tmp_path / "prompts.txt"))
     align_until(given, 1)
-    (tmp_path / "reward.yaml").write_text("components: {one: {kind: 'tiny_flow:Still'}}\n")
+    (tmp_path / "reward.yaml").write_text("components: {one: {kind: 'tests.support.tiny_flow:Still'}}\n")
     with pytest.raises(
         ValueError, match=r"began with another reward than .* \(reward differ; reward was 'brightness', now 'still'\)"
     ):
@@ -408,7 +416,7 @@ def test_videos_that_are_not_finite_skip_the_step_are_kept_and_end_the_run(model
             run.lora.values()
         ):  # all of them: of NaN in the queries alone, attention makes zeros on some CPUs (torch 2.15, AVX-512)
             weight.fill_(float("nan"))
-    before = copy_of(run.lora)
+    before = copy_weights(run.lora)
     with pytest.raises(
         ValueError, match=re.escape("2 steps were skipped (max_skipped is 1), the last because 8 videos are not finite")
     ):
@@ -421,7 +429,7 @@ def test_videos_that_are_not_finite_skip_the_step_are_kept_and_end_the_run(model
 
 def test_gradients_that_are_not_finite_leave_the_weights_alone(model, tmp_path):
     run = AlignRun(recipe(model, tmp_path, steps=1))
-    before = copy_of(run.lora)
+    before = copy_weights(run.lora)
     handle = run.lora[next(iter(run.lora))].register_hook(lambda grad: grad * float("inf"))
     run.train()
     handle.remove()
@@ -431,7 +439,7 @@ def test_gradients_that_are_not_finite_leave_the_weights_alone(model, tmp_path):
 
 
 def test_a_reward_that_fails_stops_the_run_with_its_own_words_and_changes_nothing(model, tmp_path):
-    broken = recipe(model, tmp_path, reward="tiny_flow:Broken", patience=2, steps=4)
+    broken = recipe(model, tmp_path, reward="tests.support.tiny_flow:Broken", patience=2, steps=4)
     told = "100% of the videos of the last 2 steps have no score (max_unscored is 10%): reward broken failed: ConnectionError: no server"
     with pytest.raises(ValueError, match=re.escape(told)):
         align(broken)
@@ -439,8 +447,10 @@ def test_a_reward_that_fails_stops_the_run_with_its_own_words_and_changes_nothin
         assert (
             row["unscored"] == 8 and row["zero_std_groups"] == 2 and row["trained_videos"] == 0 and "score" not in row
         )
-    mended = replace(broken, reward="tiny_flow:Brightness")
-    with pytest.raises(ValueError, match="another recipe \\(reward differ; reward was 'tiny_flow:Broken'"):
+    mended = replace(broken, reward="tests.support.tiny_flow:Brightness")
+    with pytest.raises(
+        ValueError, match="another recipe \\(reward differ; reward was 'tests.support.tiny_flow:Broken'"
+    ):
         align(mended)
 
 
@@ -454,7 +464,7 @@ def test_a_full_disk_is_said_and_the_run_resumes(whole, model, tmp_path, monkeyp
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(
-        ValueError, match="No space left on device; free space or mend the path, then run the same command"
+        ValueError, match="No space left on device; free space or repair the path, then run the same command"
     ):
         align(recipe(model, tmp_path, ema_decay=0.5))
     assert not list((tmp_path / "checkpoints").iterdir()), "no half of a checkpoint stays"
@@ -502,11 +512,13 @@ def test_a_recipe_that_cannot_run_is_refused_at_once(changes, told, model, tmp_p
         AlignRun(recipe(model, tmp_path, **changes))
 
 
-def test_local_credit_follows_the_boxes_of_its_own_component(model, tmp_path):
+def test_local_advantages_follow_the_boxes_of_its_own_component(model, tmp_path):
     """Two judges with boxes: the first one's would be charged with the second one's score."""
     given = recipe(model, tmp_path, advantages="local", reward=str(tmp_path / "two.yaml"))
-    boxes = "{kind: 'tiny_flow:Boxes'}"
-    (tmp_path / "two.yaml").write_text(f"components: {{first: {{kind: 'tiny_flow:Corner'}}, cac: {boxes}}}\n")
+    boxes = "{kind: 'tests.support.tiny_flow:Boxes'}"
+    (tmp_path / "two.yaml").write_text(
+        f"components: {{first: {{kind: 'tests.support.tiny_flow:Corner'}}, cac: {boxes}}}\n"
+    )
     async_reward = build_async_reward(given, tmp_path / "out", 1)
     pixels = np.zeros((5, 16, 16, 3), np.uint8)
     pixels[:, 8:, 8:] = 200  # Boxes marks the bright corner, Corner always the other one
@@ -516,7 +528,7 @@ def test_local_credit_follows_the_boxes_of_its_own_component(model, tmp_path):
     assert (box.xmin, box.ymin) == (500, 500)
 
 
-def test_local_credit_needs_a_component_with_boxes(model, tmp_path):
+def test_local_advantages_need_a_component_with_boxes(model, tmp_path):
     with pytest.raises(ValueError, match="local_component 'cac' is no component of the reward; it has brightness"):
         align(recipe(model, tmp_path, advantages="local", steps=1))
 

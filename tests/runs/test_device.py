@@ -13,7 +13,7 @@ def test_a_device_is_what_was_asked_for():
 
 def test_a_gpu_that_is_not_here_is_named_and_never_replaced():
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    with pytest.raises(ValueError, match=rf"device=cuda:{count}: torch .* sees {count} GPUs here; leave device out"):
+    with pytest.raises(ValueError, match=rf"device=cuda:{count}: torch .* sees {count} GPUs; leave device out"):
         pick_device(f"cuda:{count}")
 
 

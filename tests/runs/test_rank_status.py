@@ -36,9 +36,9 @@ def note(folder, rank, **facts):
 
 
 def test_a_clean_run_leaves_nothing_and_says_nothing(tmp_path, caplog):
-    here = RankStatus(tmp_path / "p")
-    with here.guard():
-        here.at("step 0")
+    rank_status = RankStatus(tmp_path / "p")
+    with rank_status.guard():
+        rank_status.report("step 0")
         assert json.loads((tmp_path / "p" / "rank-0.json").read_text())["doing"] == "step 0"
     assert not (tmp_path / "p").exists() and not caplog.records
 
@@ -48,14 +48,15 @@ def test_the_next_start_says_where_the_former_one_was_killed(tmp_path, caplog):
     with caplog.at_level(logging.WARNING), RankStatus(tmp_path / "p").guard():
         pass
     assert (
-        "process 0 (pid" in caplog.text and "step 3, sampling 'a red ball': it was killed without a word" in caplog.text
+        "process 0 (pid" in caplog.text
+        and "step 3, sampling 'a red ball': it was killed without an error message" in caplog.text
     )
 
 
 def test_an_error_is_kept_in_its_own_words_and_raised_as_it_is(tmp_path, caplog):
-    here = RankStatus(tmp_path / "p")
-    with pytest.raises(RuntimeError, match="^out of memory$"), here.guard():
-        here.at("step 1, judging v7")
+    rank_status = RankStatus(tmp_path / "p")
+    with pytest.raises(RuntimeError, match="^out of memory$"), rank_status.guard():
+        rank_status.report("step 1, judging v7")
         raise RuntimeError("out of memory")
     assert not (tmp_path / "p" / "rank-1.json").exists()
     with caplog.at_level(logging.WARNING), RankStatus(tmp_path / "p").guard():
@@ -91,9 +92,9 @@ def test_a_process_told_to_stop_ends_by_the_signal_whatever_swallows_exceptions(
     note(tmp_path / "p", 1)
     code = (
         "import sys; from pathlib import Path; from cac_align.runs.rank_status import RankStatus\n"
-        "here = RankStatus(Path(sys.argv[1]), 0, 2)\n"
-        "with here.guard():\n"
-        "    here.at('making a candidate'); print('at work', flush=True)\n"
+        "rank_status = RankStatus(Path(sys.argv[1]), 0, 2)\n"
+        "with rank_status.guard():\n"
+        "    rank_status.report('making a candidate'); print('at work', flush=True)\n"
         "    while True:\n"
         "        try: sum(range(1000))\n"
         "        except BaseException: print('the candidate is unusable', flush=True)\n"

@@ -16,7 +16,7 @@ from cac_align.training.policy import (
     make_batch,
     with_lora,
 )
-from cac_align.training.run import merged, write_model
+from cac_align.training.save_model import merge_lora, save_model
 from cac_align.vlm.inputs import encode_one
 from tests.support import tiny_qwen
 
@@ -140,12 +140,12 @@ def test_lora_covers_all_three_parts_and_merges_to_the_same_model(parts, tmp_pat
     batch = make_batch(processor, segments, store)
     scorer = AnswerLogProbs(net)
     adapted = scorer(batch).detach()
-    write_model(scorer, scorer.state_dict(), processor, tmp_path / "merged")
+    save_model(scorer, scorer.state_dict(), processor, tmp_path / "merged")
     again, _ = load(ModelRecipe(path=str(tmp_path / "merged")))
     assert not any("lora" in name for name in again.state_dict())
     assert torch.allclose(AnswerLogProbs(again)(batch), adapted, atol=1e-5)
     assert not torch.allclose(AnswerLogProbs(tiny_qwen.model())(batch), adapted, atol=1e-3)
-    plain_state = merged({"base_model.model.x.weight": torch.ones(1)}, net.peft_config["default"])
+    plain_state = merge_lora({"base_model.model.x.weight": torch.ones(1)}, net.peft_config["default"])
     assert list(plain_state) == ["x.weight"]
 
 
@@ -170,7 +170,7 @@ def test_a_trained_judge_says_how_its_frames_were_capped(parts, tmp_path):
         net.save_pretrained(tmp_path / "start")
         processor.save_pretrained(tmp_path / "start")
         _, loaded = load(ModelRecipe(path=str(tmp_path / "start")))
-        write_model(AnswerLogProbs(net), AnswerLogProbs(net).state_dict(), loaded, tmp_path / "out")
+        save_model(AnswerLogProbs(net), AnswerLogProbs(net).state_dict(), loaded, tmp_path / "out")
         again = json.loads((tmp_path / "out" / "processor_config.json").read_text())
         assert again["video_processor"]["cap_pixels_per_frame"] is kept
     processor.video_processor.cap_pixels_per_frame = None

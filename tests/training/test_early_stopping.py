@@ -1,8 +1,8 @@
-"""The watch: silent while all is well, one sentence when the figures say collapse."""
+"""Stage 3's early stopping: nothing while all is well, one sentence when the figures say collapse."""
 
 import pytest
 
-from cac_align.training.alarms import WatchRecipe, alarm
+from cac_align.training.early_stopping import EarlyStopping, stop_reason
 
 WELL = {"normal_rate": 0.5, "answer_tokens": 100.0, "malformed": 0.02, "unscored": 0.0, "zero_std_groups": 0.3}
 
@@ -12,10 +12,12 @@ def rows(count, **changes):
 
 
 def test_all_is_well_or_too_early():
-    limits = WatchRecipe(patience=5)
-    assert alarm(rows(20), limits) is None
-    assert alarm(rows(0, normal_rate=1.0)[:4], limits) is None
-    assert alarm([*rows(3, normal_rate=1.0), {"held_out_reward": 1.0}], limits) is None  # a mean, not one bad step
+    limits = EarlyStopping(patience=5)
+    assert stop_reason(rows(20), limits) is None
+    assert stop_reason(rows(0, normal_rate=1.0)[:4], limits) is None
+    assert (
+        stop_reason([*rows(3, normal_rate=1.0), {"held_out_reward": 1.0}], limits) is None
+    )  # a mean, not one bad step
 
 
 @pytest.mark.parametrize(
@@ -34,16 +36,16 @@ def test_all_is_well_or_too_early():
             "98.0% of rollouts are malformed over the last 5 steps (limit 50%); train stage 2 longer",
         ),
         ({"unscored": 0.5}, "50.0% of rollouts are unscored"),
-        ({"zero_std_groups": 1.0}, "100.0% of groups are dead"),
+        ({"zero_std_groups": 1.0}, "100.0% of groups have rewards without a spread"),
     ],
 )
 def test_collapse_is_one_sentence(changes, told):
-    said = alarm(rows(5, **changes), WatchRecipe(patience=5))
+    said = stop_reason(rows(5, **changes), EarlyStopping(patience=5))
     assert told in said and "\n" not in said
 
 
 def test_limits_can_be_switched_off():
-    limits = WatchRecipe(patience=5, one_verdict=1.0, zero_std_groups=1.0, shrink=0.0)
-    assert alarm(rows(5, normal_rate=1.0, answer_tokens=1.0, zero_std_groups=1.0), limits) is None
+    limits = EarlyStopping(patience=5, max_same_verdict=1.0, max_zero_std_groups=1.0, min_length_ratio=0.0)
+    assert stop_reason(rows(5, normal_rate=1.0, answer_tokens=1.0, zero_std_groups=1.0), limits) is None
     with pytest.raises(ValueError, match="at least 1 step"):
-        WatchRecipe(patience=0)
+        EarlyStopping(patience=0)

@@ -57,18 +57,20 @@ def report_time(root: Path, pairs: int) -> None:
 def action_time(root: Path, actions: int) -> None:
     from fastapi.testclient import TestClient
 
-    from cac_align.evaluation.human.app import create_app
+    from cac_align.evaluation.human.app import create_rating_app
 
-    with TestClient(create_app(root / "before", database=root / "r.sqlite"), base_url="http://127.0.0.1") as client:
+    with TestClient(
+        create_rating_app(root / "before", database=root / "r.sqlite"), base_url="http://127.0.0.1"
+    ) as client:
         shown = client.get("/api/task", params={"rater": "ann"}).json()
-        seen, spent = 0, []
+        last_known, spent = 0, []
         for number in range(actions):
-            body = {"rater": "ann", "task": shown["task"], "clip": shown["clips"][0]["token"], "seen": seen}
+            body = {"rater": "ann", "task": shown["task"], "clip": shown["clips"][0]["token"], "last_known": last_known}
             body |= {"kind": "box", "detail": {"anomaly": 0, "frame": number % 8, "box": [10, 10, 500, 600]}}
             start = time.perf_counter()
             answer = client.post("/api/action", json={**body, "client": f"benchmark-{number}"})
             spent.append(1000 * (time.perf_counter() - start))
-            seen = answer.json()["state"]["last"]
+            last_known = answer.json()["state"]["last"]
     median, slow = np.median(spent), np.quantile(spent, 0.95)
     print(f"an action is saved and answered in {median:.1f} ms (median), {slow:.1f} ms (95 %), {actions} on one clip")
 

@@ -23,12 +23,12 @@ def add_annotate(verbs: Any) -> None:
 
 def run_annotate(options: argparse.Namespace) -> int:
     """Serve the page until it is interrupted."""
-    from cac_align.evaluation.human.app import annotate
+    from cac_align.evaluation.human.app import serve_rating_page
 
     for folder in options.folders:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder")
-    annotate(
+    serve_rating_page(
         options.folders,
         rater=options.rater,
         database=options.database,

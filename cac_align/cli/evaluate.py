@@ -1,4 +1,6 @@
-"""`cac-align evaluate bench | calibrate | vbench | experts`, `vbench-env`: how good is a judge, how good are videos."""
+"""`cac-align evaluate bench | calibrate | vbench | experts`, `vbench-env`: how good is a judge, how
+good are videos.
+"""
 
 from __future__ import annotations
 
@@ -74,10 +76,12 @@ def add_evaluate(verbs: Any) -> None:
     vbench.add_argument("--device", default="cpu", help="torch device that VBench runs on")
     vbench.add_argument("--json", action="store_true", help="JSON instead of a table")
 
-    experts = add_verb(kinds, "experts", run_experts, "what people rated: anomaly rates, paired difference, agreement")
-    experts.add_argument("ratings", type=Path, help="ratings.jsonl, or the folder the rating page wrote")
-    experts.add_argument("--groups", nargs=2, metavar=("BEFORE", "AFTER"), help="the two groups to compare")
-    experts.add_argument("--json", action="store_true", help="JSON instead of tables")
+    summarise_ratings = add_verb(
+        kinds, "experts", run_experts, "what people rated: anomaly rates, paired difference, agreement"
+    )
+    summarise_ratings.add_argument("ratings", type=Path, help="ratings.jsonl, or the folder the rating page wrote")
+    summarise_ratings.add_argument("--groups", nargs=2, metavar=("BEFORE", "AFTER"), help="the two groups to compare")
+    summarise_ratings.add_argument("--json", action="store_true", help="JSON instead of tables")
 
 
 def add_vbench_env(verbs: Any) -> None:
@@ -142,7 +146,8 @@ def run_bench(options: argparse.Namespace) -> int:
 
 
 def judge_names(recipes: Sequence[str | None]) -> list[str]:
-    """Names of the judges in a comparison: a recipe's file name, or its path where two files have the same name.
+    """Names of the judges in a comparison: a recipe's file name, or its path where two files have
+    the same name.
 
     Raises ``ValueError`` for a recipe that is given twice.
     """
@@ -221,7 +226,7 @@ def run_vbench(options: argparse.Namespace) -> int:
 
 def run_vbench_env(options: argparse.Namespace) -> int:
     """Create VBench's environment and print its folder."""
-    from cac_align.evaluation.vbench.run import DEFAULT_ENVIRONMENT, vbench_env
+    from cac_align.evaluation.vbench.environment import DEFAULT_ENVIRONMENT, vbench_env
 
     print(vbench_env(options.folder or DEFAULT_ENVIRONMENT, progress=lambda line: print(line, file=sys.stderr)))
     return 0
@@ -229,10 +234,10 @@ def run_vbench_env(options: argparse.Namespace) -> int:
 
 def run_experts(options: argparse.Namespace) -> int:
     """Print what the ratings say."""
-    from cac_align.evaluation.human.experts import experts, read_ratings
+    from cac_align.evaluation.human.experts import read_ratings, summarise_ratings
 
     ratings, faults = read_ratings(options.ratings)
-    report = experts(ratings, groups=tuple(options.groups) if options.groups else None, faults=faults)
+    report = summarise_ratings(ratings, groups=tuple(options.groups) if options.groups else None, faults=faults)
     print(json.dumps(report.to_json(), indent=1) if options.json else report.to_markdown(), end="\n")
     return 0
 

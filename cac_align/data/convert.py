@@ -185,7 +185,8 @@ def _anomalies(
                 or top + height > video.height + 1
             ):
                 raise ValueError(
-                    f"annotation {row['id']}: bbox {row['bbox']} does not lie in a frame of {video.width}x{video.height} px"
+                    f"annotation {row['id']}: bbox {row['bbox']} does not lie in a frame of "
+                    f"{video.width}x{video.height} px"
                 )
             box = Box.from_pixels(left, top, left + width, top + height, video.width, video.height)
             found[frame] = found.get(frame, ()) + (box,)

@@ -140,6 +140,6 @@ def loaded_records(
     if not records:
         first = next(iter(left_out.values()), "the file is empty")
         raise ValueError(
-            f"{where}: none of {len(left_out)} entries became a record; the first was left out because: {first}"
+            f"{where}: none of {len(left_out)} videos became a record; the first was left out because: {first}"
         )
     return LoadedRecords(tuple(records), left_out, unverified)

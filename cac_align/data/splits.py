@@ -34,7 +34,7 @@ from cac_align.data.record_video import open_record_video
 from cac_align.data.records import Record, moved_record, read_records, write_records
 from cac_align.data.visibility import cuts_no_anomaly, window_duration_s
 
-STAGE_TASKS: Mapping[str, tuple[str, ...]] = {
+TASKS_BY_STAGE: Mapping[str, tuple[str, ...]] = {
     "stage1": ("frame",),
     "stage2": ("scan", "look", "single"),
     "stage3": ("scan",),
@@ -100,7 +100,8 @@ def split_stages(
     for status in ("normal", "abnormal"):
         if not classes[status]:
             raise ValueError(
-                f"{folder}: no {status} record has a chain of thought; every stage needs as many normal as anomalous ones"
+                f"{folder}: no {status} record has a chain of thought; every stage needs as many normal as "
+                f"anomalous ones"
             )
     benchmark = [(Path(path).parent, record) for path in apart for record in read_records(path)]
     hashes = _hashes([(folder, records[name]) for name in names] + benchmark, progress)
@@ -223,7 +224,7 @@ def _assign(
 def _offer(
     group: Sequence[str], stage: str, records: Mapping[str, Record], samples: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> Counter[str]:
-    return Counter(records[name].status for name in group if _count(samples[name], STAGE_TASKS[stage][0]))
+    return Counter(records[name].status for name in group if _count(samples[name], TASKS_BY_STAGE[stage][0]))
 
 
 def _count(rows: Sequence[Mapping[str, Any]], task: str) -> int:
@@ -248,7 +249,7 @@ def _stages(
         ("stage3", "scan"): settings.rollouts,
     }
     stages: dict[str, list[Mapping[str, Any]]] = {}
-    for stage, tasks in STAGE_TASKS.items():
+    for stage, tasks in TASKS_BY_STAGE.items():
         stages[stage] = []
         for task in tasks:
             like = "scan" if task == "single" else task  # the same draw, so that both formulations keep the same videos
@@ -266,7 +267,8 @@ def _stages(
             if not each:
                 lacking = " and ".join(f"no {status} {_NAMED[task]}" for status, rows in of.items() if not rows)
                 raise ValueError(
-                    f"{stage} would be empty: {lacking} among its {len(chosen[stage])} records of {len(records)}; add records"
+                    f"{stage} would be empty: {lacking} among its {len(chosen[stage])} records of {len(records)}; "
+                    f"add records"
                     f"{' of single-frame categories' if task == 'frame' else ''}, or ask less of the other stages"
                 )
             for status in ("abnormal", "normal"):
@@ -331,16 +333,17 @@ def check_splits(
             for table, key, what in ((place, name, f"record {name}"), (files, file, f"video {file}")):
                 if table.setdefault(key, stage) != stage:
                     wrong.append(f"{stage} and {table[key]} share {what}")
-        for task in STAGE_TASKS[stage]:
+        for task in TASKS_BY_STAGE[stage]:
             of = Counter(
                 records[row["record"]].status for row in rows if row["task"] == task and row["record"] in records
             )
             if (task != "single" and not of["normal"]) or of["normal"] != of["abnormal"]:
                 wrong.append(
-                    f"{stage}: {of['normal']} normal and {of['abnormal']} anomalous samples of task {task}, expected 1:1"
+                    f"{stage}: {of['normal']} normal and {of['abnormal']} anomalous samples of task {task}, "
+                    f"expected 1:1"
                 )
         for row in rows:
-            if row["task"] not in STAGE_TASKS[stage]:
+            if row["task"] not in TASKS_BY_STAGE[stage]:
                 wrong.append(f"{stage}: a sample of task {row['task']} of record {row['record']}")
             elif row["record"] in records and not _fits(row, records[row["record"]], settings):
                 wrong.append(
@@ -370,7 +373,7 @@ def check_split_folder(
     """
     settings, out = settings or Splits(), Path(out)
     records = {record.id: record for record in read_records(out / "records.jsonl")}
-    stages = {name: [row for _, row in _rows(out / f"{name}.jsonl")] for name in STAGE_TASKS}
+    stages = {name: [row for _, row in _rows(out / f"{name}.jsonl")] for name in TASKS_BY_STAGE}
     names = sorted({row["record"] for rows in stages.values() for row in rows if row["record"] in records})
     benchmark = [(Path(path).parent, record) for path in apart for record in read_records(path)]
     hashes = _hashes([(out, records[name]) for name in names] + benchmark, progress)

@@ -31,14 +31,15 @@ from cac_align.data.records import Record
 
 RULES: Mapping[str, str] = {
     "record": "every line is one JSON object with the record's fields, each of its type",
-    "unique": "an id stands once",
+    "unique": "an id occurs once",
     "video": "the video exists, can be read, has the stated frames, fps and size, and a constant frame rate",
     "status": "abnormal records name anomalies, normal ones none",
     "type": "an anomaly has one of the five types",
     "window": "an anomaly's window is in order and inside the video",
     "multi-frame": "Motion Anomalies and Physical Violations span at least two frames: one frame cannot show them",
     "one category": "a defect that one frame shows is not recorded as a multi-frame category as well",
-    "appearance": "something that appears or disappears is a Motion Anomaly, not an Object Distortion or Physical Violation",
+    "appearance": "something that appears or disappears is a Motion Anomaly, not an Object Distortion or Physical "
+    "Violation",
     "box": "boxes are integers in [0, 1000], not empty, on frames of the video, each once per frame",
     "boxed": "an anomaly has at least one box",
     "box window": "boxes lie on frames of their anomaly's window",
@@ -48,17 +49,25 @@ RULES: Mapping[str, str] = {
     "review": "the review state is draft, returned, accepted or audited, and the annotator is named",
 }
 
+# In frames: how far a window's end may be from the frame it means, and how far if it can mean no other.
 _OFF, _EXACT = 0.45, 0.2
-"""Frames by which a window's end may miss the frame it means; by which it still means that frame and no other."""
 _TRANSITION = re.compile(
     r"\b(?:disappear|vanish)(?:s|es|ed|ing)?\b|\b(?:disappearance)\b|\bsudden(?:ly)?\s+(?:re)?appear\w*|"
-    r"\b(?:re)?appear(?:s|ed|ing)?\s+(?:suddenly|out of|from (?:nowhere|nothing|thin air))|\bpop(?:s|ped|ping)?\s+(?:in|out|into|up)\b|"
+    r"\b(?:re)?appear(?:s|ed|ing)?\s+(?:suddenly|out of|from (?:nowhere|nothing|thin air))|\bpop(?:s|ped"
+    r"|ping)?\s+(?:in|out|into|up)\b|"
     r"\bmateriali[sz]\w*",
     re.IGNORECASE,
 )
 _FIELDS: Mapping[str, type | tuple[type, ...]] = {
-    "id": str, "video": str, "prompt": str, "fps": (int, float), "num_frames": int, "width": int, "height": int, "status": str,
-}  # fmt: skip
+    "id": str,
+    "video": str,
+    "prompt": str,
+    "fps": (int, float),
+    "num_frames": int,
+    "width": int,
+    "height": int,
+    "status": str,
+}
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,7 @@ def _line(line: str, number: int, root: Path, ids: Counter[str], videos: bool) -
     video = _opened(root / row["video"]) if videos and isinstance(row.get("video"), str) else None
     found = [Violation(name, *rest) for rest in (*_head(row), *_anomalies(row, _times_s(row, video)))]
     if ids[name] == 2:
-        found.append(Violation(name, "id", "unique", f"stands again on line {number}; give every record its own id"))
+        found.append(Violation(name, "id", "unique", f"occurs again on line {number}; give every record its own id"))
     if video is not None:
         found += [Violation(name, *rest) for rest in _video(row, video)]
     return found
@@ -197,7 +206,10 @@ def _anomalies(row: Mapping[str, Any], times_s: Sequence[float] | None) -> Itera
     for position, anomaly in enumerate(anomalies):
         for before, other in enumerate(anomalies[:position]):
             if _same_defect(anomaly, other):
-                message = f"the window and boxes of anomalies[{before}] again; a defect that one frame shows has that category only"
+                message = (
+                    f"the window and boxes of anomalies[{before}] again; "
+                    "a defect that one frame shows has that category only"
+                )
                 yield f"anomalies[{position}].type", "one category", message
 
 

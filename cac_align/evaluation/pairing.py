@@ -308,7 +308,8 @@ def pair_selection(folder: str | Path, *, seed: int = 0) -> Pairing:
     listing = folder / "selection.jsonl"
     if not listing.is_file():
         raise ValueError(
-            f"{folder}: neither selection.jsonl (Best-of-N) nor ledger.jsonl (a run) in it; a folder of videos needs a second one beside it"
+            f"{folder}: neither selection.jsonl (Best-of-N) nor ledger.jsonl (a run) in it; a folder of videos "
+            f"needs a second one beside it"
         )
     read = read_folder(folder, "candidates")
     faults = list(read.faults)

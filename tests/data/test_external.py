@@ -104,8 +104,11 @@ def test_vif_cot_open_choices_are_settings(tmp_path):
     rows = [vif_row("k/fake/g/a", FAKE)]
     as_object = vif(tmp_path, rows, table=vif_cot.labels(appearance="object")).records[0]
     assert [a.type for a in as_object.anomalies] == ["Human Distortion", "Object Distortion"]
-    assert vif_cot.labels(lighting="physics")[vif_cot.LIGHTING] == "Physical Violations" and len(vif_cot.LABELS) == 23
-    assert set(vif_cot.LABELS.values()) == {*ANOMALY_TYPES, None, vif_cot.BY_REGION}
+    assert (
+        vif_cot.labels(lighting="physics")[vif_cot.LIGHTING] == "Physical Violations"
+        and len(vif_cot.SKYRA_LABELS) == 23
+    )
+    assert set(vif_cot.SKYRA_LABELS.values()) == {*ANOMALY_TYPES, None, vif_cot.BY_REGION}
     cup = vif(tmp_path, [vif_row("k/fake/g/a", FAKE.replace("man's left hand", "table's edge"))]).records[0]
     assert cup.anomalies[0].type == "Object Distortion"
     apart = FAKE.replace("cup here: <type>", "cup. <type>")  # the finding stands as a sentence of its own
@@ -138,7 +141,7 @@ def test_vif_cot_refuses_what_it_does_not_know(tmp_path, change, message):
 
 
 def test_a_wrong_folder_is_an_error_and_not_an_empty_set(tmp_path):
-    with pytest.raises(ValueError, match=r"none of 1 entries became a record.*video missing"):
+    with pytest.raises(ValueError, match=r"none of 1 videos became a record.*video missing"):
         vif(tmp_path, [vif_row("k/fake/g/a", FAKE)])
 
 
@@ -255,7 +258,7 @@ def test_broken_videos_refuses_masks_that_do_not_fit(tmp_path):
 def test_components_touching_at_a_corner_are_one():
     mask = np.zeros((10, 10), bool)
     mask[:3, :3] = mask[3:5, 3:5] = mask[8, 8] = True
-    boxes, dropped = broken_videos.components(mask, 0.02)
+    boxes, dropped = broken_videos.mask_boxes(mask, 0.02)
     assert boxes == (Box(0, 0, 500, 500),) and dropped == 1
     assert broken_videos.runs([1, 2, 5, 9], 2) == [[1, 2, 5], [9]]
 
@@ -363,5 +366,5 @@ def test_spotlight_errors_become_windows(tmp_path):
 
 def test_every_loader_says_what_it_could_not_verify():
     for module in (vif_cot, geneva, broken_videos, videophy2, spotlight):
-        assert module.UNVERIFIED and all(len(doubt) > 40 for doubt in module.UNVERIFIED)
+        assert module._UNVERIFIED and all(len(doubt) > 40 for doubt in module._UNVERIFIED)
     assert LoadedRecords(()).summary() == "0 records (0 abnormal, 0 normal), 0 left out"

@@ -21,7 +21,8 @@ from cac_align.data.external import open_or_reason
 from cac_align.data.records import LoadedRecords, Record, loaded_records
 
 _UNVERIFIED = (
-    "The archive was not available: that masks are named like their video, as a mask video or a folder of numbered PNGs with one mask "
+    "The archive was not available: that masks are named like their video, as a mask video or a folder of numbered "
+    "PNGs with one mask "
     "per source frame, is assumed. The project page only says that each clip comes with a mask-annotated version.",
     "Whether masks are binary is unknown; a pixel counts as broken where its brightness exceeds 127.",
 )

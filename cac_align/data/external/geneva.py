@@ -23,7 +23,8 @@ from cac_align.data.records import LoadedRecords, Record, loaded_records
 BoxForm = Literal["xyxy_px", "xywh_px", "xyxy_fraction", "xywh_fraction"]
 
 _UNVERIFIED = (
-    "No file of GeneVA was available (the project page linked to a placeholder): keys, label names, box order and whether frames "
+    "No file of GeneVA was available (the project page linked to a placeholder): keys, label names, box order and "
+    "whether frames "
     "count from 0 are all settings of this loader, not facts.",
     "That a video without boxes is free of artefacts is assumed from the page's text.",
 )
@@ -87,7 +88,8 @@ def load(
             frame = item[fields.frame] - first_frame
             if not 0 <= frame < len(video):
                 raise ValueError(
-                    f"{where}: frame {item[fields.frame]} is not in a video of {len(video)} frames; is first_frame right?"
+                    f"{where}: frame {item[fields.frame]} is not in a video of {len(video)} frames; is first_frame "
+                    f"right?"
                 )
             key = (kind, item[fields.label], item.get(fields.description, ""))
             frames = groups.setdefault(key, {})

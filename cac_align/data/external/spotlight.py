@@ -19,10 +19,14 @@ from cac_align.data.external import check_fields, map_label, open_or_reason, rec
 from cac_align.data.records import LoadedRecords, Record, loaded_records
 
 _UNVERIFIED = (
-    "Neither the files nor their address could be found: the JSON layout below is ours (one object per video: video, prompt, model, "
-    "errors; an error has type, explanation, and either start_s and end_s, segments, or scope 'global'). Convert to it.",
-    "Spotlight's own metric definitions could not be read; localisation.match_errors is our protocol, not its leaderboard's.",
-    "The label names follow the paper's summary and the project page; the files may spell them otherwise and will then be refused.",
+    "Neither the files nor their address could be found: the JSON layout below is ours (one object per video: "
+    "video, prompt, model, "
+    "errors; an error has type, explanation, and either start_s and end_s, segments, or scope 'global'). Convert to "
+    "it.",
+    "Spotlight's own metric definitions could not be read; localisation.match_errors is our protocol, not its "
+    "leaderboard's.",
+    "The label names follow the paper's summary and the project page; the files may spell them otherwise and will "
+    "then be refused.",
 )
 
 SPOTLIGHT_LABELS: Mapping[str, str | None] = {

@@ -39,7 +39,8 @@ OPTIONAL = (
 )
 
 _UNVERIFIED = (
-    "Columns follow the data set's card; the rows themselves were not seen. `local_path` is added by common download scripts.",
+    "Columns follow the data set's card; the rows themselves were not seen. `local_path` is added by common "
+    "download scripts.",
     "The file name of a video is taken from its URL's last part; two URLs with one name are an error.",
     "Whether a rule that people wrote themselves (human_violated_rules) was also visible to other raters is unknown.",
 )

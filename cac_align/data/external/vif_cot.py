@@ -24,11 +24,15 @@ from cac_align.data.records import LoadedRecords, Record, loaded_records
 BoxUnits = Literal["fraction", "thousandth", "pixel"]
 
 _UNVERIFIED = (
-    "The JSON itself was not seen. A public third-party loader reads `messages` (role, content) and `images`; `conversations` (from, "
+    "The JSON itself was not seen. A public third-party loader reads `messages` (role, content) and `images`; "
+    "`conversations` (from, "
     "value), LLaMA-Factory's other name for the same thing, is accepted too.",
-    "Box units: fractions of the frame with [0, 0, 0, 0] for 'no box' are inferred from examples in the reward code; set box_units.",
-    "Which text counts as 'about a person' for Structure Anomaly and Shape Distortion is our reading: the sentence of the finding.",
-    "Where a source video lies beside its parsed frames is known for the Kinetics part only; other parts are looked for likewise.",
+    "Box units: fractions of the frame with [0, 0, 0, 0] for 'no box' are inferred from examples in the reward "
+    "code; set box_units.",
+    "Which text counts as 'about a person' for Structure Anomaly and Shape Distortion is our reading: the sentence "
+    "of the finding.",
+    "Where a source video lies beside its parsed frames is known for the Kinetics part only; other parts are looked "
+    "for likewise.",
 )
 
 OBJECT, HUMAN, MOTION, PHYSICS, CHARACTER = ANOMALY_TYPES
@@ -73,8 +77,10 @@ _FINDING = re.compile(
 )
 _TAGS = re.compile(r"</?(?:type|t|bbox|think|answer)>")
 _PERSON = re.compile(
-    r"\b(?:person|people|man|men|woman|women|boy|girl|child|children|human|body|hands?|fingers?|thumbs?|arms?|wrists?|elbows?|"
-    r"shoulders?|legs?|knees?|feet|foot|toes?|limbs?|torso|neck|head|face|facial|eyes?|mouth|lips?|teeth|nose|ears?|hair)\b",
+    r"\b(?:person|people|man|men|woman|women|boy|girl|child|children|human|body|hands?|fingers?|thumbs?|arms?"
+    r"|wrists?|elbows?|"
+    r"shoulders?|legs?|knees?|feet|foot|toes?|limbs?|torso|neck|head|face|facial|eyes?|mouth|lips?|teeth|nose|ears?"
+    r"|hair)\b",
     re.IGNORECASE,
 )
 
@@ -124,7 +130,8 @@ def load(
         answer = re.search(r"<answer>\s*(Fake|Real)\s*</answer>", text, re.IGNORECASE)
         if answer is None:
             raise ValueError(
-                f"{where}: expected <answer>Fake</answer> or <answer>Real</answer> in the assistant's text, found neither"
+                f"{where}: expected <answer>Fake</answer> or <answer>Real</answer> in the assistant's text, found "
+                f"neither"
             )
         findings = [found for found in _FINDING.finditer(text) if found["label"]]
         kinds = [(found, map_label(found["label"], table, where=where)) for found in findings]

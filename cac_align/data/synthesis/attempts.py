@@ -61,7 +61,7 @@ class Attempt:
         return cls(**{**row, "reasons": tuple(row["reasons"])})
 
 
-def claim_folder(path: Path, made: Mapping[str, str]) -> None:
+def record_provenance(path: Path, made: Mapping[str, str]) -> None:
     """Record in ``path`` how its folder is made. Raises ``ValueError`` where the folder was made
     otherwise.
     """

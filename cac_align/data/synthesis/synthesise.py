@@ -46,7 +46,7 @@ from cac_align.core.judgement import Turn
 from cac_align.core.video import Frames, Video
 from cac_align.data.record_video import open_record_video
 from cac_align.data.records import Record, moved_record, write_records
-from cac_align.data.synthesis.attempts import Attempt, AttemptLog, claim_folder
+from cac_align.data.synthesis.attempts import Attempt, AttemptLog, record_provenance
 from cac_align.data.synthesis.plan import plan_questions
 from cac_align.data.synthesis.prompts import filled, texts_hash
 from cac_align.data.synthesis.questions import (
@@ -118,7 +118,8 @@ class Synthesis:
     def __post_init__(self) -> None:
         if not 1 <= self.salient_rounds <= self.rounds or self.workers < 1 or self.max_clip_s <= 0:
             raise ValueError(
-                f"expected 1 <= salient_rounds <= rounds, workers >= 1, max_clip_s > 0; received {self.salient_rounds}, "
+                f"expected 1 <= salient_rounds <= rounds, workers >= 1, max_clip_s > 0; received "
+                f"{self.salient_rounds}, "
                 f"{self.rounds}, {self.workers}, {self.max_clip_s}"
             )
         unknown = sorted(set(self.tasks) - set(ALL_TASKS))
@@ -193,13 +194,17 @@ def synthesise(
     if twice := [name for name, count in Counter(record.id for record in usable).items() if count > 1]:
         raise ValueError(f"record {twice[0]} occurs twice; ids must be unique (see `cac-align data validate`)")
     questions = plan_questions(
-        usable, tasks=settings.tasks, frames_per_video=settings.frames_per_video, max_clip_s=settings.max_clip_s,
-        false_alarm_share=settings.false_alarm_share, seed=settings.seed,
-    )  # fmt: skip
+        usable,
+        tasks=settings.tasks,
+        frames_per_video=settings.frames_per_video,
+        max_clip_s=settings.max_clip_s,
+        false_alarm_share=settings.false_alarm_share,
+        seed=settings.seed,
+    )
     log = AttemptLog(out / "attempts.jsonl")
     try:
         made = {f"teacher/{name}": value for name, value in teacher.provenance.items()}
-        claim_folder(out / "synthesis.json", {**made, **settings.identity()})
+        record_provenance(out / "synthesis.json", {**made, **settings.identity()})
         ask = _Asking(root, teacher, settings, log)
         outcomes = _all(ask, usable, questions, settings, progress)
         report = _report(outcomes, log, settings, len(every) - len(usable))
@@ -341,11 +346,15 @@ class _Asking:
                 asked = teacher_context(question, frames, video, close_ups=settings.close_ups) + question_conversation(
                     question, frames, claim=claim, wording=settings.wording
                 )
-            again = asked if not before else (
-                *asked,
-                Message("assistant", _CONTROL.sub("", before[-1].text)[:8000]),
-                Message("user", filled("again", reasons="; ".join(before[-1].reasons)[:800])),
-            )  # fmt: skip
+            again = (
+                asked
+                if not before
+                else (
+                    *asked,
+                    Message("assistant", _CONTROL.sub("", before[-1].text)[:8000]),
+                    Message("user", filled("again", reasons="; ".join(before[-1].reasons)[:800])),
+                )
+            )
             if unreviewed is None:
                 attempt = self._attempt(question, frames, again, len(before) + 1)
             else:  # its tokens are counted already
@@ -361,8 +370,16 @@ class _Asking:
         settings = self.settings
         schema = answer_schema(question.number, boxed=question.boxed) if settings.constrained else None
         reply = self.teacher.answer([asked], max_new_tokens=settings.max_new_tokens, schema=schema)[0]
-        attempt = Attempt(question.key, question.record.id, question.label, number, reply.text, error=reply.error,
-                          num_prompt_tokens=reply.num_prompt_tokens, num_tokens=reply.num_tokens)  # fmt: skip
+        attempt = Attempt(
+            question.key,
+            question.record.id,
+            question.label,
+            number,
+            reply.text,
+            error=reply.error,
+            num_prompt_tokens=reply.num_prompt_tokens,
+            num_tokens=reply.num_tokens,
+        )
         if reply.error is not None:
             return attempt
         meant = expected_anomalies(question, frames)
@@ -393,8 +410,14 @@ class _Asking:
         elif error is None and agreed is not None and agreed[1] == "false":
             reasons = (f"review: {verdict.text[:300]}",)
         tokens = (attempt.num_prompt_tokens + verdict.num_prompt_tokens, attempt.num_tokens + verdict.num_tokens)
-        return replace(attempt, reasons=reasons, error=error, unreviewed=error is not None,
-                       num_prompt_tokens=tokens[0], num_tokens=tokens[1])  # fmt: skip
+        return replace(
+            attempt,
+            reasons=reasons,
+            error=error,
+            unreviewed=error is not None,
+            num_prompt_tokens=tokens[0],
+            num_tokens=tokens[1],
+        )
 
 
 # ---- what is written ----------------------------------------------------------------------------------------------

@@ -29,11 +29,15 @@ STRICT_FRAMES = 2
 STRICT_COVER = 0.85
 
 _MENTIONS = re.compile(
-    r"\bground[- ]?truth\b|\bannotat\w*|\bhint(?:s|ed)?\b(?!\s+of\b)|\bas (?:hinted|instructed|told|given|indicated|marked)\b"
+    r"\bground[- ]?truth\b|\bannotat\w*|\bhint(?:s|ed)?\b(?!\s+of\b)|\bas (?:hinted|instructed|told|given|indicated"
+    r"|marked)\b"
     r"|\b(?:given|provided|supplied|expected|known|reference|marked|human|expert)\s+"
-    r"(?:labels?|answers?|findings?|boxes|box|bbox\w*|windows?|time (?:regions?|ranges?)|frame ranges?|defects?|anomal\w+)\b"
-    r"|\b(?:i|we) (?:was|were|am|are|have been|had been) (?:told|given|informed)\b|\bpeople (?:found|marked|noted|have (?:found|marked))\b"
-    r"|\b(?:human|expert) (?:raters?|reviewers?|labell?ers?|experts?)\b|\bsystem (?:message|prompt)\b|\baccording to (?:the )?(?:labels?|experts?)\b",
+    r"(?:labels?|answers?|findings?|boxes|box|bbox\w*|windows?|time (?:regions?|ranges?)|frame ranges?|defects?"
+    r"|anomal\w+)\b"
+    r"|\b(?:i|we) (?:was|were|am|are|have been|had been) (?:told|given|informed)\b|\bpeople (?:found|marked|noted"
+    r"|have (?:found|marked))\b"
+    r"|\b(?:human|expert) (?:raters?|reviewers?|labell?ers?|experts?)\b|\bsystem (?:message|prompt)\b|\baccording "
+    r"to (?:the )?(?:labels?|experts?)\b",
     re.IGNORECASE,
 )
 _ADMITS = re.compile(
@@ -90,8 +94,8 @@ def answer_faults(
     return tuple(reasons)
 
 
-def _time_faults(said: Sequence[Anomaly], truth: Sequence[Anomaly], frames: Frames, strict: bool) -> list[str]:
-    claimed = positions([anomaly.window for anomaly in said if anomaly.window], frames.times_s)
+def _time_faults(answered: Sequence[Anomaly], truth: Sequence[Anomaly], frames: Frames, strict: bool) -> list[str]:
+    claimed = positions([anomaly.window for anomaly in answered if anomaly.window], frames.times_s)
     meant = positions([anomaly.window for anomaly in truth if anomaly.window], frames.times_s)
     iou = set_iou(claimed, meant)
     reasons = [] if iou > LEAST_IOU else [f"time: IoU {iou:.2f} of the frame ranges, expected more than {LEAST_IOU:g}"]
@@ -114,21 +118,23 @@ def _boxes(anomalies: Sequence[Anomaly]) -> dict[int, tuple[Box, ...]]:
 
 
 def _box_faults(answered: Sequence[Anomaly], annotated: Sequence[Anomaly], frames: Frames, strict: bool) -> list[str]:
-    said, truth = _boxes(answered), _boxes(annotated)
+    predicted, truth = _boxes(answered), _boxes(annotated)
     if not truth:  # nobody drew boxes here: there is nothing to compare with
         return []
-    common = [frame for frame in truth if said.get(frame)]
-    hit = spatial_iou(said, truth) * sum(len(truth[frame]) for frame in common)
+    common = [frame for frame in truth if predicted.get(frame)]
+    hit = spatial_iou(predicted, truth) * sum(len(truth[frame]) for frame in common)
     within = {
         frames.indices[n]
         for n in positions([anomaly.window for anomaly in annotated if anomaly.window], frames.times_s)
     }
-    wrong = sum(frame not in truth and frame not in within for frame in said)
+    wrong = sum(frame not in truth and frame not in within for frame in predicted)
     iou = hit / (sum(map(len, truth.values())) + wrong)
     reasons = [] if iou > LEAST_IOU else [f"boxes: mean IoU {iou:.2f}, expected more than {LEAST_IOU:g}"]
     if strict:
         least = min(
-            max((_covered(box, guess) for guess in said.get(f, ())), default=0.0) for f, b in truth.items() for box in b
+            max((_covered(box, guess) for guess in predicted.get(f, ())), default=0.0)
+            for f, b in truth.items()
+            for box in b
         )
         if least < STRICT_COVER:
             reasons.append(f"boxes: one covers {least:.0%} of the defect, at least {STRICT_COVER:.0%} is asked for")

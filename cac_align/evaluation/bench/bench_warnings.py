@@ -40,7 +40,8 @@ def _threshold_warning(
     if all(recall is None or recall >= COLLAPSED_RECALL for recall in recalls):
         return None
     return (
-        f"Threshold: {verdicts_by_threshold} of the verdicts compare the judge's score with a threshold that misses one "
+        f"Threshold: {verdicts_by_threshold} of the verdicts compare the judge's score with a threshold that misses "
+        f"one "
         f"class, although the score ranks the videos (AUROC {calibration.auroc:.3f}). Choose another: on these videos "
         f"{point.threshold:.4g} calls {point.target_false_alarm_rate:.0%} of the normal ones abnormal."
     )
@@ -80,7 +81,8 @@ def bench_warnings(
     if missing:
         warnings.append(
             f"Unscored: {missing} of {total} videos have no score ({unscored['abnormal']} anomalous, "
-            f"{unscored['normal']} normal) and are left out of every rate; accuracy_bounds shows what they could change."
+            f"{unscored['normal']} normal) and are left out of every rate; accuracy_bounds shows what they could "
+            f"change."
         )
     if hard_unassigned:
         warnings.append(

@@ -253,7 +253,8 @@ def evaluate_judge(
     if len(set(ids)) != len(ids):
         twice = sorted({name for name in ids if ids.count(name) > 1}) if len(ids) < 5000 else "(many)"
         raise ValueError(
-            f"record ids must differ, {twice} occur more than once; several raters per video belong to `evaluate experts`"
+            f"record ids must differ, {twice} occur more than once; several raters per video belong to `evaluate "
+            f"experts`"
         )
     if isinstance(scores, Mapping):
         unknown = sorted(set(scores) - set(ids))

@@ -94,11 +94,17 @@ def _sections(bench: Bench) -> Iterable[str]:
         yield "## Paired comparison (McNemar, exact)\n\n" + _table(
             ["first → second", "videos", "accuracy difference", "only first right", "only second right", "p"],
             (
-                [f"{c.first} → {c.second}", c.test.n, number_text(c.test.difference), c.test.only_first, c.test.only_second,
-                 "–" if c.test.p_value is None else f"{c.test.p_value:.2g}"]
+                [
+                    f"{c.first} → {c.second}",
+                    c.test.n,
+                    number_text(c.test.difference),
+                    c.test.only_first,
+                    c.test.only_second,
+                    "–" if c.test.p_value is None else f"{c.test.p_value:.2g}",
+                ]
                 for c in bench.comparisons
             ),
-        )  # fmt: skip
+        )
     words = [f"{r.judge}: {sentence}" for r in reports for sentence in r.warnings] + list(bench.notes)
     words += [f"{r.judge}: {r.calibration.note}" for r in reports if r.calibration.note]
     if words:

@@ -1,7 +1,4 @@
-"""Exact frames for the rating page: decoded by source index, encoded once, kept while they are near.
-
-Video + index → the chunk around it, decoded in one go → PNG (small videos) or JPEG → least recently used cache
-"""
+"""Encoded frames for the rating page, decoded by source index, a chunk at a time, and cached."""
 
 from __future__ import annotations
 
@@ -11,12 +8,14 @@ from collections import OrderedDict
 
 from cac_align.core.video import Video
 
-CHUNK = 48  # frames decoded together: stepping asks for neighbours
+FRAMES_PER_CHUNK = 48
 CACHED_BYTES = 512 * 2**20
 
 
 class FrameImages:
-    """Encoded frames by clip and index; whole chunks are decoded at once and the least used ones are forgotten."""
+    """Encoded frames by clip and index. Whole chunks are decoded at once; the least recently used
+    are dropped.
+    """
 
     def __init__(self, clips: dict[str, Video]) -> None:
         self.clips = clips
@@ -26,8 +25,8 @@ class FrameImages:
         self._bytes = 0
 
     def image(self, token: str, index: int) -> bytes:
-        """One frame as PNG (small videos, every pixel counts) or JPEG. Raises ``ValueError`` when it cannot be decoded."""
-        chunk = index // CHUNK
+        """One frame as PNG (small videos) or JPEG. Raises ``ValueError`` when it cannot be decoded."""
+        chunk = index // FRAMES_PER_CHUNK
         with self._locks[token]:
             with self._lock:
                 found = self._chunks.get((token, chunk))
@@ -40,17 +39,17 @@ class FrameImages:
                     self._bytes += sum(map(len, found))
                     while self._bytes > CACHED_BYTES and len(self._chunks) > 1:
                         self._bytes -= sum(map(len, self._chunks.popitem(last=False)[1]))
-        return found[index % CHUNK]
+        return found[index % FRAMES_PER_CHUNK]
 
     @staticmethod
     def _decoded(video: Video, chunk: int) -> list[bytes]:
         import PIL.Image
 
-        frames = video.frames(range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(video))))
+        frames = video.frames(range(chunk * FRAMES_PER_CHUNK, min((chunk + 1) * FRAMES_PER_CHUNK, len(video))))
         images = []
         for pixels in frames.pixels:
             buffer = io.BytesIO()
-            if exact(video):
+            if is_lossless(video):
                 PIL.Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
             else:
                 PIL.Image.fromarray(pixels).save(buffer, "JPEG", quality=93, subsampling=0)
@@ -58,5 +57,6 @@ class FrameImages:
         return images
 
 
-def exact(video: Video) -> bool:
+def is_lossless(video: Video) -> bool:
+    """Whether the video is small enough for PNG frames."""
     return video.height * video.width <= 256 * 256

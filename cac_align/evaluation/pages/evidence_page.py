@@ -16,11 +16,18 @@ from typing import Any, Protocol
 
 from cac_align.core.judgement import Anomaly
 from cac_align.core.video import Video
-from cac_align.evaluation.pages.page import Picture, Span, confirmed_anomalies, frame_strip, timeline_spans, write_page
+from cac_align.evaluation.pages.page import (
+    Picture,
+    TimelineSpan,
+    confirmed_anomalies,
+    frame_strip,
+    timeline_spans,
+    write_page,
+)
 from cac_align.rewards.reward import Score
 
 
-class ScoredVideo(Protocol):
+class EvidenceVideo(Protocol):
     """A video of a run as its ledger describes it (``plugins.evidence.Evidence``)."""
 
     @property
@@ -46,8 +53,8 @@ class Step:
     """
 
     number: int | None
-    videos: Sequence[ScoredVideo]
-    shown: Sequence[ScoredVideo]
+    videos: Sequence[EvidenceVideo]
+    shown: Sequence[EvidenceVideo]
 
     @property
     def label(self) -> str:
@@ -60,10 +67,10 @@ class EvidenceCard:
     file, relative to the page.
     """
 
-    item: ScoredVideo
+    item: EvidenceVideo
     anomalies: tuple[Anomaly, ...]
     pictures: tuple[Picture, ...]
-    spans: tuple[Span, ...]
+    spans: tuple[TimelineSpan, ...]
     duration_s: float
     source: str | None
     not_drawn: str | None
@@ -124,7 +131,7 @@ def _row(step: Step) -> dict[str, Any]:
     }
 
 
-def _card(item: ScoredVideo, folder: Path, root: Path, reach: float) -> EvidenceCard:
+def _card(item: EvidenceVideo, folder: Path, root: Path, reach: float) -> EvidenceCard:
     anomalies = confirmed_anomalies(item.score.evidence)
     video, why = _open_clip(item, root)
     pictures: tuple[Picture, ...] = ()
@@ -149,7 +156,7 @@ def _card(item: ScoredVideo, folder: Path, root: Path, reach: float) -> Evidence
     )
 
 
-def _open_clip(item: ScoredVideo, root: Path) -> tuple[Video | None, str | None]:
+def _open_clip(item: EvidenceVideo, root: Path) -> tuple[Video | None, str | None]:
     """The clip, or why its frames cannot be drawn. The host's ``fps`` overrides the file's, which
     is often wrong.
     """

@@ -53,7 +53,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Span:
+class TimelineSpan:
     """A window on a timeline, in per cent of the video's duration."""
 
     left: float
@@ -116,7 +116,7 @@ def evenly_spaced(items: Sequence[int], count: int) -> list[int]:
     return [items[round(k * (len(items) - 1) / (count - 1))] for k in range(count)]
 
 
-def timeline_spans(video: Video, anomalies: Sequence[Anomaly]) -> tuple[Span, ...]:
+def timeline_spans(video: Video, anomalies: Sequence[Anomaly]) -> tuple[TimelineSpan, ...]:
     """The anomalies' windows as spans. A window lasts until the end of its last frame's display."""
     total = video.duration_s
     found = []
@@ -125,7 +125,7 @@ def timeline_spans(video: Video, anomalies: Sequence[Anomaly]) -> tuple[Span, ..
             left = 100 * anomaly.window.start_s / total
             width = 100 * (min(anomaly.window.end_s + 1 / video.fps, total) - anomaly.window.start_s) / total
             label = f"{anomaly.type}, {anomaly.window.start_s:.2f} to {anomaly.window.end_s:.2f} s"
-            found.append(Span(left, max(width, 1.0), TYPE_COLOURS[anomaly.type], label))
+            found.append(TimelineSpan(left, max(width, 1.0), TYPE_COLOURS[anomaly.type], label))
     return tuple(found)
 
 

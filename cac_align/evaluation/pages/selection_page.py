@@ -12,7 +12,14 @@ from pathlib import Path
 
 from cac_align.core.judgement import Anomaly
 from cac_align.core.video import Video
-from cac_align.evaluation.pages.page import Picture, Span, confirmed_anomalies, frame_strip, timeline_spans, write_page
+from cac_align.evaluation.pages.page import (
+    Picture,
+    TimelineSpan,
+    confirmed_anomalies,
+    frame_strip,
+    timeline_spans,
+    write_page,
+)
 from cac_align.generation.selection import Selection
 from cac_align.rewards.reward import Score
 
@@ -28,7 +35,7 @@ class CandidateView:
     score: Score
     anomalies: tuple[Anomaly, ...]
     pictures: tuple[Picture, ...]
-    spans: tuple[Span, ...]
+    spans: tuple[TimelineSpan, ...]
     duration_s: float
     source: str | None
 

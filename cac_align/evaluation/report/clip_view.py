@@ -18,7 +18,7 @@ from cac_align.core.video import Video
 from cac_align.evaluation.pages.page import (
     TYPE_COLOURS,
     Picture,
-    Span,
+    TimelineSpan,
     confirmed_anomalies,
     frame_strip,
     timeline_spans,
@@ -42,8 +42,8 @@ class ClipView:
     expert_anomalies: tuple[Anomaly, ...]
     verdict: str
     pictures: tuple[Picture, ...]
-    spans: tuple[Span, ...]
-    expert_spans: tuple[Span, ...]
+    spans: tuple[TimelineSpan, ...]
+    expert_spans: tuple[TimelineSpan, ...]
     duration_s: float
     shape: str
     video: str | None

@@ -128,7 +128,7 @@ def write_pairing_report(
                 pool, lambda clip_record: view_clip(clip_record, each_bytes, faults), chosen, "videos", progress
             )
 
-        # Where all pairs are shown, one decoding gives luminance change and previews. Otherwise scores choose the pairs.
+        # Where all pairs are shown, one decoding gives luminance change and previews. Otherwise scores choose them.
         sides = build_views(clip_records) if everything else []
         if not everything:
             _each(pool, lambda clip_record: measure_luminance(clip_record, faults), clip_records, "luminance", progress)
@@ -290,7 +290,7 @@ def _sections(made: ReportComparison) -> list[tuple[str, list[dict[str, Any]]]]:
                 "after": format_value(measure, measure.after.value),
                 "difference": format_value(measure, difference.value, signed=True),
                 "interval": measure.no_interval
-                or f"{format_value(measure, difference.low, signed=True)} to {format_value(measure, difference.high, signed=True)}",
+                or " to ".join(format_value(measure, end, signed=True) for end in (difference.low, difference.high)),
                 "bar": bar,
                 "p": "–"
                 if measure.test.p_value is None

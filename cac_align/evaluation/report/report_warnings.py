@@ -33,13 +33,15 @@ def report_warnings(made: ReportComparison) -> list[str]:
         if _moved(luminance, -1, _LUMINANCE_FALL * before):
             fall = -known_value(luminance.difference) / before
             warnings.append(
-                f"The luminance change fell by {fall:.0%} while the {_low(rate.label)} improved: fewer anomalies may only "
+                f"The luminance change fell by {fall:.0%} while the {_low(rate.label)} improved: fewer anomalies "
+                f"may only "
                 f"mean that less happens. {_certainty(luminance)}"
             )
     dynamic = made.measure("vbench/dynamic_degree")
     if dynamic and rate and _moved(dynamic, -1, _SCORE_MOVE) and known_value(rate.difference) < 0:
         warnings.append(
-            f"VBench's dynamic degree fell from {known_value(dynamic.before):.3f} to {known_value(dynamic.after):.3f} while the "
+            f"VBench's dynamic degree fell from {known_value(dynamic.before):.3f} to "
+            f"{known_value(dynamic.after):.3f} while the "
             f"{_low(rate.label)} improved: still videos have fewer anomalies. {_certainty(dynamic)}"
         )
     experts = made.measure("experts")
@@ -57,11 +59,13 @@ def report_warnings(made: ReportComparison) -> list[str]:
         )
     elif cac_better and experts is None:
         warnings.append(
-            "CaC rose, and no expert's rating of both sides was found. The run optimised CaC, so this proves little: have both folders rated."
+            "CaC rose, and no expert's rating of both sides was found. The run optimised CaC, so this proves "
+            "little: have both folders rated."
         )
     if unified and cac and _moved(unified, 1, _SCORE_MOVE * 4) and _moved(cac, -1, _SCORE_MOVE):
         warnings.append(
-            f"UnifiedReward rose by {known_value(unified.difference):.3f} while CaC fell by {-known_value(cac.difference):.3f}: general appeal was "
+            f"UnifiedReward rose by {known_value(unified.difference):.3f} while CaC fell by "
+            f"{-known_value(cac.difference):.3f}: general appeal was "
             f"bought with anomalies. {_certainty(cac)}"
         )
     if made.shares and len(made.shares) > 1:
@@ -69,7 +73,8 @@ def report_warnings(made: ReportComparison) -> list[str]:
         where = "between before and after" if made.shares_of_change else "within a group"
         if known_value(share) > 0.9:
             warnings.append(
-                f"{COMPONENT_TITLES.get(name, name)} makes {known_value(share):.0%} of the combined reward's variance {where}: the others hardly count."
+                f"{COMPONENT_TITLES.get(name, name)} makes {known_value(share):.0%} of the combined reward's "
+                f"variance {where}: the others hardly count."
             )
     unscored = sum(not clip_record.scored for row in made.pairs for clip_record in (row.before, row.after))
     if unscored and any(clip_record.scored for row in made.pairs for clip_record in (row.before, row.after)):
@@ -79,7 +84,8 @@ def report_warnings(made: ReportComparison) -> list[str]:
     apart = [fault for fault in made.faults if fault.kind == JUDGED_DIFFERENTLY]
     if apart:
         warnings.append(
-            f"{len(apart)} of {len(made.pairs)} pairs were judged by different judges before and after, and are not compared: "
+            f"{len(apart)} of {len(made.pairs)} pairs were judged by different judges before and after, and are not "
+            f"compared: "
             f"{apart[0].why.split(': ', 1)[1]}. Score both folders with the same reward."
         )
     prompts = len(prompt_means([0.0] * len(made.pairs), [row.pair.prompt for row in made.pairs]))
@@ -130,7 +136,10 @@ def summary_sentence(made: ReportComparison) -> str:
         else f" ({_points(moved)} points; {rate.no_interval})"
     )
     who = "by experts" if rate.key == "experts" else "by CaC"
-    return f"{many}, the same prompts before and after. Anomalies counted {who} {verb} from {100 * known_value(rate.before):.0f} % to {100 * known_value(rate.after):.0f} %{interval}."
+    before, after = (f"{100 * known_value(side):.0f} %" for side in (rate.before, rate.after))
+    return (
+        f"{many}, the same prompts before and after. Anomalies counted {who} {verb} from {before} to {after}{interval}."
+    )
 
 
 def _points(share: float) -> str:

@@ -1,12 +1,15 @@
-"""VBench, the real package, in an environment of its own: one value in [0, 1] per video and dimension, resumable.
+"""Score videos with the real VBench, which runs in an environment of its own: one value in [0, 1]
+per video and dimension.
 
-videos → runner.py in that environment (subprocess) → rows (JSON Lines) → scale → Rows, means with intervals
+``runner.py`` runs in that environment as a subprocess and appends rows to a JSON Lines file, so
+that a second run computes only what is missing.
 
-VBench pins libraries that cannot live beside ours, but its code runs unchanged when installed without its pins (``vbench_env``).
-One scale: imaging_quality comes as 0..100 per video and is divided by 100; dynamic_degree is a bool and becomes 0 or 1.
-The mean here is over prompts, a prompt's videos averaged first, since seeds of one prompt are not independent; a video whose prompt is
-not known stands alone. VBench's own averages are over videos (subject and background: over frame pairs), the same number where every
-prompt has as many, equally long clips. A video that VBench cannot score is unscored, with its reason, and counted.
+imaging_quality comes as 0..100 per video and is divided by 100; dynamic_degree is a bool and
+becomes 0 or 1. Means are over prompts, a prompt's videos averaged first, since seeds of one
+prompt are not independent; a video without a known prompt stands for itself. VBench's own
+averages are over videos (subject and background: over frame pairs), which is the same where
+every prompt has as many, equally long clips. A video that VBench cannot score is unscored, with
+its reason, and counted.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,49 +28,19 @@ from typing import Any
 from cac_align.core.video import VIDEO_SUFFIXES
 from cac_align.evaluation.pairing import prompts_and_seeds
 from cac_align.evaluation.statistics import Estimate, prompt_interval, prompt_means
+from cac_align.evaluation.vbench.environment import DEFAULT_DIMENSIONS, DIMENSIONS, NEED_THE_BENCHMARK, find_python
 from cac_align.evaluation.vbench.runner import PROMPTED, row_key
 
-DEFAULT_DIMENSIONS = ("subject_consistency", "imaging_quality", "dynamic_degree")
-DIMENSIONS = (
-    *DEFAULT_DIMENSIONS, "background_consistency", "aesthetic_quality", "motion_smoothness", "temporal_flickering",
-    "human_action", "temporal_style", "overall_consistency",
-)  # fmt: skip
-"""What VBench computes on videos of one's own; the first seven need no prompt. human_action takes "A person is ACTION" only, with one of
-VBench's 400 actions: any other prompt leaves the video unscored."""
-NEED_THE_BENCHMARK = ("object_class", "multiple_objects", "color", "spatial_relationship", "scene", "appearance_style")
-"""Dimensions that exist only for VBench's own list of prompts; VBench refuses them for custom input."""
-
-PYTHON_VARIABLE = "CAC_ALIGN_VBENCH_PYTHON"
 CACHE_VARIABLE = "VBENCH_CACHE_DIR"
-DEFAULT_ENVIRONMENT = Path("~/.cache/cac-align/vbench-env")
 RUNNER = Path(__file__).with_name("runner.py")
-
-INSTALL: tuple[tuple[str, ...], ...] = (
-    ("torch", "torchvision", "transformers>=5", "setuptools<81", "wheel"),
-    ("--no-deps", "vbench==0.1.5", "pyiqa==0.1.16", "timm==1.0.31"),
-    ("--no-deps", "--no-build-isolation", "openai-clip"),
-    (
-        "decord",
-        "opencv-python-headless",
-        "easydict",
-        "omegaconf",
-        "imageio",
-        "scipy",
-        "ftfy",
-        "regex",
-        "einops",
-        "requests",
-    ),
-)
-"""What pip installs, in order. VBench and pyiqa without their pins (numpy < 2, transformers 4.33); setuptools below 81 because
-openai-clip imports pkg_resources. torch and torchvision in one call, so that the resolver takes a pair that fits."""
 
 
 @dataclass(frozen=True)
 class VBenchRow:
-    """One video on one dimension. ``value`` in [0, 1], higher is better; None when VBench gave none, and ``error`` says why.
+    """One video on one dimension. Higher values are better.
 
-    ``raw`` is VBench's own per-video result (imaging_quality 0..100, dynamic_degree a bool).
+    value: in [0, 1]; None when there is none, and then ``error`` says why. raw: VBench's own
+    per-video result (imaging_quality 0..100, dynamic_degree a bool).
     """
 
     video: str
@@ -83,7 +55,9 @@ class VBenchRow:
 
 @dataclass(frozen=True)
 class VBenchReport:
-    """All rows, in the order of the videos, and the mean of each dimension with its bootstrap interval over prompts."""
+    """All rows, in the order of the videos, and each dimension's mean with its bootstrap interval
+    over prompts.
+    """
 
     rows: tuple[VBenchRow, ...]
     means: Mapping[str, Estimate]
@@ -102,7 +76,7 @@ class VBenchReport:
         }
 
     def to_markdown(self) -> str:
-        """One line per dimension, then the videos without a score and why."""
+        """One line per dimension, then the unscored videos and why."""
         lines = ["| dimension | mean | videos | unscored |", "| --- | ---: | ---: | ---: |"]
         for name, mean in self.means.items():
             missing = sum(row.dimension == name for row in self.unscored)
@@ -116,7 +90,9 @@ class VBenchReport:
 
 
 def scaled(dimension: str, raw: float | bool) -> float:
-    """VBench's per-video result on [0, 1]. Raises ``ValueError`` for a number that this scale cannot hold."""
+    """VBench's per-video result on [0, 1]. Raises ``ValueError`` for a number outside the
+    dimension's range.
+    """
     value = float(raw) / 100 if dimension == "imaging_quality" else float(raw)
     # A cosine or a colour distance may leave [0, 1] by rounding; anything beyond that is not the number we think it is.
     if not -1e-6 <= value <= 1 + 1e-6:
@@ -124,26 +100,6 @@ def scaled(dimension: str, raw: float | bool) -> float:
             f"{dimension} returned {raw}, outside its range {'0..100' if dimension == 'imaging_quality' else '0..1'}"
         )
     return min(max(value, 0.0), 1.0)
-
-
-def find_python(python: str | Path | None = None) -> Path:
-    """The interpreter of VBench's environment: ``python``, else $CAC_ALIGN_VBENCH_PYTHON, else where ``vbench_env`` puts it.
-
-    Raises ``ValueError`` with the command that creates the environment when there is none.
-    """
-    wanted = python or os.environ.get(PYTHON_VARIABLE)
-    found = Path(wanted) if wanted else DEFAULT_ENVIRONMENT.expanduser() / "bin" / "python"
-    if wanted and not found.is_file():
-        said = "--python" if python else PYTHON_VARIABLE
-        raise ValueError(
-            f"{said} names {found}, which is no file; give the python of an environment that has vbench, or leave it out"
-        )
-    if not found.is_file():
-        raise ValueError(
-            f"no VBench environment at {found}. Create it (about 3 minutes, 6 GB):\n    cac-align vbench-env "
-            f"{DEFAULT_ENVIRONMENT}\nor set {PYTHON_VARIABLE} to the python of an environment that has vbench."
-        )
-    return found
 
 
 def vbench(
@@ -160,26 +116,34 @@ def vbench(
 ) -> VBenchReport:
     """Score videos (a folder, or a list of files) with VBench in custom-input mode.
 
-    rows: where per-video results are kept; a second run computes only what is missing or failed (default: vbench.jsonl in the
-    folder). prompts: by path or file name, for the dimensions that need one (default: what the folder's listings say, such as prompts.jsonl
-    and selection.jsonl; never the file's name). device: "cpu" or "cuda". cache:
-    VBench's weight folder (default: $VBENCH_CACHE_DIR or ~/.cache/vbench). imaging_mode: "longer" is VBench's default.
+    rows: the file of per-video results (default: vbench.jsonl in the folder). A second run computes
+        only what is missing or failed.
+    python: VBench's interpreter; see ``environment.find_python``.
+    prompts: by path or file name, for the dimensions that need them (default: what the folder's
+        listings say, never the file's name).
+    device: "cpu" or "cuda".
+    cache: VBench's weight folder (default: $VBENCH_CACHE_DIR or ~/.cache/vbench).
+    imaging_mode: preprocessing of imaging_quality; "longer" is VBench's default.
     progress: called with (rows done, rows to do, video path).
-    Raises ``ValueError`` for no video, an unknown dimension, a video without the prompt that a dimension needs, a missing environment or weight file (with the command that fixes it).
+
+    Raises ``ValueError`` for no video, an unknown dimension, a video without the prompt that a
+    dimension needs, and for a missing environment or weight file (with the command that creates
+    it).
     """
     files, home = _files(videos)
     check_dimensions(dimensions)
     interpreter = find_python(python)
     rows = Path(rows) if rows is not None else home / "vbench.jsonl"
     cache = Path(cache or os.environ.get(CACHE_VARIABLE) or "~/.cache/vbench").expanduser().absolute()
-    _repair_tail(rows)
-    asking = [name for name in dimensions if name in PROMPTED]
-    told = _prompts(files, home, prompts)
-    listed = [{"path": str(file), "sha256": _sha256(file), "prompt": told[file]} for file in files]
+    _cut_unfinished_line(rows)
+    prompted = [name for name in dimensions if name in PROMPTED]
+    prompt_of = _prompts_of(files, home, prompts)
+    listed = [{"path": str(file), "sha256": _sha256(file), "prompt": prompt_of[file]} for file in files]
     lacking = [item["path"] for item in listed if not item["prompt"].strip()]
-    if asking and lacking:
+    if prompted and lacking:
         raise ValueError(
-            f"{', '.join(asking)} compare a video with its prompt, and {len(lacking)} of {len(listed)} have none, first {lacking[0]}; "
+            f"{', '.join(prompted)} compare a video with its prompt, and {len(lacking)} of {len(listed)} have none, "
+            f"first {lacking[0]}; "
             'write {"video": name, "prompt": text} lines into prompts.jsonl beside them, or pass --prompts'
         )
     request = {"dimensions": list(dimensions), "videos": listed, "rows": str(rows.absolute()), "device": device}
@@ -188,8 +152,8 @@ def vbench(
     return read_report(rows, [{**item, "imaging_mode": imaging_mode} for item in listed], dimensions, version)
 
 
-def _prompts(files: Sequence[Path], home: Path, given: Mapping[str, str] | None) -> dict[Path, str]:
-    """Every file's prompt: as given by path or name, or as the listings of the folder, or of the one above it, say; "" where nothing does."""
+def _prompts_of(files: Sequence[Path], home: Path, given: Mapping[str, str] | None) -> dict[Path, str]:
+    """Every file's prompt as given, or as the folder's listings say; "" where nothing says."""
     if given is not None:
         return {file: given.get(str(file), given.get(file.name, "")) for file in files}
     found = prompts_and_seeds(home, files, [])
@@ -197,7 +161,7 @@ def _prompts(files: Sequence[Path], home: Path, given: Mapping[str, str] | None)
 
 
 def check_dimensions(dimensions: Sequence[str]) -> None:
-    """Raise ``ValueError`` for a dimension VBench does not have, or has for its own prompts only."""
+    """Raise ``ValueError`` for a dimension that VBench lacks, or has for its own prompts only."""
     own = [name for name in dimensions if name in NEED_THE_BENCHMARK]
     if own:
         raise ValueError(
@@ -211,10 +175,12 @@ def check_dimensions(dimensions: Sequence[str]) -> None:
 def read_report(
     rows: Path, listed: Sequence[Mapping[str, str]], dimensions: Sequence[str], version: str = ""
 ) -> VBenchReport:
-    """The report on ``listed`` videos (path, sha256; prompt and imaging_mode where known) from a rows file; of equal rows the last counts.
+    """The report on ``listed`` videos (path, sha256; prompt and imaging_mode where known) from a
+    rows file.
 
-    A row written for other content under the same path, by another version of VBench, or for another prompt or imaging_mode where that
-    counts, is not this video's, and leaves it unscored. Raises ``ValueError`` for a line that is no row.
+    Of equal rows the last one counts. A row for other content under the same path, from another
+    version of VBench, or for another prompt or imaging_mode where the value depends on it, is
+    another video's. Raises ``ValueError`` for a line that is no row.
     """
     stored: dict[tuple[str, ...], dict[str, Any]] = {}
     with open(rows, encoding="utf-8") as lines:
@@ -242,7 +208,10 @@ def read_report(
 
 
 def row_value(row: Mapping[str, Any]) -> tuple[float | None, str | None]:
-    """(value in [0, 1], None) of a stored row, or (None, why it has none). Raises ``KeyError`` or ``TypeError`` for what is no row."""
+    """(value in [0, 1], None) of a stored row, or (None, why it has none).
+
+    Raises ``KeyError`` or ``TypeError`` for what is no row.
+    """
     if row["error"] is not None:
         return None, row["error"]
     if row["dimension"] == "human_action" and "version" not in row:
@@ -254,7 +223,10 @@ def row_value(row: Mapping[str, Any]) -> tuple[float | None, str | None]:
 
 
 def videos_in(folder: str | Path) -> list[Path]:
-    """Absolute paths of a folder's videos, in the order of their names. Raises ``ValueError`` when it is no folder or holds none."""
+    """Absolute paths of a folder's videos in the order of their names.
+
+    Raises ``ValueError`` when it is no folder or holds no video.
+    """
     home = Path(folder).absolute()
     if not home.is_dir():
         raise ValueError(f"expected a folder of videos, received {folder}")
@@ -280,8 +252,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _repair_tail(rows: Path) -> None:
-    """Cut off a last line that a killed run left unfinished: its row is computed again."""
+def _cut_unfinished_line(rows: Path) -> None:
+    """Cut off a last line that a killed run left unfinished; its row is computed again."""
     if not rows.is_file():
         rows.parent.mkdir(parents=True, exist_ok=True)
         return
@@ -291,7 +263,10 @@ def _repair_tail(rows: Path) -> None:
 
 
 def _run(python: Path, request: Mapping[str, Any], log: Path, progress: Callable[[int, int, str], None] | None) -> str:
-    """Run the runner; VBench's own output goes to ``log``. Returns VBench's version; raises ``ValueError`` with the way out."""
+    """Run the runner and return VBench's version. VBench's own output goes to ``log``.
+
+    Raises ``ValueError`` that says what to do.
+    """
     version, trouble = "", None
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file, open(log, "ab") as noise:
         json.dump(request, file)
@@ -299,13 +274,14 @@ def _run(python: Path, request: Mapping[str, Any], log: Path, progress: Callable
         command = [str(python), str(RUNNER), file.name]
         environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=noise, env=environment, text=True) as process:
+            assert process.stdout is not None
             for line in process.stdout:
-                told = json.loads(line)
-                version = told.get("version", version)
-                if "missing" in told or "broken" in told:
-                    trouble = told
-                elif "done" in told and progress is not None:
-                    progress(told["done"], told["of"], told["path"])
+                message = json.loads(line)
+                version = message.get("version", version)
+                if "missing" in message or "environment_error" in message:
+                    trouble = message
+                elif "done" in message and progress is not None:
+                    progress(message["done"], message["of"], message["path"])
         status = process.returncode
     if status == 3 and trouble:
         names = "\n".join(f"  {item['dimension']}: {item['file']}" for item in trouble["missing"])
@@ -314,39 +290,10 @@ def _run(python: Path, request: Mapping[str, Any], log: Path, progress: Callable
     if status == 4 and trouble:
         again = " ".join(shlex.quote(part) for part in ("cac-align", "vbench-env", str(python.parent.parent)))
         raise ValueError(
-            f"the VBench environment of {python} cannot run this: {trouble['broken']}\nMake it anew with\n    {again}"
+            f"the VBench environment of {python} cannot run this: {trouble['environment_error']}\nMake it anew "
+            f"with\n    {again}"
         )
     if status != 0:
         tail = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-8:]
         raise ValueError(f"VBench's process ended with status {status}; the end of {log}:\n" + "\n".join(tail))
     return version
-
-
-def vbench_env(path: str | Path = DEFAULT_ENVIRONMENT, *, progress: Callable[[str], None] | None = None) -> Path:
-    """Create VBench's environment at ``path`` (about 3 minutes, 6 GB) and return its python. A finished one is left as it is.
-
-    progress: called with each command before it runs. Raises ``ValueError`` with pip's last lines when a step fails.
-    """
-    folder = Path(path).expanduser().absolute()
-    python, marker = folder / "bin" / "python", folder / "cac-align-vbench.json"
-    if (
-        marker.is_file()
-        and python.is_file()
-        and json.loads(marker.read_text())["install"] == [list(step) for step in INSTALL]
-    ):
-        return python
-    steps = [[sys.executable, "-m", "venv", str(folder)]]
-    steps += [[str(python), "-m", "pip", "install", "--disable-pip-version-check", "-q", *step] for step in INSTALL]
-    check = "import torch, vbench; " + "; ".join(f"import vbench.{name}" for name in DIMENSIONS[:7])
-    steps.append([str(python), "-c", check + "; print(torch.__version__)"])
-    output = ""
-    for step in steps:
-        if progress is not None:
-            progress(shlex.join(step))
-        done = subprocess.run(step, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""}, check=False)
-        if done.returncode != 0:
-            tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
-            raise ValueError(f"creating the VBench environment failed at\n    {shlex.join(step)}\n{tail}")
-        output = done.stdout.strip()
-    marker.write_text(json.dumps({"install": [list(step) for step in INSTALL], "torch": output}), encoding="utf-8")
-    return python

@@ -1,15 +1,19 @@
-"""Runs inside VBench's own environment: VBench's unchanged code, one video at a time. Imports nothing of cac_align.
+"""Run VBench's unchanged code inside VBench's own environment, one video at a time. Imports nothing
+of cac_align.
 
-request.json → for each dimension: load its model once → for each video: VBench's function on that one video → a row of JSON Lines
+The request (a JSON file) has {"dimensions", "videos": [{"path", "sha256", "prompt"}], "rows",
+"device", "cache", "imaging_mode"}. For each dimension the model is loaded once; each video's row
+is appended to the JSON Lines file "rows" as soon as it exists, so that a killed run resumes. A
+row with an error is a video without a score and does not stop the others. A row names VBench's
+version, and the imaging_mode and prompt where the value depends on them; under other ones it is
+computed again.
 
-request: {"dimensions", "videos": [{"path", "sha256", "prompt"}], "rows", "device", "cache", "imaging_mode"}. Each row is appended as
-soon as it exists, so a killed run resumes; a row with an error is a video without a score and stops nothing else. A row says which
-VBench made it, in which imaging_mode and for which prompt where these count; under other ones it is computed again.
-A line of progress per row goes to stdout, everything that VBench prints to stderr.
-Exit status: 0 every asked-for row exists; 3 weight files are missing (named on stdout with the commands that fetch them);
-4 the environment cannot import a dimension.
+One JSON line per row goes to stdout as progress; everything that VBench prints goes to stderr.
+Exit status: 0 when every row exists, 3 when weight files are missing (named on stdout with the
+commands that fetch them), 4 when the environment cannot import a dimension.
 
-VBench's command line is not used: it wants CUDA, aborts on one bad file and exits 0 on failure. Nothing is ever downloaded here.
+VBench's command line is not used: it needs CUDA, aborts on one bad file and exits with 0 on
+failure. Nothing is downloaded here.
 """
 
 import sys
@@ -34,7 +38,7 @@ UMT = "https://huggingface.co/OpenGVLab/VBench_Used_Models/resolve/main/l16_ptk7
 VICLIP = "https://huggingface.co/OpenGVLab/VBench_Used_Models/resolve/main/ViClip-InternVid-10M-FLT.pth"
 
 # dimension → [(file below the cache, command that fetches it into {folder})]
-WEIGHTS = {
+WEIGHT_FILES = {
     "subject_consistency": [
         (
             "dino_model/facebookresearch_dino_main/hubconf.py",
@@ -68,13 +72,13 @@ PROMPTED = ("human_action", "temporal_style", "overall_consistency")  # what com
 
 def missing_weights(dimensions, cache):
     """[(dimension, file, command)] for every weight file that is not in ``cache``, each file once."""
-    found, seen = [], set()
+    found, checked = [], set()
     for dimension in dimensions:
-        for name, command in WEIGHTS[dimension]:
+        for name, command in WEIGHT_FILES[dimension]:
             file = Path(cache) / name
-            if file.is_file() or name in seen:
+            if file.is_file() or name in checked:
                 continue
-            seen.add(name)
+            checked.add(name)
             command = command.format(folder=file.parent, cache=cache)
             found.append((dimension, str(file), f"mkdir -p {file.parent.parent} && {command}"))
     return found
@@ -85,14 +89,14 @@ def main(path):
     protocol = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # VBench prints freely: only our own lines may reach the caller's pipe
 
-    def tell(**line):
+    def report(**line):
         protocol.write(json.dumps(line) + "\n")
         protocol.flush()
 
     cache = Path(request["cache"]).absolute()
     lacking = missing_weights(request["dimensions"], cache)
     if lacking:
-        tell(missing=[{"dimension": d, "file": f, "command": c} for d, f, c in lacking])
+        report(missing=[{"dimension": d, "file": f, "command": c} for d, f, c in lacking])
         return 3
     os.environ["VBENCH_CACHE_DIR"] = str(cache)  # read when vbench.utils is imported, below
     try:
@@ -102,7 +106,7 @@ def main(path):
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         measures = {name: loader_of(name) for name in request["dimensions"]}
     except Exception as error:
-        tell(broken=f"{type(error).__name__}: {error}")
+        report(environment_error=f"{type(error).__name__}: {error}")
         return 4
     done, version = rows_done(request["rows"]), vbench_version()
     videos = [{**video, "version": version, "imaging_mode": request["imaging_mode"]} for video in request["videos"]]
@@ -112,9 +116,9 @@ def main(path):
         for video in videos
         if row_key(video, dimension) not in done
     ]
-    tell(todo=len(todo), version=version)
+    report(todo=len(todo), version=version)
     unreadable = {
-        path: unreadable_because(path) for path in dict.fromkeys(video["path"] for _, video in todo)
+        path: unreadable_reason(path) for path in dict.fromkeys(video["path"] for _, video in todo)
     }  # decodes each once
     current, measure = None, None
     with open(request["rows"], "a", encoding="utf-8") as rows:
@@ -124,7 +128,7 @@ def main(path):
                 if dimension != current:
                     measure = None  # let the last model go before the next one is loaded
                     current, measure = dimension, measures[dimension](request, cache)
-                value, error = measured(measure, video)
+                value, error = measure_or_error(measure, video)
             row = {
                 "path": video["path"],
                 "sha256": video["sha256"],
@@ -132,27 +136,31 @@ def main(path):
                 "raw": value,
                 "error": error,
             }
-            row |= {"version": version} | {name: video[name] for name in counting(dimension)}
+            row |= {"version": version} | {name: video[name] for name in value_depends_on(dimension)}
             rows.write(json.dumps(row) + "\n")
             rows.flush()
-            tell(done=number, of=len(todo), path=video["path"], dimension=dimension, error=error)
+            report(done=number, of=len(todo), path=video["path"], dimension=dimension, error=error)
     return 0
 
 
-def counting(dimension):
+def value_depends_on(dimension):
     """What else a dimension's value depends on, by its name in a row."""
     return ("prompt",) * (dimension in PROMPTED) + ("imaging_mode",) * (dimension == "imaging_quality")
 
 
 def row_key(item, dimension):
-    """What a value belongs to: (path, sha256, dimension, VBench's version, then prompt or imaging_mode where it counts). item: a row, or
-    a video of the request with "version" and "imaging_mode"; what it does not say is ""."""
-    known = [item.get(name, "") for name in ("version", *counting(dimension))]
+    """What a value belongs to: (path, sha256, dimension, VBench's version, then prompt or
+    imaging_mode where it depends on them).
+
+    item: a row, or a video of the request with "version" and "imaging_mode"; missing entries are
+    "".
+    """
+    known = [item.get(name, "") for name in ("version", *value_depends_on(dimension))]
     return item["path"], item["sha256"], dimension, *known
 
 
 def rows_done(path):
-    """The keys of the rows that hold a value; rows with an error are tried again."""
+    """The keys of the rows with a value; rows with an error are tried again."""
     found = set()
     if os.path.isfile(path):
         with open(path, encoding="utf-8") as lines:
@@ -170,8 +178,11 @@ def vbench_version():
     return version("vbench")
 
 
-def unreadable_because(path):
-    """Why VBench must not see this file, or None. OpenCV, which it uses, silently shortens a damaged file; decord's last frame tells."""
+def unreadable_reason(path):
+    """Why VBench must not read this file, or None.
+
+    OpenCV, which VBench uses, silently shortens a damaged file; decord fails at its last frame.
+    """
     if not path.endswith((".mp4", ".gif")):
         return f"VBench reads .mp4 and .gif, received {os.path.splitext(path)[1]!r}; re-encode it as mp4"
     try:
@@ -180,12 +191,15 @@ def unreadable_because(path):
         reader = decord.VideoReader(path, num_threads=1)
         reader.get_batch([len(reader) - 1])
     except Exception as error:
-        return f"unreadable: {type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
+        lines = str(error).strip().splitlines() or [""]
+        return f"unreadable: {type(error).__name__}: {lines[0][:200]}"
     return None
 
 
-def measured(measure, video):
-    """(value, None) or (None, why there is none). Nothing that happens to one video may stop the others."""
+def measure_or_error(measure, video):
+    """(value, None) or (None, why there is none). Nothing that happens to one video may stop the
+    others.
+    """
     try:
         value = measure(video)
     except Exception as error:
@@ -196,8 +210,10 @@ def measured(measure, video):
     return (value, None) if math.isfinite(value) else (None, f"VBench returned {value}")
 
 
-def only(results, path):
-    """The value of VBench's single per-video row; it silently leaves out videos that it cannot read."""
+def single_value(results, path):
+    """The value of VBench's only per-video row; VBench silently leaves out videos that it cannot
+    read.
+    """
     rows = results[1]
     if len(rows) != 1 or rows[0]["video_path"] != path:
         raise ValueError(f"VBench returned {len(rows)} rows for one video")
@@ -208,7 +224,9 @@ def only(results, path):
 
 
 def loader_of(dimension):
-    """Import the dimension's module now (an environment fault shows before any work) and return its loader."""
+    """Import the dimension's module at once, so that a faulty environment shows before any work;
+    return its loader.
+    """
     import importlib
 
     module = importlib.import_module(f"vbench.{dimension}")
@@ -218,7 +236,9 @@ def loader_of(dimension):
 
 
 def submodules(dimension):
-    """VBench's own table of files for a dimension; every file is known to exist, so it downloads nothing."""
+    """VBench's own table of files for a dimension. All files are known to exist, so it downloads
+    nothing.
+    """
     from vbench.utils import init_submodules
 
     return init_submodules([dimension], local=True)[dimension]
@@ -227,7 +247,7 @@ def submodules(dimension):
 def subject_consistency(module, request, cache):
     import torch
 
-    # DINO's hubconf ignores VBench's `path`: it looks in torch.hub's checkpoints, or on the network. Put the file where it looks.
+    # DINO's hubconf ignores VBench's `path` and looks in torch.hub's checkpoints: put the file there.
     hub = cache / "torch_hub"
     (hub / "checkpoints").mkdir(parents=True, exist_ok=True)
     link = hub / "checkpoints" / "dino_vitbase16_pretrain.pth"
@@ -235,8 +255,9 @@ def subject_consistency(module, request, cache):
         link.symlink_to(cache / "dino_model" / "dino_vitbase16_pretrain.pth")
     torch.hub.set_dir(str(hub))
     files = submodules("subject_consistency")
-    model = torch.hub.load(**files).to(request["device"])
-    return lambda video: only(
+    model = torch.hub.load(**files)  # a torch module, which the stubs do not say
+    model = model.to(request["device"])  # pyright: ignore[reportAttributeAccessIssue]
+    return lambda video: single_value(
         module.subject_consistency(model, [video["path"]], request["device"], files["read_frame"]), video["path"]
     )
 
@@ -250,7 +271,7 @@ def background_consistency(module, request, cache):
     def measure(video):
         with torch.no_grad():  # VBench forgets it and keeps the whole graph
             results = module.background_consistency(model, preprocess, [video["path"]], request["device"], read_frame)
-        return only(results, video["path"])
+        return single_value(results, video["path"])
 
     return measure
 
@@ -259,7 +280,9 @@ def aesthetic_quality(module, request, cache):
     clip_path, folder = submodules("aesthetic_quality")
     linear = module.get_aesthetic_model(folder).to(request["device"])
     model, _ = module.clip.load(clip_path, device=request["device"])
-    return lambda video: only(module.laion_aesthetic(linear, model, [video["path"]], request["device"]), video["path"])
+    return lambda video: single_value(
+        module.laion_aesthetic(linear, model, [video["path"]], request["device"]), video["path"]
+    )
 
 
 def imaging_quality(module, request, cache):
@@ -275,19 +298,19 @@ def imaging_quality(module, request, cache):
             results = module.technical_quality(
                 model, [video["path"]], request["device"], imaging_quality_preprocessing_mode=mode
             )
-        return only(results, video["path"])
+        return single_value(results, video["path"])
 
     return measure
 
 
 def temporal_flickering(module, request, cache):
-    return lambda video: only(module.temporal_flickering([video["path"]]), video["path"])
+    return lambda video: single_value(module.temporal_flickering([video["path"]]), video["path"])
 
 
 def motion_smoothness(module, request, cache):
     files = submodules("motion_smoothness")
     motion = module.MotionSmoothness(files["config"], files["ckpt"], request["device"])
-    return lambda video: only(module.motion_smoothness(motion, [video["path"]]), video["path"])
+    return lambda video: single_value(module.motion_smoothness(motion, [video["path"]]), video["path"])
 
 
 def dynamic_degree(module, request, cache):
@@ -309,22 +332,26 @@ def dynamic_degree(module, request, cache):
 
 
 def by_prompt(module, dimension, request):
-    """Dimensions that need the prompt: VBench's own compute function on a list of one video. The model is loaded for each video."""
+    """Dimensions that need the prompt: VBench's own compute function on a list of one video, which
+    loads the model each time.
+    """
     files = submodules(dimension)
-    return lambda video: computed(module, dimension, request, files, video["path"], video["prompt"])
+    return lambda video: compute_one(module, dimension, request, files, video["path"], video["prompt"])
 
 
-def computed(module, dimension, request, files, path, prompt):
+def compute_one(module, dimension, request, files, path, prompt):
     """VBench's own compute function on a list of this one video."""
     with tempfile.TemporaryDirectory() as folder:
         listing = os.path.join(folder, "one_full_info.json")
         entry = {"prompt_en": prompt, "dimension": [dimension], "video_list": [path]}
         Path(listing).write_text(json.dumps([entry]), encoding="utf-8")
-        return only(getattr(module, f"compute_{dimension}")(listing, request["device"], files), path)
+        return single_value(getattr(module, f"compute_{dimension}")(listing, request["device"], files), path)
 
 
 def human_action(module, request, cache):
-    """VBench takes the action from the file's *name*, never from the prompt: it sees a link that is named by its own convention."""
+    """VBench reads the action from the file's name, never from the prompt; it is given a link with
+    such a name.
+    """
     files, actions = submodules("human_action"), set(module.build_dict().values())
 
     def measure(video):
@@ -332,7 +359,7 @@ def human_action(module, request, cache):
         with tempfile.TemporaryDirectory() as folder:
             link = os.path.join(folder, f"a person is {action}-0{os.path.splitext(video['path'])[1]}")
             os.symlink(os.path.abspath(video["path"]), link)
-            return computed(module, "human_action", request, files, link, video["prompt"])
+            return compute_one(module, "human_action", request, files, link, video["prompt"])
 
     return measure
 
@@ -340,7 +367,8 @@ def human_action(module, request, cache):
 def action_of(prompt, actions):
     """The action of "A person is ACTION", among VBench's own (``actions``, in lower case).
 
-    Raises ``ValueError`` for any other prompt: VBench would answer "no" to it whatever the video shows.
+    Raises ``ValueError`` for any other prompt, to which VBench would answer "no" whatever the video
+    shows.
     """
     _, person, action = prompt.lower().strip().removesuffix(".").rpartition("person is ")
     # The last condition is what VBench reads out of the link's name.

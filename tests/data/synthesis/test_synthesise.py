@@ -298,7 +298,7 @@ def test_bad_records_are_discarded_by_name_and_the_others_go_on(world, records, 
         synthesise(
             [replace(record, review="draft") for record in records], world.parent, GroundTruth(records), tmp_path / "d"
         )
-    with pytest.raises(ValueError, match="stands twice"):
+    with pytest.raises(ValueError, match="occurs twice"):
         synthesise([records[0]] * 2, world.parent, GroundTruth(records), tmp_path / "e")
 
 

@@ -20,7 +20,8 @@ from cac_align.core.judgement import ANOMALY_TYPES
 from cac_align.core.video import Video
 from cac_align.data.records import read_records
 from cac_align.evaluation.human import app as module
-from cac_align.evaluation.human.app import annotate, create_app, export_path, gather, order
+from cac_align.evaluation.human.app import create_rating_app, export_path, serve_rating_page
+from cac_align.evaluation.human.tasks import gather_tasks, shuffle_tasks
 from tests.support.chromium import browser_page, require_chromium
 
 FPS = 8.0
@@ -51,7 +52,7 @@ def pairs(tmp_path):
 @pytest.fixture
 def client(pairs, tmp_path):
     with TestClient(
-        create_app(pairs, database=tmp_path / "r.sqlite", rater="ann"), base_url="http://127.0.0.1"
+        create_rating_app(pairs, database=tmp_path / "r.sqlite", rater="ann"), base_url="http://127.0.0.1"
     ) as made:
         yield made
 
@@ -74,9 +75,11 @@ def test_nothing_the_page_gets_tells_where_a_clip_comes_from(client):
 
 def test_raters_meet_the_tasks_in_their_own_order_and_sides_are_random(client):
     tasks = client.app.state.tasks
-    assert [t.token for t in order(tasks, "ann", "0")] == [t.token for t in order(tasks[::-1], "ann", "0")]
-    orders = {tuple(t.name for t in order(tasks, f"rater {n}", "0")) for n in range(30)}
-    lefts = {next(iter(t.members[0].groups)) for n in range(30) for t in order(tasks, f"rater {n}", "0")}
+    assert [t.token for t in shuffle_tasks(tasks, "ann", "0")] == [
+        t.token for t in shuffle_tasks(tasks[::-1], "ann", "0")
+    ]
+    orders = {tuple(t.name for t in shuffle_tasks(tasks, f"rater {n}", "0")) for n in range(30)}
+    lefts = {next(iter(t.members[0].groups)) for n in range(30) for t in shuffle_tasks(tasks, f"rater {n}", "0")}
     assert len(orders) > 3 and lefts == {"qx-first", "qx-second"}
 
 
@@ -96,7 +99,7 @@ def test_frames_come_exactly_by_source_index(client):
     assert client.get("/frame/unknown/0").status_code == 404
 
 
-def post(client, shown, kind, detail=None, *, seen=0, headers=None, number=0, rater="ann"):
+def post(client, shown, kind, detail=None, *, last_known=0, headers=None, number=0, rater="ann"):
     body = {
         "rater": rater,
         "task": shown["task"],
@@ -106,7 +109,7 @@ def post(client, shown, kind, detail=None, *, seen=0, headers=None, number=0, ra
     }
     return client.post(
         "/api/action",
-        json={**body, "seen": seen, "client": f"{shown['task']}-{rater}-{kind}-{seen}-{number}"},
+        json={**body, "last_known": last_known, "client": f"{shown['task']}-{rater}-{kind}-{last_known}-{number}"},
         headers=headers,
     )
 
@@ -114,10 +117,10 @@ def post(client, shown, kind, detail=None, *, seen=0, headers=None, number=0, ra
 def test_both_sides_of_a_pair_are_needed_and_exported_with_group_and_pair(client, tmp_path):
     shown = task(client, number=1)
     state = post(client, shown, "normal").json()["state"]
-    refused = post(client, shown, "done", seen=state["last"])
+    refused = post(client, shown, "done", last_known=state["last"])
     assert refused.status_code == 422 and "video B: not judged yet" in refused.json()["detail"]
-    state = post(client, shown, "normal", seen=state["last"], number=1).json()["state"]
-    assert post(client, shown, "done", seen=state["last"]).json()["state"]["done"]
+    state = post(client, shown, "normal", last_known=state["last"], number=1).json()["state"]
+    assert post(client, shown, "done", last_known=state["last"]).json()["state"]["done"]
     records = list(read_records(tmp_path / "r.jsonl"))
     assert {record.extra["group"] for record in records} == {"qx-first", "qx-second"}
     assert len({record.extra["pair"] for record in records}) == 1
@@ -149,34 +152,36 @@ def test_a_hostile_rater_and_a_hostile_prompt_are_text(client):
 
 def test_other_addresses_than_loopback_are_refused(pairs):
     with pytest.raises(ValueError, match=r"host must be one of 127\.0\.0\.1, localhost, received '0\.0\.0\.0'"):
-        annotate(pairs, host="0.0.0.0")
+        serve_rating_page(pairs, host="0.0.0.0")
 
 
 def test_what_cannot_be_rated_is_named(tmp_path):
     clip(tmp_path / "v" / "good.mp4", 4)
     (tmp_path / "v" / "bad.mp4").write_bytes(b"no video")
-    tasks, faults = gather(tmp_path / "v")
+    tasks, faults = gather_tasks(tmp_path / "v")
     assert len(tasks) == 1 and [(fault.kind, fault.name) for fault in faults] == [("unreadable video", "v/bad.mp4")]
-    app = create_app(tmp_path / "v", database=tmp_path / "r.sqlite", rater="ann")
+    app = create_rating_app(tmp_path / "v", database=tmp_path / "r.sqlite", rater="ann")
     with TestClient(app, base_url="http://127.0.0.1") as client:
         page = client.get("/rate").text
         assert "1 file could not be opened" in page and "bad.mp4" not in page
     clip(tmp_path / "v" / "good.mp4", 4, level=99)
     with pytest.raises(ValueError, match="another video than the one rated"):
-        create_app(tmp_path / "v", database=tmp_path / "r.sqlite")
+        create_rating_app(tmp_path / "v", database=tmp_path / "r.sqlite")
 
 
 def rated(client, number, *, rater="ann"):
     """Judge all clips of a task normal, and confirm."""
     shown = task(client, rater, number=number)
-    seen = shown["state"]["last"]
+    last_known = shown["state"]["last"]
     for place in range(len(shown["clips"])):
-        seen = post(client, shown, "normal", seen=seen, number=place, rater=rater).json()["state"]["last"]
-    return post(client, shown, "done", seen=seen, rater=rater).json()["state"]["last"]
+        last_known = post(client, shown, "normal", last_known=last_known, number=place, rater=rater).json()["state"][
+            "last"
+        ]
+    return post(client, shown, "done", last_known=last_known, rater=rater).json()["state"]["last"]
 
 
 def served(folders, database):
-    return TestClient(create_app(folders, database=database), base_url="http://127.0.0.1")
+    return TestClient(create_rating_app(folders, database=database), base_url="http://127.0.0.1")
 
 
 def test_ratings_of_other_folders_stay_in_the_export(pairs, tmp_path):
@@ -194,7 +199,7 @@ def test_ratings_of_other_folders_stay_in_the_export(pairs, tmp_path):
     assert {record.id: record for record in read_records(tmp_path / "r.jsonl")} == first
     with served([*pairs, third], database) as client:  # one more: a task is a clip now, and no longer a pair
         assert len(client.app.state.tasks) == 8
-        numbers = {t.name: n for n, t in enumerate(order(client.app.state.tasks, "ann", "0"), 1)}
+        numbers = {t.name: n for n, t in enumerate(shuffle_tasks(client.app.state.tasks, "ann", "0"), 1)}
         rated(client, numbers["clip/qx-third/qxclip-0.mp4"])
         rated(client, numbers["clip/qx-first/qxclip-1.mp4"])  # judged once more, by itself
     records = {record.id: record for record in read_records(tmp_path / "r.jsonl")}
@@ -223,7 +228,7 @@ def test_an_earlier_release_s_database_is_refused_before_its_ratings_are_lost(pa
     with pytest.raises(
         ValueError, match=r"2 confirmed ratings of 2 raters belong to other folders .*first: pair/.*Open it once"
     ):
-        create_app(tmp_path / "qx-third", database=database)
+        create_rating_app(tmp_path / "qx-third", database=database)
     assert (tmp_path / "r.jsonl").read_bytes() == before and len(before.splitlines()) == 4
     for folders in (pairs, tmp_path / "qx-third"):  # the way out
         with served(folders, database):
@@ -380,7 +385,9 @@ def test_a_person_rates_ten_clips_by_keyboard_while_the_server_is_killed_half_wa
 def test_pairs_play_in_step_and_hostile_prompts_are_inert(pairs, tmp_path):
     require_chromium()
     server = uvicorn.Server(
-        uvicorn.Config(create_app(pairs, database=tmp_path / "r.sqlite"), port=(port := free_port()), log_level="error")
+        uvicorn.Config(
+            create_rating_app(pairs, database=tmp_path / "r.sqlite"), port=(port := free_port()), log_level="error"
+        )
     )
     thread = threading.Thread(target=server.run)
     thread.start()

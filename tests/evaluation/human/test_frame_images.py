@@ -8,7 +8,7 @@ import pytest
 
 from cac_align.core.video import Video
 from cac_align.evaluation.human import frame_images
-from cac_align.evaluation.human.frame_images import CHUNK, FrameImages
+from cac_align.evaluation.human.frame_images import FRAMES_PER_CHUNK, FrameImages
 
 
 def opened(content):
@@ -16,9 +16,9 @@ def opened(content):
 
 
 def test_small_videos_come_pixel_by_pixel_across_chunks():
-    pixels = np.random.default_rng(0).integers(0, 256, (CHUNK + 3, 16, 24, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (FRAMES_PER_CHUNK + 3, 16, 24, 3), dtype=np.uint8)
     images = FrameImages({"t": Video.open(pixels, fps=8.0)})
-    for index in (CHUNK + 2, 0, CHUNK, CHUNK - 1):
+    for index in (FRAMES_PER_CHUNK + 2, 0, FRAMES_PER_CHUNK, FRAMES_PER_CHUNK - 1):
         np.testing.assert_array_equal(opened(images.image("t", index)), pixels[index])
 
 
@@ -30,10 +30,10 @@ def test_large_videos_come_as_jpeg_close_to_the_source():
 
 
 def test_the_cache_stays_bounded_and_right(monkeypatch):
-    pixels = np.random.default_rng(0).integers(0, 256, (3 * CHUNK, 16, 16, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (3 * FRAMES_PER_CHUNK, 16, 16, 3), dtype=np.uint8)
     images = FrameImages({"t": Video.open(pixels, fps=8.0)})
     monkeypatch.setattr(frame_images, "CACHED_BYTES", 60_000)
-    for index in (0, CHUNK, 2 * CHUNK, 1):
+    for index in (0, FRAMES_PER_CHUNK, 2 * FRAMES_PER_CHUNK, 1):
         np.testing.assert_array_equal(opened(images.image("t", index)), pixels[index])
     assert images._bytes <= 60_000
     with pytest.raises(KeyError):

@@ -24,7 +24,7 @@ def complete(frame=2):
 
 def test_actions_fold_into_a_rating():
     rating = fold(actions(*complete(), ("done", {})), LENGTHS)
-    (mark,) = rating.ratings["c"].marks
+    (mark,) = rating.ratings["c"].anomalies
     assert rating.done and rating.ratings["c"].status == "abnormal"
     assert (mark.start, mark.end, mark.type, mark.reason) == (2, 4, "Human Distortion", "six fingers")
     assert [box.to_json() for box in mark.boxes[3]] == [[100, 200, 300, 400]]
@@ -42,9 +42,9 @@ def test_undo_walks_back_through_every_state():
 
 def test_normal_drops_marks_and_undo_brings_them_back():
     log = actions(*complete(), ("normal", {}))
-    assert fold(log, LENGTHS).ratings["c"].marks == []
+    assert fold(log, LENGTHS).ratings["c"].anomalies == []
     log.append(Action(len(log) + 1, "undo", "c", {"action": len(log)}))
-    assert len(fold(log, LENGTHS).ratings["c"].marks) == 1
+    assert len(fold(log, LENGTHS).ratings["c"].anomalies) == 1
 
 
 def test_a_changed_rating_must_be_confirmed_again():

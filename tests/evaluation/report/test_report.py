@@ -15,7 +15,7 @@ from cac_align.core.encoding import write_mp4
 from cac_align.core.judgement import Anomaly, Box, Judgement, Window
 from cac_align.core.video import Video
 from cac_align.data.records import Record, write_records
-from cac_align.evaluation.human.app import create_app, default_database
+from cac_align.evaluation.human.app import create_rating_app, default_database
 from cac_align.evaluation.report import report as module
 from cac_align.evaluation.report.report import write_report, write_selection_report
 from cac_align.generation.best_of_n import best_of_n
@@ -190,20 +190,27 @@ def rate_everything(client):
     prompts = []
     while (shown := client.get("/api/task", params={"rater": "ada"}).json())["task"]:
         prompts.append(shown["prompt"])
-        seen = 0
+        last_known = 0
         for clip in (one["token"] for one in shown["clips"]):
             defect = [("start", {"frame": 0}), ("end", {"frame": 2}), ("type", {"type": "Object Distortion"})]
             defect += [("box", {"frame": 1, "box": [100, 100, 300, 300]}), ("reason", {"text": "too dark"})]
             for kind, detail in [("normal", {})] if lights[clip] > 127 else defect:
                 detail = {"anomaly": 0, **detail} if detail else {}
-                seen = act(client, shown, clip, kind, detail, seen)
-        act(client, shown, clip, "done", {}, seen)
+                last_known = act(client, shown, clip, kind, detail, last_known)
+        act(client, shown, clip, "done", {}, last_known)
     return prompts
 
 
-def act(client, shown, clip, kind, detail, seen):
-    body = {"rater": "ada", "task": shown["task"], "clip": clip, "kind": kind, "detail": detail, "seen": seen}
-    answer = client.post("/api/action", json={**body, "client": f"{shown['task']}-{clip}-{kind}-{seen}"})
+def act(client, shown, clip, kind, detail, last_known):
+    body = {
+        "rater": "ada",
+        "task": shown["task"],
+        "clip": clip,
+        "kind": kind,
+        "detail": detail,
+        "last_known": last_known,
+    }
+    answer = client.post("/api/action", json={**body, "client": f"{shown['task']}-{clip}-{kind}-{last_known}"})
     assert answer.status_code == 200, answer.text
     return answer.json()["state"]["last"]
 
@@ -230,7 +237,7 @@ def test_the_documented_commands_end_in_a_report_with_vbench_and_the_experts(tmp
                 with open(options.folder / "vbench.jsonl", "a") as lines:
                     lines.write(json.dumps(row) + "\n")
         elif options.verb == "annotate":
-            app = create_app(options.folders, database=options.database or default_database(options.folders))
+            app = create_rating_app(options.folders, database=options.database or default_database(options.folders))
             with TestClient(app, base_url="http://127.0.0.1") as client:
                 assert sorted(rate_everything(client)) == ["a cat", "a horse"]
         elif options.verb == "report":

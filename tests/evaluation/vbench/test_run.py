@@ -12,13 +12,15 @@ import pytest
 from cac_align.cli.main import main
 from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
+from cac_align.evaluation.vbench import environment
 from cac_align.evaluation.vbench import run as module
-from cac_align.evaluation.vbench.run import check_dimensions, find_python, read_report, scaled, vbench, vbench_env
-from cac_align.evaluation.vbench.runner import WEIGHTS, missing_weights, rows_done
+from cac_align.evaluation.vbench.run import check_dimensions, read_report, scaled, vbench
+from cac_align.evaluation.vbench.runner import WEIGHT_FILES, missing_weights, rows_done
 
-PYTHON = os.environ.get(module.PYTHON_VARIABLE)
+PYTHON = os.environ.get(environment.PYTHON_VARIABLE)
 needs_vbench = pytest.mark.skipif(
-    not PYTHON, reason=f"{module.PYTHON_VARIABLE} is not set: create the environment with `cac-align vbench-env DIR`"
+    not PYTHON,
+    reason=f"{environment.PYTHON_VARIABLE} is not set: create the environment with `cac-align vbench-env DIR`",
 )
 
 
@@ -45,16 +47,7 @@ def test_dimensions_are_checked_by_name():
         check_dimensions(["subject"])
     with pytest.raises(ValueError, match="color need VBench's own prompts"):
         check_dimensions(["imaging_quality", "color"])
-    assert set(WEIGHTS) == set(module.DIMENSIONS)
-
-
-def test_a_missing_environment_gives_the_command(tmp_path, monkeypatch):
-    monkeypatch.delenv(module.PYTHON_VARIABLE, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(ValueError, match=r"cac-align vbench-env ~/\.cache/cac-align/vbench-env"):
-        find_python()
-    monkeypatch.setenv(module.PYTHON_VARIABLE, sys.executable)
-    assert find_python() == Path(sys.executable)
+    assert set(WEIGHT_FILES) == set(environment.DIMENSIONS)
 
 
 def test_missing_weights_give_the_exact_commands(tmp_path):
@@ -142,21 +135,6 @@ def test_the_command_takes_a_prompt_file(tmp_path, monkeypatch, capsys):
     assert [video["prompt"] for video in request["videos"]] == ["a cat", "a dog"]
 
 
-def test_the_environment_is_made_where_it_is_looked_for(monkeypatch, capsys):
-    made = []
-    monkeypatch.setattr(module, "vbench_env", lambda folder, progress: made.append(folder) or folder)
-    monkeypatch.delenv(module.PYTHON_VARIABLE, raising=False)
-    monkeypatch.setattr(module, "DEFAULT_ENVIRONMENT", Path("/nowhere/vbench"))
-    assert main(["vbench-env"]) == 0 and made == [Path("/nowhere/vbench")]
-    with pytest.raises(ValueError, match="no VBench environment at /nowhere/vbench/bin/python"):
-        find_python()
-    with pytest.raises(ValueError, match="--python names /nowhere/python, which is no file"):
-        find_python("/nowhere/python")
-    monkeypatch.setenv(module.PYTHON_VARIABLE, "/nowhere/else")
-    with pytest.raises(ValueError, match=f"{module.PYTHON_VARIABLE} names /nowhere/else, which is no file"):
-        find_python()
-
-
 def test_bad_folders_are_named(tmp_path):
     with pytest.raises(ValueError, match="holds no video"):
         vbench(tmp_path, python=sys.executable)
@@ -224,14 +202,6 @@ def test_the_mean_is_over_prompts_and_few_prompts_have_no_interval(tmp_path):
     assert "| 4 (2 prompts) | 0 |" in report.to_markdown()
     alone = read_report(rows, [{**item, "prompt": ""} for item in listed], ["imaging_quality"])
     assert alone.means["imaging_quality"].value == pytest.approx(0.8) and alone.means["imaging_quality"].n == 4
-
-
-def test_a_failing_step_of_the_environment_is_shown(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    said = []
-    with pytest.raises(ValueError, match=r"failed at\n.* -m venv (.|\n)*file"):
-        vbench_env(tmp_path / "file" / "env", progress=said.append)
-    assert len(said) == 1
 
 
 # ---- VBench's own code --------------------------------------------------------------------------------------------
@@ -353,7 +323,7 @@ def test_real_vbench_with_random_weights_runs_the_default_dimensions(tmp_path):
     clip(folder / "short.mp4", frames=2, width=160, height=128)
     report = vbench(folder, cache=cache)
     rows = {(Path(row.video).name, row.dimension): row for row in report.rows}
-    assert list(report.means) == list(module.DEFAULT_DIMENSIONS)
+    assert list(report.means) == list(environment.DEFAULT_DIMENSIONS)
     imaging = rows["a.mp4", "imaging_quality"]
     assert (
         imaging.error is None and imaging.value == pytest.approx(imaging.raw / 100) and isinstance(imaging.raw, float)

@@ -47,7 +47,7 @@ function saved(text, how) {
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const clip = () => view.clips[focus];
 const rating = (index = focus) => view.state.ratings[view.clips[index].token];
-const marks = (index = focus) => rating(index).marks;
+const anomalies = (index = focus) => rating(index).anomalies;
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const colour = (mark) => (mark && mark.type ? COLOURS[mark.type] : "#868e96");
 
@@ -85,13 +85,13 @@ async function ask(path, body) {
 async function act(kind, detail = {}) {
   saved("saving", "");
   const { status, body } = await ask("/api/action", {
-    rater: RATER, task: view.task, clip: clip().token, kind, detail, seen: view.state.last, client: crypto.randomUUID(),
+    rater: RATER, task: view.task, clip: clip().token, kind, detail, last_known: view.state.last, client: crypto.randomUUID(),
   });
   if (body.state) view.state = body.state;
   if (status === 200) saved("saved", "good");
   else { saved("not done", "bad"); say(typeof body.detail === "string" ? body.detail : "the server refused that"); }
   leaving = false;
-  view.clips.forEach((_, index) => { chosen[index] = clamp(chosen[index], 0, marks(index).length); });
+  view.clips.forEach((_, index) => { chosen[index] = clamp(chosen[index], 0, anomalies(index).length); });
   show();
   return status === 200;
 }
@@ -114,7 +114,7 @@ async function open(query) {
   open.number = body.number;
   focus = 0;
   frame = 0;
-  chosen = view.clips.map((_, index) => Math.max(marks(index).length - 1, 0));
+  chosen = view.clips.map((_, index) => Math.max(anomalies(index).length - 1, 0));
   element("prompt").textContent = view.prompt || "";
   document.body.classList.toggle("paired", view.clips.length > 1);
   document.querySelector(".keys .pair").hidden = view.clips.length < 2;
@@ -210,13 +210,13 @@ function show() {
     stage.clock.textContent = `frame ${at} of 0–${count - 1} · ${each.times_s[at].toFixed(3)} s${SPEEDS[speed] !== 1 ? ` · ×${SPEEDS[speed]}` : ""}`;
     paint(index);
     stage.over.replaceChildren();
-    marks(index).forEach((mark, number) => {
+    anomalies(index).forEach((mark, number) => {
       const on = index === focus && number === chosen[index];
       for (const corners of mark.boxes[at] || []) boxOn(stage, corners, on ? "box chosen" : "box", colour(mark));
     });
     if (draft && index === focus) boxOn(stage, draft.box, "box draft");
     stage.timeline.replaceChildren();
-    marks(index).forEach((mark) => {
+    anomalies(index).forEach((mark) => {
       if (mark.start === null && mark.end === null) return;
       const start = mark.start === null ? mark.end : mark.start, end = mark.end === null ? mark.start : mark.end;
       const span = make("i", mark.start === null || mark.end === null ? "open" : "");
@@ -247,7 +247,7 @@ function list() {
     const part = make("div", "rating"), state = rating(index);
     if (view.clips.length > 1) part.append(make("h4", "", `Video ${"AB"[index]}${index === focus ? " (the keys are here)" : ""}`));
     part.append(make("span", `verdict ${state.status || ""}`, state.status || "not judged yet"));
-    state.marks.forEach((mark, number) => {
+    state.anomalies.forEach((mark, number) => {
       const on = index === focus && number === chosen[index], card = make("div", on ? "mark chosen" : "mark");
       card.style.borderLeftColor = colour(mark);
       card.append(make("b", "", `${number + 1}. ${mark.type || "no type yet"}`));
@@ -258,13 +258,13 @@ function list() {
       if (mark.reason) card.append(make("span", "", mark.reason));
       if (mark.region) card.append(make("span", "", `where: ${mark.region}`));
       if (mark.saliency) card.append(make("span", "", mark.saliency));
-      for (const lack of mark.lacks) card.append(make("span", "lack", lack));
+      for (const lack of mark.missing) card.append(make("span", "lack", lack));
       part.append(card);
       if (on && writing) card.append(input(mark));
     });
     area.append(part);
-    if (index === focus && chosen[index] === state.marks.length && state.marks.length) {
-      const ghost = make("div", "mark chosen", `${state.marks.length + 1}. press i where it begins`);
+    if (index === focus && chosen[index] === state.anomalies.length && state.anomalies.length) {
+      const ghost = make("div", "mark chosen", `${state.anomalies.length + 1}. press i where it begins`);
       part.append(ghost);
     }
   });
@@ -288,7 +288,7 @@ function list() {
 function hint() {
   const key = (name) => make("kbd", "", name);
   if (draft) return [key("←"), key("↑"), key("→"), key("↓"), " move the box, with ", key("Shift"), " change its size, ", key("f"), ` step ${draft.step}, `, key("Enter"), " keeps it, ", key("Esc"), " drops it"];
-  const state = rating(), mark = state.marks[chosen[focus]];
+  const state = rating(), mark = state.anomalies[chosen[focus]];
   if (view.state.done) return ["Confirmed. ", key("n"), " next"];
   if (!state.status) return [key("x"), " if it is normal, ", key("i"), " on the first frame of an anomaly"];
   if (!mark) return state.status === "normal" ? ["Normal. ", key("n"), " confirms and goes on"] : [key("i"), " on its first frame"];
@@ -353,7 +353,7 @@ function advance(now) {
 
 function beginBox() {
   playing = null;
-  const mark = marks()[chosen[focus]];
+  const mark = anomalies()[chosen[focus]];
   let near = [300, 300, 700, 700];
   if (mark) { // where this anomaly was on the nearest boxed frame
     const boxed = Object.keys(mark.boxes).map(Number).sort((a, b) => Math.abs(a - frame) - Math.abs(b - frame));
@@ -420,7 +420,7 @@ async function next() {
   if (!view) return;
   if (!view.state.done) {
     const many = view.clips.length > 1, missing = [];
-    view.clips.forEach((_, index) => rating(index).lacks.forEach((lack) => missing.push((many ? `video ${"AB"[index]}: ` : "") + lack)));
+    view.clips.forEach((_, index) => rating(index).missing.forEach((lack) => missing.push((many ? `video ${"AB"[index]}: ` : "") + lack)));
     if (missing.length && !leaving) {
       leaving = true;
       return say(`Not finished: ${missing.join("; ")}. Press n again to leave it so.`);
@@ -444,7 +444,7 @@ async function onKey(key, shift) {
     if (key === "Escape") { draft = null; return show(); }
     return say("Enter keeps the box, Esc drops it");
   }
-  const number = chosen[focus], mark = marks()[number];
+  const number = chosen[focus], mark = anomalies()[number];
   if (key !== "n") leaving = false;
   if (key === " ") return play();
   if (key === "ArrowLeft") return step(shift ? -10 : -1);
@@ -453,10 +453,10 @@ async function onKey(key, shift) {
   if (key === "End") return step(Infinity);
   if (key === "v") { speed = (speed + 1) % SPEEDS.length; if (playing) playing = { since: performance.now(), from: clip().times_s[frame] }; return show(); }
   if (key === "Tab") { if (view.clips.length > 1) { take(1 - focus); show(); } return; }
-  if (key === "ArrowUp" || key === "ArrowDown") { chosen[focus] = clamp(number + (key === "ArrowUp" ? -1 : 1), 0, Math.max(marks().length - 1, 0)); return show(); }
-  if (key === "a") { chosen[focus] = marks().length; return show(); }
+  if (key === "ArrowUp" || key === "ArrowDown") { chosen[focus] = clamp(number + (key === "ArrowUp" ? -1 : 1), 0, Math.max(anomalies().length - 1, 0)); return show(); }
+  if (key === "a") { chosen[focus] = anomalies().length; return show(); }
   if (key === "x" || key === "0") {
-    const dropped = marks().length;
+    const dropped = anomalies().length;
     if ((await act("normal")) && dropped) say(`Normal; ${dropped} anomal${dropped > 1 ? "ies" : "y"} dropped. u brings ${dropped > 1 ? "them" : "it"} back.`);
     return;
   }

@@ -1,4 +1,4 @@
-"""What is known of a video: motion by hand, stored scores by content, raters and VBench by clip; missing things stay missing."""
+"""What is known of a clip: stored scores by content, raters and VBench by clip; missing things stay missing."""
 
 import hashlib
 import json
@@ -7,14 +7,10 @@ import numpy as np
 import pytest
 
 from cac_align.core.encoding import write_mp4
-from cac_align.core.judgement import Anomaly, Judgement, Window
-from cac_align.core.video import Video
+from cac_align.core.judgement import Anomaly, Window
 from cac_align.data.records import Record, write_records
 from cac_align.evaluation.pairing import pair_up, read_folder
-from cac_align.evaluation.report.clip_record import ClipRecord
-from cac_align.evaluation.report.clip_scores import enter_score, judge_differences, same_judge
 from cac_align.evaluation.report.collect import collect_clip_records
-from cac_align.evaluation.report.luminance import luminance_change
 from cac_align.rewards.cached import cached
 from cac_align.rewards.combine import combine
 from cac_align.rewards.ledger import Ledger
@@ -33,29 +29,6 @@ class Brightness:
     def __call__(self, prompts, videos):
         values = [float(video.frames([0]).pixels.mean()) / 255 for video in videos]
         return [Score(v) if v >= 0.1 else Score.missing("too dark to see") for v in values]
-
-
-def flicker(count, fps, *, side=64, low=0, high=255):
-    """Alternates between two levels every 1/8 s."""
-    times = np.arange(count) / fps
-    pixels = np.where((np.floor(times * 8 + 1e-6) % 2 == 0)[:, None, None, None], low, high)
-    return Video.open(np.broadcast_to(pixels, (count, side, side, 3)).astype(np.uint8), fps=fps)
-
-
-@pytest.mark.parametrize(("count", "fps"), [(9, 8.0), (17, 16.0), (33, 32.0)])
-def test_luminance_change_is_the_share_of_the_range_per_eighth_of_a_second_at_any_rate(count, fps):
-    assert luminance_change(flicker(count, fps)) == pytest.approx(1.0)
-    assert luminance_change(flicker(count, fps, low=100, high=151)) == pytest.approx(51 / 255, abs=1e-3)
-    assert luminance_change(flicker(count, fps, low=90, high=90)) == 0.0
-
-
-def test_luminance_change_counts_the_part_of_the_picture_that_moves_and_not_fine_noise():
-    pixels = np.zeros((9, 64, 64, 3), np.uint8)
-    pixels[1::2, :32] = 255
-    assert luminance_change(Video.open(pixels, fps=8.0)) == pytest.approx(0.5)
-    noise = np.random.default_rng(0).integers(0, 256, (9, 640, 640, 3), dtype=np.uint8)
-    assert luminance_change(Video.open(noise, fps=8.0)) < 0.04  # a hundred pixels are averaged into one
-    assert luminance_change(Video.open(pixels[:1], fps=8.0)) is None
 
 
 @pytest.fixture
@@ -126,52 +99,6 @@ def test_raters_and_vbench_rows_find_their_clips_and_strangers_are_named(folders
     assert {("rating of another video", "else/9.mp4"), ("no VBench value", "after/0.mp4")} <= {
         (f.kind, f.name) for f in faults
     }
-
-
-ABNORMAL = Judgement("abnormal", (Anomaly("Object Distortion", Window(0.0, 0.1)),))
-
-
-def test_a_verdict_counts_only_with_the_score_that_it_led_to():
-    refused = ClipRecord(None)
-    enter_score(refused, Score.missing("mass 0.0003 on the two verdicts", evidence=ABNORMAL), "cac")
-    assert (refused.judged_abnormal, refused.scored, refused.error) == (None, False, "mass 0.0003 on the two verdicts")
-    enter_score(refused, Score(0.2, evidence=ABNORMAL), "cac")
-    assert refused.judged_abnormal is True and refused.error is None
-    enter_score(refused, Score.missing("refused", evidence=Judgement("normal")), "cac")
-    assert refused.judged_abnormal is True and refused.values == {
-        "cac": 0.2
-    }  # value and verdict are still the same call's
-
-
-def test_the_verdict_of_a_scored_component_survives_a_combination_that_failed():
-    provenance = {"reward": "combine unified+cac", "cac/vlm": "A", "unified/vlm": "B"}
-    kept, lost = ClipRecord(None), ClipRecord(None)
-    enter_score(
-        kept,
-        Score.missing("unified: no answer", parts={"cac": 0.2}, evidence=ABNORMAL, provenance=provenance),
-        "unified+cac",
-    )
-    enter_score(
-        lost,
-        Score.missing("cac: mass", parts={"unified": 3.0}, evidence=ABNORMAL, provenance=provenance),
-        "unified+cac",
-    )
-    assert (kept.judged_abnormal, lost.judged_abnormal) == (True, None)
-    assert kept.judges["cac_rate"] == {"vlm": "A"}
-
-
-def test_a_component_s_judge_is_the_same_alone_and_in_a_combination():
-    alone, combined, other = ClipRecord(None), ClipRecord(None), ClipRecord(None)
-    enter_score(alone, Score(0.2, evidence=ABNORMAL, provenance={"vlm": "A"}), "cac")
-    parts, provenance = {"cac": 0.3, "normalised/cac": 0.3}, {"reward": "combine cac", "cac/vlm": "A"}
-    enter_score(combined, Score(0.3, parts, ABNORMAL, None, provenance), "cac")
-    enter_score(other, Score(0.2, evidence=ABNORMAL, provenance={"vlm": "B", "tta": "2"}), "cac")
-    assert (
-        same_judge(alone, combined, "cac")
-        and same_judge(alone, combined, "cac_rate")
-        and judge_differences(alone, combined) == {}
-    )
-    assert judge_differences(alone, other) == {"cac": ["tta", "vlm"], "cac_rate": ["tta", "vlm"]}
 
 
 def test_a_vbench_row_is_of_its_prompt_and_names_its_judge(folders):

@@ -24,7 +24,7 @@ import numpy as np
 import uvicorn
 
 from cac_align.core.video import Video
-from cac_align.plugins.host import Hosted, Wiring, open_pixels
+from cac_align.plugins.host import HostOptions, HostReward, open_pixels
 from cac_align.rewards.cac import CaC
 from cac_align.rewards.reward import Score
 from cac_align.serving.app import create_app
@@ -85,7 +85,7 @@ def clip(kind: str) -> Video:
 
 def clients(url: str, body: bytes, count: int, seconds: float, results: multiprocessing.Queue) -> None:
     """``count`` threads that post and wait, again and again; (answered with a score, refused with 429, anything else)."""
-    tally = {"scored": 0, "busy": 0, "lost": 0}
+    count = {"scored": 0, "busy": 0, "lost": 0}
     for _ in range(3):  # both sides warm before the clock starts
         httpx.post(f"{url}/v1/score", content=body, headers={"Content-Type": PACKED}, trust_env=False, timeout=60)
     results.put("ready")
@@ -101,14 +101,14 @@ def clients(url: str, body: bytes, count: int, seconds: float, results: multipro
                 except httpx.HTTPError:
                     what = "lost"
                 with lock:
-                    tally[what] += 1
+                    count[what] += 1
 
     threads = [threading.Thread(target=one) for _ in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    results.put(tally)
+    results.put(count)
 
 
 def throughput(kind: str, count: int, seconds: float) -> None:
@@ -131,17 +131,17 @@ def throughput(kind: str, count: int, seconds: float) -> None:
         process.start()
         assert results.get() == "ready"
         started, cpu = time.monotonic(), time.process_time()
-        tally = results.get()
+        count = results.get()
         elapsed, cpu = time.monotonic() - started, time.process_time() - cpu
         process.join()
         server.should_exit = True
         thread.join(30)
-    done = tally["scored"]
+    done = count["scored"]
     print(
         f"{kind}: {len(body) / 1e6:.2f} MB per request of 21 frames, {count} clients, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     )
     print(
-        f"  {done / elapsed:.1f} requests/s ({done} in {elapsed:.1f} s); lost {tally['lost']}, refused with 429 {tally['busy']}"
+        f"  {done / elapsed:.1f} requests/s ({done} in {elapsed:.1f} s); lost {count['lost']}, refused with 429 {count['busy']}"
     )
     print(f"  {1e3 * cpu / max(done, 1):.1f} ms of processor time per request in the service")
 
@@ -156,14 +156,14 @@ def bytes_and_overhead() -> None:
     except ImportError:
         return
     pixels = torch.from_numpy(video.frames(range(81)).pixels).permute(0, 3, 1, 2).float() / 255
-    hosted, repeats = Hosted(Blind(), Wiring(), "benchmark"), 5
+    host_reward, repeats = HostReward(Blind(), HostOptions(), "benchmark"), 5
     converted, whole = [], []
     for _ in range(repeats):
         started = time.process_time()
         open_pixels(pixels, 16.0, "TCHW", "video")
         converted.append(time.process_time() - started)
         started = time.process_time()
-        hosted.numbers(["a portrait"], [pixels])
+        host_reward.values(["a portrait"], [pixels])
         whole.append(time.process_time() - started)
     extra = 1e3 * (min(whole) - min(converted))
     print(

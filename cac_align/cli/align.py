@@ -1,7 +1,8 @@
 """`cac-align align RECIPE --set out=DIR`: Flow-GRPO or DiffusionNFT on a Wan checkpoint.
 
-On several processes, where one machine has several GPUs:
-accelerate launch --config_file recipes/align/accelerate/ddp.yaml -m cac_align.cli align RECIPE --set out=DIR
+On several GPUs:
+
+    accelerate launch --config_file recipes/align/accelerate/ddp.yaml -m cac_align.cli align RECIPE
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ def add_align(verbs: Any) -> None:
 
 
 def run_align(options: argparse.Namespace) -> int:
-    """Train as the recipe says and print the folder of the LoRA. Returns 1 where an alarm was raised, else 0."""
+    """Train as the recipe says and print the folder of the LoRA.
+
+    Returns 1 where an alarm was raised, else 0.
+    """
     from cac_align.align.recipe import AlignRecipe, check_align_recipe
     from cac_align.config import read_recipe
 

@@ -1,4 +1,4 @@
-"""`cac-align best-of-n`: make or take candidates for each prompt, choose the best by a reward, write a page."""
+"""`cac-align best-of-n`: candidates for each prompt, the best of them by a reward, and a page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def add_best_of_n(verbs: Any) -> None:
 
 
 def run_best_of_n(options: argparse.Namespace) -> int:
-    """Choose, write the page and print the selections. Returns 1 where a prompt has no candidate with a score."""
+    """Choose, write the page and print the selections.
+
+    Returns 1 where a prompt has no candidate with a score.
+    """
     from cac_align.config import read_recipe
     from cac_align.evaluation.pages.selection_page import write_selection_page
     from cac_align.generation.build import BestOfNRecipe
@@ -65,8 +68,9 @@ def run_best_of_n(options: argparse.Namespace) -> int:
 def _selections(options: argparse.Namespace, recipe: Any, prompts: Sequence[str], rank_status: Any) -> Any:
     """Load the models and choose; None in every process but the first.
 
-    Under ``accelerate launch`` each process takes its share of the prompts, and the first one then reads everything
-    together. When a process dies, the others end as well (``ProcessLost``); the same command then goes on.
+    Under ``accelerate launch`` each process takes its share of the prompts, and the first one then
+    reads everything together. When a process dies, the others end as well (``ProcessLost``); the
+    same command then goes on.
     """
     from cac_align.generation.best_of_n import best_of_n
     from cac_align.generation.build import GeneratorRecipe, load_generator
@@ -115,7 +119,8 @@ def _given(value: int | None, otherwise: int) -> int:
 def _processes() -> Any:
     """accelerate's state, which gives every process its own GPU.
 
-    A wait for the other processes may take up to a day, because one of them may have the longest videos.
+    A wait for the other processes may take up to a day, because one of them may have the longest
+    videos.
     """
     from datetime import timedelta
 

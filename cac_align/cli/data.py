@@ -1,4 +1,4 @@
-"""`cac-align data validate | import | export | synthesise | split`: annotated videos in, training samples out.
+"""`cac-align data …`: from annotated videos to the samples that CaC is trained on.
 
 import → records.jsonl → validate → synthesise (chains.jsonl) → split (stage1.jsonl, stage2.jsonl, stage3.jsonl)
 """
@@ -137,7 +137,7 @@ def run_import(options: argparse.Namespace) -> int:
 
 
 def _relative(record: Any, root: Path) -> Any:
-    """A record whose video is named relative to ``root`` where it lies below it, so that the folder can be moved."""
+    """The record with its video named relative to ``root`` where the video lies below it."""
     path = Path(record.video)
     if not path.is_absolute() or not path.resolve().is_relative_to(root):
         return record
@@ -175,7 +175,9 @@ def run_export(options: argparse.Namespace) -> int:
     from cac_align.data.records import moved_record, read_records
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    records = (moved_record(record, options.records.parent, options.out.parent) for record in read_records(options.records))
+    records = (
+        moved_record(record, options.records.parent, options.out.parent) for record in read_records(options.records)
+    )
     part = options.out.with_name(f".{options.out.name}.part")
     part.write_text(json.dumps(to_coco(records), ensure_ascii=False), encoding="utf-8")
     part.replace(options.out)
@@ -187,7 +189,10 @@ def run_export(options: argparse.Namespace) -> int:
 
 
 def run_synthesise(options: argparse.Namespace) -> int:
-    """Have a teacher explain what people found. Returns 1 where records have no answer or none is accepted."""
+    """Have a teacher explain what people found.
+
+    Returns 1 where records have no answer or none is accepted.
+    """
     from cac_align.config import read_recipe
     from cac_align.data.records import all_records
     from cac_align.data.synthesis.synthesise import Synthesis, synthesise
@@ -229,8 +234,9 @@ def run_synthesise(options: argparse.Namespace) -> int:
 def load_teacher(name: str | None, recipe: Path | None, overrides: Sequence[str], records: Sequence[Any]) -> Any:
     """The teacher that ``--teacher`` and ``--recipe`` name.
 
-    name: "miniature" (the world's own truth), a judge recipe, a URL, a checkpoint, or "module:Name". overrides: of the
-    teacher's keys. records: what it will explain. Raises ``ValueError`` where no teacher is named, or it is none.
+    name: "miniature" (the world's own truth), a judge recipe, a URL, a checkpoint, or
+    "module:Name". overrides: of the teacher's keys. records: what it will explain. Raises
+    ``ValueError`` where no teacher is named, or it is none.
     """
     from omegaconf import OmegaConf
 

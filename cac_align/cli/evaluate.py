@@ -1,6 +1,4 @@
-"""`cac-align evaluate bench | calibrate | vbench | experts`, `vbench-env`: how good is a judge, how
-good are videos.
-"""
+"""`cac-align evaluate …` and `vbench-env`: how good is a judge, and how good are videos."""
 
 from __future__ import annotations
 
@@ -76,12 +74,10 @@ def add_evaluate(verbs: Any) -> None:
     vbench.add_argument("--device", default="cpu", help="torch device that VBench runs on")
     vbench.add_argument("--json", action="store_true", help="JSON instead of a table")
 
-    summarise_ratings = add_verb(
-        kinds, "experts", run_experts, "what people rated: anomaly rates, paired difference, agreement"
-    )
-    summarise_ratings.add_argument("ratings", type=Path, help="ratings.jsonl, or the folder the rating page wrote")
-    summarise_ratings.add_argument("--groups", nargs=2, metavar=("BEFORE", "AFTER"), help="the two groups to compare")
-    summarise_ratings.add_argument("--json", action="store_true", help="JSON instead of tables")
+    experts = add_verb(kinds, "experts", run_experts, "what people rated: anomaly rates, paired difference, agreement")
+    experts.add_argument("ratings", type=Path, help="ratings.jsonl, or the folder the rating page wrote")
+    experts.add_argument("--groups", nargs=2, metavar=("BEFORE", "AFTER"), help="the two groups to compare")
+    experts.add_argument("--json", action="store_true", help="JSON instead of tables")
 
 
 def add_vbench_env(verbs: Any) -> None:
@@ -146,8 +142,7 @@ def run_bench(options: argparse.Namespace) -> int:
 
 
 def judge_names(recipes: Sequence[str | None]) -> list[str]:
-    """Names of the judges in a comparison: a recipe's file name, or its path where two files have
-    the same name.
+    """Names of the judges in a comparison: a recipe's file name, or its path where names are equal.
 
     Raises ``ValueError`` for a recipe that is given twice.
     """

@@ -2,8 +2,9 @@
 
 command line → build_parser → a verb's options → the verb's ``run_…`` function → exit status
 
-Progress goes to stderr and results to stdout. A verb that was interrupted goes on where it stopped when it is run
-again. ``--set key=value`` overrides one key of a recipe, in OmegaConf's dot notation.
+Progress goes to stderr and results to stdout. A verb that was interrupted goes on where it stopped
+when it is run again. ``--set key=value`` overrides one key of a recipe, in OmegaConf's dot
+notation.
 """
 
 from __future__ import annotations
@@ -73,7 +74,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of one command line (None: this program's). Exits with status 2 and a message where it is wrong."""
+    """The options of one command line (None: this program's).
+
+    Exits with status 2 and a message where it is wrong.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
     options, unknown = parser.parse_known_args(given)
@@ -85,8 +89,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb.
 
-    Returns the exit status: 0 done; 1 done in part, or a check failed; 2 wrong input; 130 interrupted; 141 the reader
-    of the output went away.
+    Returns the exit status: 0 done; 1 done in part, or a check failed; 2 wrong input; 130
+    interrupted; 141 the reader of the output went away.
     """
     # The CPU threads of torch spin while they wait for each other: on a machine that does something else as well, a
     # small judge then takes fifty times as long. Before torch is loaded they can be told to sleep.
@@ -125,12 +129,13 @@ def program() -> NoReturn:
 
 
 def leave(status: int) -> NoReturn:
-    """End this program with an exit status; the last line of a program that may have run on several processes.
+    """End this program with an exit status, also where it ran on several processes.
 
-    On several processes it ends without the interpreter being taken apart. DDP's reducer keeps the process group even
-    after ``destroy_process_group``, and a gloo thread that asks for an interpreter that is gone aborts the process now
-    and then, after everything is written; the launcher then reports a failure (one of eight two-process programs here).
-    Functions registered with ``atexit`` run before.
+    On several processes it ends without the interpreter being taken apart. DDP's reducer keeps the
+    process group even after ``destroy_process_group``, and a gloo thread that asks for an
+    interpreter that is gone aborts the process now and then, after everything is written; the
+    launcher then reports a failure (one of eight two-process programs here). Functions registered
+    with ``atexit`` run before.
     """
     distributed = sys.modules.get("torch.distributed")
     if status in (0, 1) and distributed is not None and distributed.is_available() and distributed.is_initialized():

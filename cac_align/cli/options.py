@@ -1,4 +1,4 @@
-"""What the verbs' command lines share: the ``--set`` option, the options that name a reward, and help texts."""
+"""What the verbs' command lines share: ``--set``, the options that name a reward, help texts."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class HelpWithDefaults(argparse.HelpFormatter):
 def add_verb(
     verbs: Any, name: str, run: Callable[[argparse.Namespace], int] | None, about: str, **more: Any
 ) -> argparse.ArgumentParser:
-    """Add the parser of one verb to ``verbs``, the object that ``ArgumentParser.add_subparsers`` returns.
+    """Add the parser of one verb.
 
-    run: the function that does the verb's work and returns the exit status. about: one line for the help text.
+    verbs: what ``ArgumentParser.add_subparsers`` returned. run: the function that does the verb's
+    work and returns the exit status. about: one line for the help text.
     """
     parser = verbs.add_parser(
         name, help=about, description=about, formatter_class=HelpWithDefaults, allow_abbrev=False, **more
@@ -45,7 +46,7 @@ def add_set_option(parser: argparse.ArgumentParser, about: str = "override one k
 def add_reward_options(
     parser: argparse.ArgumentParser, default: str = "UnifiedReward + CaC, the shipped miniature"
 ) -> None:
-    """Add ``--reward`` and ``--set``. default: what stands in for a missing ``--reward``, for the help text."""
+    """Add ``--reward`` and ``--set``. default: what a missing ``--reward`` means, for the help text."""
     parser.add_argument("--reward", help=f"recipe YAML or module:Name (default: {default})")
     add_set_option(parser)
 
@@ -53,7 +54,8 @@ def add_reward_options(
 def input_path(text: str) -> Path:
     """The type of an argument that names a file or folder to read.
 
-    Raises ``argparse.ArgumentTypeError`` for the text of a recipe override, which belongs behind ``--set``.
+    Raises ``argparse.ArgumentTypeError`` for the text of a recipe override, which belongs behind
+    ``--set``.
     """
     if _OVERRIDE.fullmatch(text) and not Path(text).exists():
         raise argparse.ArgumentTypeError(f"{text} is not a file; to override a recipe key write --set {text}")
@@ -61,9 +63,10 @@ def input_path(text: str) -> Path:
 
 
 def unknown_argument_message(unknown: Sequence[str], arguments: Sequence[str], takes_set: bool) -> str:
-    """The error for arguments that a verb does not have; where it takes a recipe, what to write in their place.
+    """The error for arguments that a verb does not have, with what to write in their place.
 
-    unknown: what the parser left over. arguments: the whole command line. takes_set: whether the verb has ``--set``.
+    unknown: what the parser left over. arguments: the whole command line. takes_set: whether the
+    verb has ``--set``.
     """
     message = f"unrecognized arguments: {' '.join(unknown)}"
     first = unknown[0]
@@ -81,14 +84,17 @@ def unknown_argument_message(unknown: Sequence[str], arguments: Sequence[str], t
 
 
 def port_number(text: str) -> int:
-    """The type of ``--port``. Raises ``argparse.ArgumentTypeError`` for what is no number from 0 to 65535."""
+    """The type of ``--port``.
+
+    Raises ``argparse.ArgumentTypeError`` for what is no number from 0 to 65535.
+    """
     if not (text.isdecimal() and int(text) < 2**16):
         raise argparse.ArgumentTypeError(f"{text} is not a port; expected a number from 0 to 65535")
     return int(text)
 
 
 def progress_bar(total: int | None, about: str) -> Any:
-    """A progress bar on stderr. total: how many steps there are, where that is known. about: what they are."""
+    """A progress bar on stderr. total: the number of steps, where it is known. about: its label."""
     from tqdm import tqdm
 
     return tqdm(total=total, desc=about, file=sys.stderr, disable=None)

@@ -39,7 +39,10 @@ def run_show(options: argparse.Namespace) -> int:
 
 
 def run_copy(options: argparse.Namespace) -> int:
-    """Write a copy; an existing file is never overwritten. Recipes that the copy names are still found among the shipped."""
+    """Write a copy; an existing file is never overwritten.
+
+    Recipes that the copy names are still found among the shipped.
+    """
     source = _shipped(options.name)
     target = options.dest / source.name if options.dest.is_dir() else options.dest
     if target.exists():

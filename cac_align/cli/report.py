@@ -88,11 +88,12 @@ def _run_ledger(options: argparse.Namespace) -> Path | None:
 def _report_run(ledger: Path, options: argparse.Namespace) -> Path:
     """Write the page of a training run.
 
-    Its table has all steps; clips are shown of the first step, the last, and evenly spaced ones between.
+    Its table has all steps; clips are shown of the first step, the last, and evenly spaced ones
+    between.
     """
     from cac_align.evaluation.pages.evidence_page import Step, write_evidence_page
     from cac_align.evaluation.pages.page import evenly_spaced
-    from cac_align.plugins.evidence import read_evidence, most_informative
+    from cac_align.plugins.evidence import most_informative, read_evidence
 
     if options.clips_per_step < 1 or options.max_steps < 1:
         raise ValueError(
@@ -105,7 +106,9 @@ def _report_run(ledger: Path, options: argparse.Namespace) -> Path:
     numbers = sorted(by_step, key=lambda number: (number is not None, number or 0))
     shown = set(evenly_spaced(range(len(numbers)), options.max_steps)) | {len(numbers) - 1}
     steps = [
-        Step(number, by_step[number], most_informative(by_step[number], options.clips_per_step) if place in shown else [])
+        Step(
+            number, by_step[number], most_informative(by_step[number], options.clips_per_step) if place in shown else []
+        )
         for place, number in enumerate(numbers)
     ]
     return write_evidence_page(steps, options.out, root=ledger.parent)

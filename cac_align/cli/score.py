@@ -1,4 +1,6 @@
-"""`cac-align score`: score video files with a reward; prints one row per video, as a table or as JSON Lines."""
+"""`cac-align score`: score video files with a reward; prints one row per video, as a table or as JSON
+Lines.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ def add_score(verbs: Any) -> None:
 
 
 def run_score(options: argparse.Namespace) -> int:
-    """Score the videos and print them in the order of the command line. Returns 1 where a video has no score."""
+    """Score the videos and print them in the order of the command line.
+
+    Returns 1 where a video has no score.
+    """
     from tqdm import tqdm
 
     from cac_align.rewards.build import load_reward
@@ -115,7 +120,10 @@ def score_files(
 
 
 def video_prompts(videos: Sequence[str], prompt: str | None, file: Path | None) -> list[str]:
-    """The prompt of every video, from one text or a file. Raises ``ValueError`` when a video has none."""
+    """The prompt of every video, from one text or a file.
+
+    Raises ``ValueError`` when a video has none.
+    """
     if prompt is not None and file is None:
         return [prompt] * len(videos)
     if prompt is not None or file is None:
@@ -146,7 +154,10 @@ def video_prompts(videos: Sequence[str], prompt: str | None, file: Path | None) 
 
 
 def _prompt_by_video(rows: Sequence[Mapping[str, Any]], file: Path) -> dict[str, str]:
-    """The prompt of each video that a prompts file names. Raises ``ValueError`` for rows that leave it open."""
+    """The prompt of each video that a prompts file names.
+
+    Raises ``ValueError`` for rows that leave it open.
+    """
     found: dict[str, str] = {}
     for row in rows:
         video, prompt = row.get("video"), row["prompt"]

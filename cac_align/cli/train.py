@@ -38,10 +38,11 @@ def run_train(options: argparse.Namespace) -> int:
 
 
 def _check_stage(path: Path, stage: str) -> None:
-    """Raise ``ValueError`` for a recipe of another stage, before its keys are read as keys of this one.
+    """Raise ``ValueError`` for a recipe of another stage, before its keys are read as keys of this
+    one.
 
-    Recipes of stages 1 and 2 name their stage, those of stage 3 have a ``rollout`` section. A file that is no recipe at
-    all is left to ``read_recipe``, which says so.
+    Recipes of stages 1 and 2 name their stage, those of stage 3 have a ``rollout`` section. A file
+    that is no recipe at all is left to ``read_recipe``, which says so.
     """
     from omegaconf import OmegaConf
 

@@ -1,13 +1,15 @@
-"""Evidence where a run is watched: the boxed clip beside its advantage, in TensorBoard or Weights & Biases.
+"""A run's evidence in TensorBoard or Weights & Biases: boxed clips beside the advantages their
+scores led to.
 
-ledger rows (a score and what its host said about it: step, group, advantage) → Logged rows → strip of boxed frames + a card of text,
-and per step: mean score, share of videos without a score, what each component contributed
+ledger rows → Evidence → per clip a strip of boxed frames and a text;
+per step the mean score, the share of videos without a score, and each component's contribution
 
-    writer = SummaryWriter("runs/wan")        # or wandb.init(...): anything of the two
+    writer = SummaryWriter("runs/wan")        # or wandb.init(...)
     log_evidence(Path("runs/wan/ledger.jsonl"), writer)
 
-Reading is all it does: the ledger stays the truth, and may be logged again or later. A video is drawn where its row names a file that
-is still there; everything else about the row is logged in any case. A missing score is shown as missing, never as a number.
+The ledger is only read, and may be logged again at any time. A video is drawn where its row names a
+file that still exists; everything else about the row is logged in any case. A missing score is
+shown as missing, never as a number.
 """
 
 from __future__ import annotations
@@ -31,42 +33,47 @@ from cac_align.rewards.reward import Score
 log = logging.getLogger(__name__)
 
 STEP_FIELDS = ("step", "host_step", "epoch")
-"""Names under which hosts annotate their step; the first that is there counts."""
+"""Names under which hosts record their step, in the order in which they are looked up."""
 
-_SHOWN = ("prompt", "reward", "video")
+_ROW_FIELDS = ("prompt", "reward", "video")
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One scored (or unscored) video of a run. ``facts``: all the host said: group, advantage, …; the last word on each counts.
+    """One video of a run, with or without a score."""
 
-    step: the host's; None where it gave none. kind: "score", "missing" or "combined" (see ``rewards.ledger``).
-    """
-
+    # Under which the ledger holds it.
     key: str
+    # "score", "missing" or "combined", see ``rewards.ledger``.
     kind: str
     prompt: str
+    # The video's name, or the path of its file.
     video: str
+    # The name of the reward that scored it.
     reward: str
     score: Score
+    # What the host said about it (group, advantage, …); where it said something twice, the later value.
     facts: Mapping[str, Any]
 
     @property
     def step(self) -> int | None:
+        """The host's step; None where it gave none."""
         value = next((self.facts[name] for name in STEP_FIELDS if self.facts.get(name) is not None), None)
         return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
     @property
     def advantage(self) -> float | None:
+        """The advantage that the host gave the video; None where it said nothing."""
         value = self.facts.get("advantage")
         return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def read_evidence(ledger: Path) -> list[Evidence]:
-    """Every row that says what a run was rewarded with, in the order of the file, with the facts that were added to its key later.
+    """Every video of a run, in the order of the ledger, with what its host said about it later.
 
-    Where a reward is a combination, these are its combined rows; its components' own rows stay in the ledger. A video that was tried
-    again counts once, as it ended. Raises ``ValueError`` when there is no such file.
+    Where the reward is a combination, these are the combined scores, without the components' own. A
+    video that was scored again after a failure counts once, with the score. Raises ``ValueError``
+    when there is no such file.
     """
     if not ledger.is_file():
         raise ValueError(f"{ledger}: no such ledger; expected the JSONL file a run wrote (ledger= of its host adapter)")
@@ -92,16 +99,19 @@ def read_evidence(ledger: Path) -> list[Evidence]:
 
 
 def log_evidence(ledger: Path, writer: Any, *, clips_per_step: int = 4, frames: int = 6, width_px: int = 240) -> int:
-    """Log a run's evidence; returns how many clips (drawn or not) were logged.
+    """Log a run's evidence; returns how many clips were logged, drawn or not.
 
-    ledger: the run's JSONL. writer: a TensorBoard ``SummaryWriter`` or a W&B run. clips_per_step: per step, those with the lowest and
-    the highest advantage (score where there is none), unscored ones first: they say what went wrong. frames, width_px: of a strip.
-    Rows without a step are logged as step 0.
-    Raises ``ValueError`` for a writer that is neither of the two, a count below 1, or a ledger that is not there.
+    ledger: the run's JSONL. writer: a TensorBoard ``SummaryWriter`` or a W&B run. clips_per_step:
+    how many clips of each step, see ``most_informative``. frames, width_px: frames of a strip, and
+    the width of each. Rows without a step are logged as step 0.
+
+    Raises ``ValueError`` for a writer that is neither of the two, a count below 1, or a ledger that
+    is not there.
     """
     if clips_per_step < 1 or frames < 1 or width_px < 16:
         raise ValueError(
-            f"expected clips_per_step >= 1, frames >= 1 and width_px >= 16; received {clips_per_step}, {frames}, {width_px}"
+            "expected clips_per_step >= 1, frames >= 1 and width_px >= 16; "
+            f"received {clips_per_step}, {frames}, {width_px}"
         )
     send = _sender(writer)
     steps: dict[int, list[Evidence]] = {}
@@ -110,18 +120,20 @@ def log_evidence(ledger: Path, writer: Any, *, clips_per_step: int = 4, frames: 
     logged = 0
     for step, items in sorted(steps.items()):
         clips = [
-            (f"evidence/{number}", strip_of(item, frames=frames, width_px=width_px), card(item))
-            for number, item in enumerate(telling(items, clips_per_step))
+            (f"evidence/{number}", draw_strip(item, frames=frames, width_px=width_px), evidence_text(item))
+            for number, item in enumerate(most_informative(items, clips_per_step))
         ]
-        send(step, step_numbers(items), clips)
+        send(step, step_metrics(items), clips)
         logged += len(clips)
     return logged
 
 
-def step_numbers(items: Sequence[Evidence]) -> dict[str, float]:
-    """The scalars of one step: mean over the scored videos, share without a score, mean share of each component.
+def step_metrics(items: Sequence[Evidence]) -> dict[str, float]:
+    """The scalars of one step: mean score, share of videos without a score, mean share of each
+    component.
 
-    What cannot be computed (no video scored, no spread in the group) is left out, never written as 0.
+    What cannot be computed (no video has a score, no spread in the group) is left out and not
+    written as 0.
     """
     scored = [item.score.value for item in items if item.score.scored]
     numbers = {"reward/unscored_share": 1 - len(scored) / len(items)}
@@ -135,8 +147,12 @@ def step_numbers(items: Sequence[Evidence]) -> dict[str, float]:
     return numbers | {f"reward/{name}": math.fsum(values) / len(values) for name, values in shares.items()}
 
 
-def telling(items: Sequence[Evidence], count: int) -> list[Evidence]:
-    """At most ``count`` of a step's videos: the first unscored one, then lowest and highest in turn, by advantage or else by score."""
+def most_informative(items: Sequence[Evidence], count: int) -> list[Evidence]:
+    """At most ``count`` of a step's videos: the first without a score, then the lowest and the
+    highest in turn.
+
+    They are ordered by advantage, or by score where the host gave no advantages.
+    """
     unscored = [item for item in items if not item.score.scored][:1]
     by_advantage = all(item.advantage is not None for item in items if item.score.scored)
     ranked = sorted(
@@ -147,12 +163,12 @@ def telling(items: Sequence[Evidence], count: int) -> list[Evidence]:
     return [*unscored, *ends][:count]
 
 
-def card(item: Evidence) -> str:
+def evidence_text(item: Evidence) -> str:
     """Everything about one video as Markdown; what a prompt, a model or a host wrote is escaped."""
     score = item.score
     lines = [("score", f"{score.value:.6g}" if score.scored else f"none: {score.error}")]
     lines += [(name, _plain(value)) for name, value in item.facts.items()]
-    lines += [(name, getattr(item, name)) for name in _SHOWN]
+    lines += [(name, getattr(item, name)) for name in _ROW_FIELDS]
     lines += [(name, f"{value:.4g}") for name, value in score.parts.items() if math.isfinite(value)]
     if score.evidence is not None:
         lines.append(("verdict", score.evidence.status or "none"))
@@ -162,10 +178,12 @@ def card(item: Evidence) -> str:
     return "\n".join(f"- **{_escaped(name)}**: {_escaped(str(value))}" for name, value in lines)
 
 
-def strip_of(item: Evidence, *, frames: int = 6, width_px: int = 240) -> UInt8[np.ndarray, "H W 3"] | None:
-    """The frames that show what was found, side by side, boxes drawn; None when the row's video is no file (any more).
+def draw_strip(item: Evidence, *, frames: int = 6, width_px: int = 240) -> UInt8[np.ndarray, "H W 3"] | None:
+    """The frames that show what was found, side by side with their boxes, below the advantage and
+    the score.
 
-    Advantage and score stand above. A file that cannot be decoded is reported in the log and gives None.
+    None when the video is not a file or no longer exists, or when it cannot be decoded, which is
+    logged.
     """
     path = Path(item.video)
     try:
@@ -173,15 +191,18 @@ def strip_of(item: Evidence, *, frames: int = 6, width_px: int = 240) -> UInt8[n
             return None
         video = Video.open(path, fps=_fps(item))
         anomalies = item.score.evidence.anomalies if item.score.evidence is not None else ()
-        shown = video.frames(telling_frames(video, anomalies, frames))
+        shown = video.frames(informative_frames(video, anomalies, frames))
         return _drawn(shown.pixels, shown.indices, anomalies, _headline(item), width_px)
     except (ValueError, OSError) as error:
         log.warning("%s: not drawn: %s", item.video, error)
         return None
 
 
-def telling_frames(video: Video, anomalies: Sequence[Anomaly], count: int) -> list[int]:
-    """Source indices: boxed frames first, then frames of the windows, then evenly spaced ones; at most ``count``, in order."""
+def informative_frames(video: Video, anomalies: Sequence[Anomaly], count: int) -> list[int]:
+    """At most ``count`` source indices, increasing.
+
+    Boxed frames are taken first, then frames of the windows, then evenly spaced ones.
+    """
     boxed = sorted({frame for anomaly in anomalies for frame in anomaly.boxes if frame < len(video)})
     windows = [anomaly.window for anomaly in anomalies if anomaly.window is not None]
     inside = [n for n, t in enumerate(video.times_s) if any(w.start_s - 1e-6 <= t <= w.end_s + 1e-6 for w in windows)]
@@ -229,13 +250,14 @@ def _headline(item: Evidence) -> str:
     advantage = "advantage not given" if item.advantage is None else f"advantage {item.advantage:+.3f}"
     score = f"score {item.score.value:.4f}" if item.score.scored else "no score"
     group = f" · group {item.facts['group']}" if "group" in item.facts else ""
-    return f"{advantage} · {score}{group}".encode("latin-1", "replace").decode(
-        "latin-1"
-    )  # Pillow's own font holds no more
+    # Pillow's own font holds no other characters.
+    return f"{advantage} · {score}{group}".encode("latin-1", "replace").decode("latin-1")
 
 
 def _fps(item: Evidence) -> float | None:
-    """The clock the boxes were found on, where the host said so: its files carry a wrong one."""
+    """The frame rate at which the video was judged, where the host said so; its files may state
+    another.
+    """
     fps = item.facts.get("fps")
     return float(fps) if isinstance(fps, (int, float)) and math.isfinite(fps) and fps > 0 else None
 
@@ -249,14 +271,14 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\`*_\[\]!#|])", r"\\\1", flat)
 
 
-Clip = tuple[str, UInt8[np.ndarray, "H W 3"] | None, str]
+LoggedClip = tuple[str, UInt8[np.ndarray, "H W 3"] | None, str]
 
 
-def _sender(writer: Any) -> Callable[[int, Mapping[str, float], Sequence[Clip]], None]:
-    """How this writer takes a step's numbers and its clips (tag, strip, card)."""
+def _sender(writer: Any) -> Callable[[int, Mapping[str, float], Sequence[LoggedClip]], None]:
+    """The function that logs a step's numbers and its clips (tag, strip, text) to this writer."""
     if hasattr(writer, "add_scalar"):
 
-        def to_tensorboard(step: int, numbers: Mapping[str, float], clips: Sequence[Clip]) -> None:
+        def to_tensorboard(step: int, numbers: Mapping[str, float], clips: Sequence[LoggedClip]) -> None:
             for name, value in numbers.items():
                 writer.add_scalar(name, value, step)
             for tag, strip, text in clips:
@@ -267,13 +289,13 @@ def _sender(writer: Any) -> Callable[[int, Mapping[str, float], Sequence[Clip]],
         return to_tensorboard
     if hasattr(writer, "log") and hasattr(writer, "config"):
 
-        def to_wandb(step: int, numbers: Mapping[str, float], clips: Sequence[Clip]) -> None:
+        def to_wandb(step: int, numbers: Mapping[str, float], clips: Sequence[LoggedClip]) -> None:
             import wandb
 
-            table = wandb.Table(columns=["clip", "card"], data=[[tag, text] for tag, _, text in clips])
-            # Beside the table and not in it: W&B keeps a table's pictures out of the run's own files until it is synced.
+            table = wandb.Table(columns=["clip", "text"], data=[[tag, text] for tag, _, text in clips])
+            # Beside the table and not in it: W&B keeps a table's pictures out of the run's own files until a sync.
             strips = {tag: wandb.Image(strip, caption=text) for tag, strip, text in clips if strip is not None}
-            # A step of its own: W&B refuses steps that go back, and a run may be logged while it trains.
+            # A step of its own, because W&B refuses steps that go back, and a run may be logged while it trains.
             writer.log({**numbers, **strips, "evidence": table, "evidence_step": step})
 
         return to_wandb

@@ -1,10 +1,13 @@
-"""Flow-Factory: our rewards by dotted path in its YAML, pointwise, synchronous or asynchronous, on tensors.
+"""Flow-Factory: our rewards by dotted path in its YAML, pointwise, synchronous or asynchronous, on
+tensors.
 
     rewards:
-      - {name: cac, reward_model: cac_align.plugins.flow_factory.CaCReward, weight: 0.5, device: cpu, batch_size: 16, reward: URL}
+      - {name: cac, reward_model: cac_align.plugins.flow_factory.CaCReward, weight: 0.5, device: cpu,
+         batch_size: 16, reward: URL}
 
-Every key that Flow-Factory does not know reaches us as ``extra_kwargs`` and is an option of ``Wiring``.
-``__call__`` names exactly the fields it wants: with ``**kwargs`` Flow-Factory would pass, and move to the device, every field it has.
+Every key that Flow-Factory does not know reaches us as ``extra_kwargs`` and is an option of
+``HostOptions``. ``__call__`` names exactly the fields it needs: with ``**kwargs`` Flow-Factory
+would pass every field it has, and move all of them to the device.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Any
 
 from flow_factory.rewards.abc import PointwiseRewardModel, RewardModelOutput
 
-from cac_align.plugins.host import Wiring, hosted
+from cac_align.plugins.host import HostOptions, host_reward
 
 
 class CaCUnifiedReward(PointwiseRewardModel):
@@ -25,9 +28,9 @@ class CaCUnifiedReward(PointwiseRewardModel):
 
     def __init__(self, config: Any, accelerator: Any) -> None:
         super().__init__(config, accelerator)
-        options = dict(getattr(config, "extra_kwargs", None) or {})
-        wiring = Wiring.read(options, component=self.component, layout="TCHW")
-        self.hosted = hosted(wiring, f"flow-factory/{config.name}")
+        given = dict(getattr(config, "extra_kwargs", None) or {})
+        options = HostOptions.read(given, component=self.component, layout="TCHW")
+        self.host_reward = host_reward(options, f"flow-factory/{config.name}")
 
     def __call__(self, prompt: list[str], video: list[Any] | None = None) -> RewardModelOutput:
         """prompt: B texts. video: B tensors (T, C, H, W) in [0, 1], or one tensor (B, T, C, H, W)."""
@@ -35,7 +38,7 @@ class CaCUnifiedReward(PointwiseRewardModel):
             raise ValueError(
                 "Flow-Factory passed no video: these rewards judge video, use a video model such as wan2_t2v"
             )
-        return RewardModelOutput(rewards=self.hosted.numbers(prompt, list(video)))
+        return RewardModelOutput(rewards=self.host_reward.values(prompt, list(video)))
 
 
 class CaCReward(CaCUnifiedReward):

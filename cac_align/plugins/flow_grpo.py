@@ -1,13 +1,15 @@
-"""flow_grpo, DiffusionNFT, World-R1: run an unmodified upstream script with our names available in ``config.reward_fn``.
+"""flow_grpo, DiffusionNFT, World-R1: run an unmodified script of theirs with our rewards in
+``config.reward_fn``.
 
     python -m cac_align.plugins.flow_grpo [--reward URL …] SCRIPT --config CONFIG …
     accelerate launch … -m cac_align.plugins.flow_grpo SCRIPT …
 
     config.reward_fn = {"cac": 0.5, "unifiedreward_video": 0.5}        or        {"cac_unified": 1.0}
 
-The scripts look up ``flow_grpo.rewards.multi_score`` when they run, so replacing it before is enough; names that are not ours go to
-the original. That host pins a transformers without Qwen3-VL, so ``--reward`` is ordinarily our service's URL.
-Options are those of ``Wiring``, also as environment variables CAC_ALIGN_REWARD, CAC_ALIGN_ON_MISSING, ….
+The scripts look up ``flow_grpo.rewards.multi_score`` when they run, so that it is enough to replace
+it before; names that are not ours go to the original. That host pins a transformers without
+Qwen3-VL, so that ``--reward`` is usually our service's URL. Options are those of ``HostOptions``,
+also as environment variables CAC_ALIGN_REWARD, CAC_ALIGN_ON_MISSING, ….
 """
 
 from __future__ import annotations
@@ -21,29 +23,34 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from cac_align.plugins.host import Wiring, hosted
+from cac_align.plugins.host import HostOptions, host_reward
 
-COMPONENTS = {"cac": "cac", "unifiedreward_video": "unified", "cac_unified": None}
-"""Our names in ``config.reward_fn`` → the component they mean (None: the whole)."""
+REWARD_NAMES = {"cac": "cac", "unifiedreward_video": "unified", "cac_unified": None}
+"""Our names in ``config.reward_fn``, and the component that each means (None: the whole reward)."""
 
 MultiScore = Callable[..., Callable[..., tuple[dict[str, Any], dict[str, Any]]]]
 
 
 def multi_score(original: MultiScore, options: Mapping[str, Any]) -> MultiScore:
-    """A ``multi_score(device, score_dict)`` that knows our names and passes every other one to ``original``."""
+    """A ``multi_score(device, score_dict)`` that knows our names and passes every other one to
+    ``original``.
+    """
 
     def build(device: Any, score_dict: Mapping[str, float]) -> Callable[..., tuple[dict[str, Any], dict[str, Any]]]:
-        wirings = {
-            name: Wiring.read(options, component=COMPONENTS[name], layout="TCHW")
+        all_options = {
+            name: HostOptions.read(options, component=REWARD_NAMES[name], layout="TCHW")
             for name in score_dict
-            if name in COMPONENTS
+            if name in REWARD_NAMES
         }
-        ours = {name: hosted(wiring, f"flow_grpo/{name}") for name, wiring in wirings.items()}
+        ours = {name: host_reward(options, f"flow_grpo/{name}") for name, options in all_options.items()}
         rest = {name: weight for name, weight in score_dict.items() if name not in ours}
         theirs = original(device, rest) if rest else None
 
         def score(images: Any, prompts: Sequence[str], metadata: Any, ref_images: Any = None, only_strict: bool = True):
-            """images: (B, T, C, H, W) in [0, 1]. Returns ({name: B numbers, …, "avg": the weighted sum}, {})."""
+            """images: (B, T, C, H, W) in [0, 1].
+
+            Returns ({name: B numbers, …, "avg": the weighted sum}, {}).
+            """
             if getattr(images, "ndim", 5) != 5:
                 raise ValueError(
                     f"{', '.join(ours)} judge video: expected (B, T, C, H, W), received shape {tuple(images.shape)}"
@@ -51,7 +58,7 @@ def multi_score(original: MultiScore, options: Mapping[str, Any]) -> MultiScore:
             details, more = theirs(images, prompts, metadata, ref_images, only_strict) if theirs else ({}, {})
             average = [float(value) for value in details.pop("avg", [0.0] * len(prompts))]
             for name, reward in ours.items():
-                details[name] = reward.numbers(list(prompts), list(images))
+                details[name] = reward.values(list(prompts), list(images))
                 average = [
                     total + score_dict[name] * value for total, value in zip(average, details[name], strict=True)
                 ]
@@ -63,9 +70,11 @@ def multi_score(original: MultiScore, options: Mapping[str, Any]) -> MultiScore:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Replace ``flow_grpo.rewards.multi_score`` and run the script as ``__main__`` with the arguments that follow it."""
-    names = [item.name for item in fields(Wiring) if item.name not in ("component", "layout")]
-    parser = argparse.ArgumentParser(prog="cac_align.plugins.flow_grpo", description=__doc__.splitlines()[0])
+    """Replace ``flow_grpo.rewards.multi_score`` and run the script as ``__main__`` with the arguments
+    that follow it.
+    """
+    names = [item.name for item in fields(HostOptions) if item.name not in ("component", "layout")]
+    parser = argparse.ArgumentParser(prog="cac_align.plugins.flow_grpo", description=(__doc__ or "").partition("\n")[0])
     for name in names:
         parser.add_argument(f"--{name.replace('_', '-')}", default=os.environ.get(f"CAC_ALIGN_{name.upper()}"))
     parser.add_argument("script", type=Path)

@@ -1,9 +1,10 @@
-"""What every host adapter shares: one reward per process, videos from whatever the host holds, scores, and the failure policy.
+"""What every host adapter shares: one reward per process, videos from whatever the host holds, and
+the ledger.
 
-host options → Wiring → reward (built once, cached) → Hosted(prompts, pixels) → scores → numbers by the policy, evidence in the ledger
+a host's options → HostOptions → host_reward (built once per process) → scores or numbers, evidence in the ledger
 
-Adapters only translate names. ``reward`` of a wiring is a recipe file, "module:Name", the URL of our service, or None (the shipped
-miniature). Pixels are brought to uint8 on the device where they are and copied to the CPU at once, so that no host tensor is held.
+Adapters only translate names. Pixels become uint8 on the device where they are and are copied to
+the CPU at once, so that no tensor of the host is kept.
 """
 
 from __future__ import annotations
@@ -15,42 +16,52 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cac_align.core.video import Layout, Video
-from cac_align.plugins.failure import Policy, Tally, numbers, optional
+from cac_align.plugins.missing_scores import MissingScorePolicy, ScoreCount, apply_policy, values_or_none
 from cac_align.rewards.reward import Reward, Score, check_pairs
+
+if TYPE_CHECKING:
+    from cac_align.rewards.cached import CachedCombination, CachedReward
+    from cac_align.rewards.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Wiring:
-    """Everything a host's config may say about our reward.
+class HostOptions:
+    """Everything that a host's config may say about our reward."""
 
-    reward: recipe file, "module:Name", "http://…" of our service, or None (the shipped miniature). component: "cac", "unified", or
-    None for the whole. fps: true frames per second of the host's videos (Wan: 16). layout: where the axes leave two readings.
-    on_missing, max_unscored_share, min_seen, group_size: see ``Policy``. ledger: JSONL file for evidence. For a service:
-    timeout_s per call, token_env (environment variable that holds its token), send and quality as in ``RemoteReward``.
-    """
-
+    # A recipe file, "module:Name", "http://…" of our service, or None for the shipped miniature.
     reward: str | None = None
+    # "cac", "unified", or None for the whole reward.
     component: str | None = None
+    # True frames per second of the host's videos; 16 is Wan's. Hosts' files often state another rate.
     fps: float = 16.0
+    # The order of a video's axes, needed only where the shape leaves two readings.
     layout: Layout | None = None
+    # What to do about a missing score, see ``MissingScorePolicy``.
     on_missing: Literal["raise", "neutral"] = "raise"
     max_unscored_share: float = 0.1
     min_seen: int = 32
     group_size: int | None = None
+    # JSONL file that keeps the scores and their evidence.
     ledger: str | None = None
+    # For a service: seconds that one call may take.
     timeout_s: float = 600.0
+    # For a service: the environment variable that holds its token.
     token_env: str | None = None
+    # For a service: how videos are sent, and the JPEG quality, as in ``RemoteReward``.
     send: Literal["frames", "file", "path"] = "frames"
     quality: int = 90
 
     @classmethod
-    def read(cls, options: Mapping[str, Any], **defaults: Any) -> Wiring:
-        """From a host's free-form options. Raises ``ValueError`` for an unknown one, naming the nearest."""
+    def read(cls, options: Mapping[str, Any], **defaults: Any) -> HostOptions:
+        """The options in a host's config.
+
+        Raises ``ValueError`` for an unknown one, naming the nearest.
+        """
         known = [item.name for item in fields(cls)]
         for name in options:
             if name not in known:
@@ -59,22 +70,28 @@ class Wiring:
         return cls(**{**defaults, **options})
 
     @property
-    def policy(self) -> Policy:
-        """Raises ``ValueError`` for one that cannot work."""
-        return Policy(self.on_missing, self.max_unscored_share, self.min_seen, self.group_size)
+    def policy(self) -> MissingScorePolicy:
+        """Raises ``ValueError`` for a policy that cannot work."""
+        return MissingScorePolicy(self.on_missing, self.max_unscored_share, self.min_seen, self.group_size)
 
 
-class Hosted:
-    """Our reward as one host sees it: pixels in; scores, or numbers by the wiring's policy, out. Thread-safe."""
+class HostReward:
+    """Our reward as one host sees it: pixels in; scores, or numbers by the options' policy, out.
 
-    def __init__(self, reward: Reward, wiring: Wiring, host: str) -> None:
-        self.wiring, self.policy, self.host, self.tally, self.ledger = wiring, wiring.policy, host, Tally(), None
+    Thread-safe.
+    """
+
+    def __init__(self, reward: Reward, options: HostOptions, host: str) -> None:
+        self.options, self.policy, self.host, self.count = options, options.policy, host, ScoreCount()
         self.reward = reward
-        if wiring.ledger is not None:
+        self.ledger: Ledger | None = None
+        self._cached: CachedReward | CachedCombination | None = None
+        if options.ledger is not None:
+            from cac_align.rewards.cached import cached
             from cac_align.rewards.ledger import Ledger
 
-            self.ledger = Ledger(wiring.ledger)
-            self.reward = self.ledger.wrap(reward)
+            self.ledger = Ledger(options.ledger)
+            self.reward = self._cached = cached(reward, self.ledger)
 
     def scores(
         self,
@@ -84,30 +101,40 @@ class Hosted:
         each: Sequence[Mapping[str, Any]] | None = None,
         **facts: Any,
     ) -> list[Score]:
-        """One Score per video, in order; ``facts`` of the call (host step, …) and of ``each`` video (group, …) go to the ledger.
+        """One Score per video, in order.
 
-        videos: (T, C, H, W) or any other layout ``Video.open`` reads, tensors, arrays, PIL lists or file paths.
-        Raises ``ValueError`` when the lengths differ or the reward as a whole cannot work.
+        videos: (T, C, H, W), or whatever else ``Video.open`` reads: tensors, arrays, PIL lists,
+        file paths. facts: what the ledger shall hold about all of them (the host's step, …). each:
+        about one (its group, …). Raises ``ValueError`` when the lengths differ or the reward as a
+        whole cannot work.
         """
         return self._scored(prompts, videos, facts, each)[0]
 
-    def numbers(self, prompts: Sequence[str], videos: Sequence[Any], **facts: Any) -> list[float]:
-        """One finite float per video. Raises ``Unscored`` as the policy says; otherwise like ``scores``."""
-        return self.values(prompts, *self._scored(prompts, videos, facts))
+    def values(self, prompts: Sequence[str], videos: Sequence[Any], **facts: Any) -> list[float]:
+        """One finite float per video.
 
-    def values(
+        Raises ``MissingScoreError`` as the policy says; otherwise like ``scores``.
+        """
+        return self.apply_policy(prompts, *self._scored(prompts, videos, facts))
+
+    def apply_policy(
         self, prompts: Sequence[str], scores: Sequence[Score], keys: Sequence[str | None] | None = None
     ) -> list[float]:
-        """The policy applied to scores of one call."""
-        sent = numbers(prompts, scores, self.policy, self.tally)
+        """One finite float per score of a call. keys: the scores' keys in the ledger, which notes
+        substitutions.
+        """
+        sent = apply_policy(prompts, scores, self.policy, self.count)
         for value, score, key in zip(sent, scores, keys or [None] * len(sent), strict=True):
             if not score.scored and self.ledger is not None and key is not None:
                 self.ledger.annotate(key, host=self.host, unscored=True, policy=str(self.policy), sent=value)
         return sent
 
-    def optional(self, prompts: Sequence[str], scores: Sequence[Score]) -> list[float | None]:
-        """Scores of one call, None for the missing ones. Raises ``Unscored`` when the policy's budget is used up."""
-        return optional(prompts, scores, self.policy, self.tally)
+    def values_or_none(self, prompts: Sequence[str], scores: Sequence[Score]) -> list[float | None]:
+        """One float per score of a call, None for a missing one.
+
+        Raises ``MissingScoreError`` when too many scores are missing.
+        """
+        return values_or_none(prompts, scores, self.policy, self.count)
 
     def _scored(
         self,
@@ -119,72 +146,76 @@ class Hosted:
         check_pairs(prompts, videos)
         if each is not None and len(each) != len(videos):
             raise ValueError(f"expected one set of facts per video, received {len(each)} for {len(videos)} videos")
-        scores: list[Score | None] = [None] * len(videos)
+        scores: dict[int, Score] = {}
         opened: dict[int, Video] = {}
         for index, pixels in enumerate(videos):
             try:
-                opened[index] = open_pixels(pixels, self.wiring.fps, self.wiring.layout, f"{self.host} video {index}")
+                opened[index] = open_pixels(pixels, self.options.fps, self.options.layout, f"{self.host} video {index}")
             except ValueError as error:
                 scores[index] = Score.missing(f"{self.host} video {index}: {error}")
         if opened:
             fresh = self.reward([prompts[index] for index in opened], list(opened.values()))
-            for index, score in zip(opened, fresh, strict=True):
-                scores[index] = score
+            scores.update(zip(opened, fresh, strict=True))
         keys: list[str | None] = [None] * len(videos)
-        if self.ledger is not None and opened:
-            told = {
-                "host": self.host,
-                "fps": self.wiring.fps,
-                **facts,
-            }  # a file may say another rate than it was judged at
+        if self.ledger is not None and self._cached is not None:
+            # The fps as well: a file may state another rate than the video was judged at.
+            shared = {"host": self.host, "fps": self.options.fps, **facts}
             for index, video in opened.items():
                 try:
-                    keys[index] = self.reward.filed_under(prompts[index], video, scores[index])
+                    key = keys[index] = self._cached.ledger_key(prompts[index], video, scores[index])
                 except ValueError as error:
-                    log.warning("%s: what is known of it is not in the ledger: %s", video.name, error)
+                    log.warning("%s: what the host says of it is not in the ledger: %s", video.name, error)
                     continue
-                self.ledger.annotate(keys[index], **told, **(each[index] if each is not None else {}))
-        return [score for score in scores if score is not None], keys
+                self.ledger.annotate(key, **shared, **(each[index] if each is not None else {}))
+        return [scores[index] for index in range(len(videos))], keys
 
 
 # ---- building, once per process ------------------------------------------------------------------------------------
 
 _lock = threading.Lock()
 _rewards: dict[tuple[Any, ...], Reward] = {}
-_hosted: dict[tuple[Any, ...], Hosted] = {}
+_host_rewards: dict[tuple[Any, ...], HostReward] = {}
 
 
-def hosted(wiring: Wiring, host: str) -> Hosted:
-    """The process's one ``Hosted`` for this wiring: hosts build their rewards several times and call from many threads.
+def host_reward(options: HostOptions, host: str) -> HostReward:
+    """The one ``HostReward`` of this process for these options: hosts build their rewards several
+    times.
 
-    Raises ``ValueError`` when the reward cannot be built, has no such component, or normalises within a prompt's group, which no
-    host hands over whole.
+    Raises ``ValueError`` when the reward cannot be built, has no such component, or normalises
+    within a prompt's group, which no host hands over whole.
     """
     with _lock:
-        key = (os.getpid(), wiring, host)
-        if key not in _hosted:
-            _hosted[key] = Hosted(_built(wiring), wiring, host)
-        return _hosted[key]
+        key = (os.getpid(), options, host)
+        if key not in _host_rewards:
+            _host_rewards[key] = HostReward(_build_reward(options), options, host)
+        return _host_rewards[key]
 
 
-def _built(wiring: Wiring) -> Reward:
-    if wiring.reward is not None and wiring.reward.startswith(("http://", "https://")):
+def _build_reward(options: HostOptions) -> Reward:
+    """The reward, or the component of it, that the options name."""
+    if options.reward is not None and options.reward.startswith(("http://", "https://")):
         from cac_align.serving.client import RemoteReward
 
-        token = os.environ.get(wiring.token_env) if wiring.token_env else None
-        if wiring.token_env and not token:
-            raise ValueError(f"token_env names {wiring.token_env}, which is not set in the environment")
-        options = {"timeout_s": wiring.timeout_s, "send": wiring.send, "quality": wiring.quality}
-        return RemoteReward(wiring.reward, wiring.component, token=token, **options)
-    key = (os.getpid(), wiring.reward)
+        token = os.environ.get(options.token_env) if options.token_env else None
+        if options.token_env and not token:
+            raise ValueError(f"token_env names {options.token_env}, which is not set in the environment")
+        return RemoteReward(
+            options.reward,
+            options.component,
+            token=token,
+            timeout_s=options.timeout_s,
+            send=options.send,
+            quality=options.quality,
+        )
+    key = (os.getpid(), options.reward)
     if key not in _rewards:
         from cac_align.rewards.build import load_reward
 
-        _rewards[key] = load_reward(wiring.reward)
-    from cac_align.rewards.build import offered
+        _rewards[key] = load_reward(options.reward)
+    from cac_align.rewards.build import reward_choices
 
-    choices = offered(_rewards[key])
-    name = wiring.component or next(iter(choices))
+    choices = reward_choices(_rewards[key])
+    name = options.component or next(iter(choices))
     if name not in choices:
         raise ValueError(f"reward {_rewards[key].name!r} has no component {name!r}; it offers {', '.join(choices)}")
     return choices[name]
@@ -194,20 +225,26 @@ def _built(wiring: Wiring) -> Reward:
 
 
 def open_pixels(pixels: Any, fps: float, layout: Layout | None, name: str) -> Video:
-    """A host's video as a Video at ``fps``; a leading batch axis of one is dropped. Raises ``ValueError`` as ``Video.open`` does."""
+    """A host's video as a ``Video`` at ``fps``; a leading batch axis of one is dropped.
+
+    Raises ``ValueError`` as ``Video.open`` does.
+    """
     if getattr(pixels, "ndim", 0) == 5 and pixels.shape[0] == 1:
         pixels = pixels[0]
     if hasattr(pixels, "detach") and pixels.is_floating_point() and pixels.ndim == 4:
         channels = ["THWC", "TCHW", "CTHW"] if layout is None else [layout]
         axes = [order.index("C") for order in channels if pixels.shape[order.index("C")] == 3]
-        if len(axes) == 1:  # else Video.open says what is wrong with the shape
+        if len(axes) == 1:  # otherwise Video.open says what is wrong with the shape
             pixels, layout = _to_uint8(pixels, axes[0]), "THWC"
     return Video.open(pixels, fps=fps, layout=layout, name=None if isinstance(pixels, str) else name)
 
 
 def _to_uint8(pixels: Any, channel_axis: int) -> Any:
-    """A float tensor in [0, 1] as uint8 (T, H, W, 3) on the CPU, frame by frame on the tensor's own device: a quarter of the bytes
-    cross the bus, and there is never a second float copy of the whole video."""
+    """A float tensor in [0, 1] as uint8 (T, H, W, 3) on the CPU.
+
+    It is converted frame by frame on its own device, so that only a quarter of the bytes are copied
+    and there is never a second float copy of the whole video.
+    """
     import torch
 
     channels = pixels.detach().movedim(channel_axis, 0)  # (3, T, H, W)

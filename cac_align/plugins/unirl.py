@@ -1,4 +1,5 @@
-"""UniRL: a local reward backend for Hydra; for a backend in another process use UniRL's own remote client with our service.
+"""UniRL: a local reward backend for Hydra; for a backend in another process use UniRL's own remote
+client with our service.
 
     reward:
       backend:
@@ -6,8 +7,9 @@
         base_device: cpu
         config: {_target_: cac_align.plugins.unirl.CaCSpec, reward: recipes/judge.yaml, fps: 16}
 
-Components reach the trainer's log as ``component_rewards``. A video without a score is ``successes=False`` with its reason and NaN,
-which UniRL refuses to train on, unless the policy is "neutral".
+Components reach the trainer's log as ``component_rewards``. A video without a score has
+``successes=False``, its reason and NaN, which UniRL refuses to train on, unless the policy is
+"neutral".
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ from typing import Any
 from unirl.reward.base import BaseRewardComponentSpec, RewardBackend
 from unirl.types.reward import RewardRequest, RewardResponse
 
-from cac_align.plugins.host import Wiring, hosted
+from cac_align.plugins.host import HostOptions, host_reward
 
 
 @dataclass
 class CaCSpec(BaseRewardComponentSpec):
-    """The options of ``Wiring``, and UniRL's ``batch_size``."""
+    """The options of ``HostOptions`` but ``layout``, which UniRL fixes, and UniRL's ``batch_size``."""
 
     reward: str | None = None
     component: str | None = None
@@ -43,19 +45,25 @@ class CaCSpec(BaseRewardComponentSpec):
 
 
 class CaCBackend(RewardBackend):
+    """Our reward as UniRL's local backend."""
+
     input_kind = "video"
 
     def __init__(self, *, config: CaCSpec, base_device: str) -> None:
-        del base_device  # our reward's recipe says where its models run
+        del base_device  # the reward's recipe says where its models run
         options: dict[str, Any] = asdict(config)
         super().__init__(
             model_name=config.component or "cac_unified", batch_size=options.pop("batch_size"), timeout=config.timeout_s
         )
-        self.hosted = hosted(Wiring.read(options, layout="CTHW"), "unirl")
+        self.host_reward = host_reward(HostOptions.read(options, layout="CTHW"), "unirl")
 
     def compute_rewards(self, request: RewardRequest) -> RewardResponse:
-        """request.videos: a list of (C, T, H, W) tensors in [0, 1]; request.prompts: one text each; request.group_ids: one each
-        or none, for the evidence. Raises ``ValueError`` where these differ in length or there is no video."""
+        """UniRL's response, with one reward per video.
+
+        request.videos: (C, T, H, W) tensors in [0, 1]. request.prompts: one text each.
+        request.group_ids: one each, or none; they go to the ledger. Raises ``ValueError`` where
+        these differ in length or there is no video.
+        """
         start = time.monotonic()
         if not request.is_video:
             raise ValueError(
@@ -63,9 +71,9 @@ class CaCBackend(RewardBackend):
             )
         prompts, videos = list(request.prompts), request.videos or []
         each = None if request.group_ids is None else [{"group": group} for group in request.group_ids]
-        scores = self.hosted.scores(prompts, videos, each=each or None)
-        neutral = self.hosted.wiring.on_missing == "neutral"
-        rewards = self.hosted.values(prompts, scores) if neutral else [score.value for score in scores]
+        scores = self.host_reward.scores(prompts, videos, each=each or None)
+        neutral = self.host_reward.options.on_missing == "neutral"
+        rewards = self.host_reward.apply_policy(prompts, scores) if neutral else [score.value for score in scores]
         names = sorted({name for score in scores for name in score.parts})
         return RewardResponse(
             rewards=rewards,
@@ -78,6 +86,6 @@ class CaCBackend(RewardBackend):
     def is_available(self) -> bool:
         """Whether the reward can say who it is: for a service, whether it answers."""
         try:
-            return bool(self.hosted.reward.provenance)
+            return bool(self.host_reward.reward.provenance)
         except ValueError:
             return False

@@ -6,8 +6,9 @@ request → token → size → typed JSON → ``Service.judge`` → one answer p
     POST /score       UniRL's reward service                    GET /metrics    Prometheus text
     POST /compute     Flow-Factory's reward server; /reward/NAME/compute for one component
 
-A full queue answers 429 with Retry-After. A token is accepted as Bearer or as the password of basic authentication, so
-that a client that takes only a URL can use http://any:TOKEN@host:port. Nothing here unpickles anything.
+A full queue answers 429 with Retry-After. A token is accepted as Bearer or as the password of basic
+authentication, so that a client that takes only a URL can use http://any:TOKEN@host:port. Nothing
+here unpickles anything.
 """
 
 from __future__ import annotations
@@ -95,7 +96,9 @@ def check_token(request: Request) -> None:
 
 
 def token_matches(header: str | None, token: str) -> bool:
-    """Whether an Authorization header carries the token, as Bearer or as the password of basic authentication."""
+    """Whether an Authorization header carries the token, as Bearer or as the password of basic
+    authentication.
+    """
     kind, _, value = (header or "").partition(" ")
     if kind.lower() == "basic":
         try:
@@ -108,7 +111,10 @@ def token_matches(header: str | None, token: str) -> bool:
 
 
 async def read_body(request: Request) -> bytes:
-    """The request's body. Raises ``HTTPException`` 401 without the token, 413 for a body that is too large."""
+    """The request's body.
+
+    Raises ``HTTPException`` 401 without the token, 413 for a body that is too large.
+    """
     check_token(request)
     limit = service_of(request).settings.limits.max_body_bytes
     too_large = HTTPException(413, f"request larger than {limit} bytes; send fewer videos at once")
@@ -125,7 +131,8 @@ async def read_body(request: Request) -> bytes:
 async def read_message(request: Request, kind: type[M]) -> M:
     """The request's body as a message of this kind.
 
-    Raises ``HTTPException``: 408 when it does not arrive in time, 422 for a wrong message, and as ``read_body`` does.
+    Raises ``HTTPException``: 408 when it does not arrive in time, 422 for a wrong message, and as
+    ``read_body`` does.
     """
     timeout_s = service_of(request).settings.timeout_s
     try:
@@ -166,7 +173,9 @@ async def score_typed(request: Request) -> Response:
 
 @router.post("/score")
 async def score_for_unirl(request: Request) -> dict[str, Any]:
-    """UniRL's format: per item the rewards it requires, with the score first, which is what UniRL trains on."""
+    """UniRL's format: per item the rewards it requires, with the score first, which is what UniRL
+    trains on.
+    """
     service = service_of(request)
     message = await read_message(request, UniRLRequest)
     results: list[dict[str, Any]] = [{} for _ in message.requests]
@@ -196,8 +205,8 @@ async def score_for_unirl(request: Request) -> dict[str, Any]:
 async def score_for_flow_factory(request: Request, name: str | None = None) -> dict[str, Any]:
     """Flow-Factory's format: one number per video.
 
-    It has no place for a single missing score, so that one missing score fails the whole request; "error" makes its
-    client raise at once.
+    It has no place for a single missing score, so that one missing score fails the whole request;
+    "error" makes its client raise at once.
     """
     service = service_of(request)
     message = await read_message(request, FlowFactoryRequest)
@@ -216,7 +225,10 @@ async def score_for_flow_factory(request: Request, name: str | None = None) -> d
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """Whether the service works, and with the token, what it offers. Status 503 when it is stopping or stuck."""
+    """Whether the service works, and with the token, what it offers.
+
+    Status 503 when it is stopping or stuck.
+    """
     service = service_of(request)
     stuck = service.batcher.busy_s > service.settings.timeout_s
     status = "stopping" if service.batcher.stopping else "stuck" if stuck else "ok"

@@ -4,8 +4,8 @@ accepted videos → queue → worker: up to ``batch_size`` videos of one reward 
 
 A video that waits or is being scored, for the same prompt and reward, is not scored a second time:
 a client that gave up waiting and asks again joins its own first request. A full queue refuses at
-once. When a reward raises for a batch, it is asked again video by video, so that one bad video fails
-alone. Stopping finishes what was accepted.
+once. When a reward raises for a batch, it is asked again video by video, so that one bad video
+fails alone. Stopping finishes what was accepted.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class _Job:
 class Batcher:
     """Scores videos in batches, in one thread.
 
-    rewards: by name. batch_size: videos per call of a reward. wait_s: how many seconds a batch waits
-    for more videos. max_queued: how many videos may wait. observe: called after each batch with
-    (reward name, number of videos, seconds).
+    rewards: by name. batch_size: videos per call of a reward. wait_s: how many seconds a batch
+    waits for more videos. max_queued: how many videos may wait. observe: called after each batch
+    with (reward name, number of videos, seconds).
     """
 
     def __init__(

@@ -57,13 +57,11 @@ class _ServedReward:
 class RemoteReward:
     """A reward behind our service. It is itself a ``Reward``, thread-safe and picklable.
 
-    url: the service, e.g. "http://127.0.0.1:8000".
-    reward: which of its rewards; None for its whole one.
-    token: the service's token, where it demands one.
-    timeout_s: how many seconds one call may take, everything included.
-    retries: how often a request is sent again, within that time.
-    in_flight: how many requests are sent at once.
-    send: "frames" (JPEGs of the frames that the reward reads), "file" (the encoded file) or "path" (a
+    url: the service, e.g. "http://127.0.0.1:8000". reward: which of its rewards; None for its whole
+    one. token: the service's token, where it demands one. timeout_s: how many seconds one call may
+    take, everything included. retries: how often a request is sent again, within that time.
+    in_flight: how many requests are sent at once. send: "frames" (JPEGs of the frames that the
+    reward reads), "file" (the encoded file) or "path" (a
         path on a shared disk). Videos that are not files are always sent as frames.
     quality: of the JPEGs, in [1, 100].
 
@@ -113,8 +111,8 @@ class RemoteReward:
     def provenance(self) -> Mapping[str, str]:
         """The service's provenance for this reward, and how pixels are sent.
 
-        Raises ``ValueError`` when the service cannot be asked, or cannot itself ask which checkpoint
-        its judge runs.
+        Raises ``ValueError`` when the service cannot be asked, or cannot itself ask which
+        checkpoint its judge runs.
         """
         served = self._served_reward_or_error(time.monotonic() + self.timeout_s)
         if unidentified(served.provenance):
@@ -125,7 +123,10 @@ class RemoteReward:
         return {**served.provenance, "wire": jpeg if self.send == "frames" else f"{self.send}, pixels as {jpeg}"}
 
     def health(self) -> Health:
-        """What the service says about itself now. Raises ``ValueError`` when it does not answer in time."""
+        """What the service says about itself now.
+
+        Raises ``ValueError`` when it does not answer in time.
+        """
         try:
             return self._get_health(time.monotonic() + self.timeout_s)
         except _NoScore as error:
@@ -134,8 +135,8 @@ class RemoteReward:
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
         """One Score per video, in order, within ``timeout_s``.
 
-        Raises ``ValueError`` when ``prompts`` and ``videos`` differ in length, the service does not know
-        the reward, or it refuses the token.
+        Raises ``ValueError`` when ``prompts`` and ``videos`` differ in length, the service does not
+        know the reward, or it refuses the token.
         """
         check_pairs(prompts, videos)
         if not videos:
@@ -231,7 +232,8 @@ class RemoteReward:
     def _request(self, method: str, path: str, deadline: float, body: bytes | None = None) -> bytes:
         """The answer's body; failures that may pass are retried.
 
-        Raises ``_NoScore`` when time or retries are used up, ``ValueError`` when the token is refused.
+        Raises ``_NoScore`` when time or retries are used up, ``ValueError`` when the token is
+        refused.
         """
         reason = "no time left"
         for attempt in range(self.retries + 1):

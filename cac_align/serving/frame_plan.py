@@ -2,9 +2,10 @@
 
 reward → frame_plan_of → FramePlan → indices(video) → source indices to send
 
-A plan only saves bytes; scores never depend on it. When a reward asks for a frame that was not sent, the service names
-it and the client sends the whole video. Of 81 frames at 16 fps, 49 are sent: the 41 at 8 fps (they contain the 21 at
-4 fps), and those 8 of ``int(i 81 / 16)`` that are odd.
+A plan only saves bytes; scores never depend on it. When a reward asks for a frame that was not
+sent, the service names it and the client sends the whole video. Of 81 frames at 16 fps, 49 are
+sent: the 41 at 8 fps (they contain the 21 at 4 fps), and those 8 of ``int(i 81 / 16)`` that are
+odd.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class FramePlan(BaseModel):
 
 
 def frame_plan_of(reward: Reward) -> FramePlan | None:
-    """The plan of CaC, UnifiedReward, or a combination of these; None for any other reward, which gets every frame."""
+    """The plan of CaC, UnifiedReward, or a combination of these; None for any other reward, which gets
+    every frame.
+    """
     components = list(reward.components.values()) if isinstance(reward, Combined) else [reward]
     scan_fps: set[float] = set()
     look_fps: set[float] = set()

@@ -1,6 +1,7 @@
-"""What the service accepts: videos as path, file or frames, in three formats, checked before they are decoded.
+"""What the service accepts: videos as path, file or frames, in three formats, checked before they
+are decoded.
 
-our VideoPart | UniRL's turn | Flow-Factory's frames → VideoPart → open_part → Video, or ``ValueError`` for that video
+our VideoPart | UniRL's turn | Flow-Factory's frames → VideoPart → open_part → Video
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class UniRLRequest(BaseModel):
 class FlowFactoryRequest(BaseModel):
     """The body of Flow-Factory's POST /compute.
 
-    video: per sample a list of base64 PNG or JPEG frames. Other media may be sent along and are ignored.
+    video: per sample a list of base64 PNG or JPEG frames. Other media may be sent along and are
+    ignored.
     """
 
     prompt: list[str]
@@ -50,7 +52,10 @@ class FlowFactoryRequest(BaseModel):
 
 
 def open_part(part: VideoPart, roots: Sequence[Path], limits: Limits) -> Video:
-    """The video that a message describes. Raises ``ValueError`` when it is unreadable, not allowed, or beyond a limit."""
+    """The video that a message describes.
+
+    Raises ``ValueError`` when it is unreadable, not allowed, or beyond a limit.
+    """
     if isinstance(part, FramesPart):
         return video_from_frames(part, limits)
     if isinstance(part, PathPart):
@@ -69,8 +74,8 @@ def open_part(part: VideoPart, roots: Sequence[Path], limits: Limits) -> Video:
 def path_inside_roots(path: str, roots: Sequence[Path]) -> Path:
     """The real path (links followed), if it is a file inside one of the roots.
 
-    Raises ``ValueError`` otherwise. The text is the same in all cases, so that a caller cannot find out which files
-    exist elsewhere.
+    Raises ``ValueError`` otherwise. The text is the same in all cases, so that a caller cannot find
+    out which files exist elsewhere.
     """
     refused = ValueError(
         f"path {path!r} is not a file inside this service's roots; start it with --root FOLDER, or send frames"

@@ -1,4 +1,7 @@
-"""Running the service: a socket, uvicorn, and an orderly end. Loopback by default; any other address needs a token."""
+"""Running the service: a socket, uvicorn, and an orderly end.
+
+Loopback by default; any other address needs a token.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""The state of a running service: its rewards, the queue in front of them, its limits and its metrics.
+"""The state of a running service: its rewards, the queue in front of them, its limits and its
+metrics.
 
 prompts, video parts → opened videos (in threads) → batcher → one score per video
 
-A video that fails, fails alone: its score is missing and says why. Every wait is bounded by ``timeout_s``.
+A video that fails, fails alone: its score is missing and says why. Every wait is bounded by
+``timeout_s``.
 """
 
 from __future__ import annotations
@@ -84,8 +86,8 @@ class ServiceMetrics:
 class Service:
     """A reward and its components behind a queue.
 
-    ledger: a JSONL file that keeps every judgement and answers repeated requests. Raises ``ValueError`` for a reward
-    that normalises within a prompt's group, or that has no provenance.
+    ledger: a JSONL file that keeps every judgement and answers repeated requests. Raises
+    ``ValueError`` for a reward that normalises within a prompt's group, or that has no provenance.
     """
 
     def __init__(self, reward: Reward, settings: ServiceSettings, ledger: Path | None = None) -> None:
@@ -119,8 +121,9 @@ class Service:
     ) -> list[tuple[Score, tuple[int, ...]]]:
         """(score, source indices of frames that were asked for and not sent) per video, in order.
 
-        Raises ``HTTPException``: 400 for an unknown reward, 413 for too many videos, 422 where the numbers of prompts
-        and videos differ, 429 when the queue is full, 503 when the service is stopping.
+        Raises ``HTTPException``: 400 for an unknown reward, 413 for too many videos, 422 where the
+        numbers of prompts and videos differ, 429 when the queue is full, 503 when the service is
+        stopping.
         """
         limits, timeout_s = self.settings.limits, self.settings.timeout_s
         if name not in self.rewards:
@@ -156,7 +159,10 @@ class Service:
         return [(scores[index], missing_frames(videos.get(index))) for index in range(len(parts))]
 
     async def provenance_of(self, name: str) -> dict[str, str]:
-        """What identifies the scores of one reward now; a server may have to be asked. Raises ``HTTPException`` 503."""
+        """What identifies the scores of one reward now; a server may have to be asked.
+
+        Raises ``HTTPException`` 503.
+        """
         try:
             return await asyncio.to_thread(lambda: dict(self.rewards[name].provenance))
         except ValueError as error:
@@ -184,8 +190,9 @@ def scores_of_one_judge(
 ) -> tuple[list[Score], dict[str, str]]:
     """(the scores, the one provenance that holds for all of them).
 
-    before, after: the provenances read before and after judging. Where they differ, a judge was exchanged meanwhile.
-    The scores' own provenances then tell which of the two it is, and a score with another one becomes missing.
+    before, after: the provenances read before and after judging. Where they differ, a judge was
+    exchanged meanwhile. The scores' own provenances then tell which of the two it is, and a score
+    with another one becomes missing.
     """
     stated = [dict(score.provenance) for score in scores if score.scored]
     provenance = after if before == after else next((each for each in (after, before) if each in stated), after)

@@ -1,10 +1,11 @@
-"""Videos on the way between client and service: what is sent of a video, and the video rebuilt from what was sent.
+"""Videos on the way between client and service: what is sent of a video, and the video rebuilt from
+what was sent.
 
 Video → frames_part | file_part | path_part → message → video_from_frames → Video
 
-A rebuilt video keeps the source's clock, so that frame indices and windows mean the same on both sides, but it only has
-the pixels of the frames that were sent. Reading another frame is a ``ValueError`` that names it; the service reports
-such frames as ``missing_frames``.
+A rebuilt video keeps the source's clock, so that frame indices and windows mean the same on both
+sides, but it only has the pixels of the frames that were sent. Reading another frame is a
+``ValueError`` that names it; the service reports such frames as ``missing_frames``.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ JPEG_QUALITY = 90
 
 
 def frames_part(video: Video, indices: tuple[int, ...], *, quality: int = JPEG_QUALITY) -> FramesPart:
-    """These frames of the video as JPEG, with 4:2:0 chroma below quality 95 and 4:4:4 from there on.
+    """These frames of the video as JPEG, with 4:2:0 chroma below quality 95 and 4:4:4 from there
+    on.
 
     Raises ``ValueError`` when the video cannot be read.
     """
@@ -46,7 +48,10 @@ def frames_part(video: Video, indices: tuple[int, ...], *, quality: int = JPEG_Q
 
 
 def file_part(video: Video) -> FilePart:
-    """The video's encoded file. Raises ``ValueError`` when the video is not a file or cannot be read."""
+    """The video's encoded file.
+
+    Raises ``ValueError`` when the video is not a file or cannot be read.
+    """
     if video.path is None:
         raise ValueError(f"{video.name}: holds pixels, not a file; send its frames")
     try:
@@ -67,7 +72,9 @@ def path_part(video: Video) -> PathPart:
 
 
 def _constant_fps(video: Video) -> float | None:
-    """The frame rate that gives the service this video's clock; None where its frames are not evenly spaced."""
+    """The frame rate that gives the service this video's clock; None where its frames are not evenly
+    spaced.
+    """
     constant = all(abs(time_s - index / video.fps) < 1e-6 for index, time_s in enumerate(video.times_s))
     return video.fps if constant else None
 
@@ -131,7 +138,8 @@ class SentImages:
 def _open_image(image: bytes, label: str) -> Iterator[Any]:
     """The PIL image with its header read.
 
-    Raises ``ValueError`` for what is no JPEG or PNG, also when that only shows while the body is decoded in the block.
+    Raises ``ValueError`` for what is no JPEG or PNG, also when that only shows while the body is
+    decoded in the block.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -145,7 +153,8 @@ def _open_image(image: bytes, label: str) -> Iterator[Any]:
 def _check_images(images: Mapping[int, bytes], name: str, max_pixels: int) -> SentFrames:
     """The images of a video, of which only the headers are read.
 
-    Raises ``ValueError`` naming an image that cannot be read, is too large, or has another size than the others.
+    Raises ``ValueError`` naming an image that cannot be read, is too large, or has another size
+    than the others.
     """
     sizes: set[tuple[int, int]] = set()
     jpegs = True
@@ -167,7 +176,10 @@ def _check_images(images: Mapping[int, bytes], name: str, max_pixels: int) -> Se
 
 
 def media_bytes(media: EncodedMedia, label: str) -> bytes:
-    """The bytes of a medium. Raises ``ValueError`` for anything that is neither bytes nor strict base64."""
+    """The bytes of a medium.
+
+    Raises ``ValueError`` for anything that is neither bytes nor strict base64.
+    """
     if isinstance(media, bytes):
         return media
     try:
@@ -179,8 +191,8 @@ def media_bytes(media: EncodedMedia, label: str) -> bytes:
 def video_from_frames(part: FramesPart, limits: Limits) -> Video:
     """The video that a ``FramesPart`` describes: its whole clock, and the frames that were sent.
 
-    Raises ``ValueError`` for time stamps that do not increase from 0, indices that do not fit them, images that
-    cannot be read, or a video beyond a limit.
+    Raises ``ValueError`` for time stamps that do not increase from 0, indices that do not fit them,
+    images that cannot be read, or a video beyond a limit.
     """
     if not (count := len(part.times_s)):
         raise ValueError(f"{part.name}: a video needs at least one frame, received none")

@@ -1,7 +1,8 @@
 """The messages between client and service: typed JSON, and the same packed with its media as bytes.
 
-Anyone may post plain JSON with base64 images. Our own client packs: the same JSON with byte counts in place of the
-images, and the bytes behind it. That is a quarter less on the wire, and nothing has to be decoded from base64.
+Anyone may post plain JSON with base64 images. Our own client packs: the same JSON with byte counts
+in place of the images, and the bytes behind it. That is a quarter less on the wire, and nothing has
+to be decoded from base64.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from cac_align.rewards.reward import Score
 from cac_align.serving.frame_plan import FramePlan
 
 EncodedMedia = str | bytes | int
-"""An image or file in a message: base64 text, its bytes (in memory), or how many of the packed body's bytes it is."""
+"""An image or file in a message: base64 text, its bytes (in memory), or how many of the packed body's
+bytes it is.
+"""
 
 
 class _Message(BaseModel):
@@ -27,7 +30,8 @@ class _Message(BaseModel):
 class FramesPart(_Message):
     """Some frames of a video: ``images[n]`` (JPEG or PNG) is source frame ``indices[n]``.
 
-    ``times_s`` holds the time stamp of every frame of the video, in seconds, also of those that are not sent.
+    ``times_s`` holds the time stamp of every frame of the video, in seconds, also of those that are
+    not sent.
     """
 
     kind: Literal["frames"] = "frames"
@@ -74,7 +78,9 @@ class ScoreItem(_Message):
 
 
 class ScoreRequest(_Message):
-    """The body of POST /v1/score. reward: one of the names in /health; None for the service's whole reward."""
+    """The body of POST /v1/score. reward: one of the names in /health; None for the service's whole
+    reward.
+    """
 
     items: tuple[ScoreItem, ...]
     reward: str | None = None
@@ -96,7 +102,10 @@ class ScoreResult(BaseModel):
     missing_frames: tuple[int, ...] = ()
 
     def to_score(self) -> Score:
-        """The score. Raises ``ValueError`` for a message with both a score and an error, or with neither."""
+        """The score.
+
+        Raises ``ValueError`` for a message with both a score and an error, or with neither.
+        """
         try:
             return Score.from_json(self.model_dump())
         except (KeyError, TypeError) as error:
@@ -106,7 +115,8 @@ class ScoreResult(BaseModel):
 class ScoreResponse(BaseModel):
     """One result per item, in order.
 
-    provenance: of the reward that scored, so that a client notices when the service has another one.
+    provenance: of the reward that scored, so that a client notices when the service has another
+    one.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -116,7 +126,10 @@ class ScoreResponse(BaseModel):
 
 
 class Limits(_Message):
-    """What the service accepts. What goes beyond a limit is refused, and the answer names the limit."""
+    """What the service accepts.
+
+    What goes beyond a limit is refused, and the answer names the limit.
+    """
 
     # Bytes of one request's body.
     max_body_bytes: int = Field(default=256 * 2**20, gt=0)
@@ -131,7 +144,10 @@ class Limits(_Message):
 
 
 class Health(BaseModel):
-    """The answer of GET /health. Everything but the status is left out for a caller without the token."""
+    """The answer of GET /health.
+
+    Everything but the status is left out for a caller without the token.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
@@ -152,8 +168,8 @@ class Health(BaseModel):
 PACKED = "application/x-cac-align-packed"
 """The content type of a packed request.
 
-Four bytes hold the length of the JSON (little endian); the JSON follows, a ``ScoreRequest`` whose media are byte counts;
-then the media, in order.
+Four bytes hold the length of the JSON (little endian); the JSON follows, a ``ScoreRequest`` whose
+media are byte counts; then the media, in order.
 """
 
 
@@ -173,7 +189,8 @@ def pack(request: ScoreRequest) -> bytes:
 def unpack(body: bytes) -> ScoreRequest:
     """The request in a packed body.
 
-    Raises ``ValueError`` when the byte counts do not agree with the body, or the JSON is no ``ScoreRequest``.
+    Raises ``ValueError`` when the byte counts do not agree with the body, or the JSON is no
+    ``ScoreRequest``.
     """
     start = 4 + int.from_bytes(body[:4], "little")
     if len(body) < max(start, 4):

@@ -12,10 +12,14 @@ import yaml
 from omegaconf import OmegaConf
 
 from cac_align.plugins.doctor import checklist as doctor_module
-from cac_align.plugins.doctor.checklist import HOSTS, checklist, doctor, to_json, torchvision_check
+from cac_align.plugins.doctor.checklist import CONFIG_CHECKS, HOSTS, checklist, doctor, to_json, torchvision_check
+from cac_align.plugins.doctor.config_lines import CONFIG_LINES
+from cac_align.plugins.doctor.flow_factory import check_flow_factory
+from cac_align.plugins.doctor.flow_grpo import check_flow_grpo
 from cac_align.plugins.doctor.host_configs import read_config
-from cac_align.plugins.doctor.inspection import LINES, READERS, flow_factory, flow_grpo, unirl, verl_omni
-from cac_align.plugins.host import Wiring
+from cac_align.plugins.doctor.unirl import check_unirl
+from cac_align.plugins.doctor.verl_omni import check_verl_omni
+from cac_align.plugins.host import HostOptions
 from cac_align.plugins.verl_omni import compute_score
 from tests.support.hosting import scripted, serving
 
@@ -104,7 +108,7 @@ def test_unknown_hosts_and_files_are_errors(tmp_path):
 @pytest.mark.parametrize("host", list(HOSTS))
 def test_every_host_gets_its_lines_and_its_layout(host):
     text = checklist(host, doctor(host))
-    assert "layout and range" in text and LINES[host].splitlines()[0] in text
+    assert "layout and range" in text and CONFIG_LINES[host].splitlines()[0] in text
     assert to_json(doctor(host)).count("\n") == len(doctor(host)) - 1
 
 
@@ -133,7 +137,7 @@ def test_our_recipes_have_nothing_wrong(ml_collections, monkeypatch):
 def test_a_service_that_does_not_answer_is_wrong():
     config = ff()
     config["rewards"][0]["reward"] = "http://127.0.0.1:9"
-    found = wrong(flow_factory(config))["cac service"]
+    found = wrong(check_flow_factory(config))["cac service"]
     assert "127.0.0.1:9" in found.text and "cac-align serve" in found.fix
 
 
@@ -141,7 +145,7 @@ def test_a_component_the_service_lacks_is_wrong():
     with serving(scripted()) as (url, _):
         config = ff()
         config["rewards"] = [{**config["rewards"][0], "reward": url, "component": "beauty"}]
-        assert "offers unified+cac, unified, cac, not 'beauty'" in wrong(flow_factory(config))["cac service"].text
+        assert "offers unified+cac, unified, cac, not 'beauty'" in wrong(check_flow_factory(config))["cac service"].text
 
 
 # ---- Flow-Factory --------------------------------------------------------------------------------------------------------
@@ -161,46 +165,48 @@ def test_a_component_the_service_lacks_is_wrong():
     ],
 )
 def test_flow_factory_traps(changes, name, words):
-    found = wrong(flow_factory(ff(**changes)))
+    found = wrong(check_flow_factory(ff(**changes)))
     assert name in found and words in found[name].fix
-    assert name not in wrong(flow_factory(ff()))
+    assert name not in wrong(check_flow_factory(ff()))
 
 
 def test_flow_factory_short_schedules_are_said_to_break():
     config = ff(scheduler__sde_steps=None, train__num_inference_steps=10)
-    assert "the sample is destroyed" in wrong(flow_factory(config))["step-0 noise"].text
-    assert "step-0 noise" not in wrong(flow_factory(ff(scheduler__dynamics_type="CPS", scheduler__sde_steps=None)))
+    assert "the sample is destroyed" in wrong(check_flow_factory(config))["step-0 noise"].text
+    assert "step-0 noise" not in wrong(
+        check_flow_factory(ff(scheduler__dynamics_type="CPS", scheduler__sde_steps=None))
+    )
 
 
 def test_flow_factory_options_and_recipes(tmp_path):
     config = ff()
     config["rewards"][0]["legder"] = "x"
-    assert "did you mean 'ledger'" in wrong(flow_factory(config))["cac options"].text
+    assert "did you mean 'ledger'" in wrong(check_flow_factory(config))["cac options"].text
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("normalise: group\ncomponents: {unified: {kind: unified}, cac: {kind: cac}}\n")
     config = ff()
     config["rewards"][0]["reward"] = str(recipe)
-    assert "fragments of groups" in wrong(flow_factory(config))["cac normalisation"].text
+    assert "fragments of groups" in wrong(check_flow_factory(config))["cac normalisation"].text
     recipe.write_text("normalise: range\ncomponents: {unified: {kind: unified}, cac: {kind: cac}}\n")
-    assert "cac normalisation" not in wrong(flow_factory(config))
+    assert "cac normalisation" not in wrong(check_flow_factory(config))
 
 
 def test_flow_factory_remarks_are_not_verdicts():
     remarks = {
         check.name: check
-        for check in flow_factory(ff(train__advantage_aggregation="gdpo", train__global_std=True))
+        for check in check_flow_factory(ff(train__advantage_aggregation="gdpo", train__global_std=True))
         if check.ok is None
     }
     assert "not the paper's mean" in remarks["aggregation"].text and "global_std: false" in remarks["advantage"].fix
-    big = {check.name: check for check in flow_factory(ff(train__unique_sample_num_per_epoch=48))}
+    big = {check.name: check for check in check_flow_factory(ff(train__unique_sample_num_per_epoch=48))}
     # 48 × 16 / 8 = 96 videos of 81 × 480 × 832 × 3 × 4 bytes
     assert big["host memory"].ok is None and "96 per rank, 37.3 GB" in big["host memory"].text
     small = ff()
     small["rewards"][0] |= {"on_missing": "neutral", "batch_size": 1, "group_size": 16}
-    policy = {check.name: check for check in flow_factory(small)}["cac policy"]
+    policy = {check.name: check for check in check_flow_factory(small)}["cac policy"]
     assert "needs all 16 videos of a prompt in one call" in policy.text and "fragments of groups" in policy.text
     small["rewards"][0].pop("group_size")
-    assert "'neutral' needs group_size" in wrong(flow_factory(small))["cac options"].text
+    assert "'neutral' needs group_size" in wrong(check_flow_factory(small))["cac options"].text
 
 
 # ---- flow_grpo, UniRL, verl-omni -------------------------------------------------------------------------------------------
@@ -209,11 +215,11 @@ def test_flow_factory_remarks_are_not_verdicts():
 def test_flow_grpo_traps(ml_collections):
     good = read_config("flow_grpo", RECIPES / "flow_grpo_wan21_1_3b.py")
     assert good["reward_fn"] == {"cac": 0.5, "unifiedreward_video": 0.5}
-    assert "reward_fn" in wrong(flow_grpo({**good, "reward_fn": {"video_ocr": 1.0}}))
-    found = wrong(flow_grpo({**good, "reward_fn": {"cac": 1.0, "unifiedreward": 1.0}}))
+    assert "reward_fn" in wrong(check_flow_grpo({**good, "reward_fn": {"video_ocr": 1.0}}))
+    found = wrong(check_flow_grpo({**good, "reward_fn": {"cac": 1.0, "unifiedreward": 1.0}}))
     assert "scores images" in found["reward unifiedreward"].text
-    assert "epochs" in wrong(flow_grpo({**good, "num_epochs": 2}))
-    groups = {check.name: check for check in flow_grpo(good)}["groups"]
+    assert "epochs" in wrong(check_flow_grpo({**good, "num_epochs": 2}))
+    groups = {check.name: check for check in check_flow_grpo(good)}["groups"]
     assert groups.ok is None and "a call holds 2 videos, a group 16" in groups.text
     assert "neutral stops the run" in groups.text and groups.fix.startswith("on_missing: raise")
 
@@ -232,11 +238,14 @@ def test_unirl_traps():
         "_target_": "unirl.reward.remote.RemoteRewardBackend",
         "config": {"base_url": "http://h", "required_rewards": ["cac"]},
     }
-    found = wrong(unirl({"reward": {"backend": remote}}))
+    found = wrong(check_unirl({"reward": {"backend": remote}}))
     assert found["fps"].fix == "video_fps: 16" and found["media"].fix == "input_kind: video"
     remote["config"] |= {"raise_on_failure": False, "sub_metric_reduce": "mean", "video_fps": 16, "input_kind": "video"}
-    assert set(wrong(unirl({"reward": {"backend": remote}}))) == {"failures", "sub-metrics"}
-    assert "CaCBackend" in wrong(unirl({"reward": {"backend": {"_target_": "unirl.reward.local.x.Y"}}}))["backend"].fix
+    assert set(wrong(check_unirl({"reward": {"backend": remote}}))) == {"failures", "sub-metrics"}
+    assert (
+        "CaCBackend"
+        in wrong(check_unirl({"reward": {"backend": {"_target_": "unirl.reward.local.x.Y"}}}))["backend"].fix
+    )
 
 
 def test_verl_omni_traps(tmp_path):
@@ -251,9 +260,9 @@ def test_verl_omni_traps(tmp_path):
     )
     config = read_config("verl-omni", script)
     assert config["reward"]["reward_functions"]["cac"]["on_missing"] == "neutral"
-    found = wrong(verl_omni(config))
+    found = wrong(check_verl_omni(config))
     assert set(found) == {"cac failures", "cac on_missing", "manager"} and "required=true" in found["cac failures"].fix
-    assert "reward" in wrong(verl_omni({"reward": {"reward_functions": {}}}))
+    assert "reward" in wrong(check_verl_omni({"reward": {"reward_functions": {}}}))
 
 
 # ---- what a right-looking config hides ---------------------------------------------------------------------------------
@@ -288,16 +297,16 @@ def test_a_unirl_reward_written_in_place_over_another_recipe_is_wrong():
     spec = {"_target_": "cac_align.plugins.unirl.CaCSpec", "fps": 16, "ledger": "l.jsonl"}
     backend = {"_target_": "cac_align.plugins.unirl.CaCBackend", "config": spec}
     config = {"defaults": ["wan21_t2v", "_self_"], "reward": {"backend": backend}, "adv_use_global_std": False}
-    assert list(wrong(READERS["unirl"](config))) == ["composition"]
-    assert wrong(READERS["unirl"](config | {"defaults": ["_self_"]})) == {}
+    assert list(wrong(CONFIG_CHECKS["unirl"](config))) == ["composition"]
+    assert wrong(CONFIG_CHECKS["unirl"](config | {"defaults": ["_self_"]})) == {}
     for change, name in (({"layout": "CTHW"}, "reward layout"), ({"_target_": "other"}, "backend config")):
         changed = config | {"defaults": ["_self_"], "reward": {"backend": backend | {"config": spec | change}}}
-        assert list(wrong(READERS["unirl"](changed))) == [name]
+        assert list(wrong(CONFIG_CHECKS["unirl"](changed))) == [name]
 
 
 def test_every_option_of_ours_that_a_host_may_set_is_taken_by_its_adapter():
     """Hydra passes unknown keys to the spec, which raises; verl-omni drops what is not in the signature without a word."""
-    options = {item.name for item in fields(Wiring)}
+    options = {item.name for item in fields(HostOptions)}
     tree = ast.parse((PLUGINS / "unirl.py").read_text(encoding="utf-8"))
     (spec,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "CaCSpec"]
     assert {line.target.id for line in spec.body if isinstance(line, ast.AnnAssign)} == options - {"layout"} | {
@@ -313,9 +322,9 @@ def test_every_option_of_ours_that_a_host_may_set_is_taken_by_its_adapter():
         "fps": 16,
     }
     section = {"reward_manager": {"name": "MultiVisualRewardManager"}, "reward_functions": {"cac": entry}}
-    assert wrong(READERS["verl-omni"]({"reward": section})) == {}
+    assert wrong(CONFIG_CHECKS["verl-omni"]({"reward": section})) == {}
     section["reward_functions"]["cac"] = entry | {"group_size": 16}
-    assert list(wrong(READERS["verl-omni"]({"reward": section}))) == ["cac group_size"]
+    assert list(wrong(CONFIG_CHECKS["verl-omni"]({"reward": section}))) == ["cac group_size"]
 
 
 def test_flow_factorys_classes_need_their_component_in_the_recipe(tmp_path):
@@ -323,23 +332,23 @@ def test_flow_factorys_classes_need_their_component_in_the_recipe(tmp_path):
     config = ff()
     for entry in config["rewards"]:
         entry["reward"] = str(tmp_path / "one.yaml")
-    assert "has cac, not 'unified'" in wrong(flow_factory(config))["unified recipe"].text
-    assert "cac recipe" not in wrong(flow_factory(config))
+    assert "has cac, not 'unified'" in wrong(check_flow_factory(config))["unified recipe"].text
+    assert "cac recipe" not in wrong(check_flow_factory(config))
 
 
 def test_only_both_components_once_each_are_the_papers_mean():
     config = ff()
-    found = {check.name: check for check in flow_factory(config)}
+    found = {check.name: check for check in check_flow_factory(config)}
     assert found["aggregation"].ok is True and "the paper's mean" in found["aggregation"].text
     config["rewards"][1]["reward_model"] = "cac_align.plugins.flow_factory.CaCUnifiedReward"
-    found = {check.name: check for check in flow_factory(config)}
+    found = {check.name: check for check in check_flow_factory(config)}
     assert found["aggregation"].ok is None and "not the paper's mean" in found["aggregation"].text
 
 
 def test_the_models_own_frame_rate_is_what_the_reward_must_be_told():
     config = ff()
     config["train"]["frame_rate"] = 24.0
-    assert "the reward takes the videos for 16 fps" in wrong(flow_factory(config))["cac frame rate"].text
+    assert "the reward takes the videos for 16 fps" in wrong(check_flow_factory(config))["cac frame rate"].text
     for entry in config["rewards"]:
         entry["fps"] = 24
-    assert "cac frame rate" not in wrong(flow_factory(config))
+    assert "cac frame rate" not in wrong(check_flow_factory(config))

@@ -13,13 +13,13 @@ from cac_align.core.encoding import write_mp4
 from cac_align.core.judgement import Anomaly, Box, Judgement, Window
 from cac_align.core.video import Video
 from cac_align.plugins.evidence import (
-    card,
+    draw_strip,
+    evidence_text,
+    informative_frames,
     log_evidence,
+    most_informative,
     read_evidence,
-    step_numbers,
-    strip_of,
-    telling,
-    telling_frames,
+    step_metrics,
 )
 from cac_align.rewards.cached import cached
 from cac_align.rewards.combine import combine
@@ -95,7 +95,7 @@ def test_tensorboard_shows_the_boxed_clip_beside_its_advantage(run, tmp_path):
     assert dark.shape == (64 + 32, 3 * 96, 3)
     red = (dark[..., 0] > 200) & (dark[..., 1] < 60)
     rows, columns = np.nonzero(red)
-    place = telling_frames(Video.open(tmp_path / "60.mp4"), (MELTS,), 3).index(4)
+    place = informative_frames(Video.open(tmp_path / "60.mp4"), (MELTS,), 3).index(4)
     assert (rows.min(), rows.max()) == (32, 32 + 31)  # the box covers the upper left quarter of frame 4 only
     assert (columns.min(), columns.max()) == (96 * place, 96 * place + 47)
     bright = np.asarray(
@@ -190,7 +190,7 @@ def test_weights_and_biases_gets_the_same(run, monkeypatch, tmp_path):
     assert strip.shape == (160 + 32, 3 * 240, 3)  # three frames of 96 x 64 px, 240 px wide, below two lines of text
     assert ((strip[..., 0] > 200) & (strip[..., 1] < 60)).any()  # the box
     table = json.loads((files / third["evidence"]["path"]).read_text())
-    assert table["columns"] == ["clip", "card"] and [row[0] for row in table["data"]] == ["evidence/0", "evidence/1"]
+    assert table["columns"] == ["clip", "text"] and [row[0] for row in table["data"]] == ["evidence/0", "evidence/1"]
     assert third["evidence"]["nrows"] == 2 and "melts &lt;b&gt;" in table["data"][0][1]
 
 
@@ -205,17 +205,17 @@ def test_component_shares_are_those_of_the_combination(tmp_path):
         and items[0].step is None
         and items[0].advantage is None
     )
-    numbers = step_numbers(items)
+    numbers = step_metrics(items)
     # both components fall by 100 / 255: equal shares
     assert numbers["reward/share/a"] == pytest.approx(0.5) and numbers["reward/share/b"] == pytest.approx(0.5)
-    assert strip_of(items[0]) is None  # pixels, no file
-    assert "advantage" not in card(items[0])
+    assert draw_strip(items[0]) is None  # pixels, no file
+    assert "advantage" not in evidence_text(items[0])
 
 
 def test_nothing_scored_gives_no_mean():
     item = read_item(Score.missing("dead server"))
-    assert step_numbers([item]) == {"reward/unscored_share": 1.0}
-    assert "none: dead server" in card(item)
+    assert step_metrics([item]) == {"reward/unscored_share": 1.0}
+    assert "none: dead server" in evidence_text(item)
 
 
 def read_item(score, **facts):
@@ -229,15 +229,15 @@ def test_the_ends_are_shown_first():
         read_item(Score(value / 10), advantage=advantage)
         for value, advantage in ((1, 0.5), (2, -1.0), (3, 2.0), (4, 0.1))
     ]
-    assert [item.advantage for item in telling(items, 3)] == [-1.0, 2.0, 0.1]
+    assert [item.advantage for item in most_informative(items, 3)] == [-1.0, 2.0, 0.1]
     missing = read_item(Score.missing("x"), advantage=0.0)
-    assert telling([*items, missing], 2) == [missing, items[1]]
+    assert most_informative([*items, missing], 2) == [missing, items[1]]
     items = [read_item(Score(value / 10)) for value in (5, 1, 9)]
-    assert [item.score.value for item in telling(items, 2)] == [0.1, 0.9]
+    assert [item.score.value for item in most_informative(items, 2)] == [0.1, 0.9]
 
 
 def test_text_cannot_leave_its_line():
-    text = card(read_item(Score(0.5), note="x\n# <script>alert(1)</script> **bold**", advantage=float("nan")))
+    text = evidence_text(read_item(Score(0.5), note="x\n# <script>alert(1)</script> **bold**", advantage=float("nan")))
     assert "\n#" not in text and "<script" not in text and "\\*\\*bold" in text
     assert read_item(Score(0.5), advantage=float("nan")).advantage is None
 
@@ -250,9 +250,9 @@ def test_a_retried_video_counts_once_and_a_broken_file_is_text_only(tmp_path, ca
     ledger.record([(key, "missing", "p", video, "r", Score.missing("timeout"))])
     ledger.record([(key, "score", "p", video, "r", Score(0.5))])
     (item,) = read_evidence(tmp_path / "ledger.jsonl")
-    assert item.score.value == 0.5 and strip_of(item) is not None
+    assert item.score.value == 0.5 and draw_strip(item) is not None
     path.write_bytes(b"no video")
-    assert strip_of(item) is None and "clip.mp4: not drawn" in caplog.text
+    assert draw_strip(item) is None and "clip.mp4: not drawn" in caplog.text
 
 
 def test_wrong_use_is_named(tmp_path):

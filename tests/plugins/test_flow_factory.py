@@ -62,7 +62,7 @@ def pointwise(model, samples, batch_size):
 @pytest.fixture
 def adapter(monkeypatch):
     monkeypatch.setattr(host, "_rewards", {})
-    monkeypatch.setattr(host, "_hosted", {})
+    monkeypatch.setattr(host, "_host_rewards", {})
     fake = ModuleType("flow_factory.rewards.abc")
     fake.PointwiseRewardModel, fake.RewardModelOutput = PointwiseRewardModel, RewardModelOutput
     for name in ("flow_factory", "flow_factory.rewards"):
@@ -104,7 +104,7 @@ def test_what_the_processor_reads_off_the_class(adapter):
 
 def test_asynchronous_workers_share_one_reward(adapter):
     model = build(adapter)
-    assert build(adapter).hosted is model.hosted  # training and evaluation instances
+    assert build(adapter).host_reward is model.host_reward  # training and evaluation instances
     levels = [240, 90] * 8
     with ThreadPoolExecutor(4) as pool:
         values = list(pool.map(lambda level: pointwise(model, [sample("p", level)], 1).item(), levels))
@@ -128,9 +128,9 @@ def test_wrong_options_and_missing_media_are_typed_errors(adapter):
 def test_the_policy_reaches_the_host(adapter):
     bad = sample()
     bad["video"] = bad["video"] * float("nan")
-    from cac_align.plugins.failure import Unscored
+    from cac_align.plugins.missing_scores import MissingScoreError
 
-    with pytest.raises(Unscored, match=r"policy raise.*NaN"):
+    with pytest.raises(MissingScoreError, match=r"policy raise.*NaN"):
         pointwise(build(adapter), [sample(), bad], 2)
     neutral = build(adapter, on_missing="neutral", max_unscored_share=1.0, group_size=2)
     assert pointwise(neutral, [sample(), bad], 2).tolist() == pytest.approx([0.825, 0.825])

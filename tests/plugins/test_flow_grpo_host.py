@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cac_align.plugins import flow_grpo, host
-from cac_align.plugins.failure import Unscored
+from cac_align.plugins.missing_scores import MissingScoreError
 from tests.support import hosting
 from tests.support.hosting import clip, scripted
 
@@ -16,7 +16,7 @@ from tests.support.hosting import clip, scripted
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     monkeypatch.setattr(host, "_rewards", {})
-    monkeypatch.setattr(host, "_hosted", {})
+    monkeypatch.setattr(host, "_host_rewards", {})
 
 
 def original(device, score_dict):
@@ -76,7 +76,7 @@ def test_bad_input_is_an_error_and_never_a_number():
         score(torch.zeros(2, 3, 8, 8), ["a", "b"], [{}, {}])
     with pytest.raises(ValueError, match="one prompt per video"):
         score(batch(240), ["a", "b"], [{}, {}])
-    with pytest.raises(Unscored, match="policy raise"):
+    with pytest.raises(MissingScoreError, match="policy raise"):
         score(batch(240, 90) * 3, ["a", "b"], [{}, {}])
 
 
@@ -102,4 +102,4 @@ def test_the_launcher_runs_an_untouched_script(monkeypatch, tmp_path, capsys):
     )
     printed = capsys.readouterr().out
     assert printed.startswith("['--config', 'c.py:wan', '--reward', 'theirs']") and "0.9" in printed
-    assert next(iter(host._hosted.values())).wiring.fps == 8.0
+    assert next(iter(host._host_rewards.values())).options.fps == 8.0

@@ -11,8 +11,8 @@ import torch
 
 from cac_align.core.video import Video
 from cac_align.plugins import host
-from cac_align.plugins.failure import Unscored
-from cac_align.plugins.host import Hosted, Wiring, hosted, open_pixels
+from cac_align.plugins.host import HostOptions, HostReward, host_reward, open_pixels
+from cac_align.plugins.missing_scores import MissingScoreError
 from cac_align.rewards.build import reward_choices
 from tests.support import hosting
 from tests.support.hosting import Brightness, clip, group_normalised, scripted, serving
@@ -21,7 +21,7 @@ from tests.support.hosting import Brightness, clip, group_normalised, scripted, 
 @pytest.fixture(autouse=True)
 def fresh_cache(monkeypatch):
     monkeypatch.setattr(host, "_rewards", {})
-    monkeypatch.setattr(host, "_hosted", {})
+    monkeypatch.setattr(host, "_host_rewards", {})
 
 
 def floats(level=200, **more):
@@ -30,19 +30,21 @@ def floats(level=200, **more):
 
 
 def test_an_unknown_option_names_the_nearest():
-    assert Wiring.read({"fps": 8, "on_missing": "neutral"}, layout="TCHW") == Wiring(
+    assert HostOptions.read({"fps": 8, "on_missing": "neutral"}, layout="TCHW") == HostOptions(
         fps=8, on_missing="neutral", layout="TCHW"
     )
     with pytest.raises(ValueError, match="unknown reward option 'on_mising'; did you mean 'on_missing'"):
-        Wiring.read({"on_mising": "neutral"})
+        HostOptions.read({"on_mising": "neutral"})
 
 
 def test_a_reward_is_built_once_per_process_whoever_asks(monkeypatch):
     built = []
     monkeypatch.setattr(hosting, "counted", lambda: built.append(1) or scripted(), raising=False)
-    wirings = [Wiring(reward="tests.support.hosting:counted", component=name) for name in (None, "cac", "unified")] * 8
+    all_options = [
+        HostOptions(reward="tests.support.hosting:counted", component=name) for name in (None, "cac", "unified")
+    ] * 8
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda wiring: hosted(wiring, "test"), wirings))
+        found = list(pool.map(lambda options: host_reward(options, "test"), all_options))
     assert len(built) == 1 and len(set(map(id, found))) == 3
     assert found[1].reward.components["cac"] is found[0].reward.components["cac"]
 
@@ -54,9 +56,9 @@ def test_components_are_normalised_as_in_the_whole():
     }
     assert values == {"unified+cac": pytest.approx(0.825), "unified": pytest.approx(0.75), "cac": pytest.approx(0.9)}
     with pytest.raises(ValueError, match="has no component 'vq'; it offers unified\\+cac, unified, cac"):
-        hosted(Wiring(reward="tests.support.hosting:scripted", component="vq"), "test")
+        host_reward(HostOptions(reward="tests.support.hosting:scripted", component="vq"), "test")
     with pytest.raises(ValueError, match="only a fragment"):
-        hosted(Wiring(reward="tests.support.hosting:group_normalised"), "test")
+        host_reward(HostOptions(reward="tests.support.hosting:group_normalised"), "test")
     assert group_normalised().normalise == "group"
 
 
@@ -75,10 +77,10 @@ def test_a_url_means_the_service(monkeypatch):
 
     with serving(scripted(), ServiceSettings(token="s3cret")) as (url, _):
         monkeypatch.setenv("JUDGE_TOKEN", "s3cret")
-        reward = hosted(Wiring(reward=url, component="cac", token_env="JUDGE_TOKEN", timeout_s=9), "test")
-        assert reward.numbers(["p"], [floats(240)]) == [pytest.approx(0.9)]
+        reward = host_reward(HostOptions(reward=url, component="cac", token_env="JUDGE_TOKEN", timeout_s=9), "test")
+        assert reward.values(["p"], [floats(240)]) == [pytest.approx(0.9)]
         with pytest.raises(ValueError, match="token_env names NO_SUCH"):
-            hosted(Wiring(reward=url, token_env="NO_SUCH"), "test")
+            host_reward(HostOptions(reward=url, token_env="NO_SUCH"), "test")
 
 
 @pytest.mark.parametrize(
@@ -124,33 +126,33 @@ def test_rounding_equals_videos_own():
     ],
 )
 def test_bad_pixels_are_that_videos_missing_score(pixels, reason):
-    reward = Hosted(Brightness(), Wiring(), "test")
+    reward = HostReward(Brightness(), HostOptions(), "test")
     bad, good = reward.scores(["a", "b"], [pixels, floats()])
     assert not bad.scored and good.scored
-    with pytest.raises(Unscored, match=reason):
-        reward.numbers(["a", "b"], [pixels, floats()])
+    with pytest.raises(MissingScoreError, match=reason):
+        reward.values(["a", "b"], [pixels, floats()])
 
 
 def test_wrong_counts_and_empty_batches():
-    reward = Hosted(Brightness(), Wiring(), "test")
-    assert reward.numbers([], []) == []
+    reward = HostReward(Brightness(), HostOptions(), "test")
+    assert reward.values([], []) == []
     with pytest.raises(ValueError, match="one prompt per video, received 2 prompts and 1 videos"):
-        reward.numbers(["a", "b"], [floats()])
+        reward.values(["a", "b"], [floats()])
 
 
 def test_the_ledger_holds_evidence_facts_and_every_substitution(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    wiring = Wiring(ledger=str(path), on_missing="neutral", max_unscored_share=1.0, group_size=2)
-    reward = Hosted(Brightness(), wiring, "flow-factory/cac")
-    sent = reward.numbers(["p"], [floats()], step=7)
+    options = HostOptions(ledger=str(path), on_missing="neutral", max_unscored_share=1.0, group_size=2)
+    reward = HostReward(Brightness(), options, "flow-factory/cac")
+    sent = reward.values(["p"], [floats()], step=7)
     assert sent == [pytest.approx(192 / 255)]
 
     class Half(Brightness):
         def one(self, prompt, video):
             return super().one("unscorable" if video.frames([0]).pixels.mean() < 100 else prompt, video)
 
-    half = Hosted(Half(), wiring, "flow-factory/cac")
-    assert half.numbers(["p", "p"], [floats(210), floats(60)], step=8) == [pytest.approx(202 / 255)] * 2
+    half = HostReward(Half(), options, "flow-factory/cac")
+    assert half.values(["p", "p"], [floats(210), floats(60)], step=8) == [pytest.approx(202 / 255)] * 2
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["kind"] for row in rows].count("missing") == 1
     extras = [row["extra"] for row in rows if row["kind"] == "extra"]
@@ -165,12 +167,12 @@ def test_the_ledger_holds_evidence_facts_and_every_substitution(tmp_path):
 
 def test_a_policy_that_cannot_work_is_refused_before_the_first_video():
     with pytest.raises(ValueError, match="'neutral' needs group_size"):
-        hosted(Wiring(reward="tests.support.hosting:scripted", on_missing="neutral"), "test")
+        host_reward(HostOptions(reward="tests.support.hosting:scripted", on_missing="neutral"), "test")
 
 
 def test_facts_are_each_videos_own(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    reward = Hosted(Brightness(), Wiring(ledger=str(path)), "test")
+    reward = HostReward(Brightness(), HostOptions(ledger=str(path)), "test")
     reward.scores(["p", "q"], [floats(210), floats(60)], each=[{"group": 3}, {"group": 4}], step=1)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     prompts = {row["key"]: row["prompt"] for row in rows if row["kind"] == "score"}
@@ -182,7 +184,7 @@ def test_facts_are_each_videos_own(tmp_path):
 
 
 def test_adapters_import_nothing_heavy():
-    modules = ["flow_grpo", "verl_omni", "videoalign", "trl", "host", "failure", "doctor"]
+    modules = ["flow_grpo", "verl_omni", "videoalign", "trl", "host", "missing_scores", "doctor"]
     heavy = [
         "torch",
         "transformers",

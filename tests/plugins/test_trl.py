@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cac_align.plugins import host, trl
-from cac_align.plugins.failure import Unscored
+from cac_align.plugins.missing_scores import MissingScoreError
 from cac_align.plugins.trl import VideoReward, prompt_text
 from tests.support.hosting import clip
 
@@ -12,7 +12,7 @@ from tests.support.hosting import clip
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     monkeypatch.setattr(host, "_rewards", {})
-    monkeypatch.setattr(host, "_hosted", {})
+    monkeypatch.setattr(host, "_host_rewards", {})
 
 
 def video(level=240):
@@ -31,17 +31,17 @@ def test_completions_or_a_column_hold_the_videos():
 
 @pytest.mark.parametrize("installed", ["1.10.0", "1.16.0", "2.0.1"])
 def test_no_score_is_none_where_trl_leaves_it_out(monkeypatch, installed):
-    monkeypatch.setattr(trl, "_trl", lambda: installed)
+    monkeypatch.setattr(trl, "_trl_version", lambda: installed)
     reward = VideoReward(reward="tests.support.hosting:brightness", leave_out=True, max_unscored_share=0.6, min_seen=4)
     values = reward(prompts=["a", "unscorable"], completions=[video(), video() * float("nan")])
     assert values[0] > 0 and values[1] is None
     assert reward(prompts=["unscorable"], completions=[video()]) == [None]
-    with pytest.raises(Unscored, match="too many videos without a score .* 3 of 4 unscored"):
+    with pytest.raises(MissingScoreError, match="too many videos without a score .* 3 of 4 unscored"):
         reward(prompts=["unscorable"], completions=[video()])
 
 
 def test_a_missing_score_raises():
-    with pytest.raises(Unscored, match="1 of 2 videos have no score"):
+    with pytest.raises(MissingScoreError, match="1 of 2 videos have no score"):
         VideoReward(reward="tests.support.hosting:brightness")(
             prompts=["a", "unscorable"], completions=[video(), video()]
         )
@@ -54,7 +54,7 @@ def test_a_missing_score_raises():
 
 @pytest.mark.parametrize("installed", ["", "0.24.0", "1.9.3"])
 def test_none_is_refused_where_trl_would_count_it_as_zero(monkeypatch, installed):
-    monkeypatch.setattr(trl, "_trl", lambda: installed)
+    monkeypatch.setattr(trl, "_trl_version", lambda: installed)
     with pytest.raises(
         ValueError, match=f"leave_out needs trl >= 1.10, found {installed or 'none'}: an older one may count None as 0"
     ):

@@ -11,7 +11,7 @@ import torch
 
 from cac_align.plugins import host
 from cac_align.plugins.evidence import _headline, read_evidence
-from cac_align.plugins.failure import Unscored
+from cac_align.plugins.missing_scores import MissingScoreError
 from tests.support.hosting import clip
 
 
@@ -49,7 +49,7 @@ class RewardResponse:
 @pytest.fixture
 def adapter(monkeypatch):
     monkeypatch.setattr(host, "_rewards", {})
-    monkeypatch.setattr(host, "_hosted", {})
+    monkeypatch.setattr(host, "_host_rewards", {})
     base, types = ModuleType("unirl.reward.base"), ModuleType("unirl.types.reward")
     base.RewardBackend, base.BaseRewardComponentSpec = RewardBackend, BaseRewardComponentSpec
     types.RewardRequest, types.RewardResponse = RewardRequest, RewardResponse
@@ -100,7 +100,7 @@ def test_neutral_keeps_the_reason(adapter):
     response = here.compute_rewards(RewardRequest(["a", "a"], [video(), video() * 9]))
     assert response.rewards == pytest.approx([0.825, 0.825]) and response.successes == [True, True]
     assert "must lie in [0, 1]" in response.errors[1]
-    with pytest.raises(Unscored, match="holds 1 videos of the prompt and its group 2"):
+    with pytest.raises(MissingScoreError, match="holds 1 videos of the prompt and its group 2"):
         here.compute_rewards(RewardRequest(["a", "b"], [video(), video() * 9]))
 
 

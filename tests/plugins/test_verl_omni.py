@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from cac_align.plugins import host, verl_omni
-from cac_align.plugins.failure import Unscored
+from cac_align.plugins.missing_scores import MissingScoreError
 from tests.support.hosting import clip
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     monkeypatch.setattr(host, "_rewards", {})
-    monkeypatch.setattr(host, "_hosted", {})
+    monkeypatch.setattr(host, "_host_rewards", {})
 
 
 def manager(solution_image, ground_truth="p", extra_info=None, **entry):
@@ -44,7 +44,7 @@ def test_both_layouts_and_a_batch_of_one():
 
 
 def test_three_frames_need_a_stated_layout():
-    with pytest.raises(Unscored, match="pass layout="):
+    with pytest.raises(MissingScoreError, match="pass layout="):
         manager(video(num_frames=3), reward="tests.support.hosting:scripted")
     assert manager(video(num_frames=3), reward="tests.support.hosting:scripted", layout="TCHW", component="cac")[
         "score"
@@ -57,9 +57,9 @@ def test_only_uint8_is_accepted():
 
 
 def test_the_prompt_is_the_extra_informations_or_the_ground_truth():
-    with pytest.raises(Unscored, match="told not to"):
+    with pytest.raises(MissingScoreError, match="told not to"):
         manager(video(), "p", {"prompt": "unscorable"}, reward="tests.support.hosting:brightness")
-    with pytest.raises(Unscored, match="told not to"):
+    with pytest.raises(MissingScoreError, match="told not to"):
         manager(video(), "unscorable", {"prompt": ""}, reward="tests.support.hosting:brightness")
     assert manager(video(), "unscorable", {"prompt": "fine"}, reward="tests.support.hosting:brightness")["score"] > 0
 

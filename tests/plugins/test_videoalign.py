@@ -6,7 +6,7 @@ import pytest
 
 from cac_align.core.encoding import write_mp4
 from cac_align.plugins import host
-from cac_align.plugins.failure import Unscored
+from cac_align.plugins.missing_scores import MissingScoreError
 from cac_align.plugins.videoalign import RunStopped, VideoVLMRewardInference
 from tests.support.hosting import clip
 
@@ -14,7 +14,7 @@ from tests.support.hosting import clip
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     monkeypatch.setattr(host, "_rewards", {})
-    monkeypatch.setattr(host, "_hosted", {})
+    monkeypatch.setattr(host, "_host_rewards", {})
 
 
 @pytest.fixture
@@ -42,14 +42,14 @@ def test_keys_hold_components_and_the_whole(paths):
 
 def test_the_files_own_rate_is_not_believed(paths):
     inferencer = VideoVLMRewardInference("tests.support.hosting:scripted")
-    scan = inferencer.hosted.scores(["a"], paths[:1])[0].evidence.turns[0]
+    scan = inferencer.host_reward.scores(["a"], paths[:1])[0].evidence.turns[0]
     assert scan.frames == (0, 4, 8, 12, 16)  # 4 fps of 16; at the 8 of the file it would be every second frame
 
 
 def test_failures_and_wrong_rewards_are_errors(paths):
     with pytest.raises(RunStopped, match="policy raise") as stopped:
         VideoVLMRewardInference("tests.support.hosting:scripted").reward(["/no/such.mp4"], ["a"])
-    assert isinstance(stopped.value.__cause__, Unscored)
+    assert isinstance(stopped.value.__cause__, MissingScoreError)
     with pytest.raises(RunStopped, match="no part 'normalised/cac'"):
         VideoVLMRewardInference("tests.support.hosting:brightness").reward(paths[:1], ["a"])
     with pytest.raises(RunStopped, match="one prompt per video"):
@@ -71,7 +71,7 @@ def test_no_failure_becomes_the_trainers_own_number(paths):
     assert dance_grpo(VideoVLMRewardInference("tests.support.hosting:scripted"), paths[0], "a") == pytest.approx(
         (0.9, 0.75)
     )
-    with pytest.raises(RunStopped, match="Unscored: 1 of 1 videos have no score"):
+    with pytest.raises(RunStopped, match="MissingScoreError: 1 of 1 videos have no score"):
         dance_grpo(VideoVLMRewardInference("tests.support.hosting:scripted"), "/no/such.mp4", "a")
     down = VideoVLMRewardInference("http://127.0.0.1:9", timeout_s=0.3)
     with pytest.raises(RunStopped, match="service http://127.0.0.1:9"):

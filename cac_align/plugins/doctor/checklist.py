@@ -1,9 +1,11 @@
-"""doctor: what stands between a host trainer and a correct video reward, found before the first GPU hour, with the lines to add.
+"""The doctor: finds, before the first GPU hour, what keeps a host trainer from getting a correct
+video reward.
 
-host + its config file → checks (versions, fps, layout, range, normalisation, group fragments, step-0 noise, traps) → checklist
+host, its config file → checks (versions, fps, layout, range, normalisation, groups, noise, known traps) → checklist
 
-A check is ok, wrong (with the exact mending line), or a remark (``ok`` is None: true, but not to be seen from the config). Configs are
-only read; flow_grpo's are Python and are run as the host itself would run them. The traps were each found in the host's source.
+A check is right, wrong (with the line that fixes it), or a remark. Configs are only read;
+flow_grpo's are Python files and are run as the host itself would run them. Each trap was found in
+the host's source.
 """
 
 from __future__ import annotations
@@ -13,11 +15,17 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from cac_align.plugins.doctor.checks import Check
+from cac_align.plugins.doctor.config_lines import CONFIG_LINES, VIDEO_LAYOUTS
+from cac_align.plugins.doctor.flow_factory import check_flow_factory
+from cac_align.plugins.doctor.flow_grpo import check_flow_grpo
 from cac_align.plugins.doctor.host_configs import read_config
-from cac_align.plugins.doctor.inspection import LINES, READERS, Check, remarks
+from cac_align.plugins.doctor.unirl import check_unirl
+from cac_align.plugins.doctor.verl_omni import check_verl_omni
 
 HOSTS: dict[str, str] = {
     "flow-factory": "flow_factory",
@@ -27,14 +35,23 @@ HOSTS: dict[str, str] = {
     "videoalign": "",
     "trl": "trl",
 }
-"""Host names → the package that is the host (none for the VideoAlign shape, which is a class in others' code)."""
+"""Host names and the package that each is; empty for VideoAlign's class, which other projects copy."""
+
+CONFIG_CHECKS: dict[str, Callable[[Mapping[str, Any]], Iterator[Check]]] = {
+    "flow-factory": check_flow_factory,
+    "flow_grpo": check_flow_grpo,
+    "unirl": check_unirl,
+    "verl-omni": check_verl_omni,
+}
+"""The hosts whose config file we read, and the function that checks it."""
 
 
 def doctor(host: str | None = None, config: Path | None = None) -> list[Check]:
     """Every check that can be made for this host (None: this environment only) and its config file.
 
-    config: Flow-Factory and UniRL: YAML; verl-omni: YAML or a file of ``key=value`` overrides; flow_grpo: ``file.py`` or
-    ``file.py:function``. Raises ``ValueError`` for an unknown host, a config that cannot be read, or one without a host.
+    config: YAML for Flow-Factory and UniRL; YAML or a file of ``key=value`` overrides for
+    verl-omni; ``file.py`` or ``file.py:function`` for flow_grpo. Raises ``ValueError`` for an
+    unknown host, a config that cannot be read, or a config without a host.
     """
     if host is None and config is not None:
         raise ValueError(f"{config}: whose config is it? Name the host: {', '.join(HOSTS)}")
@@ -55,23 +72,35 @@ def doctor(host: str | None = None, config: Path | None = None) -> list[Check]:
             Check("host", True if found else None, text, "" if found else "run doctor with the interpreter that trains")
         )
     if config is not None:
-        if host not in READERS:
+        if host not in CONFIG_CHECKS:
             raise ValueError(f"{host} has no config file that we read; leave --config out")
-        checks += READERS[host](read_config(host, config))
-    checks += remarks(host)
+        checks += CONFIG_CHECKS[host](read_config(host, config))
+    checks += _remarks(host)
     return checks
 
 
+def _remarks(host: str) -> Iterator[Check]:
+    """What is true for this host whatever its config says."""
+    yield Check("layout and range", None, VIDEO_LAYOUTS[host])
+    if host in ("flow-factory", "flow_grpo"):
+        yield Check("ties", None, "CaC is near-binary: many groups have no spread; watch the share of zero-std groups")
+
+
 def checklist(host: str | None, checks: list[Check]) -> str:
-    """The checks as text, wrong ones with their fix, and the lines that wire the host."""
-    marks = {True: "ok   ", False: "WRONG", None: "note "}
+    """The checks as text, wrong ones with their fix, and the lines to add to the host's config."""
+    labels = {True: "ok   ", False: "WRONG", None: "note "}
     lines = []
     for check in checks:
-        lines.append(f"{marks[check.ok]}  {check.name}: {check.text}")
+        lines.append(f"{labels[check.ok]}  {check.name}: {check.text}")
         if check.fix:
             lines += [f"         → {line}" for line in check.fix.splitlines()]
     if host is not None:
-        lines += ["", f"The lines that wire {host}:", "", *(f"    {line}" for line in LINES[host].splitlines())]
+        lines += [
+            "",
+            f"The lines that make {host} use our reward:",
+            "",
+            *(f"    {line}" for line in CONFIG_LINES[host].splitlines()),
+        ]
     return "\n".join(lines)
 
 
@@ -93,7 +122,8 @@ def _environment() -> Iterator[Check]:
     fix = (
         ""
         if new
-        else "this interpreter cannot hold Qwen3-VL itself: start `cac-align serve` in its own environment, reward: http://…"
+        else "this interpreter cannot hold Qwen3-VL itself: start `cac-align serve` in its own environment, "
+        "and set reward: http://…"
     )
     yield Check(
         "transformers",
@@ -104,7 +134,11 @@ def _environment() -> Iterator[Check]:
 
 
 def torchvision_check(torch: str, torchvision: str | None, requires: list[str]) -> Check:
-    """Whether this torchvision was built for this torch: release by its metadata, build (cpu, cu…) by the version's local part."""
+    """Whether this torchvision was built for this torch.
+
+    Its metadata (``requires``) name the release of torch, the local part of its version the build
+    (cpu, cu…).
+    """
     if torchvision is None:
         return Check(
             "torchvision", None, f"not installed beside torch {torch}: Qwen3-VL's own video processor needs it"
@@ -112,9 +146,13 @@ def torchvision_check(torch: str, torchvision: str | None, requires: list[str]) 
     wanted = next((match[1] for line in requires if (match := re.match(r"torch\s*\(?==\s*([0-9.]+)", line))), None)
     release, _, build = torch.partition("+")
     other_build = torchvision.partition("+")[2]
-    fix = f"pip install 'torch=={wanted or release}' torchvision=={torchvision.partition('+')[0]}   (both from the same index)"
+    vision_release = torchvision.partition("+")[0]
+    fix = f"pip install 'torch=={wanted or release}' torchvision=={vision_release}   (both from the same index)"
     if wanted is not None and wanted != release:
-        text = f"torchvision {torchvision} was built for torch {wanted}, installed is torch {torch}: transformers, diffusers and peft will break"
+        text = (
+            f"torchvision {torchvision} was built for torch {wanted}, installed is torch {torch}: "
+            "transformers, diffusers and peft will break"
+        )
         return Check("torchvision", False, text, fix)
     if build and other_build and build != other_build:
         return Check(

@@ -1,6 +1,8 @@
 """Hosts' config files as plain mappings: YAML, Hydra overrides, and flow_grpo's Python.
 
-path → read_config(host) → nested mapping, nothing filled in and nothing resolved but a top-level ``${name}``
+path → read_config → nested mapping
+
+Nothing is filled in, and nothing is resolved but a top-level ``${name}``.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def _named(value: Any) -> str | None:
 
 
 def _overrides(text: str) -> dict[str, Any]:
-    """``a.b.c=value`` lines, as they stand in a launch script, as a nested mapping; other lines are not looked at."""
+    """``a.b.c=value`` lines, as they stand in a launch script, as a nested mapping; other lines are
+    ignored.
+    """
     import yaml
 
     config: dict[str, Any] = {}
@@ -63,7 +67,9 @@ def _overrides(text: str) -> dict[str, Any]:
 
 
 def _python(spec: str) -> Mapping[str, Any]:
-    """``file.py`` (its ``get_config()``) or ``file.py:name`` (its ``get_config("name")``, as ml_collections' flag passes it)."""
+    """``file.py`` (its ``get_config()``) or ``file.py:name`` (its ``get_config("name")``, as
+    ml_collections' flag passes it).
+    """
     file, _, name = spec.partition(":")
     if not Path(file).is_file():
         raise ValueError(f"{file}: no such config file")
@@ -72,6 +78,7 @@ def _python(spec: str) -> Mapping[str, Any]:
         config = functions["get_config"](name) if name else functions["get_config"]()
     except Exception as error:
         raise ValueError(
-            f"{spec}: could not be run as a config: {type(error).__name__}: {error}; run doctor with the host's own Python, in its folder"
+            f"{spec}: could not be run as a config: {type(error).__name__}: {error}; "
+            "run doctor with the host's own Python, in its folder"
         ) from error
     return config.to_dict() if hasattr(config, "to_dict") else dict(config)

@@ -1,0 +1,153 @@
+"""The checks that every host shares: our own options in its config, and the reward that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cac_align.plugins.host import HostOptions
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding about an environment or a config."""
+
+    name: str
+    # True: right. False: wrong. None: a remark, which is true but cannot be seen to be right or wrong.
+    ok: bool | None
+    text: str
+    # What to write where, when something is to be done.
+    fix: str = ""
+
+
+def check_options(name: str, given: Mapping[str, Any], *, whole_groups: bool) -> Iterator[Check]:
+    """Checks of our own options, wherever the host keeps them.
+
+    name: of the reward in the host's config. whole_groups: whether the host's calls hold whole
+    groups of videos.
+    """
+    try:
+        options = HostOptions.read(given)
+        policy = options.policy
+    except (ValueError, TypeError) as error:
+        yield Check(f"{name} options", False, str(error), "see cac_align.plugins.host.HostOptions")
+        return
+    fps = float(options.fps)
+    fix = "" if fps == 16 else f"fps: 16 on {name}, unless the videos really have {fps:g} frames per second"
+    yield Check(
+        f"{name} fps", True if fps == 16 else None, f"{fps:g} frames per second (Wan: 16; the hosts tag files 8)", fix
+    )
+    if options.on_missing == "neutral":
+        text = (
+            f"{policy}: neutral needs all {options.group_size} videos of a prompt in one call, or a gap stops the run"
+        )
+        split = "" if whole_groups else "; this host's calls hold fragments of groups"
+        yield Check(
+            f"{name} policy", None, text + split, f"on_missing: raise on {name}, unless one call holds the whole group"
+        )
+    else:
+        yield Check(f"{name} policy", True, str(policy))
+    yield from _reward_source(name, options)
+    if options.ledger is None:
+        yield Check(
+            f"{name} evidence",
+            None,
+            "every host drops explanations; no ledger is set",
+            f"ledger: ledger.jsonl on {name}",
+        )
+
+
+def check_unsupported(name: str, options: dict[str, Any], keys: Sequence[str], why: str) -> Iterator[Check]:
+    """Checks that fail for options that this host's adapter does not take; removes them from
+    ``options``.
+    """
+    for key in keys:
+        if options.pop(key, None) is not None:
+            yield Check(f"{name} {key}", False, why, f"remove {key} from {name}")
+
+
+def check_frame_rate(name: str, options: Mapping[str, Any], rate: Any) -> Iterator[Check]:
+    """A check that fails where the host's config states another frame rate than the reward's
+    options.
+
+    rate: frames per second of the videos that the host's model makes; None where its config does
+    not say.
+    """
+    fps = float(options.get("fps", 16))
+    if rate is not None and float(rate) != fps:
+        yield Check(
+            f"{name} frame rate",
+            False,
+            f"train.frame_rate is {rate}, and the reward takes the videos for {fps:g} fps",
+            f"fps: {rate} on {name}",
+        )
+
+
+def _reward_source(name: str, options: HostOptions) -> Iterator[Check]:
+    """A check of the service or recipe that the reward comes from."""
+    source = options.reward
+    if source is None:
+        yield Check(
+            f"{name} reward",
+            None,
+            "the shipped miniature, made for the miniature world only",
+            "reward: your recipe, or http://… of `cac-align serve`",
+        )
+    elif source.startswith(("http://", "https://")):
+        yield _check_service(name, source, options.component)
+    elif source.endswith((".yaml", ".yml")):
+        yield _check_recipe(name, Path(source), options.component)
+
+
+def _check_service(name: str, url: str, component: str | None) -> Check:
+    """Whether the service answers and offers this component."""
+    from cac_align.serving.client import RemoteReward
+
+    try:
+        health = RemoteReward(url, timeout_s=5, retries=0).health()
+    except ValueError as error:
+        return Check(f"{name} service", False, str(error), "cac-align serve --reward RECIPE, and the address it prints")
+    if health.rewards and component is not None and component not in health.rewards:
+        return Check(
+            f"{name} service",
+            False,
+            f"{url} offers {', '.join(health.rewards)}, not {component!r}",
+            "serve a recipe that has it",
+        )
+    return Check(
+        f"{name} service",
+        health.status == "ok",
+        f"{url}: {health.status}, offers {', '.join(health.rewards) or 'nothing without a token'}",
+    )
+
+
+def _check_recipe(name: str, path: Path, component: str | None) -> Check:
+    """Whether the recipe can be read, has this component, and normalises in a way that works for
+    single videos.
+    """
+    from cac_align.config import read_recipe
+    from cac_align.rewards.build import RewardRecipe
+
+    try:
+        recipe = read_recipe(RewardRecipe, path, section="reward")
+    except ValueError as error:
+        return Check(
+            f"{name} recipe",
+            False,
+            str(error),
+            "cac-align score VIDEO --prompt TEXT --reward RECIPE tries a recipe alone",
+        )
+    if component is not None and component not in (*recipe.components, "+".join(recipe.components)):
+        text = f"{path} has {', '.join(recipe.components)}, not {component!r}"
+        return Check(f"{name} recipe", False, text, "a recipe that has it, or another class")
+    if recipe.normalise in ("group", "rank"):
+        text = (
+            f"{path} normalises by {recipe.normalise!r} within a prompt's videos; "
+            "the host's calls hold fragments of groups"
+        )
+        return Check(f"{name} normalisation", False, text, "normalise: range   (or reference)")
+    return Check(
+        f"{name} normalisation", True, f"{recipe.normalise}: works for one video, the same under every aggregation"
+    )

@@ -1,0 +1,48 @@
+"""For each host, the lines of its config or script that make it take our reward, and how it passes
+videos.
+"""
+
+from __future__ import annotations
+
+CONFIG_LINES: dict[str, str] = {
+    "flow-factory": """rewards:
+  - {name: cac, reward_model: cac_align.plugins.flow_factory.CaCReward, weight: 0.5, batch_size: 16, device: cpu,
+     reward: "http://127.0.0.1:8000", fps: 16, ledger: ledger.jsonl}
+  - {name: unified, reward_model: cac_align.plugins.flow_factory.UnifiedVideoReward, weight: 0.5, batch_size: 16,
+     device: cpu, reward: "http://127.0.0.1:8000", fps: 16, ledger: ledger.jsonl}
+train: {advantage_aggregation: sum}""",
+    "flow_grpo": """config.reward_fn = {"cac": 0.5, "unifiedreward_video": 0.5}
+accelerate launch … -m cac_align.plugins.flow_grpo --reward http://127.0.0.1:8000 --ledger ledger.jsonl \\
+    scripts/train_wan2_1.py --config …""",
+    "unirl": """cac_reward:
+  _target_: unirl.reward.service.RewardService
+  backend:
+    _target_: cac_align.plugins.unirl.CaCBackend
+    base_device: cpu
+    config: {_target_: cac_align.plugins.unirl.CaCSpec, reward: "http://127.0.0.1:8000", fps: 16, ledger: ledger.jsonl}
+reward: ${cac_reward}""",
+    "verl-omni": """reward.reward_manager.name=MultiVisualRewardManager
++reward.reward_functions.cac.path=pkg://cac_align.plugins.verl_omni
++reward.reward_functions.cac.name=compute_score
++reward.reward_functions.cac.weight=1.0
++reward.reward_functions.cac.required=true
++reward.reward_functions.cac.reward=http://127.0.0.1:8000
++reward.reward_functions.cac.fps=16""",
+    "videoalign": """from cac_align.plugins.videoalign import VideoVLMRewardInference
+inferencer = VideoVLMRewardInference("http://127.0.0.1:8000", fps=16, ledger="ledger.jsonl")""",
+    "trl": """from cac_align.plugins.trl import VideoReward
+reward = VideoReward(reward="http://127.0.0.1:8000", fps=16, ledger="ledger.jsonl")
+trainer = GRPOTrainer(..., reward_funcs=[reward])""",
+}
+
+VIDEO_LAYOUTS: dict[str, str] = {
+    "flow-factory": "(T, C, H, W) float [0, 1] tensors; anything else, NaN or out of range has no score",
+    "flow_grpo": "(B, T, C, H, W) float [0, 1]; anything else, NaN or out of range has no score",
+    "unirl": "(C, T, H, W) float [0, 1]; anything else, NaN or out of range has no score",
+    "verl-omni": "uint8 (T, C, H, W) or (C, T, H, W); state layout= where both could be 3",
+    "videoalign": "files on disk; their frame rate is taken from fps=, never from the file; a failure ends the run "
+    "(RunStopped), because DanceGRPO turns every Exception into VQ = MQ = -1.0",
+    "trl": "tensors, arrays, PIL frames or paths; a missing score raises "
+    "(None only with leave_out=True on trl >= 1.10)",
+}
+"""Per host, the videos that its adapter takes, and what becomes of others."""

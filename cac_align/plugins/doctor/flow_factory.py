@@ -1,0 +1,135 @@
+"""What a Flow-Factory config gets wrong about a video reward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cac_align.plugins.doctor.checks import Check, check_frame_rate, check_options
+from cac_align.plugins.doctor.config_lines import CONFIG_LINES
+
+# Keys of a reward's entry that Flow-Factory reads itself; it passes the others on to us.
+_OWN_KEYS = frozenset(
+    ["name", "reward_model", "weight", "dtype", "device", "batch_size", "async_reward", "num_workers", "extra_kwargs"]
+)
+
+
+def check_flow_factory(config: Mapping[str, Any]) -> Iterator[Check]:
+    """What Flow-Factory's config says about our reward, its scheduler and its advantages."""
+    train, scheduler, model = (config.get(section) or {} for section in ("train", "scheduler", "model"))
+    entries = config.get("rewards") or []
+    entries = [entries] if isinstance(entries, Mapping) else list(entries)
+    ours = [entry for entry in entries if str(entry.get("reward_model", "")).startswith("cac_align.")]
+    fix = "" if ours else CONFIG_LINES["flow-factory"]
+    yield Check(
+        "reward",
+        bool(ours),
+        f"{len(ours)} of {len(entries)} rewards are ours" if ours else "none of our rewards is listed",
+        fix,
+    )
+    names = {"CaCUnifiedReward": None, "CaCReward": "cac", "UnifiedVideoReward": "unified"}
+    for entry in entries:
+        name, path = str(entry.get("name", "default")), str(entry.get("reward_model", ""))
+        if "." not in path and path.lower() != path and "cac" in path.lower():
+            yield Check(
+                f"{name} path",
+                False,
+                f"{path!r}: registered names are looked up in lower case and never found",
+                "reward_model: cac_align.plugins.flow_factory.CaCUnifiedReward",
+            )
+        if entry in ours:
+            right = path in {f"cac_align.plugins.flow_factory.{each}" for each in names}
+            yield Check(
+                f"{name} path", right, path, "" if right else f"cac_align.plugins.flow_factory.{{{', '.join(names)}}}"
+            )
+            options = {key: value for key, value in entry.items() if key not in _OWN_KEYS} | dict(
+                entry.get("extra_kwargs") or {}
+            )
+            options = {"component": names.get(path.rpartition(".")[2]), **options}
+            yield from check_frame_rate(name, options, train.get("frame_rate"))
+            yield from check_options(
+                name, options, whole_groups=int(entry.get("batch_size", 16)) >= int(train.get("group_size", 16))
+            )
+        elif "server_url" in entry:
+            yield Check(
+                f"{name} transport",
+                False,
+                "the remote template sends every frame as PNG (73 MB for 81 frames of 480P) and waits 60 s",
+                "use our class with reward: http://…",
+            )
+    if len(ours) > 1:
+        aggregation = train.get("advantage_aggregation", "gdpo")
+        weights = [float(entry.get("weight", 1)) for entry in ours]
+        both = sorted(str(entry.get("reward_model", "")).rpartition(".")[2] for entry in ours) == [
+            "CaCReward",
+            "UnifiedVideoReward",
+        ]
+        mean = aggregation == "sum" and len(set(weights)) == 1 and both
+        text = f"advantage_aggregation {aggregation} with weights {weights}: " + (
+            "the paper's mean of normalised scores" if mean else "not the paper's mean"
+        )
+        fix = (
+            ""
+            if mean
+            else "train: {advantage_aggregation: sum}, CaCReward and UnifiedVideoReward once each, equal weights "
+            "(gdpo z-scores each reward per group, which amplifies the noise of a near-constant one)"
+        )
+        yield Check("aggregation", True if mean else None, text, fix)
+    video = str(model.get("model_type", "")).startswith(("wan", "ltx"))
+    yield Check(
+        "model",
+        video,
+        f"model_type {model.get('model_type')}",
+        "" if video else "model: {model_type: wan2_t2v, …}: our rewards judge video",
+    )
+    yield _step_zero(scheduler, train)
+    shared = train.get("global_std", True)
+    yield Check(
+        "advantage",
+        True if not shared else None,
+        f"global_std {shared}",
+        "train: {global_std: false}: one prompt's spread then does not scale another's" if shared else "",
+    )
+    if "zero3" in str(config.get("config_file", "")).lower():
+        yield Check(
+            "sharding",
+            False,
+            "DeepSpeed ZeRO-3 shards reward models too",
+            "config_file: config/deepspeed/deepspeed_zero2.yaml, or a service",
+        )
+    yield _host_memory(train, int(config.get("num_processes", 1)))
+
+
+def _step_zero(scheduler: Mapping[str, Any], train: Mapping[str, Any]) -> Check:
+    """Whether denoising step 0 gets no noise: with UniPC its sigma is 1, where Flow-SDE's formula is
+    singular.
+    """
+    kind, level = scheduler.get("dynamics_type", "Flow-SDE"), scheduler.get("noise_level", 0.7)
+    steps, count = scheduler.get("sde_steps"), int(train.get("num_inference_steps", 50))
+    if kind != "Flow-SDE":
+        return Check(
+            "step-0 noise", True, f"{kind}: no singular first step; noise_level {level} means another amount there"
+        )
+    if steps is not None and 0 not in steps:
+        return Check("step-0 noise", True, f"sde_steps {list(steps)} leave out step 0; noise_level {level}")
+    text = (
+        "step 0 is eligible for noise; with UniPC its sigma escapes the guard for 1, "
+        "and the noise there is 31.6 × noise_level"
+    )
+    worse = f"; with {count} steps the sample is destroyed" if count < 20 else ""
+    return Check("step-0 noise", False, text + worse, "scheduler: {sde_steps: [1, 2, …]}")
+
+
+def _host_memory(train: Mapping[str, Any], processes: int) -> Check:
+    """How much memory the decoded videos of one epoch take in each process."""
+    size = train.get("resolution", [480, 832])
+    height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
+    samples = int(train.get("unique_sample_num_per_epoch", 1)) * int(train.get("group_size", 16)) / max(processes, 1)
+    gigabytes = samples * int(train.get("num_frames", 81)) * height * width * 12 / 1e9
+    text = f"decoded videos stay until the epoch ends: {samples:g} per rank, {gigabytes:.1f} GB in float32"
+    return Check(
+        "host memory",
+        True if gigabytes < 16 else None,
+        text,
+        "" if gigabytes < 16 else "lower unique_sample_num_per_epoch",
+    )

@@ -72,7 +72,7 @@ weights: install
 # Prints its lines and leaves them in out/table2/table2.md; docs/table2.md holds those that were measured, with their conditions.
 table2: install
 	for name in miniature_ur miniature miniature_nft; do $(BIN)/cac-align align recipes/align/$$name.yaml || [ $$? -eq 1 ] || exit 1; done
-	$(BIN)/python -m research.experiments.table2 out/table2 ur=runs/flow_grpo/miniature_ur/lora ur+cac=runs/flow_grpo/miniature/lora ur+cac-nft=runs/flow_grpo/miniature_nft/lora
+	$(BIN)/python -m research.experiments.table2 out/table2 ur=runs/align/miniature_ur/lora ur+cac=runs/align/miniature/lora ur+cac-nft=runs/align/miniature_nft/lora
 
 # The paper's Table 3 in miniature: ten variants through the three real stages (hours on two cores, resumable); writes docs/ablations.md.
 ablations: install

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from cac_align.align.recipe import FlowGrpoRecipe, Watch, Window
-from cac_align.align.trainer import Run
+from cac_align.align.recipe import AlignRecipe, EvalRecipe, SdeWindow
+from cac_align.align.trainer import AlignRun
 from cac_align.config import read_recipe
 from cac_align.core.video import Video
 from cac_align.rewards.reward import Score
@@ -51,10 +51,10 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    recipe = read_recipe(FlowGrpoRecipe, Path(__file__).parents[1] / "recipes/align/miniature.yaml", options.settings)
+    recipe = read_recipe(AlignRecipe, Path(__file__).parents[1] / "recipes/align/miniature.yaml", options.settings)
     recipe = replace(
         recipe, reward="__main__:Sleeper", group_size=options.group_size, micro_batch=options.group_size,
-        prompts_per_step=options.prompts, steps=options.steps + 1, save_every=1000, watch=Watch(every=0),
+        prompts_per_step=options.prompts, steps=options.steps + 1, save_every=1000, eval=EvalRecipe(every=0),
     )  # fmt: skip
     rows = {
         "no reward": measure(recipe, 0.0),
@@ -73,16 +73,16 @@ def main() -> None:
     )
 
 
-def measure(recipe: FlowGrpoRecipe, judge_seconds: float) -> dict[str, float]:
+def measure(recipe: AlignRecipe, judge_seconds: float) -> dict[str, float]:
     """Mean seconds of the steps after the first."""
     Sleeper.seconds_per_video = judge_seconds
     with tempfile.TemporaryDirectory() as folder:
-        Run(replace(recipe, out=folder)).go()
+        AlignRun(replace(recipe, out=folder)).train()
         rows = [json.loads(line)["seconds"] for line in (Path(folder) / "log.jsonl").read_text().splitlines()][1:]
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def saved_bytes(recipe: FlowGrpoRecipe, size: int) -> int:
+def saved_bytes(recipe: AlignRecipe, size: int) -> int:
     """The most bytes autograd holds at a time during an update with ``size`` stochastic steps."""
     held = most = 0
 
@@ -94,7 +94,7 @@ def saved_bytes(recipe: FlowGrpoRecipe, size: int) -> int:
 
     Sleeper.seconds_per_video = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(replace(recipe, out=folder, prompts_per_step=1, sde_window=Window(size, 1, 6)))
+        run = AlignRun(replace(recipe, out=folder, prompts_per_step=1, sde_window=SdeWindow(size, 1, 6)))
         backward = run._accumulate
 
         def counted(losses: torch.Tensor, weight: torch.Tensor) -> None:
@@ -103,10 +103,10 @@ def saved_bytes(recipe: FlowGrpoRecipe, size: int) -> int:
             held = 0
 
         run._accumulate = counted  # type: ignore[method-assign]
-        chunk = run._collect(0, 0, run.prompts[:1], tuple(range(1, 1 + size)))
+        chunk = run._sample_chunk(0, 0, run.prompts[:1], tuple(range(1, 1 + size)))
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             run._update(0, [chunk], [])
-        run.judging.close()
+        run.async_reward.close()
     return most
 
 

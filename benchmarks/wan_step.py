@@ -17,7 +17,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from cac_align.align.grpo_loss import grpo_loss
-from cac_align.align.lora import add_lora, lora_of
+from cac_align.align.lora import add_lora, lora_parameters
 from cac_align.align.sde import transition
 
 GOAL_GB = 80
@@ -52,7 +52,7 @@ def optimiser_step(layers: int, frames: int, height: int, width: int, guidance: 
     add_lora(transformer, rank=32, alpha=64, ffn=False, seed=0)
     transformer.enable_gradient_checkpointing()
     transformer.train()
-    optimizer = torch.optim.AdamW(lora_of(transformer).values(), lr=1e-4)
+    optimizer = torch.optim.AdamW(lora_parameters(transformer).values(), lr=1e-4)
     x = torch.randn(1, 16, (frames - 1) // 4 + 1, height // 8, width // 8, device=device)
     embeds = torch.randn(1 if guidance == 1 else 2, 512, config["text_dim"], device=device, dtype=torch.bfloat16)
     sigmas = tuple(torch.linspace(1, 0, 51).tolist())

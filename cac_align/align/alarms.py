@@ -1,9 +1,11 @@
-"""The guards: an alarm in plain sentences when the reward rises while something else falls.
+"""Alarms of an alignment: the reward rises while something else falls, or too many scores are missing.
 
-video → ``rewards.motion`` → number      watched readings (the same prompts and seeds, step after step) → ``alarms`` → sentences
+evaluation results (the same prompts and seeds, step after step) → ``find_alarms`` → sentences
+rows of log.jsonl → ``unscored_too_often``, ``skipped_too_often`` → why the run must stop, or None
 
-A reward that sees only defects is satisfied by a scene that hardly moves: in a first trial DiffusionNFT cut anomalies from 40 % to 1 %
-and slowed the motion by a quarter. So the same prompts and seeds are sampled again and again, and compared with the model before training.
+A reward that only looks for defects prefers scenes that hardly move: in a first trial DiffusionNFT lowered the anomaly
+rate from 40 % to 1 % and made the videos move a quarter less. So the same prompts and seeds are sampled again and
+again, and compared with the videos from before training.
 """
 
 from __future__ import annotations
@@ -16,56 +18,63 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Reading:
-    """The watched videos at one step: means over the same prompts and seeds. NaN: not measured, or no video scored.
+class EvalResult:
+    """The evaluation videos of one step. NaN: not measured, or no video with a score.
 
-    totals: the score of each watched video, NaN where it has none. each: the same of "motion", "held_out" and the alignment parts.
-    Readings are compared on the videos that have the number in both.
+    total, normal_flow_speed (frame heights per second), held_out: means of the score, of how fast the videos move, and
+    of the held-out reward. parts: means of the score's components. totals: the score of each video, NaN without one.
+    per_video: the number of each video for "normal_flow_speed", "held_out" and the alignment parts. Two results are
+    compared on the videos that have the number in both.
     """
 
     step: int
     total: float
-    motion: float
+    normal_flow_speed: float
     held_out: float = math.nan
     parts: Mapping[str, float] | None = None
     totals: tuple[float, ...] = ()
-    each: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    per_video: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def unscored(self) -> int:
-        """How many of the watched videos have no score."""
+        """How many of the videos have no score."""
         return sum(map(math.isnan, self.totals))
 
     def scored_enough(self, max_unscored: float) -> bool:
+        """Whether at most this share of the videos has no score."""
         return self.unscored <= max_unscored * len(self.totals)
 
     def to_json(self) -> dict[str, object]:
-        plain = {name: None if math.isnan(value) else value for name, value in (self.parts or {}).items()}
-        numbers = {"total": self.total, "motion": self.motion, "held_out": self.held_out}
+        """A line of ``eval.jsonl``; null stands for NaN."""
+        numbers = {"total": self.total, "normal_flow_speed": self.normal_flow_speed, "held_out": self.held_out}
         return {
             "step": self.step,
             **{name: None if math.isnan(value) else value for name, value in numbers.items()},
-            "parts": plain,
+            "parts": {name: None if math.isnan(value) else value for name, value in (self.parts or {}).items()},
             "unscored": self.unscored,
             "totals": _nulls(self.totals),
-            "each": {name: _nulls(values) for name, values in self.each.items()},
+            "per_video": {name: _nulls(values) for name, values in self.per_video.items()},
         }
 
     @classmethod
-    def from_json(cls, row: Mapping[str, object]) -> Reading:
-        total, moved, held_out = (
-            math.nan if row[name] is None else float(row[name]) for name in ("total", "motion", "held_out")
-        )
-        parts = {name: math.nan if value is None else float(value) for name, value in dict(row["parts"]).items()}
-        each = {name: _nans(values) for name, values in dict(row.get("each", {})).items()}
-        return cls(int(row["step"]), total, moved, held_out, parts, _nans(row.get("totals", ())), each)
+    def from_json(cls, row: Mapping[str, Any]) -> EvalResult:
+        """The inverse of ``to_json``."""
+        total, speed, held_out = _nans([row[name] for name in ("total", "normal_flow_speed", "held_out")])
+        parts = dict(zip(row["parts"], _nans(row["parts"].values()), strict=True))
+        per_video = {name: _nans(values) for name, values in row["per_video"].items()}
+        return cls(int(row["step"]), total, speed, held_out, parts, _nans(row["totals"]), per_video)
 
-    def of(self, name: str) -> tuple[float, tuple[float, ...]]:
-        """ "total", "motion", "held_out" or a part: its mean, and each video's own (none in a row kept before readings had them)."""
+    def values_of(self, name: str) -> tuple[float, tuple[float, ...]]:
+        """(mean, number of each video) of "total", "normal_flow_speed", "held_out" or a part.
+
+        The second is empty where it was not recorded.
+        """
         if name == "total":
             return self.total, self.totals
-        mean = getattr(self, name) if name in ("motion", "held_out") else (self.parts or {}).get(name, math.nan)
-        return float(mean), self.each.get(name, ())
+        mean = (
+            getattr(self, name) if name in ("normal_flow_speed", "held_out") else (self.parts or {}).get(name, math.nan)
+        )
+        return float(mean), self.per_video.get(name, ())
 
 
 def _nulls(values: Sequence[float]) -> list[float | None]:
@@ -76,50 +85,60 @@ def _nans(values: Any) -> tuple[float, ...]:
     return tuple(math.nan if value is None else float(value) for value in values)
 
 
-def gain(before: Reading, after: Reading) -> float:
-    """How much the total rose from one reading to a later one, on the videos that are scored in both; NaN where none is."""
-    old, new = _in_both(before, after, "total")
+def total_gain(before: EvalResult, after: EvalResult) -> float:
+    """How much the mean score rose, on the videos that have a score in both results; NaN where none has."""
+    old, new = _means_in_both(before, after, "total")
     return new - old
 
 
-def alarms(readings: Sequence[Reading], tolerance: float, max_unscored: float = 0.1) -> list[str]:
-    """What the last reading says against the first, in sentences; empty when all is well or there is nothing to compare.
+def is_best(results: Sequence[EvalResult], max_unscored: float = 0.1) -> bool:
+    """Whether the last result's total lies above all earlier ones, on the videos that have a score in both.
 
-    tolerance: how far a number may fall, as a share of its first value. Motion speaks even when the total does not rise.
-    max_unscored: the share of videos without a score from which on that is said.
+    A result without a total, or in which more than ``max_unscored`` of the videos have no score, is never the best.
     """
-    if len(readings) < 2:
+    if len(results) < 2 or math.isnan(results[-1].total) or not results[-1].scored_enough(max_unscored):
+        return False
+    return all(not total_gain(before, results[-1]) <= 0 for before in results[:-1])  # NaN does not count against it
+
+
+def find_alarms(results: Sequence[EvalResult], tolerance: float, max_unscored: float = 0.1) -> list[str]:
+    """What is wrong with the last result compared with the first, in sentences; empty when nothing is.
+
+    tolerance: how far a number may fall, as a share of its first value. Lost motion is an alarm even when the total
+    does not rise. max_unscored: the share of videos without a score above which there is an alarm.
+    """
+    if len(results) < 2:
         return []
-    first, last = readings[0], readings[-1]
-    rises = gain(first, last) > 0
-    told = []
+    first, last = results[0], results[-1]
+    rises = total_gain(first, last) > 0
+    found = []
     if not last.scored_enough(max_unscored):
-        told.append(
-            f"Step {last.step}: {last.unscored} of the {len(last.totals)} watched videos have no score; the numbers are those of the "
-            "others, and this LoRA is not taken for the best one."
+        found.append(
+            f"Step {last.step}: {last.unscored} of the {len(last.totals)} evaluation videos have no score; the numbers are "
+            "those of the others, and this LoRA cannot become the best one."
         )
-    (old, new), (before, after) = _in_both(first, last, "total"), _in_both(first, last, "motion")
+    (old, new), (before, after) = _means_in_both(first, last, "total"), _means_in_both(first, last, "normal_flow_speed")
     if _fell(before, after, tolerance):
-        told.append(
-            f"Step {last.step}: the watched videos move {1 - after / before:.0%} less than before training "
-            f"({before:.3f} → {after:.3f} frame heights per second) while the reward goes from {old:.4f} to {new:.4f}: it may be "
-            "paying for standing still."
+        found.append(
+            f"Step {last.step}: the evaluation videos move {1 - after / before:.0%} less than before training "
+            f"({before:.3f} → {after:.3f} frame heights per second) while the reward goes from {old:.4f} to {new:.4f}: the "
+            "reward may prefer videos that stand still."
         )
     falling = {"held_out": "the held-out reward"}
     falling |= {name: f"prompt alignment ({name})" for name in first.parts or {} if is_alignment(name)}
     for name, words in falling.items():
-        if (lost := _lost(first, last, name)) > max_unscored * len(last.totals):
-            told.append(
-                f"Step {last.step}: {lost} of the {len(last.totals)} watched videos have a score and no longer {words}; the others "
-                "are compared."
+        if (lost := _num_lost(first, last, name)) > max_unscored * len(last.totals):
+            found.append(
+                f"Step {last.step}: {lost} of the {len(last.totals)} evaluation videos have a score but no longer {words}; "
+                "the others are compared."
             )
-        before, after = _in_both(first, last, name)
+        before, after = _means_in_both(first, last, name)
         if rises and _fell(before, after, tolerance):
-            told.append(
-                f"Step {last.step}: {words} fell from {before:.4f} to {after:.4f} while the reward rose from {old:.4f} to {new:.4f}: "
-                "the reward is probably being hacked."
+            found.append(
+                f"Step {last.step}: {words} fell from {before:.4f} to {after:.4f} while the reward rose from {old:.4f} to "
+                f"{new:.4f}: the reward is probably being hacked."
             )
-    return told
+    return found
 
 
 def is_alignment(part: str) -> bool:
@@ -127,9 +146,9 @@ def is_alignment(part: str) -> bool:
     return part.split("/")[-1] == "alignment"
 
 
-def _in_both(before: Reading, after: Reading, name: str) -> tuple[float, float]:
-    """The means of a number over the videos that have it in both readings; NaN where none has."""
-    (mean, old), (later, new) = before.of(name), after.of(name)
+def _means_in_both(before: EvalResult, after: EvalResult, name: str) -> tuple[float, float]:
+    """The means of a number over the videos that have it in both results; NaN where none has."""
+    (mean, old), (later, new) = before.values_of(name), after.values_of(name)
     if not (old and new):
         return mean, later
     pairs = [pair for pair in zip(old, new, strict=True) if not any(map(math.isnan, pair))]
@@ -138,10 +157,10 @@ def _in_both(before: Reading, after: Reading, name: str) -> tuple[float, float]:
     return sum(first for first, _ in pairs) / len(pairs), sum(last for _, last in pairs) / len(pairs)
 
 
-def _lost(before: Reading, after: Reading, name: str) -> int:
-    """How many videos had this number, and still have a score but not it."""
-    had = before.each.get(name, ())
-    has = after.each.get(name) or (math.nan,) * len(had)
+def _num_lost(before: EvalResult, after: EvalResult, name: str) -> int:
+    """How many videos had this number before, and now have a score without it."""
+    had = before.per_video.get(name, ())
+    has = after.per_video.get(name) or (math.nan,) * len(had)
     return sum(
         not math.isnan(a) and math.isnan(b) and not math.isnan(c)
         for a, b, c in zip(had, has, after.totals, strict=False)
@@ -152,12 +171,15 @@ def _fell(before: float, after: float, tolerance: float) -> bool:
     return math.isfinite(before) and math.isfinite(after) and before - after > tolerance * abs(before)
 
 
-def unscored_too_often(rows: Sequence[Mapping[str, Any]], limit: float, patience: int, since: int = 0) -> str | None:
-    """Why to stop when too many videos of the last ``patience`` steps have no score, or None. rows: of the log, in order.
+def unscored_too_often(
+    rows: Sequence[Mapping[str, Any]], limit: float, patience: int, first_step: int = 0
+) -> str | None:
+    """Why to stop when more than ``limit`` of the videos of the last ``patience`` steps have no score, or None.
 
-    since: the first step that counts; a run that goes on with a mended reward is not stopped for what was unscored before.
+    rows: those of log.jsonl, in order. first_step: earlier steps do not count; after a resume with a repaired reward,
+    the videos without a score from before must not stop the run.
     """
-    recent = [row for row in rows if "videos" in row and row["step"] >= since][-patience:]
+    recent = [row for row in rows if "videos" in row and row["step"] >= first_step][-patience:]
     if len(recent) < patience:
         return None
     share = sum(row["unscored"] for row in recent) / sum(row["videos"] for row in recent)
@@ -165,17 +187,21 @@ def unscored_too_often(rows: Sequence[Mapping[str, Any]], limit: float, patience
         return None
     reasons = "; ".join(dict.fromkeys(error for row in recent for error in row.get("errors", ())))
     return (
-        f"{share:.0%} of the videos of the last {len(recent)} steps have no score (max_unscored is {limit:.0%}): {reasons[:500]}. "
-        "Mend the reward and run the same command: it goes on after this step (with allow_changed_reward=true where it judges otherwise now)"
+        f"{share:.0%} of the videos of the last {len(recent)} steps have no score (max_unscored is {limit:.0%}): "
+        f"{reasons[:500]}. Repair the reward and run the same command: it resumes after this step (with "
+        "allow_changed_reward=true where the reward scores differently now)"
     )
 
 
 def skipped_too_often(rows: Sequence[Mapping[str, Any]], limit: int, samples: Path) -> str | None:
-    """Why to stop when more than ``limit`` steps were skipped for numbers that are not finite, or None."""
+    """Why to stop when more than ``limit`` steps were skipped for numbers that are not finite, or None.
+
+    samples: the folder with the latents of the skipped steps.
+    """
     skipped = [row for row in rows if row.get("skipped")]
     if len(skipped) <= limit:
         return None
     return (
-        f"{len(skipped)} steps were skipped (max_skipped is {limit}), the last because {skipped[-1]['skipped']}; their latents are in "
-        f"{samples}. Lower lr or noise_level in a new out=, or raise max_skipped and run again"
+        f"{len(skipped)} steps were skipped (max_skipped is {limit}), the last because {skipped[-1]['skipped']}; their "
+        f"latents are in {samples}. Lower lr or noise_level in a new out=, or raise max_skipped and run again"
     )

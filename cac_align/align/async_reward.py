@@ -1,10 +1,10 @@
-"""Judging beside the training: one thread scores a batch while the next one is sampled, and every advantage finds its way to the ledger.
+"""The reward in a thread of its own: it scores one chunk of videos while the next one is sampled.
 
-prompts, videos → ``Judging.submit`` → (thread) reward → Verdict per video → gathered over processes → advantages → ledger ``extra`` rows
+prompts, videos → ``AsyncReward.submit`` → (thread) reward → one ``RewardSample`` per video → advantages → ledger
 
-Clips are written in a second thread; what goes wrong there is said at the next step, or at the end, when all are finished.
-A video that could not be made, and every video of a batch whose reward raised, has no score and says why; a ledger that cannot be written
-(full disk) ends the run instead, for nothing that was judged may be lost.
+A second thread writes video files. An error there is raised at the next step, or by ``close`` at the end. A video that
+could not be made, and every video of a call in which the reward raised, has no score and carries the reason. Only a
+ledger that cannot be written (a full disk, for example) ends the run, because scores would be lost.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from cac_align.align.local_advantages import Grid, mask_of
+from cac_align.align.local_advantages import LatentGrid, anomaly_mask
 from cac_align.core.video import Video
+from cac_align.rewards.cached import cached
 from cac_align.rewards.combine import Combined
 from cac_align.rewards.ledger import Ledger
-from cac_align.rewards.motion import motion
+from cac_align.rewards.normal_flow_speed import normal_flow_speed
 from cac_align.rewards.reward import Reward, Score
 
 _LOG = logging.getLogger(__name__)
@@ -34,74 +35,81 @@ _LOG = logging.getLogger(__name__)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 
-Judged = tuple[Score, float]
-"""A video's score and its motion (NaN where there is no video)."""
+ScoreAndSpeed = tuple[Score, float]
+"""A video's score, and its normal-flow speed in frame heights per second (NaN where there is no video)."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What one video's advantage is made from; small enough to send to every process. mask: for local credit only."""
+class RewardSample:
+    """What a video's advantage is computed from; every process gets those of all videos.
+
+    value: the score, NaN without one. parts: the score's components. error: why there is no score. normal_flow_speed: in
+    frame heights per second. mask: the anomalous latent positions, for local advantages only.
+    """
 
     value: float
     parts: Mapping[str, float]
     error: str | None
-    motion: float
+    normal_flow_speed: float
     mask: Bool[np.ndarray, "t h w"] | None = None
 
 
-class Judging:
-    """A reward in a thread of its own. busy_s: how long it has worked; waited_s: how long anybody had to wait for it.
+class AsyncReward:
+    """A reward in a thread of its own.
 
-    ``with judging:`` ends in ``close``, whose error is only logged where the block has raised one already.
+    ledger: where scores are stored and looked up; None for nowhere. overlap: False makes ``submit`` wait for the
+    scores. busy_s: seconds that the reward has worked; waited_s: seconds that callers waited for it.
+
+    As a context manager it ends with ``close``, whose error is only logged when the block itself raised one.
     """
 
     def __init__(self, reward: Reward, ledger: Ledger | None, *, overlap: bool = True) -> None:
-        self.plain, self.ledger = reward, ledger
-        self.reward = reward if ledger is None else ledger.wrap(reward)
+        self.reward, self.ledger = reward, ledger
+        self.cached_reward = reward if ledger is None else cached(reward, ledger)
         self.overlap = overlap
         self.busy_s = self.waited_s = 0.0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="judging")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reward")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writing")
         self._writes: deque[Future[Any]] = deque()
 
     @property
     def components(self) -> dict[str, float]:
-        """The reward's components and their weights; of a single reward itself."""
-        if isinstance(self.plain, Combined):
-            return dict(self.plain.weights)
-        return {self.plain.name: 1.0}
+        """The weight of each component of the reward; a reward that is not a combination is its own only component."""
+        if isinstance(self.reward, Combined):
+            return dict(self.reward.weights)
+        return {self.reward.name: 1.0}
 
-    def submit(self, prompts: Sequence[str], videos: Sequence[Video | None]) -> Future[list[Judged]]:
-        """Judge these videos, all of a prompt in one call, and measure their motion; done later (without overlap: at once)."""
+    def submit(self, prompts: Sequence[str], videos: Sequence[Video | None]) -> Future[list[ScoreAndSpeed]]:
+        """Score these videos in one call of the reward and measure their speed, in the thread."""
         future = self._thread.submit(self._judge, list(prompts), list(videos))
         if not self.overlap:
             self.wait(future)
         return future
 
-    def wait(self, future: Future[list[Judged]]) -> list[Judged]:
-        """The scores and motions, once they are there. Raises what a ledger that cannot be written raised."""
+    def wait(self, future: Future[list[ScoreAndSpeed]]) -> list[ScoreAndSpeed]:
+        """The scores and speeds, once they are there. Raises ``OSError`` when the ledger could not be written."""
         began = time.perf_counter()
         try:
             return future.result()
         finally:
             self.waited_s += time.perf_counter() - began
 
-    def also(self, work: Any, *arguments: Any) -> None:
-        """Do something else beside the training: write clips. What it raises, ``settle`` or ``close`` raises."""
+    def run_later(self, work: Any, *arguments: Any) -> None:
+        """Call ``work`` in the writing thread. ``raise_write_errors`` or ``close`` raises what it raised."""
         self._writes.append(self._writer.submit(work, *arguments))
 
-    def settle(self) -> None:
-        """Raise the first error of what ``also`` was given and is done by now."""
+    def raise_write_errors(self) -> None:
+        """Raise the first error of the calls given to ``run_later`` that have ended by now."""
         while self._writes and self._writes[0].done():
             self._writes.popleft().result()
 
     def close(self) -> None:
-        """End the threads: judging that has not begun is dropped, what ``also`` got is finished. Raises what that raised."""
+        """End the threads: scoring that has not begun is dropped, files are still written. Raises what that raised."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._writer.shutdown(wait=True)
-        self.settle()
+        self.raise_write_errors()
 
-    def __enter__(self) -> Judging:
+    def __enter__(self) -> AsyncReward:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -110,31 +118,31 @@ class Judging:
         except Exception as late:
             if error is None:
                 raise
-            _LOG.warning("beside the error that ends the run: %s: %s", type(late).__name__, late)
+            _LOG.warning("another error while the run was ending: %s: %s", type(late).__name__, late)
 
-    def _judge(self, prompts: list[str], videos: list[Video | None]) -> list[Judged]:
+    def _judge(self, prompts: list[str], videos: list[Video | None]) -> list[ScoreAndSpeed]:
         began = time.perf_counter()
         try:
-            moved = [math.nan if video is None else motion(video) for video in videos]
-            return list(zip(score_all(self.reward, prompts, videos), moved, strict=True))
+            speeds = [math.nan if video is None else normal_flow_speed(video) for video in videos]
+            return list(zip(score_all(self.cached_reward, prompts, videos), speeds, strict=True))
         finally:
             self.busy_s += time.perf_counter() - began
 
-    def link(self, prompt: str, video: Video, score: Score, facts: Mapping[str, Any]) -> None:
-        """Add what became of a video (step, group, advantage) to the row of this score of it in the ledger, once."""
+    def annotate(self, prompt: str, video: Video, score: Score, facts: Mapping[str, Any]) -> None:
+        """Add facts about a video (step, group, advantage) to the ledger's row of its score, once."""
         if self.ledger is None:
             return
         try:
-            key = self.reward.filed_under(prompt, video, score)
+            key = self.cached_reward.ledger_key(prompt, video, score)
         except ValueError as error:
-            _LOG.warning("%s: what became of it is not in the ledger: %s", video.name, error)
+            _LOG.warning("%s: its advantage could not be added to the ledger: %s", video.name, error)
             return
         if dict(facts) not in self.ledger.extra(key):
             self.ledger.annotate(key, **facts)
 
 
 def score_all(reward: Reward, prompts: Sequence[str], videos: Sequence[Video | None]) -> list[Score]:
-    """One Score per video, in order; videos that are None, and all whose reward raised, have none and say why.
+    """One Score per video, in order. A video that is None, and all videos when the reward raises, have none and the reason.
 
     Raises ``OSError`` when the ledger cannot be written.
     """
@@ -146,9 +154,7 @@ def score_all(reward: Reward, prompts: Sequence[str], videos: Sequence[Video | N
         fresh = reward([prompts[n] for n in present], [videos[n] for n in present])
         if len(fresh) != len(present):
             raise ValueError(f"returned {len(fresh)} scores for {len(present)} videos; expected one each")
-    except (
-        Exception
-    ) as error:  # a dead server raises whatever its client raises; no failure may end a night's run by itself
+    except Exception as error:  # whatever a client raises; the run ends when too many videos have no score
         if isinstance(error, OSError) and error.errno in _DISK:
             raise
         fresh = [Score.missing(f"reward {reward.name} failed: {type(error).__name__}: {error}")] * len(present)
@@ -157,10 +163,10 @@ def score_all(reward: Reward, prompts: Sequence[str], videos: Sequence[Video | N
     return scores
 
 
-def verdict(judged: Judged, video: Video | None, grid: Grid | None) -> Verdict:
-    """The part of a score that advantages need. grid: for local credit."""
-    score, moved = judged
-    mask = None if grid is None or video is None else mask_of(score.evidence, video, grid)
+def reward_sample(scored: ScoreAndSpeed, video: Video | None, grid: LatentGrid | None) -> RewardSample:
+    """What advantages need of a score. grid: the video's latent grid, for local advantages only."""
+    score, speed = scored
+    mask = None if grid is None or video is None else anomaly_mask(score.evidence, video, grid)
     if grid is not None and mask is None:
         mask = np.ones(grid.shape, bool)
-    return Verdict(score.value, dict(score.parts), score.error, moved, mask)
+    return RewardSample(score.value, dict(score.parts), score.error, speed, mask)

@@ -26,7 +26,7 @@ from cac_align.rewards.reward import lasting
 from cac_align.runs.checkpoint import checkpoints, claim_folder, read_state, write_claim
 from cac_align.runs.files import atomic_folder
 
-FREE = (
+_FREE = (
     "out",
     "device",
     "overlap",
@@ -62,7 +62,7 @@ def take_up(
         raise ValueError(f"{out}: holds a run of Best-of-N; choose another out=")
     digest = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
     facts = {"prompts_sha256": digest, "reward": lasting(provenance)}
-    free = FREE if recipe.min_lr_ratio != 1 else (*FREE, "steps")
+    free = _FREE if recipe.min_lr_ratio != 1 else (*_FREE, "steps")
     found = claim_folder(out, "align", recipe, free=free, facts=facts, write=write)
     if found["prompts_sha256"] != digest:
         raise ValueError(

@@ -1,147 +1,175 @@
-"""The watched videos: the same prompts and seeds before training and every so often, judged, measured, kept for the before/after report.
+"""The evaluation videos: the same prompts and seeds before training and every few steps, scored, measured and kept.
 
-LoRA as it would be saved → videos of fixed prompts and seeds → total, parts, motion, held-out reward → watch.jsonl → alarms
+LoRA as it would be saved → one video per prompt → total, parts, speed, held-out reward → eval.jsonl → alarms
 
-    out/watch/step-000000/*.mp4, prompts.jsonl        cac-align report out/watch/step-000000 out/watch/step-000030
-    out/lora_best                                     the LoRA with the highest watched total, if one has beaten the start
+    out/eval/step-000000/*.mp4, prompts.jsonl         cac-align report out/eval/step-000000 out/eval/step-000030
+    out/lora_best                                     the LoRA with the highest total, if it lies above the first one
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 
-from cac_align.align.alarms import Reading, alarms, gain, is_alignment
-from cac_align.align.async_reward import Judging
-from cac_align.align.checkpoint import put_folder
-from cac_align.align.lora import gathered, save_lora, swapped
-from cac_align.align.recipe import FlowGrpoRecipe, read_prompts
-from cac_align.align.rollout import sample
+from cac_align.align.alarms import EvalResult, find_alarms, is_alignment, is_best
+from cac_align.align.async_reward import AsyncReward, ScoreAndSpeed
+from cac_align.align.lora import Weights, gather_weights, save_lora, swapped
+from cac_align.align.recipe import AlignRecipe
+from cac_align.align.rollout import Flow, sample_batch
 from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
-from cac_align.generation.best_of_n import slug
+from cac_align.generation.candidates import file_stem
 from cac_align.rewards.build import load_reward
 from cac_align.rewards.ledger import Ledger
-from cac_align.runs.metrics_log import Rows, track
-
-if TYPE_CHECKING:
-    from cac_align.align.trainer import Run
-
-
-def watch_prompts(recipe: FlowGrpoRecipe, prompts: Sequence[str]) -> list[str]:
-    """The prompts that are watched; by default those after the training prompts, where a function makes them."""
-    count = recipe.watch.prompts
-    if recipe.watch.source:
-        return read_prompts(recipe.watch.source, recipe.prompt_first, count, note=False)[:count]
-    if ":" in recipe.prompts:
-        return read_prompts(recipe.prompts, recipe.prompt_first + recipe.prompt_count, count, note=False)[:count]
-    return list(prompts[:count])
+from cac_align.rewards.reward import Reward
+from cac_align.runs.files import atomic_folder
+from cac_align.runs.metrics_log import JsonlLog, track
 
 
-def earlier_alarms(run: Run) -> tuple[list[str], bool]:
-    """(the alarms of the readings that earlier calls took, whether the last of those readings raised one)."""
-    rows = Rows(run.out / "watch.jsonl", before=run.step + 1).rows if run.main else []
-    told = [sentence for row in rows for sentence in row.get("alarms", ())]
-    return gather_object([(told, bool(rows and rows[-1].get("alarms")))])[0]
+class Evaluator:
+    """Evaluates the weights of a flow on fixed prompts. Every process has one, and all call its methods together.
 
-
-def watch(run: Run) -> list[str]:
-    """Take a reading where one is due and not taken yet; returns the alarms it raises, which are also said and written down."""
-    recipe, step = run.recipe, run.step
-    every = recipe.watch.every
-    if not every or recipe.watch.prompts < 1 or (step % every and step != recipe.steps):
-        return []
-    rows = Rows(run.out / "watch.jsonl", before=step + 1) if run.main else None
-    if any(gather_object([rows is not None and any(row["step"] == step for row in rows.rows)])):
-        return []
-    reading = _reading(run)
-    readings = [Reading.from_json(row) for row in rows.rows] + [reading] if rows is not None else []
-    if any(gather_object([is_best(readings, recipe.max_unscored)])):
-        _keep_as_best(run)
-    if rows is None:
-        return gather_object([])
-    told = alarms(readings, recipe.watch.tolerance, recipe.max_unscored)
-    rows.add({**reading.to_json(), "alarms": told})
-    track(run.tracker, {"step": step, "watch": reading.to_json()})
-    for sentence in told:
-        run.say(f"ALARM {sentence}")
-    return gather_object(told)
-
-
-def is_best(readings: Sequence[Reading], max_unscored: float = 0.1) -> bool:
-    """Whether the last reading's total lies above all before it, the one before training included, on the videos scored in both.
-
-    A reading that is missing, or lacks more than ``max_unscored`` of its scores, never does.
+    reward: what is trained on. prompts: of the evaluation videos; the n-th has seed n. out: the folder of the run.
+    lora, ema: the LoRA's parameters and their moving average (None: there is none), as they are at each call.
+    lora_config: PEFT's, for saving. tracker: see ``runs.metrics_log``. notify: called with every alarm.
     """
-    if len(readings) < 2 or math.isnan(readings[-1].total) or not readings[-1].scored_enough(max_unscored):
-        return False
-    return all(not gain(before, readings[-1]) <= 0 for before in readings[:-1])  # one that is missing is no obstacle
 
+    def __init__(
+        self,
+        flow: Flow,
+        reward: Reward,
+        prompts: Sequence[str],
+        out: Path,
+        *,
+        recipe: AlignRecipe,
+        lora: Mapping[str, Tensor],
+        ema: Weights | None,
+        lora_config: Any,
+        accelerator: Accelerator,
+        tracker: Any = None,
+        notify: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.flow, self.reward, self.prompts, self.out = flow, reward, list(prompts), out
+        self.recipe, self.lora, self.ema, self.lora_config = recipe, lora, ema, lora_config
+        self.rank, self.processes = accelerator.process_index, accelerator.num_processes
+        self.tracker, self.notify = tracker, notify
 
-def _keep_as_best(run: Run) -> None:
-    """Write the LoRA as it would be saved to ``out/lora_best``, whole or not at all."""
-    weights = gathered(run.ema or run.lora)
-    if run.main:
-        config = run.transformer.peft_config["default"]
-        put_folder(run.out / "lora_best", lambda part: save_lora(part, weights, config))
+    def alarms_until(self, step: int) -> tuple[list[str], bool]:
+        """(the alarms written down so far, whether the last evaluation raised one); steps after ``step`` are dropped."""
+        rows = self._log(step).rows if self.rank == 0 else []
+        sentences = [sentence for row in rows for sentence in row.get("alarms", ())]
+        return gather_object([(sentences, bool(rows and rows[-1].get("alarms")))])[0]
 
+    def run(self, step: int) -> list[str]:
+        """Evaluate where ``step`` is due and not evaluated yet. Returns its alarms, which are also written down."""
+        settings = self.recipe.eval
+        if not settings.every or not self.prompts or (step % settings.every and step != self.recipe.steps):
+            return []
+        log = self._log(step) if self.rank == 0 else None
+        if any(gather_object([log is not None and any(row["step"] == step for row in log.rows)])):
+            return []
+        result = self._evaluate(step)
+        results = [EvalResult.from_json(row) for row in log.rows] + [result] if log is not None else []
+        if any(gather_object([is_best(results, self.recipe.max_unscored)])):
+            self._save_best()
+        if log is None:
+            return gather_object([])
+        alarms = find_alarms(results, settings.tolerance, self.recipe.max_unscored)
+        log.add({**result.to_json(), "alarms": alarms})
+        track(self.tracker, {"step": step, "eval": result.to_json()})
+        for sentence in alarms:
+            self.notify(f"ALARM {sentence}")
+        return gather_object(alarms)
 
-def _reading(run: Run) -> Reading:
-    """Sample as the checkpoint's pipeline will, judge and measure. Every process makes as many videos; those made twice count once."""
-    recipe = run.recipe
-    prompts = watch_prompts(recipe, run.prompts)
-    each = -(-len(prompts) // run.processes)
-    mine = [n % len(prompts) for n in range(run.rank * each, (run.rank + 1) * each)]
-    videos: list[Any] = []
-    with swapped(run.lora, run.ema):
-        for start in range(0, each, recipe.micro_batch):
-            part = mine[start : start + recipe.micro_batch]
-            videos += sample(run.flow, [prompts[n] for n in part], part, own_sampler=True).videos
-    folder = run.out / "watch" / f"step-{run.step:06d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{slug(prompts[n])}-{n}.mp4" for n in mine]
-    for n, (name, video) in enumerate(zip(names, videos, strict=True)):
-        if video is not None:  # judged as the file shows it, so that the report finds this judgement in the ledger
-            write_mp4(folder / name, video.frames(range(len(video))).pixels, video.fps)
-            videos[n] = Video.open(folder / name)
-    scored = _scored(run.judging.plain, run, [prompts[n] for n in mine], videos)
-    held_out = None
-    if recipe.watch.reward:
-        held_out = _scored(load_reward(recipe.watch.reward), run, [prompts[n] for n in mine], videos)
-    own = [
-        {
-            "n": n, "total": judged[0].value, "motion": judged[1], "parts": dict(judged[0].parts),
-            "held_out": math.nan if held_out is None else held_out[k][0].value,
-        }
-        for k, (n, judged) in enumerate(zip(mine, scored, strict=True))
-    ]  # fmt: skip
-    rows = sorted({row["n"]: row for row in gather_object(own)}.values(), key=lambda row: row["n"])
-    if run.main:
-        listing = [
-            {"video": f"{slug(prompt)}-{n}.mp4", "prompt": prompt, "seed": n} for n, prompt in enumerate(prompts)
+    def _log(self, step: int) -> JsonlLog:
+        return JsonlLog(self.out / "eval.jsonl", before=step + 1)
+
+    def _save_best(self) -> None:
+        """Write the LoRA as it would be saved to ``out/lora_best``, whole or not at all."""
+        weights = gather_weights(self.ema or self.lora)
+        if self.rank == 0:
+            atomic_folder(self.out / "lora_best", lambda part: save_lora(part, weights, self.lora_config))
+
+    def _evaluate(self, step: int) -> EvalResult:
+        """Sample, score and measure the videos. All processes make equally many; a video made twice counts once."""
+        per_process = -(-len(self.prompts) // self.processes)
+        first = self.rank * per_process
+        seeds = [n % len(self.prompts) for n in range(first, first + per_process)]
+        prompts = [self.prompts[n] for n in seeds]
+        folder = self.out / "eval" / f"step-{step:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        videos = self._sample(prompts, seeds, folder)
+        scored = self._score(self.reward, prompts, videos)
+        held_out = [math.nan] * len(seeds)
+        if self.recipe.eval.reward:
+            found = self._score(load_reward(self.recipe.eval.reward), prompts, videos)
+            held_out = [score.value for score, _ in found]
+        own = [
+            {
+                "seed": seed,
+                "total": score.value,
+                "normal_flow_speed": speed,
+                "parts": dict(score.parts),
+                "held_out": other,
+            }
+            for seed, (score, speed), other in zip(seeds, scored, held_out, strict=True)
         ]
-        (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listing), encoding="utf-8")
+        if self.rank == 0:
+            listing = [
+                {"video": f"{file_stem(prompt)}-{n}.mp4", "prompt": prompt, "seed": n}
+                for n, prompt in enumerate(self.prompts)
+            ]
+            (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listing), encoding="utf-8")
+        rows = sorted({row["seed"]: row for row in gather_object(own)}.values(), key=lambda row: row["seed"])
+        return _summarise(step, rows)
+
+    def _sample(self, prompts: Sequence[str], seeds: Sequence[int], folder: Path) -> list[Video | None]:
+        """The videos as the checkpoint's pipeline makes them, written to ``folder`` and read again.
+
+        The file is what is scored, so that ``cac-align report`` finds its score in the ledger.
+        """
+        videos: list[Video | None] = []
+        with swapped(self.lora, self.ema):
+            for start in range(0, len(seeds), self.recipe.micro_batch):
+                part = slice(start, start + self.recipe.micro_batch)
+                videos += sample_batch(self.flow, prompts[part], seeds[part], own_sampler=True).videos
+        for n, (prompt, seed, video) in enumerate(zip(prompts, seeds, videos, strict=True)):
+            if video is not None:
+                file = folder / f"{file_stem(prompt)}-{seed}.mp4"
+                write_mp4(file, video.frames(range(len(video))).pixels, video.fps)
+                videos[n] = Video.open(file)
+        return videos
+
+    def _score(self, reward: Reward, prompts: list[str], videos: list[Video | None]) -> list[ScoreAndSpeed]:
+        with AsyncReward(reward, Ledger(self.out / "eval" / "ledger.jsonl")) as scorer:
+            return scorer.wait(scorer.submit(prompts, videos))
+
+
+def _summarise(step: int, rows: Sequence[Mapping[str, Any]]) -> EvalResult:
+    """The result of a step from one row per video."""
     names = dict.fromkeys(
         name for row in rows for name in row["parts"] if not name.startswith(("normalised/", "share/"))
     )
-    parts = {name: _mean([row["parts"].get(name, math.nan) for row in rows]) for name in names}
-    each = {name: tuple(row[name] for row in rows) for name in ("total", "motion", "held_out")}
-    means = [_mean(values) for values in each.values()]
-    each |= {name: tuple(row["parts"].get(name, math.nan) for row in rows) for name in parts if is_alignment(name)}
-    return Reading(run.step, *means, parts, each.pop("total"), each)
-
-
-def _scored(reward: Any, run: Run, prompts: list[str], videos: list[Any]) -> list[tuple[Any, float]]:
-    judging = Judging(reward, Ledger(run.out / "watch" / "ledger.jsonl"))
-    try:
-        return judging.wait(judging.submit(prompts, videos))
-    finally:
-        judging.close()
+    by_part = {name: tuple(row["parts"].get(name, math.nan) for row in rows) for name in names}
+    totals, speeds, held_out = (tuple(row[name] for row in rows) for name in ("total", "normal_flow_speed", "held_out"))
+    return EvalResult(
+        step,
+        _mean(totals),
+        _mean(speeds),
+        _mean(held_out),
+        {name: _mean(values) for name, values in by_part.items()},
+        totals,
+        {"normal_flow_speed": speeds, "held_out": held_out}
+        | {name: values for name, values in by_part.items() if is_alignment(name)},
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

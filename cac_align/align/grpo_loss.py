@@ -1,4 +1,4 @@
-"""The Flow-GRPO objective of one SDE step: clipped probability ratio, KL to the model without LoRA, ratio normalisation, local credit.
+"""The Flow-GRPO loss of one SDE step: clipped probability ratio, KL penalty, ratio normalisation, local advantages.
 
 μ (with gradient), μ_old, x', std, dt, advantage → log-ratio → clipped surrogate + β·KL → one loss per sample
 
@@ -6,14 +6,15 @@
     ratio  = exp(δ),  or with ratio normalisation  exp((δ + ‖μ − μ_old‖² / 2std²)·std)
     loss   = max(−A·ratio, −A·clip(ratio, 1 − c, 1 + c)) + β·(μ − μ_ref)² / 2std²
 
-Ratio normalisation (GRPO-Guard): E[δ] is −‖μ − μ_old‖² / 2std², so without the correction the ratio's mean lies below
-1 and differs between steps, and the clip holds back one sign only; the loss is divided by −dt to weigh steps alike.
+Ratio normalisation (GRPO-Guard): E[δ] is −‖μ − μ_old‖² / 2std². Without the correction the mean of the ratio lies below
+1 and differs between steps, so the clip acts on one side only. The loss is also divided by −dt, so that all steps have
+the same weight.
 
-Local credit: A may differ by latent position, A(p) = Ā + D(p) with mean_p D = 0. The base Ā acts on the sample's ratio as above, and the
-deviation on each position's own ratio(p) = exp(δ(p)), δ(p) a mean over channels. At ratio 1, where every update begins, the gradient is
-mean_p A(p)·∇log p(p): each position is credited with its own advantage. A uniform A(p) has D = 0, so the second part adds exactly
-nothing and the plain objective is left to the last bit. δ is the mean of n = t·h·w values δ(p), so δ(p) is about √n times as wide, and
-its clip is c·√n.
+Local advantages: A may differ by latent position, A(p) = Ā + D(p) with mean_p D = 0. The mean Ā weighs the sample's
+ratio as above. The deviation D(p) weighs the ratio of its position, ratio(p) = exp(δ(p)), where δ(p) is a mean over
+channels. At ratio 1, where every update begins, the gradient is mean_p A(p)·∇log p(p), so each position gets its own
+advantage. With a uniform A(p) the deviation is 0 and the loss is the plain one to the last bit. δ is the mean of
+n = t·h·w values δ(p), so δ(p) is about √n times as wide, and its clip range is c·√n.
 Source: CaC (arXiv 2605.11723) Eq. 8-12 for the clipped form; Flow-GRPO (arXiv 2505.05470).
 """
 
@@ -30,8 +31,11 @@ from cac_align.align.sde import log_prob_by_location
 
 
 @dataclass(frozen=True)
-class Loss:
-    """per_sample: (B), with gradient. ratio, kl: (B), without. clipped: (B), 1 where the clip held the ratio back."""
+class GrpoLoss:
+    """The loss of B samples and what it is made of.
+
+    per_sample: the loss, with gradient. ratio, kl: without gradient. clipped: 1 where the clip was active, else 0.
+    """
 
     per_sample: Float[Tensor, " B"]
     ratio: Float[Tensor, " B"]
@@ -39,8 +43,11 @@ class Loss:
     clipped: Float[Tensor, " B"]
 
 
-def split(advantage: Float[Tensor, "B t h w"]) -> tuple[Float[Tensor, " B"], Float[Tensor, "B t h w"]]:
-    """(base Ā, deviation D) of advantages by position. In float64: equal float32 numbers then have exactly themselves as mean."""
+def split_by_position(advantage: Float[Tensor, "B t h w"]) -> tuple[Float[Tensor, " B"], Float[Tensor, "B t h w"]]:
+    """(mean Ā, deviation D) of advantages by position.
+
+    Computed in float64, in which the mean of equal float32 numbers is exactly that number.
+    """
     wide = advantage.to(torch.float32).to(torch.float64)
     base = wide.flatten(1).mean(1)
     return base.to(torch.float32), (wide - base[:, None, None, None]).to(torch.float32)
@@ -59,14 +66,19 @@ def grpo_loss(
     mean_ref: Float[Tensor, "B C t h w"] | None = None,
     kl_beta: float = 0.0,
     normalise_ratio: bool = False,
-) -> Loss:
-    """The loss of one step for each sample. deviation: local credit, see above. mean_ref: of the model without LoRA, for kl_beta > 0."""
+) -> GrpoLoss:
+    """The loss of one SDE step for each of B samples.
+
+    mean, mean_old: μ of the current weights and of those that sampled. x_next: the sampled x'. std, dt: of the step.
+    clip: c. deviation: D(p) of local advantages. mean_ref: μ of the model without LoRA, which the KL penalty with
+    weight ``kl_beta`` needs. normalise_ratio: see above.
+    """
     change = log_prob_by_location(x_next, mean, std) - log_prob_by_location(x_next, mean_old, std)
     moved = ((mean - mean_old) ** 2).mean(1) / (2 * std * std)
     if normalise_ratio:
         change = (change + moved) * std
     ratio = change.flatten(1).mean(1).exp()
-    loss, held = _clipped(ratio, advantage, clip)
+    loss, clipped = _clipped(ratio, advantage, clip)
     if deviation is not None:
         own, _ = _clipped(change.exp(), deviation, clip * math.sqrt(change[0].numel()))
         loss = loss + own.flatten(1).mean(1)
@@ -76,10 +88,10 @@ def grpo_loss(
     if mean_ref is not None:
         kl = ((mean - mean_ref) ** 2).flatten(1).mean(1) / (2 * std * std)
         loss = loss + kl_beta * kl
-    return Loss(loss, ratio.detach(), kl.detach(), held)
+    return GrpoLoss(loss, ratio.detach(), kl.detach(), clipped)
 
 
 def _clipped(ratio: Tensor, advantage: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """(the larger of the two losses, 1.0 where the clipped one is it and has no gradient), element by element."""
+    """(the larger of the two losses, 1.0 where that is the clipped one, which has no gradient), element by element."""
     free, bound = -advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)
     return torch.maximum(free, bound), (bound > free).float().detach()

@@ -1,9 +1,7 @@
-"""The LoRA on Wan's DiT: added, averaged, swapped for another copy of itself, and saved the way diffusers loads it.
+"""The LoRA on Wan's DiT: add it, average it, swap other weights in, and save it as diffusers loads it.
 
-transformer → ``add_lora`` → parameters by name → ``Shadow`` (EMA, slow copy) · ``swapped`` · ``save_lora`` → pipe.load_lora_weights
-
-Copies are exchanged in place, under no_grad, so that one code path serves a single process, DDP and FSDP 2 (whose parameters are sharded).
-The reference of the KL is the LoRA with its second matrix at zero: the same numbers as without it.
+Weights are swapped in place, so that one code path serves a single process, DDP and FSDP 2 (whose parameters are
+sharded). The KL penalty's reference is the LoRA with its second matrix at zero: the same numbers as without LoRA.
 """
 
 from __future__ import annotations
@@ -16,18 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-FEED_FORWARD = ("ffn.net.0.proj", "ffn.net.2")
+ATTENTION_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD_LAYERS = ("ffn.net.0.proj", "ffn.net.2")
 
 Weights = dict[str, Tensor]
+"""Tensors by the name of the LoRA parameter."""
 
 
-def add_lora(transformer: nn.Module, *, rank: int, alpha: int, ffn: bool, seed: int) -> None:
-    """Freeze the DiT and add a LoRA in float32 to its attention (and feed-forward) layers; the first matrix follows from ``seed``."""
+def add_lora(transformer: Any, *, rank: int, alpha: int, ffn: bool, seed: int) -> None:
+    """Freeze the DiT and add a LoRA in float32 to its attention layers, with ``ffn`` also to its feed-forward layers.
+
+    seed: of the random values of the first matrix; the second matrix starts at zero.
+    """
     from peft import LoraConfig
 
     transformer.requires_grad_(False)
-    targets = [*ATTENTION, *(FEED_FORWARD if ffn else ())]
+    targets = [*ATTENTION_LAYERS, *(FEED_FORWARD_LAYERS if ffn else ())]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer.add_adapter(
@@ -38,31 +40,34 @@ def add_lora(transformer: nn.Module, *, rank: int, alpha: int, ffn: bool, seed: 
             parameter.data = parameter.data.float()
 
 
-def lora_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The LoRA's parameters by their name in the DiT, whatever wraps it."""
+def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The LoRA's parameters by their name in the DiT, also where accelerate has wrapped the model."""
     return {name.removeprefix("module."): parameter for name, parameter in model.named_parameters() if ".lora_" in name}
 
 
-def copy_of(parameters: Mapping[str, Tensor]) -> Weights:
-    """A copy of these weights as they are now."""
+def copy_weights(parameters: Mapping[str, Tensor]) -> Weights:
+    """A copy of these weights."""
     return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
-def zeroed(parameters: Mapping[str, Tensor]) -> Weights:
-    """The LoRA that does nothing."""
+def zero_lora(parameters: Mapping[str, Tensor]) -> Weights:
+    """The weights (second matrices of zeros) with which the LoRA changes nothing."""
     return {name: torch.zeros_like(parameter) for name, parameter in parameters.items() if ".lora_B" in name}
 
 
 @torch.no_grad()
-def follow(copy: Weights, parameters: Mapping[str, Tensor], keep: float) -> None:
-    """copy ← keep·copy + (1 − keep)·parameters, in place."""
-    for name, kept in copy.items():
-        kept.lerp_(parameters[name].detach(), 1 - keep)
+def ema_update(average: Weights, parameters: Mapping[str, Tensor], decay: float) -> None:
+    """average ← decay·average + (1 − decay)·parameters, in place."""
+    for name, kept in average.items():
+        kept.lerp_(parameters[name].detach(), 1 - decay)
 
 
 @contextmanager
 def swapped(parameters: Mapping[str, Tensor], others: Weights | None) -> Iterator[None]:
-    """Inside, the parameters hold ``others`` (None: nothing happens), and gradients are off; afterwards their own values again."""
+    """Within the block the parameters have the values ``others``, and gradients are off; then their own again.
+
+    With None the block runs as it is.
+    """
     if others is None:
         yield
         return
@@ -80,20 +85,23 @@ def _write(parameters: Mapping[str, Tensor], values: Weights) -> None:
         parameters[name].data.copy_(value)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered (every process must take part); any other as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+def full_tensor(tensor: Tensor) -> Tensor:
+    """All of a sharded tensor (every process must call this); any other tensor as it is."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
 
 
-def gathered(parameters: Mapping[str, Tensor]) -> Weights:
-    """Copies on the CPU; every process takes part where tensors are sharded."""
-    return {name: whole(parameter.detach()).cpu() for name, parameter in parameters.items()}
+def gather_weights(parameters: Mapping[str, Tensor]) -> Weights:
+    """Copies of the full weights on the CPU. Every process must call this."""
+    return {name: full_tensor(parameter.detach()).cpu() for name, parameter in parameters.items()}
 
 
 def save_lora(folder: Path, weights: Weights, config: Any) -> None:
-    """Write ``pytorch_lora_weights.safetensors`` with its rank and alpha, as ``pipe.load_lora_weights(folder)`` expects them."""
-    from diffusers import WanPipeline
+    """Write the LoRA with its rank and alpha (``config``: PEFT's) so that ``pipe.load_lora_weights(folder)`` loads it."""
+    from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 
     layers = {name.replace(".default.", "."): tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    WanPipeline.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=metadata)
+    WanPipeline.save_lora_weights(
+        folder, transformer_lora_layers={**layers}, transformer_lora_adapter_metadata=metadata
+    )

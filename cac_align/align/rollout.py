@@ -1,11 +1,11 @@
-"""Sampling videos so that the objective can ask again: the stochastic steps of each sample are kept with the mean they were drawn from.
+"""Sampling videos for training: each stochastic step is kept with the mean from which it was drawn.
 
 prompts, seeds → embeddings, first noise → guided v at every step → ODE or SDE step, or the checkpoint's own → latents → VAE → Video
 
-Guidance is part of the policy: the same guided v = v_empty + g·(v_prompt − v_empty), from one forward pass over both halves, samples the
-videos and enters the loss. Everything random about a sample comes from its own seed, so it does not depend on its batch or process.
-A micro-batch keeps its composition from sampling to loss, because another batch size rounds differently and the ratio of unchanged
-weights must be 1 exactly.
+Guidance is part of the policy: the same guided v = v_empty + g·(v_prompt − v_empty), from one forward pass over both
+halves, samples the videos and enters the loss. All random numbers of a sample come from its own seed, so they do not
+depend on its batch or process. A micro-batch stays together from sampling to loss: another batch size rounds
+differently, and the probability ratio of unchanged weights must be exactly 1.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cac_align.align.sde import Schedule, ode_step, schedule_of, transition
+from cac_align.align.sde import Schedule, ode_step, read_schedule, transition
 from cac_align.core.video import Video
 from cac_align.generation.wan import Setting, Wan
 
 
 class Stopwatch:
-    """Seconds by name. A GPU is not waited for: what it still has to do is charged to whoever waits for it next."""
+    """Seconds by name. It does not wait for a GPU: pending work counts for the name that waits for it next."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -46,24 +46,24 @@ class Stopwatch:
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """A Wan that can be sampled and asked for velocities. model: the pipeline's DiT as accelerate has wrapped it."""
+    """A Wan that can be sampled and trained. model: the pipeline's DiT as accelerate has wrapped it."""
 
     pipeline: Any
     model: nn.Module
     setting: Setting
     schedule: Schedule
     device: torch.device
-    watch: Stopwatch = field(default_factory=Stopwatch)
+    timer: Stopwatch = field(default_factory=Stopwatch)
 
     @classmethod
     def of(cls, wan: Wan, model: nn.Module, device: torch.device) -> Flow:
-        schedule = schedule_of(wan.pipeline.scheduler, wan.setting.num_inference_steps, device)
+        schedule = read_schedule(wan.pipeline.scheduler, wan.setting.num_inference_steps, device)
         return cls(wan.pipeline, model, wan.setting, schedule, device)
 
 
 @dataclass(frozen=True)
 class SdeStep:
-    """One stochastic step of a micro-batch: from x, with mean and std at the time, to x_next. On the CPU unless it is in use."""
+    """One stochastic step of a micro-batch, on the CPU: from x to x_next, drawn with this mean and std."""
 
     index: int
     x: Float[Tensor, "B C t h w"]
@@ -74,8 +74,8 @@ class SdeStep:
 
 
 @dataclass(frozen=True, eq=False)
-class Rollout:
-    """One micro-batch of sampled videos. video is None where the latents are not finite."""
+class RolloutBatch:
+    """One micro-batch of sampled videos. A video is None where latents or pixels are not finite."""
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -86,13 +86,13 @@ class Rollout:
 
 
 def sample_seed(*numbers: int) -> int:
-    """One 63-bit seed from several numbers (run's seed, step, sample, …), without collisions that matter."""
+    """One 63-bit seed from several numbers, such as the run's seed, the step and the sample."""
     high, low = np.random.SeedSequence(numbers).generate_state(2, np.uint32)
     return (int(high) << 31) ^ int(low)
 
 
 @torch.no_grad()
-def embed(flow: Flow, prompts: Sequence[str]) -> Float[Tensor, "B2 L D"]:
+def embed_prompts(flow: Flow, prompts: Sequence[str]) -> Float[Tensor, "B2 L D"]:
     """Embeddings of the prompts, followed by those of the negative prompt where there is guidance."""
     setting = flow.setting
     guided = setting.guidance_scale > 1
@@ -106,12 +106,12 @@ def embed(flow: Flow, prompts: Sequence[str]) -> Float[Tensor, "B2 L D"]:
     return torch.cat([positive, negative]) if guided else positive
 
 
-def velocity(
+def guided_velocity(
     flow: Flow, x: Float[Tensor, "B C t h w"], index: int, embeds: Float[Tensor, "B2 L D"]
 ) -> Float[Tensor, "B C t h w"]:
     """The guided velocity at step ``index`` of the schedule, in float32."""
     halves = len(embeds) // len(x)
-    with flow.watch("model"):
+    with flow.timer("model"):
         v = flow.model(
             hidden_states=torch.cat([x] * halves).to(embeds.dtype),
             timestep=flow.schedule.timesteps[index].expand(len(embeds)),
@@ -125,42 +125,47 @@ def velocity(
 
 
 @torch.no_grad()
-def sample(
+def sample_batch(
     flow: Flow,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    window: Sequence[int] = (),
+    sde_steps: Sequence[int] = (),
     *,
     dynamics: str = "flow",
     noise_level: float = 0.0,
     decode: bool = True,
-    first_seeds: Sequence[int] | None = None,
+    noise_seeds: Sequence[int] | None = None,
     own_sampler: bool = False,
-) -> Rollout:
-    """Sample one micro-batch; the steps in ``window`` are stochastic and kept, the others follow the ODE. first_seeds: of the first
-    noise, one per video, where it is not drawn from the video's own seed: equal ones share it. own_sampler: the checkpoint's scheduler steps,
-    and not Euler; UniPC looks back on the steps before, so none can be stochastic.
+) -> RolloutBatch:
+    """Sample one micro-batch. The steps ``sde_steps`` are stochastic and kept; the others follow the ODE.
+
+    seeds: one per video, of all its noise. dynamics, noise_level: see ``sde``. decode: False leaves the videos out.
+    noise_seeds: one per video, of the first noise only; videos with the same one start from the same noise.
+    own_sampler: the checkpoint's scheduler takes the steps instead of Euler. UniPC uses the steps before each step, so
+    none of them can be stochastic.
 
     Raises ``ValueError`` for stochastic steps with the checkpoint's own sampler.
     """
-    if own_sampler and window:
+    if own_sampler and sde_steps:
         raise ValueError(
-            f"the checkpoint's own sampler has no stochastic steps, received {list(window)}; sample by Euler for those"
+            f"the checkpoint's own sampler has no stochastic steps, received {list(sde_steps)}; use sampler euler"
         )
-    embeds = embed(flow, prompts)
+    embeds = embed_prompts(flow, prompts)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     shape = latent_shape(flow)
-    firsts = generators if first_seeds is None else [torch.Generator().manual_seed(seed) for seed in first_seeds]
-    x = _noise(shape, firsts, flow.device)
+    first_generators = (
+        generators if noise_seeds is None else [torch.Generator().manual_seed(seed) for seed in noise_seeds]
+    )
+    x = _noise(shape, first_generators, flow.device)
     sigmas = flow.schedule.sigmas
     own = _own_sampler(flow) if own_sampler else None
     kept = []
     for index in range(len(flow.schedule)):
-        v = velocity(flow, x, index, embeds)
+        v = guided_velocity(flow, x, index, embeds)
         if own is not None:
             x = own.step(v, own.timesteps[index], x, return_dict=False)[0]
             continue
-        if index not in window:
+        if index not in sde_steps:
             x = ode_step(x, v, sigmas, index)
             continue
         drawn = transition(dynamics, x, v, sigmas, index, noise_level)
@@ -168,7 +173,7 @@ def sample(
         kept.append(SdeStep(index, x.cpu(), after.cpu(), drawn.mean.cpu(), drawn.std, drawn.dt))
         x = after
     videos = decode_latents(flow, x, prompts, seeds) if decode else (None,) * len(x)
-    return Rollout(tuple(prompts), tuple(seeds), embeds, tuple(kept), x.cpu(), videos)
+    return RolloutBatch(tuple(prompts), tuple(seeds), embeds, tuple(kept), x.cpu(), videos)
 
 
 def _own_sampler(flow: Flow) -> Any:
@@ -205,7 +210,7 @@ def decode_latents(
         torch.tensor(v, device=flow.device).view(1, -1, 1, 1, 1)
         for v in (vae.config.latents_mean, vae.config.latents_std)
     )
-    with flow.watch("vae"):
+    with flow.timer("vae"):
         decoded = vae.decode((latents.to(flow.device) * std + mean).to(vae.dtype), return_dict=False)[0]
         pixels = flow.pipeline.video_processor.postprocess_video(decoded, output_type="np")
     videos: list[Video | None] = []

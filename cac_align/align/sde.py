@@ -1,16 +1,18 @@
-"""Sampling as an SDE: one step's mean and standard deviation, its log-probability, and the ODE step it replaces.
+"""Sampling as an SDE: the mean and standard deviation of a step, its log-probability, and the ODE step it replaces.
 
 checkpoint's scheduler → schedule (σ, timesteps) → v = model(x, t) → Flow-SDE | Dance-SDE | CPS → x' = μ + std·ε, log p(x')
 
-σ falls from 1 (noise) to 0 (clip); x = (1 − σ)·x0 + σ·x1, v = x1 − x0, so x̂0 = x − σv and x̂1 = x + (1 − σ)v. dt = σ' − σ < 0, a is the
-noise level. All three leave the ODE's marginals as they are (CPS: where x̂0 is exact); a = 0 gives the ODE step x' = x + v·dt.
+σ falls from 1 (noise) to 0 (video). x = (1 − σ)·x0 + σ·x1 and v = x1 − x0, so x̂0 = x − σv and x̂1 = x + (1 − σ)v.
+dt = σ' − σ < 0, and a is the noise level. All three keep the ODE's marginal distributions (CPS: where x̂0 is exact);
+a = 0 gives the ODE step x' = x + v·dt.
 
     flow   s = a·√(σ / (1 − σ))    μ = x(1 + s²dt / 2σ) + v(1 + s²(1 − σ) / 2σ)dt       std = s√(−dt)
     dance  s = a                   μ = x + (v + ½s²(x − (1 − σ)x̂0) / σ²)dt              std = s√(−dt)
     cps    s = σ'·sin(aπ / 2)      μ = (1 − σ')x̂0 + √(σ'² − s²)·x̂1                       std = s
 
-First step: s of ``flow`` is infinite at σ = 1 (and enormous at UniPC's 0.999999), so σ inside s, and there only, is capped at the
-second σ of the schedule. Log-probabilities are means over elements: sums would make the ratio's size depend on the video's.
+First step: s of ``flow`` is infinite at σ = 1 (and very large at UniPC's 0.999999), so σ in the formula of s, and only
+there, is at most the second σ of the schedule. Log-probabilities are means over elements: as sums, the size of the
+probability ratio would depend on the size of the video.
 Sources: Flow-GRPO (arXiv 2505.05470), DanceGRPO (arXiv 2505.07818), CPS (arXiv 2509.05952).
 """
 
@@ -31,7 +33,7 @@ DYNAMICS = ("flow", "dance", "cps")
 
 @dataclass(frozen=True)
 class Schedule:
-    """sigmas: (N + 1) numbers falling to 0. timesteps: (N) what the model is told at each of them."""
+    """The noise levels of N steps. sigmas: N + 1 numbers that fall to 0. timesteps: (N), the model's time input."""
 
     sigmas: tuple[float, ...]
     timesteps: Tensor
@@ -42,17 +44,17 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Transition:
-    """The Gaussian that x' is drawn from. mean: (B, C, t, h, w); std, dt: one number for all elements."""
+    """The Gaussian that x' is drawn from: its mean, its std and dt; the latter two are equal for all elements."""
 
     mean: Float[Tensor, "B C t h w"]
     std: float
     dt: float
 
 
-def schedule_of(scheduler: Any, num_steps: int, device: torch.device | str = "cpu") -> Schedule:
-    """The checkpoint's own σ and timesteps (UniPC or Euler, with its flow shift); the scheduler itself is not touched.
+def read_schedule(scheduler: Any, num_steps: int, device: torch.device | str = "cpu") -> Schedule:
+    """The checkpoint's own σ and timesteps (UniPC or Euler, with its flow shift); the scheduler is not changed.
 
-    Raises ``ValueError`` for a scheduler that is not one of flow matching.
+    Raises ``ValueError`` for a scheduler that does not sample by flow matching.
     """
     name, config = type(scheduler).__name__, scheduler.config
     flows = config.get("use_flow_sigmas", name == "FlowMatchEulerDiscreteScheduler")
@@ -79,7 +81,7 @@ def transition(
 ) -> Transition:
     """Mean and standard deviation of step ``index``, from sigmas[index] to sigmas[index + 1].
 
-    Raises ``ValueError`` for unknown dynamics or a step whose noise would have no width.
+    Raises ``ValueError`` for unknown dynamics, and for a step whose standard deviation would be 0.
     """
     sigma, after = sigmas[index], sigmas[index + 1]
     dt = after - sigma
@@ -102,7 +104,7 @@ def transition(
     if std <= 0:
         raise ValueError(
             f"step {index} of {len(sigmas) - 1} has no noise under {dynamics} with noise level {noise_level:g} (σ {sigma:.4g} to "
-            f"{after:.4g}); a probability needs some: raise noise_level, or take the step out of the window"
+            f"{after:.4g}); the log-probability needs noise: raise noise_level, or leave the step out of sde_window"
         )
     return Transition(mean, std, dt)
 

@@ -1,7 +1,4 @@
-"""Before the first step: the processes, the checkpoint with its LoRA, the prompts, the reward and its ledger.
-
-recipe → check → Accelerator, Wan + LoRA, prompts, chunk size        recipe → reward in a ledger, in a thread (Judging)
-"""
+"""Before the first step: the processes, the checkpoint with its LoRA, the prompts, and the reward with its ledger."""
 
 from __future__ import annotations
 
@@ -14,10 +11,11 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs
 
-from cac_align.align.async_reward import Judging
-from cac_align.align.local_advantages import Grid
+from cac_align.align.async_reward import AsyncReward
+from cac_align.align.local_advantages import LatentGrid
 from cac_align.align.lora import add_lora
-from cac_align.align.recipe import FlowGrpoRecipe, check, chunk_prompts, prompts_at, read_prompts
+from cac_align.align.prompts import prompts_per_chunk, read_training_prompts, step_prompts
+from cac_align.align.recipe import AlignRecipe, check_align_recipe
 from cac_align.core.weights import shipped
 from cac_align.generation.wan import Wan
 from cac_align.rewards.build import load_reward
@@ -28,23 +26,25 @@ from cac_align.rewards.reward import Reward
 from cac_align.runs.device import pick_device
 
 
-def prepare(recipe: FlowGrpoRecipe) -> tuple[Accelerator, Wan, list[str], int]:
-    """(processes, Wan with a LoRA on its DiT, training prompts, prompts per chunk).
+def prepare(recipe: AlignRecipe) -> tuple[Accelerator, Wan, list[str], int]:
+    """(accelerator, Wan with a LoRA on its DiT, training prompts, prompts per chunk).
 
-    Raises ``ValueError`` for a recipe that cannot run, a device that is not to be had, a checkpoint that is not Wan, or prompts
-    that cannot be read.
+    Raises ``ValueError`` for a recipe that cannot run, a device that does not exist, a checkpoint that is not Wan, and
+    prompts that cannot be read.
     """
-    check(recipe)
-    wish = None if recipe.device is None else pick_device(recipe.device)
-    # LoRA gradients are few: they are averaged in every backward pass. Buffers (rotary tables) never change.
-    # One process may wait for a judge that answers after its last retry; the others must not end the run for it.
+    check_align_recipe(recipe)
+    wanted = None if recipe.device is None else pick_device(recipe.device)
+    # The LoRA's gradients are small, so they are averaged in every backward pass. Buffers (rotary tables) never change.
+    # One process may wait long for a judge's last retry; the others must not time out meanwhile.
     kwargs = [DistributedDataParallelKwargs(broadcast_buffers=False), InitProcessGroupKwargs(timeout=timedelta(days=1))]
-    accelerator = Accelerator(cpu=wish is not None and wish.type == "cpu", kwargs_handlers=kwargs)
+    accelerator = Accelerator(cpu=wanted is not None and wanted.type == "cpu", kwargs_handlers=kwargs)
     check_launch(accelerator)
-    check_device(wish, accelerator.device)
-    chunk = chunk_prompts(recipe, accelerator.num_processes)
-    prompts = read_prompts(recipe.prompts, recipe.prompt_first, recipe.prompt_count, note=accelerator.is_main_process)
-    prompts_at(0, prompts, recipe)
+    check_device(wanted, accelerator.device)
+    chunk_size = prompts_per_chunk(recipe, accelerator.num_processes)
+    prompts = read_training_prompts(
+        recipe.prompts, recipe.prompt_first, recipe.prompt_count, note=accelerator.is_main_process
+    )
+    step_prompts(0, prompts, recipe)
     wan = load_wan(recipe, accelerator.device)
     check_one_expert(wan)
     transformer = wan.pipeline.transformer
@@ -57,34 +57,38 @@ def prepare(recipe: FlowGrpoRecipe) -> tuple[Accelerator, Wan, list[str], int]:
     add_lora(transformer, rank=recipe.lora_rank, alpha=recipe.lora_alpha, ffn=recipe.lora_ffn, seed=recipe.seed)
     if recipe.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    return accelerator, wan, prompts, chunk
+    return accelerator, wan, prompts, chunk_size
 
 
-def check_device(wish: torch.device | None, given: torch.device) -> None:
-    """Raise ``ValueError`` unless this process got the device that the recipe asks for. None: any; plain cuda: any GPU."""
-    if wish is None or (wish.type == given.type and (wish.index is None or wish.index == (given.index or 0))):
+def check_device(wanted: torch.device | None, given: torch.device) -> None:
+    """Raise ``ValueError`` unless this process got the device that the recipe names. None: any; cuda: any GPU."""
+    if wanted is None or (wanted.type == given.type and (wanted.index is None or wanted.index == (given.index or 0))):
         return
-    if wish.type == given.type:
-        way = f"accelerate takes the GPUs that it sees in order: set CUDA_VISIBLE_DEVICES={wish.index} and leave device out"
+    if wanted.type == given.type:
+        fix = (
+            f"accelerate takes the GPUs it sees in order: set CUDA_VISIBLE_DEVICES={wanted.index} and leave device out"
+        )
     else:
-        way = "leave device out, or mend what accelerate was told (ACCELERATE_USE_CPU, --cpu, its config file)"
-    raise ValueError(f"device={wish}, but accelerate runs this process on {given}; {way}")
+        fix = "leave device out, or change accelerate's settings (ACCELERATE_USE_CPU, --cpu, its config file)"
+    raise ValueError(f"device={wanted}, but accelerate runs this process on {given}; {fix}")
 
 
 def check_launch(accelerator: Accelerator) -> None:
-    """Raise ``ValueError`` for a setting of accelerate (its default config counts, too) under which this loop would train something else."""
+    """Raise ``ValueError`` for settings of accelerate (also of its default config) that this loop does not support."""
     state, kind = accelerator.state, accelerator.distributed_type
     sharded = kind == DistributedType.FSDP and accelerator.is_fsdp2
     if not (sharded or kind == DistributedType.NO or kind.value.startswith("MULTI_")):
         which = "FSDP 1" if kind == DistributedType.FSDP else kind.value
         wrong = f"{which} is not supported: use DDP, or FSDP with fsdp_version 2"
-    elif sharded and not state.fsdp_plugin.reshard_after_forward:
-        wrong = "fsdp_reshard_after_forward must be true: averages and references are exchanged in the shards, not in what was gathered"
+    elif sharded and not (state.fsdp_plugin and state.fsdp_plugin.reshard_after_forward):
+        wrong = (
+            "fsdp_reshard_after_forward must be true: LoRA weights are swapped in the shards, not in gathered copies"
+        )
     elif accelerator.mixed_precision not in ("no", "bf16"):
         wrong = f"mixed_precision {accelerator.mixed_precision} is not supported: use no or bf16"
-    elif state.dynamo_plugin.backend != DynamoBackend.NO:
+    elif state.dynamo_plugin and state.dynamo_plugin.backend != DynamoBackend.NO:
         wrong = (
-            "dynamo_backend must be no: the LoRA's names would be those of the compiled model, which nothing can load"
+            "dynamo_backend must be no: the saved LoRA would have the compiled model's names, which nothing can load"
         )
     elif accelerator.gradient_accumulation_steps != 1:
         wrong = "gradient_accumulation_steps must be 1: the loop adds up its micro-batches itself (micro_batch)"
@@ -96,19 +100,21 @@ def check_launch(accelerator: Accelerator) -> None:
 
 
 def check_one_expert(wan: Wan) -> None:
-    """Raise ``ValueError`` for a checkpoint that changes its transformer on the way (Wan 2.2's A14B): only one of them would be trained and
-    sampled with, in videos that the pipeline never makes."""
+    """Raise ``ValueError`` for a checkpoint with two transformers (Wan 2.2's A14B).
+
+    Only one of them would be trained, on videos that the pipeline never makes.
+    """
     if (
         getattr(wan.pipeline, "transformer_2", None) is not None
         or wan.pipeline.config.get("boundary_ratio") is not None
     ):
         raise ValueError(
             f"this checkpoint has two transformers, one for high and one for low noise (boundary_ratio "
-            f"{wan.pipeline.config.get('boundary_ratio')}); align trains one: take Wan 2.1, or Wan 2.2's 5B"
+            f"{wan.pipeline.config.get('boundary_ratio')}); align trains one: use Wan 2.1, or Wan 2.2's 5B"
         )
 
 
-def load_wan(recipe: FlowGrpoRecipe, device: object = None) -> Wan:
+def load_wan(recipe: AlignRecipe, device: torch.device | None = None) -> Wan:
     """The recipe's checkpoint at the recipe's size, length, steps and guidance."""
     names = (
         "height",
@@ -125,52 +131,50 @@ def load_wan(recipe: FlowGrpoRecipe, device: object = None) -> Wan:
 
 
 def model_folder(model: str) -> str:
-    """A folder or hub id as it is; "miniature": the shipped small Wan."""
-    if model != "miniature":
-        return model
-    return str(shipped("wan"))
+    """A folder or hub id as it is; the folder of the shipped small Wan for "miniature"."""
+    return str(shipped("wan")) if model == "miniature" else model
 
 
-def grid_of(wan: Wan) -> Grid:
-    """The latent grid of the videos this Wan makes, with its VAE's own strides."""
+def latent_grid(wan: Wan) -> LatentGrid:
+    """The latent grid of the videos that this Wan makes."""
     pipeline, setting = wan.pipeline, wan.setting
     strides = int(pipeline.vae_scale_factor_temporal), int(pipeline.vae_scale_factor_spatial)
-    return Grid(setting.num_frames, setting.height, setting.width, *strides)
+    return LatentGrid(setting.num_frames, setting.height, setting.width, *strides)
 
 
-def build_judging(recipe: FlowGrpoRecipe, out: Path, processes: int) -> Judging:
-    """The recipe's reward behind ``out/ledger.jsonl``.
+def build_async_reward(recipe: AlignRecipe, out: Path, processes: int) -> AsyncReward:
+    """The recipe's reward with the ledger ``out/ledger.jsonl``.
 
-    Raises ``ValueError`` when it compares videos that lie on different processes, or that the watched prompts do not have; and for local
-    credit by a component that has no boxes, or whose scale is not R's.
+    Raises ``ValueError`` when the reward compares videos of a prompt that lie on different processes, or that an
+    evaluation prompt does not have; and, with local advantages, when their component is missing or is not in [0, 1].
     """
     reward = load_reward(recipe.reward or None)
     normalise = getattr(reward, "normalise", None)
     if processes > 1 and normalise in NEEDS_GROUP:
         raise ValueError(
-            f"reward normalise={normalise} compares the videos of a prompt, which lie on {processes} processes; use range or reference "
-            "(advantages are normalised within the whole group in any case)"
+            f"reward normalise={normalise} compares the videos of a prompt, which lie on {processes} processes; use range "
+            "or reference (advantages are normalised within the whole group in any case)"
         )
-    if recipe.watch.every and recipe.watch.prompts > 0 and normalise in NEEDS_GROUP:
+    if recipe.eval.every and recipe.eval.prompts > 0 and normalise in NEEDS_GROUP:
         raise ValueError(
-            f"reward normalise={normalise} compares the videos of a prompt, and a watched prompt has one: it would never have a score; use "
-            "range or reference, or watch.every=0"
+            f"reward normalise={normalise} compares the videos of a prompt, and an evaluation prompt has one video: it "
+            "would never have a score; use range or reference, or eval.every=0"
         )
-    if recipe.credit == "local" and isinstance(reward, Combined):
-        reward = replace(reward, evidence_of=recipe.credit_component)
-    judging = Judging(reward, Ledger(out / "ledger.jsonl"), overlap=recipe.overlap)
-    if recipe.credit == "local":
-        _check_component(reward, recipe.credit_component, judging.components)
-    return judging
+    if recipe.advantages == "local" and isinstance(reward, Combined):
+        reward = replace(reward, evidence_of=recipe.local_component)
+    async_reward = AsyncReward(reward, Ledger(out / "ledger.jsonl"), overlap=recipe.overlap)
+    if recipe.advantages == "local":
+        _check_local_component(reward, recipe.local_component, async_reward.components)
+    return async_reward
 
 
-def _check_component(reward: Reward, name: str, components: Iterable[str]) -> None:
-    """Raise ``ValueError`` unless local credit can take this component of the reward."""
+def _check_local_component(reward: Reward, name: str, components: Iterable[str]) -> None:
+    """Raise ``ValueError`` unless local advantages can use this component of the reward."""
     if name not in components:
         raise ValueError(
-            f"credit_component {name!r} is no component of the reward; it has {', '.join(components)}, and "
-            "local credit needs the one whose judgements have boxes"
+            f"local_component {name!r} is no component of the reward; it has {', '.join(components)}, and local "
+            "advantages need the one whose judgements have boxes"
         )
     bounds = bounds_of(reward.components[name] if isinstance(reward, Combined) else reward)
     if bounds != (0.0, 1.0):
-        raise ValueError(f"credit_component {name!r} has bounds {bounds}; local credit takes R in [0, 1] (credit.py)")
+        raise ValueError(f"local_component {name!r} has bounds {bounds}; local advantages need a score in [0, 1]")

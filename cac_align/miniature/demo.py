@@ -20,8 +20,9 @@ from cac_align.cac.augmentations import FOUR_PHASES
 from cac_align.core.video import Video
 from cac_align.evaluation.pages.selection_page import write_selection_page
 from cac_align.evaluation.statistics import Estimate, mcnemar, mean_interval, share
-from cac_align.generation.best_of_n import Selection, best_of_n
+from cac_align.generation.best_of_n import best_of_n
 from cac_align.generation.build import GeneratorRecipe, load_generator
+from cac_align.generation.selection import Selection
 from cac_align.miniature.oracle.oracle import Verdict, judge
 from cac_align.miniature.world.settings import PLAYGROUND, PROMPT_SEEDS
 from cac_align.miniature.world.world import make_prompts

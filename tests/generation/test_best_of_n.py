@@ -18,7 +18,9 @@ from cac_align.cli.main import main
 from cac_align.core.encoding import write_mp4
 from cac_align.core.judgement import Anomaly, Judgement, Window
 from cac_align.core.video import Video
-from cac_align.generation.best_of_n import best_of_n, read_candidates, select, slug
+from cac_align.generation.best_of_n import best_of_n
+from cac_align.generation.candidates import file_stem, read_candidates
+from cac_align.generation.selection import select
 from cac_align.rewards.combine import combine
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Score
@@ -107,7 +109,7 @@ def test_prompts_share_seeds_unless_they_are_to_be_distinct(tmp_path):
     assert [chosen.seeds for chosen in shared] == [(7, 8)] * 4
     own = best_of_n(prompts, generate, Brightness(), n=2, seed=7, distinct_seeds=True, out=tmp_path)
     assert [chosen.seeds for chosen in own] == [(7, 8), (9, 10), (7, 8), (11, 12)]
-    assert (tmp_path / "videos" / f"{slug('r')}-12.mp4").is_file()
+    assert (tmp_path / "videos" / f"{file_stem('r')}-12.mp4").is_file()
     second = best_of_n(prompts, generate, Brightness(), n=2, seed=7, distinct_seeds=True, share=(1, 2))
     assert [chosen.seeds for chosen in second] == [(9, 10)], "a process of several takes the seeds that one would"
 
@@ -214,13 +216,13 @@ def test_progress_is_a_tqdm_like_bar():
 def test_out_holds_videos_ledger_and_selection(tmp_path):
     selections = best_of_n(["a hand", "a ball"], Generator(LEVELS), Brightness(), n=3, out=tmp_path)
     names = sorted(path.name for path in (tmp_path / "videos").iterdir())
-    assert names == sorted(f"{slug(prompt)}-{seed}.mp4" for prompt in ("a hand", "a ball") for seed in range(3))
+    assert names == sorted(f"{file_stem(prompt)}-{seed}.mp4" for prompt in ("a hand", "a ball") for seed in range(3))
     rows = [json.loads(line) for line in (tmp_path / "selection.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == ["a hand", "a ball"]
     assert rows[0] == selections[0].to_json() and rows[0]["chosen"] == 1
     assert Path(rows[0]["candidates"][1]).is_file()
     assert [row["kind"] for row in Ledger(tmp_path / "ledger.jsonl").rows()] == ["score"] * 6
-    assert selections[0].video.path == tmp_path / "videos" / f"{slug('a hand')}-1.mp4"
+    assert selections[0].video.path == tmp_path / "videos" / f"{file_stem('a hand')}-1.mp4"
 
 
 def test_another_prompt_file_into_the_same_folder_keeps_the_former_prompts(tmp_path, monkeypatch, capsys):
@@ -387,10 +389,10 @@ def test_hostile_prompts_become_safe_names(tmp_path):
         "NUL",
         "\udc80",
     ]
-    slugs = [slug(prompt) for prompt in prompts]
+    slugs = [file_stem(prompt) for prompt in prompts]
     assert len(set(slugs)) == len(prompts)
     assert all(len(each) <= 51 and set(each) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for each in slugs)
-    assert slug("a" * 50_000) != slug("a" * 50_001) and slug("A b") != slug("a b")
+    assert file_stem("a" * 50_000) != file_stem("a" * 50_001) and file_stem("A b") != file_stem("a b")
     selections = best_of_n(prompts, Generator(LEVELS), Brightness(), n=2, out=tmp_path)
     assert [chosen.chosen for chosen in selections] == [1] * len(prompts)
     assert len(list((tmp_path / "videos").iterdir())) == 2 * len(prompts)
@@ -405,11 +407,17 @@ def test_hostile_prompts_become_safe_names(tmp_path):
 
 
 def test_a_folder_of_candidates_by_name(tmp_path):
-    for name in (f"{slug('p')}-0", f"{slug('p')}-10", f"{slug('p')}-2", f"{slug('q')}-0", "something else"):
+    for name in (
+        f"{file_stem('p')}-0",
+        f"{file_stem('p')}-10",
+        f"{file_stem('p')}-2",
+        f"{file_stem('q')}-0",
+        "something else",
+    ):
         write_mp4(tmp_path / f"{name}.mp4", np.full((4, 16, 16, 3), 50 + 10 * name.endswith("-2"), np.uint8), 16)
-    (tmp_path / f"{slug('q')}-1.mp4").write_bytes(b"not a video")
+    (tmp_path / f"{file_stem('q')}-1.mp4").write_bytes(b"not a video")
     found = read_candidates(tmp_path, ["p", "q", "r"])
-    assert [path.name for path in found["p"]] == [f"{slug('p')}-{n}.mp4" for n in (0, 2, 10)] and found["r"] == []
+    assert [path.name for path in found["p"]] == [f"{file_stem('p')}-{n}.mp4" for n in (0, 2, 10)] and found["r"] == []
     p, q, r = best_of_n(["p", "q", "r"], tmp_path, Brightness())
     assert p.chosen == 1 and p.seeds == ()
     assert q.chosen == 0 and not q.scores[1].scored and "Without a score: candidate 1" in q.reason
@@ -433,7 +441,7 @@ def test_candidates_from_a_listing(tmp_path):
 def test_candidates_that_cannot_be_found_say_what_is_expected(tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
         read_candidates(tmp_path / "absent", ["p"])
-    with pytest.raises(ValueError, match=f"name them {slug('p')}-0.mp4"):
+    with pytest.raises(ValueError, match=f"name them {file_stem('p')}-0.mp4"):
         read_candidates(tmp_path, ["p"])
     with pytest.raises(ValueError, match=r"expected a file candidates\.jsonl"):
         read_candidates(tmp_path)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cac_align.cli.main import main
-from cac_align.generation.best_of_n import Selection
+from cac_align.generation.selection import Selection
 from cac_align.miniature.demo import demo, lines, playground_prompts, summarise
 from cac_align.miniature.oracle.oracle import Verdict
 from cac_align.miniature.world.grammar import parse_prompt

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cac_align.align.recipe import FlowGrpoRecipe, Watch, Window
-from cac_align.core.judgement import Anomaly, Box, Judgement
-from cac_align.core.judgement import Window as Seconds
+from cac_align.align.recipe import AlignRecipe, EvalRecipe, SdeWindow
+from cac_align.core.judgement import Anomaly, Box, Judgement, Window
 from cac_align.core.video import Video
 from cac_align.miniature.models.wan import MiniWan, build_pipeline, save_pipeline
 from cac_align.rewards.combine import combine
@@ -105,7 +104,7 @@ class Boxes(Brightness):
             row, column = np.unravel_index(last.argmax(), last.shape)
             x, y = 500 * int(column >= 8), 500 * int(row >= 8)
             anomaly = Anomaly(
-                "Object Distortion", Seconds(0.0, 0.125), "bright", "corner", {1: (Box(x, y, x + 500, y + 500),)}
+                "Object Distortion", Window(0.0, 0.125), "bright", "corner", {1: (Box(x, y, x + 500, y + 500),)}
             )
             scores.append(Score(float(last.mean()) / 255, evidence=Judgement("abnormal", (anomaly,))))
         return scores
@@ -148,10 +147,10 @@ def recipe(model, out, **changes):
     given = {
         "model": str(model), "out": str(out), "prompts": f"{HERE}:prompts", "prompt_count": 6, "reward": f"{HERE}:Brightness",
         "steps": 3, "group_size": 4, "prompts_per_step": 2, "micro_batch": 4, "lora_rank": 4, "lora_alpha": 8, "lr": 1e-2,
-        "sde_window": Window(2, 0, 2), "save_every": 1, "clips_per_step": 1, "watch": Watch(every=0), "device": "cpu",
-        "min_spread": 0.0,
+        "sde_window": SdeWindow(2, 0, 2), "save_every": 1, "clips_per_step": 1, "eval": EvalRecipe(every=0), "device": "cpu",
+        "min_group_std": 0.0,
     }  # fmt: skip
-    return FlowGrpoRecipe(**{**given, **changes})
+    return AlignRecipe(**{**given, **changes})
 
 
 def rows(out):

@@ -26,8 +26,15 @@ from cac_align.cac.two_turn import unusable_reason
 from cac_align.core.answer import read_answer
 from cac_align.core.judgement import hull
 from cac_align.data.records import Record
-from cac_align.training.policy import AnswerLogProbs, ModelRecipe, load, make_batch, on
-from cac_align.training.rollout import Asking, Prompt, RolloutRecipe, banned, open_prompt, roll_out
+from cac_align.training.policy import AnswerLogProbs, ModelRecipe, load, make_batch
+from cac_align.training.rollout import (
+    RolloutRecipe,
+    RolloutSettings,
+    VideoPrompt,
+    forbidden_tokens,
+    open_video_prompt,
+    roll_out,
+)
 from cac_align.vlm.inputs import encode_one
 
 
@@ -45,14 +52,14 @@ def main() -> None:
     model, processor = load(ModelRecipe(path=options.model, dtype="bfloat16" if device == "cuda" else "float32"))
     model = model.to(device).eval()
     prompts = clips(options.videos)
-    asking = Asking(RolloutRecipe(options.group, 1.0, options.tokens), options.wording, 8.0, None, 0, 0)
-    roll_out(model, processor, prompts[:1], asking, {})  # warm
+    settings = RolloutSettings(RolloutRecipe(options.group, 1.0, options.tokens), options.wording, 8.0, None, 0, 0)
+    roll_out(model, processor, prompts[:1], settings, {})  # warm
     began = time.perf_counter()
-    shared = roll_out(model, processor, prompts, asking, {})
+    shared = roll_out(model, processor, prompts, settings, {})
     shared_s = time.perf_counter() - began
     began = time.perf_counter()
     torch.manual_seed(0)
-    plain = [plainly(model, processor, prompt, asking) for prompt in prompts for _ in range(options.group)]
+    plain = [plainly(model, processor, prompt, settings) for prompt in prompts for _ in range(options.group)]
     plain_s = time.perf_counter() - began
     count = len(shared)
     for name, seconds, tokens in (
@@ -65,11 +72,11 @@ def main() -> None:
     print(
         f"ratio, rollouts per second: {plain_s / shared_s:.2f}x (goal 3x); per token: {plain_s / sum(plain) * sum(r.num_tokens for r in shared) / shared_s:.2f}x"
     )
-    learning(model, processor, prompts, asking)
-    memory(model, processor, prompts, asking)
+    learning(model, processor, prompts, settings)
+    memory(model, processor, prompts, settings)
 
 
-def clips(count: int) -> list[Prompt]:
+def clips(count: int) -> list[VideoPrompt]:
     from cac_align.miniature.world.settings import STUDIO
     from cac_align.miniature.world.world import make_clip
 
@@ -78,36 +85,36 @@ def clips(count: int) -> list[Prompt]:
         clip = make_clip(2_000_000 + slot, STUDIO, anomalous=bool(slot % 2))
         length, height, width, _ = clip.pixels.shape
         record = Record(str(slot), "", clip.prompt, clip.fps, length, width, height, clip.status, clip.anomalies)
-        prompts.append(open_prompt(slot, record, clip.video(), 4.0))
+        prompts.append(open_video_prompt(slot, record, clip.video(), 4.0))
     return prompts
 
 
 @torch.no_grad()
-def plainly(model: Any, processor: Any, prompt: Prompt, asking: Asking) -> int:
+def plainly(model: Any, processor: Any, prompt: VideoPrompt, settings: RolloutSettings) -> int:
     """One rollout with nothing shared; returns how many tokens it wrote."""
-    asked = turn_one_conversation(prompt.record.prompt, prompt.scan, wording=asking.wording)
-    text, count = generate(model, processor, asked, asking)
+    asked = turn_one_conversation(prompt.record.prompt, prompt.scan, wording=settings.wording)
+    text, count = generate(model, processor, asked, settings)
     first = read_answer(text, number=1, frames=prompt.scan.indices, times_s=prompt.scan.times_s)
     if unusable_reason(first) is not None or first.status == "normal":
         return count
-    clip = prompt.video.clip(hull([a.window for a in first.anomalies if a.window is not None]), asking.look_fps)
-    asked = turn_two_conversation(prompt.record.prompt, clip, first, wording=asking.wording)
-    return count + generate(model, processor, asked, asking)[1]
+    clip = prompt.video.clip(hull([a.window for a in first.anomalies if a.window is not None]), settings.look_fps)
+    asked = turn_two_conversation(prompt.record.prompt, clip, first, wording=settings.wording)
+    return count + generate(model, processor, asked, settings)[1]
 
 
-def generate(model: Any, processor: Any, asked: Any, asking: Asking) -> tuple[str, int]:
+def generate(model: Any, processor: Any, asked: Any, settings: RolloutSettings) -> tuple[str, int]:
     row = {name: tensor.to(model.device) for name, tensor in encode_one(processor, asked).items()}
-    forbidden = banned(processor, model.lm_head.weight.shape[0]).nonzero().flatten().tolist()
-    limits = {"max_new_tokens": asking.rollout.max_new_tokens, "suppress_tokens": forbidden}
+    forbidden = forbidden_tokens(processor, model.lm_head.weight.shape[0]).nonzero().flatten().tolist()
+    limits = {"max_new_tokens": settings.rollout.max_new_tokens, "suppress_tokens": forbidden}
     out = model.generate(**row, do_sample=True, top_k=0, top_p=1.0, temperature=1.0, **limits)[
         0, row["input_ids"].shape[1] :
     ]
     return processor.tokenizer.decode(out, skip_special_tokens=True), len(out)
 
 
-def learning(model: Any, processor: Any, prompts: list[Prompt], asking: Asking) -> None:
+def learning(model: Any, processor: Any, prompts: list[VideoPrompt], settings: RolloutSettings) -> None:
     store: dict[Any, Any] = {}
-    rollouts = roll_out(model, processor, prompts, asking, store)
+    rollouts = roll_out(model, processor, prompts, settings, store)
     turns = [[r.segments[number] for r in rollouts if len(r.segments) > number] for number in (0, 1)]
     together = make_batch(processor, turns[0] + turns[1], store)
     apart = [make_batch(processor, segments, store, shared=True) for segments in turns if segments]
@@ -131,15 +138,15 @@ def learning(model: Any, processor: Any, prompts: list[Prompt], asking: Asking) 
     print(f"ratio, learning: {seconds['rows'] / seconds['shared']:.2f}x")
 
 
-def memory(model: Any, processor: Any, prompts: list[Prompt], asking: Asking) -> None:
+def memory(model: Any, processor: Any, prompts: list[VideoPrompt], settings: RolloutSettings) -> None:
     from dataclasses import replace
 
     for factor in (1, 2):
-        more = replace(asking, rollout=replace(asking.rollout, group=factor * asking.rollout.group))
+        more = replace(settings, rollout=replace(settings.rollout, group_size=factor * settings.rollout.group_size))
         rollouts, peak = peak_mib(lambda more=more: roll_out(model, processor, prompts, more, {}), model.device)
         config = model.config.text_config
         longest = max(
-            sum(segment.ids.shape[1] for segment in r.segments[-1:]) + asking.rollout.max_new_tokens for r in rollouts
+            sum(segment.ids.shape[1] for segment in r.segments[-1:]) + settings.rollout.max_new_tokens for r in rollouts
         )
         row = (
             2
@@ -151,7 +158,7 @@ def memory(model: Any, processor: Any, prompts: list[Prompt], asking: Asking) ->
             / 2**20
         )
         print(
-            f"{len(prompts)} videos, G = {more.rollout.group}: peak beyond weights {peak:.1f} MiB; "
+            f"{len(prompts)} videos, G = {more.rollout.group_size}: peak beyond weights {peak:.1f} MiB; "
             f"keys and values of one rollout at most {row:.2f} MiB"
         )
 

@@ -95,8 +95,7 @@ def read_answer(
     thought = answer.get("COT")
     if not isinstance(thought, str):
         faults.append("COT: expected a string" if "COT" in answer else "COT: missing")
-        thought = ""
-    thought = _sound(thought)
+    thought = _as_text(thought)
     status = answer.get("status")
     if status not in ("normal", "abnormal"):
         faults.append(
@@ -146,15 +145,16 @@ def _read_anomaly(
         return None, faults
     if window is None and number == 2 and len(times_s) > 0:
         window = Window(float(times_s[0]), float(times_s[-1]))  # a clip's region is the whole clip by default (Fig. S4)
-    reason, region = (
-        item.get(key) if isinstance(item.get(key), str) else "" for key in ("Reason for Anomaly", "Problem Region")
-    )
-    return Anomaly(label, window, _sound(reason), _sound(region), boxes), faults
+    reason, region = (_as_text(item.get(key)) for key in ("Reason for Anomaly", "Problem Region"))
+    return Anomaly(label, window, reason, region, boxes), faults
 
 
-def _sound(text: str) -> str:
-    """Text that can be written as UTF-8: half of a surrogate pair, as a JSON escape may leave it, becomes "?"."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+def _as_text(value: object) -> str:
+    """A string that can be written as UTF-8: half of a surrogate pair, as a JSON escape may leave it, becomes "?".
+
+    Anything but a string becomes the empty string.
+    """
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else ""
 
 
 def _read_window(value: object, times_s: Sequence[float], *, required: bool) -> tuple[Window | None, str | None]:

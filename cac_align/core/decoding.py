@@ -127,7 +127,7 @@ def _demux(source: Path | bytes, name: str) -> _Table:
     for magic, still in _STILLS.items():
         if head.startswith(magic) and b"acTL" not in head:  # acTL: an animated PNG
             raise ValueError(f"{name}: a still {still} image, not a video; pass a list of PIL images and fps= instead")
-    import av
+    import av.error
 
     try:
         with _open_av(source, skip_frame="all") as container:  # all: opening decodes nothing, 1 ms in place of 12
@@ -142,7 +142,7 @@ def _demux(source: Path | bytes, name: str) -> _Table:
         if trusted and scan.eight_bit is None:
             with _open_av(source) as container:  # decodes a frame to know
                 trusted = bool(_is_eight_bit(container.streams.video[0].codec_context))
-    except av.FFmpegError as error:
+    except av.error.FFmpegError as error:
         raise ValueError(
             f"{name}: not a readable video ({error.strerror}); expected a whole mp4, webm, gif, …"
         ) from error
@@ -281,12 +281,12 @@ def _track_duration_s(stream: Any) -> float:
 
 def _decoded_stamps(source: Path | bytes, name: str) -> list[int]:
     """Time stamps found by decoding, for the few containers (avi) whose packets carry none."""
-    import av
+    import av.error
 
     with _open_av(source) as container:
         try:
             stamps = [frame.pts for frame in container.decode(container.streams.video[0])]
-        except av.FFmpegError as error:
+        except av.error.FFmpegError as error:
             raise ValueError(f"{name}: cannot be decoded ({error.strerror})") from error
     if not stamps or any(stamp is None for stamp in stamps):
         raise ValueError(f"{name}: its frames carry no time stamps; re-encode it as mp4")
@@ -305,7 +305,7 @@ def _open_av(source: Path | bytes, **options: str) -> Any:
     import av
 
     # Text that is not UTF-8 is no reason to refuse a video. PyAV 19 has no switch for that any more.
-    lenient = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+    lenient: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
     return av.open(_openable(source), options={"format_whitelist": _CONTAINERS, **options}, **lenient)
 
 
@@ -318,7 +318,7 @@ def _read_decord(source: Path | bytes, indices: tuple[int, ...], count: int) -> 
     decord.logging.set_level(decord.logging.QUIET)  # its complaints about one frame would bury ours about the file
     try:
         # fault_tol: decord otherwise hands out a neighbour in place of a frame that it could not decode.
-        reader = decord.VideoReader(_openable(source), ctx=decord.cpu(0), fault_tol=_NO_FAULTS)
+        reader = decord.VideoReader(_openable(source), ctx=decord.cpu(0), fault_tol=_NO_FAULTS)  # pyright: ignore[reportArgumentType]
         if len(reader) != count:
             return None
         batch = reader.get_batch(list(indices))
@@ -348,7 +348,7 @@ def _read_av(source: Path | bytes, indices: tuple[int, ...], stamps: tuple[int, 
 
 def _collect(source: Path | bytes, wanted: dict[int, int], seek_to: int | None) -> dict[int, np.ndarray] | None:
     """Frames by time stamp; None when seeking landed behind the first one wanted."""
-    import av
+    import av.error
 
     found: dict[int, np.ndarray] = {}
     last = max(wanted)
@@ -367,7 +367,7 @@ def _collect(source: Path | bytes, wanted: dict[int, int], seek_to: int | None) 
                     found[frame.pts] = frame.to_ndarray(format="rgb24")
                 if frame.pts is not None and frame.pts >= last:
                     break
-    except av.FFmpegError as error:
+    except av.error.FFmpegError as error:
         if seek_to is None:
             raise _Broken(
                 f"decoding stops with {error.strerror!r} after {len(found)} of {len(wanted)} frames"

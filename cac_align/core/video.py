@@ -223,7 +223,7 @@ class Video:
         digest = hashlib.sha256()
         if isinstance(self._source, np.ndarray):
             digest.update(repr(self._source.shape).encode())
-            digest.update(np.ascontiguousarray(self._source))
+            digest.update(np.ascontiguousarray(self._source).data)
         else:
             digest.update(self._source.data())
         digest.update(np.asarray(self.times_s, dtype="<f8").tobytes())

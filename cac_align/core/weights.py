@@ -46,7 +46,7 @@ def shipped(name: str) -> Path:
         found = hashlib.sha256(file.read_bytes()).hexdigest()
         if found != expected["sha256"]:
             raise ValueError(
-                f"shipped weights {name!r}: {relative} was changed: expected sha256 {expected['sha256'][:12]}, found {found[:12]}; {_REBUILD}"
+                f"shipped weights {name!r}: {relative} was changed: expected sha256 {str(expected['sha256'])[:12]}, found {found[:12]}; {_REBUILD}"
             )
     notice = folder / "NOTICE.txt"
     if notice.is_file():

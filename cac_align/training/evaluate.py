@@ -12,45 +12,45 @@ from collections.abc import Sequence
 from typing import Any
 
 from cac_align.training.processes import gather_all
-from cac_align.training.rollout import Asking, Prompt, Rollout, open_prompt, roll_out
+from cac_align.training.rollout import Rollout, RolloutSettings, VideoPrompt, open_video_prompt, roll_out
 from cac_align.training.run import TrainingRun
 from cac_align.training.samples import Sample, Stage
 from cac_align.training.terms import TermWeights
 
 
-def trial(
-    run: TrainingRun, stage: Stage, asking: Asking, weights: TermWeights, *, videos: int, together: int
+def evaluate(
+    run: TrainingRun, stage: Stage, settings: RolloutSettings, weights: TermWeights, *, videos: int, together: int
 ) -> dict[str, float]:
     """Figures over at most ``videos`` held-out records, half of each class where there are enough; every process judges its share."""
     records = [stage.records[name] for name in dict.fromkeys(sample.record for sample in stage.held_out)]
     sides = [[record for record in records if record.status == status] for status in ("normal", "abnormal")]
     chosen = [record for side in sides for record in side[: max(1, videos // 2)]]
     rank, world = run.accelerator.process_index, run.accelerator.num_processes
-    prompts: list[Prompt] = []
+    prompts: list[VideoPrompt] = []
     for slot, record in list(enumerate(chosen))[rank::world]:
         try:
-            prompts.append(open_prompt(slot, record, stage.video(record), stage.recipe.scan_fps))
+            prompts.append(open_video_prompt(slot, record, stage.video(record), stage.recipe.scan_fps))
         except ValueError as error:
             stage.leave_out(Sample(record.id, "scan", ""), str(error))
     rows: list[dict[str, Any]] = []
     run.module.eval()
     for at in range(0, len(prompts), together):
         with run.autocast():
-            said = roll_out(run.model, run.processor, prompts[at : at + together], asking, {}, greedy=True)
-        rows += [judged(rollout, weights) for rollout in said if rollout.error is None]
+            said = roll_out(run.model, run.processor, prompts[at : at + together], settings, {}, greedy=True)
+        rows += [evaluation_row(rollout, weights) for rollout in said if rollout.error is None]
     run.module.train()
-    return figures(gather_all(run.accelerator, rows))
+    return metrics(gather_all(run.accelerator, rows))
 
 
-def judged(rollout: Rollout, weights: TermWeights) -> dict[str, Any]:
+def evaluation_row(rollout: Rollout, weights: TermWeights) -> dict[str, Any]:
     """One held-out video's verdict and terms. A rollout that never came to a verdict says None, which is wrong."""
-    earned = rollout.earned(weights)
+    earned = rollout.reward_terms(weights)
     deciding = rollout.second or rollout.first
     said = None if rollout.ending == "window" else deciding.status
     return {"truth": rollout.record.status, "said": said, "malformed": rollout.malformed, "terms": earned.to_json()}
 
 
-def figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+def metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Means over the rows; IoUs over anomalous videos, where a missed one counts 0."""
     found = [row["terms"] for row in rows]
     broken = [one for one in found if one["temporal"] is not None]

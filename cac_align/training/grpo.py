@@ -26,13 +26,13 @@ from cac_align.cac.two_turn import TwoTurn
 from cac_align.runs.metrics_log import cut_rows
 from cac_align.training import objective
 from cac_align.training.early_stopping import EarlyStopping, Stopped, stop_reason
-from cac_align.training.evaluate import mean, trial
-from cac_align.training.policy import AnswerLogProbs, ModelRecipe, answer_mask, load, make_batch, on
+from cac_align.training.evaluate import evaluate, mean
+from cac_align.training.policy import AnswerLogProbs, ModelRecipe, answer_mask, load, make_batch, to_device
 from cac_align.training.processes import gather_all, gather_reasons, micro_batches, start_accelerator
-from cac_align.training.rollout import Asking, Prompt, Rollout, RolloutRecipe, open_prompt, roll_out
+from cac_align.training.rollout import Rollout, RolloutRecipe, RolloutSettings, VideoPrompt, open_video_prompt, roll_out
 from cac_align.training.run import RunConfig, TrainingRun
 from cac_align.training.samples import DataRecipe, Sample, Stage, draw, read_stage
-from cac_align.training.terms import NAMES, Terms, TermWeights
+from cac_align.training.terms import TERM_NAMES, Terms, TermWeights
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def train_grpo(recipe: GrpoRecipe) -> Path:
             + ("FSDP" if fsdp else "ZeRO-3")
         )
     rank, world = accelerator.process_index, accelerator.num_processes
-    own = len(micro_batches(range(recipe.batch), 1, rank, world)) * recipe.rollout.group
+    own = len(micro_batches(range(recipe.batch), 1, rank, world)) * recipe.rollout.group_size
     accelerator.gradient_accumulation_steps = len(micro_batches(range(own), recipe.micro_batch, 0, 1))
     model, processor = load(recipe.model)
     run = TrainingRun(recipe, accelerator, AnswerLogProbs(model, recipe.rollout.temperature), processor)
@@ -150,9 +150,9 @@ def _steps(run: TrainingRun, stage: Stage, recipe: GrpoRecipe, reference: Answer
         stop = gather_all(run.accelerator, [stop])[0]
         due = recipe.run.eval_every and (run.step % recipe.run.eval_every == 0 or run.step == recipe.run.steps)
         if due and stage.held_out:
-            asking = _asking(recipe, run.step)
-            measured = trial(
-                run, stage, asking, recipe.weights, videos=recipe.eval_videos, together=recipe.rollout_videos
+            settings = _settings(recipe, run.step)
+            measured = evaluate(
+                run, stage, settings, recipe.weights, videos=recipe.eval_videos, together=recipe.rollout_videos
             )
             best = run.keep_best(measured["held_out_reward"], "held_out_reward")
             run.write_row({**measured, "best": best})
@@ -187,9 +187,9 @@ class _Collected:
 def _collect(stage: Stage, recipe: GrpoRecipe, run: TrainingRun) -> _Collected:
     accelerator = run.accelerator
     drawn = list(enumerate(draw(stage, run.step, recipe.batch)))
-    own = dealt(drawn, accelerator.process_index, accelerator.num_processes)
+    own = split_pairs(drawn, accelerator.process_index, accelerator.num_processes)
     prompts = [_open(stage, slot, sample) for slot, sample in own]
-    asking = _asking(recipe, run.step)
+    settings = _settings(recipe, run.step)
     store: dict[Any, tuple[Tensor, Tensor]] = {}
     rollouts: list[Rollout] = []
     run.module.eval()  # no gradient checkpointing while a cache is in use
@@ -197,31 +197,31 @@ def _collect(stage: Stage, recipe: GrpoRecipe, run: TrainingRun) -> _Collected:
         asked = prompts[at : at + recipe.rollout_videos]
         run.rank_status.report(f"step {run.step}, rolling out {', '.join(prompt.record.id for prompt in asked)}")
         with run.autocast():
-            rollouts += roll_out(run.model, run.processor, asked, asking, store)
+            rollouts += roll_out(run.model, run.processor, asked, settings, store)
     run.module.train()
-    earned = [None if rollout.error else rollout.earned(recipe.weights) for rollout in rollouts]
+    earned = [None if rollout.error else rollout.reward_terms(recipe.weights) for rollout in rollouts]
     rewards = torch.tensor([math.nan if one is None else one.total for one in earned], dtype=torch.float64).view(
-        len(prompts), recipe.rollout.group
+        len(prompts), recipe.rollout.group_size
     )
     gains = objective.advantages(rewards, recipe.grpo.eps_advantage).flatten().tolist()
     rows = [rollout_row(*each) for each in zip(rollouts, earned, gains, strict=True)]
     return _Collected(rollouts, gains, store, rows)
 
 
-def dealt(drawn: Sequence[Any], rank: int, world: int) -> list[Any]:
+def split_pairs(drawn: Sequence[Any], rank: int, world: int) -> list[Any]:
     """This process's videos: pairs of one normal and one abnormal where that goes up, because mostly the abnormal ones take two turns."""
     size = 2 if len(drawn) % (2 * world) == 0 else 1
     return [one for part in micro_batches(drawn, size, rank, world) for one in part]
 
 
-def _asking(recipe: GrpoRecipe, step: int) -> Asking:
+def _settings(recipe: GrpoRecipe, step: int) -> RolloutSettings:
     data, seed = recipe.data, recipe.run.seed
-    return Asking(
+    return RolloutSettings(
         recipe.rollout, data.wording, data.look_fps, recipe.model.max_pixels, seed, step, data.turns, data.margin_s
     )
 
 
-def _open(stage: Stage, slot: int, sample: Sample) -> Prompt:
+def _open(stage: Stage, slot: int, sample: Sample) -> VideoPrompt:
     """The drawn video, or the next readable one of its class where it cannot be read (it is counted)."""
     pool = stage.training[sample.task, stage.records[sample.record].status]
     at = pool.index(sample)
@@ -229,7 +229,7 @@ def _open(stage: Stage, slot: int, sample: Sample) -> Prompt:
         candidate = pool[(at + step) % len(pool)]
         record = stage.records[candidate.record]
         try:
-            return open_prompt(slot, record, stage.video(record), stage.recipe.scan_fps)
+            return open_video_prompt(slot, record, stage.video(record), stage.recipe.scan_fps)
         except ValueError as error:
             stage.leave_out(candidate, str(error))
     raise ValueError(f"no readable {stage.records[sample.record].status} video is left")
@@ -277,7 +277,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         "unscored": 1 - len(scored) / count,
         "second_turns": sum(row["ending"] == "second turn" for row in rows) / count,
     }
-    for name in NAMES:
+    for name in TERM_NAMES:
         figures[f"term_{name}"] = mean([one[name] for one in scored if one[name] is not None])
     return figures
 
@@ -302,7 +302,7 @@ def _update(
 ) -> dict[str, float]:
     """``num_inner_epochs`` optimiser steps on these rollouts; returns the figures of the last one."""
     device = run.device
-    total = recipe.batch * recipe.rollout.group
+    total = recipe.batch * recipe.rollout.group_size
     size = recipe.micro_batch
     micros = [_micro(run, recipe, collected, at, size) for at in range(0, len(collected.rollouts), size)]
     for micro in micros:
@@ -343,7 +343,7 @@ def _micro(run: TrainingRun, recipe: GrpoRecipe, collected: _Collected, at: int,
 
 
 def _score(scorer: Any, micro: _Micro, device: torch.device) -> Tensor:
-    return side_by_side(scorer(*(on(device, batch) for batch in micro.batches)), micro.owners)
+    return side_by_side(scorer(*(to_device(device, batch) for batch in micro.batches)), micro.owners)
 
 
 def _losses(

@@ -35,7 +35,7 @@ def advantages(rewards: Float[Tensor, "P G"], eps: float = 1e-4) -> Float[Tensor
     return torch.where(tied | (count < 2), 0.0, deviation / (std + eps))
 
 
-def dead(rewards: Float[Tensor, "P G"]) -> Bool[Tensor, " P"]:
+def zero_std_groups(rewards: Float[Tensor, "P G"]) -> Bool[Tensor, " P"]:
     """Groups that teach nothing: every advantage is 0."""
     return (advantages(rewards) == 0).all(1)
 

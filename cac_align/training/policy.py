@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cac_align.core.weights import shipped
 from cac_align.vlm.inputs import VIDEO, collate, decide_cap, pad_id
 
 CHUNK = 512
-IGNORED = -100
+IGNORED_LABEL = -100
 
 Store = Mapping[Any, tuple[Tensor, Tensor]]
 """Video key → its patches (t·h·w, channels) and its grid (1, 3)."""
@@ -71,7 +72,8 @@ def load(recipe: ModelRecipe) -> tuple[Any, Any]:
             raise ValueError(f"its model_type is {kind!r}, expected 'qwen3_vl'")
         processor = AutoProcessor.from_pretrained(recipe.source, revision=recipe.revision)
         decide_cap(processor)
-        model, found = Qwen3VLForConditionalGeneration.from_pretrained(
+        loader: Any = Qwen3VLForConditionalGeneration.from_pretrained  # its stub knows no output_loading_info
+        model, found = loader(
             recipe.source,
             revision=recipe.revision,
             dtype=getattr(torch, recipe.dtype),
@@ -107,7 +109,7 @@ def with_lora(model: Any, rank: int, alpha: int, seed: int) -> Any:
     return adapted
 
 
-def core(model: Any) -> Any:
+def base_model(model: Any) -> Any:
     """The Qwen3-VL itself, also inside a PEFT wrapper (its adapters live in the layers, so they still act)."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -125,7 +127,7 @@ class Segment:
     videos: tuple[Any, ...] = ()
 
 
-def keep_videos(row: Mapping[str, Tensor], keys: Sequence[Any], store: dict[Any, tuple[Tensor, Tensor]]) -> None:
+def store_videos(row: Mapping[str, Tensor], keys: Sequence[Any], store: dict[Any, tuple[Tensor, Tensor]]) -> None:
     """Put the videos of an encoded prompt (``vlm.inputs.encode_one``) under their keys; those already there are left alone."""
     grids = row.get("video_grid_thw")
     counts = [] if grids is None else grids.prod(1).tolist()
@@ -158,7 +160,7 @@ def make_batch(processor: Any, segments: Sequence[Segment], store: Store, *, sha
                 [torch.nn.functional.pad(row[name], (length - row[name].shape[1], 0)) for row in rows]
             )
     longest = max(len(segment.answer) for segment in segments)
-    batch["labels"] = torch.full((len(segments), longest), IGNORED)
+    batch["labels"] = torch.full((len(segments), longest), IGNORED_LABEL)
     batch["sources"] = torch.zeros((len(segments), longest), dtype=torch.long)
     for number, (row, members) in enumerate(zip(rows, trees.values(), strict=True)):
         last = (
@@ -208,19 +210,20 @@ def _row(processor: Any, segments: Sequence[Segment], store: Store) -> dict[str,
     }
 
 
-def on(device: torch.device, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_device(device: torch.device, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def vision(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+def video_features(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
     """The encoder's features per placeholder run, computed once per distinct video: keyword arguments for ``model.model``."""
     if "pixel_values_videos" not in batch:
         return {}
     from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
     grids, shown = batch["video_grid_thw"], batch["shown"].tolist()
-    once = core(model).model.get_video_features(batch["pixel_values_videos"], grids, return_dict=True)
-    spread = BaseModelOutputWithDeepstackFeatures(
+    once = base_model(model).model.get_video_features(batch["pixel_values_videos"], grids, return_dict=True)
+    output: Any = BaseModelOutputWithDeepstackFeatures  # its stub knows no tuples
+    spread = output(
         pooler_output=tuple(once.pooler_output[index] for index in shown),
         deepstack_features=[tuple(level[index] for index in shown) for level in once.deepstack_features],
     )
@@ -231,7 +234,7 @@ def position_ids(
     model: Any, batch: Mapping[str, Tensor], grids: Tensor | None
 ) -> tuple[Int64[Tensor, "3 B L"], Int64[Tensor, " B"]]:
     """M-RoPE positions of the batch, and the position of the first token behind each row."""
-    positions, deltas = core(model).model.get_rope_index(
+    positions, deltas = base_model(model).model.get_rope_index(
         batch["input_ids"],
         mm_token_type_ids=batch["mm_token_type_ids"],
         video_grid_thw=grids,
@@ -257,12 +260,12 @@ class AnswerLogProbs(nn.Module):
         return _lines([self._one(batch) for batch in batches])
 
     def _one(self, batch: dict[str, Tensor]) -> Float[Tensor, "S T"]:
-        net = core(self.model)
-        seen = vision(self.model, batch)
+        net = base_model(self.model)
+        seen = video_features(self.model, batch)
         positions, _ = position_ids(self.model, batch, seen.get("video_grid_thw"))
         attended = batch["attention_mask"]
         if "branch" in batch:
-            positions, attended = positions - batch["ahead"], apart(batch)
+            positions, attended = positions - batch["ahead"], segment_attention_mask(batch)
         hidden = net.model(
             input_ids=batch["input_ids"],
             attention_mask=attended,
@@ -271,10 +274,10 @@ class AnswerLogProbs(nn.Module):
             position_ids=positions,
             use_cache=False,
         ).last_hidden_state
-        chosen = batch["labels"] != IGNORED
+        chosen = batch["labels"] != IGNORED_LABEL
         picked, targets = hidden.flatten(0, 1)[batch["sources"][chosen]], batch["labels"][chosen]
         parts = [
-            torch.utils.checkpoint.checkpoint(
+            checkpoint(
                 _log_p,
                 net.lm_head,
                 picked[at : at + CHUNK],
@@ -288,7 +291,7 @@ class AnswerLogProbs(nn.Module):
         return log_p.masked_scatter(chosen, torch.cat(parts)) if parts else log_p
 
 
-def apart(batch: Mapping[str, Tensor]) -> Bool[Tensor, "B 1 L L"]:
+def segment_attention_mask(batch: Mapping[str, Tensor]) -> Bool[Tensor, "B 1 L L"]:
     """What each token of a row with several answers attends to: the prompt, its own answer so far, and itself. Padding sees itself only,
     so that no line of the mask is empty."""
     branch, valid = batch["branch"], batch["attention_mask"].bool()
@@ -299,7 +302,7 @@ def apart(batch: Mapping[str, Tensor]) -> Bool[Tensor, "B 1 L L"]:
 
 def answer_mask(*batches: dict[str, Tensor]) -> Bool[Tensor, "S T"]:
     """Where the lines of ``AnswerLogProbs`` hold a token's log p."""
-    return _lines([batch["labels"] != IGNORED for batch in batches])
+    return _lines([batch["labels"] != IGNORED_LABEL for batch in batches])
 
 
 def _lines(parts: Sequence[Tensor]) -> Tensor:

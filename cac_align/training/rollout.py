@@ -1,7 +1,7 @@
 """Two-turn rollouts of the policy: G sampled first turns per video, each cropped along its own window, G second turns.
 
 prompt + video → turn 1 prompt, prefilled once → its cache repeated G times → G answers → G windows → G clips → G answers → Rollout
-In the single-turn formulation (``Asking.turns`` 1) a rollout ends with the first answer, which holds windows and boxes.
+In the single-turn formulation (``RolloutSettings.turns`` 1) a rollout ends with the first answer, which holds windows and boxes.
 
 The vision encoder runs once per distinct video and turn, whatever G is, and turn 1's prompt goes through the language model once.
 Prompts are prefilled a few rows at a time, so only the cache of keys and values grows with G. Tokens are drawn by inverting the
@@ -29,8 +29,8 @@ from cac_align.core.judgement import Turn, hull
 from cac_align.core.video import Frames, Video
 from cac_align.data.records import Record
 from cac_align.training.early_stopping import Stopped
-from cac_align.training.policy import Segment, core, keep_videos, make_batch, on, position_ids
-from cac_align.training.samples import end_token, seeded
+from cac_align.training.policy import Segment, base_model, make_batch, position_ids, store_videos, to_device
+from cac_align.training.samples import end_token, seeded_generator
 from cac_align.training.terms import Ending, Terms, TermWeights, terms
 from cac_align.vlm.engine.spelling import text_and_ends, vocabulary
 from cac_align.vlm.inputs import ControlToken, encode_one
@@ -44,15 +44,17 @@ class RolloutRecipe:
     prefill_rows: prompts that go through the language model together. scan_fps, look_fps, margin_s, wording come from the data's recipe.
     """
 
-    group: int = 8
+    group_size: int = 8
     temperature: float = 1.0
     max_new_tokens: int = 1024
     context: Literal["fresh", "continued"] = "fresh"
     prefill_rows: int = 4
 
     def __post_init__(self) -> None:
-        if self.group < 2:
-            raise ValueError(f"rollout.group must be at least 2 (advantages compare rollouts), received {self.group}")
+        if self.group_size < 2:
+            raise ValueError(
+                f"rollout.group_size must be at least 2 (advantages compare rollouts), received {self.group_size}"
+            )
         if self.temperature <= 0 or self.max_new_tokens < 1 or self.prefill_rows < 1:
             raise ValueError("rollout: expected temperature > 0, max_new_tokens >= 1 and prefill_rows >= 1")
         if self.context not in ("fresh", "continued"):
@@ -60,7 +62,7 @@ class RolloutRecipe:
 
 
 @dataclass(frozen=True, eq=False)
-class Prompt:
+class VideoPrompt:
     """One video to be judged. slot: its place in the step's batch, from which its random numbers come."""
 
     slot: int
@@ -88,7 +90,7 @@ class Rollout:
     error: str | None = None
     look_times_s: tuple[float, ...] = ()
 
-    def earned(self, weights: TermWeights) -> Terms:
+    def reward_terms(self, weights: TermWeights) -> Terms:
         """Eq. 2-6."""
         return terms(
             self.first,
@@ -111,7 +113,7 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class Asking:
+class RolloutSettings:
     """How turns are asked and drawn: the recipe's parts, gathered."""
 
     rollout: RolloutRecipe
@@ -124,17 +126,17 @@ class Asking:
     margin_s: float = 0.0
 
 
-def open_prompt(slot: int, record: Record, video: Video, scan_fps: float) -> Prompt:
+def open_video_prompt(slot: int, record: Record, video: Video, scan_fps: float) -> VideoPrompt:
     """Raises ``ValueError`` when the video cannot be read."""
-    return Prompt(slot, record, video, video.sample(scan_fps))
+    return VideoPrompt(slot, record, video, video.sample(scan_fps))
 
 
 @torch.no_grad()
 def roll_out(
     model: Any,
     processor: Any,
-    prompts: Sequence[Prompt],
-    asking: Asking,
+    prompts: Sequence[VideoPrompt],
+    settings: RolloutSettings,
     store: dict[Any, tuple[Tensor, Tensor]],
     *,
     greedy: bool = False,
@@ -143,18 +145,18 @@ def roll_out(
 
     Raises ``Stopped`` when the model's logits are not finite.
     """
-    single = asking.turns == 1
+    single = settings.turns == 1
     ask_first = single_turn_conversation if single else turn_one_conversation
-    group = 1 if greedy else asking.rollout.group
+    group = 1 if greedy else settings.rollout.group_size
     firsts: list[Segment] = []
     conversations: list[Conversation] = []
     for prompt in prompts:
-        asked = ask_first(prompt.record.prompt, prompt.scan, wording=asking.wording)
+        asked = ask_first(prompt.record.prompt, prompt.scan, wording=settings.wording)
         conversations.append(asked)
-        firsts.append(_segment(processor, asked, [(prompt.slot, prompt.scan.indices)], store, asking.max_pixels))
+        firsts.append(_segment(processor, asked, [(prompt.slot, prompt.scan.indices)], store, settings.max_pixels))
     own = [(prompt.slot, number) for prompt in prompts for number in range(group)]
-    noise = None if greedy else torch.stack([_noise(asking, slot, number, 1) for slot, number in own])
-    answers = sample(model, processor, firsts, store, asking.rollout, noise, repeats=group)
+    noise = None if greedy else torch.stack([_noise(settings, slot, number, 1) for slot, number in own])
+    answers = sample(model, processor, firsts, store, settings.rollout, noise, repeats=group)
     rollouts = []
     for at, answer in enumerate(answers):
         prompt, number = prompts[at // group], at % group
@@ -167,21 +169,21 @@ def roll_out(
         if rollout.ending != "window" or unusable_reason(rollout.first, single=single) is not None:
             continue
         try:
-            clip, asked = _look(prompts[at // group], conversations[at // group], rollout, asking)
+            clip, asked = _look(prompts[at // group], conversations[at // group], rollout, settings)
         except ValueError as error:
             rollouts[at] = replace(rollout, error=f"its clip cannot be read: {error}")
             continue
-        videos = [*firsts[at // group].videos * (asking.rollout.context == "continued"), (rollout.slot, clip.indices)]
+        videos = [*firsts[at // group].videos * (settings.rollout.context == "continued"), (rollout.slot, clip.indices)]
         try:
-            looks.append((at, _segment(processor, asked, videos, store, asking.max_pixels), clip))
+            looks.append((at, _segment(processor, asked, videos, store, settings.max_pixels), clip))
         except ControlToken:
             continue  # in the text of the first answer: nothing can be asked about it
         except ValueError as error:
             rollouts[at] = replace(rollout, error=f"its clip cannot be shown: {error}")
     if looks:
         own = [(rollouts[at].slot, rollouts[at].number) for at, _, _ in looks]
-        noise = None if greedy else torch.stack([_noise(asking, slot, number, 2) for slot, number in own])
-        said_again = sample(model, processor, [segment for _, segment, _ in looks], store, asking.rollout, noise)
+        noise = None if greedy else torch.stack([_noise(settings, slot, number, 2) for slot, number in own])
+        said_again = sample(model, processor, [segment for _, segment, _ in looks], store, settings.rollout, noise)
         for (at, segment, clip), answer in zip(looks, said_again, strict=True):
             second = _read(processor, answer, 2, clip)
             segments = (*rollouts[at].segments, replace(segment, answer=answer))
@@ -198,12 +200,14 @@ def _first_ending(said: Turn, *, single: bool) -> Ending:
     return "single turn" if single else "normal" if said.status == "normal" else "window"
 
 
-def _look(prompt: Prompt, before: Conversation, rollout: Rollout, asking: Asking) -> tuple[Frames, Conversation]:
+def _look(
+    prompt: VideoPrompt, before: Conversation, rollout: Rollout, settings: RolloutSettings
+) -> tuple[Frames, Conversation]:
     """crop(f, y1), and what the second turn is asked about it. Raises ``ValueError`` when the clip cannot be read."""
     window = hull([anomaly.window for anomaly in rollout.first.anomalies if anomaly.window is not None])
-    clip = prompt.video.clip(window, asking.look_fps, asking.margin_s)
-    chat = before if asking.rollout.context == "continued" else None
-    return clip, turn_two_conversation(prompt.record.prompt, clip, rollout.first, wording=asking.wording, before=chat)
+    clip = prompt.video.clip(window, settings.look_fps, settings.margin_s)
+    chat = before if settings.rollout.context == "continued" else None
+    return clip, turn_two_conversation(prompt.record.prompt, clip, rollout.first, wording=settings.wording, before=chat)
 
 
 def _segment(
@@ -214,14 +218,14 @@ def _segment(
     max_pixels: int | None,
 ) -> Segment:
     row = encode_one(processor, asked, max_pixels=max_pixels)
-    keep_videos(row, videos, store)
+    store_videos(row, videos, store)
     return Segment(row["input_ids"], (), tuple(videos))
 
 
-def _noise(asking: Asking, slot: int, number: int, turn: int) -> Float[Tensor, " N"]:
+def _noise(settings: RolloutSettings, slot: int, number: int, turn: int) -> Float[Tensor, " N"]:
     """The numbers in [0, 1) at which this rollout's tokens are drawn."""
-    source = seeded(asking.seed, asking.step, slot, number, turn)
-    return torch.rand(asking.rollout.max_new_tokens, generator=source, dtype=torch.float64)
+    source = seeded_generator(settings.seed, settings.step, slot, number, turn)
+    return torch.rand(settings.rollout.max_new_tokens, generator=source, dtype=torch.float64)
 
 
 def _read(
@@ -237,7 +241,7 @@ def _read(
 # ---- sampling -------------------------------------------------------------------------------------------------------
 
 
-def banned(processor: Any, size: int) -> Bool[Tensor, " V"]:
+def forbidden_tokens(processor: Any, size: int) -> Bool[Tensor, " V"]:
     """Tokens that may never be drawn: every special token but the end, and ids that stand for no text."""
     known = [index for index, piece in enumerate(vocabulary(processor.tokenizer).of_id[:size]) if piece is not None]
     out = torch.ones(size, dtype=torch.bool)
@@ -260,14 +264,14 @@ def sample(
 
     Raises ``Stopped`` when the logits are not finite.
     """
-    net = core(model)
+    net = base_model(model)
     end = end_token(processor)
     cache, state, mask, following = prefill(model, processor, segments, store, recipe.prefill_rows)
     if repeats > 1:
         cache.batch_repeat_interleave(repeats)
         state, mask, following = (tensor.repeat_interleave(repeats, 0) for tensor in (state, mask, following))
     device = state.device
-    forbidden = banned(processor, net.lm_head.weight.shape[0]).to(device)
+    forbidden = forbidden_tokens(processor, net.lm_head.weight.shape[0]).to(device)
     noise = None if noise is None else noise.to(device, torch.float32)
     rows = mask.shape[0]
     drawn = torch.full((rows, recipe.max_new_tokens), end, dtype=torch.long, device=device)
@@ -284,7 +288,7 @@ def sample(
                 "the policy's logits are NaN or infinite while sampling; lower run.lr and start from a fresh out="
             )
         logits = logits.masked_fill(forbidden, -torch.inf)
-        chosen = logits.argmax(-1) if noise is None else drawn_at(logits.softmax(-1), noise[going, step])
+        chosen = logits.argmax(-1) if noise is None else sample_by_inverse_cdf(logits.softmax(-1), noise[going, step])
         chosen = torch.where(ended[going], end, chosen)
         drawn[going, step] = chosen
         ended[going] |= chosen == end
@@ -307,7 +311,7 @@ def sample(
     return answers
 
 
-def drawn_at(shares: Float[Tensor, "R V"], at: Float[Tensor, " R"]) -> Int64[Tensor, " R"]:
+def sample_by_inverse_cdf(shares: Float[Tensor, "R V"], at: Float[Tensor, " R"]) -> Int64[Tensor, " R"]:
     """The token whose stretch of the summed-up distribution holds each number in [0, 1). One of probability 0 is never drawn."""
     heaped = shares.cumsum(-1)
     chosen = torch.searchsorted(heaped, at[:, None] * heaped[:, -1:], right=True).squeeze(1)
@@ -322,19 +326,22 @@ def prefill(
 
     Each distinct video goes through the encoder once.
     """
-    net = core(model)
+    net = base_model(model)
     features: dict[Any, Any] = {}
     for key in dict.fromkeys(key for segment in segments for key in segment.videos):
         patches, grid = (tensor.to(net.device) for tensor in store[key])
         features[key] = net.model.get_video_features(patches, grid, return_dict=True)
     length = max(segment.ids.shape[1] for segment in segments)
-    merged, states, masks, nexts = None, [], [], []
+    merged: Any = None
+    states, masks, nexts = [], [], []
     for at in range(0, len(segments), rows):
         part = [replace(segment, answer=()) for segment in segments[at : at + rows]]
         batch = make_batch(processor, part, store)
         batch = {name: batch[name] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
         short = length - batch["input_ids"].shape[1]  # one length for all parts: their caches are joined
-        batch = on(net.device, {name: torch.nn.functional.pad(tensor, (short, 0)) for name, tensor in batch.items()})
+        batch = to_device(
+            net.device, {name: torch.nn.functional.pad(tensor, (short, 0)) for name, tensor in batch.items()}
+        )
         shown = [key for segment in part for key in segment.videos]
         seen = _joined([features[key] for key in shown])
         grids = torch.cat([store[key][1] for key in shown]).to(net.device) if shown else None
@@ -363,7 +370,8 @@ def _joined(outputs: Sequence[Any]) -> dict[str, Any]:
 def _stacked(first: DynamicCache, second: DynamicCache, config: Any) -> DynamicCache:
     """One cache with the rows of both. Layer by layer, so that no more than one layer stands in memory twice."""
     joined = DynamicCache(config=config)
-    for index, (a, b) in enumerate(zip(first.layers, second.layers, strict=True)):
+    layers: Any = zip(first.layers, second.layers, strict=True)
+    for index, (a, b) in enumerate(layers):
         joined.update(torch.cat([a.keys, b.keys]), torch.cat([a.values, b.values]), index)
         a.keys = a.values = b.keys = b.values = None
     return joined

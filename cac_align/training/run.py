@@ -89,7 +89,7 @@ class RunConfig:
         return learning_rate(step, self.steps, self.lr, warmup_steps=self.warmup_steps, min_lr_ratio=self.min_lr_ratio)
 
 
-FREE = (
+_FREE = (
     "out",
     "early_stopping",
     *(f"run.{name}" for name in ("stop_after", "threads", "save_every", "log_every", "track", "cpu")),
@@ -110,7 +110,7 @@ class TrainingRun:
         start = read_two_turn(recipe.model.source, recipe.model.revision)
         # How long an answer may be is no matter of training: the start's own limit goes on.
         self.two_turn = replace(recipe.two_turn, max_new_tokens=start.max_new_tokens)
-        claim_folder(self.out, "stage", recipe, free=FREE, write=accelerator.is_main_process)
+        claim_folder(self.out, "stage", recipe, free=_FREE, write=accelerator.is_main_process)
         accelerator.wait_for_everyone()
         self.rank_status = RankStatus(self.out / "processes", accelerator.process_index, accelerator.num_processes)
         self.module, self.optimizer = self._prepare()

@@ -33,11 +33,11 @@ from cac_align.core.video import Frames, Video
 from cac_align.data.record_video import VARIABLE_RATE, has_variable_rate
 from cac_align.data.records import Record, read_records
 from cac_align.data.synthesis.questions import Task
-from cac_align.training.policy import Segment, keep_videos
+from cac_align.training.policy import Segment, store_videos
 from cac_align.vlm.inputs import encode_one
 from cac_align.vlm.protocol import Conversation
 
-TASKS: tuple[str, ...] = ("frame", "scan", "look", "single")
+STAGE_TASKS: tuple[str, ...] = ("frame", "scan", "look", "single")
 CLASSES: tuple[str, str] = ("normal", "abnormal")
 
 
@@ -59,7 +59,7 @@ class DataRecipe:
     """folder: holds records.jsonl and the videos. samples: the stage's JSONL, relative to it ("": every record, stage 3 only).
 
     held_out: share of the records of each class that are kept for evaluation (at least one of each where > 0).
-    bad: a sample whose video is missing or broken is left out and counted ("skip"), or ends the run ("stop"); more than ``max_bad``
+    bad: a sample whose video is missing or broken is left out and counted ("skip"), or ends the run ("stop"); more than ``max_unusable``
     of all samples, over all processes, end it in any case. scan_fps, look_fps, margin_s, wording: as in inference (the clips of
     stage 2 have time around their event as they come; margin_s is stage 3's). look_share: of the pairs of stage 2.
     turns: 2, or 1: stages 2 and 3 learn to say windows and boxes in a single turn (``cac.single_turn``).
@@ -69,8 +69,8 @@ class DataRecipe:
     folder: str = "data"
     samples: str = ""
     held_out: float = 0.02
-    bad: str = "skip"
-    max_bad: float = 0.05
+    unusable: str = "skip"
+    max_unusable: float = 0.05
     scan_fps: float = 4.0
     look_fps: float = 8.0
     margin_s: float = 0.0
@@ -80,11 +80,11 @@ class DataRecipe:
     turns: int = 2
 
     def __post_init__(self) -> None:
-        if self.bad not in ("skip", "stop"):
-            raise ValueError(f"data.bad must be 'skip' or 'stop', received {self.bad!r}")
+        if self.unusable not in ("skip", "stop"):
+            raise ValueError(f"data.unusable must be 'skip' or 'stop', received {self.unusable!r}")
         if self.turns not in (1, 2):
             raise ValueError(f"data.turns must be 2 (two turns) or 1 (a single turn), received {self.turns}")
-        for name in ("held_out", "max_bad", "look_share", "false_alarm_share"):
+        for name in ("held_out", "max_unusable", "look_share", "false_alarm_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.{name} is a share in [0, 1], received {getattr(self, name)}")
 
@@ -119,22 +119,22 @@ class Stage:
 
     def leave_out(self, sample: Sample, why: str) -> None:
         """Count a bad sample. Raises ``ValueError`` where the recipe says stop, or when there are too many."""
-        self.leave_out_all({name_of(sample): why})
+        self.leave_out_all({sample_name(sample): why})
 
     def leave_out_all(self, bad: dict[str, str]) -> None:
         """Count bad samples by name, each once: those of all processes (``run.union``). Raises as ``leave_out`` does."""
         self.bad.update(bad)
         name, why = next(reversed(bad.items()), ("", ""))
-        if bad and self.recipe.bad == "stop":
-            raise ValueError(f"sample {name}: {why}; mend it, or set data.bad=skip to leave such samples out")
-        if len(self.bad) > self.recipe.max_bad * self.num_samples:
+        if bad and self.recipe.unusable == "stop":
+            raise ValueError(f"sample {name}: {why}; mend it, or set data.unusable=skip to leave such samples out")
+        if len(self.bad) > self.recipe.max_unusable * self.num_samples:
             raise ValueError(
-                f"{len(self.bad)} of {self.num_samples} samples of {self.folder} cannot be used, more than data.max_bad="
-                f"{self.recipe.max_bad:g} allows; the last one, {name}: {why}"
+                f"{len(self.bad)} of {self.num_samples} samples of {self.folder} cannot be used, more than data.max_unusable="
+                f"{self.recipe.max_unusable:g} allows; the last one, {name}: {why}"
             )
 
 
-def name_of(sample: Sample) -> str:
+def sample_name(sample: Sample) -> str:
     return f"{sample.record}/{sample.task}"
 
 
@@ -180,7 +180,7 @@ def read_stage(recipe: DataRecipe, tasks: Sequence[str], seed: int) -> Stage:
     return stage
 
 
-def read_samples(path: Path, records: Mapping[str, Record], tasks: Sequence[str] = TASKS) -> Iterable[Sample]:
+def read_samples(path: Path, records: Mapping[str, Record], tasks: Sequence[str] = STAGE_TASKS) -> Iterable[Sample]:
     """Stream a stage file. Raises ``ValueError`` naming the line and what is wrong with it."""
     if not path.is_file():
         raise ValueError(f"data.samples: {path} does not exist; `cac-align data split` writes it (docs/full_size.md)")
@@ -197,8 +197,8 @@ def read_samples(path: Path, records: Mapping[str, Record], tasks: Sequence[str]
 def _sample(row: Mapping[str, Any], records: Mapping[str, Record], tasks: Sequence[str]) -> Sample:
     if row["record"] not in records:
         raise ValueError(f"record {row['record']!r} is not in records.jsonl")
-    if row["task"] not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, received {row['task']!r}")
+    if row["task"] not in STAGE_TASKS:
+        raise ValueError(f"task must be one of {', '.join(STAGE_TASKS)}, received {row['task']!r}")
     window = Window(*row["window"]) if row.get("window") is not None else None
     if row["task"] == "look" and window is None:
         raise ValueError("a look needs its window, [start_s, end_s]")
@@ -224,7 +224,7 @@ def _held_out(records: Mapping[str, Record], used: set[str], share: float, seed:
 
 def _in_turn(samples: Sequence[Sample], records: Mapping[str, Record], seed: int) -> tuple[Sample, ...]:
     """Round by round one sample of every task and class that has one left: the first n are as balanced as n samples can be."""
-    by: dict[tuple[str, str], list[Sample]] = {(task, status): [] for task in TASKS for status in CLASSES}
+    by: dict[tuple[str, str], list[Sample]] = {(task, status): [] for task in STAGE_TASKS for status in CLASSES}
     for sample in sorted(samples, key=lambda sample: _number(seed, sample)):
         by[sample.task, records[sample.record].status].append(sample)
     return tuple(sample for turn in zip_longest(*by.values()) for sample in turn if sample is not None)
@@ -236,7 +236,7 @@ def _in_turn(samples: Sequence[Sample], records: Mapping[str, Record], seed: int
 def draw(stage: Stage, step: int, batch: int) -> list[Sample]:
     """The samples of one step: ``batch`` / 2 pairs, normal then abnormal. A function of (seed, step) alone."""
     pairs = batch // 2
-    tasks = sorted({task for task, _ in stage.training}, key=TASKS.index)
+    tasks = sorted({task for task, _ in stage.training}, key=STAGE_TASKS.index)
     drawn = []
     for pair in range(step * pairs, (step + 1) * pairs):
         task, number = _task_of(pair, tasks, stage.recipe.look_share)
@@ -273,9 +273,11 @@ def conversation(stage: Stage, sample: Sample) -> tuple[Conversation, Frames]:
         asked = turn_one_conversation if sample.task == "scan" else single_turn_conversation
         return asked(record.prompt, frames, wording=recipe.wording), frames
     if sample.task == "frame":
+        assert sample.frame is not None, "a single frame has its source index (``read_samples``)"
         frames = video.frames([sample.frame], fps=recipe.look_fps)
         first = Turn(1, "", frames.indices, "abnormal", (), NO_FIRST_LOOK)
     else:
+        assert sample.window is not None, "a look has its window (``read_samples``)"
         frames = video.clip(sample.window, recipe.look_fps)
         first = _first_turn(stage, sample, record, video)
     return turn_two_conversation(record.prompt, frames, first, wording=recipe.wording), frames
@@ -307,11 +309,11 @@ def segment(
         raise ValueError(f"the answer {sample.answer[:60]!r} holds a special token; answers are plain text")
     row = encode_one(processor, asked, max_pixels=max_pixels)
     key = (sample.record, frames.indices)
-    keep_videos(row, [key], store)
+    store_videos(row, [key], store)
     return Segment(row["input_ids"], (*answer, end_token(processor)), (key,))
 
 
-def usable(
+def usable_segment(
     stage: Stage, sample: Sample, processor: Any, store: dict[Any, Any], max_pixels: int | None = None
 ) -> Segment:
     """``segment``, or that of the next usable sample of the same task and class where this one cannot be used (it is counted)."""
@@ -330,7 +332,7 @@ def end_token(processor: Any) -> int:
     return int(processor.tokenizer.convert_tokens_to_ids("<|im_end|>"))
 
 
-def seeded(*parts: object) -> torch.Generator:
+def seeded_generator(*parts: object) -> torch.Generator:
     """A CPU generator that is a function of its parts alone."""
     return torch.Generator().manual_seed(_number(*parts))
 

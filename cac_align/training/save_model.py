@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cac_align.training.policy import AnswerLogProbs, core
+from cac_align.training.policy import AnswerLogProbs, base_model
 
 
 def save_model(scorer: AnswerLogProbs, state: Mapping[str, Tensor], processor: Any, folder: Path) -> None:
@@ -17,7 +17,7 @@ def save_model(scorer: AnswerLogProbs, state: Mapping[str, Tensor], processor: A
     state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     if hasattr(model, "peft_config"):
         state = merge_lora(state, model.peft_config["default"])
-    core(model).save_pretrained(folder, state_dict={name: tensor.contiguous() for name, tensor in state.items()})
+    base_model(model).save_pretrained(folder, state_dict={name: tensor.contiguous() for name, tensor in state.items()})
     processor.save_pretrained(folder)
 
 

@@ -22,10 +22,19 @@ import torch
 
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.data.synthesis.questions import LOOK_FPS, SCAN_FPS
-from cac_align.training.policy import AnswerLogProbs, ModelRecipe, Segment, answer_mask, load, make_batch, on, with_lora
+from cac_align.training.policy import (
+    AnswerLogProbs,
+    ModelRecipe,
+    Segment,
+    answer_mask,
+    load,
+    make_batch,
+    to_device,
+    with_lora,
+)
 from cac_align.training.processes import gather_reasons, micro_batches, start_accelerator
 from cac_align.training.run import RunConfig, TrainingRun
-from cac_align.training.samples import DataRecipe, Sample, Stage, draw, name_of, read_stage, segment, usable
+from cac_align.training.samples import DataRecipe, Sample, Stage, draw, read_stage, sample_name, segment, usable_segment
 
 TASKS_OF: dict[int, tuple[str, ...]] = {1: ("frame",), 2: ("scan", "look")}
 SINGLE_TURN: dict[int, tuple[str, ...]] = {1: ("frame",), 2: ("single",)}
@@ -108,9 +117,9 @@ def _steps(run: TrainingRun, stage: Stage, recipe: SftRecipe) -> None:
             run.write_row({**row, "left_out": len(stage.bad), "seconds": round(time.time() - began, 2)})
         due = recipe.run.eval_every and (run.step % recipe.run.eval_every == 0 or run.step == recipe.run.steps)
         if due and stage.held_out:
-            held_out = evaluate(run, stage, recipe)
-            best = run.keep_best(-held_out, "-held_out_loss")
-            run.write_row({"held_out_loss": held_out, "best": best})
+            loss_now = held_out_loss(run, stage, recipe)
+            best = run.keep_best(-loss_now, "-held_out_loss")
+            run.write_row({"held_out_loss": loss_now, "best": best})
         if due or run.step % recipe.run.save_every == 0 or run.step == recipe.run.last_step:
             run.save()
     progress.close()
@@ -128,7 +137,7 @@ def _prepare(stage: Stage, samples: Sequence[Sample], recipe: SftRecipe, run: Tr
         store: dict[Any, Any] = {}
         names = ", ".join(sample.record for sample in part)
         run.rank_status.report(f"step {run.step}, reading {names}")
-        segments = [usable(stage, sample, run.processor, store, recipe.model.max_pixels) for sample in part]
+        segments = [usable_segment(stage, sample, run.processor, store, recipe.model.max_pixels) for sample in part]
         batches.append((names, make_batch(run.processor, segments, store)))
     own = sum(int(answer_mask(batch).sum()) for _, batch in batches)
     return batches, accelerator.reduce(torch.tensor(float(own), device=run.device), "sum").item()
@@ -140,7 +149,7 @@ def _descend(run: TrainingRun, batches: Sequence[Named], count: float) -> tuple[
 
     def part(names: str, batch: dict[str, Any]) -> torch.Tensor:
         run.rank_status.report(f"step {run.step}, learning from {names}")
-        value = -run.module(on(run.device, batch)).sum() / count
+        value = -run.module(to_device(run.device, batch)).sum() / count
         seen.append(value.detach())
         return value
 
@@ -149,7 +158,7 @@ def _descend(run: TrainingRun, batches: Sequence[Named], count: float) -> tuple[
 
 
 @torch.no_grad()
-def evaluate(run: TrainingRun, stage: Stage, recipe: SftRecipe) -> float:
+def held_out_loss(run: TrainingRun, stage: Stage, recipe: SftRecipe) -> float:
     """Mean cross-entropy per answer token on the held-out samples (the first ``eval_batches`` micro-batches of every process).
 
     Every process takes as many passes, because FSDP's must meet: where it can read nothing, the pass is over another sample and
@@ -161,7 +170,7 @@ def evaluate(run: TrainingRun, stage: Stage, recipe: SftRecipe) -> float:
     bad: dict[str, str] = {}
     spare = next(filter(None, (_readable([sample], stage, recipe, run, bad) for sample in asked)), None)
     blind = gather_reasons(run.accelerator, {} if spare else {f"process {rank}": next(iter(bad.values()))})
-    if blind:
+    if blind or spare is None:
         name, why = next(iter(blind.items()))
         raise ValueError(
             f"{name} can read none of {len(asked)} held-out samples of {stage.folder}: {why}; is the folder there?"
@@ -170,7 +179,7 @@ def evaluate(run: TrainingRun, stage: Stage, recipe: SftRecipe) -> float:
     run.module.eval()
     for number in range(rank, math.ceil(len(groups) / world) * world, world):
         own = _readable(groups[number], stage, recipe, run, bad) if number < len(groups) else None
-        value = -run.module(on(run.device, own or spare)).sum()
+        value = -run.module(to_device(run.device, own or spare)).sum()
         if own:
             total += torch.stack([value.float(), answer_mask(own).sum().to(run.device).float()])
     run.module.train()
@@ -189,5 +198,5 @@ def _readable(
         try:
             segments.append(segment(stage, sample, run.processor, store, recipe.model.max_pixels))
         except ValueError as error:
-            bad[name_of(sample)] = str(error)
+            bad[sample_name(sample)] = str(error)
     return make_batch(run.processor, segments, store) if segments else None

@@ -29,7 +29,7 @@ from cac_align.core.judgement import Anomaly, Box, Turn, Window
 from cac_align.data.records import Record
 from cac_align.data.visibility import visible_anomalies
 
-NAMES = ("format", "status", "type", "temporal", "spatial")
+TERM_NAMES = ("format", "status", "type", "temporal", "spatial")
 
 Ending = Literal["normal", "window", "second turn", "single turn"]
 """How a rollout ended: turn 1 said normal; what turn 1 said could not be used (no clip to cut, no verdict); turn 2 was asked; the

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cac_align.training.terms import NAMES
+from cac_align.training.terms import TERM_NAMES
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Variant:
     without: str = ""
 
     def __post_init__(self) -> None:
-        if self.without and self.without not in NAMES:
-            raise ValueError(f"without must be one of {', '.join(NAMES)}, received {self.without!r}")
+        if self.without and self.without not in TERM_NAMES:
+            raise ValueError(f"without must be one of {', '.join(TERM_NAMES)}, received {self.without!r}")
 
 
 VARIANTS: tuple[Variant, ...] = (

@@ -25,10 +25,10 @@ from cac_align.miniature.world.world import write_world
 from cac_align.rewards.build import JudgeRecipe, RewardRecipe, load_reward
 from cac_align.rewards.cac import CaC
 from cac_align.training.early_stopping import EarlyStopping
-from cac_align.training.evaluate import figures, judged
+from cac_align.training.evaluate import evaluation_row, metrics
 from cac_align.training.grpo import GrpoRecipe, ObjectiveRecipe, train_grpo
 from cac_align.training.policy import ModelRecipe, load
-from cac_align.training.rollout import Asking, RolloutRecipe, open_prompt, roll_out
+from cac_align.training.rollout import RolloutRecipe, RolloutSettings, open_video_prompt, roll_out
 from cac_align.training.run import RunConfig
 from cac_align.training.samples import DataRecipe
 from cac_align.training.sft import SftRecipe, train_sft
@@ -177,7 +177,7 @@ def test_nothing_changes_for_those_who_do_not_ask_for_it(stages):
 # ---- rollouts, rewards and the two trainers --------------------------------------------------------------------------
 
 
-def earned(text, record, ending="single turn"):
+def reward_terms(text, record, ending="single turn"):
     return terms(read(text), None, ending, record, SCAN_S)
 
 
@@ -213,10 +213,10 @@ def root(tmp_path_factory):
 def test_rollouts_end_with_the_first_answer(root):
     model, processor = load(ModelRecipe(path=str(root / "model")))
     records = list(read_records(root / "data" / "records.jsonl"))[:2]
-    prompts = [open_prompt(slot, r, Video.open(root / "data" / r.video, fps=16), 4.0) for slot, r in enumerate(records)]
-    asking = Asking(RolloutRecipe(group=16, max_new_tokens=4), "brief", 8.0, None, 0, 0, turns=1)
+    prompts = [open_video_prompt(slot, r, Video.open(root / "data" / r.video, fps=16), 4.0) for slot, r in enumerate(records)]
+    settings = RolloutSettings(RolloutRecipe(group_size=16, max_new_tokens=4), "brief", 8.0, None, 0, 0, turns=1)
     store = {}
-    rollouts = roll_out(model.eval(), processor, prompts, asking, store)
+    rollouts = roll_out(model.eval(), processor, prompts, settings, store)
     assert len(rollouts) == 32 and {len(rollout.segments) for rollout in rollouts} == {1} and len(store) == 2
     # total, ending and whether it breaks the schema, by what was said, of the normal and of the anomalous clip
     expected = {
@@ -235,9 +235,9 @@ def test_rollouts_end_with_the_first_answer(root):
         found = terms(rollout.first, rollout.second, rollout.ending, rollout.record, rollout.scan_times_s)
         assert (rollout.ending, rollout.malformed) == (ending, malformed) and rollout.second is None
         assert found.total == pytest.approx(totals[rollout.record.status == "abnormal"])
-    said = [judged(rollout, GrpoRecipe().weights)["said"] for rollout in rollouts]
+    said = [evaluation_row(rollout, GrpoRecipe().weights)["said"] for rollout in rollouts]
     assert said == [rollout.first.status if rollout.ending == "single turn" else None for rollout in rollouts]
-    assert figures([judged(rollout, GrpoRecipe().weights) for rollout in rollouts])["held_out_videos"] == 32
+    assert metrics([evaluation_row(rollout, GrpoRecipe().weights) for rollout in rollouts])["held_out_videos"] == 32
 
 
 def test_stages_2_and_3_train_in_a_single_turn(root):
@@ -252,7 +252,7 @@ def test_stages_2_and_3_train_in_a_single_turn(root):
         eval_videos=2,
         model=ModelRecipe(path=str(end)),
         data=replace(data, samples="stage3.jsonl"),  # rollouts need no answers: the videos are enough
-        rollout=RolloutRecipe(group=4, max_new_tokens=4),
+        rollout=RolloutRecipe(group_size=4, max_new_tokens=4),
         grpo=ObjectiveRecipe(beta=0.1),
         early_stopping=calm,
         run=run,

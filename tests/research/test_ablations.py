@@ -197,7 +197,7 @@ def recipe():
             "batch": 2,
             "micro_batch": 4,
             "eval_videos": 2,
-            "rollout": {"group": 2, "max_new_tokens": 160},
+            "rollout": {"group_size": 2, "max_new_tokens": 160},
             "run": run_for,
             "watch": {"patience": 2, "malformed": 1.0, "one_verdict": 1.0, "zero_std_groups": 1.0},
         },

@@ -4,9 +4,9 @@ import pytest
 
 from cac_align.core.video import Video
 from cac_align.data.records import read_records
-from cac_align.training.evaluate import figures, judged
+from cac_align.training.evaluate import evaluation_row, metrics
 from cac_align.training.policy import ModelRecipe, load
-from cac_align.training.rollout import Asking, RolloutRecipe, open_prompt, roll_out
+from cac_align.training.rollout import RolloutRecipe, RolloutSettings, open_video_prompt, roll_out
 from cac_align.training.terms import TermWeights
 from tests.support import tiny_stage
 
@@ -15,11 +15,11 @@ def measured(root, logits):
     model, processor = load(ModelRecipe(path=str(tiny_stage.model_folder(root / "model", logits=logits))))
     folder = tiny_stage.data_folder(root / "data", clips=4)
     records = list(read_records(folder / "records.jsonl"))
-    prompts = [open_prompt(slot, r, Video.open(folder / r.video, fps=16), 4.0) for slot, r in enumerate(records)]
-    asking = Asking(RolloutRecipe(max_new_tokens=4), "brief", 8.0, None, 0, 0)
-    rollouts = roll_out(model.eval(), processor, prompts, asking, {}, greedy=True)
+    prompts = [open_video_prompt(slot, r, Video.open(folder / r.video, fps=16), 4.0) for slot, r in enumerate(records)]
+    settings = RolloutSettings(RolloutRecipe(max_new_tokens=4), "brief", 8.0, None, 0, 0)
+    rollouts = roll_out(model.eval(), processor, prompts, settings, {}, greedy=True)
     assert len(rollouts) == 4
-    return figures([judged(rollout, TermWeights()) for rollout in rollouts])
+    return metrics([evaluation_row(rollout, TermWeights()) for rollout in rollouts])
 
 
 def test_always_normal(tmp_path):

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.runs.checkpoint import checkpoints
 from cac_align.training.early_stopping import EarlyStopping
-from cac_align.training.grpo import GrpoRecipe, ObjectiveRecipe, dealt, summary, train_grpo
+from cac_align.training.grpo import GrpoRecipe, ObjectiveRecipe, split_pairs, summary, train_grpo
 from cac_align.training.policy import ModelRecipe, load
-from cac_align.training.rollout import Asking, RolloutRecipe, open_prompt, roll_out
+from cac_align.training.rollout import RolloutRecipe, RolloutSettings, open_video_prompt, roll_out
 from cac_align.training.run import RunConfig
 from cac_align.training.samples import DataRecipe, draw, read_stage
 from cac_align.training.sft import SftRecipe
@@ -45,7 +45,7 @@ def recipe(root, out, **changes) -> GrpoRecipe:
         eval_videos=2,
         model=ModelRecipe(path=str(root / "model")),
         data=DataRecipe(folder=str(root / "data"), samples="stage3.jsonl", wording="brief", held_out=0.3),
-        rollout=RolloutRecipe(group=8, max_new_tokens=4),
+        rollout=RolloutRecipe(group_size=8, max_new_tokens=4),
         grpo=ObjectiveRecipe(beta=0.1),
         early_stopping=CALM,
         run=RunConfig(steps=4, warmup_steps=0, lr=3e-3, save_every=2, eval_every=2, cpu=True, clip_norm=1e6),
@@ -77,13 +77,15 @@ def test_the_first_step_against_a_naive_computation(root):
     prompts = []
     for slot, sample in enumerate(draw(stage, 0, 2)):
         record = stage.records[sample.record]
-        prompts.append(open_prompt(slot, record, stage.video(record), 4.0))
+        prompts.append(open_video_prompt(slot, record, stage.video(record), 4.0))
     store = {}
-    rollouts = roll_out(model.eval(), processor, prompts, Asking(made.rollout, "brief", 8.0, None, 0, 0), store)
+    rollouts = roll_out(
+        model.eval(), processor, prompts, RolloutSettings(made.rollout, "brief", 8.0, None, 0, 0), store
+    )
     objective = torch.zeros(())
     for slot in range(2):
         group = rollouts[8 * slot : 8 * slot + 8]
-        earned = [r.earned(TermWeights()).total for r in group]
+        earned = [r.reward_terms(TermWeights()).total for r in group]
         mean = sum(earned) / 8
         std = math.sqrt(sum((value - mean) ** 2 for value in earned) / 7)
         for rollout, reward in zip(group, earned, strict=True):
@@ -252,7 +254,7 @@ def test_two_processes_give_what_one_gives(root):
 def test_every_process_gets_as_many_of_each_class():
     """Classes alternate by slot, and a process's share would be one class: with pairs nobody waits for who drew the two-turn videos."""
     drawn = [(slot, ("normal", "abnormal")[slot % 2]) for slot in range(16)]
-    parts = [dealt(drawn, rank, 4) for rank in range(4)]
+    parts = [split_pairs(drawn, rank, 4) for rank in range(4)]
     assert [[kind for _, kind in part].count("normal") for part in parts] == [2, 2, 2, 2]
     assert sorted(slot for part in parts for slot, _ in part) == list(range(16))
-    assert [len(dealt(drawn, rank, 16)) for rank in range(16)] == [1] * 16  # no pairs to deal
+    assert [len(split_pairs(drawn, rank, 16)) for rank in range(16)] == [1] * 16  # no pairs to deal

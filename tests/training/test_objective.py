@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cac_align.training.objective import advantages, clipped, dead, divergence, loss
+from cac_align.training.objective import advantages, clipped, divergence, loss, zero_std_groups
 
 
 def test_advantages_by_hand():
@@ -25,7 +25,7 @@ def test_a_rollout_without_a_score_has_advantage_zero_and_does_not_move_its_grou
 def test_tied_groups_are_exactly_zero_and_called_dead():
     rewards = torch.tensor([[0.1] * 3, [0.1, 0.1, 0.3], [math.nan, math.nan, 0.7], [math.nan] * 3])
     assert torch.equal(advantages(rewards)[0], torch.zeros(3))
-    assert dead(rewards).tolist() == [True, False, True, True]
+    assert zero_std_groups(rewards).tolist() == [True, False, True, True]
 
 
 def rows(seed=0, spread=0.3):

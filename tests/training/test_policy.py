@@ -11,9 +11,9 @@ from cac_align.training.policy import (
     ModelRecipe,
     Segment,
     answer_mask,
-    keep_videos,
     load,
     make_batch,
+    store_videos,
     with_lora,
 )
 from cac_align.training.save_model import merge_lora, save_model
@@ -28,7 +28,7 @@ def parts():
     shown = {"a": tiny_qwen.frames(5), "b": tiny_qwen.frames(3, seed=1)}
     for text, key, answer in (("look", "a", (40, 41, 42)), ("look closer please", "a", (50,)), ("hm", "b", (60, 61))):
         row = encode_one(processor, tiny_qwen.ask(text, shown[key]))
-        keep_videos(row, [key], store)
+        store_videos(row, [key], store)
         segments.append(Segment(row["input_ids"], answer, (key,)))
     return processor, net, store, segments
 

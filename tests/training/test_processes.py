@@ -27,7 +27,7 @@ from cac_align.training.processes import gather_reasons
 from cac_align.training.samples import DataRecipe, Stage
 accelerator = Accelerator(cpu=True)
 rank = accelerator.process_index
-stage = Stage("data", {}, {}, (), DataRecipe(max_bad=0.3), 0, {"clip9/scan": "gone", f"clip{rank}/scan": f"torn {rank}"}, 10)
+stage = Stage("data", {}, {}, (), DataRecipe(max_unusable=0.3), 0, {"clip9/scan": "gone", f"clip{rank}/scan": f"torn {rank}"}, 10)
 stage.leave_out_all(gather_reasons(accelerator, stage.bad))
 found = sorted(stage.bad.items())
 if rank == 1:

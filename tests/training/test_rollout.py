@@ -9,7 +9,15 @@ from cac_align.core.video import Video
 from cac_align.data.records import read_records
 from cac_align.training import rollout as rollout_module
 from cac_align.training.policy import AnswerLogProbs, ModelRecipe, answer_mask, load, make_batch
-from cac_align.training.rollout import Asking, RolloutRecipe, banned, open_prompt, prefill, roll_out, sample
+from cac_align.training.rollout import (
+    RolloutRecipe,
+    RolloutSettings,
+    forbidden_tokens,
+    open_video_prompt,
+    prefill,
+    roll_out,
+    sample,
+)
 from cac_align.vlm.inputs import ControlToken
 from tests.support import tiny_stage
 
@@ -20,15 +28,15 @@ def parts(tmp_path_factory):
     model, processor = load(ModelRecipe(path=str(tiny_stage.model_folder(root / "model"))))
     folder = tiny_stage.data_folder(root / "data", clips=4)
     prompts = [
-        open_prompt(slot, record, Video.open(folder / record.video, fps=16), 4.0)
+        open_video_prompt(slot, record, Video.open(folder / record.video, fps=16), 4.0)
         for slot, record in enumerate(read_records(folder / "records.jsonl"))
     ]
     return model.eval(), processor, prompts
 
 
-def asking(step=0, **changes):
-    recipe = RolloutRecipe(**{"group": 8, "max_new_tokens": 6, **changes})
-    return Asking(recipe, "brief", 8.0, None, 0, step)
+def settings(step=0, **changes):
+    recipe = RolloutRecipe(**{"group_size": 8, "max_new_tokens": 6, **changes})
+    return RolloutSettings(recipe, "brief", 8.0, None, 0, step)
 
 
 def said(rollouts):
@@ -37,7 +45,7 @@ def said(rollouts):
 
 def test_rollouts_differ_and_each_second_turn_sees_its_own_clip(parts):
     model, processor, prompts = parts
-    rollouts = roll_out(model, processor, prompts, asking(), {})
+    rollouts = roll_out(model, processor, prompts, settings(), {})
     assert [(r.slot, r.number) for r in rollouts] == [(slot, number) for slot in range(4) for number in range(8)]
     assert {r.ending for r in rollouts} == {"normal", "window", "second turn"}
     for rollout in rollouts:
@@ -56,12 +64,12 @@ def test_rollouts_differ_and_each_second_turn_sees_its_own_clip(parts):
 
 def test_draws_do_not_depend_on_the_company_or_on_the_order(parts):
     model, processor, prompts = parts
-    together = said(roll_out(model, processor, prompts, asking(prefill_rows=3), {}))
+    together = said(roll_out(model, processor, prompts, settings(prefill_rows=3), {}))
     alone = [
-        one for prompt in prompts for one in said(roll_out(model, processor, [prompt], asking(prefill_rows=8), {}))
+        one for prompt in prompts for one in said(roll_out(model, processor, [prompt], settings(prefill_rows=8), {}))
     ]
     assert together == alone
-    assert together != said(roll_out(model, processor, prompts, asking(step=1), {}))
+    assert together != said(roll_out(model, processor, prompts, settings(step=1), {}))
 
 
 def test_the_encoder_runs_once_per_distinct_video_whatever_g_is(parts):
@@ -73,7 +81,7 @@ def test_the_encoder_runs_once_per_distinct_video_whatever_g_is(parts):
             lambda module, args, kwargs, grids=grids: grids.append(kwargs["grid_thw"]), with_kwargs=True
         )
         store = {}
-        rollouts = roll_out(model, processor, prompts[:2], asking(group=group), store)
+        rollouts = roll_out(model, processor, prompts[:2], settings(group_size=group), store)
         handle.remove()
         shown = {key for r in rollouts for segment in r.segments for key in segment.videos}
         assert sum(len(grid) for grid in grids) == len(store) == len(shown)
@@ -86,14 +94,14 @@ def test_the_encoder_runs_once_per_distinct_video_whatever_g_is(parts):
 def test_sampled_frequencies_are_the_scored_probabilities(parts):
     model, processor, prompts = parts
     store = {}
-    rollouts = roll_out(model, processor, prompts[:1], asking(group=2), store)
+    rollouts = roll_out(model, processor, prompts[:1], settings(group_size=2), store)
     first = rollouts[0].segments[0]
-    recipe = RolloutRecipe(group=2, max_new_tokens=1)
+    recipe = RolloutRecipe(group_size=2, max_new_tokens=1)
     noise = (
         torch.arange(4000, dtype=torch.float64)[:, None] + 0.5
     ) / 4000  # evenly spaced: inversion must hit every share
     drawn = sample(model, processor, [first], store, recipe, noise, repeats=4000)
-    allowed = ~banned(processor, model.lm_head.weight.shape[0])
+    allowed = ~forbidden_tokens(processor, model.lm_head.weight.shape[0])
     answers = [processor.tokenizer.convert_tokens_to_ids(text) for text in tiny_stage.ANSWERS]
     scored = {token: make_batch(processor, [dataclasses.replace(first, answer=(token,))], store) for token in answers}
     with torch.no_grad():
@@ -109,7 +117,7 @@ def test_what_may_not_be_said_is_never_drawn(parts):
     model, processor, _ = parts
     size = model.lm_head.weight.shape[0]
     ids = processor.tokenizer.convert_tokens_to_ids
-    forbidden = banned(processor, size)
+    forbidden = forbidden_tokens(processor, size)
     for token in ("<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|im_start|>", "<|endoftext|>"):
         assert forbidden[ids(token)]
     assert not forbidden[ids("<|im_end|>")] and not forbidden[ids(tiny_stage.NORMAL)]
@@ -119,7 +127,7 @@ def test_what_may_not_be_said_is_never_drawn(parts):
 def test_a_continued_chat_keeps_the_whole_video_in_view(parts):
     model, processor, prompts = parts
     store = {}
-    rollouts = roll_out(model, processor, prompts[:2], asking(context="continued"), store)
+    rollouts = roll_out(model, processor, prompts[:2], settings(context="continued"), store)
     looked = [r for r in rollouts if r.second is not None]
     for rollout in looked:
         scan, clip = rollout.segments[1].videos
@@ -139,7 +147,7 @@ def test_a_clip_that_cannot_be_read_leaves_its_rollout_without_a_score(parts):
     read = dataclasses.replace(
         prompts[1], video=Video(source.fps, source.times_s, source.height, source.width, "torn", _Torn())
     )
-    rollouts = roll_out(model, processor, [read], asking(), {})
+    rollouts = roll_out(model, processor, [read], settings(), {})
     failed = [r for r in rollouts if r.error]
     assert failed and all("its clip cannot be read: torn breaks off" in r.error and r.second is None for r in failed)
     assert any(r.ending == "normal" and r.error is None for r in rollouts)
@@ -158,12 +166,12 @@ def test_nan_weights_stop_the_sampling(parts, tmp_path):
     with torch.no_grad():
         model.lm_head.weight[5] = float("nan")
     with pytest.raises(ValueError, match="logits are NaN or infinite while sampling"):
-        roll_out(model.eval(), processor, prompts[:1], asking(), {})
+        roll_out(model.eval(), processor, prompts[:1], settings(), {})
 
 
 def test_wrong_recipes():
-    with pytest.raises(ValueError, match="rollout.group must be at least 2"):
-        RolloutRecipe(group=1)
+    with pytest.raises(ValueError, match="rollout.group_size must be at least 2"):
+        RolloutRecipe(group_size=1)
     with pytest.raises(ValueError, match="'fresh' or 'continued'"):
         RolloutRecipe(context="stale")
 
@@ -184,7 +192,7 @@ def test_only_what_the_policy_wrote_is_held_against_it(parts, monkeypatch):
 
         monkeypatch.setattr(rollout_module, "_segment", second_fails)
         found = [
-            r for r in roll_out(model, processor, prompts[:2], asking(), {}) if r.first.anomalies and r.first.valid
+            r for r in roll_out(model, processor, prompts[:2], settings(), {}) if r.first.anomalies and r.first.valid
         ]
         assert found and all(r.second is None and r.ending == "window" for r in found)
         assert {r.error if said is None else (r.error or "")[: len(said)] for r in found} == {said}

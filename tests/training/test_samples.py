@@ -21,7 +21,16 @@ from cac_align.miniature.teacher.ground_truth import GroundTruth
 from cac_align.miniature.world.grammar import COLOURS, KINDS, parse_prompt
 from cac_align.miniature.world.settings import World
 from cac_align.miniature.world.world import write_world
-from cac_align.training.samples import CLASSES, DataRecipe, Sample, conversation, draw, read_stage, segment, usable
+from cac_align.training.samples import (
+    CLASSES,
+    DataRecipe,
+    Sample,
+    conversation,
+    draw,
+    read_stage,
+    segment,
+    usable_segment,
+)
 from tests.support import tiny_qwen, tiny_stage
 
 
@@ -221,12 +230,12 @@ def test_a_broken_video_is_replaced_by_one_of_its_class_and_counted(tmp_path):
     folder = tiny_stage.data_folder(tmp_path)
     (folder / "clip1.mp4").write_bytes(b"broken")
     processor = tiny_qwen.processor(tiny_stage.tokenizer())
-    found = stage(folder, 3, max_bad=0.5)
+    found = stage(folder, 3, max_unusable=0.5)
     bad = next(s for s in found.training["scan", "abnormal"] if s.record == "clip1")
-    made = usable(found, bad, processor, {})
+    made = usable_segment(found, bad, processor, {})
     assert made.videos[0][0] in ("clip3", "clip5") and list(found.bad) == ["clip1/scan"]
-    with pytest.raises(ValueError, match="sample clip1/scan: .*data.bad=skip"):
-        usable(stage(folder, 3, bad="stop"), bad, processor, {})
+    with pytest.raises(ValueError, match="sample clip1/scan: .*data.unusable=skip"):
+        usable_segment(stage(folder, 3, bad="stop"), bad, processor, {})
 
 
 def test_a_video_of_variable_frame_rate_is_left_out_by_name(tmp_path, monkeypatch):
@@ -242,23 +251,23 @@ def test_a_video_of_variable_frame_rate_is_left_out_by_name(tmp_path, monkeypatc
         return replace(video, times_s=late) if Path(source).name == "clip1.mp4" and "fps" not in options else video
 
     monkeypatch.setattr(Video, "open", uneven)
-    found = stage(folder, 3, max_bad=0.5)
+    found = stage(folder, 3, max_unusable=0.5)
     bad = next(s for s in found.training["scan", "abnormal"] if s.record == "clip1")
-    usable(found, bad, tiny_qwen.processor(tiny_stage.tokenizer()), {})
+    usable_segment(found, bad, tiny_qwen.processor(tiny_stage.tokenizer()), {})
     assert found.bad == {"clip1/scan": "clip1: variable frame rate: re-encode at a constant rate"}
     other = found.records["clip3"]
     assert found.video(other).times_s == tuple(n / other.fps for n in range(other.num_frames))
 
 
 def test_what_any_process_leaves_out_counts_once_towards_the_limit(folder):
-    found = stage(folder, 3, max_bad=0.25)  # 2 of 8
+    found = stage(folder, 3, max_unusable=0.25)  # 2 of 8
     sample = found.training["scan", "normal"][0]
     found.leave_out(sample, "broken")
     name = f"{sample.record}/scan"
     found.leave_out_all({name: "broken", "clip1/scan": "broken"})
     assert found.bad == {name: "broken", "clip1/scan": "broken"}
     with pytest.raises(
-        ValueError, match=r"3 of 8 samples .* more than data.max_bad=0.25 allows; the last one, clip3/scan: torn"
+        ValueError, match=r"3 of 8 samples .* more than data.max_unusable=0.25 allows; the last one, clip3/scan: torn"
     ):
         found.leave_out_all({**found.bad, "clip3/scan": "torn"})
 
@@ -266,11 +275,11 @@ def test_what_any_process_leaves_out_counts_once_towards_the_limit(folder):
 def test_missing_videos(tmp_path):
     folder = tiny_stage.data_folder(tmp_path)
     (folder / "clip1.mp4").unlink()
-    found = stage(folder, 3, max_bad=0.2)
+    found = stage(folder, 3, max_unusable=0.2)
     assert "does not exist" in found.bad["clip1/scan"]
     assert {s.record for s in found.training["scan", "abnormal"]} == {"clip3", "clip5"}
-    with pytest.raises(ValueError, match="1 of 6 samples .* more than data.max_bad=0.1 allows"):
-        stage(folder, 3, max_bad=0.1)
+    with pytest.raises(ValueError, match="1 of 6 samples .* more than data.max_unusable=0.1 allows"):
+        stage(folder, 3, max_unusable=0.1)
     with pytest.raises(ValueError, match="clip1.mp4 does not exist; mend it"):
         stage(folder, 3, bad="stop")
 
@@ -314,7 +323,7 @@ def test_empty_splits_and_missing_classes(tmp_path):
         read_stage(DataRecipe(folder=str(made), samples="nothing.jsonl"), ("scan",), 0)
 
 
-@pytest.mark.parametrize("name", ["held_out", "max_bad", "look_share", "false_alarm_share"])
+@pytest.mark.parametrize("name", ["held_out", "max_unusable", "look_share", "false_alarm_share"])
 def test_a_share_outside_zero_and_one_is_named(name):
     for wrong in (-0.1, 1.5):
         with pytest.raises(ValueError, match=rf"data\.{name} is a share in \[0, 1\], received {wrong}"):

@@ -128,7 +128,7 @@ def with_broken_held_out(root, name, *statuses):
     """The data with the held-out videos of these classes unreadable, and the recipe that reads them one sample a pass."""
     folder = tiny_stage.data_folder(root / name)
     made = recipe(root, f"out-{name}", micro_batch=1, run=replace(recipe(root, "").run, steps=1, eval_every=1))
-    made = replace(made, data=replace(made.data, folder=str(folder), max_bad=0.5))
+    made = replace(made, data=replace(made.data, folder=str(folder), max_unusable=0.5))
     stage = read_stage(made.data, ("scan", "look"), 0)
     for record in {sample.record for sample in stage.held_out}:
         if stage.records[record].status in statuses:
@@ -159,8 +159,8 @@ def test_an_unreadable_held_out_video_costs_no_pass_and_does_not_count(root, mon
     ):
         train_sft(with_broken_held_out(root, "none", "normal", "abnormal"))
     few = with_broken_held_out(root, "few", "abnormal")
-    with pytest.raises(ValueError, match=r"2 of 12 samples .* more than data.max_bad=0.1 allows"):
-        train_sft(replace(few, data=replace(few.data, max_bad=0.1)))
+    with pytest.raises(ValueError, match=r"2 of 12 samples .* more than data.max_unusable=0.1 allows"):
+        train_sft(replace(few, data=replace(few.data, max_unusable=0.1)))
 
 
 def test_micro_batches_change_only_rounding(root):
@@ -314,7 +314,13 @@ def test_sharded_over_two_processes_it_gives_what_one_gives_and_resumes(root, ki
     (root / "script.py").write_text(SCRIPT)
     (root / "sharded_stage.py").write_text(SCRIPT)
     made = with_broken_held_out(root, f"half-{kind}", "abnormal")
-    more = ["run.steps=4", "run.eval_every=3", "micro_batch=1", f"data.folder={made.data.folder}", "data.max_bad=0.5"]
+    more = [
+        "run.steps=4",
+        "run.eval_every=3",
+        "micro_batch=1",
+        f"data.folder={made.data.folder}",
+        "data.max_unusable=0.5",
+    ]
     env = {**HERE, **settings, "PYTHONPATH": f"{HERE['PYTHONPATH']}{os.pathsep}{root}"}
 
     def sharded(*values):

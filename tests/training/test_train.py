@@ -45,11 +45,11 @@ def test_the_paper_is_in_the_recipes():
         7000,
         pytest.approx(15 / 35, abs=1e-5),
     )
-    assert (three.rollout.group, three.batch, three.run.lr, three.run.steps) == (8, 64, 1e-6, 250)
+    assert (three.rollout.group_size, three.batch, three.run.lr, three.run.steps) == (8, 64, 1e-6, 250)
     weights = three.weights
     assert (weights.format, weights.status, weights.type, weights.temporal, weights.spatial) == (1, 2, 2, 2, 5)
     assert (weights.salient, weights.non_salient) == (1.0, 0.5) and three.grpo.beta > 0
-    assert three.batch * three.rollout.group / three.micro_batch / 16 == 32  # accumulation on the paper's 16 GPUs
+    assert three.batch * three.rollout.group_size / three.micro_batch / 16 == 32  # accumulation on the paper's 16 GPUs
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,12 @@ def two_steps_and_resume(root, stage, capsys):
     if (
         stage == 3
     ):  # one GPU's share of the 512 rollouts of a step, and no 2,048 tokens of a model that never stops: bf16 is slow here
-        command += ["--set=batch=2", "--set=eval_videos=2", "--set=rollout.group=4", "--set=rollout.max_new_tokens=64"]
+        command += [
+            "--set=batch=2",
+            "--set=eval_videos=2",
+            "--set=rollout.group_size=4",
+            "--set=rollout.max_new_tokens=64",
+        ]
     assert main([*command, "--set=run.stop_after=2"]) == 0
     assert main(command) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(out / "final")

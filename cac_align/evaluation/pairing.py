@@ -75,6 +75,7 @@ class Pair:
 
     @property
     def prompt(self) -> str | None:
+        """The prompt of either side."""
         return self.before.prompt if self.before.prompt is not None else self.after.prompt
 
 

@@ -120,6 +120,7 @@ def scan_frames(video: Video) -> Frames:
 
 @contextmanager
 def as_unreadable() -> Iterator[None]:
+    """Turn a decoding error into ``UnreadableVideo``."""
     try:
         yield
     except (ValueError, OSError) as error:

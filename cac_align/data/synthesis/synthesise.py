@@ -269,6 +269,7 @@ class _Asking:
     log: AttemptLog
 
     def record(self, record: Record, questions: Sequence[RecordQuestion]) -> RecordOutcome:
+        """The outcome of one record's questions."""
         try:
             video = open_record_video(record, self.root)
         except (ValueError, OSError) as error:

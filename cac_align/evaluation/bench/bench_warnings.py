@@ -13,7 +13,9 @@ from cac_align.evaluation.bench.confusion import ConfusionCounts
 from cac_align.evaluation.statistics import Estimate, counts_interval
 
 COLLAPSED_RECALL = 0.25
-"""Below this recall a class counts as lost. The paper calls .244, .108, .066 and .018 biased, .382 not."""
+"""Below this recall a class counts as lost. The paper calls .244, .108, .066 and .018 biased, .382
+not.
+"""
 
 RANKING_AUROC = 0.65
 """From this AUROC on a score is said to rank the videos (our choice)."""
@@ -58,9 +60,9 @@ def bench_warnings(
 ) -> tuple[str, ...]:
     """The warnings of one judge's report.
 
-    unscored: number of unscored videos by the truth's status. hard_unassigned: anomalous videos that
-    belong to none of Hard's groups. verdicts_by_threshold: verdicts decided by comparing the score
-    with a threshold.
+    unscored: number of unscored videos by the truth's status.
+    hard_unassigned: anomalous videos that belong to none of Hard's groups.
+    verdicts_by_threshold: verdicts that were decided by comparing the score with a threshold.
     """
     anomalous, normal = metrics["anomalous.recall"], metrics["normal.recall"]
     warnings = [

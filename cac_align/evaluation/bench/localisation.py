@@ -49,6 +49,7 @@ def first_turn_times_s(record: Record, fps: float = GRID_FPS) -> tuple[float, ..
 
 
 def windows_of(anomalies: Sequence[Anomaly]) -> tuple[Window, ...]:
+    """The windows of the anomalies that have one."""
     return tuple(anomaly.window for anomaly in anomalies if anomaly.window is not None)
 
 

@@ -117,7 +117,9 @@ def create_rating_app(sources: Sources, *, database: Path, rater: str | None = N
             return _write_export(store, tasks, database)
 
     def refresh_export() -> None:
-        """Write what has changed. One at a time: what changes while a file is being written is all in the next one."""
+        """Write what has changed. One at a time: what changes while a file is being written is all
+        in the next one.
+        """
         stale.set()
         while stale.is_set() and writing.acquire(blocking=False):  # else whoever writes now sees the flag and goes on
             stale.clear()
@@ -254,6 +256,7 @@ def _task_json(task: RatingTask, number: int, store: AnnotationStore, rater: str
 
 
 def state_json(state: TaskState) -> dict[str, Any]:
+    """A task's state as the page receives it."""
     ratings = {token: rating.to_json() for token, rating in state.ratings.items()}
     return {"ratings": ratings, "done": state.done, "last": state.last, "undoable": state.undoable is not None}
 
@@ -273,6 +276,9 @@ def export_path(database: Path) -> Path:
 
 
 def checked_name(text: str) -> str:
+    """A rater's name with single spaces. Raises ``ValueError`` unless it has 1 to 64 printable
+    characters.
+    """
     name = " ".join(text.split())
     if not 1 <= len(name) <= 64 or not name.isprintable():
         raise ValueError(f"a rater's name has 1 to 64 printable characters, received {text[:80]!r}")

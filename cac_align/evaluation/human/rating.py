@@ -85,6 +85,7 @@ class Rating:
     anomalies: list[AnomalyDraft] = field(default_factory=list)
 
     def missing(self) -> list[str]:
+        """What it still needs to be complete, in sentences for the rater."""
         if self.status is None:
             return ["not judged yet (x normal, i an anomaly)"]
         return [
@@ -112,9 +113,11 @@ class TaskState:
 
     @property
     def touched(self) -> bool:
+        """Whether anything was rated that was not undone."""
         return self.last > 0 and (self.done or any(rating.status is not None for rating in self.ratings.values()))
 
     def missing(self) -> list[str]:
+        """What the task still needs to be complete, in sentences for the rater."""
         many = len(self.ratings) > 1
         named = zip("AB", self.ratings.values(), strict=False)
         return [(f"video {side}: " if many else "") + what for side, rating in named for what in rating.missing()]

@@ -122,6 +122,7 @@ class AnnotationStore:
         return [Action(number, kind, clip, json.loads(detail)) for number, kind, clip, detail in rows]
 
     def state(self, rater: str, task: str, lengths: Mapping[str, int]) -> TaskState:
+        """The state of a rater's work on a task. lengths: number of frames by clip."""
         return fold(self.actions(rater, task), lengths)
 
     def add(

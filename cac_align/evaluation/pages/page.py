@@ -104,6 +104,7 @@ def frame_strip(
 
 
 def within(time_s: float, window: Window) -> bool:
+    """Whether a time lies inside a window, ends included."""
     return window.start_s - 1e-6 <= time_s <= window.end_s + 1e-6
 
 
@@ -143,7 +144,8 @@ def format_number(value: float | None, digits: int = 3) -> str:
 def environment(package: str = PAGES) -> Any:
     """The Jinja environment of all pages: it escapes by default and refuses unknown names.
 
-    Templates are looked for in ``package`` first, then beside this file (where the shared parts and the style are).
+    Templates are looked for in ``package`` first, then in ``PAGES`` (where the shared parts and the
+    style are).
     """
     import jinja2
 
@@ -160,6 +162,8 @@ def environment(package: str = PAGES) -> Any:
 
 
 def write_page(path: Path, template: str, *, package: str = PAGES, **values: Any) -> Path:
-    """Render a template (of ``package``, see ``environment``), write it atomically to ``path`` and return the path."""
+    """Render a template and write it atomically to ``path``; return the path. package: see
+    ``environment``.
+    """
     atomic_write(path, environment(package).get_template(template).render(**values))
     return path

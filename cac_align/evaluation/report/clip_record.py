@@ -43,6 +43,7 @@ class ClipRecord:
 
     @property
     def scored(self) -> bool:
+        """Whether the clip has any score."""
         return bool(self.values)
 
     @property

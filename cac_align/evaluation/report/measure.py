@@ -99,6 +99,7 @@ class ReportComparison:
     faults: tuple[Fault, ...]
 
     def measure(self, key: str) -> Measure | None:
+        """The measure of that key, or None."""
         return next((measure for measure in self.measures if measure.key == key), None)
 
     def to_json(self) -> dict[str, Any]:

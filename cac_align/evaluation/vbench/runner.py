@@ -85,6 +85,7 @@ def missing_weights(dimensions, cache):
 
 
 def main(path):
+    """Read the request at ``path``, compute its missing rows, and return the exit status."""
     request = json.loads(Path(path).read_text(encoding="utf-8"))
     protocol = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # VBench prints freely: only our own lines may reach the caller's pipe

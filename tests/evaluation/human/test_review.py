@@ -8,7 +8,7 @@ from cac_align.core.judgement import Anomaly, Box, Window
 from cac_align.data.records import Record
 from cac_align.evaluation.human.review import audit, audit_sample, disagreements, second_review
 
-HUMAN = "Human Distortion"
+HUMAN, MOTION = "Human Distortion", "Motion Anomalies"
 
 
 def rating(

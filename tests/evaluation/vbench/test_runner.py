@@ -44,7 +44,7 @@ def test_human_action_is_told_the_prompt_s_action_and_refuses_what_vbench_does_n
     measure = runner.LOADERS["human_action"](vbench_module, {"device": "cpu"}, tmp_path)
 
     def asked(prompt):
-        return runner.measured(measure, {"path": video, "prompt": prompt})
+        return runner.measure_or_error(measure, {"path": video, "prompt": prompt})
 
     assert asked("A person is riding a bike") == (True, None)
     assert asked("A person is passing American football (in game).") == (True, None)

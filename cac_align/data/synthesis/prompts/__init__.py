@@ -13,6 +13,7 @@ _SLOT = re.compile(r"\{(record|task|found|first_s|last_s|prompt|reasons|answer)\
 
 @cache
 def text(name: str) -> str:
+    """The text of that name."""
     return (files(__name__) / f"{name}.md").read_text(encoding="utf-8").strip()
 
 

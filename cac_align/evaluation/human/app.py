@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -27,8 +26,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from cac_align.core.judgement import ANOMALY_TYPES
-from cac_align.data.records import write_records
-from cac_align.evaluation.human.export import RatingsExport, check_described, export_ratings
+from cac_align.evaluation.human.export import (
+    RatingsExport,
+    RatingsExporter,
+    check_described,
+    export_path,
+    export_ratings,
+)
 from cac_align.evaluation.human.frame_images import FrameImages, is_lossless
 from cac_align.evaluation.human.rating import TaskState
 from cac_align.evaluation.human.store import AnnotationStore, Outdated
@@ -63,7 +67,40 @@ class NewAction(BaseModel):
     client: str = Field(min_length=8, max_length=64)
 
 
-# ---- what is rated ------------------------------------------------------------------------------------------------
+def create_rating_app(sources: Sources, *, database: Path, rater: str | None = None, seed: int = 0) -> FastAPI:
+    """The page's server.
+
+    database: SQLite file, created or resumed; the export is beside it with the ending ``.jsonl``.
+    rater: whose page opens at ``/``; None asks for a name.
+    seed: of the order in which videos come; fixed when a database is first opened.
+
+    ``app.state`` has ``tasks``, ``faults`` and ``export()``. Ratings of other folders in the same
+    database stay in the export. Raises ``ValueError`` for folders that cannot be read, videos that
+    changed since they were rated, or a database of an earlier release with ratings of other
+    folders.
+    """
+    if rater is not None:
+        rater = checked_name(rater)
+    store = AnnotationStore(database)
+    tasks, faults = _load_tasks(sources, store)
+    exporter = RatingsExporter(store, tasks, database)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        exporter.write()
+        yield
+        exporter.write()
+        store.close()
+
+    app = FastAPI(title="cac-align annotate", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    # A host name of another site that resolves to this address is refused.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
+    app.middleware("http")(_guard)
+    app.state.tasks, app.state.faults, app.state.export = tasks, faults, exporter.write
+    _add_pages(app, rater, sum(fault.kind == "unreadable video" for fault in faults))
+    _add_frames(app, FrameImages({member.token: member.clip.video for task in tasks for member in task.members}))
+    _add_api(app, store, tasks, exporter, store.setting("seed", str(seed)))
+    return app
 
 
 def _load_tasks(sources: Sources, store: AnnotationStore) -> tuple[list[RatingTask], list[Fault]]:
@@ -82,106 +119,41 @@ def _load_tasks(sources: Sources, store: AnnotationStore) -> tuple[list[RatingTa
     return tasks, faults
 
 
-# ---- the application ----------------------------------------------------------------------------------------------
+async def _guard(request: Request, call_next: Any) -> Response:
+    """Refuse pages of other origins, and send the security headers with every response."""
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        return JSONResponse({"detail": "a page of another origin may not rate"}, 403, headers=_HEADERS)
+    response = await call_next(request)
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
 
 
-def create_rating_app(sources: Sources, *, database: Path, rater: str | None = None, seed: int = 0) -> FastAPI:
-    """The page's server.
-
-    database: SQLite file, created or resumed; the export is beside it with the ending ``.jsonl``.
-    rater: whose page opens at ``/``; None asks for a name.
-    seed: of the order in which videos come; fixed when a database is first opened.
-
-    ``app.state`` has ``tasks``, ``faults`` and ``export()``. Ratings of other folders in the same
-    database stay in the export. Raises ``ValueError`` for folders that cannot be read, videos that
-    changed since they were rated, or a database of an earlier release with ratings of other
-    folders.
-    """
-    if rater is not None:
-        rater = checked_name(rater)
-    store = AnnotationStore(database)
-    tasks, faults = _load_tasks(sources, store)
-    shuffle = store.setting("seed", str(seed))
-    images = FrameImages({member.token: member.clip.video for task in tasks for member in task.members})
-    writing, stale = threading.Lock(), threading.Event()
-    met: dict[str, list[RatingTask]] = {}
-
-    def arranged_for(who: str) -> list[RatingTask]:
-        if who not in met:
-            met[who] = shuffle_tasks(tasks, who, shuffle)
-        return met[who]
-
-    def write_export() -> RatingsExport:
-        with writing:
-            stale.clear()
-            return _write_export(store, tasks, database)
-
-    def refresh_export() -> None:
-        """Write what has changed. One at a time: what changes while a file is being written is all
-        in the next one.
-        """
-        stale.set()
-        while stale.is_set() and writing.acquire(blocking=False):  # else whoever writes now sees the flag and goes on
-            stale.clear()
-            try:
-                _write_export(store, tasks, database)
-            except BaseException:
-                stale.set()
-                raise
-            finally:
-                writing.release()
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        write_export()
-        yield
-        write_export()
-        store.close()
-
-    app = FastAPI(title="cac-align annotate", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(
-        TrustedHostMiddleware, allowed_hosts=list(LOOPBACK)
-    )  # a name that points here is not a page of ours
-    app.state.tasks, app.state.faults, app.state.export = tasks, faults, write_export
-
-    @app.middleware("http")
-    async def headers(request: Request, call_next: Any) -> Response:
-        origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-            return JSONResponse({"detail": "a page of another origin may not rate"}, 403, headers=_HEADERS)
-        response = await call_next(request)
-        for name, value in _HEADERS.items():
-            response.headers.setdefault(name, value)
-        return response
+def _add_pages(app: FastAPI, rater: str | None, unreadable: int) -> None:
+    """The page and its script. unreadable: number of videos that cannot be opened."""
+    template = environment("cac_align.evaluation.human").get_template("annotate.html.jinja")
 
     @app.get("/")
     def who() -> Response:
         if rater is not None:
             return RedirectResponse("/rate")
-        return HTMLResponse(
-            environment("cac_align.evaluation.human")
-            .get_template("annotate.html.jinja")
-            .render(rater=None, unreadable=0, types=ANOMALY_TYPES)
-        )
+        return HTMLResponse(template.render(rater=None, unreadable=0, types=ANOMALY_TYPES))
 
     @app.get("/rate")
     def page(name: str | None = None) -> Response:
         who = name if name is not None else rater
         if who is None:
             return RedirectResponse("/")
-        unreadable = sum(fault.kind == "unreadable video" for fault in faults)
-        text = (
-            environment("cac_align.evaluation.human")
-            .get_template("annotate.html.jinja")
-            .render(rater=_name_or_422(who), unreadable=unreadable, types=ANOMALY_TYPES)
-        )
-        return HTMLResponse(text)
+        return HTMLResponse(template.render(rater=_name_or_422(who), unreadable=unreadable, types=ANOMALY_TYPES))
 
     @app.get("/annotate.js")
     def script() -> Response:
         text = Path(__file__).with_name("templates").joinpath("annotate.js").read_text(encoding="utf-8")
         return Response(text, media_type="text/javascript; charset=utf-8")
 
+
+def _add_frames(app: FastAPI, images: FrameImages) -> None:
     @app.get("/frame/{token}/{index}")
     def frame(token: str, index: int) -> Response:
         video = images.clips.get(token)
@@ -195,10 +167,22 @@ def create_rating_app(sources: Sources, *, database: Path, rater: str | None = N
         kind = "image/png" if is_lossless(video) else "image/jpeg"
         return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=86400, immutable"})
 
+
+def _add_api(
+    app: FastAPI, store: AnnotationStore, tasks: Sequence[RatingTask], exporter: RatingsExporter, seed: str
+) -> None:
+    """The two routes that the page's script calls. seed: of each rater's order of the tasks."""
+    orders: dict[str, list[RatingTask]] = {}
+
+    def order_of(rater: str) -> list[RatingTask]:
+        if rater not in orders:
+            orders[rater] = shuffle_tasks(tasks, rater, seed)
+        return orders[rater]
+
     @app.get("/api/task")
     def task(rater: str, number: int | None = None, after: int = 0) -> dict[str, Any]:
         who = _name_or_422(rater)
-        arranged = arranged_for(who)
+        arranged = order_of(who)
         finished = store.finished(who, tasks)
         if number is None:
             turn = [(after + offset) % len(arranged) for offset in range(len(arranged))]
@@ -212,7 +196,7 @@ def create_rating_app(sources: Sources, *, database: Path, rater: str | None = N
     def act(action: NewAction, later: BackgroundTasks) -> Any:
         who = _name_or_422(action.rater)
         # As this rater sees it: "video A" in a message must not tell which of the two stood first in the folders.
-        task = next((each for each in arranged_for(who) if each.token == action.task), None)
+        task = next((each for each in order_of(who) if each.token == action.task), None)
         if task is None:
             raise HTTPException(404, "there is no such task")
         fields = {"rater": who, "task": task.token, "lengths": task.lengths}
@@ -231,10 +215,8 @@ def create_rating_app(sources: Sources, *, database: Path, rater: str | None = N
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
         if action.kind in ("done", "undo"):
-            later.add_task(refresh_export)
+            later.add_task(exporter.refresh)
         return {"state": state_json(state)}
-
-    return app
 
 
 def _task_json(task: RatingTask, number: int, store: AnnotationStore, rater: str) -> dict[str, Any]:
@@ -259,20 +241,6 @@ def state_json(state: TaskState) -> dict[str, Any]:
     """A task's state as the page receives it."""
     ratings = {token: rating.to_json() for token, rating in state.ratings.items()}
     return {"ratings": ratings, "done": state.done, "last": state.last, "undoable": state.undoable is not None}
-
-
-def _write_export(store: AnnotationStore, tasks: Sequence[RatingTask], database: Path) -> RatingsExport:
-    target = export_path(database)
-    exported = export_ratings(store, tasks, target.parent)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    write_records(part, exported.records)
-    part.replace(target)
-    return exported
-
-
-def export_path(database: Path) -> Path:
-    """Where the records of a database are written: beside it, with the ending ``.jsonl``."""
-    return Path(database).with_suffix(".jsonl")
 
 
 def checked_name(text: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cac_align.core.judgement import Anomaly, Window
-from cac_align.data.records import Record, Review
+from cac_align.data.records import Record, Review, write_records
 from cac_align.evaluation.human.rating import AnomalyDraft, Rating, fold
 from cac_align.evaluation.human.store import AnnotationStore
 from cac_align.evaluation.human.tasks import RatingTask, TaskMember
@@ -114,3 +115,49 @@ def _anomaly(draft: AnomalyDraft, times_s: Sequence[float]) -> Anomaly:
     window = Window(times_s[draft.start], times_s[draft.end])
     boxes = {frame: tuple(boxes) for frame, boxes in sorted(draft.boxes.items())}
     return Anomaly(draft.type, window, draft.reason, draft.region, boxes, draft.saliency)
+
+
+def export_path(database: Path) -> Path:
+    """Where the records of a database are written: beside it, with the ending ``.jsonl``."""
+    return Path(database).with_suffix(".jsonl")
+
+
+def write_export(store: AnnotationStore, tasks: Sequence[RatingTask], database: Path) -> RatingsExport:
+    """Write the export of a database beside it, atomically, and return it."""
+    target = export_path(database)
+    exported = export_ratings(store, tasks, target.parent)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    write_records(part, exported.records)
+    part.replace(target)
+    return exported
+
+
+class RatingsExporter:
+    """Keeps the export of a database up to date, one write at a time."""
+
+    def __init__(self, store: AnnotationStore, tasks: Sequence[RatingTask], database: Path) -> None:
+        self._arguments = store, tasks, database
+        self._writing, self._stale = threading.Lock(), threading.Event()
+
+    def write(self) -> RatingsExport:
+        """Write the export now, after a write that is in progress."""
+        with self._writing:
+            self._stale.clear()
+            return write_export(*self._arguments)
+
+    def refresh(self) -> None:
+        """Write what has changed; what changes while a file is written is in the next one.
+
+        A caller that finds a write in progress returns at once, and that write is followed by
+        another.
+        """
+        self._stale.set()
+        while self._stale.is_set() and self._writing.acquire(blocking=False):
+            self._stale.clear()
+            try:
+                write_export(*self._arguments)
+            except BaseException:
+                self._stale.set()
+                raise
+            finally:
+                self._writing.release()

@@ -19,7 +19,7 @@ from cac_align.core.encoding import write_mp4
 from cac_align.core.judgement import ANOMALY_TYPES
 from cac_align.core.video import Video
 from cac_align.data.records import read_records
-from cac_align.evaluation.human import app as module
+from cac_align.evaluation.human import export as module
 from cac_align.evaluation.human.app import create_rating_app, export_path, serve_rating_page
 from cac_align.evaluation.human.tasks import gather_tasks, shuffle_tasks
 from tests.support.chromium import browser_page, require_chromium
@@ -238,14 +238,14 @@ def test_an_earlier_release_s_database_is_refused_before_its_ratings_are_lost(pa
 def test_what_is_confirmed_while_the_export_is_written_is_one_export_more(pairs, tmp_path, monkeypatch):
     written, go, begun = [], threading.Event(), threading.Event()
 
-    def slow(store, tasks, database, write=module._write_export):
+    def slow(store, tasks, database, write=module.write_export):
         written.append(len(store.raters()))
         if len(written) == 2:  # the first after the one at the start
             begun.set()
             assert go.wait(60)
         return write(store, tasks, database)
 
-    monkeypatch.setattr(module, "_write_export", slow)
+    monkeypatch.setattr(module, "write_export", slow)
     raters = [f"rater {number}" for number in range(5)]
     with served(pairs, tmp_path / "r.sqlite") as client:
         threads = [threading.Thread(target=rated, args=(client, 1), kwargs={"rater": rater}) for rater in raters]
@@ -269,12 +269,12 @@ def test_what_is_confirmed_while_the_export_is_written_is_one_export_more(pairs,
 
 
 def test_an_export_that_failed_is_made_up_for_at_the_end(pairs, tmp_path, monkeypatch):
-    write = module._write_export
+    write = module.write_export
     with served(pairs, tmp_path / "r.sqlite") as client:
-        monkeypatch.setattr(module, "_write_export", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        monkeypatch.setattr(module, "write_export", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):  # the test client shows what the server logs
             rated(client, 1)
-        monkeypatch.setattr(module, "_write_export", write)
+        monkeypatch.setattr(module, "write_export", write)
     assert len(list(read_records(tmp_path / "r.jsonl"))) == 2
 
 

@@ -1,4 +1,4 @@
-"""cac-align: the reward that makes generated video stop breaking.
+"""cac-align: a video reward that finds small, short defects, and the training and selection built on it.
 
 video → frames → turn 1 → window → clip → turn 2 → judgement → score → combined reward → selection or advantages → report
 
@@ -12,7 +12,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "Video": "cac_align.core.video",
     "Frames": "cac_align.core.video",
     "Window": "cac_align.core.judgement",
@@ -31,13 +31,13 @@ _HOMES = {
     "load_reward": "cac_align.rewards.build",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'cac_align' has no attribute {name!r}; public names: {', '.join(_HOMES)}")
-    return getattr(import_module(_HOMES[name]), name)
+    if name not in _MODULES:
+        raise AttributeError(f"module 'cac_align' has no attribute {name!r}; public names: {', '.join(_MODULES)}")
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

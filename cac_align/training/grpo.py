@@ -2,9 +2,9 @@
 
 GrpoRecipe → draw(step) → roll_out (G per video) → terms → advantages → log p under policy and reference → loss (Eq. 12) → out/final
 
-A step is one batch of videos with G rollouts each and ``num_inner_epochs`` optimiser steps on them. The reference is the model the stage started
-from, frozen. ``rollouts.jsonl`` shows every rollout: both answers, judgement, terms, advantage.
-Under FSDP a rank's sampling would have to meet the others' token by token; use DDP or DeepSpeed ZeRO-2 for this stage.
+A step is one batch of videos with G rollouts each and ``num_inner_epochs`` optimizer steps on them. The reference is the model
+that the stage started from, frozen. ``rollouts.jsonl`` holds every rollout: both answers, terms and advantage. Under FSDP all
+processes would have to sample token by token together, so this stage runs under DDP or DeepSpeed ZeRO-2.
 
 Source: CaC (arXiv 2605.11723) Sec. 3.2-3.3, Appendix C.1-C.2.
 """
@@ -37,29 +37,33 @@ from cac_align.training.terms import TERM_NAMES, Terms, TermWeights
 
 @dataclass(frozen=True)
 class ObjectiveRecipe:
-    """epsilon: clip of Eq. 9. beta: weight of the KL term (Eq. 12; 0 loads no reference). updates: optimiser steps per batch of rollouts.
+    """The recipe section ``grpo``: the objective of Eq. 8-12."""
 
-    eps_advantage: ε_A of Eq. 8. reference_dtype: of the frozen copy.
-    """
-
+    # ε of Eq. 9: the ratio is clipped to 1 ± ε. The paper does not state it.
     epsilon: float = 0.2
+    # β of Eq. 12: weight of the KL term; 0 loads no reference model. The paper does not state it.
     beta: float = 0.04
+    # Optimizer steps per batch of rollouts.
     num_inner_epochs: int = 1
+    # ε_A of Eq. 8, added to the standard deviation of a group's rewards.
     eps_advantage: float = 1e-4
+    # Data type of the frozen reference model: "float32" or "bfloat16".
     reference_dtype: str = "float32"
 
 
 @dataclass(frozen=True)
 class GrpoRecipe:
-    """batch: videos per step over all processes (even: half normal). rollout_videos: rolled out together on a process.
+    """The recipe of stage 3."""
 
-    micro_batch: rollouts per forward and backward pass; must divide the rollouts of a process. eval_videos: held-out records per evaluation.
-    """
-
+    # Folder for checkpoints, log.jsonl, rollouts.jsonl and the weights.
     out: str = "runs/cac/stage3"
+    # Videos per step over all processes; even, for half of them are normal.
     batch: int = 8
+    # Videos that one process rolls out together; memory grows with it.
     rollout_videos: int = 4
+    # Rollouts per forward and backward pass; must divide the rollouts of a process.
     micro_batch: int = 8
+    # Held-out records per evaluation, half of each class.
     eval_videos: int = 32
     model: ModelRecipe = field(default_factory=ModelRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
@@ -85,7 +89,7 @@ class GrpoRecipe:
 
     @property
     def two_turn(self) -> TwoTurn:
-        """How the judge is asked afterwards: as in its rollouts."""
+        """How the judge is asked at inference: as in its rollouts."""
         return replace(self.data.two_turn, context=self.rollout.context)
 
 
@@ -209,7 +213,7 @@ def _collect(stage: Stage, recipe: GrpoRecipe, run: TrainingRun) -> _Collected:
 
 
 def split_pairs(drawn: Sequence[Any], rank: int, world: int) -> list[Any]:
-    """This process's videos: pairs of one normal and one abnormal where that goes up, because mostly the abnormal ones take two turns."""
+    """This process's videos, in pairs of one normal and one abnormal where the batch divides so: mostly abnormal ones take two turns."""
     size = 2 if len(drawn) % (2 * world) == 0 else 1
     return [one for part in micro_batches(drawn, size, rank, world) for one in part]
 
@@ -263,14 +267,14 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     groups: dict[int, list[float]] = {}
     for row in rows:
         groups.setdefault(row["slot"], []).append(row["advantage"])
-    said = [row["status"][-1] for row in rows]
+    verdicts = [row["status"][-1] for row in rows]
     right = [
         float(row["ending"] != "window" and row["status"][-1] == row["truth"]) for row in rows if row["error"] is None
     ]
     figures = {
         "reward": mean([one["total"] for one in scored]),
         "accuracy": mean(right),
-        "normal_rate": said.count("normal") / count,
+        "normal_rate": verdicts.count("normal") / count,
         "answer_tokens": sum(row["tokens"] for row in rows) / count,
         "zero_std_groups": sum(not any(group) for group in groups.values()) / len(groups),
         "malformed": sum(row["malformed"] for row in rows) / count,

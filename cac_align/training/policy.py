@@ -32,19 +32,22 @@ Store = Mapping[Any, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """The model a stage starts from. path: "miniature" (shipped), a folder, or a hub id.
+    """The recipe section ``model``: what a stage starts from."""
 
-    dtype: of the stored weights; float32 for full training (at lr 1e-6 a bfloat16 weight would swallow every update), bfloat16 for a
-    frozen base under LoRA. mixed_precision: "bf16" computes in bfloat16. gradient_checkpointing: recompute layers in the backward pass.
-    max_pixels: limit over all frames of one video (None: the checkpoint's own). attention: transformers' attn_implementation.
-    """
-
+    # "miniature" (the shipped judge), a folder, or a hub id.
     path: str = "miniature"
+    # Revision of a hub id; None takes the newest one.
     revision: str | None = None
+    # Data type of the stored weights: "float32" for full training (at lr 1e-6 a bfloat16 weight would lose every
+    # update to rounding), "bfloat16" for a frozen base under LoRA.
     dtype: str = "float32"
+    # "bf16" computes in bfloat16; "no" in the weights' own type.
     mixed_precision: str = "no"
+    # Recompute layers in the backward pass: less memory, more time.
     gradient_checkpointing: bool = False
+    # Limit on the pixels of all frames of one video together; None takes the checkpoint's own.
     max_pixels: int | None = None
+    # transformers' attn_implementation; prompts are shared between rollouts only under "sdpa".
     attention: str = "sdpa"
 
     def __post_init__(self) -> None:

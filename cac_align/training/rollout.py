@@ -39,15 +39,17 @@ from cac_align.vlm.protocol import Conversation
 
 @dataclass(frozen=True)
 class RolloutRecipe:
-    """group: G rollouts per video. temperature: of sampling and of scoring. max_new_tokens: per turn. context: as in ``TwoTurn``.
+    """The recipe section ``rollout``; frame rates, margin and wording come from the section ``data``."""
 
-    prefill_rows: prompts that go through the language model together. scan_fps, look_fps, margin_s, wording come from the data's recipe.
-    """
-
+    # G: rollouts per video, at least 2, because advantages compare them.
     group_size: int = 8
+    # Temperature of sampling, and of the distribution that scores the answers.
     temperature: float = 1.0
+    # Token limit of each turn's answer; one that is cut off counts as malformed.
     max_new_tokens: int = 1024
+    # Whether turn 2 sees turn 1's conversation ("continued") or only its suspicion ("fresh"), as in ``TwoTurn``.
     context: Literal["fresh", "continued"] = "fresh"
+    # Prompts that go through the language model together while caches are filled; memory grows with it.
     prefill_rows: int = 4
 
     def __post_init__(self) -> None:
@@ -73,7 +75,7 @@ class VideoPrompt:
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """One complete rollout: what was said in each turn, how it ended, and the segments that are scored.
+    """One complete rollout: the answer of each turn, how it ended, and the segments that are scored.
 
     scan_times_s, look_times_s: time stamps of the frames that each turn was shown. ``error``: why it has no score (its clip could not be
     read: not the policy's fault), or None.
@@ -160,10 +162,10 @@ def roll_out(
     rollouts = []
     for at, answer in enumerate(answers):
         prompt, number = prompts[at // group], at % group
-        said = _read(processor, answer, 1, prompt.scan, boxed=single)
-        ending = _first_ending(said, single=single)
+        turn = _read(processor, answer, 1, prompt.scan, boxed=single)
+        ending = _first_ending(turn, single=single)
         scored = replace(firsts[at // group], answer=answer)
-        rollouts.append(Rollout(prompt.slot, number, prompt.record, said, None, ending, prompt.scan.times_s, (scored,)))
+        rollouts.append(Rollout(prompt.slot, number, prompt.record, turn, None, ending, prompt.scan.times_s, (scored,)))
     looks = []
     for at, rollout in enumerate(rollouts):
         if rollout.ending != "window" or unusable_reason(rollout.first, single=single) is not None:
@@ -183,8 +185,8 @@ def roll_out(
     if looks:
         own = [(rollouts[at].slot, rollouts[at].number) for at, _, _ in looks]
         noise = None if greedy else torch.stack([_noise(settings, slot, number, 2) for slot, number in own])
-        said_again = sample(model, processor, [segment for _, segment, _ in looks], store, settings.rollout, noise)
-        for (at, segment, clip), answer in zip(looks, said_again, strict=True):
+        second_answers = sample(model, processor, [segment for _, segment, _ in looks], store, settings.rollout, noise)
+        for (at, segment, clip), answer in zip(looks, second_answers, strict=True):
             second = _read(processor, answer, 2, clip)
             segments = (*rollouts[at].segments, replace(segment, answer=answer))
             rollouts[at] = replace(
@@ -193,11 +195,11 @@ def roll_out(
     return rollouts
 
 
-def _first_ending(said: Turn, *, single: bool) -> Ending:
+def _first_ending(turn: Turn, *, single: bool) -> Ending:
     """How a rollout ends if nothing follows its first answer."""
-    if unusable_reason(said, single=single) is not None:
+    if unusable_reason(turn, single=single) is not None:
         return "window"
-    return "single turn" if single else "normal" if said.status == "normal" else "window"
+    return "single turn" if single else "normal" if turn.status == "normal" else "window"
 
 
 def _look(

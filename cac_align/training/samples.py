@@ -1,13 +1,15 @@
-"""A stage's training samples: read, checked, balanced, and turned into segments whose prompts are those of inference.
+"""The training samples of a stage: read, checked, balanced, and turned into segments whose prompts are those of inference.
 
 records.jsonl + stage JSONL → read_stage → Stage (by task and class) → draw(step) → segment → policy.make_batch
 
-One line per sample: {"record", "task": frame | scan | look | single, "window": [start_s, end_s] (look), "frame": source index (frame),
-"answer", and for a look "claim" (turn 1's answer) or "suspicion": [{"type", "reason"}]}. Draws are a function of (seed, step) alone: pairs of one normal and one
-abnormal sample of the same task, each class walked through in its own shuffled order, so 1:1 holds in every batch.
-A look without claim or suspicion of its own is told the record's true anomalies, or (normal ones, and a share of the others)
-another record's, so that a suspicion alone does not give the answer away. Claims were mixed like this when they were made, with
-false alarms about the video itself (``data.questions``), because the answer is about what the look was told.
+A line of a stage file is {"record", "task": "frame" | "scan" | "look" | "single", "answer"}. A frame has its source index as
+"frame"; a look has "window": [start_s, end_s] and may have "claim" (the whole answer of turn 1) or "suspicion":
+[{"type", "reason"}]. A step's samples are a function of (seed, step): pairs of one normal and one abnormal sample of the
+same task, each class walked through in its own shuffled order, so every batch holds as many of one as of the other.
+
+A look's prompt repeats what turn 1 suspected. Without claim or suspicion of its own that is the record's true anomalies, or
+another record's (for normal records, and for a share of the abnormal ones), so that a suspicion alone does not give the
+answer away. Claims were mixed in the same way when they were made (``data.synthesis.questions``).
 """
 
 from __future__ import annotations
@@ -56,27 +58,31 @@ class Sample:
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """folder: holds records.jsonl and the videos. samples: the stage's JSONL, relative to it ("": every record, stage 3 only).
+    """The recipe section ``data``: which samples a stage learns from, and how they are presented."""
 
-    held_out: share of the records of each class that are kept for evaluation (at least one of each where > 0).
-    bad: a sample whose video is missing or broken is left out and counted ("skip"), or ends the run ("stop"); more than ``max_unusable``
-    of all samples, over all processes, end it in any case. scan_fps, look_fps, margin_s, wording: as in inference (the clips of
-    stage 2 have time around their event as they come; margin_s is stage 3's). look_share: of the pairs of stage 2.
-    turns: 2, or 1: stages 2 and 3 learn to say windows and boxes in a single turn (``cac.single_turn``).
-    false_alarm_share: share of abnormal looks that are told another record's anomaly; those that carry a claim are told it.
-    """
-
+    # Folder with records.jsonl, the videos and the stage's samples, as `cac-align data split` writes it.
     folder: str = "data"
+    # The stage's JSONL file, relative to ``folder``; "" takes every record (stage 3 only).
     samples: str = ""
+    # Share of the records of each class that is kept for evaluation; at least one of each class where above 0.
     held_out: float = 0.02
+    # A sample whose video is missing or broken is left out and counted ("skip"), or ends the run ("stop").
     unusable: str = "skip"
+    # Largest share of samples, over all processes, that may be left out before the run ends.
     max_unusable: float = 0.05
+    # Frames per second of turn 1. Stages 1 and 2 need 4, at which their answers count frames.
     scan_fps: float = 4.0
+    # Frames per second of turn 2. Stages 1 and 2 need 8.
     look_fps: float = 8.0
+    # Seconds added on either side of turn 2's window in stage 3; the clips of stage 2 carry their own margin.
     margin_s: float = 0.0
+    # Which prompt texts are used: "full" (the paper's) or "brief".
     wording: str = "full"
+    # Share of stage 2's pairs that are looks; the paper has 15 K looks beside 20 K scans.
     look_share: float = 3 / 7
+    # Share of abnormal looks without a claim whose prompt names another record's anomaly.
     false_alarm_share: float = 0.5
+    # 2, or 1: stages 2 and 3 learn to name windows and boxes in a single turn (``cac.single_turn``).
     turns: int = 2
 
     def __post_init__(self) -> None:
@@ -90,7 +96,7 @@ class DataRecipe:
 
     @property
     def two_turn(self) -> TwoTurn:
-        """How a judge that learns from these data in fresh turns is asked afterwards."""
+        """How a judge that learns from these data is asked at inference, with turn 2 in a fresh context."""
         return TwoTurn(self.scan_fps, self.look_fps, wording=self.wording, margin_s=self.margin_s)
 
 

@@ -43,17 +43,21 @@ SINGLE_TURN: dict[int, tuple[str, ...]] = {1: ("frame",), 2: ("single",)}
 
 @dataclass(frozen=True)
 class SftRecipe:
-    """stage: 1 or 2. batch: samples per step over all processes (even: half normal). micro_batch: samples per forward pass.
+    """The recipe of stages 1 and 2."""
 
-    lora_rank: 0 trains all weights; then lora_alpha has no meaning. eval_batches: held-out micro-batches per evaluation and process.
-    """
-
+    # 1: single frames; 2: whole videos at 4 fps and windows at 8 fps, mixed.
     stage: int = 1
+    # Folder for checkpoints, log.jsonl and the weights.
     out: str = "runs/cac/stage1"
+    # Samples per step over all processes; even, for half of them are normal. The paper does not state it.
     batch: int = 16
+    # Samples per forward and backward pass.
     micro_batch: int = 2
+    # Rank of the LoRA on every linear layer; 0 trains all weights instead.
     lora_rank: int = 32
+    # The LoRA is scaled by lora_alpha / lora_rank.
     lora_alpha: int = 64
+    # Held-out micro-batches per evaluation and process.
     eval_batches: int = 16
     model: ModelRecipe = field(default_factory=ModelRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
@@ -77,7 +81,7 @@ class SftRecipe:
 
     @property
     def two_turn(self) -> TwoTurn:
-        """How the judge is asked afterwards."""
+        """How the judge is asked at inference."""
         return self.data.two_turn
 
 

@@ -38,19 +38,23 @@ verdict was given in a single turn (``cac.single_turn``)."""
 
 @dataclass(frozen=True)
 class TermWeights:
-    """w1 … w5 of Eq. 6, and γ of a salient and of a non-salient anomaly. Set a weight to 0 to train without that term.
+    """The recipe section ``weights``: w1 to w5 and γ of Eq. 6. A weight of 0 trains without that term."""
 
-    suspicion: what it costs, as a share of a wrong verdict, that turn 1 suspects a normal video and turn 2 takes it back (1: as much as
-    a wrong verdict; 0: nothing, the verdict being right).
-    """
-
+    # w1, of the format term.
     format: float = 1.0
+    # w2, of the status term.
     status: float = 2.0
+    # w3, of the type IoU.
     type: float = 2.0
+    # w4, of the temporal IoU.
     temporal: float = 2.0
+    # w5, of the spatial IoU.
     spatial: float = 5.0
+    # γ of a salient anomaly, in [0, 1].
     salient: float = 1.0
+    # γ of a non-salient anomaly, in [0, 1].
     non_salient: float = 0.5
+    # Cost of a normal video that turn 1 suspects and turn 2 clears, as a share of a wrong verdict's cost.
     suspicion: float = 1.0
 
     def __post_init__(self) -> None:
@@ -130,10 +134,10 @@ def terms(
     return _with_total(found, weights)
 
 
-def _spatial(said: Turn, record: Record, looked: Sequence[tuple[int, float]]) -> float:
+def _spatial(turn: Turn, record: Record, looked: Sequence[tuple[int, float]]) -> float:
     """Eq. 5 over the frames that were looked into: (source frame, seconds) each."""
     truth = visible_anomalies(record.anomalies, [frame for frame, _ in looked], [time for _, time in looked])
-    return spatial_iou(boxes(said.anomalies), boxes(truth), everywhere=True)
+    return spatial_iou(boxes(turn.anomalies), boxes(truth), everywhere=True)
 
 
 def _with_total(found: Terms, weights: TermWeights) -> Terms:

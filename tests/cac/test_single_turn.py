@@ -17,7 +17,8 @@ from cac_align.core.video import Video
 from cac_align.data.records import read_records
 from cac_align.data.splits import Splits, check_split_folder, split_stages
 from cac_align.data.synthesis.plan import plan_questions
-from cac_align.data.synthesis.synthesise import Synthesis, synthesise
+from cac_align.data.synthesis.settings import Synthesis
+from cac_align.data.synthesis.synthesise import synthesise
 from cac_align.data.synthesis.verify import answer_faults
 from cac_align.miniature.teacher.ground_truth import GroundTruth
 from cac_align.miniature.world.settings import PLAYGROUND
@@ -235,7 +236,7 @@ def test_rollouts_end_with_the_first_answer(root):
         found = terms(rollout.first, rollout.second, rollout.ending, rollout.record, rollout.scan_times_s)
         assert (rollout.ending, rollout.malformed) == (ending, malformed) and rollout.second is None
         assert found.total == pytest.approx(totals[rollout.record.status == "abnormal"])
-    said = [evaluation_row(rollout, GrpoRecipe().weights)["said"] for rollout in rollouts]
+    said = [evaluation_row(rollout, GrpoRecipe().weights)["predicted"] for rollout in rollouts]
     assert said == [rollout.first.status if rollout.ending == "single turn" else None for rollout in rollouts]
     assert metrics([evaluation_row(rollout, GrpoRecipe().weights) for rollout in rollouts])["held_out_videos"] == 32
 

@@ -15,7 +15,8 @@ from cac_align.core.answer import read_answer
 from cac_align.core.judgement import ANOMALY_TYPES
 from cac_align.core.video import Video
 from cac_align.data.records import Record, read_records, write_records
-from cac_align.data.synthesis.synthesise import Synthesis, synthesise
+from cac_align.data.synthesis.settings import Synthesis
+from cac_align.data.synthesis.synthesise import synthesise
 from cac_align.data.visibility import window_duration_s
 from cac_align.miniature.teacher.ground_truth import GroundTruth
 from cac_align.miniature.world.grammar import COLOURS, KINDS, parse_prompt

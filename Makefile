@@ -39,6 +39,7 @@ lock: install
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
 
 bench: install
 	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done

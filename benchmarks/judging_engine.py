@@ -3,7 +3,7 @@
 python benchmarks/judging_engine.py [--videos 16] [--tokens 512] [--slots 16] [--repeats 3] [--full]
 
 Naive loop: transformers' ``generate``, one video at a time, turn 2 prefilled from scratch; it is not charged for any readout. Engine:
-LocalVlm.hold, P(normal) and P(abnormal) of both turns included. The weights are random, so what is said is noise; every answer is
+LocalVlm.run_dialogues, P(normal) and P(abnormal) of both turns included. The weights are random, so what is said is noise; every answer is
 forced to its full length (the end token can never win), turn 2 always follows, and the cost does not depend on what is said.
 
 Default: the miniature's shape, 33 frames at 64×64 and 16 fps, on the CPU. --full: Qwen3-VL-8B's published shape in bfloat16, 81 frames
@@ -25,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from cac_align.core.video import Video, Window
-from cac_align.vlm.dialogue import Dialogue, Question, hold
+from cac_align.vlm.dialogue import Dialogue, Question, run_dialogues
 from cac_align.vlm.inputs import encode_one
 from cac_align.vlm.local import LocalVlm, set_threads
 from cac_align.vlm.protocol import Conversation, Message, Readout
@@ -108,7 +108,7 @@ def look(video: Video, scan: Conversation, said: str, context: str) -> Conversat
 
 def judged(vlm: LocalVlm, videos: list[Video], tokens: int, context: str) -> tuple[float, list[tuple[str, str]]]:
     start = clock_s()
-    texts = hold(vlm, [two_turns(video, tokens, context) for video in videos])
+    texts = run_dialogues(vlm, [two_turns(video, tokens, context) for video in videos])
     return clock_s() - start, texts
 
 
@@ -139,10 +139,10 @@ def write(vlm: LocalVlm, conversation: Conversation, tokens: int) -> str:
 
 def miniature(slots: int) -> LocalVlm:
     """The small judge's architecture with fresh weights."""
-    from cac_align.miniature.models.judge import build_model, build_processor, build_tokenizer
+    from cac_align.miniature.models.judge import build_model, build_processor, build_judge_tokenizer
 
     words = '{"COT": "", "status": "normal", "anomalies": []} Is anything wrong in this video? Answer in JSON.'
-    tokenizer = build_tokenizer([words, TURN_ONE, TURN_TWO] * 4)
+    tokenizer = build_judge_tokenizer([words, TURN_ONE, TURN_TWO] * 4)
     return LocalVlm(
         endless(build_model(tokenizer), tokenizer), build_processor(tokenizer), name="fresh", batch_size=slots
     )

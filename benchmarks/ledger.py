@@ -18,6 +18,7 @@ import numpy as np
 
 from cac_align.core.judgement import Anomaly, Box, Judgement, Turn, Window
 from cac_align.core.video import Video
+from cac_align.rewards.cached import cached
 from cac_align.rewards.ledger import Ledger, score_key
 from cac_align.rewards.reward import Score
 
@@ -64,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger.jsonl"
         start = time.perf_counter()
-        Ledger(path).wrap(reward)(prompts, [video] * options.rows)
+        cached(reward, Ledger(path))(prompts, [video] * options.rows)
         print(f"write {options.rows} rows, {path.stat().st_size / 2**20:.0f} MiB: {time.perf_counter() - start:.2f} s")
 
         seconds = []
@@ -79,7 +80,7 @@ def main() -> None:
             for prompt in random.Random(0).sample(prompts, min(1000, options.rows))
         ]
         print("find:", *_each([lambda key=key: ledger.find(key) for key in keys]), "(goal 1 ms)")
-        wrapped = ledger.wrap(reward)
+        wrapped = cached(reward, ledger)
         picked = random.Random(1).sample(prompts, min(1000, options.rows))
         print("wrapped call, hit:", *_each([lambda prompt=prompt: wrapped([prompt], [video]) for prompt in picked]))
         print("wrapped call, miss + append:", *_each([lambda n=n: wrapped([f"new {n}"], [video]) for n in range(200)]))

@@ -2,9 +2,10 @@
 
 prompts, videos → ``AsyncReward.submit`` → (thread) reward → one ``RewardSample`` per video → advantages → ledger
 
-A second thread writes video files. An error there is raised at the next step, or by ``close`` at the end. A video that
-could not be made, and every video of a call in which the reward raised, has no score and carries the reason. Only a
-ledger that cannot be written (a full disk, for example) ends the run, because scores would be lost.
+A second thread writes video files. An error there is raised at the next step, or by ``close`` at
+the end. A video that could not be made, and every video of a call in which the reward raised, has
+no score and carries the reason. Only a ledger that cannot be written (a full disk, for example)
+ends the run, because scores would be lost.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ ScoreAndSpeed = tuple[Score, float]
 class RewardSample:
     """What a video's advantage is computed from; every process gets those of all videos.
 
-    value: the score, NaN without one. parts: the score's components. error: why there is no score. normal_flow_speed: in
-    frame heights per second. mask: the anomalous latent positions, for local advantages only.
+    value: the score, NaN without one. parts: the score's components. error: why there is no score.
+    normal_flow_speed: in frame heights per second. mask: the anomalous latent positions, for local
+    advantages only.
     """
 
     value: float
@@ -57,15 +59,17 @@ class RewardSample:
 class AsyncReward:
     """A reward in a thread of its own.
 
-    ledger: where scores are stored and looked up; None for nowhere. overlap: False makes ``submit`` wait for the
-    scores. busy_s: seconds that the reward has worked; waited_s: seconds that callers waited for it.
+    ledger: where scores are stored and looked up; None for nowhere. overlap: False makes ``submit``
+    wait for the scores. busy_s: seconds that the reward has worked; waited_s: seconds that callers
+    waited for it.
 
-    As a context manager it ends with ``close``, whose error is only logged when the block itself raised one.
+    As a context manager it ends with ``close``, whose error is only logged when the block itself
+    raised one.
     """
 
     def __init__(self, reward: Reward, ledger: Ledger | None, *, overlap: bool = True) -> None:
         self.reward, self.ledger = reward, ledger
-        self.cached_reward = reward if ledger is None else cached(reward, ledger)
+        self._cached = None if ledger is None else cached(reward, ledger)
         self.overlap = overlap
         self.busy_s = self.waited_s = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reward")
@@ -74,7 +78,9 @@ class AsyncReward:
 
     @property
     def components(self) -> dict[str, float]:
-        """The weight of each component of the reward; a reward that is not a combination is its own only component."""
+        """The weight of each component of the reward; a reward that is not a combination is its own
+        only component.
+        """
         if isinstance(self.reward, Combined):
             return dict(self.reward.weights)
         return {self.reward.name: 1.0}
@@ -87,7 +93,10 @@ class AsyncReward:
         return future
 
     def wait(self, future: Future[list[ScoreAndSpeed]]) -> list[ScoreAndSpeed]:
-        """The scores and speeds, once they are there. Raises ``OSError`` when the ledger could not be written."""
+        """The scores and speeds, once they are there.
+
+        Raises ``OSError`` when the ledger could not be written.
+        """
         began = time.perf_counter()
         try:
             return future.result()
@@ -95,7 +104,10 @@ class AsyncReward:
             self.waited_s += time.perf_counter() - began
 
     def run_later(self, work: Any, *arguments: Any) -> None:
-        """Call ``work`` in the writing thread. ``raise_write_errors`` or ``close`` raises what it raised."""
+        """Call ``work`` in the writing thread.
+
+        ``raise_write_errors`` or ``close`` raises what it raised.
+        """
         self._writes.append(self._writer.submit(work, *arguments))
 
     def raise_write_errors(self) -> None:
@@ -104,7 +116,10 @@ class AsyncReward:
             self._writes.popleft().result()
 
     def close(self) -> None:
-        """End the threads: scoring that has not begun is dropped, files are still written. Raises what that raised."""
+        """End the threads: scoring that has not begun is dropped, files are still written.
+
+        Raises what that raised.
+        """
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._writer.shutdown(wait=True)
         self.raise_write_errors()
@@ -124,16 +139,16 @@ class AsyncReward:
         began = time.perf_counter()
         try:
             speeds = [math.nan if video is None else normal_flow_speed(video) for video in videos]
-            return list(zip(score_all(self.cached_reward, prompts, videos), speeds, strict=True))
+            return list(zip(score_all(self._cached or self.reward, prompts, videos), speeds, strict=True))
         finally:
             self.busy_s += time.perf_counter() - began
 
     def annotate(self, prompt: str, video: Video, score: Score, facts: Mapping[str, Any]) -> None:
         """Add facts about a video (step, group, advantage) to the ledger's row of its score, once."""
-        if self.ledger is None:
+        if self.ledger is None or self._cached is None:
             return
         try:
-            key = self.cached_reward.ledger_key(prompt, video, score)
+            key = self._cached.ledger_key(prompt, video, score)
         except ValueError as error:
             _LOG.warning("%s: its advantage could not be added to the ledger: %s", video.name, error)
             return
@@ -142,16 +157,17 @@ class AsyncReward:
 
 
 def score_all(reward: Reward, prompts: Sequence[str], videos: Sequence[Video | None]) -> list[Score]:
-    """One Score per video, in order. A video that is None, and all videos when the reward raises, have none and the reason.
+    """One Score per video, in order. A video that is None, and all videos when the reward raises,
+    have none and the reason.
 
     Raises ``OSError`` when the ledger cannot be written.
     """
     scores = [Score.missing("the model's output is not finite; there is no video to judge")] * len(videos)
-    present = [number for number, video in enumerate(videos) if video is not None]
+    present = {number: video for number, video in enumerate(videos) if video is not None}
     if not present:
         return scores
     try:
-        fresh = reward([prompts[n] for n in present], [videos[n] for n in present])
+        fresh = reward([prompts[n] for n in present], list(present.values()))
         if len(fresh) != len(present):
             raise ValueError(f"returned {len(fresh)} scores for {len(present)} videos; expected one each")
     except Exception as error:  # whatever a client raises; the run ends when too many videos have no score

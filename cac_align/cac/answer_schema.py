@@ -1,7 +1,8 @@
-"""The answer's JSON schema, for constrained decoding (a switch; whatever comes out is validated by ``read_answer`` all the same).
+"""The JSON schema of the judge's answer, for constrained decoding (optional).
 
-Status-conditioned, as Eq. 2 asks: a normal answer has no anomalies, an abnormal one at least one. Integers are bounded, because an
-unbounded number may run away. Key order is the order in which the judge must write: thought first, verdict after it.
+Every answer is validated by ``read_answer``, constrained or not. The schema follows Eq. 2: a normal
+answer has no anomalies, an abnormal one at least one. Integers are bounded, because an unbounded number
+may never end. The order of the keys is the order of writing: reasoning first, then the verdict.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ MAX_ANOMALIES = 8
 
 
 def answer_schema(number: Literal[1, 2], *, boxed: bool = False) -> dict[str, Any]:
-    """JSON schema of turn 1's (time regions; ``boxed``: and boxes) or turn 2's (boxes) answer."""
+    """The schema of turn ``number``'s answer: time regions in turn 1, boxes in turn 2.
+
+    boxed: turn 1 has boxes as well (``cac.single_turn``).
+    """
     text = {"type": "string", "maxLength": 600}
     corner = {"type": "integer", "minimum": 0, "maximum": BOX_MAX}
     box = {"type": "array", "items": corner, "minItems": 4, "maxItems": 4}

@@ -1,30 +1,32 @@
-"""Where the verdict stands in an answer, and its probability (Eq. 7).
+"""Where the verdict stands in an answer, and how its probability is read (Eq. 7).
 
-answer text → status_offset → (backend) log P(normal), log P(abnormal) at that place → R = P(normal) / (P(normal) + P(abnormal))
+answer text → status_offset → (backend) log P(normal), log P(abnormal) at this place
+→ R = P(normal) / (P(normal) + P(abnormal))
 
-In Qwen's byte-pair table `normal` is one token but `abnormal` inside quotes is `ab` + `normal`: code that searches the answer for
-the token `normal` reads P(normal) ≈ 1 on an abnormal verdict and inverts the reward. So the place is found in the *text*: the first
-character of the value of the outermost object's "status" key; and whole words are compared there. The closing quote is left out:
-it is usually merged with the comma behind it, and asking for it alone would multiply the probability by almost zero.
+In Qwen's byte-pair table `normal` is one token, but `abnormal` inside quotes is `ab` + `normal`. Code that
+searches the answer for the token `normal` therefore reads P(normal) ≈ 1 on an abnormal verdict and
+inverts the reward. So the place is found in the text, as the first character of the value of the
+outermost object's "status" key, and whole words are compared there. The closing quote is left out: it
+is usually merged with the comma after it, and asking for it would multiply the probability by almost 0.
 """
 
 from __future__ import annotations
 
 from cac_align.vlm.protocol import Readout
 
-WORDS = ("normal", "abnormal")
+STATUS_WORDS = ("normal", "abnormal")
 
 
 def status_offset(text: str) -> int | None:
-    """Offset of the first character of the status value: right behind ``"status": "`` of the outermost object.
+    """Offset of the status value's first character, just after ``"status": "`` of the outermost object.
 
-    A mention of the key inside a string (the chain of thought) or in a nested object does not count. None when there is none.
-    Works on truncated answers too.
+    The key inside a string (such as the chain of thought) or in a nested object does not count.
+    None when there is no status. Truncated answers are allowed.
     """
     position, depth, length = text.find("{"), 0, len(text)
     if position < 0:
         return None
-    key: str | None = None  # the last string seen at depth 1, while it may still turn out to be a key
+    key: str | None = None  # the last string at depth 1, while it may be a key
     while position < length:
         character = text[position]
         if character == '"':
@@ -64,5 +66,5 @@ def _string_end(text: str, start: int) -> int | None:
     return None
 
 
-STATUS = Readout(words=WORDS, locate=status_offset)
-"""What CaC asks of every backend."""
+# The readout that CaC asks of every backend.
+STATUS_READOUT = Readout(words=STATUS_WORDS, locate=status_offset)

@@ -1,9 +1,10 @@
-"""The single-turn formulation: one look at the whole 4 fps video says status, windows and boxes at once.
+"""The single-turn formulation: one look at the whole 4 fps video gives status, windows and boxes at once.
 
-videos → one turn (4 fps) → Judgement;  unusable answer → one retry with its faults quoted → still unusable: no verdict, and why
+videos → one turn (4 fps) → Judgement
+         unusable answer → asked again with its faults quoted → still unusable: no verdict, but the reason
 
-What the paper's ablation sets against two turns: nothing is looked at again, so boxes stand on the 4 fps frames and a defect between two
-of them is never seen. A different reward: name, provenance and prompt hash say so.
+The paper's ablation compares it with two turns. Boxes refer to the 4 fps frames, and a defect between
+two of them is never seen. It is another reward: name, provenance and prompt hash differ.
 
 Source: CaC (arXiv 2605.11723) Sec. 4.3, Table 3.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cac_align.cac.prompts import single_turn_conversation, wording_hash
-from cac_align.cac.two_turn import TurnState, ask, check_rates, decide
+from cac_align.cac.two_turn import TurnState, ask_turns, check_rates, decide
 from cac_align.core.judgement import Judgement
 from cac_align.core.video import Frames, Video
 from cac_align.vlm.dialogue import Dialogue
@@ -21,7 +22,7 @@ from cac_align.vlm.dialogue import Dialogue
 
 @dataclass(frozen=True)
 class SingleTurn:
-    """How the single turn is asked. Every field is part of the reward's provenance, and means what it means in ``TwoTurn``."""
+    """How the single turn is asked: fields as in ``TwoTurn``. Every field is part of the reward's provenance."""
 
     scan_fps: float = 4.0
     wording: str = "full"
@@ -42,14 +43,14 @@ class SingleTurn:
 
 
 def single_turn_hash(wording: str) -> str:
-    """First 12 hex digits of the sha256 over what a single turn is told in this wording."""
+    """First 12 hex digits of the sha256 over the texts that a single turn sends in this wording."""
     return wording_hash(wording, ("single_turn", "retry"))
 
 
-def judge_one(prompt: str, video: Video, frames: Frames, settings: SingleTurn) -> Dialogue[Judgement]:
-    """For one video: a dialogue with one turn (number 1), whose answer holds windows and boxes."""
+def single_turn_dialogue(prompt: str, video: Video, frames: Frames, settings: SingleTurn) -> Dialogue[Judgement]:
+    """The dialogue that judges one video in a single turn (number 1), whose answer has windows and boxes."""
     conversation = single_turn_conversation(prompt, frames, wording=settings.wording)
-    (only,) = yield from ask([TurnState(1, conversation, frames, single=True)], settings)
+    (only,) = yield from ask_turns([TurnState(1, conversation, frames, single=True)], settings)
     if only.error is not None:
         return Judgement(None, turns=only.turns, error=f"single turn: {only.error}")
     return decide([only], (), ())

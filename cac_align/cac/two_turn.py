@@ -1,10 +1,11 @@
-"""The method: scan the whole video coarsely, look again densely inside the suspicious window, and only then decide.
+"""CaC's method: sample the whole video at 4 fps, look again at 8 fps inside the suspicious window, then decide.
 
-videos → turn 1 (4 fps) → normal? done : window → clip (8 fps) → turn 2 → Judgement
-         unusable answer → one retry with its faults quoted → still unusable: no verdict, and why
+videos → turn 1 (4 fps) → "normal": done, else window → clip (8 fps) → turn 2 → Judgement
+         unusable answer → asked again with its faults quoted → still unusable: no verdict, but the reason
 
-Decisions where the paper (Sec. 3.4) is silent are named settings of ``TwoTurn``. The deciding turn is turn 1 when it says normal and
-turn 2 otherwise; turn 2 not confirming means normal. P(normal) and P(abnormal) of Eq. 7 are those of the deciding turn.
+The deciding turn is turn 1 when it says "normal" and turn 2 otherwise; a turn 2 that does not confirm
+means "normal". P(normal) and P(abnormal) of Eq. 7 are those of the deciding turn. Where the paper
+(Sec. 3.4) leaves a decision open, it is a setting of ``TwoTurn``.
 """
 
 from __future__ import annotations
@@ -12,39 +13,43 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from cac_align.cac.answer_schema import answer_schema
 from cac_align.cac.prompts import retry_conversation, turn_one_conversation, turn_two_conversation, wording_hash
-from cac_align.cac.readout import STATUS
+from cac_align.cac.readout import STATUS_READOUT
 from cac_align.core.answer import CONTRADICTS, read_answer
 from cac_align.core.judgement import Anomaly, Judgement, Turn, Window, hull
 from cac_align.core.video import Frames, Video, check_pairs
-from cac_align.vlm.dialogue import Dialogue, Question, hold
+from cac_align.vlm.dialogue import Dialogue, Question, run_dialogues
 from cac_align.vlm.protocol import Conversation, Reply, Vlm
 
 
 @dataclass(frozen=True)
 class TwoTurn:
-    """How the two turns are asked. Every field is part of the reward's provenance.
+    """How the two turns are asked. Every field is part of the reward's provenance."""
 
-    scan_fps, look_fps: frames per second of turn 1 and turn 2 (4 and 8 in the paper).
-    context: turn 2 sees its clip and turn 1's text in a "fresh" context (as stage 2 trains it), or the chat is "continued".
-    windows: several anomalies: turn 2 looks at the "hull" of their windows, or at "each" disjoint window, the worst verdict deciding.
-    wording: instructions: "full", "brief", or a folder. constrained: decode inside the answer's JSON schema.
-    margin_s: seconds by which turn 2's clip is wider than the window, on either side (0 in the paper). What happens between two frames of
-    the scan began up to 1 / scan_fps before the first frame that shows it: a jump cannot be seen in a clip that begins behind it.
-    max_new_tokens: per turn. retries: how often an unusable answer is asked for again, with its faults quoted.
-    """
-
+    # Frames per second of turn 1; 4 in the paper.
     scan_fps: float = 4.0
+    # Frames per second of turn 2; 8 in the paper.
     look_fps: float = 8.0
+    # What turn 2 is given: "fresh" is its clip and turn 1's text alone, as stage 2 trains it; "continued" is the
+    # whole chat so far, with turn 1's frames.
     context: Literal["fresh", "continued"] = "fresh"
+    # What turn 2 looks at when turn 1 named several anomalies: the "hull" of their windows, or "each" disjoint window
+    # in a question of its own, where the worst verdict decides.
     windows: Literal["hull", "each"] = "hull"
+    # The instructions: "full", "brief", or a folder of your own texts.
     wording: str = "full"
+    # Whether decoding is constrained to the answer's JSON schema.
     constrained: bool = False
+    # Limit of tokens per answer.
     max_new_tokens: int = 4096
+    # How often an unusable answer is asked for again, with its faults quoted.
     retries: int = 1
+    # Seconds by which turn 2's clip extends beyond the window on either side; 0 in the paper. What happens between two
+    # frames of turn 1 started up to 1 / scan_fps before the first frame that shows it, and a jump cannot be seen in a
+    # clip that starts after it.
     margin_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -61,7 +66,7 @@ class TwoTurn:
             )
 
     def provenance(self) -> dict[str, str]:
-        # Without a margin the provenance is what it was before there were margins.
+        # A margin of 0 is left out: it is the paper's setting.
         fields = {
             name: str(getattr(self, name)) for name in self.__dataclass_fields__ if name != "margin_s" or self.margin_s
         }
@@ -69,21 +74,24 @@ class TwoTurn:
 
 
 def check_rates(**rates: float) -> None:
-    """Raise ``ValueError`` for a frame rate at which nothing could be shown."""
+    """Raise ``ValueError`` for a frame rate that is not a positive, finite number."""
     for name, fps in rates.items():
         if not (math.isfinite(fps) and fps > 0):
-            raise ValueError(f"{name} must be frames per second, more than 0, received {fps}")
+            raise ValueError(f"{name} must be a positive number of frames per second, received {fps}")
 
 
 @dataclass(frozen=True)
 class TurnState:
-    """One question of one turn: what was shown, what came back so far. single: no other turn follows (``cac.single_turn``)."""
+    """One question of one turn and its answers so far."""
 
     number: Literal[1, 2]
     conversation: Conversation
-    shown: Frames
+    frames: Frames
+    # One answer per attempt, in order.
     turns: tuple[Turn, ...] = ()
+    # Why there is no usable answer.
     error: str | None = None
+    # Whether no other turn follows (``cac.single_turn``).
     single: bool = False
 
     @property
@@ -92,14 +100,14 @@ class TurnState:
 
 
 class HasScanFps(Protocol):
-    """What every judging setting says: how many frames per second it scans."""
+    """Settings that say at how many frames per second the whole video is sampled."""
 
     @property
     def scan_fps(self) -> float: ...
 
 
 class DecodingSettings(Protocol):
-    """What ``ask`` needs to know of a judging setting."""
+    """Settings that say how an answer is decoded."""
 
     @property
     def max_new_tokens(self) -> int: ...
@@ -107,6 +115,12 @@ class DecodingSettings(Protocol):
     def retries(self) -> int: ...
     @property
     def constrained(self) -> bool: ...
+
+
+class JudgeSettings(HasScanFps, Protocol):
+    """The settings of any way of judging."""
+
+    def provenance(self) -> dict[str, str]: ...
 
 
 S = TypeVar("S", bound=HasScanFps)
@@ -120,17 +134,18 @@ def judge(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> list[Judgement]:
-    """Judge every video in two turns, many at once; each goes on to turn 2 (or leaves) as soon as its own turn 1 is answered.
+    """Judge videos in two turns, many at once: turn 2 of a video does not wait for the other videos.
 
-    One Judgement per video, in order. A video that cannot be read or judged gets a Judgement with ``error`` and touches no other.
-    ``progress`` is called with the number of videos that were finished. Raises ``ValueError`` when ``prompts`` and ``videos`` differ
-    in length.
+    Returns one Judgement per video, in order. A video that cannot be read or judged gets a Judgement
+    with ``error`` and does not affect the others. ``progress`` is called with the number of videos
+    that were finished since the last call. Raises ``ValueError`` when ``prompts`` and ``videos``
+    differ in length.
     """
-    return judge_each(judge_one, vlm, prompts, videos, settings, progress=progress)
+    return judge_each(two_turn_dialogue, vlm, prompts, videos, settings, progress=progress)
 
 
 def judge_each(
-    one: Callable[[str, Video, Frames, S], Dialogue[Judgement]],
+    make_dialogue: Callable[[str, Video, Frames, S], Dialogue[Judgement]],
     vlm: Vlm,
     prompts: Sequence[str],
     videos: Sequence[Video],
@@ -138,28 +153,34 @@ def judge_each(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> list[Judgement]:
-    """What ``judge`` promises, for any way of judging. one: prompt, video, its frames at ``scan_fps``, settings → the video's dialogue."""
+    """``judge`` for any way of judging.
 
-    def opened(prompt: str, video: Video) -> Dialogue[Judgement]:
+    ``make_dialogue`` takes a prompt, its video, the video's frames at ``settings.scan_fps`` and the
+    settings, and returns the dialogue that judges this video.
+    """
+
+    def sample_and_judge(prompt: str, video: Video) -> Dialogue[Judgement]:
         try:
             frames = video.sample(settings.scan_fps)
         except ValueError as error:
             return Judgement(None, error=f"video: {error}")
-        return (yield from one(prompt, video, frames, settings))
+        return (yield from make_dialogue(prompt, video, frames, settings))
 
     check_pairs(prompts, videos)
-    return hold(vlm, [opened(*pair) for pair in zip(prompts, videos, strict=True)], progress=progress)
+    return run_dialogues(
+        vlm, [sample_and_judge(*pair) for pair in zip(prompts, videos, strict=True)], progress=progress
+    )
 
 
-def judge_one(prompt: str, video: Video, frames: Frames, settings: TwoTurn) -> Dialogue[Judgement]:
-    """The method, for one video: a dialogue that asks its questions and returns the Judgement."""
+def two_turn_dialogue(prompt: str, video: Video, frames: Frames, settings: TwoTurn) -> Dialogue[Judgement]:
+    """The dialogue that judges one video in two turns."""
     conversation = turn_one_conversation(prompt, frames, wording=settings.wording)
-    (scan,) = yield from ask([TurnState(1, conversation, frames)], settings)
+    (scan,) = yield from ask_turns([TurnState(1, conversation, frames)], settings)
     if scan.error is not None:
         return Judgement(None, turns=scan.turns, error=f"turn 1: {scan.error}")
     if scan.turn.status == "normal":
         return decide([scan], (), ())
-    looks = yield from ask(_second_looks(scan, prompt, video, settings), settings)
+    looks = yield from ask_turns(_turn_two_states(scan, prompt, video, settings), settings)
     failed = next((look for look in looks if look.error is not None), None)
     if failed is not None:
         turns = scan.turns + tuple(turn for look in looks for turn in look.turns)
@@ -167,12 +188,12 @@ def judge_one(prompt: str, video: Video, frames: Frames, settings: TwoTurn) -> D
     return decide(looks, scan.turns, scan.turn.anomalies)
 
 
-def _second_looks(scan: TurnState, prompt: str, video: Video, settings: TwoTurn) -> list[TurnState]:
-    """The clips turn 2 has to look at: crop(f, y1) of Sec. 3.2."""
+def _turn_two_states(scan: TurnState, prompt: str, video: Video, settings: TwoTurn) -> list[TurnState]:
+    """Turn 2's questions, one per clip: crop(f, y1) of Sec. 3.2."""
     windows = [anomaly.window for anomaly in scan.turn.anomalies if anomaly.window is not None]
     before = scan.conversation if settings.context == "continued" else None
     looks = []
-    for window in [hull(windows)] if settings.windows == "hull" else disjoint(windows):
+    for window in [hull(windows)] if settings.windows == "hull" else merge_windows(windows):
         inside = tuple(
             a for a in scan.turn.anomalies if a.window and window.start_s <= a.window.start_s <= window.end_s
         )
@@ -180,15 +201,17 @@ def _second_looks(scan: TurnState, prompt: str, video: Video, settings: TwoTurn)
         try:
             clip = video.clip(window, settings.look_fps, settings.margin_s)
         except ValueError as error:
-            looks.append(TurnState(2, (), scan.shown, error=f"clip {window.start_s:.2f}-{window.end_s:.2f} s: {error}"))
+            looks.append(
+                TurnState(2, (), scan.frames, error=f"clip {window.start_s:.2f}-{window.end_s:.2f} s: {error}")
+            )
             continue
         asked = turn_two_conversation(prompt, clip, turn_one, wording=settings.wording, before=before)
         looks.append(TurnState(2, asked, clip))
     return looks
 
 
-def disjoint(windows: Sequence[Window]) -> list[Window]:
-    """Merge windows that touch or overlap; what is left is disjoint and in order of time."""
+def merge_windows(windows: Sequence[Window]) -> list[Window]:
+    """Disjoint windows in order of time, made by merging those that touch or overlap."""
     merged: list[Window] = []
     for window in sorted(windows):
         if merged and window.start_s <= merged[-1].end_s:
@@ -198,9 +221,9 @@ def disjoint(windows: Sequence[Window]) -> list[Window]:
     return merged
 
 
-def ask(asked: Sequence[TurnState], settings: DecodingSettings) -> Dialogue[list[TurnState]]:
-    """Ask these questions; whatever cannot be used is asked again, ``settings.retries`` times."""
-    results = list(asked)
+def ask_turns(states: Sequence[TurnState], settings: DecodingSettings) -> Dialogue[list[TurnState]]:
+    """The dialogue that asks these questions, and again up to ``settings.retries`` times those without usable answer."""
+    results = list(states)
     open_questions = [position for position, item in enumerate(results) if item.error is None]
     for attempt in range(settings.retries + 1):
         if not open_questions:
@@ -218,61 +241,72 @@ def ask(asked: Sequence[TurnState], settings: DecodingSettings) -> Dialogue[list
 def _question(item: TurnState, settings: DecodingSettings) -> Question:
     conversation = retry_conversation(item.conversation, item.turn) if item.turns else item.conversation
     schema = answer_schema(item.number, boxed=item.single) if settings.constrained else None
-    return Question(conversation, settings.max_new_tokens, schema, STATUS)
+    return Question(conversation, settings.max_new_tokens, schema, STATUS_READOUT)
 
 
 def _read(item: TurnState, reply: Reply, *, last: bool) -> tuple[TurnState, bool]:
-    """Read one reply; the second value says whether to ask again. A backend's failure is final: it has had its own retries."""
+    """The state with this reply, and whether to ask again. A backend's failure is final: backends retry by themselves."""
     if reply.error is not None:
         return replace(item, error=reply.error), False
-    shown = item.shown
-    turn = read_answer(reply.text, number=item.number, frames=shown.indices, times_s=shown.times_s, boxed=item.single)
+    indices, times_s = item.frames.indices, item.frames.times_s
+    turn = read_answer(reply.text, number=item.number, frames=indices, times_s=times_s, boxed=item.single)
     if reply.log_p is not None:
         turn = replace(turn, log_p_normal=reply.log_p["normal"], log_p_abnormal=reply.log_p["abnormal"])
     if reply.truncated:
         turn = replace(turn, faults=(*turn.faults, "truncated: the answer hit the token limit"))
     item = replace(item, turns=(*item.turns, turn))
-    obstacle = unusable(turn, single=item.single)
-    if obstacle is None:
-        silent = turn.log_p_normal is None or turn.log_p_abnormal is None
-        return (replace(item, error="the backend gave no probabilities for the verdict") if silent else item), False
-    return (replace(item, error=obstacle), False) if last else (item, True)
+    reason = unusable_reason(turn, single=item.single)
+    if reason is None:
+        unread = turn.log_p_normal is None or turn.log_p_abnormal is None
+        return (replace(item, error="the backend gave no probabilities for the verdict") if unread else item), False
+    return (replace(item, error=reason), False) if last else (item, True)
 
 
-def unusable(turn: Turn, *, single: bool = False) -> str | None:
-    """Why this answer cannot be used to go on, or None.
+def unusable_reason(turn: Turn, *, single: bool = False) -> str | None:
+    """Why the method cannot go on with this answer, or None when it can.
 
-    A status is always needed, one that the anomalies contradict is none, and an abnormal turn 1 must name a window, unless it is
-    the single one. Other faults (a missing region, a box out of range) are kept as evidence but do not stop the verdict. An answer
-    that says its verdict but was cut off or mangled afterwards is not used: what it would have gone on to say is unknown.
+    An answer needs a status that its anomalies do not contradict, and an abnormal turn 1 must name a
+    window, unless it is the only turn. Other faults (a missing region, a box out of range) are kept
+    as evidence and do not stop the verdict. An answer that states its verdict but was cut off
+    afterwards is not used, because the rest of it is unknown.
     """
     if turn.status is None or any(fault.startswith(CONTRADICTS) for fault in turn.faults):
-        return _because(turn, "no usable status")
+        return _with_faults(turn, "no usable status")
     if (
         turn.status == "abnormal"
         and turn.number == 1
         and not single
         and not any(anomaly.window for anomaly in turn.anomalies)
     ):
-        return _because(turn, "abnormal without a usable window")
+        return _with_faults(turn, "abnormal without a usable window")
     return None
 
 
-def _because(turn: Turn, what: str) -> str:
-    return f"{what} ({'; '.join(turn.faults[:3])})" if turn.faults else what
+def _with_faults(turn: Turn, reason: str) -> str:
+    return f"{reason} ({'; '.join(turn.faults[:3])})" if turn.faults else reason
 
 
 def decide(deciding: Sequence[TurnState], before: tuple[Turn, ...], claimed: Sequence[Anomaly]) -> Judgement:
-    """The verdict of the deciding turn; of several second looks, the one with the lowest odds for normal."""
-    worst = min(deciding, key=lambda item: item.turn.log_p_normal - item.turn.log_p_abnormal)
+    """The judgement of the deciding turn; of several turn 2s, the one with the lowest log-odds decides.
+
+    before: the turns that led to the deciding one. claimed: the anomalies that turn 1 named.
+    """
+    worst = min(deciding, key=lambda item: _log_odds(item.turn))
     confirmed = tuple(anomaly for item in deciding if item.turn.status == "abnormal" for anomaly in item.turn.anomalies)
     status = "abnormal" if any(item.turn.status == "abnormal" for item in deciding) else "normal"
     turns = before + tuple(turn for item in deciding for turn in item.turns)
-    # Where turn 2 confirmed but its details could not be read, what turn 1 had claimed stands.
+    # When turn 2 confirmed but none of its anomalies could be read, turn 1's anomalies stand.
     anomalies = (confirmed or tuple(claimed)) if status == "abnormal" else ()
     return Judgement(status, anomalies, turns, worst.turn.log_p_normal, worst.turn.log_p_abnormal)
 
 
-def provenance(settings: Any, vlm: Vlm) -> Mapping[str, str]:
-    """Everything that identifies a judgement: the settings, the prompt hash, and the model's own provenance."""
+def _log_odds(turn: Turn) -> float:
+    assert (
+        turn.log_p_normal is not None and turn.log_p_abnormal is not None
+    )  # ask_turns makes the lack of them an error
+    return turn.log_p_normal - turn.log_p_abnormal
+
+
+def judge_provenance(settings: JudgeSettings, vlm: Vlm) -> Mapping[str, str]:
+    """What identifies a judgement: the settings, the hash of the prompts and the model's provenance."""
     return {**settings.provenance(), **{f"vlm/{name}": value for name, value in vlm.provenance.items()}}

@@ -1,10 +1,11 @@
-"""The verdict without a chain of thought and without a second look: many times cheaper, and a different reward.
+"""The verdict without a chain of thought and without a second turn: much cheaper, and another reward.
 
-video → turn 1's question (4 fps) → the verdict's place at once: {"COT": "", "status": "▮ → P(normal), P(abnormal) → Judgement
+video → turn 1's question (4 fps) → P(normal), P(abnormal) at once → Judgement without anomalies
 
-Two forms. "readout" writes nothing: the answer is begun up to the verdict and one distribution is read there. "json" lets the model
-write that object under a grammar and reads what it wrote. The judge was trained to think before it decides, so neither form is what the
-paper's Eq. 7 measures: the provenance says so, and benchmarks/verdict_only.py measures how far the two agree.
+There are two forms. "readout" generates nothing: the answer is begun as {"COT": "", "status": " and the
+distribution is read there. "json" lets the model write this object under a grammar and reads the
+verdict that it wrote. The judge was trained to reason before it decides, so neither form is what the
+paper's Eq. 7 measures, and the provenance says so. benchmarks/verdict_only.py measures how far both agree.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cac_align.cac.prompts import turn_one_conversation, wording_hash
-from cac_align.cac.readout import STATUS, WORDS
+from cac_align.cac.readout import STATUS_READOUT, STATUS_WORDS
 from cac_align.cac.two_turn import check_rates
 from cac_align.core.judgement import Judgement, Turn
 from cac_align.core.video import Frames, Video
 from cac_align.vlm.dialogue import Dialogue, Question
 from cac_align.vlm.protocol import Message, Reply
 
-BEGUN = '{"COT": "", "status": "'
-SCHEMA: Mapping[str, Any] = {
+ANSWER_PREFIX = '{"COT": "", "status": "'
+VERDICT_SCHEMA: Mapping[str, Any] = {
     "type": "object",
-    "properties": {"COT": {"const": ""}, "status": {"enum": list(WORDS)}},
+    "properties": {"COT": {"const": ""}, "status": {"enum": list(STATUS_WORDS)}},
     "required": ["COT", "status"],
     "additionalProperties": False,
 }
@@ -33,14 +34,13 @@ SCHEMA: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class VerdictOnly:
-    """How the verdict alone is asked for. Every field is part of the reward's provenance.
+    """How the verdict alone is asked for. Every field is part of the reward's provenance."""
 
-    form: "readout" (nothing is written) or "json" (the verdict is written, under a grammar). scan_fps: frames per second.
-    wording: turn 1's instruction: "full", "brief", or a folder.
-    """
-
+    # "readout": nothing is generated; "json": the verdict is written under a grammar.
     form: Literal["readout", "json"] = "readout"
+    # Frames per second.
     scan_fps: float = 4.0
+    # Turn 1's instruction: "full", "brief", or a folder of your own texts.
     wording: str = "full"
 
     def __post_init__(self) -> None:
@@ -57,13 +57,13 @@ class VerdictOnly:
         }
 
 
-def judge_one(prompt: str, video: Video, frames: Frames, settings: VerdictOnly) -> Dialogue[Judgement]:
-    """For one video: a dialogue of one short question; its Judgement names no anomalies."""
+def verdict_only_dialogue(prompt: str, video: Video, frames: Frames, settings: VerdictOnly) -> Dialogue[Judgement]:
+    """The dialogue that judges one video by one short question; its Judgement names no anomalies."""
     asked = turn_one_conversation(prompt, frames, wording=settings.wording)
     if settings.form == "readout":
-        question = Question((*asked, Message("assistant", BEGUN)), 1, None, STATUS)
+        question = Question((*asked, Message("assistant", ANSWER_PREFIX)), 1, None, STATUS_READOUT)
     else:
-        question = Question(asked, 64, SCHEMA, STATUS)
+        question = Question(asked, 64, VERDICT_SCHEMA, STATUS_READOUT)
     (reply,) = yield [question]
     return _read(reply, frames, settings)
 
@@ -73,20 +73,20 @@ def _read(reply: Reply, frames: Frames, settings: VerdictOnly) -> Judgement:
         return Judgement(None, error=f"verdict: {reply.error}")
     if reply.log_p is None:
         return Judgement(None, error="verdict: the backend gave no probabilities for it")
-    normal, abnormal = (reply.log_p[word] for word in WORDS)
+    normal, abnormal = (reply.log_p[word] for word in STATUS_WORDS)
     if settings.form == "readout":
-        text, status = BEGUN, "normal" if normal >= abnormal else "abnormal"
+        text, status = ANSWER_PREFIX, "normal" if normal >= abnormal else "abnormal"
     else:
-        text, status = reply.text, _written(reply.text)
+        text, status = reply.text, _written_status(reply.text)
         if status is None:
             return Judgement(None, error=f"verdict: not the JSON that was asked for: {reply.text[:120]!r}")
     turn = Turn(1, text, frames.indices, status, log_p_normal=normal, log_p_abnormal=abnormal)
     return Judgement(status, (), (turn,), normal, abnormal)
 
 
-def _written(text: str) -> Literal["normal", "abnormal"] | None:
+def _written_status(text: str) -> Literal["normal", "abnormal"] | None:
     try:
         status = json.loads(text)["status"]
     except (ValueError, KeyError, TypeError):
         return None
-    return status if status in WORDS else None
+    return status if status in STATUS_WORDS else None

@@ -2,28 +2,26 @@
 
 prompts → N clips each by the small Wan → best_of_n (UR + CaC) → oracle → summary.json, report.html
 
-The summary answers one question: how often is a clip anomalous if one takes a random candidate, UnifiedReward's favourite, or the
-favourite of UnifiedReward + CaC? All three from the same candidates, so differences are paired.
+The summary answers one question: how often is a clip anomalous if one takes a random candidate, UnifiedReward's favourite,
+or the favourite of UnifiedReward + CaC? All three choose from the same candidates, so their differences are paired.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from cac_align.cac.augmentations import FOUR_PHASES
 from cac_align.core.video import Video
 from cac_align.evaluation.pages.selection_page import write_selection_page
-from cac_align.evaluation.statistics import Estimate, mcnemar, mean_interval, share
+from cac_align.evaluation.statistics import mcnemar, mean_interval
 from cac_align.generation.best_of_n import best_of_n
 from cac_align.generation.build import GeneratorRecipe, load_generator
 from cac_align.generation.selection import Selection
-from cac_align.miniature.oracle.oracle import Verdict, judge
+from cac_align.miniature.oracle.oracle import OracleVerdict, judge_clip
+from cac_align.miniature.oracle.rates import OracleRates, is_anomalous, rates_of
 from cac_align.miniature.world.settings import PLAYGROUND, PROMPT_SEEDS
 from cac_align.miniature.world.world import make_prompts
 from cac_align.rewards.build import RewardRecipe, load_reward
@@ -35,29 +33,16 @@ TTA = FOUR_PHASES
 CARDS = 40  # prompts shown on the page; all of them are in selection.jsonl
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What one way of choosing a candidate gives: anomaly rate, motion (pixels per second of tracked entities), prompt following."""
-
-    name: str
-    anomaly_rate: Estimate
-    motion: Estimate
-    follows: Estimate
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            **{key: getattr(self, key).to_json() for key in ("anomaly_rate", "motion", "follows")},
-        }
-
-
 PLAYGROUND_PROMPTS = 216
 """How many different prompts the playground has."""
 
 
 def playground_prompts(count: int) -> list[str]:
-    """The first ``count`` different prompts of the prompt seeds. The playground has ``PLAYGROUND_PROMPTS`` in all, so training has
-    met most of these words, never these noises. Raises ``ValueError`` when more are asked for."""
+    """The first ``count`` different prompts of the prompt seeds.
+
+    Training has used most of these prompts, but never these noises. Raises ``ValueError`` when more than
+    ``PLAYGROUND_PROMPTS`` are asked for.
+    """
     prompts: dict[str, None] = {}
     for seed in PROMPT_SEEDS[:20_000]:
         prompts.setdefault(make_prompts([seed], PLAYGROUND)[0])
@@ -91,7 +76,7 @@ def demo(
     selections = best_of_n(
         prompts, generator, load_reward(reward), n=n, seed=seed, distinct_seeds=True, out=out, progress=progress
     )
-    choices, comparison = summarise(selections, oracle_verdicts(selections))
+    choices, comparison = compare_choices(selections, oracle_verdicts(selections))
     summary = {
         "prompts": len(prompts),
         "n": n,
@@ -108,21 +93,21 @@ def demo(
     page = write_selection_page(
         selections[:CARDS], out / "report.html", title=f"Best of {n}: UnifiedReward + CaC", tiles=tiles
     )
-    yield from lines(choices, comparison, len(prompts), n)
+    yield from summary_lines(choices, comparison, len(prompts), n)
     yield f"report: {page}"
 
 
-def oracle_verdicts(selections: Sequence[Selection]) -> list[list[Verdict]]:
-    """What the oracle says of every candidate, by prompt; the reward never sees it."""
-    return [[judge(selection.prompt, Video.open(path)) for path in selection.candidates] for selection in selections]
+def oracle_verdicts(selections: Sequence[Selection]) -> list[list[OracleVerdict]]:
+    """The oracle's verdict on every candidate of every prompt. The reward never uses it."""
+    return [[judge_clip(selection.prompt, Video.open(path)) for path in selection.candidates] for selection in selections]
 
 
-def summarise(
-    selections: Sequence[Selection], verdicts: Sequence[Sequence[Verdict]]
-) -> tuple[list[Choice], dict[str, Any]]:
-    """The three ways of choosing, and the paired comparison of the last two (McNemar's exact test; UnifiedReward first).
+def compare_choices(
+    selections: Sequence[Selection], verdicts: Sequence[Sequence[OracleVerdict]]
+) -> tuple[list[OracleRates], dict[str, Any]]:
+    """The rates of the three ways of choosing, and the paired comparison of the last two by McNemar's exact test.
 
-    Prompts where a way of choosing has no scored candidate are left out for all of them and counted as ``undecided``.
+    Prompts on which one of them has no scored candidate are left out for all, and counted as ``undecided``.
     """
     kept = [
         index
@@ -133,22 +118,18 @@ def summarise(
     unified = [verdicts[index][_favourite(selections[index])] for index in kept]
     combined = [verdicts[index][selections[index].chosen] for index in kept]
     choices = [
-        choice_of("a random candidate", candidates),
-        choice_of("UnifiedReward's choice", unified),
-        choice_of("UnifiedReward + CaC's choice", combined),
+        rates_of("a random candidate", candidates),
+        rates_of("UnifiedReward's choice", unified),
+        rates_of("UnifiedReward + CaC's choice", combined),
     ]
-    test = mcnemar([_anomalous(verdict) for verdict in unified], [_anomalous(verdict) for verdict in combined])
-    differences = [float(_anomalous(b)) - float(_anomalous(a)) for a, b in zip(unified, combined, strict=True)]
+    test = mcnemar([is_anomalous(verdict) for verdict in unified], [is_anomalous(verdict) for verdict in combined])
+    differences = [float(is_anomalous(b)) - float(is_anomalous(a)) for a, b in zip(unified, combined, strict=True)]
     paired = mean_interval(differences, resamples=5000)
     return choices, {
         "undecided": len(selections) - len(kept),
         "difference": paired.to_json(),
         "mcnemar_p": test.p_value,
     }
-
-
-def _anomalous(verdict: Verdict) -> bool:
-    return verdict.status == "abnormal"
 
 
 def _favourite(selection: Selection) -> int | None:
@@ -159,27 +140,17 @@ def _favourite(selection: Selection) -> int | None:
     return -max(scored)[1] if scored else None
 
 
-def choice_of(name: str, verdicts: Sequence[Verdict]) -> Choice:
-    """What the oracle's verdicts on these clips come to. motion is over the clips whose entity was seen, without a value where none was."""
-    follows = [all(verdict.follows.values()) for verdict in verdicts]
-    motion = [verdict.displacement_px for verdict in verdicts if np.isfinite(verdict.displacement_px)]
-    return Choice(
-        name,
-        share(sum(map(_anomalous, verdicts)), len(verdicts)),
-        mean_interval(motion) if motion else Estimate(None, None, None, 0),
-        share(sum(follows), len(follows)),
-    )
-
-
-def lines(choices: Sequence[Choice], comparison: dict[str, Any], prompts: int, n: int) -> Iterator[str]:
-    """The summary for people."""
+def summary_lines(choices: Sequence[OracleRates], comparison: dict[str, Any], prompts: int, n: int) -> Iterator[str]:
+    """The summary as lines of text."""
     yield f"{prompts} prompts x {n} candidates; anomalies counted by the oracle, which the reward never sees (95 % intervals)"
     for choice in choices:
-        rate, motion, follows = choice.anomaly_rate, choice.motion, choice.follows
+        rate, displacement, follows = choice.anomaly_rate, choice.displacement_px_s, choice.follows
         if rate.value is None:
             yield f"  {choice.name:<30} no decided prompt"
             continue
-        moved = "no motion seen" if motion.value is None else f"motion {motion.value:.1f} px/s"
+        moved = "no entity found"
+        if displacement.value is not None:
+            moved = f"displacement {displacement.value:.1f} px/s"
         yield (
             f"  {choice.name:<30} anomalous {rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}]   {moved}   "
             f"follows the prompt {follows.value:.3f}"

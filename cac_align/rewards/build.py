@@ -1,6 +1,7 @@
-"""Rewards from recipes: what a recipe may say of a judge, and the reward that it describes.
+"""Rewards from recipes: the keys of a reward recipe, and the reward that it describes.
 
-recipe → JudgeRecipe per component → load_reward → Reward; offered → that reward and each of its components, by name
+recipe file → RewardRecipe with a JudgeRecipe per component → load_reward → Reward
+reward → reward_choices → the reward and each of its components, by name
 """
 
 from __future__ import annotations
@@ -9,94 +10,130 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cac_align.config import import_name, read_recipe, refuse_unread
 from cac_align.rewards.reward import Reward
 
 if TYPE_CHECKING:
     from cac_align.rewards.cac import CaC
+    from cac_align.rewards.normalise import Normaliser
 
 
 @dataclass
 class JudgeRecipe:
-    """One component. ``kind``: cac | unified | motion (``rewards.motion``; it knows ``weight`` and ``full_speed`` alone).
-    ``model``: "miniature", a folder or hub id, or a server's URL.
+    """One component of a reward. A key that this kind of component would not read is refused."""
 
-    mode: two_turn; single_turn, or the verdict alone as "readout" or "json" (cheaper, other rewards: ``cac.single_turn``, ``verdict_only``).
-    wording to margin_s, max_new_tokens: as in ``TwoTurn``. temperature: T of R = σ(log-odds / T); 1 is the paper's Eq. 7. ``None`` means: what the judge's folder says
-    (``cac.folder``), or else the reward's own default. For a server, ``served_model`` names the model and ``api_key_env`` the environment
-    variable that holds the key; retries and backoff_s say how long an outage may last (``ServerVlm``). max_pixels: limit over all
-    frames of one video. views: of cac, how each video is shown; of several, R is that of their mean log-odds (``cac.views``).
-    threshold: of several views, the mean log-odds at or below which their verdict is "abnormal", where a view says so (no R moves with it).
-    revision: of weights on the hub; of a server's, any text that changes with them: it enters the provenance by which the ledger goes,
-    and a server cannot say that a checkpoint was overwritten.
-    """
-
+    # What kind of reward it is: cac, unified, normal_flow_speed, or "module:Name" of your own (called without
+    # arguments; it takes kind and weight only).
     kind: str = "cac"
+    # Which judge: "miniature" (shipped), a folder or hub id to run here, or the URL of an OpenAI-compatible server.
     model: str = "miniature"
+    # Weight in the combination, > 0; the weights are scaled to a sum of 1.
     weight: float = 1.0
-    # cac
+
+    # Keys of kind cac. Where a key is null, the settings file of the judge's folder (cac.judge_settings) decides, or
+    # else the default of TwoTurn, which is the paper's setting.
+
+    # two_turn (the paper's), single_turn, or the verdict alone as "readout" or "json": cheaper, and other rewards.
     mode: str = "two_turn"
+    # Instructions: full, brief, or a folder of your own texts. null: the folder's, else full.
     wording: str | None = None
+    # What turn 2 sees: fresh or continued. null: the folder's, else fresh.
     context: str | None = None
+    # What turn 2 looks at when turn 1 named several anomalies: hull or each. null: the folder's, else hull.
     windows: str | None = None
+    # Whether answers are constrained to their JSON schema. null: the folder's, else false.
     constrained: bool | None = None
+    # Frames per second of turn 1. null: the folder's, else 4.
     scan_fps: float | None = None
+    # Frames per second of turn 2. null: the folder's, else 8.
     look_fps: float | None = None
+    # Seconds by which turn 2's clip extends beyond the window on either side. null: the folder's, else 0.
     margin_s: float | None = None
+    # Limit of tokens per answer, also for kind unified. null: the folder's, else 4096 (unified: 512).
     max_new_tokens: int | None = None
+    # Share of probability below which P(normal) + P(abnormal) is no verdict: the model wanted to write something else.
     min_mass: float = 0.01
+    # T of R = σ(log-odds / T). null: the folder's, fitted for these augmentations, else 1, which is the paper's Eq. 7.
     temperature: float | None = None
-    views: list[str] = field(default_factory=lambda: ["as_is"])
+    # Test-time augmentations (cac.augmentations), one judgement each; R is that of their mean log-odds.
+    tta: list[str] = field(default_factory=lambda: ["as_is"])
+    # Mean log-odds at or below which several augmentations' verdict is "abnormal" if one of them says so. It does not
+    # change R. null: the folder's, fitted for these augmentations, else 0.
     threshold: float | None = None
-    # unified
+
+    # Keys of kind unified.
+
+    # Your copy of upstream's prompt text; its sha256 is checked. null: our own wording, which is another reward.
     prompt_file: str | None = None
+    # Whether prompt_file may be another text than upstream's.
     allow_other_prompt: bool = False
-    # motion
+
+    # Key of kind normal_flow_speed: the speed in frame heights per second from which on the reward is 1.
     full_speed: float = 0.15
-    # a model, here or behind a server
+
+    # Revision of weights on the hub. For a server, any text that you change with its weights: it enters the provenance,
+    # because a server cannot say that a checkpoint was overwritten and the ledger would return old scores.
     revision: str | None = None
-    # a model that runs here
+
+    # Keys of a judge that runs here.
+
+    # Torch device, e.g. cuda. null: a GPU where there is one.
     device: str | None = None
+    # Torch dtype, e.g. bfloat16. null: bfloat16 on a GPU, float32 on a CPU.
     dtype: str | None = None
+    # Answers that are decoded together. null: LocalVlm's default.
     batch_size: int | None = None
+    # Limit of pixels over all frames of one video. null: the folder's, else the checkpoint's own.
     max_pixels: int | None = None
-    # a server
+
+    # Keys of a judge behind a URL (vlm.server.server.ServerVlm). null: its defaults.
+
+    # Name under which the server serves the model.
     served_model: str | None = None
+    # Name of the environment variable that holds the server's API key.
     api_key_env: str | None = None
+    # Requests in flight at a time.
     concurrency: int | None = None
+    # Seconds to wait for one answer.
     timeout_s: float | None = None
+    # How often a failed request is repeated; with backoff_s it says how long an outage may last.
     retries: int | None = None
+    # Seconds before the first repetition; every further one waits twice as long.
     backoff_s: float | None = None
+    # The server's dialect: vllm, sglang or openai.
     dialect: str | None = None
+    # How frames are sent: as one "video" with time stamps, or as "images".
     frames: str | None = None
 
 
 @dataclass
 class RewardRecipe:
-    """A reward: one component as it is, several combined. ``normalise``: range | reference | group | rank (see ``combine``)."""
+    """A reward: a single component as it is, or the weighted mean of several."""
 
+    # How scores are made comparable: range (known bounds to [0, 1]), reference, group or rank (see rewards.combine).
     normalise: str = "range"
+    # The JSON file of reference statistics, for normalise: reference only.
     statistics: str | None = None
+    # The components by name. The default is UnifiedReward + CaC on the shipped miniature, as in the paper's Sec. 4.2.
     components: dict[str, JudgeRecipe] = field(
         default_factory=lambda: {"unified": JudgeRecipe(kind="unified"), "cac": JudgeRecipe(kind="cac")}
     )
 
 
 def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, overrides: Sequence[str] = ()) -> Reward:
-    """The reward a recipe describes.
+    """The reward that a recipe describes.
 
-    recipe: a YAML file; a ``RewardRecipe``; "module:Name" (called without arguments); None for the shipped miniature,
-        UnifiedReward + CaC, averaged on their known ranges.
-    Raises ``ValueError`` when the recipe is wrong or a model cannot be loaded.
+    recipe: a YAML file, a ``RewardRecipe``, or "module:Name" (called without arguments); None for
+    UnifiedReward + CaC on the shipped miniature. overrides: ``key=value`` texts. Raises ``ValueError`` when the recipe is wrong or a model cannot be loaded.
     """
     if isinstance(recipe, str) and ":" in recipe and not Path(recipe).exists():
         if overrides:
             raise ValueError(
-                f"{overrides[0]} would not be read: {recipe} is called as it is; leave it out, or write a recipe"
+                f"{overrides[0]} would not be read, because {recipe} is called without arguments; leave it out, or write a recipe"
             )
-        return made(recipe)
+        return call_reward_factory(recipe)
     if not isinstance(recipe, RewardRecipe):
         recipe = read_recipe(RewardRecipe, recipe, overrides, section="reward")
     if not recipe.components:
@@ -104,35 +141,41 @@ def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, ove
             "a reward recipe needs at least one component, e.g. components: {cac: {kind: cac, model: miniature}}"
         )
     for name, component in recipe.components.items():
-        if component.kind not in ("cac", "unified", "motion") and ":" not in component.kind:
+        if component.kind not in ("cac", "unified", "normal_flow_speed") and ":" not in component.kind:
             raise ValueError(
-                f"component {name!r}: kind must be cac, unified, motion or 'module:Name', received {component.kind!r}"
+                f"component {name!r}: kind must be cac, unified, normal_flow_speed or 'module:Name', received {component.kind!r}"
             )
-        refuse_unread(f"component {name!r}: kind {component.kind}", component, _read_of(component))
+        refuse_unread(f"component {name!r}: kind {component.kind}", component, _keys_read_by(component))
     rewards = {name: _load_component(component) for name, component in recipe.components.items()}
-    if len(rewards) == 1 and recipe.normalise == "range":  # as it is: its scale is its own
+    if len(rewards) == 1 and recipe.normalise == "range":  # a single component keeps its own scale
         return next(iter(rewards.values()))
     from cac_align.rewards.combine import combine
 
     weights = {name: component.weight for name, component in recipe.components.items()}
     statistics = Path(recipe.statistics) if recipe.statistics else None
-    return combine(rewards, normalise=recipe.normalise, weights=weights, statistics=statistics)
+    return combine(rewards, normalise=cast("Normaliser", recipe.normalise), weights=weights, statistics=statistics)
 
 
 def load_cac(recipe: str | os.PathLike[str] | RewardRecipe | None = None, overrides: Sequence[str] = ()) -> CaC:
-    """The one two-turn CaC of a reward recipe, without its other components. Raises ``ValueError`` where there is none, or several."""
+    """The two-turn CaC of a reward recipe, without the other components.
+
+    Raises ``ValueError`` when the recipe has none or several.
+    """
     if not isinstance(recipe, RewardRecipe):
         recipe = read_recipe(RewardRecipe, recipe, overrides, section="reward")
     chosen = {name: one for name, one in recipe.components.items() if one.kind == "cac" and one.mode == "two_turn"}
     if len(chosen) != 1:
         raise ValueError(f"expected one component of kind cac, mode two_turn, received {', '.join(chosen) or 'none'}")
-    return load_reward(RewardRecipe(components=chosen))
+    from cac_align.rewards.cac import CaC
+
+    reward = load_reward(RewardRecipe(components=chosen))
+    assert isinstance(reward, CaC)
+    return reward
 
 
-_ASKED = ("wording", "context", "windows", "constrained", "scan_fps", "look_fps", "margin_s", "max_new_tokens")
-"""What a recipe may say of how a judge is asked; of what it leaves out, the judge's folder decides."""
-
-
+# Keys about how a judge is asked; where the recipe has none, the judge's folder decides.
+_TWO_TURN = ("wording", "context", "windows", "constrained", "scan_fps", "look_fps", "margin_s", "max_new_tokens")
+# Keys about a judge that runs here, and about one behind a URL.
 _LOCAL = ("revision", "device", "dtype", "batch_size", "max_pixels")
 _SERVED = (
     "served_model",
@@ -145,85 +188,90 @@ _SERVED = (
     "frames",
     "api_key_env",
 )
-"""What a recipe may say of a judge that runs here, and of one behind a URL."""
+# Which keys about asking each mode of CaC reads.
 _MODES = {
-    "two_turn": _ASKED,
+    "two_turn": _TWO_TURN,
     "single_turn": ("scan_fps", "wording", "constrained", "max_new_tokens"),
     **dict.fromkeys(("readout", "json"), ("scan_fps", "wording")),
 }
-"""Which of them each mode of CaC knows."""
 
 
-def _read_of(recipe: JudgeRecipe) -> tuple[str, ...]:
-    """The keys that say something of this component, besides kind and weight. Raises ``ValueError`` for an unknown mode."""
+def _keys_read_by(recipe: JudgeRecipe) -> tuple[str, ...]:
+    """The keys that this component reads besides kind and weight. Raises ``ValueError`` for an unknown mode."""
     judge = ("model", *_LOCAL, *_SERVED)
     if recipe.kind == "cac":
         if recipe.mode not in _MODES:
             raise ValueError(f"mode must be two_turn, single_turn, readout or json, received {recipe.mode!r}")
-        return (*judge, "mode", "min_mass", "temperature", "views", "threshold", *_MODES[recipe.mode])
+        return (*judge, "mode", "min_mass", "temperature", "tta", "threshold", *_MODES[recipe.mode])
     if recipe.kind == "unified":
         return judge if recipe.model == "miniature" else (*judge, "prompt_file", "allow_other_prompt", "max_new_tokens")
-    return ("full_speed",) if recipe.kind == "motion" else ()
+    return ("full_speed",) if recipe.kind == "normal_flow_speed" else ()
 
 
 def _load_component(recipe: JudgeRecipe) -> Reward:
     backend = _backend_options(recipe)
     if recipe.kind == "cac":
-        from cac_align.cac.judge_settings import settings_of
+        from cac_align.cac.judge_settings import read_two_turn
         from cac_align.cac.single_turn import SingleTurn
         from cac_align.cac.verdict_only import VerdictOnly
         from cac_align.core.weights import shipped
         from cac_align.rewards.cac import CaC
 
         model = str(shipped("cac")) if recipe.model == "miniature" else recipe.model
-        given = {name: getattr(recipe, name) for name in _ASKED if getattr(recipe, name) is not None}
-        settings = asked = replace(settings_of(model, recipe.revision), **given)
+        given = {name: getattr(recipe, name) for name in _TWO_TURN if getattr(recipe, name) is not None}
+        settings = two_turn = replace(read_two_turn(model, recipe.revision), **given)
         if recipe.mode == "single_turn":
-            settings = SingleTurn(asked.scan_fps, asked.wording, asked.constrained, asked.max_new_tokens, asked.retries)
+            settings = SingleTurn(
+                two_turn.scan_fps, two_turn.wording, two_turn.constrained, two_turn.max_new_tokens, two_turn.retries
+            )
         elif recipe.mode != "two_turn":
-            settings = VerdictOnly(form=recipe.mode, scan_fps=asked.scan_fps, wording=asked.wording)
+            form = cast(Literal["readout", "json"], recipe.mode)
+            settings = VerdictOnly(form=form, scan_fps=two_turn.scan_fps, wording=two_turn.wording)
         options = {name: getattr(recipe, name) for name in ("min_mass", "temperature", "threshold")}
-        options["views"] = tuple(recipe.views)
-        return CaC.load(model, settings=settings, **options, **backend)
+        return CaC.load(model, settings=settings, tta=tuple(recipe.tta), **options, **backend)
     if recipe.kind == "unified":
         from cac_align.rewards.unified import UnifiedReward
 
         if recipe.model == "miniature":
             return UnifiedReward.miniature(**backend)
-        options = {"prompt_file": Path(recipe.prompt_file)} if recipe.prompt_file else {}
+        options: dict[str, Any] = {"prompt_file": Path(recipe.prompt_file)} if recipe.prompt_file else {}
         if recipe.max_new_tokens is not None:
             options["max_new_tokens"] = recipe.max_new_tokens
         return UnifiedReward.load(recipe.model, allow_other_prompt=recipe.allow_other_prompt, **options, **backend)
-    if recipe.kind == "motion":
-        from cac_align.rewards.motion import Motion
+    if recipe.kind == "normal_flow_speed":
+        from cac_align.rewards.normal_flow_speed import NormalFlowSpeed
 
-        return Motion(recipe.full_speed)
-    return made(recipe.kind)
+        return NormalFlowSpeed(recipe.full_speed)
+    return call_reward_factory(recipe.kind)
 
 
-def made(name: str) -> Reward:
-    """The reward behind "module:Name", called without arguments. Raises ``ValueError`` when that gives none."""
+def call_reward_factory(name: str) -> Reward:
+    """What "module:Name" returns when it is called without arguments. Raises ``ValueError`` when it is no reward."""
     try:
         reward = import_name(name)()
     except TypeError as error:
         raise ValueError(
-            f"{name} cannot be called without arguments ({error}); expected what makes a reward so"
+            f"{name} cannot be called without arguments ({error}); expected a function or class that makes a reward so"
         ) from error
     if not (callable(reward) and hasattr(reward, "name") and hasattr(reward, "provenance")):
         raise ValueError(
-            f"{name} gives a {type(reward).__name__}, which is no reward: it needs a name, a provenance and a call"
+            f"{name} returns a {type(reward).__name__}, which is no reward: it needs a name, a provenance and a call"
         )
     return reward
 
 
 def _backend_options(recipe: JudgeRecipe) -> dict[str, Any]:
-    """Only what the recipe states; each backend has its own defaults. Raises ``ValueError`` for what is said of the other backend."""
+    """The backend keys that the recipe states, as keyword arguments of ``LocalVlm.load`` or ``ServerVlm``.
+
+    Raises ``ValueError`` for a key of the other backend.
+    """
     server = recipe.model.startswith(("http://", "https://"))
     names, foreign = (_SERVED, _LOCAL) if server else (_LOCAL, _SERVED)
     for name in foreign:
         if name not in names and getattr(recipe, name) is not None:
             raise ValueError(
-                f"{name} is for {'a judge that runs here' if server else 'a judge behind a URL'}, and model is {recipe.model}; leave it out"
+                f"{name} is for a judge {'that runs here' if server else 'behind a URL'}, and model is {recipe.model}; "
+                "leave it out"
             )
     options = {
         name: getattr(recipe, name) for name in names if name != "api_key_env" and getattr(recipe, name) is not None
@@ -236,12 +284,13 @@ def _backend_options(recipe: JudgeRecipe) -> dict[str, Any]:
     return options
 
 
-def offered(reward: Reward) -> dict[str, Reward]:
-    """A reward and, where it is a combination, each of its components normalised as in the whole; the whole stands first.
+def reward_choices(reward: Reward) -> dict[str, Reward]:
+    """The rewards among which a host trainer or a client can choose, by name.
 
-    One alone whose bounds are not 0 and 1 (UnifiedReward: 1 to 5) is brought there, too: hosts add up what they are given.
-
-    Raises ``ValueError`` for a normaliser that compares the videos of one prompt: hosts and clients hand over fragments of groups.
+    These are the reward itself, first, and for a combination each of its components, normalised as in the
+    combination. A single reward whose bounds are not 0 and 1 (UnifiedReward: 1 to 5) is normalised as well,
+    because hosts add rewards up. Raises ``ValueError`` for a normaliser that compares the videos of one
+    prompt, because a call of a host or client may hold a part of them only.
     """
     normalise = getattr(reward, "normalise", None)
     if normalise in ("group", "rank"):

@@ -1,9 +1,10 @@
-"""The CaC reward: judge in two turns, read R = P(normal) / (P(normal) + P(abnormal)) off the deciding turn (Eq. 7).
+"""The CaC reward: judge in two turns and read R = P(normal) / (P(normal) + P(abnormal)) at the deciding turn (Eq. 7).
 
-prompts, videos → two_turn.judge → Judgement → Score in [0, 1], with the judgement as its evidence
+prompts, videos → copies under ``tta`` → two_turn.judge_each → Judgements → Score in [0, 1] with a judgement as evidence
 
-With ``VerdictOnly`` or ``SingleTurn`` settings it is a different, cheaper reward under a name and provenance of its own (see
-``cac.verdict_only``, ``cac.single_turn``); with several ``views`` a dearer and surer one (``cac.views``).
+With ``VerdictOnly`` or ``SingleTurn`` settings it is a cheaper reward with a name and provenance of its own
+(``cac.verdict_only``, ``cac.single_turn``). With test-time augmentation (``cac.augmentations``) it costs one
+judgement per augmentation and is more accurate.
 """
 
 from __future__ import annotations
@@ -13,9 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cac_align.cac import judge_settings as folder
-from cac_align.cac import single_turn, two_turn, verdict_only
-from cac_align.cac.augmentations import AS_IS, consensus_judgement, mean_log_odds, steps_of, told, unviewed, viewed
+from cac_align.cac import judge_settings, single_turn, two_turn, verdict_only
+from cac_align.cac.augmentations import (
+    AS_IS,
+    augment,
+    consensus_judgement,
+    mean_log_odds,
+    parse_augmentation,
+    transform_prompt,
+    undo_augmentation,
+)
 from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.cac.verdict_only import VerdictOnly
@@ -27,42 +35,46 @@ from cac_align.vlm.connect import connect
 from cac_align.vlm.dialogue import Dialogue
 from cac_align.vlm.protocol import Vlm, unknown_judge
 
-Settings = TwoTurn | SingleTurn | VerdictOnly
+CaCSettings = TwoTurn | SingleTurn | VerdictOnly
 
-_REWARDS: Mapping[type, tuple[str, Callable[..., Dialogue[Judgement]]]] = {
-    TwoTurn: ("cac", two_turn.judge_one),
-    SingleTurn: ("cac single turn", single_turn.judge_one),
-    VerdictOnly: ("cac verdict only", verdict_only.judge_one),
+# By class of the settings: the reward's name and the function that makes a video's dialogue.
+_METHODS: Mapping[type, tuple[str, Callable[..., Dialogue[Judgement]]]] = {
+    TwoTurn: ("cac", two_turn.two_turn_dialogue),
+    SingleTurn: ("cac single turn", single_turn.single_turn_dialogue),
+    VerdictOnly: ("cac verdict only", verdict_only.verdict_only_dialogue),
 }
-"""By the settings' class: which reward it is, and how it judges a video."""
 
 
 @dataclass(frozen=True)
 class CaC:
-    """CaC behind any vision-language model; a ``Reward``.
+    """CaC behind any vision-language model; a ``Reward``."""
 
-    vlm: who is asked. settings: how (see ``TwoTurn``); its name follows them unless given. min_mass: P(normal) + P(abnormal) below this means that the model wanted to
-    write something else, and there is no score. temperature: T of R_T = σ(log-odds / T); 1 is the paper's Eq. 7. A judge that has thought
-    aloud is almost certain of its verdict, right or wrong, and Eq. 7 then ties what its log-odds still tell apart; T from held-out clips
-    (``evaluation.calibration.fit_temperature``; Guo et al. 2017, arXiv 1706.04599) makes R a probability again and keeps every order.
-    views: how each video is shown (``cac.views``); of several, R is that of the mean log-odds, every view must have a verdict, and the
-    evidence is the first view's judgement that agrees with the mean. threshold: of several views, the mean log-odds at or below which their
-    verdict is "abnormal", where one of them says so: one view's alarm is worth more than one view's silence, so it lies above 0 (``evaluation.calibration.fit_threshold``).
-    It moves no R. bounds: the range of its values, for ``normalise="range"``.
-    """
-
+    # The judge.
     vlm: Vlm
-    settings: Settings = field(default_factory=TwoTurn)
+    # How it is asked.
+    settings: CaCSettings = field(default_factory=TwoTurn)
+    # When P(normal) + P(abnormal) is below this share, the model wanted to write something else: there is no score.
     min_mass: float = 0.01
+    # T of R_T = σ(log-odds / T); 1 is the paper's Eq. 7. After its chain of thought a judge is almost certain of its
+    # verdict, right or wrong, and Eq. 7 then ties videos that its log-odds still tell apart. A T fitted on held-out
+    # clips (``evaluation.bench.calibration.fit_temperature``; Guo et al. 2017, arXiv 1706.04599) makes R a probability
+    # again and keeps every order.
     temperature: float = 1.0
+    # Name of the reward; "" takes the one of the settings.
     name: str = ""
+    # Lowest and highest value, for ``normalise="range"``.
     bounds: tuple[float, float] = (0.0, 1.0)
-    views: tuple[str, ...] = (AS_IS,)
+    # Test-time augmentations. R is that of the mean log-odds, every copy must have a verdict, and the evidence is the
+    # first judgement that agrees with the mean.
+    tta: tuple[str, ...] = (AS_IS,)
+    # The mean log-odds at or below which the verdict of several augmentations is "abnormal", provided that one of them
+    # says so. One copy's alarm is worth more than another's silence, so it lies above 0
+    # (``evaluation.bench.calibration.fit_threshold``). It does not change R.
     threshold: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.views or len({frozenset(steps_of(view)) for view in self.views}) < len(self.views):
-            raise ValueError(f"views must be one or more different views, received {list(self.views)}")
+        if not self.tta or len({frozenset(parse_augmentation(name)) for name in self.tta}) < len(self.tta):
+            raise ValueError(f"tta must be one or more different augmentations, received {list(self.tta)}")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature must be a positive number, received {self.temperature}")
         if not 0 <= self.min_mass <= 1:
@@ -70,37 +82,39 @@ class CaC:
         if not math.isfinite(self.threshold):
             raise ValueError(f"threshold must be a finite log-odds, received {self.threshold}")
         if not self.name:
-            object.__setattr__(self, "name", _REWARDS[type(self.settings)][0].replace(" ", "_"))
+            object.__setattr__(self, "name", _METHODS[type(self.settings)][0].replace(" ", "_"))
 
     @classmethod
     def load(
         cls,
         model: str,
         *,
-        settings: Settings | None = None,
+        settings: CaCSettings | None = None,
         min_mass: float = 0.01,
         temperature: float | None = None,
-        views: Sequence[str] = (AS_IS,),
+        tta: Sequence[str] = (AS_IS,),
         threshold: float | None = None,
         **backend: Any,
     ) -> CaC:
-        """``model``: a checkpoint (folder or hub id) to run here, or the URL of an OpenAI-compatible server.
+        """CaC on a checkpoint (folder or hub id) that runs here, or on the URL of an OpenAI-compatible server.
 
-        settings: None takes those that stand in the checkpoint's ``cac_align.json`` (``cac.folder``), or else the paper's two turns.
-        temperature: None takes the one that stands there, fitted for the two turns and these views (or for the
-        video as it is), or else 1. threshold: None takes the one that stands there for the two turns and these views, or else 0.
-        backend: passed to ``LocalVlm.load`` (device, dtype, batch_size, max_pixels: as the folder says, …) or ``ServerVlm`` (served_model, concurrency, timeout_s, …).
-        Raises ``ValueError`` when the model cannot be loaded or reached.
+        settings, temperature, threshold: None takes the value in the checkpoint's ``cac_align.json``
+        (``cac.judge_settings``), or else the paper's two turns, 1 and 0. Temperature and threshold there
+        hold for two turns only. backend: keyword arguments of ``LocalVlm.load`` (device, dtype, batch_size,
+        max_pixels, …) or ``ServerVlm`` (served_model, concurrency, timeout_s, …). Raises ``ValueError``
+        when the model cannot be loaded or reached.
         """
         revision = backend.get("revision")
-        settings = settings or folder.settings_of(model, revision)
+        settings = settings or judge_settings.read_two_turn(model, revision)
         if temperature is None:
-            temperature = folder.temperature_of(model, views, revision) if isinstance(settings, TwoTurn) else 1.0
+            temperature = (
+                judge_settings.read_temperature(model, tta, revision) if isinstance(settings, TwoTurn) else 1.0
+            )
         if threshold is None:
-            threshold = folder.threshold_of(model, views, revision) if isinstance(settings, TwoTurn) else 0.0
-        if (learnt := folder.max_pixels_of(model, revision)) is not None:
-            backend.setdefault("max_pixels", learnt)
-        return cls(connect(model, **backend), settings, min_mass, temperature, views=tuple(views), threshold=threshold)
+            threshold = judge_settings.read_threshold(model, tta, revision) if isinstance(settings, TwoTurn) else 0.0
+        if (max_pixels := judge_settings.read_max_pixels(model, revision)) is not None:
+            backend.setdefault("max_pixels", max_pixels)
+        return cls(connect(model, **backend), settings, min_mass, temperature, tta=tuple(tta), threshold=threshold)
 
     @classmethod
     def miniature(cls, **backend: Any) -> CaC:
@@ -109,80 +123,97 @@ class CaC:
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        kind, _ = _REWARDS[type(self.settings)]
+        kind, _ = _METHODS[type(self.settings)]
         own = {} if self.temperature == 1 else {"temperature": repr(self.temperature)}
-        own |= {} if self.views == (AS_IS,) else {"views": ", ".join(self.views)}
+        own |= {} if self.tta == (AS_IS,) else {"tta": ", ".join(self.tta)}
         own |= {} if self.threshold == 0 else {"threshold": repr(self.threshold)}
-        return {"reward": kind, "min_mass": repr(self.min_mass), **own, **two_turn.provenance(self.settings, self.vlm)}
+        return {
+            "reward": kind,
+            "min_mass": repr(self.min_mass),
+            **own,
+            **two_turn.judge_provenance(self.settings, self.vlm),
+        }
 
     def judge(
         self, prompts: Sequence[str], videos: Sequence[Video], *, progress: Callable[[int], None] | None = None
     ) -> list[Judgement]:
-        """The judgements themselves, one per video, in order; of several views the one that speaks for all, or the first that failed."""
+        """One judgement per video, in order: the consensus of its augmentations, or the first that failed."""
         return [
-            next((judgement for judgement in seen if judgement.error is not None), None)
-            or consensus_judgement(seen, self.threshold)
-            for seen in self._judge_views(prompts, videos, progress)
+            next((judgement for judgement in judgements if judgement.error is not None), None)
+            or consensus_judgement(judgements, self.threshold)
+            for judgements in self._judge_augmented(prompts, videos, progress)
         ]
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
-        """One Score per video, in order. None is a number when it cannot be told which checkpoint judged: a server that was exchanged
-        meanwhile, or that does not say what it runs."""
+        """One Score per video, in order.
+
+        All are missing when it is unknown which checkpoint judged, because the server changed it during
+        the call or does not say what it runs.
+        """
         check_pairs(prompts, videos)
         provenance = self.provenance
-        scores = [self._score(seen, provenance) for seen in self._judge_views(prompts, videos, None)]
-        if (why := unknown_judge(provenance, self.provenance)) is None:
+        scores = [self._score(each, provenance) for each in self._judge_augmented(prompts, videos, None)]
+        if (reason := unknown_judge(provenance, self.provenance)) is None:
             return scores
-        lost = f"{self.name}: {why}"
+        error = f"{self.name}: {reason}"
         return [
-            Score.missing(lost, parts=score.parts, evidence=score.evidence, provenance=provenance)
+            Score.missing(error, parts=score.parts, evidence=score.evidence, provenance=provenance)
             if score.scored
             else score
             for score in scores
         ]
 
-    def _judge_views(
+    def _judge_augmented(
         self, prompts: Sequence[str], videos: Sequence[Video], progress: Callable[[int], None] | None
     ) -> list[list[Judgement]]:
-        """Of each video one judgement per view, in the video's own frames and boxes. All go through the judge together."""
+        """Per video one judgement per augmentation, in the video's own frames and boxes; all are judged together."""
         check_pairs(prompts, videos)
-        _, one = _REWARDS[type(self.settings)]
-        count = len(self.views)
-        texts = [told(prompt, view) for prompt in prompts for view in self.views]
-        shown = [viewed(video, view) for video in videos for view in self.views]
-        said = two_turn.judge_each(
-            one, self.vlm, texts, shown, self.settings, progress=progress and _every(count, progress)
+        _, make_dialogue = _METHODS[type(self.settings)]
+        count = len(self.tta)
+        judgements = two_turn.judge_each(
+            make_dialogue,
+            self.vlm,
+            [transform_prompt(prompt, augmentation) for prompt in prompts for augmentation in self.tta],
+            [augment(video, augmentation) for video in videos for augmentation in self.tta],
+            self.settings,
+            progress=progress and _count_videos(count, progress),
         )
-        back = [unviewed(judgement, videos[i // count], self.views[i % count]) for i, judgement in enumerate(said)]
-        return [back[i : i + count] for i in range(0, len(back), count)]
+        restored = [
+            undo_augmentation(judgement, videos[index // count], self.tta[index % count])
+            for index, judgement in enumerate(judgements)
+        ]
+        return [restored[index : index + count] for index in range(0, len(restored), count)]
 
-    def _score(self, seen: Sequence[Judgement], provenance: Mapping[str, str]) -> Score:
-        for view, judgement in zip(self.views, seen, strict=True):
-            who = "cac" if len(seen) == 1 else f"cac ({view})"
+    def _score(self, judgements: Sequence[Judgement], provenance: Mapping[str, str]) -> Score:
+        for augmentation, judgement in zip(self.tta, judgements, strict=True):
+            name = "cac" if len(judgements) == 1 else f"cac ({augmentation})"
             if judgement.error is not None:
-                return Score.missing(f"{who}: {judgement.error}", evidence=judgement, provenance=provenance)
+                return Score.missing(f"{name}: {judgement.error}", evidence=judgement, provenance=provenance)
             if not judgement.mass >= self.min_mass:
-                reason = f"{who}: the verdict's two words hold only {judgement.mass:.3g} of the probability (limit {self.min_mass:g})"
+                reason = (
+                    f"{name}: P(normal) + P(abnormal) is only {judgement.mass:.3g}, below the limit {self.min_mass:g}"
+                )
                 return Score.missing(reason, parts=_probabilities(judgement), evidence=judgement, provenance=provenance)
-        judgement, odds = consensus_judgement(seen, self.threshold), mean_log_odds(seen)
-        parts = {**_probabilities(judgement), "log_odds": odds}
-        if len(seen) > 1:
-            parts |= {f"log_odds/{view}": one.log_odds for view, one in zip(self.views, seen, strict=True)}
-        return Score(tempered(odds, self.temperature), parts, judgement, None, provenance)
+        judgement, log_odds = consensus_judgement(judgements, self.threshold), mean_log_odds(judgements)
+        parts = {**_probabilities(judgement), "log_odds": log_odds}
+        if len(judgements) > 1:
+            for augmentation, each in zip(self.tta, judgements, strict=True):
+                parts[f"log_odds/{augmentation}"] = each.log_odds
+        return Score(tempered(log_odds, self.temperature), parts, judgement, None, provenance)
 
 
 def _probabilities(judgement: Judgement) -> dict[str, float]:
     return {"p_normal": judgement.p_normal, "p_abnormal": judgement.p_abnormal, "mass": judgement.mass}
 
 
-def _every(count: int, progress: Callable[[int], None]) -> Callable[[int], None]:
-    """A progress in videos out of one in views: ``count`` views are a video."""
-    ended = 0
+def _count_videos(copies: int, progress: Callable[[int], None]) -> Callable[[int], None]:
+    """A callback that is told of finished copies and calls ``progress`` with finished videos of ``copies`` each."""
+    finished = 0
 
-    def tell(views: int) -> None:
-        nonlocal ended
-        before, ended = ended, ended + views
-        if videos := ended // count - before // count:
+    def count(newly_finished: int) -> None:
+        nonlocal finished
+        before, finished = finished, finished + newly_finished
+        if videos := finished // copies - before // copies:
             progress(videos)
 
-    return tell
+    return count

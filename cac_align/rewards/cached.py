@@ -1,6 +1,6 @@
-"""A reward that looks into a ledger before it scores: what ``Ledger.wrap`` makes of a reward, and of a combination.
+"""A reward that looks into a ledger before it scores, and writes what it scored.
 
-prompts, videos → keys → found in the ledger | scored and filed, a batch at a time → Scores in order
+reward, ledger → cached → reward;  prompts, videos → keys → found in the ledger | scored and written, batch by batch → Scores
 """
 
 from __future__ import annotations
@@ -9,15 +9,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cac_align.core.video import Video
-from cac_align.rewards.combine import bounds_of
+from cac_align.rewards.combine import Combined, bounds_of
 from cac_align.rewards.ledger import Ledger, score_key, unreadable_key
 from cac_align.rewards.reward import Reward, Score, check_pairs
 from cac_align.vlm.protocol import served
 
 
+def cached(reward: Reward, ledger: Ledger, *, videos_at_once: int = 16) -> CachedReward | CachedCombination:
+    """The same reward (name, provenance, bounds), which scores only what the ledger does not hold yet.
+
+    Of a combination the components are cached, and their combined scores are written as rows of kind
+    ``combined``. videos_at_once: how many videos the reward is given per call. Each batch is written as
+    soon as it is scored, so a killed process loses one batch at most.
+    """
+    if isinstance(reward, Combined):
+        components = {
+            name: cached(component, ledger, videos_at_once=videos_at_once)
+            for name, component in reward.components.items()
+        }
+        return CachedCombination(reward.with_components(components), ledger)
+    return CachedReward(reward, ledger, videos_at_once)
+
+
 @dataclass(frozen=True)
-class _Filing:
-    """A reward beside the ledger that it files in: its own name, provenance and bounds."""
+class _WithLedger:
+    """A reward and its ledger; name, provenance and bounds are the reward's."""
 
     reward: Reward
     ledger: Ledger
@@ -36,16 +52,16 @@ class _Filing:
 
 
 @dataclass(frozen=True)
-class Remembered(_Filing):
-    """A reward that looks into a ledger before it scores. Made by ``Ledger.wrap``."""
+class CachedReward(_WithLedger):
+    """A single reward with its ledger. Made by ``cached``."""
 
     videos_at_once: int = 16
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
-        """One Score per video, in order; equal videos with equal prompts are scored once."""
+        """One Score per video, in order. Equal videos with equal prompts are scored once."""
         check_pairs(prompts, videos)
         provenance = dict(self.reward.provenance)
-        keys = [key_of(prompt, video, provenance) for prompt, video in zip(prompts, videos, strict=True)]
+        keys = [_key(prompt, video, provenance) for prompt, video in zip(prompts, videos, strict=True)]
         scores: dict[str, Score] = {}
         for key in keys:
             if key not in scores and (hit := self.ledger.find(key)) is not None:
@@ -59,60 +75,58 @@ class Remembered(_Filing):
                 raise ValueError(
                     f"reward {self.name!r} returned {len(fresh)} scores for {len(batch)} videos; expected one each"
                 )
-            fresh = [_of_judge(provenance, score) for score in fresh]
-            self.ledger.record(
-                [
-                    (
-                        keys[index],
-                        "score" if score.scored else "missing",
-                        prompts[index],
-                        videos[index],
-                        self.name,
-                        score,
-                    )
-                    for index, score in zip(batch, fresh, strict=True)
-                ]
-            )
+            fresh = [_checked_against(provenance, score) for score in fresh]
+            rows = []
+            for index, score in zip(batch, fresh, strict=True):
+                kind = "score" if score.scored else "missing"
+                rows.append((keys[index], kind, prompts[index], videos[index], self.name, score))
+            self.ledger.record(rows)
             scores |= {keys[index]: score for index, score in zip(batch, fresh, strict=True)}
         return [scores[key] for key in keys]
 
-    def filed_under(self, prompt: str, video: Video, score: Score) -> str:
-        """The key of this score. Which checkpoint gave it the score knows: a server may be busy, gone or another one by now."""
-        return key_of(prompt, video, {**self.reward.provenance, **served(score.provenance)})
+    def ledger_key(self, prompt: str, video: Video, score: Score) -> str:
+        """The key under which this score stands in the ledger.
+
+        Which checkpoint gave it is read from the score, because the server may run another one by now.
+        """
+        return _key(prompt, video, {**self.reward.provenance, **served(score.provenance)})
 
 
-def _of_judge(provenance: Mapping[str, str], score: Score) -> Score:
-    """The score, where no other checkpoint made it than its key says: a server may be exchanged in the middle of a call."""
+def _checked_against(provenance: Mapping[str, str], score: Score) -> Score:
+    """The score, or a missing one when a server's checkpoint is not the one that ``provenance`` names."""
     if not score.scored or all(
         provenance.get(name, value) == value for name, value in served(score.provenance).items()
     ):
         return score
-    why = "the judge was exchanged since this call began, so its score is not filed under the former one; score this video again"
-    return Score.missing(why, parts=score.parts, evidence=score.evidence, provenance=score.provenance)
+    reason = (
+        "the server's checkpoint changed since this call began, so its score cannot be filed under the former one; "
+        "score this video again"
+    )
+    return Score.missing(reason, parts=score.parts, evidence=score.evidence, provenance=score.provenance)
 
 
 @dataclass(frozen=True)
-class Logged(_Filing):
-    """A combination over remembered components that files what it made of them. Made by ``Ledger.wrap``."""
+class CachedCombination(_WithLedger):
+    """A combination of cached components that writes its combined scores. Made by ``cached``."""
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
         scores = self.reward(prompts, videos)
-        entries = []
+        rows = []
         for prompt, video, score in zip(prompts, videos, scores, strict=True):
-            key = self.filed_under(prompt, video, score)
-            filed = self.ledger.combined(key)
-            if filed is None or filed.to_json() != score.to_json():  # a resumed run adds no second copy
-                entries.append((key, "combined", prompt, video, self.name, score))
-        self.ledger.record(entries)
+            key = self.ledger_key(prompt, video, score)
+            former = self.ledger.combined(key)
+            if former is None or former.to_json() != score.to_json():  # a resumed run writes no second copy
+                rows.append((key, "combined", prompt, video, self.name, score))
+        self.ledger.record(rows)
         return scores
 
-    def filed_under(self, prompt: str, video: Video, score: Score) -> str:
-        """The key of this combined score."""
-        return key_of(prompt, video, score.provenance)
+    def ledger_key(self, prompt: str, video: Video, score: Score) -> str:
+        """The key under which this combined score stands in the ledger."""
+        return _key(prompt, video, score.provenance)
 
 
-def key_of(prompt: str, video: Video, provenance: Mapping[str, str]) -> str:
-    """``score_key``, or for a video whose bytes cannot be read a key of its own: its row is for audit and is never a hit."""
+def _key(prompt: str, video: Video, provenance: Mapping[str, str]) -> str:
+    """``score_key``, or for a video whose bytes cannot be read a key of its own, which is never found again."""
     try:
         return score_key(prompt, video, provenance)
     except (ValueError, OSError):

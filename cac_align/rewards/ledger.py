@@ -1,14 +1,20 @@
-"""The ledger: an append-only JSONL of scores that is the cache, the resume point and the audit trail at once.
+"""The ledger: an append-only JSONL of scores that is the cache, the resume point and the audit trail.
 
-wrap(reward) → look up (video content + prompt + provenance) → score only the rest → append one line each → Scores in order
+cached(reward, ledger) → look up (video content + prompt + provenance) → score the rest → append → Scores
 
-A line is ``{"key", "kind", "time", "prompt", "video", "video_hash", "reward", "score", "parts", "judgement", "error", "provenance",
-"extra"}``; key and kind stand first, so that opening reads 70 bytes of each line and the evidence is parsed only when it is asked for.
-Kinds: ``score`` (served again), ``missing`` (kept for audit, tried again), ``combined`` (what a combination made of its
-components; never served, because ``group`` and ``rank`` values depend on the videos beside it), ``extra`` (added later to a key).
+A line is ``{"key", "kind", "time", "prompt", "video", "video_hash", "reward", "score", "parts", "judgement", "error",
+"provenance", "extra"}``. Key and kind stand first, so that opening a ledger reads 70 bytes of each line; the evidence is
+parsed when it is asked for. There are four kinds:
 
-Several processes may append at once: each line is one write on an O_APPEND descriptor under an exclusive file lock. A line torn
-by a killed process is moved to ``<name>.torn`` with a warning; a damaged line in the middle is named in ``faults`` and skipped.
+- ``score``: a score, served again.
+- ``missing``: a video without score, kept for audit and tried again.
+- ``combined``: the score of a combination. It is never served again, because with ``group`` and ``rank``
+  normalisation it depends on the other videos of the call.
+- ``extra``: facts that were added to a key later.
+
+Several processes may append at once: each line is one write on an O_APPEND descriptor under an exclusive
+file lock. A last line that a killed process left incomplete is moved to ``<name>.torn`` with a warning. A
+damaged line elsewhere is described in ``faults`` and skipped.
 """
 
 from __future__ import annotations
@@ -28,8 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from cac_align.core.video import Video
-from cac_align.rewards.combine import Combined
-from cac_align.rewards.reward import Reward, Score
+from cac_align.rewards.reward import Score
 
 _HEAD = re.compile(rb'\{"key": "([0-9a-f]{64})", "kind": "(score|missing|combined|extra)"')
 
@@ -40,7 +45,7 @@ def provenance_digest(provenance: Mapping[str, str]) -> str:
 
 
 def score_key(prompt: str, video: Video, provenance: Mapping[str, str]) -> str:
-    """What a score is filed under: sha256 of (video content hash, prompt, provenance digest). 64 hexadecimal digits.
+    """A score's key: sha256 of (video content hash, prompt, provenance digest), 64 hexadecimal digits.
 
     Raises ``ValueError`` when the video's bytes cannot be read.
     """
@@ -48,15 +53,16 @@ def score_key(prompt: str, video: Video, provenance: Mapping[str, str]) -> str:
 
 
 def unreadable_key(name: str, prompt: str, provenance: Mapping[str, str]) -> str:
-    """What a video whose bytes cannot be read is filed under, by its name: for audit, never a hit."""
+    """The key of a video whose bytes cannot be read, made of its name: for audit only, never found again."""
     return hashlib.sha256(_canonical(["unreadable", name, prompt, provenance_digest(provenance)])).hexdigest()
 
 
 class Ledger:
-    """A ledger file, open for reading and appending; made when it does not exist. Thread-safe; picklable by its path.
+    """A ledger file, open for reading and appending. Thread-safe; pickled by its path.
 
-    write: False only reads: nothing is made or mended. faults: damaged lines found so far, one sentence each.
-    Raises ``ValueError`` when the path cannot be a ledger, or is a file of another kind, which is left as it is.
+    The file is created when it does not exist. write: False opens it for reading only; nothing is
+    created or repaired. ``faults`` has a sentence for every damaged line found so far. Raises
+    ``ValueError`` when the path cannot be opened or is a file of another kind, which is left unchanged.
     """
 
     def __init__(self, path: str | os.PathLike[str], write: bool = True) -> None:
@@ -65,7 +71,7 @@ class Ledger:
         self.faults: list[str] = []
         self._lock = threading.RLock()
         self._fd, self._pid = -1, -1
-        self._forget()
+        self._reset_index()
         with self._lock, self._file():
             self._refuse_another_kind()
             if write:
@@ -80,35 +86,21 @@ class Ledger:
         """How many scores can be served."""
         return len(self._scores)
 
-    def wrap(self, reward: Reward, *, videos_at_once: int = 16) -> Reward:
-        """The same reward (name, provenance, bounds), which looks here first, scores only the rest and appends it.
-
-        Of a combination the components are wrapped, and what it made of them is filed as rows of kind ``combined``.
-        videos_at_once: how many videos the reward is given per call, each batch being written as soon as it is scored: it is what
-        a kill can cost. Raise it for a server that takes more at a time.
-        """
-        from cac_align.rewards.cached import Logged, Remembered
-
-        if isinstance(reward, Combined):
-            wrapped = {
-                name: self.wrap(component, videos_at_once=videos_at_once)
-                for name, component in reward.components.items()
-            }
-            return Logged(reward.with_components(wrapped), self)
-        return Remembered(reward, self, videos_at_once)
-
     def find(self, key: str) -> Score | None:
-        """The score filed under ``key``, or None. A row that turns out to be damaged is named in ``faults`` and is no hit."""
+        """The score of ``key``, or None. A damaged row counts as none and is described in ``faults``."""
         row = self._row(self._scores, key)
         return None if row is None else Score.from_json(row)
 
     def combined(self, key: str) -> Score | None:
-        """The last combined score filed under ``key``, or None. For reading back, never served to a reward's caller."""
+        """The last combined score of ``key``, or None."""
         row = self._row(self._combined, key)
         return None if row is None else Score.from_json(row)
 
     def annotate(self, key: str, **extra: Any) -> None:
-        """Add facts to a key later on: host step, group, advantage. They come back from ``extra(key)`` and in ``rows()``."""
+        """Add facts to a key, such as step, group or advantage; ``extra(key)`` and ``rows()`` return them.
+
+        Raises ``ValueError`` for a text that is not a ledger key.
+        """
         if not re.fullmatch(r"[0-9a-f]{64}", key):
             raise ValueError(
                 f"expected a ledger key of 64 hexadecimal digits, received {key!r}; make one with score_key"
@@ -116,14 +108,14 @@ class Ledger:
         self._append([{"key": key, "kind": "extra", "time": _now(), "extra": extra}])
 
     def extra(self, key: str) -> list[dict[str, Any]]:
-        """Everything ``annotate`` was told about ``key``, in order."""
+        """Everything that ``annotate`` added to ``key``, in order."""
         with self._lock, self._file():
             self._catch_up()
             rows = [self._parse(offset) for offset in self._extras.get(key, ())]
         return [row["extra"] for row in rows if row is not None]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every readable row in the order of the file, as written. Damaged lines are named in ``faults`` and skipped."""
+        """Every readable row in the order of the file. Damaged lines are described in ``faults`` and skipped."""
         with self._lock, self._file():
             self._catch_up()
             end = self._end
@@ -138,7 +130,7 @@ class Ledger:
                     self._fault(offset, "is not JSON")
 
     def record(self, entries: Sequence[tuple[str, str, str, Video, str, Score]]) -> None:
-        """Append scores: (key, kind, prompt, video, reward name, score) each, one line each."""
+        """Append scores, one line each; an entry is (key, kind, prompt, video, name of the reward, score)."""
         rows = []
         for key, kind, prompt, video, reward, score in entries:
             row = {"key": key, "kind": kind, "time": _now(), "prompt": prompt, "video": video.name}
@@ -148,18 +140,21 @@ class Ledger:
 
     # ---- the file -------------------------------------------------------------------------------------------------
 
-    def _forget(self) -> None:
+    def _reset_index(self) -> None:
         self._scores: dict[str, int] = {}  # key → offset of its line
         self._combined: dict[str, int] = {}
         self._extras: dict[str, list[int]] = {}
-        self._damaged: set[int] = set()  # offsets of lines that were named in ``faults``
+        self._damaged: set[int] = set()  # offsets of lines that ``faults`` describes
         self._end = 0  # everything before this offset has been scanned; always just after a newline
         self._line_number = 0
 
     @contextmanager
     def _file(self) -> Iterator[int]:
-        """The descriptor, under the exclusive lock that every process takes. Reopened after a fork: a lock belongs to the open
-        file, and a child that inherited it would not be kept out by its parent."""
+        """The file descriptor, under a lock that every process takes.
+
+        It is reopened after a fork: a lock belongs to the open file, so a child that inherited it would
+        not be excluded by its parent.
+        """
         if self._pid != os.getpid():
             how = os.O_RDWR | os.O_APPEND | os.O_CREAT if self._write else os.O_RDONLY
             try:
@@ -183,13 +178,13 @@ class Ledger:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def _catch_up(self) -> None:
-        """Scan what has been appended since the last look, by this process or another: heads only, whole lines only."""
+        """Index the whole lines that any process has appended since the last call; only their heads are read."""
         size = os.fstat(self._fd).st_size
         if size == self._end:
             return
         if size < self._end:
             warnings.warn(f"{self.path}: became shorter while it was open; reading it again", stacklevel=4)
-            self._forget()
+            self._reset_index()
         with open(self.path, "rb") as file:
             file.seek(self._end)
             for line in file:
@@ -232,8 +227,8 @@ class Ledger:
             return None
 
     def _append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One line per row, each with one write. Raises ``OSError`` when it cannot be written whole; the torn piece is taken back."""
-        # ASCII, because a model's text may hold U+2028 and its like, at which many a reader splits lines.
+        """Write one line per row. Raises ``OSError`` when a line cannot be written whole; its part is removed again."""
+        # ASCII, because a model's text may hold characters such as U+2028, at which some readers split lines.
         lines = [
             (json.dumps(row, ensure_ascii=True, allow_nan=False, default=_plain) + "\n").encode("ascii") for row in rows
         ]
@@ -254,7 +249,7 @@ class Ledger:
             self._catch_up()
 
     def _refuse_another_kind(self) -> None:
-        """A video or a prompt file given as a ledger would be cut behind its last newline, as a torn row is."""
+        """Raise ``ValueError`` for a file that is no ledger; repairing it would cut it after its last newline."""
         if os.fstat(self._fd).st_size == 0:
             return
         with open(self.path, "rb") as file:
@@ -263,18 +258,20 @@ class Ledger:
             file.seek(0)
             line, begun = file.readline(), b'{"key": "'
         if line[: len(begun)] != begun[: len(line)] or line.endswith(b"\n"):  # not the torn beginning of a first row
-            raise ValueError(f"{self.path}: is not a ledger: no line of it is a ledger's row; give another file")
+            raise ValueError(f"{self.path} is not a ledger: none of its lines is a ledger row; give another file")
 
     def _repair_tail(self) -> None:
-        """End the file with a newline: a line cut short by a dead process is moved aside. Called under the lock only, where nobody
-        is in the middle of writing."""
+        """Make the file end with a newline: the incomplete line of a killed process is moved to ``<name>.torn``.
+
+        Call it under the lock only, when no process is writing.
+        """
         size = os.fstat(self._fd).st_size
         if size == 0 or os.pread(self._fd, 1, size - 1) == b"\n":
             return
         start = _after_last_newline(self._fd, size)
         tail = os.pread(self._fd, size - start, start)
         if _HEAD.match(tail) and _is_json(tail):
-            os.write(self._fd, b"\n")  # only its newline was lost
+            os.write(self._fd, b"\n")  # only its newline is missing
             return
         torn = self.path.with_name(self.path.name + ".torn")
         with open(torn, "ab") as file:

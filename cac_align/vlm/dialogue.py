@@ -1,9 +1,11 @@
-"""Dialogues: what is asked next may depend on the last reply, so each video goes its own way and none waits for the others.
+"""Dialogues with a vision-language model: what is asked next may depend on the last reply.
 
-a dialogue (a generator: yields Questions, is sent their Replies, returns its result) × many → hold(vlm) → results, in order
+many dialogues → run_dialogues(vlm) → their results, in order
 
-A backend that can keep itself full has a ``hold`` of its own: LocalVlm refills a slot as soon as an answer ends, ServerVlm sends a
-dialogue's next request as soon as its last one came back. Any other ``Vlm`` is asked in rounds.
+A dialogue is a generator that yields questions, is sent their replies, and returns its result. Dialogues
+do not wait for each other. A backend that can keep itself busy has a ``run_dialogues`` of its own:
+LocalVlm refills a slot as soon as an answer ends, and ServerVlm sends a dialogue's next request as soon as
+its last one came back. Any other ``Vlm`` is asked in rounds.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """One conversation to be answered, and how (the arguments of ``Vlm.answer``)."""
+    """A conversation to be answered, and how (the arguments of ``Vlm.answer``)."""
 
     conversation: Conversation
     max_new_tokens: int
@@ -29,21 +31,23 @@ class Question:
     readout: Readout | None = None
 
 
+# Yields questions that may be asked at the same time, is sent one reply each in order, and returns its result.
 Dialogue = Generator[list[Question], list[Reply], R]
-"""Yields questions that may be asked at the same time, is sent one reply each, in order; returns its result."""
 
 
 @runtime_checkable
-class Holds(Protocol):
-    """A backend that carries on many dialogues at once. ``done(number, result)`` is called as each of them ends."""
+class DialogueRunner(Protocol):
+    """A backend that runs many dialogues at once; ``done(number, result)`` is called when one ends."""
 
-    def hold(self, dialogues: Sequence[Dialogue[Any]], done: Callable[[int, Any], None]) -> None: ...
+    def run_dialogues(self, dialogues: Sequence[Dialogue[Any]], done: Callable[[int, Any], None]) -> None: ...
 
 
-def hold(vlm: Vlm, dialogues: Sequence[Dialogue[R]], *, progress: Callable[[int], None] | None = None) -> list[R]:
-    """Carry on all dialogues until each has returned; their results, in order.
+def run_dialogues(
+    vlm: Vlm, dialogues: Sequence[Dialogue[R]], *, progress: Callable[[int], None] | None = None
+) -> list[R]:
+    """Run all dialogues to their ends and return their results, in order.
 
-    progress: called with 1 as each of them ends. An exception that a dialogue raises ends them all.
+    progress: called with 1 when a dialogue ends. An exception that a dialogue raises ends them all.
     """
     results: dict[int, R] = {}
 
@@ -52,33 +56,34 @@ def hold(vlm: Vlm, dialogues: Sequence[Dialogue[R]], *, progress: Callable[[int]
         if progress is not None:
             progress(1)
 
-    if isinstance(vlm, Holds):
-        vlm.hold(dialogues, done)
+    if isinstance(vlm, DialogueRunner):
+        vlm.run_dialogues(dialogues, done)
     else:
-        in_rounds(vlm, dialogues, done)
+        _run_in_rounds(vlm, dialogues, done)
     return [results[number] for number in range(len(dialogues))]
 
 
-def in_rounds(vlm: Vlm, dialogues: Sequence[Dialogue[R]], done: Callable[[int, R], None]) -> None:
-    """Ask everything that is open, as few calls of ``answer`` as the questions' settings allow; then what follows from the replies."""
-    floor = DialogueQueue(dialogues, done)
-    while waiting := floor.take():
-        alike: dict[tuple[Any, ...], list[Waiting]] = {}
-        for item in waiting:
+def _run_in_rounds(vlm: Vlm, dialogues: Sequence[Dialogue[R]], done: Callable[[int, R], None]) -> None:
+    """Ask all open questions, one call of ``answer`` per different settings; then the questions that follow, and so on."""
+    queue = DialogueQueue(dialogues, done)
+    while pending := queue.take():
+        by_settings: dict[tuple[Any, ...], list[PendingQuestion]] = {}
+        for item in pending:
             asked = item.question
-            alike.setdefault((asked.max_new_tokens, json.dumps(asked.schema), asked.readout), []).append(item)
-        for items in alike.values():
+            key = (asked.max_new_tokens, json.dumps(asked.schema), asked.readout)
+            by_settings.setdefault(key, []).append(item)
+        for items in by_settings.values():
             asked = items[0].question
             conversations = [item.question.conversation for item in items]
             replies = vlm.answer(
                 conversations, max_new_tokens=asked.max_new_tokens, schema=asked.schema, readout=asked.readout
             )
             for item, reply in zip(items, replies, strict=True):
-                floor.give(item, reply)
+                queue.deliver(item, reply)
 
 
-def converse(dialogue: Dialogue[R], ask: Callable[[Question], Reply]) -> R:
-    """Carry on one dialogue by itself, one question at a time."""
+def run_one_dialogue(dialogue: Dialogue[R], ask: Callable[[Question], Reply]) -> R:
+    """Run a single dialogue to its end, one question at a time."""
     try:
         questions = next(dialogue)
         while True:
@@ -88,51 +93,57 @@ def converse(dialogue: Dialogue[R], ask: Callable[[Question], Reply]) -> R:
 
 
 @dataclass(eq=False)
-class Waiting(Generic[R]):
-    """A question of dialogue ``number`` that waits for its reply; ``place`` among those asked with it.
+class PendingQuestion(Generic[R]):
+    """A question that waits for its reply."""
 
-    after: the question whose reply led to this one, if any: an engine may still hold what it computed for it.
-    """
-
+    # Which dialogue asked it.
     number: int
+    # Its position among the questions that this dialogue asked with it.
     place: int
     question: Question
-    after: Waiting[R] | None = None
+    # The question whose reply led to this one, if any: an engine may still hold what it computed for it.
+    after: PendingQuestion[R] | None = None
 
 
 class DialogueQueue(Generic[R]):
-    """Who may speak next. ``take`` gives questions, starting dialogues only as they are needed; ``give`` hands a reply back."""
+    """The open questions of many dialogues: ``take`` returns some, ``deliver`` hands a reply to its dialogue.
+
+    Dialogues are started only when their questions are needed. ``done(number, result)`` is called when
+    one ends.
+    """
 
     def __init__(self, dialogues: Sequence[Dialogue[R]], done: Callable[[int, R], None]) -> None:
         self._dialogues, self._done = dialogues, done
-        self._started = 0
-        self._waiting: deque[Waiting[R]] = deque()
+        self._num_started = 0
+        self._pending: deque[PendingQuestion[R]] = deque()
         self._replies: dict[int, list[Reply | None]] = {}
 
-    def take(self, count: int | None = None) -> list[Waiting[R]]:
-        """At most ``count`` questions (None: all), those of dialogues under way first; empty when nothing waits now."""
-        while self._started < len(self._dialogues) and (count is None or len(self._waiting) < count):
-            number, self._started = self._started, self._started + 1
+    def take(self, count: int | None = None) -> list[PendingQuestion[R]]:
+        """At most ``count`` open questions (None: all), those of started dialogues first; empty when none is open."""
+        while self._num_started < len(self._dialogues) and (count is None or len(self._pending) < count):
+            number, self._num_started = self._num_started, self._num_started + 1
             self._advance(number, None, None)
-        size = len(self._waiting) if count is None else min(count, len(self._waiting))
-        return [self._waiting.popleft() for _ in range(size)]
+        size = len(self._pending) if count is None else min(count, len(self._pending))
+        return [self._pending.popleft() for _ in range(size)]
 
-    def give(self, item: Waiting[R], reply: Reply) -> None:
-        """The reply to a question that was taken. When all of a dialogue's replies are in, it goes on."""
+    def deliver(self, item: PendingQuestion[R], reply: Reply) -> None:
+        """Hand over the reply to a question that was taken. A dialogue goes on when all its replies are in."""
         replies = self._replies[item.number]
         replies[item.place] = reply
         if all(one is not None for one in replies):
             self._advance(item.number, replies, item)
 
-    def _advance(self, number: int, replies: list[Any] | None, after: Waiting[R] | None) -> None:
+    def _advance(self, number: int, replies: list[Any] | None, after: PendingQuestion[R] | None) -> None:
         dialogue = self._dialogues[number]
         try:
             questions: list[Question] = []
-            while not questions:  # a dialogue that asks nothing is told so at once
+            while not questions:  # a dialogue may yield no question; then it goes on at once
                 questions = next(dialogue) if replies is None else dialogue.send(replies)
                 replies = []
         except StopIteration as end:
             self._done(number, end.value)
             return
         self._replies[number] = [None] * len(questions)
-        self._waiting.extend(Waiting(number, place, question, after) for place, question in enumerate(questions))
+        self._pending.extend(
+            PendingQuestion(number, place, question, after) for place, question in enumerate(questions)
+        )

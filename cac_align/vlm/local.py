@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from cac_align.runs.device import pick_device
-from cac_align.vlm.dialogue import Dialogue, DialogueQueue, Question, hold
+from cac_align.vlm.dialogue import Dialogue, DialogueQueue, Question, run_dialogues
 from cac_align.vlm.engine.engine import Engine
 from cac_align.vlm.engine.row import Answer, Prompt
 from cac_align.vlm.engine.spelling import vocabulary
@@ -34,7 +34,7 @@ __all__ = ["LocalVlm", "check_torchvision", "encode", "encode_one", "set_threads
 
 
 class LocalVlm:
-    """Qwen3-VL (any size) behind the ``Vlm`` protocol. Load one with ``LocalVlm.load``, or wrap a model you already hold.
+    """Qwen3-VL (any size) behind the ``Vlm`` protocol. Load one with ``LocalVlm.load``, or wrap a model you already run_dialogues.
 
     model: ``Qwen3VLForConditionalGeneration`` (or a PEFT model around one). processor: its ``Qwen3VLProcessor``.
     name: how provenances call it. batch_size: conversations decoded together. max_pixels: limit over all frames of one video,
@@ -147,32 +147,32 @@ class LocalVlm:
             raise ValueError(f"readout needs at least one word and no empty ones, received {readout.words!r}")
         self._constraint(schema)  # a schema that cannot be compiled is wrong for all
         questions = [Question(conversation, max_new_tokens, schema, readout) for conversation in conversations]
-        return hold(self, [_one_question(question) for question in questions])
+        return run_dialogues(self, [_one_question(question) for question in questions])
 
-    def hold(self, dialogues: Sequence[Dialogue[Any]], done: Callable[[int, Any], None]) -> None:
+    def run_dialogues(self, dialogues: Sequence[Dialogue[Any]], done: Callable[[int, Any], None]) -> None:
         """Carry on many dialogues at once, ``batch_size`` answers at a time; ``done(number, result)`` as each of them ends.
 
         What is asked next starts as soon as there is a free slot, whatever the other dialogues are at, and keeps the keys and values
         that its prompt shares with the question before. Raises whatever a dialogue raises.
         """
         with self._lock:
-            floor = DialogueQueue(dialogues, done)
+            queue = DialogueQueue(dialogues, done)
             engine = Engine(
                 self._core, self.processor.tokenizer, slots=self.batch_size, eos=self._eos, banned=self._banned
             )
 
             def take(count: int) -> list[Prompt]:
                 prompts: list[Prompt] = []
-                while len(prompts) < count and (items := floor.take(count - len(prompts))):
+                while len(prompts) < count and (items := queue.take(count - len(prompts))):
                     for item, prompt in zip(items, self._encode([item.question for item in items]), strict=True):
                         if isinstance(prompt, Exception):
-                            floor.give(item, Reply("", error=f"could not be encoded: {prompt}"))
+                            queue.deliver(item, Reply("", error=f"could not be encoded: {prompt}"))
                         else:
                             prompts.append(replace(prompt, tag=item, after=item.after))
                 return prompts
 
             def finish(prompt: Prompt, answer: Answer) -> None:
-                floor.give(prompt.tag, _reply(prompt, answer))
+                queue.deliver(prompt.tag, _reply(prompt, answer))
 
             engine.run(take, finish)
 

@@ -1,4 +1,4 @@
-"""Views: where things lie comes back exactly, prompts turn with the picture, and the mean is worked out by hand."""
+"""Augmentations: boxes and windows map back exactly, prompts follow the mirror, and the mean is worked out by hand."""
 
 import json
 import math
@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from cac_align.cac.augmentations import FOUR_PHASES, told, unviewed, viewed
+from cac_align.cac.augmentations import FOUR_PHASES, augment, transform_prompt, undo_augmentation
 from cac_align.core.judgement import Judgement, Window
 from cac_align.core.video import Video
 from cac_align.rewards.build import JudgeRecipe, RewardRecipe, load_reward
@@ -25,8 +25,8 @@ def clip(where, when):
     return Video.open(pixels, fps=16)
 
 
-def eye(conversation):
-    """A judge that really looks: it calls a white square an anomaly, says in which of the frames shown it is, and boxes it."""
+def square_detector(conversation):
+    """A judge that calls a white square an anomaly, names the frames that show it, and boxes it."""
     frames = next(message.frames for message in conversation if message.frames is not None)
     white = [number for number, frame in enumerate(frames.pixels) if frame.max() > 200]
     if not white:
@@ -43,43 +43,43 @@ def eye(conversation):
     return json.dumps({"COT": "look", "status": "abnormal", "anomalies": [item]})
 
 
-@pytest.mark.parametrize("view", ["mirrored", "shifted", "reversed", "mirrored+reversed", "shifted+mirrored"])
-def test_what_is_seen_in_a_view_comes_back_to_where_it_is(view):
+@pytest.mark.parametrize("augmentation", ["mirrored", "shifted", "reversed", "mirrored+reversed", "shifted+mirrored"])
+def test_windows_and_boxes_map_back_to_the_unaltered_video(augmentation):
     video = clip((6, 20, 12), slice(8, 13))
-    reward = CaC(ScriptedVlm(eye), views=(view,))
-    (plain,), (seen,) = CaC(ScriptedVlm(eye))([PROMPT], [video]), reward([PROMPT], [video])
-    (truth,), (back,) = plain.evidence.anomalies, seen.evidence.anomalies
+    reward = CaC(ScriptedVlm(square_detector), tta=(augmentation,))
+    (plain,), (augmented,) = CaC(ScriptedVlm(square_detector))([PROMPT], [video]), reward([PROMPT], [video])
+    (truth,), (back,) = plain.evidence.anomalies, augmented.evidence.anomalies
     assert back.window == truth.window == Window(0.5, 0.75)
     assert set(back.boxes) == set(truth.boxes) and set(truth.boxes) >= {8, 12}
     for frame, boxes in truth.boxes.items():
         # An independent reading of the pixels: the square's edges in thousandths.
         assert boxes[0].to_json() == [94, 312, 281, 500]
         assert back.boxes[frame][0].to_json() == pytest.approx([94, 312, 281, 500], abs=1)
-    assert seen.evidence.turns[0].frames == plain.evidence.turns[0].frames
-    assert seen.provenance["views"] == view and "views" not in plain.provenance
+    assert augmented.evidence.turns[0].frames == plain.evidence.turns[0].frames
+    assert augmented.provenance["tta"] == augmentation and "tta" not in plain.provenance
 
 
-def test_a_view_is_the_picture_it_says_it_is():
+def test_each_augmentation_alters_the_pixels_as_documented():
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (5, 64, 96, 3), dtype=np.uint8)
     video = Video.open(pixels, fps=8)
-    seen = {name: viewed(video, name).frames(range(5)).pixels for name in ("mirrored", "reversed", "shifted")}
-    np.testing.assert_array_equal(seen["mirrored"], pixels[:, :, ::-1])
-    np.testing.assert_array_equal(seen["reversed"], pixels[::-1])
-    np.testing.assert_array_equal(seen["shifted"][:, 2:, 3:], pixels[:, :-2, :-3])  # 64 / 32 and 96 / 32 px
-    np.testing.assert_array_equal(seen["shifted"][:, 0, 3:], pixels[:, 0, :-3])
-    assert viewed(video, "as_is") is video
-    assert len({viewed(video, name).content_hash for name in ("as_is", *seen)}) == 4
+    pixels_of = {name: augment(video, name).frames(range(5)).pixels for name in ("mirrored", "reversed", "shifted")}
+    np.testing.assert_array_equal(pixels_of["mirrored"], pixels[:, :, ::-1])
+    np.testing.assert_array_equal(pixels_of["reversed"], pixels[::-1])
+    np.testing.assert_array_equal(pixels_of["shifted"][:, 2:, 3:], pixels[:, :-2, :-3])  # 64 / 32 and 96 / 32 px
+    np.testing.assert_array_equal(pixels_of["shifted"][:, 0, 3:], pixels[:, 0, :-3])
+    assert augment(video, "as_is") is video
+    assert len({augment(video, name).content_hash for name in ("as_is", *pixels_of)}) == 4
     uneven = Video(8.0, (0.0, 0.1, 0.4), 4, 4, "uneven", np.zeros((3, 4, 4, 3), np.uint8))
-    assert viewed(uneven, "reversed").times_s == pytest.approx((0.0, 0.3, 0.4))
+    assert augment(uneven, "reversed").times_s == pytest.approx((0.0, 0.3, 0.4))
 
 
-@pytest.mark.parametrize("view", ["later", "later+mirrored", "reversed+later"])
-def test_later_scans_the_frames_between(view):
-    """A defect on frames 9 to 11 lies between the scan's 8 and 12 and on the later scan's 10; it comes back in the video's own clock."""
+@pytest.mark.parametrize("augmentation", ["later", "later+mirrored", "reversed+later"])
+def test_a_later_start_samples_the_frames_between(augmentation):
+    """A defect on frames 9 to 11 lies between the sampled frames 8 and 12; a later start samples frame 10."""
     video = clip((6, 20, 12), slice(9, 12))
-    (missed,) = CaC(ScriptedVlm(eye))([PROMPT], [video])
-    (score,) = CaC(ScriptedVlm(eye), views=(view,))([PROMPT], [video])
+    (missed,) = CaC(ScriptedVlm(square_detector))([PROMPT], [video])
+    (score,) = CaC(ScriptedVlm(square_detector), tta=(augmentation,))([PROMPT], [video])
     assert missed.evidence.status == "normal" and missed.evidence.turns[0].frames == (0, 4, 8, 12, 16)
     (found,) = score.evidence.anomalies
     assert score.evidence.turns[0].frames == (2, 6, 10, 14)
@@ -87,40 +87,50 @@ def test_later_scans_the_frames_between(view):
     assert found.window == Window(10 / 16, 10 / 16)
 
 
-def test_four_beginnings_show_every_frame_at_16_fps():
-    """The scans of a video of 17 frames: each frame in one of them, and a defect of any one frame before one of them."""
+def test_four_starts_sample_every_frame_at_16_fps():
+    """Of 17 frames each is in one of the four samples, so a defect of a single frame is always in one of them."""
     video = clip((6, 20, 12), slice(0, 0))
-    scores = [CaC(ScriptedVlm(eye), views=(view,))([PROMPT], [video])[0] for view in FOUR_PHASES]
+    scores = [
+        CaC(ScriptedVlm(square_detector), tta=(augmentation,))([PROMPT], [video])[0] for augmentation in FOUR_PHASES
+    ]
     shown = [score.evidence.turns[0].frames for score in scores]
     assert shown == [(0, 4, 8, 12, 16), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15)]
     for frame in range(1, 17):
         blink = clip((6, 20, 12), slice(frame, frame + 1))
-        told = [CaC(ScriptedVlm(eye), views=(view,))([PROMPT], [blink])[0].evidence for view in FOUR_PHASES]
-        assert [judgement.status for judgement in told].count("abnormal") == 1
-        (found,) = next(judgement.anomalies for judgement in told if judgement.status == "abnormal")
+        judgements = [
+            CaC(ScriptedVlm(square_detector), tta=(augmentation,))([PROMPT], [blink])[0].evidence
+            for augmentation in FOUR_PHASES
+        ]
+        assert [judgement.status for judgement in judgements].count("abnormal") == 1
+        (found,) = next(judgement.anomalies for judgement in judgements if judgement.status == "abnormal")
         assert set(found.boxes) == {frame} and found.window == Window(frame / 16, frame / 16)
 
 
-def test_later_is_an_eighth_of_a_second_of_an_uneven_clock_and_leaves_a_frame():
+def test_a_later_start_on_an_uneven_clock_is_an_eighth_of_a_second_and_leaves_a_frame():
     pixels = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((5, 4, 4, 3), np.uint8)
     uneven = Video(8.0, (0.0, 0.1, 0.4, 0.45, 0.6), 4, 4, "uneven", pixels)
-    late, back = viewed(uneven, "later"), viewed(uneven, "reversed+later")
+    late, back = augment(uneven, "later"), augment(uneven, "reversed+later")
     assert late.times_s == pytest.approx((0.0, 0.05, 0.2)) and back.times_s == pytest.approx((0.0, 0.05, 0.35, 0.45))
     assert [frame.max() for frame in late.frames(range(3)).pixels] == [2, 3, 4]
     assert [frame.max() for frame in back.frames(range(4)).pixels] == [3, 2, 1, 0]
     short = Video(30.0, (0.0, 1 / 30), 4, 4, "short", pixels[:2])
-    for view, only in (("later", 1), ("reversed+later", 0)):
-        assert len(viewed(short, view)) == 1 and viewed(short, view).frames([0]).pixels.max() == only
+    for augmentation, only in (("later", 1), ("reversed+later", 0)):
+        assert len(augment(short, augmentation)) == 1 and augment(short, augmentation).frames([0]).pixels.max() == only
 
 
-def test_left_and_right_change_places_in_a_mirror_only():
-    assert told("Left hand up, a car drifts rightwards", "mirrored+reversed") == "Right hand up, a car drifts leftwards"
-    assert told("the leftmost cup, Rightmost of three", "mirrored") == "the rightmost cup, Leftmost of three"
-    assert told("a bright aright leftover", "mirrored") == "a bright aright leftover"
-    assert told("to the right", "reversed") == told("to the right", "as_is") == "to the right"
+def test_left_and_right_are_swapped_in_mirrored_prompts_only():
+    assert (
+        transform_prompt("Left hand up, a car drifts rightwards", "mirrored+reversed")
+        == "Right hand up, a car drifts leftwards"
+    )
+    assert (
+        transform_prompt("the leftmost cup, Rightmost of three", "mirrored") == "the rightmost cup, Leftmost of three"
+    )
+    assert transform_prompt("a bright aright leftover", "mirrored") == "a bright aright leftover"
+    assert transform_prompt("to the right", "reversed") == transform_prompt("to the right", "as_is") == "to the right"
 
 
-def said(status, normal, abnormal):
+def reply(status, normal, abnormal):
     from cac_align.vlm.protocol import Reply
 
     text = json.dumps({"COT": "c", "status": status, "anomalies": []})
@@ -129,7 +139,7 @@ def said(status, normal, abnormal):
 
 def test_r_is_that_of_the_mean_log_odds():
     # Log-odds log 9 and log(0.6 / 0.4): their mean is log √(9 · 1.5) = log 3.67423, so R = 3.67423 / 4.67423 = 0.78606.
-    reward = CaC(ScriptedVlm([said("normal", 0.9, 0.1), said("normal", 0.6, 0.4)]), views=("as_is", "mirrored"))
+    reward = CaC(ScriptedVlm([reply("normal", 0.9, 0.1), reply("normal", 0.6, 0.4)]), tta=("as_is", "mirrored"))
     (score,) = reward([PROMPT], [clip((6, 20, 12), slice(0, 0))])
     assert score.value == pytest.approx(0.78606, abs=1e-5)
     assert score.parts["log_odds"] == pytest.approx(math.log(3.67423), abs=1e-5)
@@ -139,63 +149,63 @@ def test_r_is_that_of_the_mean_log_odds():
 
 
 def half_blind(normal):
-    """An eye that overlooks what is on the left, as surely as P(normal) says."""
+    """A judge that misses what is on the left and then says "normal" with this probability."""
 
     def look(conversation):
         shown = conversation[-1].frames.pixels
         left = shown.max() > 200 and np.nonzero(shown.max(axis=(0, 1, 3)) > 200)[0].min() < SIZE // 2
-        return eye(conversation) if not left else said("normal", normal, 1 - normal)
+        return square_detector(conversation) if not left else reply("normal", normal, 1 - normal)
 
     return look
 
 
-def test_the_evidence_is_the_first_view_that_says_what_the_mean_says():
+def test_the_evidence_is_the_first_judgement_that_agrees_with_the_mean():
     video = clip((6, 20, 12), slice(8, 13))
 
-    # As it is the square lies on the left and is overlooked (log-odds log 7/3); mirrored it is seen (turn 2: log 1/9).
-    (score,) = CaC(ScriptedVlm(half_blind(0.7)), views=("as_is", "mirrored"))([PROMPT], [video])
+    # The square lies on the left and is missed (log-odds log 7/3); mirrored it is found (turn 2: log 1/9).
+    (score,) = CaC(ScriptedVlm(half_blind(0.7)), tta=("as_is", "mirrored"))([PROMPT], [video])
     assert score.parts["log_odds"] == pytest.approx((math.log(7 / 3) - math.log(9)) / 2) and score.value < 0.5
     assert score.evidence.status == "abnormal" and score.evidence.anomalies[0].boxes[8][0].to_json()[
         0
     ] == pytest.approx(94, abs=1)
 
 
-def test_several_views_have_a_threshold_of_their_own_and_one_is_never_overruled():
+def test_the_threshold_decides_over_several_augmentations_and_never_overrules_a_single_one():
     video = clip((6, 20, 12), slice(8, 13))
 
-    def verdict(threshold, *views):
-        reward = CaC(ScriptedVlm(half_blind(0.9)), views=views, threshold=threshold)
+    def verdict(threshold, *tta):
+        reward = CaC(ScriptedVlm(half_blind(0.9)), tta=tta, threshold=threshold)
         (score,), (judgement,) = reward([PROMPT], [video]), reward.judge([PROMPT], [video])
         assert judgement == score.evidence and score.provenance.get("threshold", "0.0") == repr(threshold)
         return judgement.status, score.value
 
-    # Two views overlook the square (log 9 each), the mirrored one sees it (log 1/9): their mean is log 9 / 3 = 0.7324, R = 0.67533.
+    # Two copies miss the square (log 9 each), the mirrored one finds it (log 1/9): mean log 9 / 3 = 0.7324, R = 0.67533.
     three = ("as_is", "mirrored", "reversed")
     assert verdict(0.0, *three) == verdict(0.73, *three) == ("normal", pytest.approx(0.67533, abs=1e-5))
-    assert verdict(0.74, *three) == ("abnormal", pytest.approx(0.67533, abs=1e-5)), "R does not move"
-    assert verdict(5.0, "as_is", "reversed")[0] == "normal", "no view says abnormal, so nobody has a window for it"
+    assert verdict(0.74, *three) == ("abnormal", pytest.approx(0.67533, abs=1e-5)), "R does not change"
+    assert verdict(5.0, "as_is", "reversed")[0] == "normal", "no judgement is abnormal, so none has a window"
     assert verdict(5.0, "as_is")[0] == "normal" and verdict(-5.0, "mirrored")[0] == "abnormal"
     with pytest.raises(ValueError, match="threshold must be a finite log-odds, received nan"):
         CaC(ScriptedVlm([]), threshold=math.nan)
 
 
-def test_a_view_without_a_verdict_leaves_no_score():
-    reward = CaC(ScriptedVlm([said("normal", 0.9, 0.1), "no JSON", "still none"]), views=("as_is", "mirrored"))
+def test_a_copy_without_a_verdict_means_no_score():
+    reward = CaC(ScriptedVlm([reply("normal", 0.9, 0.1), "no JSON", "still none"]), tta=("as_is", "mirrored"))
     (score,) = reward([PROMPT], [clip((6, 20, 12), slice(0, 0))])
     assert not score.scored and score.error.startswith("cac (mirrored): turn 1: no usable status")
-    reward = CaC(ScriptedVlm([said("normal", 0.9, 0.1), said("normal", 1e-4, 1e-5)]), views=("as_is", "mirrored"))
+    reward = CaC(ScriptedVlm([reply("normal", 0.9, 0.1), reply("normal", 1e-4, 1e-5)]), tta=("as_is", "mirrored"))
     (score,) = reward([PROMPT], [clip((6, 20, 12), slice(0, 0))])
-    assert not score.scored and "cac (mirrored): the verdict's two words hold only 0.00011" in score.error
+    assert not score.scored and "cac (mirrored): P(normal) + P(abnormal) is only 0.00011" in score.error
 
 
-def test_progress_counts_videos_not_views():
+def test_progress_counts_videos_not_copies():
     seen = []
-    reward = CaC(ScriptedVlm(lambda _: said("normal", 0.9, 0.1)), views=("as_is", "mirrored", "reversed"))
+    reward = CaC(ScriptedVlm(lambda _: reply("normal", 0.9, 0.1)), tta=("as_is", "mirrored", "reversed"))
     judgements = reward.judge([PROMPT] * 4, [clip((6, 20, 12), slice(0, 0))] * 4, progress=seen.append)
     assert sum(seen) == len(judgements) == 4
 
 
-def test_views_are_checked_and_come_from_recipes():
+def test_tta_is_checked_and_comes_from_recipes():
     for wrong in (
         (),
         ("as_is", "as_is"),
@@ -204,14 +214,12 @@ def test_views_are_checked_and_come_from_recipes():
         ("later+later_1_16",),
         ("mirrored+reversed", "reversed+mirrored"),
     ):
-        with pytest.raises(ValueError, match="view"):
-            CaC(ScriptedVlm([]), views=wrong)
-    made = load_reward(RewardRecipe(components={"cac": JudgeRecipe(views=["as_is", "mirrored"], threshold=2.5)}))
-    assert (
-        made.views == ("as_is", "mirrored") and made.provenance["views"] == "as_is, mirrored" and made.threshold == 2.5
-    )
+        with pytest.raises(ValueError, match="augmentation"):
+            CaC(ScriptedVlm([]), tta=wrong)
+    made = load_reward(RewardRecipe(components={"cac": JudgeRecipe(tta=["as_is", "mirrored"], threshold=2.5)}))
+    assert made.tta == ("as_is", "mirrored") and made.provenance["tta"] == "as_is, mirrored" and made.threshold == 2.5
 
 
 def test_a_judgement_without_verdict_stays_one():
     failed = Judgement(None, error="video: cut off")
-    assert unviewed(failed, clip((6, 20, 12), slice(0, 0)), "mirrored") == failed
+    assert undo_augmentation(failed, clip((6, 20, 12), slice(0, 0)), "mirrored") == failed

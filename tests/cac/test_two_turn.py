@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cac_align.cac.single_turn import SingleTurn
-from cac_align.cac.two_turn import TwoTurn, disjoint, judge
+from cac_align.cac.two_turn import TwoTurn, judge, merge_windows
 from cac_align.cac.verdict_only import VerdictOnly
 from cac_align.core.judgement import Judgement, Window
 from cac_align.core.video import Video
@@ -106,9 +106,9 @@ def test_a_margin_shows_turn_two_what_came_before_and_after():
             TwoTurn(margin_s=wrong)
     for made in (TwoTurn, SingleTurn, VerdictOnly):
         for wrong in (0.0, -4.0, math.nan, math.inf):
-            with pytest.raises(ValueError, match="scan_fps must be frames per second, more than 0"):
+            with pytest.raises(ValueError, match="scan_fps must be a positive number of frames per second"):
                 made(scan_fps=wrong)
-    with pytest.raises(ValueError, match="look_fps must be frames per second, more than 0, received 0"):
+    with pytest.raises(ValueError, match="look_fps must be a positive number of frames per second, received 0"):
         TwoTurn(look_fps=0)
     assert "margin_s" not in TwoTurn().provenance() and TwoTurn(margin_s=0.25).provenance()["margin_s"] == "0.25"
 
@@ -170,7 +170,7 @@ def test_hull_covers_all_windows_and_each_asks_per_disjoint_window_with_the_wors
 
 
 def test_disjoint_merges_touching_windows():
-    assert disjoint([Window(2, 3), Window(0, 1), Window(1, 1.5)]) == [Window(0, 1.5), Window(2, 3)]
+    assert merge_windows([Window(2, 3), Window(0, 1), Window(1, 1.5)]) == [Window(0, 1.5), Window(2, 3)]
 
 
 @pytest.mark.parametrize(

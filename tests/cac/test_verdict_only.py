@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.cac.verdict_only import BEGUN, VerdictOnly
+from cac_align.cac.verdict_only import ANSWER_PREFIX, VerdictOnly
 from cac_align.core.video import Video
 from cac_align.rewards.cac import CaC
 from cac_align.vlm.local import LocalVlm
@@ -29,10 +29,10 @@ def test_the_readout_form_writes_nothing_and_reads_one_distribution():
     vlm = ScriptedVlm(lambda conversation: "abnormal", confidence=0.8)
     (judgement,) = judge(vlm, ["a ball"], videos(1))
     (asked,) = vlm.asked
-    assert [message.role for message in asked] == ["user", "assistant"] and asked[-1].text == BEGUN
+    assert [message.role for message in asked] == ["user", "assistant"] and asked[-1].text == ANSWER_PREFIX
     assert "a ball" in asked[0].text and asked[0].frames.indices == (0, 4, 8)
     assert judgement.status == "abnormal" and judgement.reward == pytest.approx(0.2) and judgement.anomalies == ()
-    assert judgement.turns[0].text == BEGUN and judgement.turns[0].number == 1
+    assert judgement.turns[0].text == ANSWER_PREFIX and judgement.turns[0].number == 1
 
 
 def test_the_json_form_reads_what_was_written_and_refuses_anything_else():

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cac_align.core.video import Video
+from cac_align.rewards.cached import cached
 from cac_align.rewards.combine import combine
 from cac_align.rewards.ledger import Ledger, score_key
 from cac_align.rewards.reward import Reward, Score
@@ -24,7 +26,7 @@ def same(one, other):
 
 def test_what_was_scored_is_not_scored_again(tmp_path):
     reward = Counting()
-    wrapped = Ledger(tmp_path / "ledger.jsonl").wrap(reward)
+    wrapped = cached(reward, Ledger(tmp_path / "ledger.jsonl"))
     first = wrapped(["p", "p"], [video(1), video(2)])
     again = wrapped(["p", "p", "p"], [video(2, "another name"), video(3), video(1)])
     assert reward.asked == [("p", 1), ("p", 2), ("p", 3)]
@@ -33,19 +35,19 @@ def test_what_was_scored_is_not_scored_again(tmp_path):
 
     fresh = Counting()
     reopened = Ledger(tmp_path / "ledger.jsonl")
-    assert same(reopened.wrap(fresh)(["p"] * 3, [video(1), video(2), video(3)]), [first[0], first[1], again[1]])
+    assert same(cached(fresh, reopened)(["p"] * 3, [video(1), video(2), video(3)]), [first[0], first[1], again[1]])
     assert fresh.asked == [] and reopened.num_scores == 3 and reopened.faults == []
 
 
 def test_key_is_content_prompt_and_provenance(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
     reward = Counting()
-    ledger.wrap(reward)(["p"], [video(1)])
-    ledger.wrap(reward)(["q"], [video(1)])
-    ledger.wrap(reward)(["p"], [video(1).with_fps(8)])  # another clock is another video
+    cached(reward, ledger)(["p"], [video(1)])
+    cached(reward, ledger)(["q"], [video(1)])
+    cached(reward, ledger)(["p"], [video(1).with_fps(8)])  # another clock is another video
     assert len(reward.asked) == 3
     other = Counting(version="2")
-    ledger.wrap(other)(["p"], [video(1)])
+    cached(other, ledger)(["p"], [video(1)])
     assert len(other.asked) == 1
     assert (
         len({score_key("p", video(1), provenance) for provenance in ({"a": "b"}, {"a": "c"}, {"a": "b", "c": "d"})})
@@ -56,7 +58,7 @@ def test_key_is_content_prompt_and_provenance(tmp_path):
 
 def test_equal_videos_in_one_call_are_scored_once(tmp_path):
     reward = Counting()
-    scores = Ledger(tmp_path / "ledger.jsonl").wrap(reward)(["p"] * 3, [video(5), video(6), video(5)])
+    scores = cached(reward, Ledger(tmp_path / "ledger.jsonl"))(["p"] * 3, [video(5), video(6), video(5)])
     assert [score.value for score in scores] == [0.05, 0.06, 0.05] and reward.asked == [("p", 5), ("p", 6)]
 
 
@@ -64,7 +66,7 @@ def test_missing_scores_are_kept_for_audit_and_tried_again(tmp_path):
     path = tmp_path / "ledger.jsonl"
     reward = Counting()
     for _ in range(2):
-        (score,) = Ledger(path).wrap(reward)(["p"], [video(255)])
+        (score,) = cached(reward, Ledger(path))(["p"], [video(255)])
         assert score.error == "white"
     assert len(reward.asked) == 2
     rows = list(Ledger(path).rows())
@@ -73,7 +75,7 @@ def test_missing_scores_are_kept_for_audit_and_tried_again(tmp_path):
 
 def test_a_row_holds_what_an_auditor_needs(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    Ledger(path).wrap(Counting())(["p {} <b>"], [video(7, "clip.mp4")])
+    cached(Counting(), Ledger(path))(["p {} <b>"], [video(7, "clip.mp4")])
     (row,) = [json.loads(line) for line in path.read_text().splitlines()]
     assert list(row)[:2] == ["key", "kind"]
     assert row["key"] == score_key("p {} <b>", video(7), {"reward": "counting", "version": "1"})
@@ -100,10 +102,10 @@ def test_a_batch_that_dies_keeps_the_batches_before_it(tmp_path):
 
     path = tmp_path / "ledger.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        Ledger(path).wrap(Dies())(["p"] * 40, [video(n) for n in range(40)])
+        cached(Dies(), Ledger(path))(["p"] * 40, [video(n) for n in range(40)])
     done = Ledger(path).num_scores
     reward = Counting()
-    scores = Ledger(path).wrap(reward)(["p"] * 40, [video(n) for n in range(40)])
+    scores = cached(reward, Ledger(path))(["p"] * 40, [video(n) for n in range(40)])
     assert done > 0 and len(reward.asked) == 40 - done
     assert [score.value for score in scores] == [n / 100 for n in range(40)]
 
@@ -111,7 +113,7 @@ def test_a_batch_that_dies_keeps_the_batches_before_it(tmp_path):
 def test_wrapped_rewards_keep_their_contract(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
     for reward in (Counting(), combine({"a": Counting("a"), "b": Counting("b")})):
-        wrapped = ledger.wrap(reward)
+        wrapped = cached(reward, ledger)
         assert isinstance(wrapped, Reward)
         assert (wrapped.name, wrapped.provenance, wrapped.bounds) == (reward.name, reward.provenance, reward.bounds)
         clone = pickle.loads(pickle.dumps(wrapped))
@@ -126,7 +128,7 @@ def test_wrapped_rewards_keep_their_contract(tmp_path):
 def test_group_normalised_values_are_never_served(tmp_path):
     path = tmp_path / "ledger.jsonl"
     a, b = Counting("a"), Counting("b")
-    reward = Ledger(path).wrap(combine({"a": a, "b": b}, normalise="group"))
+    reward = cached(combine({"a": a, "b": b}, normalise="group"), Ledger(path))
     first = reward(["p"] * 2, [video(1), video(2)])
     second = reward(["p"] * 2, [video(2), video(3)])
     assert [score.value for score in first + second] == [
@@ -143,7 +145,7 @@ def test_group_normalised_values_are_never_served(tmp_path):
 def test_a_resumed_combination_adds_no_rows(tmp_path):
     path = tmp_path / "ledger.jsonl"
     for _ in range(3):
-        reward = Ledger(path).wrap(combine({"a": Counting("a"), "b": Counting("b")}))
+        reward = cached(combine({"a": Counting("a"), "b": Counting("b")}), Ledger(path))
         scores = reward(["p"] * 2, [video(1), video(255)])
     kinds = [row["kind"] for row in Ledger(path).rows()]
     assert kinds.count("score") == 2 and kinds.count("combined") == 2
@@ -154,7 +156,7 @@ def test_a_resumed_combination_adds_no_rows(tmp_path):
 def test_annotations_come_back_in_order(tmp_path):
     path = tmp_path / "ledger.jsonl"
     ledger = Ledger(path)
-    ledger.wrap(Counting())(["p"], [video(1)])
+    cached(Counting(), ledger)(["p"], [video(1)])
     key = score_key("p", video(1), Counting().provenance)
     ledger.annotate(key, step=3, advantage=np.float32(0.5))
     Ledger(path).annotate(key, host="flow-factory")
@@ -169,7 +171,7 @@ def test_annotations_come_back_in_order(tmp_path):
 
 
 def filled(path, count=3):
-    Ledger(path).wrap(Counting())(["p"] * count, [video(n) for n in range(count)])
+    cached(Counting(), Ledger(path))(["p"] * count, [video(n) for n in range(count)])
     return path.read_bytes()
 
 
@@ -185,7 +187,7 @@ def test_a_torn_last_line_is_moved_aside(tmp_path, keep):
     assert path.read_bytes() == whole[:last]
     assert (tmp_path / "ledger.jsonl.torn").read_bytes() == whole[last:][:keep] + b"\n"
     reward = Counting()
-    ledger.wrap(reward)(["p"] * 3, [video(n) for n in range(3)])
+    cached(reward, ledger)(["p"] * 3, [video(n) for n in range(3)])
     assert reward.asked == [("p", 2)]
     assert Ledger(path).faults == []
 
@@ -204,7 +206,7 @@ def test_another_writers_torn_line_is_repaired_before_we_append(tmp_path):
     with open(path, "ab") as file:
         file.write(b'{"key": "dead')
     with pytest.warns(UserWarning, match="torn"):
-        ledger.wrap(Counting())(["p"], [video(9)])
+        cached(Counting(), ledger)(["p"], [video(9)])
     assert Ledger(path).num_scores == 4 and Ledger(path).faults == []
 
 
@@ -220,7 +222,7 @@ def test_damage_in_the_middle_is_named_and_skipped(tmp_path):
     assert len(ledger.faults) == 2 and "(line 2) is damaged" in ledger.faults[0] and "(line 3)" in ledger.faults[1]
     reward = Counting()
     with pytest.warns(UserWarning, match="is not JSON"):
-        scores = ledger.wrap(reward)(["p"] * 5, [video(n) for n in range(5)])
+        scores = cached(reward, ledger)(["p"] * 5, [video(n) for n in range(5)])
         rows = list(ledger.rows())
     assert reward.asked == [("p", 1), ("p", 2), ("p", 3)]
     assert [score.value for score in scores] == [0, 0.01, 0.02, 0.03, 0.04]
@@ -244,9 +246,10 @@ def test_what_cannot_be_a_ledger_says_so(tmp_path):
 
 FULL = """
 import resource, sys
+from cac_align.rewards.cached import cached
 from cac_align.rewards.ledger import Ledger
 from tests.support.counting import Counting, video
-wrapped = Ledger(sys.argv[1]).wrap(Counting())
+wrapped = cached(Counting(), Ledger(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # the fourth row ends at about 3,800 bytes
 for number in range(4):
     try:
@@ -265,7 +268,7 @@ def test_a_full_disk_is_said_and_leaves_a_sound_ledger(tmp_path):
     assert ledger.faults == [] and ledger.num_scores == 4 - len(done.stdout.splitlines()) > 0
     assert path.read_bytes().endswith(b"}\n")
     with pytest.raises(OSError, match="the ledger cannot be written: No space left"):
-        Ledger("/dev/full").wrap(Counting())(["p"], [video(1)])
+        cached(Counting(), Ledger("/dev/full"))(["p"], [video(1)])
 
 
 def test_a_video_that_vanished_is_the_rewards_to_report(tmp_path):
@@ -290,7 +293,7 @@ def test_a_video_that_vanished_is_the_rewards_to_report(tmp_path):
     good = video(1)
     gone = Gone(good.fps, good.times_s, good.height, good.width, "gone.mp4", good._source)
     path = tmp_path / "ledger.jsonl"
-    scores = Ledger(path).wrap(Careful())(["p", "p"], [gone, good])
+    scores = cached(Careful(), Ledger(path))(["p", "p"], [gone, good])
     assert "cannot be read" in scores[0].error and scores[1].value == 0.01
     assert [(row["kind"], row["video_hash"] is None) for row in Ledger(path).rows()] == [
         ("missing", True),
@@ -299,7 +302,7 @@ def test_a_video_that_vanished_is_the_rewards_to_report(tmp_path):
 
 
 def test_a_score_of_another_checkpoint_than_the_key_names_is_not_filed(tmp_path):
-    """The server was exchanged between two batches of one call."""
+    """The server's checkpoint changes between two batches of one call."""
 
     class Served(Counting):
         @property
@@ -307,10 +310,10 @@ def test_a_score_of_another_checkpoint_than_the_key_names_is_not_filed(tmp_path)
             return {"reward": self.name, "vlm/served": "one" if len(self.asked) < 2 else "two"}
 
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    remembered = replace(ledger.wrap(Served()), videos_at_once=1)
+    remembered = replace(cached(Served(), ledger), videos_at_once=1)
     first, second = remembered(["p", "p"], [video(1), video(2)])
     assert first.scored and first.provenance["vlm/served"] == "one"
-    assert not second.scored and "the judge was exchanged since this call began" in second.error
+    assert not second.scored and "checkpoint changed since this call began" in second.error
     assert (
         ledger.num_scores == 1
         and ledger.find(score_key("p", video(2), {"reward": "counting", "vlm/served": "one"})) is None
@@ -332,7 +335,7 @@ def test_a_file_of_another_kind_is_refused_and_left_as_it_is(tmp_path, content, 
     """A torn last row is moved aside; the last line of somebody's video or prompts is not."""
     file = tmp_path / "mine"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match="mine: is not a ledger: no line of it is a ledger's row; give another file"):
+    with pytest.raises(ValueError, match="mine is not a ledger: none of its lines is a ledger row; give another file"):
         Ledger(file, write)
     assert file.read_bytes() == content and [path.name for path in tmp_path.iterdir()] == ["mine"]
 

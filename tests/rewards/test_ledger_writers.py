@@ -9,9 +9,11 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 
+from cac_align.rewards.cached import cached
 from cac_align.rewards.ledger import Ledger, score_key
 from tests.support.counting import Counting, video
 
@@ -20,7 +22,7 @@ def _write(path, start, count, barrier):
     ledger = Ledger(path)
     barrier.wait()
     for number in range(start, start + count):
-        ledger.wrap(Counting())([f"prompt {number} " + "x" * 3000], [video(number % 200)])
+        cached(Counting(), ledger)([f"prompt {number} " + "x" * 3000], [video(number % 200)])
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
@@ -42,7 +44,7 @@ def test_two_processes_append_at_once(tmp_path, method):
 def test_a_ledger_inherited_by_fork_still_locks(tmp_path):
     path = tmp_path / "ledger.jsonl"
     ledger = Ledger(path)
-    wrapped = ledger.wrap(Counting())
+    wrapped = cached(Counting(), ledger)
     wrapped(["p"], [video(1)])
     child = os.fork()
     if child == 0:
@@ -62,7 +64,7 @@ def test_a_ledger_inherited_by_fork_still_locks(tmp_path):
 
 
 def test_threads_share_a_ledger(tmp_path):
-    wrapped = Ledger(tmp_path / "ledger.jsonl").wrap(Counting())
+    wrapped = cached(Counting(), Ledger(tmp_path / "ledger.jsonl"))
     threads = [
         threading.Thread(target=lambda n=n: [wrapped([f"{n} {k}"], [video(k)]) for k in range(20)]) for n in range(4)
     ]
@@ -75,9 +77,10 @@ def test_threads_share_a_ledger(tmp_path):
 
 KILLED = """
 import sys
+from cac_align.rewards.cached import cached
 from cac_align.rewards.ledger import Ledger
 from tests.support.counting import Counting, video
-wrapped = Ledger(sys.argv[1]).wrap(Counting())
+wrapped = cached(Counting(), Ledger(sys.argv[1]))
 number = 0
 while True:
     wrapped([f"prompt {number} " + "x" * 20000], [video(number % 200)])
@@ -100,7 +103,7 @@ def test_a_killed_writer_loses_nothing_it_reported(tmp_path):
         warnings.simplefilter("ignore")  # whether a line was being written is chance
         ledger = Ledger(path)
     reward = Counting()
-    ledger.wrap(reward)(
+    cached(reward, ledger)(
         [f"prompt {n} " + "x" * 20000 for n in range(reported)], [video(n % 200) for n in range(reported)]
     )
     assert reward.asked == []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cac_align.vlm.dialogue import DialogueQueue, Question, converse, hold
+from cac_align.vlm.dialogue import DialogueQueue, Question, run_dialogues, run_one_dialogue
 from cac_align.vlm.protocol import Message, Reply
 from cac_align.vlm.scripted import ScriptedVlm
 from tests.support.tiny_qwen import WORDS
@@ -23,7 +23,7 @@ def counting(name, *sizes):
 def test_rounds_ask_all_that_is_open_and_results_keep_their_order():
     vlm = ScriptedVlm(lambda conversation: conversation[-1].text.upper())
     finished = []
-    results = hold(vlm, [counting("a", 1, 2), counting("b"), counting("c", 1)], progress=finished.append)
+    results = run_dialogues(vlm, [counting("a", 1, 2), counting("b"), counting("c", 1)], progress=finished.append)
     assert results == [["A00", "A10", "A11"], [], ["C00"]] and finished == [1, 1, 1]
     assert [conversation[-1].text for conversation in vlm.asked] == ["a00", "c00", "a10", "a11"]
 
@@ -40,7 +40,12 @@ def test_questions_of_different_settings_are_different_calls():
 
     calls = []
     asked = [ask("x"), ask("y", tokens=5), ask("z", readout=WORDS), ask("w")]
-    assert hold(Listing(lambda conversation: conversation[0].text), [talk(q) for q in asked]) == ["x", "y", "z", "w"]
+    assert run_dialogues(Listing(lambda conversation: conversation[0].text), [talk(q) for q in asked]) == [
+        "x",
+        "y",
+        "z",
+        "w",
+    ]
     assert sorted(calls, key=str) == [(1, 5, None), (1, 9, WORDS), (2, 9, None)]
 
 
@@ -50,7 +55,7 @@ def test_a_dialogue_that_raises_is_heard():
         raise ValueError("no such wording")
 
     with pytest.raises(ValueError, match="no such wording"):
-        hold(ScriptedVlm(lambda conversation: "x"), [broken()])
+        run_dialogues(ScriptedVlm(lambda conversation: "x"), [broken()])
 
 
 def test_the_floor_starts_a_dialogue_only_when_it_needs_one():
@@ -62,25 +67,25 @@ def test_the_floor_starts_a_dialogue_only_when_it_needs_one():
         return reply.text
 
     results = {}
-    floor = DialogueQueue([talk(name) for name in "abcd"], results.__setitem__)
-    first, second = floor.take(2)
+    queue = DialogueQueue([talk(name) for name in "abcd"], results.__setitem__)
+    first, second = queue.take(2)
     assert started == ["a", "b"]
-    floor.give(second, Reply("two"))
-    assert results == {1: "two"} and [item.number for item in floor.take(9)] == [2, 3] and floor.take(9) == []
-    floor.give(first, Reply("one"))
+    queue.deliver(second, Reply("two"))
+    assert results == {1: "two"} and [item.number for item in queue.take(9)] == [2, 3] and queue.take(9) == []
+    queue.deliver(first, Reply("one"))
     assert results == {1: "two", 0: "one"}
 
 
 def test_a_follow_up_names_the_question_it_comes_from():
-    floor = DialogueQueue([counting("a", 1, 1)], lambda number, result: None)
-    (first,) = floor.take()
-    floor.give(first, Reply("x"))
-    (second,) = floor.take()
+    queue = DialogueQueue([counting("a", 1, 1)], lambda number, result: None)
+    (first,) = queue.take()
+    queue.deliver(first, Reply("x"))
+    (second,) = queue.take()
     assert first.after is None and second.after is first
 
 
 def test_one_dialogue_by_itself():
-    assert converse(counting("a", 2, 1), lambda question: Reply(question.conversation[0].text * 2)) == [
+    assert run_one_dialogue(counting("a", 2, 1), lambda question: Reply(question.conversation[0].text * 2)) == [
         "a00a00",
         "a01a01",
         "a10a10",

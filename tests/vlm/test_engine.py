@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cac_align.vlm.dialogue import Question, hold
+from cac_align.vlm.dialogue import Question, run_dialogues
 from cac_align.vlm.engine import engine
 from cac_align.vlm.engine.constrained import SchemaConstraint, SchemaLogitsProcessor
 from cac_align.vlm.engine.engine import float_logits
@@ -198,7 +198,9 @@ def test_two_turns_equal_the_naive_loop_with_more_videos_than_slots_and_ragged_l
     lengths = [(20, 7), (3, 25), (18, 18), (1, 5), (33, 2)]
     videos = [(frames(3 + n, seed=n), frames(2 + n % 2, seed=90 + n)) for n in range(len(lengths))]
     said = {}
-    hold(vlm, [two_turns(*video, tokens, context, said) for video, tokens in zip(videos, lengths, strict=True)])
+    run_dialogues(
+        vlm, [two_turns(*video, tokens, context, said) for video, tokens in zip(videos, lengths, strict=True)]
+    )
     # Whatever the context, each turn's own frames went through the vision encoder once: 16 patches per pair of frames.
     assert sum(patches) == sum(16 * (-(-len(shown) // 2)) for video in videos for shown in video)
     for (scan, _), tokens in zip(videos, lengths, strict=True):
@@ -269,7 +271,7 @@ def test_an_answer_that_ends_makes_room_at_once_and_a_video_called_normal_leaves
         order.append(name)
 
     steps = forwards(
-        vlm, lambda: hold(vlm, [talk("long", 60), talk("short", 4), talk("twice", 5, 5), talk("last", 20)])
+        vlm, lambda: run_dialogues(vlm, [talk("long", 60), talk("short", 4), talk("twice", 5, 5), talk("last", 20)])
     )
     assert order == ["short", "twice", "last", "long"] and steps < 60 + 4 * 2
 

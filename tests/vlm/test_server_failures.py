@@ -16,8 +16,9 @@ from cac_align.cac.verdict_only import VerdictOnly
 from cac_align.core.video import Video
 from cac_align.rewards.build import load_reward
 from cac_align.rewards.cac import CaC
+from cac_align.rewards.cached import cached
 from cac_align.rewards.ledger import Ledger, score_key
-from cac_align.vlm.dialogue import Question, hold
+from cac_align.vlm.dialogue import Question, run_dialogues
 from cac_align.vlm.server import server as server_module
 from cac_align.vlm.server.reply import Failed
 from cac_align.vlm.server.server import ServerVlm
@@ -174,7 +175,7 @@ def test_a_checkpoint_that_was_exchanged_gives_no_score_and_then_a_provenance_of
     ledger = Ledger(tmp_path / "ledger.jsonl")
     server = serve(lambda body, number: verdict(), models("one"))
     judge = judge_of(server)
-    reward = ledger.wrap(judge)
+    reward = cached(judge, ledger)
     before = dict(reward.provenance)
     assert reward(["a"], clips(1))[0].scored
     restart = {"503": AWAY, "broken": broken_connection()}.get(how)
@@ -303,7 +304,7 @@ def test_a_second_turn_does_not_wait_for_the_first_turns_of_others(serve: Any) -
         return Answer(completion(f"{text}: {waited}"))
 
     finished = []
-    vlm_for(serve(respond), concurrency=2).hold(
+    vlm_for(serve(respond), concurrency=2).run_dialogues(
         [talk("slow", "one"), talk("quick", "one", "two")], lambda number, heard: finished.append((number, heard))
     )
     assert sorted(finished) == [(0, ["slow one: True"]), (1, ["quick one: True", "quick two: True"])]
@@ -311,7 +312,7 @@ def test_a_second_turn_does_not_wait_for_the_first_turns_of_others(serve: Any) -
 
 def test_dialogues_keep_the_server_full_but_no_fuller(serve: Any) -> None:
     server = serve(lambda body, number: Answer(completion("fine")).after(0.05))
-    results = hold(vlm_for(server, concurrency=3), [talk(str(n), "one", "two") for n in range(8)])
+    results = run_dialogues(vlm_for(server, concurrency=3), [talk(str(n), "one", "two") for n in range(8)])
     assert results == [["fine", "fine"]] * 8 and server.most_in_flight == 3 and len(server.requests) == 16
 
 
@@ -324,9 +325,9 @@ def test_a_dialogue_that_raises_ends_the_call(serve: Any) -> None:
         yield [Question((), 5)]
 
     with pytest.raises(ValueError, match="no such wording"):
-        hold(vlm_for(serve(lambda body, number: Answer(completion("fine")))), [broken()])
+        run_dialogues(vlm_for(serve(lambda body, number: Answer(completion("fine")))), [broken()])
     with pytest.raises(ValueError, match="dialogue 0's question has no user message"):
-        hold(vlm_for(serve(lambda body, number: Answer(completion("fine")))), [asks_nobody()])
+        run_dialogues(vlm_for(serve(lambda body, number: Answer(completion("fine")))), [asks_nobody()])
 
 
 def test_a_server_too_busy_to_name_its_checkpoint_at_once_loses_no_judgement(serve: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cac_align.cac.readout import STATUS
+from cac_align.cac.readout import STATUS_READOUT
 from cac_align.cac.verdict_only import VerdictOnly
 from cac_align.core.video import Video
 from cac_align.rewards.cac import CaC
@@ -50,7 +50,7 @@ def answer_with(*verdict: dict[str, Any], finish: str = "stop") -> dict[str, Any
 
 def read(serve: Any, *bodies: dict[str, Any], **settings: Any) -> tuple[dict[str, float] | None, Server]:
     server = serve(lambda body, number: Answer(bodies[min(number, len(bodies) - 1)]))
-    (reply,) = vlm_for(server, **settings).answer([user()], max_new_tokens=500, readout=STATUS)
+    (reply,) = vlm_for(server, **settings).answer([user()], max_new_tokens=500, readout=STATUS_READOUT)
     assert reply.error is None
     return None if reply.log_p is None else {word: math.exp(value) for word, value in reply.log_p.items()}, server
 
@@ -176,14 +176,14 @@ def test_behind_a_schema_the_probabilities_are_those_without_it(serve: Any, dial
     bodies = [masked, one_token("null", {"null": 0.995, "normal": 0.003, "ab": 0.002})]
     server = serve(lambda body, number: Answer(bodies["response_format" not in body]))
     (reply,) = vlm_for(server, dialect=dialect).answer(
-        [user()], max_new_tokens=500, schema={"type": "object"}, readout=STATUS
+        [user()], max_new_tokens=500, schema={"type": "object"}, readout=STATUS_READOUT
     )
     p = {word: math.exp(value) for word, value in reply.log_p.items()}
     assert p == pytest.approx({"normal": 0.003, "abnormal": 0.002}) and '"status": "normal"' in reply.text
     assert ["response_format" in request for request in server.requests] == [True, False]
     judge = CaC(vlm_for(server, dialect=dialect), VerdictOnly(form="json"))
     (score,) = judge(["a"], [Video.open(np.zeros((9, 32, 32, 3), np.uint8), fps=16)])
-    assert not score.scored and "hold only 0.005 of the probability" in score.error
+    assert not score.scored and "P(normal) + P(abnormal) is only 0.005" in score.error
 
 
 def test_behind_a_schema_a_second_request_that_fails_leaves_no_probabilities(serve: Any) -> None:
@@ -191,7 +191,7 @@ def test_behind_a_schema_a_second_request_that_fails_leaves_no_probabilities(ser
     server = serve(
         lambda body, number: Answer(masked) if "response_format" in body else Answer({"error": "no"}, status=400)
     )
-    (reply,) = vlm_for(server).answer([user()], max_new_tokens=500, schema={"type": "object"}, readout=STATUS)
+    (reply,) = vlm_for(server).answer([user()], max_new_tokens=500, schema={"type": "object"}, readout=STATUS_READOUT)
     assert reply.log_p is None and reply.error is None
 
 

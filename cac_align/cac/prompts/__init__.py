@@ -1,11 +1,12 @@
-"""Every word sent to the judge: the two turns' instructions as text files, and the builders that fill them.
+"""Every text sent to the judge: the instructions of the turns as text files, and functions that fill them.
 
-prompt, frames → turn_one_conversation → answer → turn_two_conversation (a fresh context, or the chat continued)
-prompt, frames → single_turn_conversation: windows and boxes asked for at once
+prompt, frames → turn_one_conversation → answer → turn_two_conversation (fresh context or continued chat)
+prompt, frames → single_turn_conversation (windows and boxes at once)
 
-Qwen3-VL sees time stamps, never frame numbers, while answers name frames; so the instruction says which number stands at which
-time, and ``read_answer`` converts back. Turn 2 numbers the frames of its clip anew, from 0 (Fig. S5). The wording is ours; its
-structure (taxonomy, three steps, JSON) follows Figs. S4 and S5 of the paper.
+Qwen3-VL sees time stamps and never frame numbers, while answers name frames by number. So the
+instruction says which number stands at which time, and ``read_answer`` converts back. Turn 2 numbers the
+frames of its clip from 0 again (Fig. S5). The texts are our own; their structure (taxonomy, three steps,
+JSON) follows Figs. S4 and S5 of the paper.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ _SLOT = re.compile(r"\{(prompt|num_frames|frame_list|turn_one|faults)\}")
 
 @cache
 def wording_text(wording: str, name: str) -> str:
-    """The text of one instruction. ``wording`` is "full", "brief", or a folder of the user's own turn_one.md and turn_two.md
-    (single_turn.md, where judging in a single turn is asked for).
+    """The text of the instruction ``name``: turn_one, turn_two, single_turn or retry.
 
-    Raises ``ValueError`` when there is no such wording.
+    wording: "full", "brief", or a folder with the user's own turn_one.md and turn_two.md
+    (single_turn.md for the single turn). Raises ``ValueError`` when there is no such text.
     """
     folder = files(__name__) if name == "retry" else files(__name__) / wording if wording in WORDINGS else Path(wording)
     source = folder / f"{name}.md"
@@ -42,18 +43,18 @@ def wording_text(wording: str, name: str) -> str:
 
 
 def wording_hash(wording: str, names: Sequence[str] = ("turn_one", "turn_two", "retry")) -> str:
-    """First 12 hex digits of the sha256 over these texts of a wording (the two turns'): it goes into the provenance."""
+    """First 12 hex digits of the sha256 over these texts of a wording, for the provenance."""
     text = "\0".join(wording_text(wording, name) for name in names)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def fill(text: str, slots: Mapping[str, str]) -> str:
-    """Fill ``{slot}``s in one pass, so that braces inside a prompt or an answer stay what they are."""
+    """Fill every ``{slot}`` in one pass, so that braces inside a prompt or an answer are left alone."""
     return _SLOT.sub(lambda match: slots[match.group(1)] if match.group(1) in slots else match.group(0), text)
 
 
 def frame_list(frames: Frames, wording: str) -> str:
-    """Which number stands at which time. The brief wording gives first, last and step; every other one lists all frames."""
+    """Which frame number stands at which time: a range with a rate in the brief wording, else a list of all frames."""
     if wording == "brief":
         return f"Frame 0-{len(frames) - 1} from {frames.times_s[0]:.2f} s at {frames.fps:g} fps"
     return ", ".join(f"Frame {number} at {time:.2f} s" for number, time in enumerate(frames.times_s))
@@ -65,7 +66,7 @@ def turn_one_conversation(prompt: str, frames: Frames, *, wording: str = "full")
 
 
 def single_turn_conversation(prompt: str, frames: Frames, *, wording: str = "full") -> Conversation:
-    """The single-turn formulation (Sec. 4.3): the whole video at 4 fps, asked for status, time regions, types and boxes at once."""
+    """The single turn (Sec. 4.3): the whole video at 4 fps, asked for status, time regions, types and boxes."""
     return (Message("user", _instruction("single_turn", prompt, frames, wording), frames),)
 
 
@@ -74,21 +75,21 @@ def turn_two_conversation(
 ) -> Conversation:
     """Turn 2 (Sec. 3.4): the clip at 8 fps, asked for confirmation and boxes.
 
-    By default a fresh context that carries the clip and what turn 1 wrote, as stage 2 trains it; with ``before`` (turn 1's
-    conversation) the chat goes on and the whole video stays in view.
+    Without ``before`` it is a fresh context with the clip and what turn 1 wrote, as stage 2 trains it.
+    With ``before``, turn 1's conversation, the chat continues and the whole video stays in context.
     """
     ask = Message("user", _instruction("turn_two", prompt, clip, wording, turn_one), clip)
     return (ask,) if before is None else (*before, Message("assistant", turn_one.text), ask)
 
 
 def retry_conversation(asked: Conversation, answer: Turn) -> Conversation:
-    """The same question again, with the unusable answer and its faults quoted."""
+    """The same question again, after the unusable answer and its faults."""
     text = fill(wording_text("", "retry"), {"faults": "; ".join(answer.faults[:5])[:600]})
     return (*asked, Message("assistant", answer.text[:4000]), Message("user", text))
 
 
-def suspicion(turn: Turn, wording: str) -> str:
-    """What turn 2 is told of turn 1: everything it wrote, or (brief) only kinds and reasons."""
+def turn_one_summary(turn: Turn, wording: str) -> str:
+    """What turn 2 is told about turn 1: its reasoning and anomalies; in the brief wording the anomalies only."""
     claims = "; ".join(f"{anomaly.type}: {anomaly.reason}" for anomaly in turn.anomalies)
     return claims if wording == "brief" else f"{turn.chain_of_thought}\nSuspected: {claims}"
 
@@ -96,5 +97,5 @@ def suspicion(turn: Turn, wording: str) -> str:
 def _instruction(name: str, prompt: str, frames: Frames, wording: str, turn_one: Turn | None = None) -> str:
     slots = {"prompt": prompt, "num_frames": str(len(frames)), "frame_list": frame_list(frames, wording)}
     if turn_one is not None:
-        slots["turn_one"] = suspicion(turn_one, wording)
+        slots["turn_one"] = turn_one_summary(turn_one, wording)
     return fill(wording_text(wording, name), slots)

@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from cac_align.vlm.dialogue import Dialogue, Question, converse
+from cac_align.vlm.dialogue import Dialogue, Question, run_one_dialogue
 from cac_align.vlm.protocol import UNREACHABLE, Conversation, Readout, Reply
 from cac_align.vlm.server.chat import chat, continuation, response_format
 from cac_align.vlm.server.readout import Uncovered, read_words
@@ -205,7 +205,7 @@ class ServerVlm:
             _check(question, f"conversation {number}")
         return self._at_once(self._answer_one, questions, self.concurrency)
 
-    def hold(self, dialogues: Sequence[Dialogue[Any]], done: Callable[[int, Any], None]) -> None:
+    def run_dialogues(self, dialogues: Sequence[Dialogue[Any]], done: Callable[[int, Any], None]) -> None:
         """Carry on many dialogues at once, each on a thread of its own; ``done(number, result)`` as each of them ends.
 
         A dialogue's next request leaves as soon as its last one came back. A few more dialogues than ``concurrency`` are under way,
@@ -218,7 +218,7 @@ class ServerVlm:
                 _check(question, f"dialogue {number}'s question")
                 return self._answer_one(question, stop=stop)
 
-            result = converse(dialogues[number], ask)
+            result = run_one_dialogue(dialogues[number], ask)
             with lock:
                 done(number, result)
 

@@ -10,13 +10,12 @@ from cac_align import CaC, UnifiedReward, best_of_n, combine
 from cac_align.miniature.world.settings import PLAYGROUND
 from cac_align.miniature.world.world import make_clip
 
-reward = combine(
-    {"unified": UnifiedReward.miniature(), "cac": CaC.miniature()}, normalise="range"
-)  # mean of (UR - 1) / 4 and CaC
+# The mean of (UnifiedReward - 1) / 4 and CaC.
+reward = combine({"unified": UnifiedReward.miniature(), "cac": CaC.miniature()}, normalise="range")
 
 
 def generate(prompt: str, seed: int):
-    """Stands for your model: renders clips of the miniature's world, two in five of them broken."""
+    """Stands for your model: renders clips of the miniature's world, two in five of them anomalous."""
     return make_clip(2_100_000 + seed, PLAYGROUND).video()
 
 

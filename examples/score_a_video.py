@@ -1,13 +1,16 @@
 """Score one clip with CaC alone and read the evidence: when, where, what.
 
-python examples/score_a_video.py        # prints R = 0.80 for the sound clip; 0.20, "stretched out of shape" and boxes for the broken one
+python examples/score_a_video.py
+
+It prints a score near 0.8 for the normal clip; for the anomalous one a score near 0.2, the reason
+"stretched out of shape", and boxes.
 """
 
 from cac_align import CaC
 from cac_align.miniature.world.settings import PLAYGROUND
 from cac_align.miniature.world.world import make_clip
 
-cac = CaC.miniature()  # the shipped judge; CaC.load("http://127.0.0.1:8001/v1", served_model="cac") for a real one
+cac = CaC.miniature()  # a judge behind a server: CaC.load("http://127.0.0.1:8001/v1", served_model="cac")
 for anomalous in (False, True):
     clip = make_clip(2_000_002, PLAYGROUND, anomalous=anomalous)  # held-out seed, exact ground truth
     (score,) = cac([clip.prompt], [clip.video()])

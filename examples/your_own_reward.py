@@ -11,7 +11,7 @@ from cac_align.miniature.world.world import make_clip
 
 
 class Motion:
-    """Mean absolute difference between neighbouring frames at 8 fps, in grey levels. (For alignment the package has a measure of speed: ``kind: motion``.)"""
+    """Mean absolute difference between neighbouring frames at 8 fps, in grey levels."""
 
     name = "motion"
     bounds = (0.0, 255.0)

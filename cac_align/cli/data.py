@@ -195,7 +195,8 @@ def run_synthesise(options: argparse.Namespace) -> int:
     """
     from cac_align.config import read_recipe
     from cac_align.data.records import all_records
-    from cac_align.data.synthesis.synthesise import Synthesis, synthesise
+    from cac_align.data.synthesis.settings import Synthesis
+    from cac_align.data.synthesis.synthesise import synthesise
 
     records = all_records(options.records)
     teacher_overrides = [item.removeprefix("teacher.") for item in options.overrides if item.startswith("teacher.")]

@@ -17,7 +17,8 @@ class HelpWithDefaults(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        if action.default in (None, False, argparse.SUPPRESS) or action.default == [] or "default" in text:
+        without_default = action.default is None or action.default is False or action.default in (argparse.SUPPRESS, [])
+        if without_default or "default" in text:
             return text
         return f"{text} (default: %(default)s)"
 

@@ -35,7 +35,8 @@ from cac_align.cac.two_turn import TwoTurn
 from cac_align.config import read_recipe
 from cac_align.data.records import Record, read_records
 from cac_align.data.splits import Splits, split_stages
-from cac_align.data.synthesis.synthesise import Synthesis, synthesise
+from cac_align.data.synthesis.settings import Synthesis
+from cac_align.data.synthesis.synthesise import synthesise
 from cac_align.miniature.teacher.ground_truth import GroundTruth
 from cac_align.miniature.world.settings import TEST_SEEDS, TRAIN_SEEDS, WORLDS
 from cac_align.miniature.world.world import write_world

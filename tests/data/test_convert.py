@@ -1,4 +1,6 @@
-"""Records survive COCO unchanged; what COCO files lack is named, not guessed; several raters become one record or none."""
+"""Records survive COCO unchanged; what COCO files lack is named, not guessed; several raters become
+one record or none.
+"""
 
 import json
 from dataclasses import replace
@@ -35,7 +37,9 @@ def test_export_and_import_give_the_same_records(world, tmp_path):
 
 
 def plain(world, **more):
-    """A file as other tools write it: videos, images, boxes, no tracks. Box in pixels of a 64-px frame."""
+    """A file as other tools write it: videos, images, boxes, no tracks. Box in pixels of a 64-px
+    frame.
+    """
     record = next(iter(read_records(world)))
     images = [{"id": n, "video_id": 7, "frame_index": frame} for n, frame in enumerate((4, 6, 8, 14))]
     boxes = [{"id": n, "image_id": n, "category_id": 3, "bbox": [16, 32, 16, 8]} for n in range(4)]

@@ -1,4 +1,6 @@
-"""External sets: small files in exactly each format, written here; unknown fields and labels are refused by name."""
+"""External sets: small files in exactly each format, written here; unknown fields and labels are
+refused by name.
+"""
 
 import csv
 import json
@@ -40,9 +42,12 @@ def test_balanced_is_seeded_and_does_not_depend_on_the_order():
 # ---- ViF-CoT-4K ---------------------------------------------------------------------------------------------------
 
 FAKE = (
-    "<think>Describe the clip. The man's left hand merges with the cup here: <type>Structure Anomaly</type> in <t>[0.5, 1.0]</t> at "
-    "<bbox>[0.1, 0.2, 0.5, 0.6]</bbox>. Then a lamp vanishes. <type>Abnormal Object Disappearance</type> in <t>[1.0, 2.0]</t> at "
-    "<bbox>[0, 0, 0, 0]</bbox>. Soft edges, <type>Unnatural Blur</type> in <t>[0, 2.9]</t> at <bbox>[0,0,1,1]</bbox>.</think>"
+    "<think>Describe the clip. The man's left hand merges with the cup here: <type>Structure Anomaly</type> in "
+    "<t>[0.5, 1.0]</t> at "
+    "<bbox>[0.1, 0.2, 0.5, 0.6]</bbox>. Then a lamp vanishes. <type>Abnormal Object Disappearance</type> in "
+    "<t>[1.0, 2.0]</t> at "
+    "<bbox>[0, 0, 0, 0]</bbox>. Soft edges, <type>Unnatural Blur</type> in <t>[0, 2.9]</t> at "
+    "<bbox>[0,0,1,1]</bbox>.</think>"
     "<answer>Fake</answer>"
 )
 REAL = "<think>I checked <t>[0.5, 1.0]</t> at <bbox>[0.1, 0.2, 0.5, 0.6]</bbox>; fine.</think><answer>Real</answer>"
@@ -160,15 +165,21 @@ def test_geneva_boxes_are_grouped_into_anomalies(tmp_path):
     for name in ("a.mp4", "b.mp4", "c.mp4"):
         clip(tmp_path / "videos" / name)
     rows = [
-        {"video": "a.mp4", "prompt": "a hand", "quality": 3, "annotations": [
-            {"frame": 4, "bbox": [16, 12, 32, 24], "label": "hand", "description": "six fingers"},
-            {"frame": 6, "bbox": [16, 12, 32, 24], "label": "hand", "description": "six fingers"},
-            {"frame": 6, "bbox": [0, 0, 8, 8], "label": "hand", "description": "six fingers"},
-            {"frame": 9, "bbox": [0, 0, 64, 48], "label": "flicker"},
-            {"frame": 9, "bbox": [0, 0, 64, 48], "label": "style"}]},
+        {
+            "video": "a.mp4",
+            "prompt": "a hand",
+            "quality": 3,
+            "annotations": [
+                {"frame": 4, "bbox": [16, 12, 32, 24], "label": "hand", "description": "six fingers"},
+                {"frame": 6, "bbox": [16, 12, 32, 24], "label": "hand", "description": "six fingers"},
+                {"frame": 6, "bbox": [0, 0, 8, 8], "label": "hand", "description": "six fingers"},
+                {"frame": 9, "bbox": [0, 0, 64, 48], "label": "flicker"},
+                {"frame": 9, "bbox": [0, 0, 64, 48], "label": "style"},
+            ],
+        },
         {"video": "b.mp4", "prompt": "clean", "annotations": []},
         {"video": "c.mp4", "prompt": "style", "annotations": [{"frame": 9, "bbox": [0, 0, 64, 48], "label": "style"}]},
-    ]  # fmt: skip
+    ]
     found = geneva.load(geneva_file(tmp_path, rows), videos=tmp_path / "videos", table=GENEVA_TABLE)
     first, clean = found.records
     hand, flicker = first.anomalies
@@ -293,11 +304,16 @@ def test_videophy2_reads_python_literals(tmp_path):
     path = videophy_file(
         tmp_path,
         {"video_url": "https://host/x/a.mp4?download=true"},
-        {"video_url": "https://host/x/b%20c.mp4", "pc": 2, "joint": 0, "physics_rules_unfollowed": "['It\\'s \"heavy\"', 'Inertia']",
-         "human_violated_rules": "nan"},
+        {
+            "video_url": "https://host/x/b%20c.mp4",
+            "pc": 2,
+            "joint": 0,
+            "physics_rules_unfollowed": "['It\\'s \"heavy\"', 'Inertia']",
+            "human_violated_rules": "nan",
+        },
         {"video_url": "https://host/x/d.mp4", "pc": 3, "joint": "False"},
         {"video_url": "https://host/x/lost.mp4"},
-    )  # fmt: skip
+    )
     found = videophy2.load(path, videos=tmp_path / "videos")
     good, broken, rated = found.records
     assert (good.status, broken.status, rated.status) == ("normal", "abnormal", "abnormal")
@@ -333,14 +349,20 @@ def test_spotlight_errors_become_windows(tmp_path):
     for name in ("a.mp4", "b.mp4", "c.mp4"):
         clip(tmp_path / "videos" / name)
     rows = [
-        {"video": "a.mp4", "prompt": "p", "model": "Veo 3", "errors": [
-            {"type": "Physics", "explanation": "floats", "start_s": 0.5, "end_s": 1.5},
-            {"type": "Anatomy/Body pose", "explanation": "arm", "segments": [[0, 0.5], [1, 9 / 3]]},
-            {"type": "Motion", "explanation": "all", "scope": "global"},
-            {"type": "Adherence", "explanation": "no dog", "scope": "global"}]},
+        {
+            "video": "a.mp4",
+            "prompt": "p",
+            "model": "Veo 3",
+            "errors": [
+                {"type": "Physics", "explanation": "floats", "start_s": 0.5, "end_s": 1.5},
+                {"type": "Anatomy/Body pose", "explanation": "arm", "segments": [[0, 0.5], [1, 9 / 3]]},
+                {"type": "Motion", "explanation": "all", "scope": "global"},
+                {"type": "Adherence", "explanation": "no dog", "scope": "global"},
+            ],
+        },
         {"video": "b.mp4", "prompt": "p", "errors": []},
         {"video": "c.mp4", "prompt": "p", "errors": [{"type": "Logical", "explanation": "", "scope": "global"}]},
-    ]  # fmt: skip
+    ]
     path = tmp_path / "spotlight.json"
     path.write_text(json.dumps(rows))
     found = spotlight.load(path, videos=tmp_path / "videos")

@@ -1,4 +1,6 @@
-"""Stages share no video and no near-duplicate and are 1:1; the check finds what is planted, whoever made the splits."""
+"""Stages share no video and no near-duplicate and are 1:1; the check finds what is planted, whoever
+made the splits.
+"""
 
 import json
 from collections import Counter
@@ -80,7 +82,9 @@ def pattern(seed):
 
 
 def make(folder, normal=14, abnormal=14, copies=(), single=0.6, long=()):
-    """A synthesis' folder. copies: (record, of): the video is another one's, brighter. long: anomalous records of more than 1 s."""
+    """A synthesis' folder. copies: (record, of): the video is another one's, brighter. long:
+    anomalous records of more than 1 s.
+    """
     folder.mkdir(parents=True)
     records, samples = [], []
     for n in range(normal + abnormal):
@@ -192,8 +196,12 @@ def test_the_check_finds_a_near_duplicate_in_another_stage_and_the_same_file_und
     hashes = np.random.default_rng(0).random((4, BITS)) < 0.5
     anomaly = (Anomaly("Object Distortion", Window(0, 0.1)),)
     names = ["a", "b", "c", "d"]
-    records = {n: Record(n, f"{n}.mp4", "", 16.0, 17, 8, 8, "abnormal" if n in "ac" else "normal", anomaly if n in "ac" else ())
-               for n in names}  # fmt: skip
+    records = {
+        n: Record(
+            n, f"{n}.mp4", "", 16.0, 17, 8, 8, "abnormal" if n in "ac" else "normal", anomaly if n in "ac" else ()
+        )
+        for n in names
+    }
     rows = {n: {"record": n, "task": "scan", "window": None, "frame": None, "answer": ""} for n in names}
     stages = {"stage2": [rows["a"], rows["b"]], "stage3": [rows["c"], rows["d"]]}
     clean = [found for found in check_splits(stages, records, hashes, names, Splits()) if "task look" not in found]

@@ -1,4 +1,6 @@
-"""Every convention of Appendix B.1 is broken once, by hand, and named by record, field and rule; world records break none."""
+"""Every convention of Appendix B.1 is broken once, by hand, and named by record, field and rule;
+world records break none.
+"""
 
 import json
 from fractions import Fraction
@@ -45,9 +47,13 @@ def test_world_records_keep_every_rule(world, tmp_path):
 
 def one(**changes):
     anomaly = {
-        "type": "Object Distortion", "window": {"start_s": 0.25, "end_s": 0.5}, "reason": "the box melts", "region": "box",
-        "boxes": {"4": [[1, 2, 30, 40]], "6": [[1, 2, 30, 40], [500, 500, 600, 600]]}, "saliency": None,
-    }  # fmt: skip
+        "type": "Object Distortion",
+        "window": {"start_s": 0.25, "end_s": 0.5},
+        "reason": "the box melts",
+        "region": "box",
+        "boxes": {"4": [[1, 2, 30, 40]], "6": [[1, 2, 30, 40], [500, 500, 600, 600]]},
+        "saliency": None,
+    }
     return {**anomaly, **changes}
 
 
@@ -55,13 +61,20 @@ MOTION = "Motion Anomalies"
 GONE = "the box suddenly disappears"
 BROKEN = [
     ([one(type="Object Distorsion")], "anomalies[0].type", "type"),
-    ([one(window={"start_s": 0.25, "end_s": 1.07})], "anomalies[0].window", "window"),  # the last of 17 frames is at 1.0 s
+    (
+        [one(window={"start_s": 0.25, "end_s": 1.07})],
+        "anomalies[0].window",
+        "window",
+    ),  # the last of 17 frames is at 1.0 s
     ([one(window={"start_s": 0.5, "end_s": 0.25})], "anomalies[0].window", "window"),
     ([one(window={"start_s": -0.1, "end_s": 0.5})], "anomalies[0].window", "window"),
     ([one(window=None)], "anomalies[0].window", "window"),
     ([one(window={"start_s": float("nan"), "end_s": 0.5})], "anomalies[0].window", "window"),
-    ([one(type=MOTION, reason="it jumps", window={"start_s": 0.25, "end_s": 0.25}, boxes={"4": [[1, 2, 3, 4]]})],
-     "anomalies[0].window", "multi-frame"),
+    (
+        [one(type=MOTION, reason="it jumps", window={"start_s": 0.25, "end_s": 0.25}, boxes={"4": [[1, 2, 3, 4]]})],
+        "anomalies[0].window",
+        "multi-frame",
+    ),
     ([one(boxes={"4": [[1, 2, 1001, 40]]})], "anomalies[0].boxes[4][0]", "box"),
     ([one(boxes={"4": [[1.5, 2, 100, 40]]})], "anomalies[0].boxes[4][0]", "box"),
     ([one(boxes={"4": [[30, 2, 1, 40]]})], "anomalies[0].boxes[4][0]", "box"),
@@ -75,10 +88,14 @@ BROKEN = [
     ([one(reason=" ")], "anomalies[0].reason", "reason"),
     ([one(saliency="high")], "anomalies[0].saliency", "saliency"),
     ([one(reason="the box suddenly appears")], "anomalies[0].type", "appearance"),
-    ([one(type=MOTION, reason=GONE, boxes={"4": [[1, 2, 30, 40]], "6": [[1, 2, 30, 40]]})], "anomalies[0].boxes[6]", "transition"),
+    (
+        [one(type=MOTION, reason=GONE, boxes={"4": [[1, 2, 30, 40]], "6": [[1, 2, 30, 40]]})],
+        "anomalies[0].boxes[6]",
+        "transition",
+    ),
     ([one(), one(type="Physical Violations", reason="it sinks")], "anomalies[1].type", "one category"),
     ([one(weight=1)], "anomalies[0].weight", "record"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("anomalies, field, rule", BROKEN, ids=[f"{rule}-{n}" for n, (_, _, rule) in enumerate(BROKEN)])
@@ -128,7 +145,9 @@ def test_a_broken_head_is_named(world, rows, change, field, rule):
 
 
 def write_video(path, fps, num_frames=17, *, stamps_ms=None):
-    """A whole file of flat frames; the container rounds the time stamps its own way. stamps_ms: other ones than index / fps."""
+    """A whole file of flat frames; the container rounds the time stamps its own way. stamps_ms:
+    other ones than index / fps.
+    """
     codec, pixel = {".mkv": ("h264", "yuv420p"), ".webm": ("libvpx-vp9", "yuv420p"), ".gif": ("gif", "rgb8")}[
         path.suffix
     ]
@@ -161,9 +180,17 @@ def test_windows_by_the_containers_own_clock_pass_and_those_one_frame_off_do_not
         anomaly = one(window=dict(zip(("start_s", "end_s"), window, strict=True)), **changes)
         anomaly["boxes"] = {str(frame): [[1, 2, 30, 40]] for frame in frames}
         row = {
-            "id": "a", "video": f"a{kind}", "prompt": "p", "fps": row_fps, "num_frames": 17, "width": 64, "height": 64,
-            "status": "abnormal", "anomalies": [anomaly], "annotator": "ann",
-        }  # fmt: skip
+            "id": "a",
+            "video": f"a{kind}",
+            "prompt": "p",
+            "fps": row_fps,
+            "num_frames": 17,
+            "width": 64,
+            "height": 64,
+            "status": "abnormal",
+            "anomalies": [anomaly],
+            "annotator": "ann",
+        }
         return check(tmp_path / "records.jsonl", [row], videos=videos)
 
     own, plain = video.times_s, [index / fps for index in range(17)]
@@ -184,14 +211,24 @@ def test_windows_by_the_containers_own_clock_pass_and_those_one_frame_off_do_not
 
 
 def test_a_variable_frame_rate_is_named_and_refused_and_a_rate_that_drifts_is_put_on_the_records_clock(tmp_path):
-    """Half of the frames 1/16 s apart, half 1/12 s: frame 20 of 41 is 1.25 s in, and 1.46 s at the mean rate."""
+    """Half of the frames 1/16 s apart, half 1/12 s: frame 20 of 41 is 1.25 s in, and 1.46 s at the
+    mean rate.
+    """
     path = tmp_path / "a.mkv"
 
     def stated(fps, num_frames):
         row = {
-            "id": "a", "video": "a.mkv", "prompt": "p", "fps": fps, "num_frames": num_frames, "width": 64, "height": 64,
-            "status": "normal", "anomalies": [], "annotator": "ann",
-        }  # fmt: skip
+            "id": "a",
+            "video": "a.mkv",
+            "prompt": "p",
+            "fps": fps,
+            "num_frames": num_frames,
+            "width": 64,
+            "height": 64,
+            "status": "normal",
+            "anomalies": [],
+            "annotator": "ann",
+        }
         (tmp_path / "records.jsonl").write_text(json.dumps(row) + "\n")
         told = [(v.field, v.message) for v in validate(tmp_path / "records.jsonl").violations]
         return told, Record.from_json(row)

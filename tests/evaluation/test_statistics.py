@@ -113,7 +113,8 @@ def test_permutation_counts_every_sign_pattern():
 
 
 def test_alpha_of_krippendorffs_own_example():
-    # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": two observers, ten units, alpha = 1 − 19·4 / (14·6)
+    # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": two observers, ten units, alpha = 1
+    # − 19·4 / (14·6)
     meg, owen = "0100000100", "1110010000"
     ratings = {"meg": dict(enumerate(meg)), "owen": dict(enumerate(owen))}
     assert krippendorff_alpha(ratings).alpha == pytest.approx(0.095, abs=5e-4)
@@ -149,7 +150,8 @@ def test_few_or_equal_prompts_have_no_interval():
 
 
 def test_pairs_of_one_prompt_are_one_case():
-    # six prompts of three seeds, each better after in two of three: pooled, McNemar over 12 discordant pairs says p = 2/2^12
+    # six prompts of three seeds, each better after in two of three: pooled, McNemar over 12 discordant
+    # pairs says p = 2/2^12
     pairs, prompts = [(1.0, 0.0), (1.0, 0.0), (0.0, 0.0)] * 6, [f"p{n // 3}" for n in range(18)]
     found = compare_by_prompt(pairs, prompts, yes_no=True)
     assert (found.test.name, found.test.n, found.test.p_value) == ("paired permutation", 6, pytest.approx(2 / 2**6))

@@ -8,7 +8,8 @@ from cac_align.core.judgement import Anomaly, Window
 from cac_align.data.record_video import open_record_video
 from cac_align.data.records import read_records, write_records
 from cac_align.data.synthesis.questions import RecordQuestion, expected_anomalies, question_conversation
-from cac_align.data.synthesis.synthesise import Synthesis, synthesise
+from cac_align.data.synthesis.settings import Synthesis
+from cac_align.data.synthesis.synthesise import synthesise
 from cac_align.data.synthesis.teacher_context import teacher_context
 from cac_align.data.synthesis.verify import answer_faults
 from cac_align.miniature.teacher.ground_truth import GroundTruth

@@ -7,9 +7,9 @@ import pytest
 
 from cac_align.core.video import Video
 from cac_align.data.records import read_records
-from cac_align.data.synthesis.synthesise import Synthesis, synthesise
+from cac_align.data.synthesis.settings import Synthesis
+from cac_align.data.synthesis.synthesise import synthesise
 from cac_align.data.validate import validate
-from cac_align.miniature.oracle.oracle import judge
 from cac_align.miniature.teacher.ground_truth import GroundTruth
 from research.training import records
 from research.training.generated import HELD_OUT
@@ -28,7 +28,7 @@ def test_rendered_and_drawn_clips_become_records_that_say_what_is_so(tmp_path, c
         assert (
             0 <= record.extra["noise"] - asked.seed < asked.drawn and len(record.extra["places"]) == record.num_frames
         )
-    said = [judge(record.prompt, Video.open(path.parent / record.video)).status for record in drawn]
+    said = [judge_clip(record.prompt, Video.open(path.parent / record.video)).status for record in drawn]
     assert [one == record.status for one, record in zip(said, drawn, strict=True)].count(False) <= len(drawn) // 5, (
         "the file is compressed; hardly any verdict hangs on that"
     )

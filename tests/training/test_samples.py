@@ -236,7 +236,7 @@ def test_a_broken_video_is_replaced_by_one_of_its_class_and_counted(tmp_path):
     made = usable_segment(found, bad, processor, {})
     assert made.videos[0][0] in ("clip3", "clip5") and list(found.bad) == ["clip1/scan"]
     with pytest.raises(ValueError, match="sample clip1/scan: .*data.unusable=skip"):
-        usable_segment(stage(folder, 3, bad="stop"), bad, processor, {})
+        usable_segment(stage(folder, 3, unusable="stop"), bad, processor, {})
 
 
 def test_a_video_of_variable_frame_rate_is_left_out_by_name(tmp_path, monkeypatch):
@@ -282,7 +282,7 @@ def test_missing_videos(tmp_path):
     with pytest.raises(ValueError, match="1 of 6 samples .* more than data.max_unusable=0.1 allows"):
         stage(folder, 3, max_unusable=0.1)
     with pytest.raises(ValueError, match="clip1.mp4 does not exist; mend it"):
-        stage(folder, 3, bad="stop")
+        stage(folder, 3, unusable="stop")
 
 
 def rewrite(folder, rows):

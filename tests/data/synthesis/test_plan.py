@@ -28,9 +28,14 @@ def test_questions_do_not_depend_on_the_order_of_the_records_and_normal_clips_ar
         name: [q.key for q in asked] for name, asked in again.items()
     }
     lengths = {
-        status: {round(window_duration_s(q.window, 16), 6) for name, asked in questions.items() for q in asked if q.window and name[:3] == start}
+        status: {
+            round(window_duration_s(q.window, 16), 6)
+            for name, asked in questions.items()
+            for q in asked
+            if q.window and name[:3] == start
+        }
         for status, start in (("normal", "goo"), ("abnormal", "bad"))
-    }  # fmt: skip
+    }
     assert lengths["normal"] <= lengths["abnormal"] and len(lengths["normal"]) > 1
     false = [q for name, asked in questions.items() for q in asked if q.task == "look" and name.startswith("good")]
     assert len(false) == 30 and all(q.alarms and q.window == q.alarms[0].window for q in false)

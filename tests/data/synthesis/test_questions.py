@@ -1,4 +1,6 @@
-"""What is asked about a record: clips that cut no anomaly, frames that show it alone, claims that do not give the verdict away."""
+"""What is asked about a record: clips that cut no anomaly, frames that show it alone, claims that
+do not give the verdict away.
+"""
 
 from dataclasses import replace
 
@@ -36,16 +38,26 @@ def test_what_is_neither_shown_nor_compared_asks_nothing_anew_and_all_else_does(
         return [question.key for question in plan_questions([one, other], false_alarm_share=1.0)["r"]]
 
     for same in (
-        {"video": "../moved/r.mp4"}, {"review": "audited"}, {"annotator": "bob"}, {"extra": {"n": 1}}, {"anomalies": (labelled,)},
-    ):  # fmt: skip
+        {"video": "../moved/r.mp4"},
+        {"review": "audited"},
+        {"annotator": "bob"},
+        {"extra": {"n": 1}},
+        {"anomalies": (labelled,)},
+    ):
         assert (
             keys(replace(of, **same))
             == keys(of)
             == keys(replace(of, **same), replace(ball, video="x.mp4", review="audited"))
         )
     for other in (
-        {"prompt": "another"}, {"num_frames": 48}, {"width": 32}, {"height": 32}, {"fps": 16.5}, {"id": "s"}, {"anomalies": (more,)}
-    ):  # fmt: skip
+        {"prompt": "another"},
+        {"num_frames": 48},
+        {"width": 32},
+        {"height": 32},
+        {"fps": 16.5},
+        {"id": "s"},
+        {"anomalies": (more,)},
+    ):
         changed = replace(of, **other)
         asked = plan_questions([changed, ball], false_alarm_share=1.0)[changed.id]
         assert set(keys(of)).isdisjoint(question.key for question in asked)

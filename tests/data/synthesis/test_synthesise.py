@@ -1,4 +1,6 @@
-"""Generate, verify, again: who passes in which round is worked out by hand; every answer is kept, and a killed run goes on."""
+"""Generate, verify, again: who passes in which round is worked out by hand; every answer is kept,
+and a killed run goes on.
+"""
 
 import json
 import threading
@@ -14,7 +16,8 @@ from cac_align.core.video import Video
 from cac_align.data.record_video import open_record_video
 from cac_align.data.records import read_records
 from cac_align.data.synthesis.attempts import Attempt, AttemptLog
-from cac_align.data.synthesis.synthesise import Synthesis, synthesise
+from cac_align.data.synthesis.settings import Synthesis
+from cac_align.data.synthesis.synthesise import synthesise
 from cac_align.miniature.teacher.ground_truth import GroundTruth
 from cac_align.miniature.world.settings import World
 from cac_align.miniature.world.world import write_world
@@ -35,7 +38,9 @@ def records(world):
 
 
 class Pupil:
-    """The ground truth's answers, spoiled in the first ``bad[record]`` rounds of the scan. Counts what it was asked."""
+    """The ground truth's answers, spoiled in the first ``bad[record]`` rounds of the scan. Counts
+    what it was asked.
+    """
 
     def __init__(self, records, bad=None, spoil="no json", task="scan"):
         self.truth, self.bad, self.spoil, self.task = GroundTruth(records), bad or {}, spoil, task
@@ -306,7 +311,9 @@ def test_bad_records_are_discarded_by_name_and_the_others_go_on(world, records, 
 def test_a_video_damaged_behind_its_scan_is_discarded_by_name_and_the_others_go_on(
     world, records, tmp_path, monkeypatch, status
 ):
-    """At 4 fps its frames can be read, the others not: an abnormal one fails in the close-up, a normal one in its look."""
+    """At 4 fps its frames can be read, the others not: an abnormal one fails in the close-up, a
+    normal one in its look.
+    """
     target = next(record for record in records if record.status == status)
     frames, seen = Video.frames, []
 

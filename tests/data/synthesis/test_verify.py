@@ -1,4 +1,6 @@
-"""A teacher's answer is kept when labels, time and boxes agree with people and it does not say that it knew: each rule, by hand."""
+"""A teacher's answer is kept when labels, time and boxes agree with people and it does not say that
+it knew: each rule, by hand.
+"""
 
 import json
 
@@ -103,11 +105,20 @@ def test_boxes_that_nobody_drew_cannot_be_compared():
 @pytest.mark.parametrize(
     "text",
     [
-        "The ground truth says so.", "As the annotation shows, it melts.", "According to the labels, it melts.", "as hinted, frame 3",
-        "The given label is right.", "I was told that it melts.", "the provided bounding: the provided bbox", "People found a defect.",
-        "the expected answer", "The hint points to frame 3.", "matches the human annotations", "the marked region: the marked box",
+        "The ground truth says so.",
+        "As the annotation shows, it melts.",
+        "According to the labels, it melts.",
+        "as hinted, frame 3",
+        "The given label is right.",
+        "I was told that it melts.",
+        "the provided bounding: the provided bbox",
+        "People found a defect.",
+        "the expected answer",
+        "The hint points to frame 3.",
+        "matches the human annotations",
+        "the marked region: the marked box",
     ],
-)  # fmt: skip
+)
 def test_talk_of_the_hint_is_rejected(text):
     assert mentions_hint(text)
     assert "hint" in rules(answer(thought=text), [truth()])
@@ -116,11 +127,13 @@ def test_talk_of_the_hint_is_rejected(text):
 @pytest.mark.parametrize(
     "text",
     [
-        "There is a hint of blur on the box.", "People found in the park walk on; the labels on the bottle are sharp.".replace(
-            "People found", "People seen"),
-        "The first look suspected the box; the suspicion is right.", "given the light, the shadow is plausible", "a box is marked red",
+        "There is a hint of blur on the box.",
+        "People found in the park walk on; the labels on the bottle are sharp.".replace("People found", "People seen"),
+        "The first look suspected the box; the suspicion is right.",
+        "given the light, the shadow is plausible",
+        "a box is marked red",
     ],
-)  # fmt: skip
+)
 def test_ordinary_talk_is_not(text):
     assert mentions_hint(text) is None
 

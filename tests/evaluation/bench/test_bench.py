@@ -1,4 +1,6 @@
-"""`evaluate bench`: real files, real rewards of a few lines, a ledger, stored rows, tables and plots."""
+"""`evaluate bench`: real files, real rewards of a few lines, a ledger, stored rows, tables and
+plots.
+"""
 
 import json
 import math
@@ -24,7 +26,9 @@ from cac_align.rewards.reward import Score
 
 @dataclass(frozen=True)
 class Brightness:
-    """A reward that likes bright first frames: the clips below are dark exactly where they are anomalous."""
+    """A reward that likes bright first frames: the clips below are dark exactly where they are
+    anomalous.
+    """
 
     name: str = "brightness"
     calls: tuple = ()

@@ -1,4 +1,6 @@
-"""Calibration worked by hand: reliability bins, ECE, AUROC by counting pairs, and the cut for a false-alarm rate."""
+"""Calibration worked by hand: reliability bins, ECE, AUROC by counting pairs, and the cut for a
+false-alarm rate.
+"""
 
 import itertools
 import random
@@ -15,7 +17,8 @@ from cac_align.evaluation.bench.calibration import (
 
 
 def test_ece_by_hand():
-    # [0.8, 0.9): 0.85 and 0.89 of which one is normal: |0.87 − 0.5| · 2/4; [0.1, 0.2): 0.1, none: |0.1 − 0| · 1/4; 1.0 normal: 0.
+    # [0.8, 0.9): 0.85 and 0.89 of which one is normal: |0.87 − 0.5| · 2/4; [0.1, 0.2): 0.1, none: |0.1 −
+    # 0| · 1/4; 1.0 normal: 0.
     columns = reliability([0.85, 0.89, 0.1, 1.0], [True, False, False, True])
     assert [column.n for column in columns] == [0, 1, 0, 0, 0, 0, 0, 0, 2, 1]
     assert expected_calibration_error(columns) == pytest.approx(0.37 * 0.5 + 0.1 * 0.25)

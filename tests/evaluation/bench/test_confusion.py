@@ -4,7 +4,8 @@ import pytest
 
 from cac_align.evaluation.bench.confusion import ConfusionCounts, confusion_metrics
 
-# recall, precision, F1 of the anomalous class, the same of the normal class, accuracy: as printed, from 500 + 500 videos
+# recall, precision, F1 of the anomalous class, the same of the normal class, accuracy: as printed,
+# from 500 + 500 videos
 TABLE_1 = {
     "Gemini-2.5-Pro": (0.854, 0.530, 0.654, 0.244, 0.626, 0.351, 0.549),
     "GPT-4o": (0.364, 0.454, 0.404, 0.562, 0.469, 0.511, 0.463),

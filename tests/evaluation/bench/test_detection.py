@@ -1,4 +1,6 @@
-"""CaC-Bench: the paper's printed tables from counts, splits, types, bias, and scores that are missing."""
+"""CaC-Bench: the paper's printed tables from counts, splits, types, bias, and scores that are
+missing.
+"""
 
 import dataclasses
 import json

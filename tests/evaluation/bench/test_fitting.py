@@ -10,7 +10,8 @@ from cac_align.rewards.reward import Score
 
 
 def test_a_temperature_makes_certainty_as_large_as_it_is_right():
-    # All log-odds are 12 and three of four videos are normal: the likelihood is largest at σ(12 / T) = 3/4, T = 12 / ln 3 = 10.923.
+    # All log-odds are 12 and three of four videos are normal: the likelihood is largest at σ(12 / T) =
+    # 3/4, T = 12 / ln 3 = 10.923.
     assert fit_temperature([12.0] * 4, [True, True, True, False]) == pytest.approx(10.923, rel=0.005)
     rng = random.Random(2)
     honest = [rng.gauss(0, 2) for _ in range(20_000)]
@@ -26,7 +27,8 @@ def test_a_threshold_lies_where_normal_is_as_likely_as_not():
     assert fit_threshold([1.0, 2.0, 3.0, 4.0], [False, False, True, True]) == pytest.approx(
         2.5, abs=0.01
     )  # parted: in the middle
-    # Two log-odds only: at −10 one of four is normal, at 20 nine of ten. The line through logit(1/4) and logit(9/10) is 0 at
+    # Two log-odds only: at −10 one of four is normal, at 20 nine of ten. The line through logit(1/4) and
+    # logit(9/10) is 0 at
     # −10 + 30 · 1.0986 / (1.0986 + 2.1972) = 0.
     odds, truth = [-10.0] * 20 + [20.0] * 20, [True] * 5 + [False] * 15 + [True] * 18 + [False] * 2
     assert fit_threshold(odds, truth) == pytest.approx(0.0, abs=0.01)
@@ -42,7 +44,8 @@ def test_a_fit_counts_what_it_was_made_on():
     def scored(odds):
         return Score(0.5, {"log_odds": odds}, None, None, {})
 
-    # One view: three of four at 12 are normal, T = 12 / ln 3. Two views: also b, with two log-odds b lies where logit(3/4) and logit(1/4) meet.
+    # One view: three of four at 12 are normal, T = 12 / ln 3. Two views: also b, with two log-odds b lies
+    # where logit(3/4) and logit(1/4) meet.
     one = fit_scores([scored(12.0)] * 4 + [Score.missing("torn")], [True, True, True, False, False])
     assert (one.n, one.abnormal, one.threshold, one.right, one.right_before) == (4, 0.25, None, 0.75, 0.75)
     assert one.temperature == pytest.approx(10.923, rel=0.005)
@@ -67,7 +70,8 @@ def test_a_fit_counts_verdicts_as_cac_gives_them_and_keeps_nothing_of_a_judge_th
             {},
         )
 
-    # Below the threshold (between 4 and 8) "abnormal" needs a view that says so: the last two have means of 3, and only one has one.
+    # Below the threshold (between 4 and 8) "abnormal" needs a view that says so: the last two have means
+    # of 3, and only one has one.
     scores = [*[scored(9.0, 7.0)] * 4, scored(10.0, -4.0), scored(2.0, 4.0)]
     fit = fit_scores(scores, [True] * 4 + [False] * 2, num_augmentations=2)
     assert 3 < fit.threshold < 8 and fit.right == pytest.approx(5 / 6) and fit.right_before == pytest.approx(4 / 6)

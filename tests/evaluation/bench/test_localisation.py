@@ -1,4 +1,6 @@
-"""Where and when: IoUs, Hard's duration and area, and one-to-one matching, each against numbers worked by hand."""
+"""Where and when: IoUs, Hard's duration and area, and one-to-one matching, each against numbers
+worked by hand.
+"""
 
 import numpy as np
 import pytest

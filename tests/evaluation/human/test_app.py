@@ -1,4 +1,6 @@
-"""The rating page: blind, exact to the frame, closed to other pages; and a person in Chromium rates ten clips by keyboard alone."""
+"""The rating page: blind, exact to the frame, closed to other pages; and a person in Chromium rates
+ten clips by keyboard alone.
+"""
 
 import json
 import re
@@ -304,7 +306,9 @@ def serve(folder, port):
 
 
 def plan(position):
-    """The keys for the clip met at this position, and what must be exported for it (frames, type, box)."""
+    """The keys for the clip met at this position, and what must be exported for it (frames, type,
+    box).
+    """
     if position % 4 == 3:
         return ["x", "n"], None
     start, kind = position % 3 + 1, position % 5 + 1

@@ -1,4 +1,6 @@
-"""Ratings of people: rates, paired tests, agreement and the review rules, each against numbers worked by hand."""
+"""Ratings of people: rates, paired tests, agreement and the review rules, each against numbers
+worked by hand.
+"""
 
 import dataclasses
 import json

@@ -1,4 +1,6 @@
-"""Actions fold into ratings, undo walks back through every state, and what does not fit is refused with a sentence."""
+"""Actions fold into ratings, undo walks back through every state, and what does not fit is refused
+with a sentence.
+"""
 
 import pytest
 

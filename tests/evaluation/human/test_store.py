@@ -1,4 +1,6 @@
-"""The store of ratings: on disk at once, never changed, safe with several writers; the export names what is half-written."""
+"""The store of ratings: on disk at once, never changed, safe with several writers; the export names
+what is half-written.
+"""
 
 import sqlite3
 import subprocess
@@ -85,7 +87,8 @@ from cac_align.evaluation.human.store import AnnotationStore
 store, rater, last_known = AnnotationStore(sys.argv[1]), sys.argv[2], 0
 for number in range(40):
     kind, detail = ("normal", {}) if number % 2 else ("type", {"anomaly": 0, "type": "Object Distortion"})
-    last_known = store.add(rater=rater, task="t", lengths={"c": 10}, clip="c", kind=kind, detail=detail, last_known=last_known,
+    last_known = store.add(rater=rater, task="t", lengths={"c": 10}, clip="c", kind=kind, detail=detail,
+                           last_known=last_known,
                      client=f"{rater}-{number:08d}").last
 """
     running = [subprocess.Popen([sys.executable, "-c", code, str(store.path), rater]) for rater in ("ann", "bob")]

@@ -1,4 +1,6 @@
-"""The page of a training run: the boxed clip beside its advantage, from a real ledger; what is missing is said; hostile text inert."""
+"""The page of a training run: the boxed clip beside its advantage, from a real ledger; what is
+missing is said; hostile text inert.
+"""
 
 import json
 import re
@@ -20,7 +22,9 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 class Judge:
-    """Mean brightness; what is darker than middle grey is abnormal, with a box on frame 2; one prompt cannot be scored."""
+    """Mean brightness; what is darker than middle grey is abnormal, with a box on frame 2; one
+    prompt cannot be scored.
+    """
 
     name, bounds, provenance = "judge", (0.0, 1.0), {"reward": HOSTILE}
 
@@ -37,7 +41,9 @@ class Judge:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Two steps: a dark and a bright clip of one prompt; a clip in memory only and one without a score. Written as hosts write it."""
+    """Two steps: a dark and a bright clip of one prompt; a clip in memory only and one without a
+    score. Written as hosts write it.
+    """
     folder = tmp_path_factory.mktemp("run")
     ledger = Ledger(folder / "ledger.jsonl")
     judge = cached(Judge(), ledger)

@@ -1,4 +1,6 @@
-"""What all pages are drawn with: boxed frames are shown, windows sit where they belong, nothing hostile gets through."""
+"""What all pages are drawn with: boxed frames are shown, windows sit where they belong, nothing
+hostile gets through.
+"""
 
 import math
 

@@ -1,4 +1,6 @@
-"""The Best-of-N page: chosen beside rejected, every candidate in the table, undecided and unscored ones said, hostile text inert."""
+"""The Best-of-N page: chosen beside rejected, every candidate in the table, undecided and unscored
+ones said, hostile text inert.
+"""
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 class Judge:
-    """Scores by brightness; candidate 3 cannot be scored, and a prompt that says so has no score at all."""
+    """Scores by brightness; candidate 3 cannot be scored, and a prompt that says so has no score at
+    all.
+    """
 
     name = "judge"
 

@@ -1,4 +1,6 @@
-"""What is known of a clip: stored scores by content, raters and VBench by clip; missing things stay missing."""
+"""What is known of a clip: stored scores by content, raters and VBench by clip; missing things stay
+missing.
+"""
 
 import hashlib
 import json

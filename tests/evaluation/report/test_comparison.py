@@ -1,4 +1,6 @@
-"""Before against after: numbers by hand, missing values counted, and each warning sentence exactly when it is due."""
+"""Before against after: numbers by hand, missing values counted, and each warning sentence exactly
+when it is due.
+"""
 
 from dataclasses import replace
 
@@ -126,7 +128,8 @@ def test_few_prompts_are_never_certain():
     assert (cac.difference.low, cac.before.low, cac.verdict) == (None, None, "open")
     assert cac.no_interval == "no interval: fewer than 5 prompts" == cac.to_json()["no_interval"]
     five = comparison(lambda k: {"cac": 0.4 + 0.01 * k}, lambda k: {"cac": 0.8}, n=5).measure("cac")
-    # the bootstrap interval lies above 0 whenever all differences do; the test knows that 2 of 2^5 sign patterns are as extreme
+    # the bootstrap interval lies above 0 whenever all differences do; the test knows that 2 of 2^5 sign
+    # patterns are as extreme
     assert five.difference.low > 0 and five.test.p_value == pytest.approx(2 / 2**5) and five.verdict == "open"
     six = comparison(lambda k: {"cac": 0.4 + 0.01 * k}, lambda k: {"cac": 0.8}, n=6).measure("cac")
     assert six.test.p_value == pytest.approx(2 / 2**6) and six.verdict == "better"

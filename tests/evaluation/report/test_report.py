@@ -1,4 +1,6 @@
-"""The report: one file, opened offline in Chromium without a complaint, hostile text inert, everything left out named."""
+"""The report: one file, opened offline in Chromium without a complaint, hostile text inert,
+everything left out named.
+"""
 
 import hashlib
 import json
@@ -27,7 +29,9 @@ HOSTILE = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
 
 
 class Dark:
-    """A judge of darkness: what is darker than middle grey has an anomaly in its first second, boxed, with a hostile reason."""
+    """A judge of darkness: what is darker than middle grey has an anomaly in its first second,
+    boxed, with a hostile reason.
+    """
 
     bounds = (0.0, 1.0)
 
@@ -57,7 +61,9 @@ def video(level, count=8, side=32):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """(page, comparison) of four pairs: two get better, one worse, one stays; one video more is broken, one alone."""
+    """(page, comparison) of four pairs: two get better, one worse, one stays; one video more is
+    broken, one alone.
+    """
     root = tmp_path_factory.mktemp("run")
     for group, levels in (("before", (60, 70, 200, 90)), ("after", (180, 220, 40, 90))):
         folder = root / group
@@ -115,7 +121,8 @@ def test_it_opens_in_chromium_offline_without_complaints_and_plays_with_boxes(ma
         assert [page.locator(f"h2:has-text('{name}')").count() for name in ("Biggest wins", "Biggest losses")] == [1, 1]
         page.locator(".pair").first.scroll_into_view_if_needed()
         page.wait_for_function(
-            "() => [...document.querySelectorAll('.pair:first-of-type video, .pair video')].slice(0, 2).every(v => v.currentTime > 0.2)"
+            "() => [...document.querySelectorAll('.pair:first-of-type video, .pair video')].slice(0, 2).every(v => "
+            "v.currentTime > 0.2)"
         )
         page.locator(".pair").first.locator("button.play").click()  # pause; then go to 0.36 s: boxed from 0.25 s on
         page.locator(".pair").first.locator(".side.before .timeline").click(position={"x": 200, "y": 4})

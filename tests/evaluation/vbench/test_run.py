@@ -1,4 +1,6 @@
-"""VBench: the scale, resuming and messages everywhere; VBench's own code where its environment exists."""
+"""VBench: the scale, resuming and messages everywhere; VBench's own code where its environment
+exists.
+"""
 
 import json
 import os
@@ -222,7 +224,9 @@ def dino_vitb16(pretrained=True, path=None, **kwargs):
 
 
 def stub_dino(cache):
-    """A local torch.hub repository that, like DINO's own, ignores `path` and reads torch.hub's checkpoints."""
+    """A local torch.hub repository that, like DINO's own, ignores `path` and reads torch.hub's
+    checkpoints.
+    """
     import torch
 
     torch.manual_seed(0)

@@ -1,4 +1,6 @@
-"""VBench's runner without VBench's networks: which name it gives a video, and what a stored value belongs to."""
+"""VBench's runner without VBench's networks: which name it gives a video, and what a stored value
+belongs to.
+"""
 
 import json
 import os
@@ -21,7 +23,9 @@ def clip(path):
 
 
 class Recogniser:
-    """vbench.human_action 0.1.5 without its network: the label comes from the file's name, as VBench's own line takes it."""
+    """vbench.human_action 0.1.5 without its network: the label comes from the file's name, as
+    VBench's own line takes it.
+    """
 
     SEEN = ("riding a bike", "passing american football (in game)")
 
@@ -79,7 +83,8 @@ PACKAGES = {
     "    def get_batch(self, _):\n        pass\n",
     "vbench/__init__.py": "",
     "vbench/utils.py": "def init_submodules(names, local):\n    return {name: {'model_path': ''} for name in names}\n",
-    "vbench/imaging_quality.py": "class MUSIQ:\n    def __init__(self, **_):\n        pass\n    def to(self, device):\n        pass\n"
+    "vbench/imaging_quality.py": "class MUSIQ:\n    def __init__(self, **_):\n        pass\n    def to(self, "
+    "device):\n        pass\n"
     "def technical_quality(model, paths, device, imaging_quality_preprocessing_mode):\n"
     "    value = {'longer': 60.0, 'shorter': 40.0}[imaging_quality_preprocessing_mode]\n"
     "    return 0, [{'video_path': paths[0], 'video_results': value}]\n",

@@ -81,7 +81,7 @@ def test_a_prompts_videos_are_ranked_together(tmp_path, capsys):
     # Two prompts in turn, through a ledger: ten ranks each, rows still in the order given.
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("even\nodd\n" * 10)
-    told = [
+    options = [
         "--prompts",
         str(prompts),
         "--json",
@@ -90,7 +90,7 @@ def test_a_prompts_videos_are_ranked_together(tmp_path, capsys):
         "--reward",
         f"{__name__}:ranked",
     ]
-    assert main(["score", *videos, *told]) == 0
+    assert main(["score", *videos, *options]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["video"] for row in rows] == videos and [row["prompt"] for row in rows[:2]] == ["even", "odd"]
     assert [row["score"] for row in rows] == pytest.approx([n // 2 / 9 for n in range(20)], abs=1e-6)
@@ -134,7 +134,7 @@ def test_hostile_prompts_pass_through(clip):
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         (["score", "a.mp4"], "pass either --prompt TEXT or --prompts FILE"),
         (["score", "a.mp4", "--prompt", "p", "--reward", "no.yaml"], "no such recipe file"),
@@ -163,10 +163,10 @@ def test_hostile_prompts_pass_through(clip):
         (["world", "--n", "2", "--out", "/proc/nowhere"], "/proc/nowhere"),
     ],
 )
-def test_wrong_input_is_one_sentence_and_status_2(arguments, told, capsys):
+def test_wrong_input_is_one_sentence_and_status_2(arguments, message, capsys):
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert told in error and error.startswith(f"cac-align {arguments[0]}") and "Traceback" not in error
+    assert message in error and error.startswith(f"cac-align {arguments[0]}") and "Traceback" not in error
 
 
 @pytest.mark.parametrize("verb", ["annotate .", "serve"])
@@ -331,17 +331,17 @@ def test_records_that_are_not_there_are_named(arguments, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "content, told",
+    "content, message",
     [(b"", ": holds no records"), (b"\n\n", ": holds no records"), (b"\x00ftyp\xff", ":1: not a record")],
 )
 @pytest.mark.parametrize("verb", ["evaluate bench", "evaluate calibrate", "data synthesise"])
-def test_records_that_are_none_are_named(verb, content, told, tmp_path, capsys):
+def test_records_that_are_none_are_named(verb, content, message, tmp_path, capsys):
     file = tmp_path / "mine.jsonl"
     file.write_bytes(content)
     more = ["--teacher", "miniature", "--out", str(tmp_path / "out")] if verb.startswith("data") else []
     assert main([*verb.split(), str(file), *more]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"cac-align {verb}: ") and f"mine.jsonl{told}" in error
+    assert error.startswith(f"cac-align {verb}: ") and f"mine.jsonl{message}" in error
 
 
 def test_a_judge_is_calibrated_on_annotated_records(tmp_path, capsys):
@@ -357,12 +357,10 @@ def test_a_judge_is_calibrated_on_annotated_records(tmp_path, capsys):
     judge = ["--set", f"components.cac.model={folder}", "--set", "components.cac.tta=[as_is,later]"]
     again = ["evaluate", "calibrate", str(records), *judge, "--ledger", str(tmp_path / "ledger.jsonl")]
     assert main([*again, "--write", str(folder), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["n"], told["abnormal"], told["tta"]) == (16, 0.5, ["as_is", "later"]) and told["loss"] < told[
-        "loss_before"
-    ]
+    fit = json.loads(capsys.readouterr().out)
+    assert (fit["n"], fit["abnormal"], fit["tta"]) == (16, 0.5, ["as_is", "later"]) and fit["loss"] < fit["loss_before"]
     made = CaC.load(str(folder), tta=("as_is", "later"))
-    assert (made.temperature, made.threshold) == (told["temperature"], told["threshold"]) != (1.0, 0.0)
+    assert (made.temperature, made.threshold) == (fit["temperature"], fit["threshold"]) != (1.0, 0.0)
     # A damaged video costs itself and is counted; a folder that is no judge's, and a recipe without CaC, are named before anything runs.
     video = next((tmp_path / "world" / "videos").iterdir())
     video.write_bytes(b"no video")

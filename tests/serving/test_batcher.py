@@ -39,7 +39,7 @@ def test_a_client_that_gives_up_and_asks_again_joins_its_own_request():
     assert reward.batches == [["first"], ["same"], ["same"]]  # each of the two videos once
 
 
-def test_who_joins_a_request_is_told_of_its_unsent_frames_too():
+def test_a_request_that_joins_another_gets_its_missing_frames_as_well():
     reward = Brightness(delay_s=0.3)
     with serving(reward) as (url, _):
         answers = []

@@ -373,7 +373,7 @@ def test_a_frame_of_another_size_is_named_on_arrival():
 
 
 def cut_short(part):
-    """The same with frame 4 cut in the middle: its header is sound."""
+    """The same with frame 4 cut in the middle: its header is intact."""
     images = [*part.images[:4], part.images[4][: len(part.images[4]) // 2], *part.images[5:]]
     return part.model_copy(update={"images": tuple(images)})
 
@@ -433,11 +433,11 @@ def test_the_provenance_says_at_which_quality_pixels_travel_however_files_do():
     assert len(wires) == 6 and "file, pixels as jpeg quality 50" in wires
 
 
-def test_a_broken_body_is_its_own_videos_missing_score():
-    sound, _ = noisy(17)
-    broken = video_from_frames(cut_short(sound), Limits())
-    clips = [video_from_frames(sound, Limits()), broken, Video.open(clip(200), fps=16)]
-    assert broken.sample(4).encoded is None
+def test_a_damaged_body_is_its_own_videos_missing_score():
+    intact, _ = noisy(17)
+    damaged = video_from_frames(cut_short(intact), Limits())
+    clips = [video_from_frames(intact, Limits()), damaged, Video.open(clip(200), fps=16)]
+    assert damaged.sample(4).encoded is None
 
     def script(conversation):
         assert conversation[-1].frames.pixels.size

@@ -1,1 +1,3 @@
-"""Values: video, judgement, answer, IoU, prompts, weights. Nothing here needs more than numpy to import."""
+"""Values: video, judgement, answer, IoU, prompts, weights. Nothing here needs more than numpy to
+import.
+"""

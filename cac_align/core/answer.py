@@ -2,8 +2,9 @@
 
 answer text → read_answer → Turn (status, anomalies, faults);  Turn's content → write_answer → answer text
 
-The numbers a model writes ("Frame 3") live only inside its text; ``read_answer`` turns them into source frames and seconds, and nothing
-else in the package ever does. Reading is strict because it *is* the format check of Eq. 2: every fault is listed by name.
+The numbers a model writes ("Frame 3") live only inside its text; ``read_answer`` turns them into
+source frames and seconds, and nothing else in the package ever does. Reading is strict because it
+*is* the format check of Eq. 2: every fault is listed by name.
 
 Source: CaC (arXiv 2605.11723) Sec. 3.3 (Eq. 2) and Fig. S5 (the answer's JSON).
 """
@@ -42,7 +43,9 @@ def _reject_constant(name: str) -> float:
 
 
 def _one_object(text: str) -> tuple[dict[str, Any] | None, str | None]:
-    """The single JSON object in ``text`` (code fences and stray words around it are tolerated), or the fault's name."""
+    """The single JSON object in ``text`` (code fences and stray words around it are tolerated), or
+    the fault's name.
+    """
     decoder = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_reject_constant, strict=False)
     found: list[dict[str, Any]] = []
     position, fault = text.find("{"), None
@@ -78,13 +81,14 @@ def read_answer(
     times_s: Sequence[float],
     boxed: bool = False,
 ) -> Turn:
-    """Read a model's answer strictly; every violation of the turn's schema becomes a named fault (Eq. 2).
+    """Read a model's answer strictly; every violation of the turn's schema becomes a named fault
+    (Eq. 2).
 
-    ``frames`` (source indices) and ``times_s`` (seconds) describe what the judge was shown: "Frame n" in the answer is
-    ``frames[n]`` at ``times_s[n]``. Turn 1 must give a time region per anomaly, turn 2 boxes on frames of its clip.
-    boxed: turn 1 must give boxes as well (the single-turn formulation).
-    A turn with any fault keeps what could be read, so that a person can see it; whether to use it is the caller's decision.
-    Never raises on any text.
+    ``frames`` (source indices) and ``times_s`` (seconds) describe what the judge was shown: "Frame
+    n" in the answer is ``frames[n]`` at ``times_s[n]``. Turn 1 must give a time region per anomaly,
+    turn 2 boxes on frames of its clip. boxed: turn 1 must give boxes as well (the single-turn
+    formulation). A turn with any fault keeps what could be read, so that a person can see it;
+    whether to use it is the caller's decision. Never raises on any text.
     """
     answer, fault = _one_object(text)
     if answer is None:
@@ -150,7 +154,8 @@ def _read_anomaly(
 
 
 def _as_text(value: object) -> str:
-    """A string that can be written as UTF-8: half of a surrogate pair, as a JSON escape may leave it, becomes "?".
+    """A string that can be written as UTF-8: half of a surrogate pair, as a JSON escape may leave
+    it, becomes "?".
 
     Anything but a string becomes the empty string.
     """
@@ -219,10 +224,12 @@ def write_answer(
     times_s: Sequence[float],
     boxed: bool = False,
 ) -> str:
-    """The answer a perfect judge would write: the inverse of ``read_answer``, for supervision and for scripted judges.
+    """The answer a perfect judge would write: the inverse of ``read_answer``, for supervision and
+    for scripted judges.
 
-    Windows are widened to the frames shown that they touch (the nearest frame when they fall between two); boxes on source
-    frames that were not shown are dropped. No anomaly means status normal. boxed: as in ``read_answer``.
+    Windows are widened to the frames shown that they touch (the nearest frame when they fall
+    between two); boxes on source frames that were not shown are dropped. No anomaly means status
+    normal. boxed: as in ``read_answer``.
     """
     shown_at = {frame: position for position, frame in enumerate(frames)}
     items: list[dict[str, Any]] = []

@@ -1,12 +1,15 @@
-"""Files → frames: an index of time stamps, then only the frames asked for. decord first, PyAV where decord is absent or fails.
+"""Files → frames: an index of time stamps, then only the frames asked for. decord first, PyAV where
+decord is absent or fails.
 
 path or bytes → read_index (demux only: time stamps, size) → FileFrames.read(indices) → uint8 (T, H, W, 3)
 
-Time stamps come from the container, never from index / average rate. The two decoders give the same frames, bit for bit, on sound
-files; where decord would hand out a neighbour of the frame asked for, PyAV reads in its stead (``_DECORD_CODECS``).
-A file is never silently short: the frames the index promises are the frames that come back, or a ``ValueError`` says why.
-(A few flipped bytes inside a frame are the exception: H.264 decoders conceal them, and a player would show the same smear.)
-Only demuxers of real video containers may open a file, so that a play list handed in as bytes cannot make us read other files.
+Time stamps come from the container, never from index / average rate. The two decoders give the same
+frames, bit for bit, on sound files; where decord would hand out a neighbour of the frame asked for,
+PyAV reads in its stead (``_DECORD_CODECS``). A file is never silently short: the frames the index
+promises are the frames that come back, or a ``ValueError`` says why. (A few flipped bytes inside a
+frame are the exception: H.264 decoders conceal them, and a player would show the same smear.) Only
+demuxers of real video containers may open a file, so that a play list handed in as bytes cannot
+make us read other files.
 """
 
 from __future__ import annotations
@@ -28,15 +31,19 @@ MAX_FRAMES = 10_000
 
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,apng,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,flv,ogg,asf,nut,mxf,yuv4mpegpipe"
 _DECORD_CONTAINERS, _DECORD_CODECS = frozenset({"mp4", "matroska"}), frozenset({"h264", "vp8", "vp9"})
-"""Where decord may be trusted, unless a file has both B-frames and several key frames: then, and in avi and MPEG-TS, and for HEVC and
-MPEG-4 part 2, it hands out a neighbour in place of some frames without a word (found by decoding thousands of random picks)."""
+"""Where decord may be trusted, unless a file has both B-frames and several key frames: then, and in
+avi and MPEG-TS, and for HEVC and MPEG-4 part 2, it hands out a neighbour in place of some frames
+without a word (found by decoding thousands of random picks).
+"""
 
 _STILLS = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"II*\x00": "TIFF", b"MM\x00*": "TIFF"}
 
 
 @dataclass(frozen=True)
 class Index:
-    """What the container says: one time stamp per frame in seconds starting at 0, nominal fps, size in pixels."""
+    """What the container says: one time stamp per frame in seconds starting at 0, nominal fps, size
+    in pixels.
+    """
 
     times_s: tuple[float, ...]
     fps: float
@@ -46,7 +53,9 @@ class Index:
 
 @dataclass(frozen=True)
 class _Table:
-    """``stamps``: presentation times in the container's own unit, ascending. ``decord_is_right``: it may be trusted with this file."""
+    """``stamps``: presentation times in the container's own unit, ascending. ``decord_is_right``:
+    it may be trusted with this file.
+    """
 
     stamps: tuple[int, ...]
     index: Index
@@ -55,7 +64,9 @@ class _Table:
 
 @dataclass(frozen=True)
 class FileFrames:
-    """A video file, on disk (``path``) or in memory (``bytes``), that is decoded on demand. Picklable, holds no open file."""
+    """A video file, on disk (``path``) or in memory (``bytes``), that is decoded on demand.
+    Picklable, holds no open file.
+    """
 
     source: Path | bytes
 
@@ -73,9 +84,11 @@ class FileFrames:
             raise ValueError(f"{self.source}: cannot be read: {error.strerror or error}") from error
 
     def read(self, indices: tuple[int, ...]) -> UInt8[np.ndarray, "T H W 3"]:
-        """These frames (increasing source indices), RGB, in order; a reader is opened per call, so threads may share the object.
+        """These frames (increasing source indices), RGB, in order; a reader is opened per call, so
+        threads may share the object.
 
-        Raises ``ValueError`` when an index lies outside the file or the file's damage keeps one of the frames from decoding.
+        Raises ``ValueError`` when an index lies outside the file or the file's damage keeps one of
+        the frames from decoding.
         """
         name, stamps = self._name, self._table.stamps
         if any(not 0 <= index < len(stamps) for index in indices):
@@ -103,8 +116,9 @@ class FileFrames:
 def read_index(frames: FileFrames, name: str) -> Index:
     """Time stamps, nominal fps and size of a file, without decoding it.
 
-    ``name`` is what error messages call the file. Raises ``ValueError`` for anything that is not a whole, readable video:
-    missing, empty, not a video container, a still image, no video stream, cut short, more than ``MAX_FRAMES`` frames.
+    ``name`` is what error messages call the file. Raises ``ValueError`` for anything that is not a
+    whole, readable video: missing, empty, not a video container, a still image, no video stream,
+    cut short, more than ``MAX_FRAMES`` frames.
     """
     if "_table" not in frames.__dict__:
         frames.__dict__["_table"] = _demux(
@@ -168,7 +182,9 @@ def _demux(source: Path | bytes, name: str) -> _Table:
 
 @dataclass(frozen=True)
 class _Scan:
-    """What one pass over the packets tells. ``stamps`` in packet order, in ``unit``; None where the container gives none."""
+    """What one pass over the packets tells. ``stamps`` in packet order, in ``unit``; None where the
+    container gives none.
+    """
 
     stamps: list[int | None]
     unit: Fraction
@@ -183,7 +199,9 @@ class _Scan:
 
 
 def _scan(container: Any, name: str) -> _Scan:
-    """One pass over the first video stream's packets. Raises ``ValueError`` when they are not a whole video of a fair length."""
+    """One pass over the first video stream's packets. Raises ``ValueError`` when they are not a
+    whole video of a fair length.
+    """
     if not container.streams.video:
         kinds = " and ".join(sorted({stream.type for stream in container.streams})) or "no streams"
         raise ValueError(f"{name}: no video stream in it (found: {kinds}); expected a video")
@@ -259,7 +277,9 @@ def _head(source: Path | bytes, name: str) -> tuple[bytes, int]:
 
 
 def _gif_ends(source: Path | bytes) -> bool:
-    """Whether the GIF trailer is there; zero bytes and line ends after it are padding that some servers add."""
+    """Whether the GIF trailer is there; zero bytes and line ends after it are padding that some
+    servers add.
+    """
     if isinstance(source, Path):
         with source.open("rb") as file:
             file.seek(max(os.fstat(file.fileno()).st_size - 64, 0))
@@ -270,7 +290,9 @@ def _gif_ends(source: Path | bytes) -> bool:
 
 
 def _track_duration_s(stream: Any) -> float:
-    """Length that a matroska or webm track states for itself ("00:00:05.062000000"), 0 when it states none."""
+    """Length that a matroska or webm track states for itself ("00:00:05.062000000"), 0 when it
+    states none.
+    """
     text = stream.metadata.get("DURATION", "")
     try:
         hours, minutes, seconds = text.split(":")
@@ -310,7 +332,9 @@ def _open_av(source: Path | bytes, **options: str) -> Any:
 
 
 def _read_decord(source: Path | bytes, indices: tuple[int, ...], count: int) -> np.ndarray | None:
-    """The frames through decord; None when decord is absent, fails, or sees other frames than the index (edit lists)."""
+    """The frames through decord; None when decord is absent, fails, or sees other frames than the
+    index (edit lists).
+    """
     try:
         import decord
     except (ImportError, OSError):
@@ -333,7 +357,9 @@ _NO_FAULTS = 1e-9
 
 
 def _read_av(source: Path | bytes, indices: tuple[int, ...], stamps: tuple[int, ...]) -> np.ndarray:
-    """The frames through PyAV, found by time stamp. Raises ``_Broken`` when one is missing or damaged."""
+    """The frames through PyAV, found by time stamp. Raises ``_Broken`` when one is missing or
+    damaged.
+    """
     wanted = {stamps[index]: place for place, index in enumerate(indices)}
     found: dict[int, np.ndarray] = {}
     if indices and stamps[indices[0]] > stamps[0]:

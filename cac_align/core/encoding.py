@@ -2,7 +2,8 @@
 
 pixels (T, H, W, 3) uint8 → libx264, crf 12 → a temporary file beside the target → os.replace
 
-A file under its final name is complete: whoever resumes a run may trust it. A video's bytes are its identity in the ledger: ``REPEATABLE``.
+A file under its final name is complete: whoever resumes a run may trust it. A video's bytes are its
+identity in the ledger: ``REPEATABLE``.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from jaxtyping import UInt8
 CRF = 12
 """Constant rate factor of x264: visually lossless, about 2 MB for 81 frames of 480P."""
 REPEATABLE = {"threads": "1", "x264-params": "cpu-independent=1"}
-"""The same frames, the same bytes: x264's output depends on its number of threads, and its fastest code rounds by where memory lies."""
+"""The same frames, the same bytes: x264's output depends on its number of threads, and its fastest
+code rounds by where memory lies.
+"""
 
 
 def write_mp4(path: str | os.PathLike[str], pixels: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
     """Write frames as H.264 in mp4, atomically. RGB in [0, 255]; frame i stands at i / fps seconds.
 
-    Even sizes are stored as yuv420p, which every player shows; odd ones as yuv444p, which keeps their size.
-    Raises ``ValueError`` for pixels that are not a uint8 video or an fps that is not positive, ``OSError`` where it cannot be written.
+    Even sizes are stored as yuv420p, which every player shows; odd ones as yuv444p, which keeps
+    their size. Raises ``ValueError`` for pixels that are not a uint8 video or an fps that is not
+    positive, ``OSError`` where it cannot be written.
     """
     import av
 

@@ -6,10 +6,11 @@ types → type_iou (Eq. 3) · windows + time grid → temporal_iou (Eq. 4) · bo
     R_temp = |F_pred ∩ F_gt| / |F_pred ∪ F_gt|                                                                   (4)
     R_spa  = 1/M Σ_m IoU(b_m^pred, b_m^gt),  M ground-truth boxes on frames of F_pred ∩ F_gt;  0 when M = 0      (5)
 
-All values lie in [0, 1]. Empty sets (the paper is silent): two empty sets are equal, so their IoU is 1; an empty set against a
-non-empty one gives 0. In training the first case never counts: on a normal video the IoU terms are masked out (Sec. 3.3).
-Eq. 5 is the exception, because the paper states it: without a ground-truth box on a matched frame there is nothing to be
-right about, and it is 0.
+All values lie in [0, 1]. Empty sets (the paper is silent): two empty sets are equal, so their IoU
+is 1; an empty set against a non-empty one gives 0. In training the first case never counts: on a
+normal video the IoU terms are masked out (Sec. 3.3). Eq. 5 is the exception, because the paper
+states it: without a ground-truth box on a matched frame there is nothing to be right about, and it
+is 0.
 
 Source: CaC (arXiv 2605.11723) Sec. 3.3.
 """
@@ -37,12 +38,15 @@ def type_iou(pred: Collection[str], gt: Collection[str]) -> float:
 
 
 def two_turn_type_iou(first: Collection[str], second: Collection[str] | None, gt: Collection[str]) -> float:
-    """Eq. 3: the mean of both turns' type IoU. ``second`` is None when there was no second turn: its term is then 0."""
+    """Eq. 3: the mean of both turns' type IoU. ``second`` is None when there was no second turn:
+    its term is then 0.
+    """
     return (type_iou(first, gt) + (0.0 if second is None else type_iou(second, gt))) / 2
 
 
 def positions(windows: Sequence[Window], times_s: Sequence[float]) -> set[int]:
-    """The set F of Eq. 4: positions of the time grid that some window covers (the nearest one where a window falls between two).
+    """The set F of Eq. 4: positions of the time grid that some window covers (the nearest one where
+    a window falls between two).
 
     Raises ``ValueError`` when there are windows and the grid is empty.
     """
@@ -50,7 +54,8 @@ def positions(windows: Sequence[Window], times_s: Sequence[float]) -> set[int]:
 
 
 def temporal_iou(pred: Sequence[Window], gt: Sequence[Window], times_s: Sequence[float]) -> float:
-    """Eq. 4 over the frames at ``times_s`` (seconds on the source clock; turn 1's grid is the one the judge saw, at 4 fps).
+    """Eq. 4 over the frames at ``times_s`` (seconds on the source clock; turn 1's grid is the one
+    the judge saw, at 4 fps).
 
     Several windows count as the union of their frames. In [0, 1]; both empty: 1, one empty: 0.
     Raises ``ValueError`` when the grid is empty while a window is not.
@@ -59,9 +64,11 @@ def temporal_iou(pred: Sequence[Window], gt: Sequence[Window], times_s: Sequence
 
 
 def interval_iou(pred: Sequence[Window], gt: Sequence[Window]) -> float:
-    """Length of the intersection over length of the union of two sets of intervals, in seconds: Eq. 4 without a grid, for reports.
+    """Length of the intersection over length of the union of two sets of intervals, in seconds: Eq.
+    4 without a grid, for reports.
 
-    In [0, 1]; both empty: 1, one empty: 0. A union of length zero (only instants): 1 if the instants are the same, else 0.
+    In [0, 1]; both empty: 1, one empty: 0. A union of length zero (only instants): 1 if the
+    instants are the same, else 0.
     """
     a, b = _merged(pred), _merged(gt)
     if not a or not b:
@@ -98,12 +105,14 @@ def box_iou(a: Box, b: Box) -> float:
 def spatial_iou(
     pred: Mapping[int, Sequence[Box]], gt: Mapping[int, Sequence[Box]], *, everywhere: bool = False
 ) -> float:
-    """Eq. 5: boxes by source frame; the mean IoU over the M ground-truth boxes on frames that both have. In [0, 1]; 0 when M = 0.
+    """Eq. 5: boxes by source frame; the mean IoU over the M ground-truth boxes on frames that both
+    have. In [0, 1]; 0 when M = 0.
 
-    everywhere: over all frames of ``gt``, a box on a frame without a guess counting 0 (pass the boxes of F_pred ∩ F_gt).
-    Which predicted box answers which true one the paper leaves open: on each frame they are matched one to one so that the
-    total IoU is highest. A ground-truth box without a partner counts 0; a predicted box left over costs nothing, as in Eq. 5.
-    A frame with an empty list counts as absent. For one anomaly at a time, pass that anomaly's boxes.
+    everywhere: over all frames of ``gt``, a box on a frame without a guess counting 0 (pass the
+    boxes of F_pred ∩ F_gt). Which predicted box answers which true one the paper leaves open: on
+    each frame they are matched one to one so that the total IoU is highest. A ground-truth box
+    without a partner counts 0; a predicted box left over costs nothing, as in Eq. 5. A frame with
+    an empty list counts as absent. For one anomaly at a time, pass that anomaly's boxes.
     """
     matched = 0.0
     count = 0
@@ -118,7 +127,9 @@ def spatial_iou(
 
 
 def _best_total(iou: np.ndarray) -> float:
-    """The highest total of a one-to-one matching between rows and columns of ``iou``, shape (truths, guesses)."""
+    """The highest total of a one-to-one matching between rows and columns of ``iou``, shape
+    (truths, guesses).
+    """
     if iou.shape[0] > iou.shape[1]:
         iou = iou.T
     rows, columns = iou.shape

@@ -1,9 +1,12 @@
-"""What a judge says about a video, kept whole: status, anomalies, both turns, and the probability behind the number.
+"""What a judge says about a video, kept whole: status, anomalies, both turns, and the probability
+behind the number.
 
-answer text → answer.read_answer → Turn (status, anomalies, faults) → two turns → Judgement → R = P(normal) / (P(normal) + P(abnormal))
+answer text → answer.read_answer → Turn (status, anomalies, faults) → two turns → Judgement → R =
+P(normal) / (P(normal) + P(abnormal))
 
-Time is in seconds on the source clock, frames are *source* indices, boxes are integers in [0, 1000] per axis. The numbers a
-model writes ("Frame 3") live only inside its text, which ``cac_align.core.answer`` reads.
+Time is in seconds on the source clock, frames are *source* indices, boxes are integers in [0, 1000]
+per axis. The numbers a model writes ("Frame 3") live only inside its text, which
+``cac_align.core.answer`` reads.
 
 Source: CaC (arXiv 2605.11723) Sec. 3.4 (Eq. 7), Appendix B.1.
 """
@@ -27,14 +30,17 @@ ANOMALY_TYPES: tuple[str, ...] = (
 """The five labels of the paper's taxonomy (Appendix B.1.2), in its order."""
 
 SINGLE_FRAME_TYPES = frozenset({"Object Distortion", "Human Distortion", "Character Anomalies"})
-"""Labels for defects that one frame can show; the other two need a comparison across frames (Appendix B.1.2)."""
+"""Labels for defects that one frame can show; the other two need a comparison across frames
+(Appendix B.1.2).
+"""
 
 BOX_MAX = 1000
 
 
 @dataclass(frozen=True, order=True)
 class Window:
-    """A closed interval of time, in seconds on the source clock: from the first frame's time stamp to the last one's.
+    """A closed interval of time, in seconds on the source clock: from the first frame's time stamp
+    to the last one's.
 
     Raises ``ValueError`` when an end is not finite, negative, or the two are inverted.
     """
@@ -69,7 +75,8 @@ def hull(windows: Sequence[Window]) -> Window:
 
 @dataclass(frozen=True, order=True)
 class Box:
-    """A box in Qwen3-VL's normalised coordinates: integers in [0, 1000] per axis, ``xmin < xmax`` and ``ymin < ymax``.
+    """A box in Qwen3-VL's normalised coordinates: integers in [0, 1000] per axis, ``xmin < xmax``
+    and ``ymin < ymax``.
 
     Raises ``ValueError`` naming the coordinate that is not an integer, out of range or inverted.
     """
@@ -90,7 +97,9 @@ class Box:
             raise ValueError(f"Box is empty or inverted: {self.to_json()}; expected xmin < xmax and ymin < ymax")
 
     def to_pixels(self, width_px: int, height_px: int) -> tuple[float, float, float, float]:
-        """The box on a frame of ``width_px`` × ``height_px``: (left, top, right, bottom) in pixels, right and bottom exclusive."""
+        """The box on a frame of ``width_px`` × ``height_px``: (left, top, right, bottom) in pixels,
+        right and bottom exclusive.
+        """
         return (
             self.xmin * width_px / BOX_MAX,
             self.ymin * height_px / BOX_MAX,
@@ -100,7 +109,9 @@ class Box:
 
     @classmethod
     def from_pixels(cls, left: float, top: float, right: float, bottom: float, width_px: int, height_px: int) -> Box:
-        """The smallest box on the [0, 1000] grid that covers the pixels [left, right) × [top, bottom), clipped to the frame."""
+        """The smallest box on the [0, 1000] grid that covers the pixels [left, right) × [top,
+        bottom), clipped to the frame.
+        """
         xmin = min(max(math.floor(left * BOX_MAX / width_px + 1e-9), 0), BOX_MAX - 1)
         ymin = min(max(math.floor(top * BOX_MAX / height_px + 1e-9), 0), BOX_MAX - 1)
         xmax = min(max(math.ceil(right * BOX_MAX / width_px - 1e-9), xmin + 1), BOX_MAX)
@@ -118,9 +129,11 @@ class Box:
 
 @dataclass(frozen=True)
 class Anomaly:
-    """One defect: its type (one of ``ANOMALY_TYPES``), when, why, where in words, and boxes by *source* frame index.
+    """One defect: its type (one of ``ANOMALY_TYPES``), when, why, where in words, and boxes by
+    *source* frame index.
 
-    ``window`` is None only where a turn gave none. ``saliency`` ("salient" | "non-salient") exists in annotations, not in answers.
+    ``window`` is None only where a turn gave none. ``saliency`` ("salient" | "non-salient") exists
+    in annotations, not in answers.
     """
 
     type: str
@@ -148,7 +161,9 @@ class Anomaly:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Anomaly:
-        """Inverse of ``to_json``. Raises ``ValueError`` (or ``KeyError`` for a missing field) on anything else."""
+        """Inverse of ``to_json``. Raises ``ValueError`` (or ``KeyError`` for a missing field) on
+        anything else.
+        """
         return cls(
             type=row["type"],
             window=Window(**row["window"]) if row.get("window") else None,
@@ -161,10 +176,12 @@ class Anomaly:
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer of the judge, read. ``status`` is None when it could not be read; ``faults`` then says why.
+    """One answer of the judge, read. ``status`` is None when it could not be read; ``faults`` then
+    says why.
 
-    ``frames`` are the source indices the judge was shown, in order. ``log_p_normal`` / ``log_p_abnormal`` are the natural
-    logarithms of the probabilities of the two words at the first position of the status value (None where none was read).
+    ``frames`` are the source indices the judge was shown, in order. ``log_p_normal`` /
+    ``log_p_abnormal`` are the natural logarithms of the probabilities of the two words at the first
+    position of the status value (None where none was read).
     """
 
     number: Literal[1, 2]
@@ -214,9 +231,10 @@ class Turn:
 class Judgement:
     """The verdict on one video with everything it rests on.
 
-    ``status`` is the final decision (turn 2 has the last word), ``anomalies`` what it confirmed, ``turns`` every answer that
-    was asked for, in order, retries included. ``log_p_normal`` / ``log_p_abnormal`` come from the deciding turn.
-    ``error`` says why there is no verdict; then ``status`` is None and ``reward`` is NaN, never a guess.
+    ``status`` is the final decision (turn 2 has the last word), ``anomalies`` what it confirmed,
+    ``turns`` every answer that was asked for, in order, retries included. ``log_p_normal`` /
+    ``log_p_abnormal`` come from the deciding turn. ``error`` says why there is no verdict; then
+    ``status`` is None and ``reward`` is NaN, never a guess.
     """
 
     status: Status | None
@@ -237,7 +255,9 @@ class Judgement:
 
     @property
     def mass(self) -> float:
-        """P(normal) + P(abnormal): a health figure. Far below 1, the model wanted to write something else there."""
+        """P(normal) + P(abnormal): a health figure. Far below 1, the model wanted to write
+        something else there.
+        """
         return self.p_normal + self.p_abnormal
 
     @property
@@ -249,7 +269,9 @@ class Judgement:
 
     @property
     def reward(self) -> float:
-        """R of Eq. 7, P(normal) / (P(normal) + P(abnormal)), in [0, 1]; NaN when there is no verdict."""
+        """R of Eq. 7, P(normal) / (P(normal) + P(abnormal)), in [0, 1]; NaN when there is no
+        verdict.
+        """
         return self.reward_at(1.0)
 
     def reward_at(self, temperature: float) -> float:
@@ -288,9 +310,11 @@ def tempered(log_odds: float, temperature: float = 1.0) -> float:
 
 
 def shown_frames(window: Window, times_s: Sequence[float]) -> range:
-    """Positions in ``times_s`` that lie inside ``window`` (closed); the single nearest one when it falls between two.
+    """Positions in ``times_s`` that lie inside ``window`` (closed); the single nearest one when it
+    falls between two.
 
-    This is the one place where seconds become positions in a sampled sequence. Raises ``ValueError`` for an empty sequence.
+    This is the one place where seconds become positions in a sampled sequence. Raises
+    ``ValueError`` for an empty sequence.
     """
     if len(times_s) == 0:
         raise ValueError("shown_frames needs at least one time stamp, received none")

@@ -1,4 +1,5 @@
-"""Prompt files: one prompt per line, or JSON Lines with a ``prompt`` each. Never half of one and half of the other.
+"""Prompt files: one prompt per line, or JSON Lines with a ``prompt`` each. Never half of one and
+half of the other.
 
 file → lines → rows with a prompt, blank lines left out
 """
@@ -12,7 +13,8 @@ from typing import Any
 
 
 def read_prompts(file: Path) -> list[dict[str, Any]]:
-    """Rows with at least a ``prompt``: JSON Lines where a line is a JSON object, else one prompt per line. Blank lines are skipped.
+    """Rows with at least a ``prompt``: JSON Lines where a line is a JSON object, else one prompt
+    per line. Blank lines are skipped.
 
     Raises ``ValueError`` naming the file and what is wrong.
     """
@@ -23,7 +25,9 @@ def read_prompts(file: Path) -> list[dict[str, Any]]:
 
 
 def read_lines(file: Path) -> list[str]:
-    """The file's lines without the white space around them (a byte-order mark is none of the text). Raises ``ValueError``."""
+    """The file's lines without the white space around them (a byte-order mark is none of the text).
+    Raises ``ValueError``.
+    """
     try:
         return [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
@@ -33,8 +37,9 @@ def read_lines(file: Path) -> list[str]:
 def rows_of(lines: Sequence[str], where: str) -> list[dict[str, Any] | None]:
     """One row per line, None for a blank one.
 
-    A file with one JSON object in it is JSON Lines: every other line must be one too, or its text would be taken for a prompt. So must
-    those of a file whose every line begins like one. Raises ``ValueError`` that names the first line that is none, or has no prompt.
+    A file with one JSON object in it is JSON Lines: every other line must be one too, or its text
+    would be taken for a prompt. So must those of a file whose every line begins like one. Raises
+    ``ValueError`` that names the first line that is none, or has no prompt.
     """
     objects = [_object(line) for line in lines]
     begun = [line.startswith("{") for line in lines if line]

@@ -1,6 +1,7 @@
 """The recipes that ship with the package, and how a recipe is found by its path or by its name.
 
-"reward/miniature.yaml", "recipes/reward/miniature.yaml", "reward/miniature" or a unique "qwen3vl_8b_server" → find_recipe → a file
+"reward/miniature.yaml", "recipes/reward/miniature.yaml", "reward/miniature" or a unique
+"qwen3vl_8b_server" → find_recipe → a file
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from pathlib import Path
 
 
 def recipes_folder() -> Path:
-    """Where the shipped recipes lie: inside the installed package, or beside the package in a checkout."""
+    """Where the shipped recipes lie: inside the installed package, or beside the package in a
+    checkout.
+    """
     package = Path(__file__).resolve().parents[1]
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
@@ -26,9 +29,11 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def shipped_recipe(name: str | os.PathLike[str]) -> Path | None:
-    """The shipped recipe of this name; None where there is none. Raises ``ValueError`` for a name that several have.
+    """The shipped recipe of this name; None where there is none. Raises ``ValueError`` for a name
+    that several have.
 
-    name: a path within the recipes' folder, ``recipes/`` before it or not, its suffix left out or not; or the file's name without suffix.
+    name: a path within the recipes' folder, ``recipes/`` before it or not, its suffix left out or
+    not; or the file's name without suffix.
     """
     wanted = Path(name).as_posix().removeprefix("recipes/")
     found = shipped_recipes()
@@ -43,7 +48,8 @@ def shipped_recipe(name: str | os.PathLike[str]) -> Path | None:
 
 
 def find_recipe(name_or_path: str | os.PathLike[str]) -> Path:
-    """The file behind a recipe's path, or behind the name of one that ships. A file that is there goes before a name.
+    """The file behind a recipe's path, or behind the name of one that ships. A file that is there
+    goes before a name.
 
     Raises ``ValueError`` that names what is nearest.
     """

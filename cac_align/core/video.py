@@ -1,11 +1,13 @@
 """Video: any input, one type, fps always known; frames are decoded only when asked for.
 
-path | bytes | array | tensor | PIL frames → Video.open → Video (source clock: times_s) → sample(fps) / clip(window) → Frames
+path | bytes | array | tensor | PIL frames → Video.open → Video (source clock: times_s) →
+sample(fps) / clip(window) → Frames
 
-Time has one clock. ``times_s[i]`` is the time stamp of source frame ``i`` in seconds, starting at 0: read from the container's
-own time stamps (variable frame rate is honoured) or i / fps where the caller overrides the container. Frames are named by their
-*source* index everywhere; ``Frames.indices`` carries it along.
-81 frames at 16 fps give 21 frames at 4 fps (0, 4, …, 80) and 41 at 8 fps (CaC, Sec. 3.4 and Table S2).
+Time has one clock. ``times_s[i]`` is the time stamp of source frame ``i`` in seconds, starting at
+0: read from the container's own time stamps (variable frame rate is honoured) or i / fps where the
+caller overrides the container. Frames are named by their *source* index everywhere;
+``Frames.indices`` carries it along. 81 frames at 16 fps give 21 frames at 4 fps (0, 4, …, 80) and
+41 at 8 fps (CaC, Sec. 3.4 and Table S2).
 """
 
 from __future__ import annotations
@@ -52,13 +54,14 @@ class Encoded(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """Some frames of a video, in order: ``pixels[n]`` is source frame ``indices[n]`` at ``times_s[n]`` seconds.
+    """Some frames of a video, in order: ``pixels[n]`` is source frame ``indices[n]`` at
+    ``times_s[n]`` seconds.
 
-    pixels: uint8, shape (T, H, W, 3), RGB. indices: strictly increasing source indices. times_s: source clock.
-    fps: the rate that was asked for (frames per second); may be higher than the source could give.
-    num_source_frames: how many frames the whole video has.
-    Frames that arrived as encoded images are decoded when ``pixels`` is first read, and that read raises ``ValueError`` when one of
-    them is broken; ``shape`` and ``encoded`` never decode.
+    pixels: uint8, shape (T, H, W, 3), RGB. indices: strictly increasing source indices. times_s:
+    source clock. fps: the rate that was asked for (frames per second); may be higher than the
+    source could give. num_source_frames: how many frames the whole video has. Frames that arrived
+    as encoded images are decoded when ``pixels`` is first read, and that read raises ``ValueError``
+    when one of them is broken; ``shape`` and ``encoded`` never decode.
     """
 
     pixels: UInt8[np.ndarray, "T H W 3"] = field(repr=False)
@@ -94,7 +97,9 @@ class Frames:
 
     @property
     def encoded(self) -> tuple[bytes, ...] | None:
-        """One whole RGB JPEG file per frame, as it arrived; None where the frames came as anything else."""
+        """One whole RGB JPEG file per frame, as it arrived; None where the frames came as anything
+        else.
+        """
         return self.__dict__["_images"].jpegs if "_images" in self.__dict__ else None
 
 
@@ -102,8 +107,9 @@ class Frames:
 class Video:
     """A video with a known clock. Make one with ``Video.open``.
 
-    times_s: time stamp of every source frame in seconds, starting at 0, strictly increasing.
-    fps: nominal frames per second of the source. height, width: pixels. name: how messages and reports call it.
+    times_s: time stamp of every source frame in seconds, starting at 0, strictly increasing. fps:
+    nominal frames per second of the source. height, width: pixels. name: how messages and reports
+    call it.
     """
 
     fps: float
@@ -150,7 +156,9 @@ class Video:
 
     @property
     def duration_s(self) -> float:
-        """Seconds from the first frame to the end of the last one's display, (last time stamp) + 1 / fps."""
+        """Seconds from the first frame to the end of the last one's display, (last time stamp) + 1
+        / fps.
+        """
         return self.times_s[-1] + 1 / self.fps
 
     @property
@@ -166,9 +174,11 @@ class Video:
         return Video(float(fps), times, self.height, self.width, self.name, self._source)
 
     def frames(self, indices: Sequence[int], *, fps: float | None = None) -> Frames:
-        """The frames at these source indices (strictly increasing), decoded now (those sent as images: on first use).
+        """The frames at these source indices (strictly increasing), decoded now (those sent as
+        images: on first use).
 
-        Raises ``ValueError`` when an index is out of range, out of order, or the file breaks off before it.
+        Raises ``ValueError`` when an index is out of range, out of order, or the file breaks off
+        before it.
         """
         indices = tuple(int(index) for index in indices)
         if not indices:
@@ -183,11 +193,13 @@ class Video:
         return Frames(picked, *clock) if isinstance(picked, np.ndarray) else Frames.undecoded(picked, *clock)
 
     def indices_at(self, fps: float, window: Window | None = None) -> tuple[int, ...]:
-        """Source indices that sample the video (or its window) at ``fps`` frames per second. No pixels are decoded.
+        """Source indices that sample the video (or its window) at ``fps`` frames per second. No
+        pixels are decoded.
 
-        Sampling times are window start + k / fps up to the window's end; each takes the source frame whose time stamp is nearest
-        (the earlier one on a tie), and no frame is taken twice. Without a window, sampling starts at time 0. A window that holds a
-        single sample is widened to the neighbouring one (Qwen3-VL needs two frames to see a video), where the video has two.
+        Sampling times are window start + k / fps up to the window's end; each takes the source
+        frame whose time stamp is nearest (the earlier one on a tie), and no frame is taken twice.
+        Without a window, sampling starts at time 0. A window that holds a single sample is widened
+        to the neighbouring one (Qwen3-VL needs two frames to see a video), where the video has two.
         Raises ``ValueError`` when ``fps`` is not positive or the window lies outside the video.
         """
         if not (math.isfinite(fps) and fps > 0):
@@ -209,17 +221,22 @@ class Video:
         return tuple(chosen)
 
     def sample(self, fps: float) -> Frames:
-        """The whole video at ``fps`` frames per second: turn 1 of CaC uses 4 (Sec. 3.4). Shape (T, H, W, 3), uint8."""
+        """The whole video at ``fps`` frames per second: turn 1 of CaC uses 4 (Sec. 3.4). Shape (T,
+        H, W, 3), uint8.
+        """
         return self.frames(self.indices_at(fps), fps=fps)
 
     def clip(self, window: Window, fps: float = 8.0, margin_s: float = 0.0) -> Frames:
-        """The frames inside ``window`` at ``fps`` frames per second: turn 2 of CaC uses 8 (Sec. 3.4). margin_s: seconds more on either
-        side, as far as the video goes."""
+        """The frames inside ``window`` at ``fps`` frames per second: turn 2 of CaC uses 8 (Sec.
+        3.4). margin_s: seconds more on either side, as far as the video goes.
+        """
         return self.frames(self.indices_at(fps, window.widened(margin_s)), fps=fps)
 
     @cached_property
     def content_hash(self) -> str:
-        """sha256 over the encoded bytes of a file (or the raw pixels) and the clock: the video's identity in the ledger."""
+        """sha256 over the encoded bytes of a file (or the raw pixels) and the clock: the video's
+        identity in the ledger.
+        """
         digest = hashlib.sha256()
         if isinstance(self._source, np.ndarray):
             digest.update(repr(self._source.shape).encode())

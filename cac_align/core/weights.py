@@ -26,8 +26,8 @@ def weights_folder() -> Path:
 def shipped(name: str) -> Path:
     """The folder of a shipped model ("cac", "unified", "wan"), loadable with ``from_pretrained``.
 
-    Weights that are not good yet carry a NOTICE.txt; its text is shown as a warning. Raises ``ValueError`` when the name is unknown, or
-    a file is missing, truncated or changed.
+    Weights that are not good yet carry a NOTICE.txt; its text is shown as a warning. Raises
+    ``ValueError`` when the name is unknown, or a file is missing, truncated or changed.
     """
     manifest = read_manifest()
     if name not in manifest:
@@ -81,7 +81,9 @@ def write_manifest() -> Path:
 
 
 def ship(name: str, folder: str | Path) -> Path:
-    """Copy a judge's folder over the shipped model ``name``, its float32 tensors stored as float16 (half the size); returns where it lies."""
+    """Copy a judge's folder over the shipped model ``name``, its float32 tensors stored as float16
+    (half the size); returns where it lies.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -96,7 +98,9 @@ def ship(name: str, folder: str | Path) -> Path:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``python -m cac_align.core.weights [NAME FOLDER]``: ship this folder as NAME, where one is given, and record what lies there."""
+    """``python -m cac_align.core.weights [NAME FOLDER]``: ship this folder as NAME, where one is
+    given, and record what lies there.
+    """
     if len(arguments) not in (0, 2):
         print("usage: python -m cac_align.core.weights [NAME FOLDER]", file=sys.stderr)
         return 2

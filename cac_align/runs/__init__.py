@@ -1,1 +1,3 @@
-"""What keeps any run alive: whole files, a device, checkpoints, learning-rate schedules, logs, the status of every rank."""
+"""What keeps any run alive: whole files, a device, checkpoints, learning-rate schedules, logs, the
+status of every rank.
+"""

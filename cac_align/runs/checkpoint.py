@@ -4,8 +4,8 @@
     out/.lock                       held by the process that works there, released by the system when that process ends
     out/checkpoints/step-000010/    complete checkpoints: each is moved to its place when all of it has been written
 
-Generator states are not stored: every loop draws the random numbers of step n from generators seeded by (seed, n, …),
-so a step that was cut short is taken again with the same numbers.
+Generator states are not stored: every loop draws the random numbers of step n from generators
+seeded by (seed, n, …), so a step that was cut short is taken again with the same numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from typing import IO, Any
 from cac_align.runs.files import atomic_write
 
 _LOCKS: dict[tuple[int, int], IO[str]] = {}
-"""Lock files that this process holds, by device and inode. They stay open: closing one releases its lock."""
+"""Lock files that this process holds, by device and inode. They stay open: closing one releases its
+lock.
+"""
 
 
 def recipe_values(recipe: Any, prefix: str = "") -> dict[str, Any]:
@@ -48,12 +50,14 @@ def claim_folder(
 ) -> dict[str, Any]:
     """Make ``out`` the folder of this run, or make sure that the run found there is this one.
 
-    free: dotted keys, or names of whole sections, that may differ between a run and its continuation. facts: what
-    else the run began with; the facts stored at the first claim are returned, for the caller to compare.
-    write: create the folder, its ``recipe.json`` and its lock; exactly one process of a run must.
+    free: dotted keys, or names of whole sections, that may differ between a run and its
+    continuation. facts: what else the run began with; the facts stored at the first claim are
+    returned, for the caller to compare. write: create the folder, its ``recipe.json`` and its lock;
+    exactly one process of a run must.
 
-    A key that was added to the recipe after the run began counts as its present default. Raises ``ValueError`` when
-    the folder belongs to another kind of run, to another recipe, or to a process that is still at work.
+    A key that was added to the recipe after the run began counts as its present default. Raises
+    ``ValueError`` when the folder belongs to another kind of run, to another recipe, or to a
+    process that is still at work.
     """
     path, now = out / "recipe.json", recipe_values(recipe)
     if path.is_file():
@@ -89,7 +93,9 @@ def write_claim(out: Path, kind: str, recipe: Any, facts: Mapping[str, Any]) -> 
 
 
 def _lock(out: Path) -> None:
-    """Hold ``out/.lock`` until this process ends. Raises ``ValueError`` when another process of this machine holds it."""
+    """Hold ``out/.lock`` until this process ends. Raises ``ValueError`` when another process of
+    this machine holds it.
+    """
     path = out / ".lock"
     path.touch()
     key = (path.stat().st_dev, path.stat().st_ino)
@@ -111,11 +117,13 @@ def _lock(out: Path) -> None:
 def save_checkpoint(
     out: Path, step: int, fill: Callable[[Path], Any], *, keep: int = 1, accelerator: Any = None
 ) -> Path:
-    """Make the state after ``step`` steps a checkpoint, and delete all but the ``keep`` newest ones.
+    """Make the state after ``step`` steps a checkpoint, and delete all but the ``keep`` newest
+    ones.
 
-    fill: writes the files into the folder it is given. accelerator: every process calls this function and ``fill``;
-    without it one process does. A checkpoint of this step that is already there is kept, for it has the same state.
-    Raises ``OSError`` when the disk is full; nothing of the new checkpoint stays then.
+    fill: writes the files into the folder it is given. accelerator: every process calls this
+    function and ``fill``; without it one process does. A checkpoint of this step that is already
+    there is kept, for it has the same state. Raises ``OSError`` when the disk is full; nothing of
+    the new checkpoint stays then.
     """
     place = out / "checkpoints" / f"step-{step:06d}"
     part = place.with_name(f".{place.name}.part")
@@ -147,7 +155,9 @@ def save_checkpoint(
 
 
 def save_state(out: Path, state: Mapping[str, Any], *, keep: int = 1) -> Path:
-    """``save_checkpoint`` for a state that is one dictionary with its ``step``; ``read_state`` reads it."""
+    """``save_checkpoint`` for a state that is one dictionary with its ``step``; ``read_state``
+    reads it.
+    """
     import torch
 
     return save_checkpoint(out, state["step"], lambda folder: torch.save(state, folder / "state.pt"), keep=keep)
@@ -159,7 +169,9 @@ def checkpoints(out: Path) -> list[Path]:
 
 
 def read_state(out: Path) -> dict[str, Any] | None:
-    """``state.pt`` of the newest checkpoint, on the CPU; None without one. Raises ``ValueError`` when it is damaged."""
+    """``state.pt`` of the newest checkpoint, on the CPU; None without one. Raises ``ValueError``
+    when it is damaged.
+    """
     import torch
 
     folder = next(reversed(checkpoints(out)), None)

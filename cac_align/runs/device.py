@@ -1,4 +1,5 @@
-"""Which device a model runs on: the one that was asked for, or an error; never another in its place.
+"""Which device a model runs on: the one that was asked for, or an error; never another in its
+place.
 
 None | "cpu" | "cuda" | "cuda:1" → pick_device → torch.device
 """
@@ -11,7 +12,8 @@ import torch
 def pick_device(device: str | torch.device | None = None) -> torch.device:
     """The device of this name. None takes CUDA where torch sees a GPU, and the CPU otherwise.
 
-    Raises ``ValueError`` for a name that torch does not know, and for a GPU that torch does not see.
+    Raises ``ValueError`` for a name that torch does not know, and for a GPU that torch does not
+    see.
     """
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,4 +1,6 @@
-"""Files and folders that are replaced at once: a kill leaves the old one or the new one, never half of one."""
+"""Files and folders that are replaced at once: a kill leaves the old one or the new one, never half
+of one.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def atomic_write(path: Path, text: str) -> None:
 
 
 def atomic_folder(place: Path, fill: Callable[[Path], Any]) -> None:
-    """Let ``fill(folder)`` make a folder beside its place, then move it there. When ``fill`` raises, nothing of it stays."""
+    """Let ``fill(folder)`` make a folder beside its place, then move it there. When ``fill``
+    raises, nothing of it stays.
+    """
     part, former = place.with_name(f".{place.name}.part"), place.with_name(f".{place.name}.former")
     shutil.rmtree(part, ignore_errors=True)
     try:

@@ -1,4 +1,5 @@
-"""What a run writes down: JSON rows with their step, and the same numbers for TensorBoard or Weights & Biases.
+"""What a run writes down: JSON rows with their step, and the same numbers for TensorBoard or
+Weights & Biases.
 
 row → log.jsonl (+ tracker); on resume, rows of steps that will be taken again are dropped first. Numbers that do not
 exist (no video was scored, no gradient was taken) are null or left out, never 0.
@@ -32,7 +33,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_rows(path: Path, before: int | None = None) -> list[dict[str, Any]]:
-    """Rewrite a JSON Lines file so that it holds whole rows with a ``step`` (below ``before``) alone, and return them."""
+    """Rewrite a JSON Lines file so that it holds whole rows with a ``step`` (below ``before``)
+    alone, and return them.
+    """
     rows = [row for row in read_rows(path) if "step" in row and (before is None or row["step"] < before)]
     if path.is_file():
         atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -42,7 +45,8 @@ def cut_rows(path: Path, before: int | None = None) -> list[dict[str, Any]]:
 class JsonlLog:
     """A JSON Lines file of rows with a ``step``.
 
-    before: on opening, keep rows of earlier steps only. digits: significant digits of a float (None: all of them).
+    before: on opening, keep rows of earlier steps only. digits: significant digits of a float
+    (None: all of them).
     """
 
     def __init__(self, path: Path, before: int | None = None, digits: int | None = 8) -> None:
@@ -60,7 +64,9 @@ class JsonlLog:
 
 
 def json_values(value: Any, digits: int | None = 8) -> Any:
-    """The value as JSON can hold it: floats to ``digits`` significant digits, NaN and infinity as null."""
+    """The value as JSON can hold it: floats to ``digits`` significant digits, NaN and infinity as
+    null.
+    """
     if isinstance(value, Mapping):
         return {name: json_values(item, digits) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -88,8 +94,8 @@ def numbers_of(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 def open_tracker(kind: str, out: Path, step: int, config: Mapping[str, Any] | None = None) -> Any:
     """A TensorBoard SummaryWriter in ``out``, a W&B run that continues, or None for an empty kind.
 
-    step: the first one that will be tracked; what TensorBoard holds of it and later ones is hidden. config: the recipe
-    that W&B shows. Raises ``ValueError`` when the tracker is not installed.
+    step: the first one that will be tracked; what TensorBoard holds of it and later ones is hidden.
+    config: the recipe that W&B shows. Raises ``ValueError`` when the tracker is not installed.
     """
     if not kind:
         return None

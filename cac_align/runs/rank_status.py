@@ -1,9 +1,11 @@
-"""What each process of a run is doing, in one small file each, so that a process that dies can be named with its sample.
+"""What each process of a run is doing, in one small file each, so that a process that dies can be
+named with its sample.
 
 RankStatus.report("step 3: sampling 'a red ball …' (seed 17)") → folder/rank-1.json
 
-When one process dies, the exchange of the others with it fails (``ProcessLost``), or the launcher ends them; both ways they
-print its rank, what it was doing and why it ended. The next start of the same command prints where the former one ended.
+When one process dies, the exchange of the others with it fails (``ProcessLost``), or the launcher
+ends them; both ways they print its rank, what it was doing and why it ended. The next start of the
+same command prints where the former one ended.
 """
 
 from __future__ import annotations
@@ -27,11 +29,15 @@ from cac_align.runs.files import atomic_write
 _LOG = logging.getLogger(__name__)
 
 PATIENCE_S = 3.0
-"""How long a process whose exchange with the others failed waits until one of them is seen to be gone."""
+"""How long a process whose exchange with the others failed waits until one of them is seen to be
+gone.
+"""
 
 
 class ProcessLost(ValueError):
-    """Another process of this run is gone. The message names its rank, what it was doing and why it ended."""
+    """Another process of this run is gone. The message names its rank, what it was doing and why it
+    ended.
+    """
 
 
 class RankStatus:
@@ -46,12 +52,16 @@ class RankStatus:
         self._facts: dict[str, Any] = {"rank": rank, "pid": os.getpid(), "host": socket.gethostname()}
 
     def report(self, doing: str) -> None:
-        """Write down what this process does from now on: the step and the sample. Outside ``guard`` nothing is written."""
+        """Write down what this process does from now on: the step and the sample. Outside ``guard``
+        nothing is written.
+        """
         if self._guarded:
             self._write(doing=doing, ended=None)
 
     def lost(self) -> list[str]:
-        """A sentence for every other process that is gone, with the error it ended with where it could still write it."""
+        """A sentence for every other process that is gone, with the error it ended with where it
+        could still write it.
+        """
         found = []
         for path in sorted(self.folder.glob("rank-*.json")):
             facts = _read(path)
@@ -65,9 +75,10 @@ class RankStatus:
     def guard(self) -> Iterator[None]:
         """Around all of a process's work.
 
-        A clean end removes the file, and so does wrong input (``ValueError``) of a single process. Any other error is written
-        into it. An error that came about because other processes are gone is raised as ``ProcessLost``. When a former
-        process of this rank did not end well, a warning says where.
+        A clean end removes the file, and so does wrong input (``ValueError``) of a single process.
+        Any other error is written into it. An error that came about because other processes are
+        gone is raised as ``ProcessLost``. When a former process of this rank did not end well, a
+        warning says where.
         """
         self._made = not self.folder.parent.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -105,10 +116,11 @@ class RankStatus:
 
     @contextmanager
     def _sigterm_handled(self) -> Iterator[None]:
-        """On SIGTERM, by which a launcher that lost one process ends the others: print which one it was, then end by the signal.
+        """On SIGTERM, by which a launcher that lost one process ends the others: print which one it
+        was, then end by the signal.
 
-        Nothing is raised, because an exception out of a signal handler can surface in any line, where a library or code that
-        turns errors into missing candidates may swallow it.
+        Nothing is raised, because an exception out of a signal handler can surface in any line,
+        where a library or code that turns errors into missing candidates may swallow it.
         """
         if self.processes == 1 or threading.current_thread() is not threading.main_thread():
             yield
@@ -152,7 +164,9 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _runs(facts: dict[str, Any]) -> bool:
-    """Whether that process still runs. One on another machine is taken to run until its file names an error."""
+    """Whether that process still runs. One on another machine is taken to run until its file names
+    an error.
+    """
     if facts["host"] != socket.gethostname():
         return facts["ended"] is None
     try:

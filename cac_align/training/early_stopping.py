@@ -1,9 +1,11 @@
-"""When stage 3 stops itself: collapse to one verdict, answers that shrink or break, groups without differences.
+"""When stage 3 stops itself: collapse to one verdict, answers that shrink or break, groups without
+differences.
 
 rows of log.jsonl → stop_reason → one sentence with the cure, or None
 
-Without a KL term and with a high learning rate, Eq. 9 collapses to "always normal", because a normal answer is one short
-turn and the mean per sequence favours short ones. These figures show it long before the loss does.
+Without a KL term and with a high learning rate, Eq. 9 collapses to "always normal", because a
+normal answer is one short turn and the mean per sequence favours short ones. These figures show it
+long before the loss does.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class Stopped(ValueError):
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """The recipe section ``early_stopping``: limits on means over the last ``patience`` steps; passing one ends the run.
+    """The recipe section ``early_stopping``: limits on means over the last ``patience`` steps;
+    passing one ends the run.
 
     All but ``patience`` and ``min_length_ratio`` are shares in [0, 1]; 1 switches a limit off.
     """
@@ -51,7 +54,9 @@ class EarlyStopping:
 
 
 def stop_reason(rows: Sequence[Mapping[str, Any]], limits: EarlyStopping) -> str | None:
-    """Which limit the last ``patience`` rows pass, in one sentence; None while all is well or there are too few rows."""
+    """Which limit the last ``patience`` rows pass, in one sentence; None while all is well or there
+    are too few rows.
+    """
     steps = [row for row in rows if "normal_rate" in row]
     if len(steps) < limits.patience:
         return None

@@ -1,8 +1,10 @@
-"""The evaluation of stage 3: the policy as it will be used, greedy and in two turns, on held-out records.
+"""The evaluation of stage 3: the policy as it will be used, greedy and in two turns, on held-out
+records.
 
 held-out records → roll_out (greedy, one rollout each) → terms → mean reward, accuracy, IoUs
 
-There is one answer per turn and no retry: an answer that cannot be used is wrong and counts as malformed.
+There is one answer per turn and no retry: an answer that cannot be used is wrong and counts as
+malformed.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def evaluate(
 
 
 def evaluation_row(rollout: Rollout, weights: TermWeights) -> dict[str, Any]:
-    """Verdict and terms of one held-out video. A rollout without a verdict has None as "predicted", which is wrong."""
+    """Verdict and terms of one held-out video. A rollout without a verdict has None as "predicted",
+    which is wrong.
+    """
     deciding = rollout.second or rollout.first
     predicted = None if rollout.ending == "window" else deciding.status
     return {

@@ -1,10 +1,13 @@
-"""Stage 3: two-turn GRPO. Sample whole two-turn rollouts, score them, and move the policy towards the better of each group.
+"""Stage 3: two-turn GRPO. Sample whole two-turn rollouts, score them, and move the policy towards
+the better of each group.
 
-GrpoRecipe → draw(step) → roll_out (G per video) → terms → advantages → log p under policy and reference → loss (Eq. 12) → out/final
+GrpoRecipe → draw(step) → roll_out (G per video) → terms → advantages → log p under policy and
+reference → loss (Eq. 12) → out/final
 
-A step is one batch of videos with G rollouts each and ``num_inner_epochs`` optimizer steps on them. The reference is the model
-that the stage started from, frozen. ``rollouts.jsonl`` holds every rollout: both answers, terms and advantage. Under FSDP all
-processes would have to sample token by token together, so this stage runs under DDP or DeepSpeed ZeRO-2.
+A step is one batch of videos with G rollouts each and ``num_inner_epochs`` optimizer steps on them.
+The reference is the model that the stage started from, frozen. ``rollouts.jsonl`` holds every
+rollout: both answers, terms and advantage. Under FSDP all processes would have to sample token by
+token together, so this stage runs under DDP or DeepSpeed ZeRO-2.
 
 Source: CaC (arXiv 2605.11723) Sec. 3.2-3.3, Appendix C.1-C.2.
 """
@@ -94,10 +97,12 @@ class GrpoRecipe:
 
 
 def train_grpo(recipe: GrpoRecipe) -> Path:
-    """Run or resume stage 3; returns the folder with the final weights (``out/final``). ``out/best``: the best evaluation's.
+    """Run or resume stage 3; returns the folder with the final weights (``out/final``).
+    ``out/best``: the best evaluation's.
 
-    Raises ``ValueError`` for unusable data and another recipe's folder; ``Stopped`` for a loss that is not finite, and when a
-    limit of ``early_stopping`` is passed. With ``data.turns`` 1 a rollout is a single turn.
+    Raises ``ValueError`` for unusable data and another recipe's folder; ``Stopped`` for a loss that
+    is not finite, and when a limit of ``early_stopping`` is passed. With ``data.turns`` 1 a rollout
+    is a single turn.
     """
     stage = read_stage(recipe.data, ("scan",), recipe.run.seed)
     accelerator = start_accelerator(recipe.model.mixed_precision, cpu=recipe.run.cpu, threads=recipe.run.threads)
@@ -180,7 +185,9 @@ def _reference(recipe: GrpoRecipe, run: TrainingRun) -> AnswerLogProbs:
 
 @dataclass(eq=False)
 class _Collected:
-    """This process's rollouts of one step, with their advantages, the videos they saw, and one table row each."""
+    """This process's rollouts of one step, with their advantages, the videos they saw, and one
+    table row each.
+    """
 
     rollouts: list[Rollout]
     advantages: list[float]
@@ -213,7 +220,9 @@ def _collect(stage: Stage, recipe: GrpoRecipe, run: TrainingRun) -> _Collected:
 
 
 def split_pairs(drawn: Sequence[Any], rank: int, world: int) -> list[Any]:
-    """This process's videos, in pairs of one normal and one abnormal where the batch divides so: mostly abnormal ones take two turns."""
+    """This process's videos, in pairs of one normal and one abnormal where the batch divides so:
+    mostly abnormal ones take two turns.
+    """
     size = 2 if len(drawn) % (2 * world) == 0 else 1
     return [one for part in micro_batches(drawn, size, rank, world) for one in part]
 
@@ -226,7 +235,9 @@ def _settings(recipe: GrpoRecipe, step: int) -> RolloutSettings:
 
 
 def _open(stage: Stage, slot: int, sample: Sample) -> VideoPrompt:
-    """The drawn video, or the next readable one of its class where it cannot be read (it is counted)."""
+    """The drawn video, or the next readable one of its class where it cannot be read (it is
+    counted).
+    """
     pool = stage.training[sample.task, stage.records[sample.record].status]
     at = pool.index(sample)
     for step in range(len(pool)):
@@ -260,7 +271,8 @@ def rollout_row(rollout: Rollout, earned: Terms | None, advantage: float) -> dic
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The step's figures over all processes' rollouts; IoU terms over anomalous videos.
 
-    accuracy: of those that could be rolled out; one that names no usable window never comes to a verdict, which is wrong.
+    accuracy: of those that could be rolled out; one that names no usable window never comes to a
+    verdict, which is wrong.
     """
     count = len(rows)
     scored = [row["terms"] for row in rows if row["terms"] is not None]
@@ -291,7 +303,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 @dataclass(eq=False)
 class _Micro:
-    """Some rollouts ready to be scored: their videos' names, their segments' batches, which lines each rollout has, and what does not change."""
+    """Some rollouts ready to be scored: their videos' names, their segments' batches, which lines
+    each rollout has, and what does not change.
+    """
 
     names: str
     batches: list[dict[str, Tensor]]
@@ -326,8 +340,10 @@ def _update(
 
 
 def _micro(run: TrainingRun, recipe: GrpoRecipe, collected: _Collected, at: int, size: int) -> _Micro:
-    """Rollouts of one video share its prompt where attention takes a mask of its own (sdpa). First and second turns are of unlike length
-    and go apart, unless the second turn's prompt begins with the first: then they show the same video, which is encoded once."""
+    """Rollouts of one video share its prompt where attention takes a mask of its own (sdpa). First
+    and second turns are of unlike length and go apart, unless the second turn's prompt begins
+    with the first: then they show the same video, which is encoded once.
+    """
     part = collected.rollouts[at : at + size]
     turns = [
         [rollout.segments[0] for rollout in part],

@@ -1,4 +1,5 @@
-"""The two-turn GRPO objective as functions of tensors: advantages, clipped surrogate, KL to the reference (Eq. 8-12).
+"""The two-turn GRPO objective as functions of tensors: advantages, clipped surrogate, KL to the
+reference (Eq. 8-12).
 
 rewards (P, G) → advantages (P, G) · log p, old log p, reference log p, mask, all (R, T) → loss, with its figures
 
@@ -7,8 +8,8 @@ rewards (P, G) → advantages (P, G) · log p, old log p, reference log p, mask,
     D_KL = 1/G Σ_i 1/|y_i| Σ_t (ρ − log ρ − 1),   ρ = π_ref / π_θ                                                 (11)
     loss = −(J_clip − β D_KL)                                                                                     (12)
 
-|y_i| counts the tokens that the policy wrote, in both turns. std is the sample's (n − 1), as in TRL. A rollout without a score (NaN)
-has advantage 0 and does not enter its group's mean and std.
+|y_i| counts the tokens that the policy wrote, in both turns. std is the sample's (n − 1), as in
+TRL. A rollout without a score (NaN) has advantage 0 and does not enter its group's mean and std.
 
 Source: CaC (arXiv 2605.11723) Appendix C.1.
 """
@@ -23,7 +24,9 @@ from torch import Tensor
 
 
 def advantages(rewards: Float[Tensor, "P G"], eps: float = 1e-4) -> Float[Tensor, "P G"]:
-    """Eq. 8 per row. NaN rewards get advantage 0; so does a row with fewer than two scores, or whose scores are all equal."""
+    """Eq. 8 per row. NaN rewards get advantage 0; so does a row with fewer than two scores, or
+    whose scores are all equal.
+    """
     scored = ~torch.isnan(rewards)
     count = scored.sum(1, keepdim=True)
     values = rewards.nan_to_num(0.0)
@@ -68,7 +71,9 @@ def divergence(
 
 @dataclass(frozen=True)
 class Loss:
-    """loss: scalar, with gradients, summed over rows (divide by the number of rollouts). The figures are sums over rows, detached."""
+    """loss: scalar, with gradients, summed over rows (divide by the number of rollouts). The
+    figures are sums over rows, detached.
+    """
 
     loss: Float[Tensor, ""]
     kl: float
@@ -85,7 +90,9 @@ def loss(
     epsilon: float,
     beta: float,
 ) -> Loss:
-    """Eq. 12, negated, as a sum over rollouts: what a micro-batch adds. ``reference_log_p`` None: no KL term (β must be 0)."""
+    """Eq. 12, negated, as a sum over rollouts: what a micro-batch adds. ``reference_log_p`` None:
+    no KL term (β must be 0).
+    """
     if reference_log_p is None and beta:
         raise ValueError(f"beta = {beta} needs the reference's log-probabilities, received none")
     surrogate = clipped(log_p, old_log_p, advantage, mask, epsilon)

@@ -1,11 +1,15 @@
-"""The model that is trained: loaded once, and asked for log p of answers it is shown, with each video encoded once.
+"""The model that is trained: loaded once, and asked for log p of answers it is shown, with each
+video encoded once.
 
-folder or hub id → load → Qwen3-VL + processor → (lora) → AnswerLogProbs: segments → batch → log p of every answer token
+folder or hub id → load → Qwen3-VL + processor → (lora) → AnswerLogProbs: segments → batch → log p
+of every answer token
 
-A ``Segment`` is one prompt with one answer. Segments that show the same frames share their vision features: the encoder runs once per
-distinct video of a batch, and gradients of all its segments reach it through that one pass. Rollouts of one prompt share the prompt as
-well, if asked: it goes through the language model once, and a mask keeps its answers from seeing each other. The word table is applied to answer tokens
-only, in chunks that are recomputed in the backward pass, so memory holds no (tokens × vocabulary) table.
+A ``Segment`` is one prompt with one answer. Segments that show the same frames share their vision
+features: the encoder runs once per distinct video of a batch, and gradients of all its segments
+reach it through that one pass. Rollouts of one prompt share the prompt as well, if asked: it goes
+through the language model once, and a mask keeps its answers from seeing each other. The word table
+is applied to answer tokens only, in chunks that are recomputed in the backward pass, so memory
+holds no (tokens × vocabulary) table.
 """
 
 from __future__ import annotations
@@ -64,7 +68,9 @@ class ModelRecipe:
 
 
 def load(recipe: ModelRecipe) -> tuple[Any, Any]:
-    """(model in train mode, processor). Raises ``ValueError`` when there is no such Qwen3-VL or weights are missing."""
+    """(model in train mode, processor). Raises ``ValueError`` when there is no such Qwen3-VL or
+    weights are missing.
+    """
     from transformers import AutoConfig, AutoProcessor, Qwen3VLForConditionalGeneration
     from transformers.utils import logging as loud
 
@@ -102,7 +108,9 @@ def load(recipe: ModelRecipe) -> tuple[Any, Any]:
 
 
 def with_lora(model: Any, rank: int, alpha: int, seed: int) -> Any:
-    """Adapters of rank ``rank`` on every linear layer of vision encoder, merger and language model; all else is frozen."""
+    """Adapters of rank ``rank`` on every linear layer of vision encoder, merger and language model;
+    all else is frozen.
+    """
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
@@ -113,7 +121,9 @@ def with_lora(model: Any, rank: int, alpha: int, seed: int) -> Any:
 
 
 def base_model(model: Any) -> Any:
-    """The Qwen3-VL itself, also inside a PEFT wrapper (its adapters live in the layers, so they still act)."""
+    """The Qwen3-VL itself, also inside a PEFT wrapper (its adapters live in the layers, so they
+    still act).
+    """
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -122,8 +132,9 @@ def base_model(model: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """A prompt and the answer whose tokens count. ids: prompt (1, L). answer: token ids, end token included where it was written.
-    videos: keys of the prompt's videos in a store, in order."""
+    """A prompt and the answer whose tokens count. ids: prompt (1, L). answer: token ids, end token
+    included where it was written. videos: keys of the prompt's videos in a store, in order.
+    """
 
     ids: Int64[Tensor, "1 L"]
     answer: tuple[int, ...]
@@ -131,7 +142,9 @@ class Segment:
 
 
 def store_videos(row: Mapping[str, Tensor], keys: Sequence[Any], store: dict[Any, tuple[Tensor, Tensor]]) -> None:
-    """Put the videos of an encoded prompt (``vlm.inputs.encode_one``) under their keys; those already there are left alone."""
+    """Put the videos of an encoded prompt (``vlm.inputs.encode_one``) under their keys; those
+    already there are left alone.
+    """
     grids = row.get("video_grid_thw")
     counts = [] if grids is None else grids.prod(1).tolist()
     if len(counts) != len(keys):
@@ -144,12 +157,15 @@ def store_videos(row: Mapping[str, Tensor], keys: Sequence[Any], store: dict[Any
 
 
 def make_batch(processor: Any, segments: Sequence[Segment], store: Store, *, shared: bool = False) -> dict[str, Tensor]:
-    """Left-padded rows: each prompt with its answer, or (``shared``) each distinct prompt once, all of its answers one behind the other.
+    """Left-padded rows: each prompt with its answer, or (``shared``) each distinct prompt once, all
+    of its answers one behind the other.
 
-    input_ids, attention_mask, mm_token_type_ids: (B, L). labels: (S, T) the answers' tokens, a line per segment, −100 behind them.
-    sources: (S, T) which of the B·L hidden states predicts each. Distinct videos' patches once, and ``shown``: which of them each
-    placeholder run shows, row by row. Where a row has several answers: branch (B, L), which answer a token belongs to (0: the prompt), and
-    ahead (B, L), how many tokens the answers before it have. Raises ``ValueError`` when placeholders and patches do not agree.
+    input_ids, attention_mask, mm_token_type_ids: (B, L). labels: (S, T) the answers' tokens, a line
+    per segment, −100 behind them. sources: (S, T) which of the B·L hidden states predicts each.
+    Distinct videos' patches once, and ``shown``: which of them each placeholder run shows, row by
+    row. Where a row has several answers: branch (B, L), which answer a token belongs to (0: the
+    prompt), and ahead (B, L), how many tokens the answers before it have. Raises ``ValueError``
+    when placeholders and patches do not agree.
     """
     trees: dict[Any, list[int]] = {}
     for at, segment in enumerate(segments):
@@ -187,7 +203,9 @@ def make_batch(processor: Any, segments: Sequence[Segment], store: Store, *, sha
 
 
 def _row(processor: Any, segments: Sequence[Segment], store: Store) -> dict[str, Tensor]:
-    """The prompt of these segments, which is one and the same, and their answers behind it: every entry (1, L)."""
+    """The prompt of these segments, which is one and the same, and their answers behind it: every
+    entry (1, L).
+    """
     prompt = segments[0]
     counts = torch.tensor([len(segment.answer) for segment in segments])
     ids = torch.cat(
@@ -218,7 +236,9 @@ def to_device(device: torch.device, batch: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def video_features(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The encoder's features per placeholder run, computed once per distinct video: keyword arguments for ``model.model``."""
+    """The encoder's features per placeholder run, computed once per distinct video: keyword
+    arguments for ``model.model``.
+    """
     if "pixel_values_videos" not in batch:
         return {}
     from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
@@ -247,9 +267,11 @@ def position_ids(
 
 
 class AnswerLogProbs(nn.Module):
-    """log p of answer tokens: the one forward pass of all three stages, and the module that DDP, FSDP or DeepSpeed wraps.
+    """log p of answer tokens: the one forward pass of all three stages, and the module that DDP,
+    FSDP or DeepSpeed wraps.
 
-    temperature: of the distribution the answers are scored under (the one that they were sampled from).
+    temperature: of the distribution the answers are scored under (the one that they were sampled
+    from).
     """
 
     def __init__(self, model: Any, temperature: float = 1.0) -> None:
@@ -258,8 +280,10 @@ class AnswerLogProbs(nn.Module):
         self.temperature = temperature
 
     def forward(self, *batches: dict[str, Tensor]) -> Float[Tensor, "S T"]:
-        """A line per segment of all batches, aligned with ``answer_mask``; 0 where it is False. float32. Each batch goes through the model
-        apart: segments of unlike length need not be padded to one."""
+        """A line per segment of all batches, aligned with ``answer_mask``; 0 where it is False.
+        float32. Each batch goes through the model apart: segments of unlike length need not be
+        padded to one.
+        """
         return _lines([self._one(batch) for batch in batches])
 
     def _one(self, batch: dict[str, Tensor]) -> Float[Tensor, "S T"]:
@@ -295,8 +319,9 @@ class AnswerLogProbs(nn.Module):
 
 
 def segment_attention_mask(batch: Mapping[str, Tensor]) -> Bool[Tensor, "B 1 L L"]:
-    """What each token of a row with several answers attends to: the prompt, its own answer so far, and itself. Padding sees itself only,
-    so that no line of the mask is empty."""
+    """What each token of a row with several answers attends to: the prompt, its own answer so far,
+    and itself. Padding sees itself only, so that no line of the mask is empty.
+    """
     branch, valid = batch["branch"], batch["attention_mask"].bool()
     related = (branch[:, :, None] == branch[:, None, :]) | (branch == 0)[:, None, :]
     sees = (related & valid[:, None, :]).tril()

@@ -12,7 +12,9 @@ import torch
 
 
 def start_accelerator(mixed_precision: str, accumulation: int = 1, *, cpu: bool = False, threads: int = 0) -> Any:
-    """An ``Accelerator``. accumulation: micro-batches per process and step. threads: of torch on a CPU (0: as they are)."""
+    """An ``Accelerator``. accumulation: micro-batches per process and step. threads: of torch on a
+    CPU (0: as they are).
+    """
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
@@ -37,9 +39,11 @@ def start_accelerator(mixed_precision: str, accumulation: int = 1, *, cpu: bool 
 
 
 def fsdp_plugin(mixed_precision: str) -> Any:
-    """FSDP 2 as the environment asks for it (None: it does not), with gradients reduced and outputs returned in float32.
+    """FSDP 2 as the environment asks for it (None: it does not), with gradients reduced and outputs
+    returned in float32.
 
-    accelerate's own policy for bf16 rounds both: a log-probability near 700 would move in steps of 4.
+    accelerate's own policy for bf16 rounds both: a log-probability near 700 would move in steps of
+    4.
     """
     from accelerate.utils import FullyShardedDataParallelPlugin, str_to_bool
 
@@ -52,7 +56,9 @@ def fsdp_plugin(mixed_precision: str) -> Any:
 
 
 def micro_batches(items: Sequence[Any], size: int, rank: int, processes: int) -> list[list[Any]]:
-    """This process's micro-batches of ``size`` items. Raises ``ValueError`` when the batch does not divide evenly."""
+    """This process's micro-batches of ``size`` items. Raises ``ValueError`` when the batch does not
+    divide evenly.
+    """
     if len(items) % (size * processes):
         raise ValueError(
             f"a batch of {len(items)} cannot be cut into micro-batches of {size} on {processes} processes; make it a "

@@ -1,12 +1,15 @@
-"""Two-turn rollouts of the policy: G sampled first turns per video, each cropped along its own window, G second turns.
+"""Two-turn rollouts of the policy: G sampled first turns per video, each cropped along its own
+window, G second turns.
 
-prompt + video → turn 1 prompt, prefilled once → its cache repeated G times → G answers → G windows → G clips → G answers → Rollout
-In the single-turn formulation (``RolloutSettings.turns`` 1) a rollout ends with the first answer, which holds windows and boxes.
+prompt + video → turn 1 prompt, prefilled once → its cache repeated G times → G answers → G windows
+→ G clips → G answers → Rollout In the single-turn formulation (``RolloutSettings.turns`` 1) a
+rollout ends with the first answer, which holds windows and boxes.
 
-The vision encoder runs once per distinct video and turn, whatever G is, and turn 1's prompt goes through the language model once.
-Prompts are prefilled a few rows at a time, so only the cache of keys and values grows with G. Tokens are drawn by inverting the
-distribution at numbers that belong to (seed, step, video, rollout, turn): what else shares the batch does not matter. Tokens that
-stand for no text (vision placeholders, the chat's marks) are never drawn.
+The vision encoder runs once per distinct video and turn, whatever G is, and turn 1's prompt goes
+through the language model once. Prompts are prefilled a few rows at a time, so only the cache of
+keys and values grows with G. Tokens are drawn by inverting the distribution at numbers that belong
+to (seed, step, video, rollout, turn): what else shares the batch does not matter. Tokens that stand
+for no text (vision placeholders, the chat's marks) are never drawn.
 
 Source: CaC (arXiv 2605.11723) Sec. 3.2 (stage 3), Appendix C.1.
 """
@@ -39,7 +42,9 @@ from cac_align.vlm.protocol import Conversation
 
 @dataclass(frozen=True)
 class RolloutRecipe:
-    """The recipe section ``rollout``; frame rates, margin and wording come from the section ``data``."""
+    """The recipe section ``rollout``; frame rates, margin and wording come from the section
+    ``data``.
+    """
 
     # G: rollouts per video, at least 2, because advantages compare them.
     group_size: int = 8
@@ -65,7 +70,9 @@ class RolloutRecipe:
 
 @dataclass(frozen=True, eq=False)
 class VideoPrompt:
-    """One video to be judged. slot: its place in the step's batch, from which its random numbers come."""
+    """One video to be judged. slot: its place in the step's batch, from which its random numbers
+    come.
+    """
 
     slot: int
     record: Record
@@ -75,10 +82,11 @@ class VideoPrompt:
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """One complete rollout: the answer of each turn, how it ended, and the segments that are scored.
+    """One complete rollout: the answer of each turn, how it ended, and the segments that are
+    scored.
 
-    scan_times_s, look_times_s: time stamps of the frames that each turn was shown. ``error``: why it has no score (its clip could not be
-    read: not the policy's fault), or None.
+    scan_times_s, look_times_s: time stamps of the frames that each turn was shown. ``error``: why
+    it has no score (its clip could not be read: not the policy's fault), or None.
     """
 
     slot: int
@@ -143,7 +151,8 @@ def roll_out(
     *,
     greedy: bool = False,
 ) -> list[Rollout]:
-    """G rollouts of every prompt, in order (greedy: one, of the likeliest tokens). Patches of all videos that were shown are put into ``store``, for scoring.
+    """G rollouts of every prompt, in order (greedy: one, of the likeliest tokens). Patches of all
+    videos that were shown are put into ``store``, for scoring.
 
     Raises ``Stopped`` when the model's logits are not finite.
     """
@@ -205,7 +214,9 @@ def _first_ending(turn: Turn, *, single: bool) -> Ending:
 def _look(
     prompt: VideoPrompt, before: Conversation, rollout: Rollout, settings: RolloutSettings
 ) -> tuple[Frames, Conversation]:
-    """crop(f, y1), and what the second turn is asked about it. Raises ``ValueError`` when the clip cannot be read."""
+    """crop(f, y1), and what the second turn is asked about it. Raises ``ValueError`` when the clip
+    cannot be read.
+    """
     window = hull([anomaly.window for anomaly in rollout.first.anomalies if anomaly.window is not None])
     clip = prompt.video.clip(window, settings.look_fps, settings.margin_s)
     chat = before if settings.rollout.context == "continued" else None
@@ -244,7 +255,9 @@ def _read(
 
 
 def forbidden_tokens(processor: Any, size: int) -> Bool[Tensor, " V"]:
-    """Tokens that may never be drawn: every special token but the end, and ids that stand for no text."""
+    """Tokens that may never be drawn: every special token but the end, and ids that stand for no
+    text.
+    """
     known = [index for index, piece in enumerate(vocabulary(processor.tokenizer).of_id[:size]) if piece is not None]
     out = torch.ones(size, dtype=torch.bool)
     out[[*known, end_token(processor)]] = False
@@ -261,8 +274,9 @@ def sample(
     noise: Float[Tensor, "R N"] | None,
     repeats: int = 1,
 ) -> list[tuple[int, ...]]:
-    """``repeats`` sampled answers to each prompt, row by row (R = prompts × repeats), the end token included where it was drawn.
-    ``noise``: numbers in [0, 1) at which tokens are drawn; None takes the likeliest token.
+    """``repeats`` sampled answers to each prompt, row by row (R = prompts × repeats), the end token
+    included where it was drawn. ``noise``: numbers in [0, 1) at which tokens are drawn; None
+    takes the likeliest token.
 
     Raises ``Stopped`` when the logits are not finite.
     """
@@ -314,7 +328,9 @@ def sample(
 
 
 def sample_by_inverse_cdf(shares: Float[Tensor, "R V"], at: Float[Tensor, " R"]) -> Int64[Tensor, " R"]:
-    """The token whose stretch of the summed-up distribution holds each number in [0, 1). One of probability 0 is never drawn."""
+    """The token whose stretch of the summed-up distribution holds each number in [0, 1). One of
+    probability 0 is never drawn.
+    """
     heaped = shares.cumsum(-1)
     chosen = torch.searchsorted(heaped, at[:, None] * heaped[:, -1:], right=True).squeeze(1)
     last = shares.shape[1] - 1 - (shares > 0).flip(1).int().argmax(1)  # rounding may point behind the last stretch
@@ -324,7 +340,8 @@ def sample_by_inverse_cdf(shares: Float[Tensor, "R V"], at: Float[Tensor, " R"])
 def prefill(
     model: Any, processor: Any, segments: Sequence[Segment], store: Mapping[Any, tuple[Tensor, Tensor]], rows: int
 ) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
-    """Cache, last hidden state (B, H), mask (B, L) and next positions (B) of prompts, ``rows`` at a time: activations never hold more.
+    """Cache, last hidden state (B, H), mask (B, L) and next positions (B) of prompts, ``rows`` at a
+    time: activations never hold more.
 
     Each distinct video goes through the encoder once.
     """
@@ -370,7 +387,9 @@ def _joined(outputs: Sequence[Any]) -> dict[str, Any]:
 
 
 def _stacked(first: DynamicCache, second: DynamicCache, config: Any) -> DynamicCache:
-    """One cache with the rows of both. Layer by layer, so that no more than one layer stands in memory twice."""
+    """One cache with the rows of both. Layer by layer, so that no more than one layer stands in
+    memory twice.
+    """
     joined = DynamicCache(config=config)
     layers: Any = zip(first.layers, second.layers, strict=True)
     for index, (a, b) in enumerate(layers):

@@ -1,13 +1,17 @@
-"""The loop that all three stages share: optimizer steps on accelerate, exact resume, the log, the best weights.
+"""The loop that all three stages share: optimizer steps on accelerate, exact resume, the log, the
+best weights.
 
-RunConfig (recipe) + AnswerLogProbs → TrainingRun (resumed from its newest checkpoint) → descend, log, keep_best, save
+RunConfig (recipe) + AnswerLogProbs → TrainingRun (resumed from its newest checkpoint) → descend,
+log, keep_best, save
 
-Why not TRL's trainers: (1) transformers' Trainer writes a checkpoint in place, so a kill leaves half a folder that its
-resume then picks up; here a complete folder is moved to its place (``cac_align.runs.checkpoint``). (2) Here a batch is a
-function of (seed, step), so every batch has as many normal as abnormal samples and the same mix of tasks, and a resumed run
-replays nothing. The loss is a sum over the whole batch divided by the whole batch's count, so one process and two
-agree to rounding. (3) GRPOTrainer scores text and images only; a video of its own per rollout needs three private methods
-overridden (TRL 1.16). accelerate carries devices, DDP, FSDP2, ZeRO-2 and mixed precision; peft carries LoRA.
+Why not TRL's trainers: (1) transformers' Trainer writes a checkpoint in place, so a kill leaves
+half a folder that its resume then picks up; here a complete folder is moved to its place
+(``cac_align.runs.checkpoint``). (2) Here a batch is a function of (seed, step), so every batch has
+as many normal as abnormal samples and the same mix of tasks, and a resumed run replays nothing. The
+loss is a sum over the whole batch divided by the whole batch's count, so one process and two agree
+to rounding. (3) GRPOTrainer scores text and images only; a video of its own per rollout needs three
+private methods overridden (TRL 1.16). accelerate carries devices, DDP, FSDP2, ZeRO-2 and mixed
+precision; peft carries LoRA.
 """
 
 from __future__ import annotations
@@ -100,8 +104,9 @@ _FREE = (
 class TrainingRun:
     """A resumable optimization of one stage.
 
-    ``module`` is what accelerate prepared; ``scorer`` and ``model`` are what lies inside. ``step`` counts the steps taken;
-    ``best`` is the best evaluation so far, {"step", "measure", "value"} or None. ``log`` is None but on the main process.
+    ``module`` is what accelerate prepared; ``scorer`` and ``model`` are what lies inside. ``step``
+    counts the steps taken; ``best`` is the best evaluation so far, {"step", "measure", "value"} or
+    None. ``log`` is None but on the main process.
     """
 
     def __init__(self, recipe: Any, accelerator: Any, scorer: AnswerLogProbs, processor: Any) -> None:
@@ -171,8 +176,9 @@ class TrainingRun:
     def descend(self, losses: Iterable[Callable[[], Tensor]]) -> float:
         """Take one optimizer step and return the gradient's norm.
 
-        Each callable gives one micro-batch's part of the loss; all parts of all processes add up to the step's loss.
-        Raises ``Stopped`` when the loss or the gradient is not finite; the weights are then unchanged.
+        Each callable gives one micro-batch's part of the loss; all parts of all processes add up to
+        the step's loss. Raises ``Stopped`` when the loss or the gradient is not finite; the weights
+        are then unchanged.
         """
         # accelerate and DDP both average; the step wants the sum.
         scale = self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps
@@ -219,7 +225,9 @@ class TrainingRun:
         save_checkpoint(self.out, self.step, fill, accelerator=self.accelerator)
 
     def keep_best(self, value: float, measure: str) -> bool:
-        """Write ``out/best`` when ``value`` (higher is better) beats every evaluation before. A NaN never does."""
+        """Write ``out/best`` when ``value`` (higher is better) beats every evaluation before. A NaN
+        never does.
+        """
         better = not math.isnan(value) and (self.best is None or value > self.best["value"])
         if better:
             self.best = {"step": self.step, "measure": measure, "value": value}
@@ -227,7 +235,9 @@ class TrainingRun:
         return better
 
     def save_model(self, name: str) -> Path:
-        """Write the model (adapters merged), its processor and its judge settings to ``out/name``, for ``from_pretrained``."""
+        """Write the model (adapters merged), its processor and its judge settings to ``out/name``,
+        for ``from_pretrained``.
+        """
         state = self.accelerator.get_state_dict(self.module)  # gathered, where FSDP has sharded it
 
         def fill(folder: Path) -> None:

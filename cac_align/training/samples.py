@@ -1,15 +1,18 @@
-"""The training samples of a stage: read, checked, balanced, and turned into segments whose prompts are those of inference.
+"""The training samples of a stage: read, checked, balanced, and turned into segments whose prompts
+are those of inference.
 
 records.jsonl + stage JSONL → read_stage → Stage (by task and class) → draw(step) → segment → policy.make_batch
 
-A line of a stage file is {"record", "task": "frame" | "scan" | "look" | "single", "answer"}. A frame has its source index as
-"frame"; a look has "window": [start_s, end_s] and may have "claim" (the whole answer of turn 1) or "suspicion":
-[{"type", "reason"}]. A step's samples are a function of (seed, step): pairs of one normal and one abnormal sample of the
-same task, each class walked through in its own shuffled order, so every batch holds as many of one as of the other.
+A line of a stage file is {"record", "task": "frame" | "scan" | "look" | "single", "answer"}. A
+frame has its source index as "frame"; a look has "window": [start_s, end_s] and may have "claim"
+(the whole answer of turn 1) or "suspicion": [{"type", "reason"}]. A step's samples are a function
+of (seed, step): pairs of one normal and one abnormal sample of the same task, each class walked
+through in its own shuffled order, so every batch holds as many of one as of the other.
 
-A look's prompt repeats what turn 1 suspected. Without claim or suspicion of its own that is the record's true anomalies, or
-another record's (for normal records, and for a share of the abnormal ones), so that a suspicion alone does not give the
-answer away. Claims were mixed in the same way when they were made (``data.synthesis.questions``).
+A look's prompt repeats what turn 1 suspected. Without claim or suspicion of its own that is the
+record's true anomalies, or another record's (for normal records, and for a share of the abnormal
+ones), so that a suspicion alone does not give the answer away. Claims were mixed in the same way
+when they were made (``data.synthesis.questions``).
 """
 
 from __future__ import annotations
@@ -45,7 +48,9 @@ CLASSES: tuple[str, str] = ("normal", "abnormal")
 
 @dataclass(frozen=True)
 class Sample:
-    """One line of a stage file. ``window``: of a look, in seconds. ``frame``: source index of a single frame."""
+    """One line of a stage file. ``window``: of a look, in seconds. ``frame``: source index of a
+    single frame.
+    """
 
     record: str
     task: Task
@@ -96,13 +101,16 @@ class DataRecipe:
 
     @property
     def two_turn(self) -> TwoTurn:
-        """How a judge that learns from these data is asked at inference, with turn 2 in a fresh context."""
+        """How a judge that learns from these data is asked at inference, with turn 2 in a fresh
+        context.
+        """
         return TwoTurn(self.scan_fps, self.look_fps, wording=self.wording, margin_s=self.margin_s)
 
 
 @dataclass(eq=False)
 class Stage:
-    """What one stage learns from. ``training`` and ``held_out`` share no record; ``held_out`` takes tasks and classes in turn.
+    """What one stage learns from. ``training`` and ``held_out`` share no record; ``held_out`` takes
+    tasks and classes in turn.
 
     ``bad``: why samples were left out, by sample.
     """
@@ -117,18 +125,24 @@ class Stage:
     num_samples: int = 0
 
     def video(self, record: Record) -> Video:
-        """On the record's clock. Raises ``ValueError`` when it cannot be read or has a variable frame rate."""
+        """On the record's clock. Raises ``ValueError`` when it cannot be read or has a variable
+        frame rate.
+        """
         video = Video.open(self.folder / record.video, name=record.id)
         if has_variable_rate(video, record.fps):
             raise ValueError(f"{record.id}: {VARIABLE_RATE}")
         return video.with_fps(record.fps)
 
     def leave_out(self, sample: Sample, why: str) -> None:
-        """Count a bad sample. Raises ``ValueError`` where the recipe says stop, or when there are too many."""
+        """Count a bad sample. Raises ``ValueError`` where the recipe says stop, or when there are
+        too many.
+        """
         self.leave_out_all({sample_name(sample): why})
 
     def leave_out_all(self, bad: dict[str, str]) -> None:
-        """Count bad samples by name, each once: those of all processes (``run.union``). Raises as ``leave_out`` does."""
+        """Count bad samples by name, each once: those of all processes (``run.union``). Raises as
+        ``leave_out`` does.
+        """
         self.bad.update(bad)
         name, why = next(reversed(bad.items()), ("", ""))
         if bad and self.recipe.unusable == "stop":
@@ -147,7 +161,8 @@ def sample_name(sample: Sample) -> str:
 def read_stage(recipe: DataRecipe, tasks: Sequence[str], seed: int) -> Stage:
     """Read and check a stage's records and samples.
 
-    Raises ``ValueError`` naming file and line for what cannot be read, and for an empty split, a missing class or task.
+    Raises ``ValueError`` naming file and line for what cannot be read, and for an empty split, a
+    missing class or task.
     """
     folder = Path(recipe.folder)
     path = folder / "records.jsonl"
@@ -219,7 +234,9 @@ def _sample(row: Mapping[str, Any], records: Mapping[str, Record], tasks: Sequen
 
 
 def _held_out(records: Mapping[str, Record], used: set[str], share: float, seed: int) -> set[str]:
-    """The records kept for evaluation: per class, those whose hash is lowest. The same whatever the order of the files."""
+    """The records kept for evaluation: per class, those whose hash is lowest. The same whatever the
+    order of the files.
+    """
     kept: set[str] = set()
     for status in CLASSES:
         names = [name for name in used if records[name].status == status]
@@ -229,7 +246,9 @@ def _held_out(records: Mapping[str, Record], used: set[str], share: float, seed:
 
 
 def _in_turn(samples: Sequence[Sample], records: Mapping[str, Record], seed: int) -> tuple[Sample, ...]:
-    """Round by round one sample of every task and class that has one left: the first n are as balanced as n samples can be."""
+    """Round by round one sample of every task and class that has one left: the first n are as
+    balanced as n samples can be.
+    """
     by: dict[tuple[str, str], list[Sample]] = {(task, status): [] for task in STAGE_TASKS for status in CLASSES}
     for sample in sorted(samples, key=lambda sample: _number(seed, sample)):
         by[sample.task, records[sample.record].status].append(sample)
@@ -240,7 +259,9 @@ def _in_turn(samples: Sequence[Sample], records: Mapping[str, Record], seed: int
 
 
 def draw(stage: Stage, step: int, batch: int) -> list[Sample]:
-    """The samples of one step: ``batch`` / 2 pairs, normal then abnormal. A function of (seed, step) alone."""
+    """The samples of one step: ``batch`` / 2 pairs, normal then abnormal. A function of (seed,
+    step) alone.
+    """
     pairs = batch // 2
     tasks = sorted({task for task, _ in stage.training}, key=STAGE_TASKS.index)
     drawn = []
@@ -253,7 +274,9 @@ def draw(stage: Stage, step: int, batch: int) -> list[Sample]:
 
 
 def _task_of(pair: int, tasks: Sequence[str], look_share: float) -> tuple[str, int]:
-    """Task of the pair-th pair, and how many of that task came before it: looks are spread evenly among scans."""
+    """Task of the pair-th pair, and how many of that task came before it: looks are spread evenly
+    among scans.
+    """
     if len(tasks) == 1:
         return tasks[0], pair
     before, after = math.floor(pair * look_share + 1e-9), math.floor((pair + 1) * look_share + 1e-9)
@@ -271,7 +294,9 @@ NO_FIRST_LOOK = "There was no first look: this is a single frame."
 
 
 def conversation(stage: Stage, sample: Sample) -> tuple[Conversation, Frames]:
-    """What the model is asked for this sample, exactly as at inference. Raises ``ValueError`` when the video cannot be read."""
+    """What the model is asked for this sample, exactly as at inference. Raises ``ValueError`` when
+    the video cannot be read.
+    """
     record, recipe = stage.records[sample.record], stage.recipe
     video = stage.video(record)
     if sample.task in ("scan", "single"):
@@ -290,7 +315,9 @@ def conversation(stage: Stage, sample: Sample) -> tuple[Conversation, Frames]:
 
 
 def _first_turn(stage: Stage, sample: Sample, record: Record, video: Video) -> Turn:
-    """What turn 2 is told of turn 1: the whole answer where the sample carries one (``claim``), else a suspicion alone."""
+    """What turn 2 is told of turn 1: the whole answer where the sample carries one (``claim``),
+    else a suspicion alone.
+    """
     if sample.claim:
         scanned = video.sample(stage.recipe.scan_fps)
         return read_answer(sample.claim, number=1, frames=scanned.indices, times_s=scanned.times_s)
@@ -308,7 +335,9 @@ def _suspicion(stage: Stage, sample: Sample, record: Record) -> tuple[Anomaly, .
 def segment(
     stage: Stage, sample: Sample, processor: Any, store: dict[Any, Any], max_pixels: int | None = None
 ) -> Segment:
-    """The sample as token ids, its video put into ``store``. Raises ``ValueError`` when video or answer cannot be used."""
+    """The sample as token ids, its video put into ``store``. Raises ``ValueError`` when video or
+    answer cannot be used.
+    """
     asked, frames = conversation(stage, sample)
     answer = processor.tokenizer(sample.answer, add_special_tokens=False).input_ids
     if set(answer) & set(processor.tokenizer.all_special_ids):
@@ -322,7 +351,9 @@ def segment(
 def usable_segment(
     stage: Stage, sample: Sample, processor: Any, store: dict[Any, Any], max_pixels: int | None = None
 ) -> Segment:
-    """``segment``, or that of the next usable sample of the same task and class where this one cannot be used (it is counted)."""
+    """``segment``, or that of the next usable sample of the same task and class where this one
+    cannot be used (it is counted).
+    """
     pool = stage.training[sample.task, stage.records[sample.record].status]
     at = pool.index(sample)
     for step in range(len(pool)):

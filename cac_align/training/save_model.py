@@ -12,7 +12,9 @@ from cac_align.training.policy import AnswerLogProbs, base_model
 
 
 def save_model(scorer: AnswerLogProbs, state: Mapping[str, Tensor], processor: Any, folder: Path) -> None:
-    """Save a model from a state dict of its scorer. LoRA is merged, W + (alpha / r) B A, on a copy of the state."""
+    """Save a model from a state dict of its scorer. LoRA is merged, W + (alpha / r) B A, on a copy
+    of the state.
+    """
     model = scorer.model
     state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     if hasattr(model, "peft_config"):

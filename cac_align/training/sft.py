@@ -1,9 +1,13 @@
-"""Stages 1 and 2: supervised fine-tuning on single frames (LoRA), then on whole videos and close looks (all weights).
+"""Stages 1 and 2: supervised fine-tuning on single frames (LoRA), then on whole videos and close
+looks (all weights).
 
-SftRecipe → read_stage → draw(step) → segments → log p of the answers → mean cross-entropy over the batch's answer tokens → out/final
+SftRecipe → read_stage → draw(step) → segments → log p of the answers → mean cross-entropy over the
+batch's answer tokens → out/final
 
-Stage 1 adapts vision encoder, merger and language model with LoRA and merges it at the end; stage 2 trains every weight on turn-1 tasks
-(4 fps, whole video) and turn-2 tasks (8 fps, one window) mixed; with ``data.turns`` 1 on both at once. Evaluation is the same loss on held-out records; the best is kept.
+Stage 1 adapts vision encoder, merger and language model with LoRA and merges it at the end; stage 2
+trains every weight on turn-1 tasks (4 fps, whole video) and turn-2 tasks (8 fps, one window) mixed;
+with ``data.turns`` 1 on both at once. Evaluation is the same loss on held-out records; the best is
+kept.
 
 Source: CaC (arXiv 2605.11723) Sec. 3.2, Appendix C.2.
 """
@@ -86,10 +90,11 @@ class SftRecipe:
 
 
 def train_sft(recipe: SftRecipe) -> Path:
-    """Run or resume stage 1 or 2; returns the folder with the final weights (``out/final``). ``out/best``: the best evaluation's.
+    """Run or resume stage 1 or 2; returns the folder with the final weights (``out/final``).
+    ``out/best``: the best evaluation's.
 
-    Raises ``ValueError`` for unusable data, another recipe's folder, or a batch that the processes cannot share; ``Stopped`` for a loss
-    that is not finite.
+    Raises ``ValueError`` for unusable data, another recipe's folder, or a batch that the processes
+    cannot share; ``Stopped`` for a loss that is not finite.
     """
     tasks = (SINGLE_TURN if recipe.data.turns == 1 else TASKS_OF)[recipe.stage]
     stage = read_stage(recipe.data, tasks, recipe.run.seed)
@@ -134,7 +139,9 @@ Named = tuple[str, dict[str, Any]]
 
 
 def _prepare(stage: Stage, samples: Sequence[Sample], recipe: SftRecipe, run: TrainingRun) -> tuple[list[Named], float]:
-    """This process's micro-batches with the names of their videos, and the number of answer tokens in the batch of all processes."""
+    """This process's micro-batches with the names of their videos, and the number of answer tokens
+    in the batch of all processes.
+    """
     accelerator = run.accelerator
     batches = []
     for part in micro_batches(samples, recipe.micro_batch, accelerator.process_index, accelerator.num_processes):
@@ -148,7 +155,9 @@ def _prepare(stage: Stage, samples: Sequence[Sample], recipe: SftRecipe, run: Tr
 
 
 def _descend(run: TrainingRun, batches: Sequence[Named], count: float) -> tuple[float, float]:
-    """One step on the mean cross-entropy per answer token; returns the gradient's norm and the loss over all processes."""
+    """One step on the mean cross-entropy per answer token; returns the gradient's norm and the loss
+    over all processes.
+    """
     seen: list[torch.Tensor] = []
 
     def part(names: str, batch: dict[str, Any]) -> torch.Tensor:
@@ -163,10 +172,12 @@ def _descend(run: TrainingRun, batches: Sequence[Named], count: float) -> tuple[
 
 @torch.no_grad()
 def held_out_loss(run: TrainingRun, stage: Stage, recipe: SftRecipe) -> float:
-    """Mean cross-entropy per answer token on the held-out samples (the first ``eval_batches`` micro-batches of every process).
+    """Mean cross-entropy per answer token on the held-out samples (the first ``eval_batches``
+    micro-batches of every process).
 
-    Every process takes as many passes, because FSDP's must meet: where it can read nothing, the pass is over another sample and
-    does not count. Raises ``ValueError``, on all processes, where one can read no sample, and when too many cannot be used.
+    Every process takes as many passes, because FSDP's must meet: where it can read nothing, the
+    pass is over another sample and does not count. Raises ``ValueError``, on all processes, where
+    one can read no sample, and when too many cannot be used.
     """
     rank, world = run.accelerator.process_index, run.accelerator.num_processes
     asked = stage.held_out[: recipe.eval_batches * recipe.micro_batch * world]
@@ -195,7 +206,9 @@ def held_out_loss(run: TrainingRun, stage: Stage, recipe: SftRecipe) -> float:
 def _readable(
     samples: Sequence[Sample], stage: Stage, recipe: SftRecipe, run: TrainingRun, bad: dict[str, str]
 ) -> dict[str, torch.Tensor] | None:
-    """The micro-batch of those samples that can be used (None: of none); the others go into ``bad``, by name."""
+    """The micro-batch of those samples that can be used (None: of none); the others go into
+    ``bad``, by name.
+    """
     store: dict[Any, Any] = {}
     segments: list[Segment] = []
     for sample in samples:

@@ -1,4 +1,5 @@
-"""What a two-turn rollout earns: format, status, type, temporal and spatial terms, and their sum R(y) (Eq. 2-6).
+"""What a two-turn rollout earns: format, status, type, temporal and spatial terms, and their sum
+R(y) (Eq. 2-6).
 
 Turn 1, Turn 2 (or none) + Record → terms → Terms (each named, with the total)
 
@@ -6,14 +7,17 @@ Turn 1, Turn 2 (or none) + Record → terms → Terms (each named, with the tota
     R_type, R_temp, R_spa: set, frame and box IoU against the truth (``cac_align.core.iou``)                      (3-5)
     R = w1 R_fmt + w2 γ̄ R_stat + m (w3 R̃_type + w4 R̃_temp + w5 R̃_spa),   R̃_k = 1 − γ̄ (1 − R_k)              (6)
 
-m is 1 for an anomalous video and 0 for a normal one; γ̄ is 1 for a normal one, else the mean of γ over its true anomalies (0.5 for a
-non-salient one, 1 otherwise). Where the paper is silent: on a normal video a wrong first turn costs −1 even if turn 2 takes it
-back (``TermWeights.suspicion``); a rollout that ended in turn 1 has 0 for what turn 2 would have earned, and where it ended because no
-clip could be cut, −1 for turn 2's format. In the single-turn formulation the one answer stands for both turns.
+m is 1 for an anomalous video and 0 for a normal one; γ̄ is 1 for a normal one, else the mean of γ
+over its true anomalies (0.5 for a non-salient one, 1 otherwise). Where the paper is silent: on a
+normal video a wrong first turn costs −1 even if turn 2 takes it back (``TermWeights.suspicion``); a
+rollout that ended in turn 1 has 0 for what turn 2 would have earned, and where it ended because no
+clip could be cut, −1 for turn 2's format. In the single-turn formulation the one answer stands for
+both turns.
 
-Eq. 5's F_pred is what was looked into: the frames that turn 2 was shown (single turn: those of the windows it names). M counts the true
-boxes on them, boxed or not, so that boxing the easiest frame alone does not pay; and where an anomaly is boxed on frames in between, as an
-appearance is on one, its box stands on the nearest frame shown, where stage 2 teaches it to be (``data.truth.seen``).
+Eq. 5's F_pred is what was looked into: the frames that turn 2 was shown (single turn: those of the
+windows it names). M counts the true boxes on them, boxed or not, so that boxing the easiest frame
+alone does not pay; and where an anomaly is boxed on frames in between, as an appearance is on one,
+its box stands on the nearest frame shown, where stage 2 teaches it to be (``data.truth.seen``).
 
 Source: CaC (arXiv 2605.11723) Sec. 3.3.
 """
@@ -32,13 +36,16 @@ from cac_align.data.visibility import visible_anomalies
 TERM_NAMES = ("format", "status", "type", "temporal", "spatial")
 
 Ending = Literal["normal", "window", "second turn", "single turn"]
-"""How a rollout ended: turn 1 said normal; what turn 1 said could not be used (no clip to cut, no verdict); turn 2 was asked; the
-verdict was given in a single turn (``cac.single_turn``)."""
+"""How a rollout ended: turn 1 said normal; what turn 1 said could not be used (no clip to cut, no
+verdict); turn 2 was asked; the verdict was given in a single turn (``cac.single_turn``).
+"""
 
 
 @dataclass(frozen=True)
 class TermWeights:
-    """The recipe section ``weights``: w1 to w5 and γ of Eq. 6. A weight of 0 trains without that term."""
+    """The recipe section ``weights``: w1 to w5 and γ of Eq. 6. A weight of 0 trains without that
+    term.
+    """
 
     # w1, of the format term.
     format: float = 1.0
@@ -65,7 +72,8 @@ class TermWeights:
 
 @dataclass(frozen=True)
 class Terms:
-    """Eq. 2-5 before weights and discount, and R(y) of Eq. 6. format, status in [−1, 0]; type, temporal, spatial in [0, 1].
+    """Eq. 2-5 before weights and discount, and R(y) of Eq. 6. format, status in [−1, 0]; type,
+    temporal, spatial in [0, 1].
 
     The IoU terms of a normal video are None: they are masked out, not zero. discount: γ̄.
     """
@@ -92,10 +100,11 @@ def terms(
     *,
     look_times_s: Sequence[float] = (),
 ) -> Terms:
-    """Eq. 2-6 for one rollout. ``times_s``, ``look_times_s``: time stamps (seconds, source clock) of the frames that turn 1 and turn 2
-    were shown.
+    """Eq. 2-6 for one rollout. ``times_s``, ``look_times_s``: time stamps (seconds, source clock)
+    of the frames that turn 1 and turn 2 were shown.
 
-    Raises ``ValueError`` when ``ending`` does not go with ``second``, or ``look_times_s`` not with its frames.
+    Raises ``ValueError`` when ``ending`` does not go with ``second``, or ``look_times_s`` not with
+    its frames.
     """
     if (ending == "second turn") != (second is not None):
         raise ValueError(f"ending {ending!r} does not go with {'a' if second else 'no'} second turn")
@@ -150,7 +159,9 @@ def _with_total(found: Terms, weights: TermWeights) -> Terms:
 
 
 def discount(anomalies: Collection[Anomaly], weights: TermWeights = TermWeights()) -> float:
-    """γ̄: the mean discount over the true anomalies; one without a saliency label counts as salient. 1 when there are none."""
+    """γ̄: the mean discount over the true anomalies; one without a saliency label counts as
+    salient. 1 when there are none.
+    """
     if not anomalies:
         return 1.0
     values = [weights.non_salient if anomaly.saliency == "non-salient" else weights.salient for anomaly in anomalies]

@@ -1,1 +1,3 @@
-"""Flow-GRPO on Wan: sampling as an SDE, group advantages of any reward, a clipped LoRA update; and DiffusionNFT in the same loop."""
+"""Alignment of Wan with any reward: Flow-GRPO and DiffusionNFT, which train a LoRA on groups of
+sampled videos.
+"""

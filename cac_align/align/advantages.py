@@ -7,15 +7,17 @@ scores (P groups, G videos) → quantise → (x − mean of the group) / std of 
                 scaled over the whole batch, so that a component with a small range still counts (GDPO,
                 arXiv 2601.05242)
 
-By default each group is divided by its own standard deviation, so every group has the same weight in the loss, also one
-whose videos differ only by the judge's noise. With ``global_std`` (the name in public Flow-GRPO trainers) the standard
-deviation is that of the whole batch, and a group counts as much as its scores differ.
+By default each group is divided by its own standard deviation, so every group has the same weight
+in the loss, also one whose videos differ only by the judge's noise. With ``global_std`` (the name
+in public Flow-GRPO trainers) the standard deviation is that of the whole batch, and a group counts
+as much as its scores differ.
 
-A video without a score gets advantage 0 and does not enter the statistics. A group whose standard deviation is zero
-gets advantage 0 and is counted as a zero-std group. The least standard deviation that counts is ``min_group_std``, in
-units of the combined score: below it the scores differ by rounding in the judge's batches, which the division would
-turn into full-size advantages. Scores are quantised first, so that equal scores stay equal.
-Source: GRPO's group-relative advantage, CaC (arXiv 2605.11723) Appendix C.1; group size 16, Sec. 4.2.
+A video without a score gets advantage 0 and does not enter the statistics. A group whose standard
+deviation is zero gets advantage 0 and is counted as a zero-std group. The least standard deviation
+that counts is ``min_group_std``, in units of the combined score: below it the scores differ by
+rounding in the judge's batches, which the division would turn into full-size advantages. Scores are
+quantised first, so that equal scores stay equal. Source: GRPO's group-relative advantage, CaC
+(arXiv 2605.11723) Appendix C.1; group size 16, Sec. 4.2.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ AGGREGATIONS = ("sum", "decoupled")
 class Advantages:
     """The advantages of P groups of G videos.
 
-    values: 0 where a video has no advantage. zero_std: groups whose scored videos do not differ. unscored: videos
-    without a score.
+    values: 0 where a video has no advantage. zero_std: groups whose scored videos do not differ.
+    unscored: videos without a score.
     """
 
     values: Float[np.ndarray, "P G"]
@@ -49,7 +51,9 @@ class Advantages:
 
 
 def has_zero_std(scores: Float[np.ndarray, " G"], min_group_std: float = 0.0) -> bool:
-    """Whether a group's scores do not differ: fewer than two, all equal, or a std below ``min_group_std``. NaN: no score."""
+    """Whether a group's scores do not differ: fewer than two, all equal, or a std below
+    ``min_group_std``. NaN: no score.
+    """
     values = np.array([quantise(score) for score in scores if not np.isnan(score)])
     return len(values) < 2 or values.max() - values.min() < QUANTUM / 2 or bool(values.std() < min_group_std)
 
@@ -57,7 +61,8 @@ def has_zero_std(scores: Float[np.ndarray, " G"], min_group_std: float = 0.0) ->
 def normalise_in_group(
     scores: Float[np.ndarray, " G"], std: float | None = None, *, min_group_std: float = 0.0
 ) -> tuple[Float[np.ndarray, " G"], bool]:
-    """(deviations from the group's mean in units of ``std``, whether the group has zero std). NaN scores get 0.
+    """(deviations from the group's mean in units of ``std``, whether the group has zero std). NaN
+    scores get 0.
 
     std: None takes the (population) standard deviation of the group's scored videos.
     """
@@ -73,7 +78,9 @@ def normalise_in_group(
 def summed_advantages(
     totals: Float[np.ndarray, "P G"], clip: float, *, global_std: bool = False, min_group_std: float = 0.0
 ) -> Advantages:
-    """Advantages of the combined score, clipped to [−clip, clip]. global_std: divide by the std of all scores given."""
+    """Advantages of the combined score, clipped to [−clip, clip]. global_std: divide by the std of
+    all scores given.
+    """
     std = (
         float(np.nanstd([quantise(score) for score in totals.flat]))
         if global_std and not np.isnan(totals).all()
@@ -95,8 +102,8 @@ def decoupled_advantages(
 ) -> Advantages:
     """Advantages of K components, each normalised by itself. A video whose total is NaN has none.
 
-    normalised: the components in units of the combined score, in which ``min_group_std`` means the same for all of
-    them; None when ``components`` are in these units already.
+    normalised: the components in units of the combined score, in which ``min_group_std`` means the
+    same for all of them; None when ``components`` are in these units already.
     """
     unscored = np.isnan(totals)
     mixed = np.zeros(totals.shape)

@@ -1,11 +1,12 @@
-"""Alarms of an alignment: the reward rises while something else falls, or too many scores are missing.
+"""Alarms of an alignment: the reward rises while something else falls, or too many scores are
+missing.
 
 evaluation results (the same prompts and seeds, step after step) → ``find_alarms`` → sentences
 rows of log.jsonl → ``unscored_too_often``, ``skipped_too_often`` → why the run must stop, or None
 
-A reward that only looks for defects prefers scenes that hardly move: in a first trial DiffusionNFT lowered the anomaly
-rate from 40 % to 1 % and made the videos move a quarter less. So the same prompts and seeds are sampled again and
-again, and compared with the videos from before training.
+A reward that only looks for defects prefers scenes that hardly move: in a first trial DiffusionNFT
+lowered the anomaly rate from 40 % to 1 % and made the videos move a quarter less. So the same
+prompts and seeds are sampled again and again, and compared with the videos from before training.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from typing import Any
 class EvalResult:
     """The evaluation videos of one step. NaN: not measured, or no video with a score.
 
-    total, normal_flow_speed (frame heights per second), held_out: means of the score, of how fast the videos move, and
-    of the held-out reward. parts: means of the score's components. totals: the score of each video, NaN without one.
-    per_video: the number of each video for "normal_flow_speed", "held_out" and the alignment parts. Two results are
-    compared on the videos that have the number in both.
+    total, normal_flow_speed (frame heights per second), held_out: means of the score, of how fast
+    the videos move, and of the held-out reward. parts: means of the score's components. totals: the
+    score of each video, NaN without one. per_video: the number of each video for
+    "normal_flow_speed", "held_out" and the alignment parts. Two results are compared on the videos
+    that have the number in both.
     """
 
     step: int
@@ -86,15 +88,19 @@ def _nans(values: Any) -> tuple[float, ...]:
 
 
 def total_gain(before: EvalResult, after: EvalResult) -> float:
-    """How much the mean score rose, on the videos that have a score in both results; NaN where none has."""
+    """How much the mean score rose, on the videos that have a score in both results; NaN where none
+    has.
+    """
     old, new = _means_in_both(before, after, "total")
     return new - old
 
 
 def is_best(results: Sequence[EvalResult], max_unscored: float = 0.1) -> bool:
-    """Whether the last result's total lies above all earlier ones, on the videos that have a score in both.
+    """Whether the last result's total lies above all earlier ones, on the videos that have a score
+    in both.
 
-    A result without a total, or in which more than ``max_unscored`` of the videos have no score, is never the best.
+    A result without a total, or in which more than ``max_unscored`` of the videos have no score, is
+    never the best.
     """
     if len(results) < 2 or math.isnan(results[-1].total) or not results[-1].scored_enough(max_unscored):
         return False
@@ -102,10 +108,12 @@ def is_best(results: Sequence[EvalResult], max_unscored: float = 0.1) -> bool:
 
 
 def find_alarms(results: Sequence[EvalResult], tolerance: float, max_unscored: float = 0.1) -> list[str]:
-    """What is wrong with the last result compared with the first, in sentences; empty when nothing is.
+    """What is wrong with the last result compared with the first, in sentences; empty when nothing
+    is.
 
-    tolerance: how far a number may fall, as a share of its first value. Lost motion is an alarm even when the total
-    does not rise. max_unscored: the share of videos without a score above which there is an alarm.
+    tolerance: how far a number may fall, as a share of its first value. Lost motion is an alarm
+    even when the total does not rise. max_unscored: the share of videos without a score above which
+    there is an alarm.
     """
     if len(results) < 2:
         return []
@@ -114,14 +122,16 @@ def find_alarms(results: Sequence[EvalResult], tolerance: float, max_unscored: f
     found = []
     if not last.scored_enough(max_unscored):
         found.append(
-            f"Step {last.step}: {last.unscored} of the {len(last.totals)} evaluation videos have no score; the numbers are "
+            f"Step {last.step}: {last.unscored} of the {len(last.totals)} evaluation videos have no "
+            "score; the numbers are "
             "those of the others, and this LoRA cannot become the best one."
         )
     (old, new), (before, after) = _means_in_both(first, last, "total"), _means_in_both(first, last, "normal_flow_speed")
     if _fell(before, after, tolerance):
         found.append(
             f"Step {last.step}: the evaluation videos move {1 - after / before:.0%} less than before training "
-            f"({before:.3f} → {after:.3f} frame heights per second) while the reward goes from {old:.4f} to {new:.4f}: the "
+            f"({before:.3f} → {after:.3f} frame heights per second) while the reward goes from {old:.4f} "
+            f"to {new:.4f}: the "
             "reward may prefer videos that stand still."
         )
     falling = {"held_out": "the held-out reward"}
@@ -129,13 +139,15 @@ def find_alarms(results: Sequence[EvalResult], tolerance: float, max_unscored: f
     for name, words in falling.items():
         if (lost := _num_lost(first, last, name)) > max_unscored * len(last.totals):
             found.append(
-                f"Step {last.step}: {lost} of the {len(last.totals)} evaluation videos have a score but no longer {words}; "
+                f"Step {last.step}: {lost} of the {len(last.totals)} evaluation videos have a score but "
+                f"no longer {words}; "
                 "the others are compared."
             )
         before, after = _means_in_both(first, last, name)
         if rises and _fell(before, after, tolerance):
             found.append(
-                f"Step {last.step}: {words} fell from {before:.4f} to {after:.4f} while the reward rose from {old:.4f} to "
+                f"Step {last.step}: {words} fell from {before:.4f} to {after:.4f} while the reward rose "
+                f"from {old:.4f} to "
                 f"{new:.4f}: the reward is probably being hacked."
             )
     return found
@@ -174,10 +186,11 @@ def _fell(before: float, after: float, tolerance: float) -> bool:
 def unscored_too_often(
     rows: Sequence[Mapping[str, Any]], limit: float, patience: int, first_step: int = 0
 ) -> str | None:
-    """Why to stop when more than ``limit`` of the videos of the last ``patience`` steps have no score, or None.
+    """Why to stop when more than ``limit`` of the videos of the last ``patience`` steps have no
+    score, or None.
 
-    rows: those of log.jsonl, in order. first_step: earlier steps do not count; after a resume with a repaired reward,
-    the videos without a score from before must not stop the run.
+    rows: those of log.jsonl, in order. first_step: earlier steps do not count; after a resume with
+    a repaired reward, the videos without a score from before must not stop the run.
     """
     recent = [row for row in rows if "videos" in row and row["step"] >= first_step][-patience:]
     if len(recent) < patience:
@@ -194,7 +207,8 @@ def unscored_too_often(
 
 
 def skipped_too_often(rows: Sequence[Mapping[str, Any]], limit: int, samples: Path) -> str | None:
-    """Why to stop when more than ``limit`` steps were skipped for numbers that are not finite, or None.
+    """Why to stop when more than ``limit`` steps were skipped for numbers that are not finite, or
+    None.
 
     samples: the folder with the latents of the skipped steps.
     """

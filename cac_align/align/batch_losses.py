@@ -1,7 +1,8 @@
-"""The losses of one micro-batch, one noise level at a time: Flow-GRPO's over SDE steps, DiffusionNFT's over drawn σ.
+"""The losses of one micro-batch, one noise level at a time: Flow-GRPO's over SDE steps,
+DiffusionNFT's over drawn σ.
 
-Each loss is a forward pass of its own and is to be followed by its backward pass before the next one is asked for, so
-that memory does not grow with the number of noise levels.
+Each loss is a forward pass of its own and is to be followed by its backward pass before the next
+one is asked for, so that memory does not grow with the number of noise levels.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def grpo_batch_losses(
     deviation: Float[Tensor, "B t h w"] | None,
     lora: Mapping[str, Tensor],
 ) -> Iterator[BatchLoss]:
-    """The Flow-GRPO loss at each stochastic step of the micro-batch. base, deviation: see ``GroupAdvantages``."""
+    """The Flow-GRPO loss at each stochastic step of the micro-batch. base, deviation: see
+    ``GroupAdvantages``.
+    """
     device = flow.device
     for taken in rollout.steps:
         x = taken.x.to(device)
@@ -80,7 +83,9 @@ def nft_batch_losses(
     lora: Mapping[str, Tensor],
     old_policy: Weights,
 ) -> Iterator[BatchLoss]:
-    """The DiffusionNFT loss at ``recipe.nft_timesteps`` noise levels, drawn for this step of the run."""
+    """The DiffusionNFT loss at ``recipe.nft_timesteps`` noise levels, drawn for this step of the
+    run.
+    """
     z = rollout.latents.to(flow.device)
     indices = np.random.default_rng((recipe.seed, 4, step)).permutation(len(flow.schedule))
     generators = [torch.Generator().manual_seed(sample_seed(seed, 5)) for seed in rollout.seeds]

@@ -1,4 +1,6 @@
-"""Chunks: some prompts of a step whose videos are sampled and scored together, each process its part of them."""
+"""Chunks: some prompts of a step whose videos are sampled and scored together, each process its
+part of them.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ from cac_align.core.video import Video
 class RolloutChunk:
     """One process's part of a chunk.
 
-    first_group: the place of the chunk's first prompt in the step. numbers: which of the chunk's videos (counted group
-    by group) this process sampled, in micro-batches ``rollouts``. scores: a future of one entry per video.
+    first_group: the place of the chunk's first prompt in the step. numbers: which of the chunk's
+    videos (counted group by group) this process sampled, in micro-batches ``rollouts``. scores: a
+    future of one entry per video.
     """
 
     first_group: int
@@ -42,7 +45,9 @@ def sample_chunk(
     sde_steps: Sequence[int],
     report: Callable[[str], None],
 ) -> list[RolloutBatch]:
-    """Sample the videos ``numbers`` of a chunk, in micro-batches. report: called with a sentence before each of them."""
+    """Sample the videos ``numbers`` of a chunk, in micro-batches. report: called with a sentence
+    before each of them.
+    """
     rollouts = []
     first_video = first_group * recipe.group_size
     for start in range(numbers.start, numbers.stop, recipe.micro_batch):
@@ -78,8 +83,9 @@ def batches_to_train(
 ) -> list[int]:
     """The micro-batches of process ``rank`` that enter the loss.
 
-    Every process must make as many backward passes as the others, because their gradients are averaged in each. A
-    process with fewer such micro-batches repeats some others, whose videos all have weight 0.
+    Every process must make as many backward passes as the others, because their gradients are
+    averaged in each. A process with fewer such micro-batches repeats some others, whose videos all
+    have weight 0.
     """
     per_process = len(chunk.numbers)
     entering = [

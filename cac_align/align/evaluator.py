@@ -1,4 +1,5 @@
-"""The evaluation videos: the same prompts and seeds before training and every few steps, scored, measured and kept.
+"""The evaluation videos: the same prompts and seeds before training and every few steps, scored,
+measured and kept.
 
 LoRA as it would be saved → one video per prompt → total, parts, speed, held-out reward → eval.jsonl → alarms
 
@@ -35,11 +36,13 @@ from cac_align.runs.metrics_log import JsonlLog, track
 
 
 class Evaluator:
-    """Evaluates the weights of a flow on fixed prompts. Every process has one, and all call its methods together.
+    """Evaluates the weights of a flow on fixed prompts. Every process has one, and all call its
+    methods together.
 
-    reward: what is trained on. prompts: of the evaluation videos; the n-th has seed n. out: the folder of the run.
-    lora, ema: the LoRA's parameters and their moving average (None: there is none), as they are at each call.
-    lora_config: PEFT's, for saving. tracker: see ``runs.metrics_log``. notify: called with every alarm.
+    reward: what is trained on. prompts: of the evaluation videos; the n-th has seed n. out: the
+    folder of the run. lora, ema: the LoRA's parameters and their moving average (None: there is
+    none), as they are at each call. lora_config: PEFT's, for saving. tracker: see
+    ``runs.metrics_log``. notify: called with every alarm.
     """
 
     def __init__(
@@ -63,13 +66,18 @@ class Evaluator:
         self.tracker, self.notify = tracker, notify
 
     def alarms_until(self, step: int) -> tuple[list[str], bool]:
-        """(the alarms written down so far, whether the last evaluation raised one); steps after ``step`` are dropped."""
+        """(the alarms written down so far, whether the last evaluation raised one); steps after
+        ``step`` are dropped.
+        """
         rows = self._log(step).rows if self.rank == 0 else []
         sentences = [sentence for row in rows for sentence in row.get("alarms", ())]
         return gather_object([(sentences, bool(rows and rows[-1].get("alarms")))])[0]
 
     def run(self, step: int) -> list[str]:
-        """Evaluate where ``step`` is due and not evaluated yet. Returns its alarms, which are also written down."""
+        """Evaluate where ``step`` is due and not evaluated yet.
+
+        Returns its alarms, which are also written down.
+        """
         settings = self.recipe.eval
         if not settings.every or not self.prompts or (step % settings.every and step != self.recipe.steps):
             return []
@@ -99,7 +107,10 @@ class Evaluator:
             atomic_folder(self.out / "lora_best", lambda part: save_lora(part, weights, self.lora_config))
 
     def _evaluate(self, step: int) -> EvalResult:
-        """Sample, score and measure the videos. All processes make equally many; a video made twice counts once."""
+        """Sample, score and measure the videos.
+
+        All processes make equally many; a video made twice counts once.
+        """
         per_process = -(-len(self.prompts) // self.processes)
         first = self.rank * per_process
         seeds = [n % len(self.prompts) for n in range(first, first + per_process)]

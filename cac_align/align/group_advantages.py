@@ -30,10 +30,10 @@ from cac_align.rewards.normalise import variance_shares
 class GroupAdvantages:
     """The advantages of a chunk: N videos in P groups.
 
-    base: what the loss weighs a video with: its advantage (grpo), or its share r in [0, 1] (nft). deviation: what is
-    added to the base at each latent position; local advantages only. trained: the videos that enter the loss.
-    advantage: one number per video for the ledger, with local advantages the mean over positions. zero_std: groups
-    whose scores do not differ.
+    base: what the loss weighs a video with: its advantage (grpo), or its share r in [0, 1] (nft).
+    deviation: what is added to the base at each latent position; local advantages only. trained:
+    the videos that enter the loss. advantage: one number per video for the ledger, with local
+    advantages the mean over positions. zero_std: groups whose scores do not differ.
     """
 
     base: Float[Tensor, " N"]
@@ -69,7 +69,9 @@ def group_advantages(
 
 
 def needs_whole_step(recipe: AlignRecipe) -> bool:
-    """Whether a group's advantages depend on the other groups of the step, so that all must be scored before the loss."""
+    """Whether a group's advantages depend on the other groups of the step, so that all must be
+    scored before the loss.
+    """
     return recipe.aggregation == "decoupled" or recipe.global_std
 
 
@@ -92,7 +94,9 @@ def _advantages(rows: Sequence[RewardSample], recipe: AlignRecipe, weights: Mapp
 
 
 def _component(row: RewardSample, name: str, weights: Mapping[str, float]) -> float:
-    """A component's raw value, or its normalised one as "normalised/NAME"; NaN where the video has no score."""
+    """A component's raw value, or its normalised one as "normalised/NAME"; NaN where the video has
+    no score.
+    """
     if math.isnan(row.value) or len(weights) == 1:
         return row.value
     return row.parts.get(name, math.nan)
@@ -147,7 +151,9 @@ def _local(rows: Sequence[RewardSample], recipe: AlignRecipe, weights: Mapping[s
 
 
 def summarise(chunks: Sequence[GroupAdvantages], weights: Mapping[str, float]) -> dict[str, Any]:
-    """The numbers of a step's groups for the log; what could not be measured is left out. weights: of the components."""
+    """The numbers of a step's groups for the log; what could not be measured is left out. weights:
+    of the components.
+    """
     rows = [row for chunk in chunks for row in chunk.samples]
     if not rows:
         return {}
@@ -171,7 +177,9 @@ def summarise(chunks: Sequence[GroupAdvantages], weights: Mapping[str, float]) -
 
 
 def _mean_variance_shares(chunks: Sequence[GroupAdvantages], weights: Mapping[str, float]) -> dict[str, float]:
-    """Each component's share of the combined score's variance within a group: the mean over groups that differ."""
+    """Each component's share of the combined score's variance within a group: the mean over groups
+    that differ.
+    """
     columns = []
     for chunk in chunks:
         size = chunk.group_size
@@ -187,7 +195,9 @@ def _mean_variance_shares(chunks: Sequence[GroupAdvantages], weights: Mapping[st
 
 
 def clips_to_keep(chunks: Sequence[GroupAdvantages], count: int) -> set[tuple[int, int]]:
-    """(group, sample) of the videos to keep as files: one without a score, then lowest and highest advantage in turn."""
+    """(group, sample) of the videos to keep as files: one without a score, then lowest and highest
+    advantage in turn.
+    """
     places, group = [], 0
     for chunk in chunks:
         size = chunk.group_size

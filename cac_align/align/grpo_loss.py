@@ -1,4 +1,5 @@
-"""The Flow-GRPO loss of one SDE step: clipped probability ratio, KL penalty, ratio normalisation, local advantages.
+"""The Flow-GRPO loss of one SDE step: clipped probability ratio, KL penalty, ratio normalisation,
+local advantages.
 
 μ (with gradient), μ_old, x', std, dt, advantage → log-ratio → clipped surrogate + β·KL → one loss per sample
 
@@ -6,16 +7,17 @@
     ratio  = exp(δ),  or with ratio normalisation  exp((δ + ‖μ − μ_old‖² / 2std²)·std)
     loss   = max(−A·ratio, −A·clip(ratio, 1 − c, 1 + c)) + β·(μ − μ_ref)² / 2std²
 
-Ratio normalisation (GRPO-Guard): E[δ] is −‖μ − μ_old‖² / 2std². Without the correction the mean of the ratio lies below
-1 and differs between steps, so the clip acts on one side only. The loss is also divided by −dt, so that all steps have
-the same weight.
+Ratio normalisation (GRPO-Guard): E[δ] is −‖μ − μ_old‖² / 2std². Without the correction the mean of
+the ratio lies below 1 and differs between steps, so the clip acts on one side only. The loss is
+also divided by −dt, so that all steps have the same weight.
 
-Local advantages: A may differ by latent position, A(p) = Ā + D(p) with mean_p D = 0. The mean Ā weighs the sample's
-ratio as above. The deviation D(p) weighs the ratio of its position, ratio(p) = exp(δ(p)), where δ(p) is a mean over
-channels. At ratio 1, where every update begins, the gradient is mean_p A(p)·∇log p(p), so each position gets its own
-advantage. With a uniform A(p) the deviation is 0 and the loss is the plain one to the last bit. δ is the mean of
-n = t·h·w values δ(p), so δ(p) is about √n times as wide, and its clip range is c·√n.
-Source: CaC (arXiv 2605.11723) Eq. 8-12 for the clipped form; Flow-GRPO (arXiv 2505.05470).
+Local advantages: A may differ by latent position, A(p) = Ā + D(p) with mean_p D = 0. The mean Ā
+weighs the sample's ratio as above. The deviation D(p) weighs the ratio of its position, ratio(p) =
+exp(δ(p)), where δ(p) is a mean over channels. At ratio 1, where every update begins, the gradient
+is mean_p A(p)·∇log p(p), so each position gets its own advantage. With a uniform A(p) the deviation
+is 0 and the loss is the plain one to the last bit. δ is the mean of n = t·h·w values δ(p), so δ(p)
+is about √n times as wide, and its clip range is c·√n. Source: CaC (arXiv 2605.11723) Eq. 8-12 for
+the clipped form; Flow-GRPO (arXiv 2505.05470).
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from cac_align.align.sde import log_prob_by_location
 class GrpoLoss:
     """The loss of B samples and what it is made of.
 
-    per_sample: the loss, with gradient. ratio, kl: without gradient. clipped: 1 where the clip was active, else 0.
+    per_sample: the loss, with gradient. ratio, kl: without gradient. clipped: 1 where the clip was
+    active, else 0.
     """
 
     per_sample: Float[Tensor, " B"]
@@ -69,9 +72,9 @@ def grpo_loss(
 ) -> GrpoLoss:
     """The loss of one SDE step for each of B samples.
 
-    mean, mean_old: μ of the current weights and of those that sampled. x_next: the sampled x'. std, dt: of the step.
-    clip: c. deviation: D(p) of local advantages. mean_ref: μ of the model without LoRA, which the KL penalty with
-    weight ``kl_beta`` needs. normalise_ratio: see above.
+    mean, mean_old: μ of the current weights and of those that sampled. x_next: the sampled x'. std,
+    dt: of the step. clip: c. deviation: D(p) of local advantages. mean_ref: μ of the model without
+    LoRA, which the KL penalty with weight ``kl_beta`` needs. normalise_ratio: see above.
     """
     change = log_prob_by_location(x_next, mean, std) - log_prob_by_location(x_next, mean_old, std)
     moved = ((mean - mean_old) ** 2).mean(1) / (2 * std * std)
@@ -92,6 +95,8 @@ def grpo_loss(
 
 
 def _clipped(ratio: Tensor, advantage: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """(the larger of the two losses, 1.0 where that is the clipped one, which has no gradient), element by element."""
+    """(the larger of the two losses, 1.0 where that is the clipped one, which has no gradient),
+    element by element.
+    """
     free, bound = -advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)
     return torch.maximum(free, bound), (bound > free).float().detach()

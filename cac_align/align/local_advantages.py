@@ -2,22 +2,24 @@
 
 judgement (windows, boxes by source frame) → mask (t, h, w) → reward per position → normalised over the group
 
-The paper names this as future work. A CaC score R in [0, 1] says how normal a video is, and the judgement's boxes say
-where it is not. Every video i of a group gets a reward for each latent position p:
+The paper names this as future work. A CaC score R in [0, 1] says how normal a video is, and the
+judgement's boxes say where it is not. Every video i of a group gets a reward for each latent
+position p:
 
     r_i(p) = 1 − m_i(p)·(1 − R_i)         m_i: the judgement's mask; 1 everywhere when it names no place
     A_i(p) = (r_i(p) − mean_j r_j(p)) / s + c·B_i          s² = mean_{j,p} (r_j(p) − mean_k r_k(p))²
 
-The mean is taken over the group at that position, so an anomaly at p counts as far as the other videos have none
-there. One scale s for all positions keeps them comparable; a scale per position would enlarge places where the videos
-hardly differ. B is the group advantage of the other rewards, added everywhere with c = ½. On a tiny Wan with an exact
-oracle this form did better than uniform advantages with both seeds tried; multiplying one advantage by the mask did
-not. With masks of 1 everywhere r_i(p) = R_i, s is the std of R, and A_i(p) is the plain advantage of R. The losses
-split A(p) into a mean and a deviation (``grpo_loss``, ``nft_loss``).
+The mean is taken over the group at that position, so an anomaly at p counts as far as the other
+videos have none there. One scale s for all positions keeps them comparable; a scale per position
+would enlarge places where the videos hardly differ. B is the group advantage of the other rewards,
+added everywhere with c = ½. On a tiny Wan with an exact oracle this form did better than uniform
+advantages with both seeds tried; multiplying one advantage by the mask did not. With masks of 1
+everywhere r_i(p) = R_i, s is the std of R, and A_i(p) is the plain advantage of R. The losses split
+A(p) into a mean and a deviation (``grpo_loss``, ``nft_loss``).
 
-The latent grid: Wan's causal VAE keeps frame 0 alone and folds every ``temporal`` frames after it: frame f lies in
-latent frame 0 if f = 0, else (f − 1) // temporal + 1. A box covers every latent cell that it touches.
-Source: CaC (arXiv 2605.11723), conclusion; Wan (arXiv 2503.20314) Sec. 4.1.
+The latent grid: Wan's causal VAE keeps frame 0 alone and folds every ``temporal`` frames after it:
+frame f lies in latent frame 0 if f = 0, else (f − 1) // temporal + 1. A box covers every latent
+cell that it touches. Source: CaC (arXiv 2605.11723), conclusion; Wan (arXiv 2503.20314) Sec. 4.1.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ from cac_align.rewards.normalise import QUANTUM
 class LatentGrid:
     """The latent grid of a video.
 
-    num_frames, height_px, width_px: of the video. temporal, spatial: the VAE's strides (Wan: 4 frames and 8 pixels).
+    num_frames, height_px, width_px: of the video. temporal, spatial: the VAE's strides (Wan: 4
+    frames and 8 pixels).
     """
 
     num_frames: int
@@ -71,10 +74,11 @@ def _touched_cells(first: float, last: float) -> slice:
 
 
 def anomaly_mask(judgement: Judgement | None, video: Video, grid: LatentGrid) -> Bool[np.ndarray, "t h w"]:
-    """The latent positions that the judgement calls anomalous; all of them when it names no place or is normal.
+    """The latent positions that the judgement calls anomalous; all of them when it names no place
+    or is normal.
 
-    A frame of an anomaly's window without boxes takes the boxes of the nearest frame that has some. A window without
-    any box covers whole frames. Boxes without a window cover their own frames.
+    A frame of an anomaly's window without boxes takes the boxes of the nearest frame that has some.
+    A window without any box covers whole frames. Boxes without a window cover their own frames.
     """
     mask = np.zeros(grid.shape, bool)
     if judgement is not None and judgement.status == "abnormal":
@@ -106,13 +110,15 @@ def local_advantages(
     clip: float = 5.0,
     min_group_std: float = 0.0,
 ) -> tuple[Float[np.ndarray, "G t h w"], bool]:
-    """(advantage of each video of one group at each latent position, whether the group has zero std).
+    """(advantage of each video of one group at each latent position, whether the group has zero
+    std).
 
-    scores: R in [0, 1]; NaN where there is no score, and the advantage is then 0 everywhere. others: the group
-    advantage of the other rewards (B above), added with ``others_weight``. clip: bound on the result.
-    min_group_std: the least standard deviation of r over the group, at the position where it is largest, that counts.
-    With masks of 1 everywhere this is the standard deviation of R, so a judge's noise gives no advantage here either,
-    while an anomaly in a small box still counts.
+    scores: R in [0, 1]; NaN where there is no score, and the advantage is then 0 everywhere.
+    others: the group advantage of the other rewards (B above), added with ``others_weight``. clip:
+    bound on the result. min_group_std: the least standard deviation of r over the group, at the
+    position where it is largest, that counts. With masks of 1 everywhere this is the standard
+    deviation of R, so a judge's noise gives no advantage here either, while an anomaly in a small
+    box still counts.
     """
     scored = ~np.isnan(scores)
     found = np.zeros(masks.shape)

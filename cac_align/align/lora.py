@@ -1,7 +1,9 @@
-"""The LoRA on Wan's DiT: add it, average it, swap other weights in, and save it as diffusers loads it.
+"""The LoRA on Wan's DiT: add it, average it, swap other weights in, and save it as diffusers loads
+it.
 
-Weights are swapped in place, so that one code path serves a single process, DDP and FSDP 2 (whose parameters are
-sharded). The KL penalty's reference is the LoRA with its second matrix at zero: the same numbers as without LoRA.
+Weights are swapped in place, so that one code path serves a single process, DDP and FSDP 2 (whose
+parameters are sharded). The KL penalty's reference is the LoRA with its second matrix at zero: the
+same numbers as without LoRA.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ Weights = dict[str, Tensor]
 
 
 def add_lora(transformer: Any, *, rank: int, alpha: int, ffn: bool, seed: int) -> None:
-    """Freeze the DiT and add a LoRA in float32 to its attention layers, with ``ffn`` also to its feed-forward layers.
+    """Freeze the DiT and add a LoRA in float32 to its attention layers, with ``ffn`` also to its
+    feed-forward layers.
 
     seed: of the random values of the first matrix; the second matrix starts at zero.
     """
@@ -64,7 +67,8 @@ def ema_update(average: Weights, parameters: Mapping[str, Tensor], decay: float)
 
 @contextmanager
 def swapped(parameters: Mapping[str, Tensor], others: Weights | None) -> Iterator[None]:
-    """Within the block the parameters have the values ``others``, and gradients are off; then their own again.
+    """Within the block the parameters have the values ``others``, and gradients are off; then their
+    own again.
 
     With None the block runs as it is.
     """
@@ -97,7 +101,9 @@ def gather_weights(parameters: Mapping[str, Tensor]) -> Weights:
 
 
 def save_lora(folder: Path, weights: Weights, config: Any) -> None:
-    """Write the LoRA with its rank and alpha (``config``: PEFT's) so that ``pipe.load_lora_weights(folder)`` loads it."""
+    """Write the LoRA with its rank and alpha (``config``: PEFT's) so that
+    ``pipe.load_lora_weights(folder)`` loads it.
+    """
     from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 
     layers = {name.replace(".default.", "."): tensor.detach().cpu().contiguous() for name, tensor in weights.items()}

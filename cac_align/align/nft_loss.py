@@ -1,15 +1,17 @@
-"""The DiffusionNFT loss: moves the flow towards good videos and away from bad ones, without log-probabilities.
+"""The DiffusionNFT loss: moves the flow towards good videos and away from bad ones, without
+log-probabilities.
 
 sampled latents z, advantage → x = (1 − σ)z + σε at a few σ → v (LoRA), v_old (old policy) → one loss per sample
 
     r     = clip(A / 2A_max + ½, 0, 1)
     v+    = βv + (1 − β)v_old                    v− = (1 + β)v_old − βv
-    loss  = r·‖x̂0(v+) − z‖² / w+  +  (1 − r)·‖x̂0(v−) − z‖² / w−          x̂0(v) = x − σv,  w = mean|x̂0 − z|, no gradient
+    loss  = r·‖x̂0(v+) − z‖² / w+  +  (1 − r)·‖x̂0(v−) − z‖² / w−
+    x̂0(v) = x − σv,  w = mean|x̂0 − z|, without gradient
 
-The old policy is a moving average of the LoRA. Any sampler may have made z. Local advantages: r may differ by latent
-position, r(p) = r̄ + d(p) with mean_p d = 0. The loss is linear in r, so mean_p r(p)·plus(p) + (1 − r(p))·minus(p) is
-the loss at r̄ plus mean_p d(p)·(plus(p) − minus(p)), and a uniform r gives exactly the plain loss.
-Source: DiffusionNFT (arXiv 2509.16117).
+The old policy is a moving average of the LoRA. Any sampler may have made z. Local advantages: r may
+differ by latent position, r(p) = r̄ + d(p) with mean_p d = 0. The loss is linear in r, so mean_p
+r(p)·plus(p) + (1 − r(p))·minus(p) is the loss at r̄ plus mean_p d(p)·(plus(p) − minus(p)), and a
+uniform r gives exactly the plain loss. Source: DiffusionNFT (arXiv 2509.16117).
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def nft_loss(
     beta: float = 1.0,
     deviation: Float[Tensor, "B t h w"] | None = None,
 ) -> Float[Tensor, " B"]:
-    """The loss of B samples at one σ. share: r (or r̄) in [0, 1]. deviation: d(p) of local advantages."""
+    """The loss of B samples at one σ. share: r (or r̄) in [0, 1]. deviation: d(p) of local
+    advantages.
+    """
     plus = _weighted_error(beta * v + (1 - beta) * v_old, x, z, sigma)
     minus = _weighted_error((1 + beta) * v_old - beta * v, x, z, sigma)
     loss = share * plus.flatten(1).mean(1) + (1 - share) * minus.flatten(1).mean(1)

@@ -20,9 +20,10 @@ def mean_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def step_seconds(step_s: float, seconds: Mapping[str, float], reward_s: float, wait_s: float) -> dict[str, float]:
     """Where the seconds of a step went.
 
-    seconds: by name, as ``rollout.Stopwatch`` measured them. reward_s: how long the reward worked. wait_s: how long
-    the loop waited for scores. In the result, ``overlapped`` is the reward's time that nobody waited for, and ``other``
-    is what remains beside model, VAE, backward, optimizer and waiting.
+    seconds: by name, as ``rollout.Stopwatch`` measured them. reward_s: how long the reward worked.
+    wait_s: how long the loop waited for scores. In the result, ``overlapped`` is the reward's time
+    that nobody waited for, and ``other`` is what remains beside model, VAE, backward, optimizer and
+    waiting.
     """
     parts = {name: seconds.get(name, 0.0) for name in ("model", "vae", "backward", "optimizer")}
     other = step_s - sum(parts.values()) - wait_s

@@ -1,4 +1,6 @@
-"""The prompts of an alignment: those to train on, those of each step, and those of the evaluation videos."""
+"""The prompts of an alignment: those to train on, those of each step, and those of the evaluation
+videos.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ def read_training_prompts(source: str, first: int, count: int, note: bool = True
         raise ValueError(f"prompts: {where} holds no prompt; write one per line")
     if note and (blanks or len(kept) < len(lines)):
         print(
-            f"prompts: {where}: {len(kept)} prompts; left out {blanks} blank lines and {len(lines) - blanks - len(kept)} repetitions",
+            f"prompts: {where}: {len(kept)} prompts; left out {blanks} blank lines and "
+            f"{len(lines) - blanks - len(kept)} repetitions",
             file=sys.stderr,
         )
     return kept
@@ -46,7 +49,8 @@ def read_training_prompts(source: str, first: int, count: int, note: bool = True
 def step_prompts(step: int, prompts: Sequence[str], recipe: AlignRecipe) -> list[str]:
     """The prompts of one step. Every pass over the prompts uses each once, in a new random order.
 
-    Raises ``ValueError`` when a step needs more prompts than there are: the same prompt twice in a step would merge two groups.
+    Raises ``ValueError`` when a step needs more prompts than there are: the same prompt twice in a
+    step would merge two groups.
     """
     per_step, count = recipe.prompts_per_step, len(prompts)
     if per_step > len(prompts):
@@ -63,7 +67,8 @@ def step_prompts(step: int, prompts: Sequence[str], recipe: AlignRecipe) -> list
 def _pass_order(number: int, count: int, recipe: AlignRecipe) -> list[int]:
     """The order of the prompts in pass ``number``.
 
-    Where a step takes prompts of two passes, the second pass begins with prompts that the step does not have yet.
+    Where a step takes prompts of two passes, the second pass begins with prompts that the step does
+    not have yet.
     """
     order = [int(n) for n in np.random.default_rng((recipe.seed, 1, number)).permutation(count)]
     begun = number * count % recipe.prompts_per_step
@@ -75,7 +80,9 @@ def _pass_order(number: int, count: int, recipe: AlignRecipe) -> list[int]:
 
 
 def eval_prompts(recipe: AlignRecipe, prompts: Sequence[str]) -> list[str]:
-    """The prompts of the evaluation videos (see ``EvalRecipe.source``). prompts: the training prompts."""
+    """The prompts of the evaluation videos (see ``EvalRecipe.source``). prompts: the training
+    prompts.
+    """
     count = recipe.eval.prompts
     if recipe.eval.source:
         return read_training_prompts(recipe.eval.source, recipe.prompt_first, count, note=False)[:count]
@@ -86,7 +93,8 @@ def eval_prompts(recipe: AlignRecipe, prompts: Sequence[str]) -> list[str]:
 
 
 def prompts_per_chunk(recipe: AlignRecipe, processes: int) -> int:
-    """How many prompts are sampled and judged together: the fewest whose videos divide evenly over the processes.
+    """How many prompts are sampled and judged together: the fewest whose videos divide evenly over
+    the processes.
 
     Raises ``ValueError`` when not even all prompts of a step do.
     """
@@ -96,6 +104,7 @@ def prompts_per_chunk(recipe: AlignRecipe, processes: int) -> int:
     total = recipe.group_size * recipe.prompts_per_step
     below, above = recipe.group_size // processes * processes, -(-recipe.group_size // processes) * processes
     raise ValueError(
-        f"group_size {recipe.group_size} × prompts_per_step {recipe.prompts_per_step} = {total} videos do not divide over {processes} "
+        f"group_size {recipe.group_size} × prompts_per_step {recipe.prompts_per_step} = {total} videos do "
+        f"not divide over {processes} "
         f"processes; the nearest group sizes that do are {max(below, processes)} and {above}"
     )

@@ -1,8 +1,10 @@
-"""The recipe of an alignment, and the checks that name what is wrong with it before anything is loaded.
+"""The recipe of an alignment, and the checks that name what is wrong with it before anything is
+loaded.
 
 YAML → ``read_recipe(AlignRecipe, path, overrides)`` → ``check_align_recipe``
 
-Defaults are those of the miniature where a cost is involved; recipes/align/wan2.1_1.3b.yaml has the paper's numbers.
+Defaults are those of the miniature where a cost is involved; recipes/align/wan2.1_1.3b.yaml has the
+paper's numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass
 class SdeWindow:
-    """Which sampling steps are stochastic (SDE); the others follow the ODE. They are drawn anew for every update."""
+    """Which sampling steps are stochastic (SDE); the others follow the ODE.
+
+    They are drawn anew for every update.
+    """
 
     # How many steps are stochastic; 0: all from first to last. Each costs a forward and a backward pass per video.
     size: int = 3
@@ -35,7 +40,9 @@ class SdeWindow:
 
 @dataclass
 class EvalRecipe:
-    """The evaluation videos: the same prompts and seeds, sampled before the first step and every few steps."""
+    """The evaluation videos: the same prompts and seeds, sampled before the first step and every
+    few steps.
+    """
 
     # Steps between evaluations; 0: never. The first and the last step are always among them.
     every: int = 10
@@ -187,7 +194,9 @@ class AlignRecipe:
 
 
 def check_align_recipe(recipe: AlignRecipe) -> None:
-    """Raise ``ValueError`` for a recipe that cannot run, naming the key, the value received and those allowed."""
+    """Raise ``ValueError`` for a recipe that cannot run, naming the key, the value received and
+    those allowed.
+    """
     choices = {"objective": OBJECTIVES, "advantages": ADVANTAGES, "aggregation": AGGREGATIONS, "dynamics": DYNAMICS}
     choices |= {"sampler": SAMPLERS, "dtype": (*DTYPES, None), "track": ("", "tensorboard", "wandb")}
     for name, allowed in choices.items():
@@ -218,7 +227,8 @@ def check_align_recipe(recipe: AlignRecipe) -> None:
         raise ValueError(f"kl_beta belongs to objective grpo; with nft it must be 0, received {recipe.kl_beta}")
     if recipe.sampler == "checkpoint" and recipe.objective != "nft":
         raise ValueError(
-            "sampler checkpoint takes no stochastic steps, which objective grpo needs; use sampler euler, or objective nft"
+            "sampler checkpoint takes no stochastic steps, which objective grpo needs; use sampler "
+            "euler, or objective nft"
         )
     if recipe.shared_noise and recipe.objective == "nft":
         raise ValueError(
@@ -230,19 +240,22 @@ def check_align_recipe(recipe: AlignRecipe) -> None:
         )
     if recipe.global_std and (recipe.advantages == "local" or recipe.aggregation == "decoupled"):
         raise ValueError(
-            "global_std belongs to aggregation sum and advantages uniform: the others normalise each component in its group"
+            "global_std belongs to aggregation sum and advantages uniform: the others normalise each "
+            "component in its group"
         )
 
 
 def draw_sde_steps(window: SdeWindow, num_steps: int, rng: np.random.Generator) -> tuple[int, ...]:
-    """The stochastic steps of one update, in order, drawn from the ``num_steps`` steps of the schedule.
+    """The stochastic steps of one update, in order, drawn from the ``num_steps`` steps of the
+    schedule.
 
-    Raises ``ValueError`` when the window does not fit into the schedule. The last step is always an ODE step, because
-    noise added there would stay in the video.
+    Raises ``ValueError`` when the window does not fit into the schedule. The last step is always an
+    ODE step, because noise added there would stay in the video.
     """
     if not 0 <= window.first <= window.last <= num_steps - 2:
         raise ValueError(
-            f"sde_window needs 0 <= first <= last <= {num_steps - 2} (of {num_steps} steps the last, {num_steps - 1}, stays without "
+            f"sde_window needs 0 <= first <= last <= {num_steps - 2} (of {num_steps} steps the last, "
+            f"{num_steps - 1}, stays without "
             f"noise), received first={window.first}, last={window.last}"
         )
     steps = np.arange(window.first, window.last + 1)

@@ -1,11 +1,13 @@
 """Sampling videos for training: each stochastic step is kept with the mean from which it was drawn.
 
-prompts, seeds → embeddings, first noise → guided v at every step → ODE or SDE step, or the checkpoint's own → latents → VAE → Video
+prompts, seeds → embeddings, first noise → guided v → ODE or SDE step, or the checkpoint's own
+→ latents → VAE → Video
 
-Guidance is part of the policy: the same guided v = v_empty + g·(v_prompt − v_empty), from one forward pass over both
-halves, samples the videos and enters the loss. All random numbers of a sample come from its own seed, so they do not
-depend on its batch or process. A micro-batch stays together from sampling to loss: another batch size rounds
-differently, and the probability ratio of unchanged weights must be exactly 1.
+Guidance is part of the policy: the same guided v = v_empty + g·(v_prompt − v_empty), from one
+forward pass over both halves, samples the videos and enters the loss. All random numbers of a
+sample come from its own seed, so they do not depend on its batch or process. A micro-batch stays
+together from sampling to loss: another batch size rounds differently, and the probability ratio of
+unchanged weights must be exactly 1.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ from cac_align.generation.wan import Setting, Wan
 
 
 class Stopwatch:
-    """Seconds by name. It does not wait for a GPU: pending work counts for the name that waits for it next."""
+    """Seconds by name.
+
+    It does not wait for a GPU: pending work counts for the name that waits for it next.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -46,7 +51,9 @@ class Stopwatch:
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """A Wan that can be sampled and trained. model: the pipeline's DiT as accelerate has wrapped it."""
+    """A Wan that can be sampled and trained. model: the pipeline's DiT as accelerate has wrapped
+    it.
+    """
 
     pipeline: Any
     model: nn.Module
@@ -63,7 +70,9 @@ class Flow:
 
 @dataclass(frozen=True)
 class SdeStep:
-    """One stochastic step of a micro-batch, on the CPU: from x to x_next, drawn with this mean and std."""
+    """One stochastic step of a micro-batch, on the CPU: from x to x_next, drawn with this mean and
+    std.
+    """
 
     index: int
     x: Float[Tensor, "B C t h w"]
@@ -137,12 +146,13 @@ def sample_batch(
     noise_seeds: Sequence[int] | None = None,
     own_sampler: bool = False,
 ) -> RolloutBatch:
-    """Sample one micro-batch. The steps ``sde_steps`` are stochastic and kept; the others follow the ODE.
+    """Sample one micro-batch. The steps ``sde_steps`` are stochastic and kept; the others follow
+    the ODE.
 
-    seeds: one per video, of all its noise. dynamics, noise_level: see ``sde``. decode: False leaves the videos out.
-    noise_seeds: one per video, of the first noise only; videos with the same one start from the same noise.
-    own_sampler: the checkpoint's scheduler takes the steps instead of Euler. UniPC uses the steps before each step, so
-    none of them can be stochastic.
+    seeds: one per video, of all its noise. dynamics, noise_level: see ``sde``. decode: False leaves
+    the videos out. noise_seeds: one per video, of the first noise only; videos with the same one
+    start from the same noise. own_sampler: the checkpoint's scheduler takes the steps instead of
+    Euler. UniPC uses the steps before each step, so none of them can be stochastic.
 
     Raises ``ValueError`` for stochastic steps with the checkpoint's own sampler.
     """
@@ -177,7 +187,9 @@ def sample_batch(
 
 
 def _own_sampler(flow: Flow) -> Any:
-    """A copy of the checkpoint's scheduler at its first step: it remembers the steps that it has taken."""
+    """A copy of the checkpoint's scheduler at its first step: it remembers the steps that it has
+    taken.
+    """
     own = copy.deepcopy(flow.pipeline.scheduler)
     own.set_timesteps(len(flow.schedule), device=flow.device)
     return own
@@ -233,9 +245,11 @@ def sample_with_lora(
     batch: int = 8,
     **settings: Any,
 ) -> list[Video]:
-    """One video per prompt and seed with a trained LoRA (None: without), by the checkpoint's own sampler, as ``WanPipeline`` makes them.
+    """One video per prompt and seed with a trained LoRA (None: without), by the checkpoint's own
+    sampler, as ``WanPipeline`` makes them.
 
-    settings: go to ``Wan.load`` (device, dtype, num_inference_steps, …). Raises ``ValueError`` as ``Wan.load`` does.
+    settings: go to ``Wan.load`` (device, dtype, num_inference_steps, …). Raises ``ValueError`` as
+    ``Wan.load`` does.
     """
     wan = Wan.load(model, lora=lora, **settings)
     videos: list[Video] = []

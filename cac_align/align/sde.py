@@ -1,18 +1,20 @@
-"""Sampling as an SDE: the mean and standard deviation of a step, its log-probability, and the ODE step it replaces.
+"""Sampling as an SDE: the mean and standard deviation of a step, its log-probability, and the ODE
+step it replaces.
 
-checkpoint's scheduler → schedule (σ, timesteps) → v = model(x, t) → Flow-SDE | Dance-SDE | CPS → x' = μ + std·ε, log p(x')
+checkpoint's scheduler → schedule (σ, timesteps) → v = model(x, t)
+→ Flow-SDE | Dance-SDE | CPS → x' = μ + std·ε, log p(x')
 
-σ falls from 1 (noise) to 0 (video). x = (1 − σ)·x0 + σ·x1 and v = x1 − x0, so x̂0 = x − σv and x̂1 = x + (1 − σ)v.
-dt = σ' − σ < 0, and a is the noise level. All three keep the ODE's marginal distributions (CPS: where x̂0 is exact);
-a = 0 gives the ODE step x' = x + v·dt.
+σ falls from 1 (noise) to 0 (video). x = (1 − σ)·x0 + σ·x1 and v = x1 − x0, so x̂0 = x − σv and x̂1
+= x + (1 − σ)v. dt = σ' − σ < 0, and a is the noise level. All three keep the ODE's marginal
+distributions (CPS: where x̂0 is exact); a = 0 gives the ODE step x' = x + v·dt.
 
     flow   s = a·√(σ / (1 − σ))    μ = x(1 + s²dt / 2σ) + v(1 + s²(1 − σ) / 2σ)dt       std = s√(−dt)
     dance  s = a                   μ = x + (v + ½s²(x − (1 − σ)x̂0) / σ²)dt              std = s√(−dt)
     cps    s = σ'·sin(aπ / 2)      μ = (1 − σ')x̂0 + √(σ'² − s²)·x̂1                       std = s
 
-First step: s of ``flow`` is infinite at σ = 1 (and very large at UniPC's 0.999999), so σ in the formula of s, and only
-there, is at most the second σ of the schedule. Log-probabilities are means over elements: as sums, the size of the
-probability ratio would depend on the size of the video.
+First step: s of ``flow`` is infinite at σ = 1 (and very large at UniPC's 0.999999), so σ in the
+formula of s, and only there, is at most the second σ of the schedule. Log-probabilities are means
+over elements: as sums, the size of the probability ratio would depend on the size of the video.
 Sources: Flow-GRPO (arXiv 2505.05470), DanceGRPO (arXiv 2505.07818), CPS (arXiv 2509.05952).
 """
 
@@ -33,7 +35,9 @@ DYNAMICS = ("flow", "dance", "cps")
 
 @dataclass(frozen=True)
 class Schedule:
-    """The noise levels of N steps. sigmas: N + 1 numbers that fall to 0. timesteps: (N), the model's time input."""
+    """The noise levels of N steps. sigmas: N + 1 numbers that fall to 0. timesteps: (N), the
+    model's time input.
+    """
 
     sigmas: tuple[float, ...]
     timesteps: Tensor
@@ -44,7 +48,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Transition:
-    """The Gaussian that x' is drawn from: its mean, its std and dt; the latter two are equal for all elements."""
+    """The Gaussian that x' is drawn from: its mean, its std and dt; the latter two are equal for
+    all elements.
+    """
 
     mean: Float[Tensor, "B C t h w"]
     std: float
@@ -52,7 +58,8 @@ class Transition:
 
 
 def read_schedule(scheduler: Any, num_steps: int, device: torch.device | str = "cpu") -> Schedule:
-    """The checkpoint's own σ and timesteps (UniPC or Euler, with its flow shift); the scheduler is not changed.
+    """The checkpoint's own σ and timesteps (UniPC or Euler, with its flow shift); the scheduler is
+    not changed.
 
     Raises ``ValueError`` for a scheduler that does not sample by flow matching.
     """
@@ -60,7 +67,8 @@ def read_schedule(scheduler: Any, num_steps: int, device: torch.device | str = "
     flows = config.get("use_flow_sigmas", name == "FlowMatchEulerDiscreteScheduler")
     if not flows or config.get("prediction_type", "flow_prediction") != "flow_prediction":
         raise ValueError(
-            f"{name}: expected a flow-matching schedule (UniPC with use_flow_sigmas and flow_prediction, or FlowMatchEuler), "
+            f"{name}: expected a flow-matching schedule (UniPC with use_flow_sigmas and flow_prediction, "
+            "or FlowMatchEuler), "
             f"received use_flow_sigmas={config.get('use_flow_sigmas')}, prediction_type={config.get('prediction_type')}"
         )
     own = copy.deepcopy(scheduler)
@@ -103,7 +111,8 @@ def transition(
         raise ValueError(f"dynamics must be one of {', '.join(DYNAMICS)}; received {dynamics!r}")
     if std <= 0:
         raise ValueError(
-            f"step {index} of {len(sigmas) - 1} has no noise under {dynamics} with noise level {noise_level:g} (σ {sigma:.4g} to "
+            f"step {index} of {len(sigmas) - 1} has no noise under {dynamics} with noise level "
+            f"{noise_level:g} (σ {sigma:.4g} to "
             f"{after:.4g}); the log-probability needs noise: raise noise_level, or leave the step out of sde_window"
         )
     return Transition(mean, std, dt)

@@ -1,4 +1,6 @@
-"""Before the first step: the processes, the checkpoint with its LoRA, the prompts, and the reward with its ledger."""
+"""Before the first step: the processes, the checkpoint with its LoRA, the prompts, and the reward
+with its ledger.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ from cac_align.runs.device import pick_device
 def prepare(recipe: AlignRecipe) -> tuple[Accelerator, Wan, list[str], int]:
     """(accelerator, Wan with a LoRA on its DiT, training prompts, prompts per chunk).
 
-    Raises ``ValueError`` for a recipe that cannot run, a device that does not exist, a checkpoint that is not Wan, and
-    prompts that cannot be read.
+    Raises ``ValueError`` for a recipe that cannot run, a device that does not exist, a checkpoint
+    that is not Wan, and prompts that cannot be read.
     """
     check_align_recipe(recipe)
     wanted = None if recipe.device is None else pick_device(recipe.device)
@@ -50,7 +52,8 @@ def prepare(recipe: AlignRecipe) -> tuple[Accelerator, Wan, list[str], int]:
     transformer = wan.pipeline.transformer
     if accelerator.distributed_type == DistributedType.FSDP and transformer.dtype != torch.float32:
         raise ValueError(
-            f"FSDP 2 wants one dtype per block, and the LoRA is float32: give dtype=float32, received {transformer.dtype}"
+            "FSDP 2 wants one dtype per block, and the LoRA is float32: give dtype=float32, received "
+            f"{transformer.dtype}"
         )
     for part in (wan.pipeline.vae, wan.pipeline.text_encoder):
         part.requires_grad_(False)
@@ -61,7 +64,10 @@ def prepare(recipe: AlignRecipe) -> tuple[Accelerator, Wan, list[str], int]:
 
 
 def check_device(wanted: torch.device | None, given: torch.device) -> None:
-    """Raise ``ValueError`` unless this process got the device that the recipe names. None: any; cuda: any GPU."""
+    """Raise ``ValueError`` unless this process got the device that the recipe names.
+
+    None: any; cuda: any GPU.
+    """
     if wanted is None or (wanted.type == given.type and (wanted.index is None or wanted.index == (given.index or 0))):
         return
     if wanted.type == given.type:
@@ -74,7 +80,9 @@ def check_device(wanted: torch.device | None, given: torch.device) -> None:
 
 
 def check_launch(accelerator: Accelerator) -> None:
-    """Raise ``ValueError`` for settings of accelerate (also of its default config) that this loop does not support."""
+    """Raise ``ValueError`` for settings of accelerate (also of its default config) that this loop
+    does not support.
+    """
     state, kind = accelerator.state, accelerator.distributed_type
     sharded = kind == DistributedType.FSDP and accelerator.is_fsdp2
     if not (sharded or kind == DistributedType.NO or kind.value.startswith("MULTI_")):
@@ -145,14 +153,16 @@ def latent_grid(wan: Wan) -> LatentGrid:
 def build_async_reward(recipe: AlignRecipe, out: Path, processes: int) -> AsyncReward:
     """The recipe's reward with the ledger ``out/ledger.jsonl``.
 
-    Raises ``ValueError`` when the reward compares videos of a prompt that lie on different processes, or that an
-    evaluation prompt does not have; and, with local advantages, when their component is missing or is not in [0, 1].
+    Raises ``ValueError`` when the reward compares videos of a prompt that lie on different
+    processes, or that an evaluation prompt does not have; and, with local advantages, when their
+    component is missing or is not in [0, 1].
     """
     reward = load_reward(recipe.reward or None)
     normalise = getattr(reward, "normalise", None)
     if processes > 1 and normalise in NEEDS_GROUP:
         raise ValueError(
-            f"reward normalise={normalise} compares the videos of a prompt, which lie on {processes} processes; use range "
+            f"reward normalise={normalise} compares the videos of a prompt, which lie on {processes} "
+            "processes; use range "
             "or reference (advantages are normalised within the whole group in any case)"
         )
     if recipe.eval.every and recipe.eval.prompts > 0 and normalise in NEEDS_GROUP:

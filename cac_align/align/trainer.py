@@ -1,4 +1,5 @@
-"""The alignment loop: sample groups, score them meanwhile, compute advantages, update the LoRA, evaluate, save; resumes.
+"""The alignment loop: sample groups, score them meanwhile, compute advantages, update the LoRA,
+evaluate, save; resumes.
 
     for each step:                                                                       module
         prompts → chunks of videos (SDE or ODE)                                          prompts, chunks, rollout, sde
@@ -8,10 +9,11 @@
         optimizer step, moving averages, row in log.jsonl, ledger                        lora, progress
         every few steps: the evaluation videos, a checkpoint                             evaluator, checkpoint
 
-Memory does not grow with the number of noise levels: each has a forward and backward pass of its own. The first chunks
-are trained on while the last is still being scored, unless advantages depend on all scores, as with ``global_std``.
-Every process samples a part of every chunk, and scores are gathered, so groups are complete on any number of processes.
-Beyond that only the gradients of the LoRA are exchanged.
+Memory does not grow with the number of noise levels: each has a forward and backward pass of its
+own. The first chunks are trained on while the last is still being scored, unless advantages depend
+on all scores, as with ``global_std``. Every process samples a part of every chunk, and scores are
+gathered, so groups are complete on any number of processes. Beyond that only the gradients of the
+LoRA are exchanged.
 Source: Flow-GRPO (arXiv 2505.05470); CaC (arXiv 2605.11723) Sec. 4.2 and Appendix C.4.
 """
 
@@ -68,8 +70,9 @@ from cac_align.runs.rank_status import RankStatus
 class AlignResult:
     """What an alignment left.
 
-    lora: the folder for ``pipe.load_lora_weights``; None when the run was interrupted before its last step.
-    step: how many steps are done. alarms: of all evaluations, those of earlier calls included.
+    lora: the folder for ``pipe.load_lora_weights``; None when the run was interrupted before its
+    last step. step: how many steps are done. alarms: of all evaluations, those of earlier calls
+    included.
     """
 
     lora: Path | None
@@ -78,7 +81,8 @@ class AlignResult:
 
 
 class AlignRun:
-    """One alignment; ``train`` takes the steps that remain. notify: called with every line of progress.
+    """One alignment; ``train`` takes the steps that remain. notify: called with every line of
+    progress.
 
     Raises ``ValueError`` for a recipe, model, prompts or reward that cannot be used.
     """
@@ -139,8 +143,9 @@ class AlignRun:
     def train(self, stop_after: int | None = None) -> AlignResult:
         """Train to the last step, or to ``stop_after`` as if interrupted there.
 
-        Raises ``ProcessLost`` when another process is gone, and ``ValueError`` when a file cannot be written, or too
-        many videos have no score or steps are skipped. The same recipe then resumes.
+        Raises ``ProcessLost`` when another process is gone, and ``ValueError`` when a file cannot
+        be written, or too many videos have no score or steps are skipped. The same recipe then
+        resumes.
         """
         with self.rank_status.guard():
             try:
@@ -219,7 +224,9 @@ class AlignRun:
         return row
 
     def _sample_chunk(self, step: int, first: int, prompts: Sequence[str], sde_steps: Sequence[int]) -> RolloutChunk:
-        """Sample this process's part of a chunk and submit it to the reward. first: the chunk's first group."""
+        """Sample this process's part of a chunk and submit it to the reward. first: the chunk's
+        first group.
+        """
         size = self.recipe.group_size
         total = len(prompts) * size
         numbers = range(self.rank * total // self.processes, (self.rank + 1) * total // self.processes)
@@ -235,14 +242,18 @@ class AlignRun:
         return self.out / "samples" / f"step-{step:06d}" / f"{number:04d}.mp4"
 
     def _named(self, step: int, number: int, video: Video | None) -> Video | None:
-        """The video under the name of the file that it gets if it is kept, so that reports find its score."""
+        """The video under the name of the file that it gets if it is kept, so that reports find its
+        score.
+        """
         if video is None:
             return None
         name = str(self._clip_path(step, number))
         return Video(video.fps, video.times_s, video.height, video.width, name, video._source)
 
     def _compute_advantages(self, chunks: Sequence[RolloutChunk]) -> Iterator[tuple[RolloutChunk, GroupAdvantages]]:
-        """Each chunk with its advantages as soon as its scores, or all that they depend on, are there."""
+        """Each chunk with its advantages as soon as its scores, or all that they depend on, are
+        there.
+        """
         weights = self.async_reward.components
         waiting: list[list[Any]] = []
         for chunk in chunks:
@@ -258,7 +269,8 @@ class AlignRun:
     def _update(
         self, step: int, chunks: Sequence[RolloutChunk], advantages: list[GroupAdvantages]
     ) -> tuple[str | None, dict[str, float]]:
-        """One optimizer step over all videos with an advantage. Returns (why it was skipped or None, metrics).
+        """One optimizer step over all videos with an advantage. Returns (why it was skipped or
+        None, metrics).
 
         advantages: those of the chunks; the first inner epoch finds the list empty and fills it.
         """
@@ -302,7 +314,9 @@ class AlignRun:
     def _backward(
         self, step: int, rollout: RolloutBatch, base: Tensor, deviation: Tensor | None, weight: Tensor
     ) -> list[dict[str, float]]:
-        """Add the gradient of one micro-batch. weight: of each video; those with weight 0 have no metrics."""
+        """Add the gradient of one micro-batch. weight: of each video; those with weight 0 have no
+        metrics.
+        """
         device = self.flow.device
         base, deviation = base.to(device), None if deviation is None else deviation.to(device)
         if self.old_policy is None:
@@ -359,7 +373,9 @@ class AlignRun:
         return why
 
     def _stop_on_failures(self) -> None:
-        """Save and raise ``ValueError`` when too many videos have no score or too many steps were skipped."""
+        """Save and raise ``ValueError`` when too many videos have no score or too many steps were
+        skipped.
+        """
         rows = gather_object([self.log.rows if self.log is not None else []])[0]
         recipe = self.recipe
         why = unscored_too_often(rows, recipe.max_unscored, recipe.patience, self.first_step)
@@ -391,7 +407,9 @@ class AlignRun:
         self.accelerator.wait_for_everyone()
 
     def _publish(self) -> Path:
-        """Copy the last checkpoint's LoRA to ``out/lora``, beside an average also the last weights to ``lora_last``."""
+        """Copy the last checkpoint's LoRA to ``out/lora``, beside an average also the last weights
+        to ``lora_last``.
+        """
         if self.main:
             state.publish(self.out)
         self.accelerator.wait_for_everyone()

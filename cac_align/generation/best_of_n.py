@@ -1,12 +1,14 @@
-"""Best-of-N: make or take N candidates per prompt, score them with any reward, keep the best one and say why.
+"""Best-of-N: make or take N candidates per prompt, score them with any reward, keep the best one
+and say why.
 
 prompts → generated or given candidates → reward (one call per prompt) → ``Selection`` (chosen, scores, reason)
 
-With ``out`` everything is on disk at once, and the same call resumes: ``out/videos/<file stem>-<seed>.mp4`` (complete or
-absent), ``out/generator.json`` and ``out/reward.json`` (their provenances), ``out/ledger.jsonl``, ``out/selection.jsonl``
-(one line per prompt as it is decided; at the end in the order of the prompts, then those of earlier calls). The scores
-are then those of the written files, so that a resumed run scores the same bytes.
-Source: CaC (arXiv 2605.11723) Sec. 4.2: Best-of-N with N = 5.
+With ``out`` everything is on disk at once, and the same call resumes: ``out/videos/<file
+stem>-<seed>.mp4`` (complete or absent), ``out/generator.json`` and ``out/reward.json`` (their
+provenances), ``out/ledger.jsonl``, ``out/selection.jsonl`` (one line per prompt as it is decided;
+at the end in the order of the prompts, then those of earlier calls). The scores are then those of
+the written files, so that a resumed run scores the same bytes. Source: CaC (arXiv 2605.11723) Sec.
+4.2: Best-of-N with N = 5.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ def best_of_n(
     progress: MakeProgressBar | None = None,
     report: Callable[[str], None] | None = None,
 ) -> list[Selection]:
-    """The best of several candidates per prompt, in the order of ``prompts``. A prompt given twice is decided once.
+    """The best of several candidates per prompt, in the order of ``prompts``. A prompt given twice
+    is decided once.
 
     candidates: a generator ``(prompt, seed) → Video``, given candidates by prompt, or a folder or JSONL for
     ``read_candidates``. Given candidates are all scored.
@@ -70,10 +73,11 @@ def best_of_n(
     progress: makes the progress bar, for example ``lambda total, about: tqdm(total=total, desc=about)``.
     report: called with a sentence before candidates are made and before they are scored.
 
-    Raises ``ValueError`` for no prompt, a blank prompt, n below 1, candidates that cannot be found, or an ``out`` whose
-    videos come from another generator (by its provenance, or else its name) or whose choices come from another reward.
-    A candidate that cannot be made (the generator raises ``ValueError``) or read has no score. Any other exception of
-    the generator ends the call, and nothing already made or scored is lost.
+    Raises ``ValueError`` for no prompt, a blank prompt, n below 1, candidates that cannot be found,
+    or an ``out`` whose videos come from another generator (by its provenance, or else its name) or
+    whose choices come from another reward. A candidate that cannot be made (the generator raises
+    ``ValueError``) or read has no score. Any other exception of the generator ends the call, and
+    nothing already made or scored is lost.
     """
     prompts = list(prompts)
     if not prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
@@ -155,6 +159,7 @@ def _check_provenance(path: Path, provenance: Mapping[str, str], what: str, fix:
     if changed:
         key = changed[0]
         raise ValueError(
-            f"{path.parent}: its {what} ({', '.join(changed)} differ; {key} was {before.get(key)!r}, now {provenance.get(key)!r}); "
+            f"{path.parent}: its {what} ({', '.join(changed)} differ; {key} was {before.get(key)!r}, now "
+            f"{provenance.get(key)!r}); "
             f"{fix}, or go on with the same one"
         )

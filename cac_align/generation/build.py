@@ -1,4 +1,6 @@
-"""Generators from recipes: what a recipe may say of who makes the videos, and the callable that it describes."""
+"""Generators from recipes: what a recipe can say about who makes the videos, and the callable that
+it describes.
+"""
 
 from __future__ import annotations
 
@@ -14,36 +16,54 @@ from cac_align.rewards.build import RewardRecipe
 
 @dataclass
 class GeneratorRecipe:
-    """Who makes the videos. ``model``: "miniature" (the shipped small Wan), a diffusers Wan checkpoint (folder or hub id), or
-    "module:Name" of a callable class. lora: a folder of LoRA weights that `cac-align align` wrote. None: the checkpoint's default."""
+    """Who makes the videos. A value of None means the checkpoint's own default."""
 
+    # "miniature" (the shipped small Wan), a diffusers Wan folder or hub id, or "module:Name" of a callable class.
     model: str = "miniature"
+    # A folder with LoRA weights, as `cac-align align` writes it; None: no LoRA.
     lora: str | None = None
+    # Height of the videos in pixels.
     height: int | None = None
+    # Width of the videos in pixels.
     width: int | None = None
+    # Frames per video, 4k + 1.
     num_frames: int | None = None
+    # Sampling steps per video.
     num_inference_steps: int | None = None
+    # Weight of classifier-free guidance; 1 or less: none.
     guidance_scale: float | None = None
+    # The prompt that guidance leads away from.
     negative_prompt: str | None = None
+    # Frames per second of the videos.
     fps: float | None = None
+    # cpu, cuda or cuda:N; None: a GPU where there is one, else the CPU.
     device: str | None = None
+    # float32, bfloat16 or float16, of DiT and text encoder; None: bfloat16 on a GPU, else float32.
     dtype: str | None = None
 
 
 @dataclass
 class BestOfNRecipe:
-    """`cac-align best-of-n`: how many candidates per prompt, the first seed, whether prompts share seeds (``best_of_n``), who generates,
-    who judges."""
+    """The recipe of `cac-align best-of-n`."""
 
+    # Candidates per prompt. 5: as in the paper.
     n: int = 5
+    # The seed of the first candidate; the next ones follow.
     seed: int = 0
+    # Whether every prompt has seeds of its own, which a rate over prompts with an interval needs. Off: prompts share
+    # their seeds, so that a prompt's videos do not depend on the others in the file.
     distinct_seeds: bool = False
+    # Who makes the videos.
     generator: GeneratorRecipe = field(default_factory=GeneratorRecipe)
+    # Who scores them.
     reward: RewardRecipe = field(default_factory=RewardRecipe)
 
 
 def load_generator(recipe: GeneratorRecipe) -> Callable[[str, int], Video]:
-    """The generator a recipe describes: a callable from prompt and seed to Video. Raises ``ValueError`` when it cannot be loaded."""
+    """The callable (prompt, seed) → Video that a recipe describes.
+
+    Raises ``ValueError`` when it cannot be loaded.
+    """
     if ":" in recipe.model and not Path(recipe.model).exists():
         refuse_unread(f"generator {recipe.model}", recipe, ("model",))
         return import_name(recipe.model)()

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -23,7 +24,9 @@ Generate = Callable[[str, int], Video]
 
 @runtime_checkable
 class BatchGenerate(Protocol):
-    """A generator that can make several videos in one call, each (up to rounding) as it would make it alone."""
+    """A generator that can make several videos in one call, each (up to rounding) as it would make
+    it alone.
+    """
 
     def batch(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Video]: ...
 
@@ -44,18 +47,22 @@ class Candidate:
 
 
 def file_stem(prompt: str) -> str:
-    """A file name stem for a prompt: up to 40 of its ASCII letters and digits, then 10 digits of its sha256."""
+    """A file name stem for a prompt: up to 40 of its ASCII letters and digits, then 10 digits of
+    its sha256.
+    """
     words = _NOT_IN_FILE_STEM.sub("-", prompt[:200].lower()).strip("-")[:40].strip("-")
     digest = hashlib.sha256(prompt.encode("utf-8", errors="surrogatepass")).hexdigest()[:10]
     return f"{words}-{digest}" if words else digest
 
 
 def read_candidates(source: Path, prompts: Sequence[str] | None = None) -> dict[str, list[Path]]:
-    """Given candidates by prompt, from a JSONL of ``{"prompt", "video"}`` (paths relative to it) or a folder.
+    """Given candidates by prompt, from a JSONL of ``{"prompt", "video"}`` (paths relative to it) or
+    a folder.
 
-    The folder holds such a ``candidates.jsonl``, or videos named ``<file stem of the prompt>-<number>.<mp4|webm|…>``,
-    for which ``prompts`` must be given. prompts: read only the candidates of these; None: of all in the JSONL.
-    Raises ``ValueError`` when the source does not exist, a line is not such an object, or no candidate fits a prompt.
+    The folder holds such a ``candidates.jsonl``, or videos named ``<file stem of the
+    prompt>-<number>.<mp4|webm|…>``, for which ``prompts`` must be given. prompts: read only the
+    candidates of these; None: of all in the JSONL. Raises ``ValueError`` when the source does not
+    exist, a line is not such an object, or no candidate fits a prompt.
     """
     source = Path(source)
     listing = source / "candidates.jsonl" if source.is_dir() else source
@@ -91,7 +98,8 @@ def read_candidates(source: Path, prompts: Sequence[str] | None = None) -> dict[
     if not any(found.values()):
         or_names = f", or name them {file_stem(prompts[0])}-0.mp4, …" if prompts else ""
         raise ValueError(
-            f'{source}: no candidate for any of the prompts; list them in a JSONL as {{"prompt": …, "video": …}}{or_names}'
+            f"{source}: no candidate for any of the prompts; list them in a JSONL as "
+            f'{{"prompt": …, "video": …}}{or_names}'
         )
     return found
 
@@ -111,19 +119,19 @@ def _video_path(prompt: str, seed: int, out: Path | None) -> Path | None:
 
 
 def generate_candidates(generate: Generate, prompt: str, seeds: Sequence[int], out: Path | None) -> list[Candidate]:
-    """The candidates of one prompt, one per seed. out: where videos are kept, or found if made before; None: nowhere.
+    """The candidates of one prompt, one per seed. out: where videos are kept, or found if made
+    before; None: nowhere.
 
     Missing videos are made in one call where the generator has ``batch``.
     """
     missing = [seed for seed in seeds if (path := _video_path(prompt, seed, out)) is None or not path.exists()]
-    if not isinstance(generate, BatchGenerate) or len(missing) < 2:
-        return [_generated(generate, prompt, seed, out) for seed in seeds]
-    try:
-        made = dict(zip(missing, generate.batch([prompt] * len(missing), missing), strict=True))
-    except ValueError:
-        # One of them is unusable. Made one by one, the others are kept and that one has an error.
-        return [_generated(generate, prompt, seed, out) for seed in seeds]
-    return [_generated(lambda _, each: made[each], prompt, seed, out) for seed in seeds]
+    make: Generate = generate
+    if isinstance(generate, BatchGenerate) and len(missing) > 1:
+        # Where one of them is unusable they are made one by one: the others are kept and that one has an error.
+        with suppress(ValueError):
+            made = dict(zip(missing, generate.batch([prompt] * len(missing), missing), strict=True))
+            make = lambda _, seed: made[seed]  # noqa: E731
+    return [_generated(make, prompt, seed, out) for seed in seeds]
 
 
 def _generated(generate: Generate, prompt: str, seed: int, out: Path | None) -> Candidate:

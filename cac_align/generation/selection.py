@@ -1,9 +1,10 @@
-"""Choosing among scored candidates: the highest score wins, and a reason in plain sentences says why.
+"""Choosing among scored candidates: the highest score wins, and a reason in plain sentences says
+why.
 
 candidates → ``score_candidates`` (one call of the reward: they are a group) → ``choose`` → ``Selection``
 
-A candidate without a score loses to any score. When no candidate has one, the prompt is undecided and nothing is
-chosen. Scores within ``QUANTUM`` are a tie, which the lowest index wins.
+A candidate without a score loses to any score. When no candidate has one, the prompt is undecided
+and nothing is chosen. Scores within ``QUANTUM`` are a tie, which the lowest index wins.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from cac_align.rewards.reward import Reward, Score
 class Selection:
     """What was chosen for one prompt, and why.
 
-    chosen: index into ``candidates``; None when undecided. candidates: paths or names, in order. scores: one per
-    candidate. seeds: one per generated candidate; empty for given ones. reason: plain sentences. video: the chosen one.
+    chosen: index into ``candidates``; None when undecided. candidates: paths or names, in order.
+    scores: one per candidate. seeds: one per generated candidate; empty for given ones. reason:
+    plain sentences. video: the chosen one.
     """
 
     prompt: str
@@ -35,7 +37,10 @@ class Selection:
     video: Video | None = field(default=None, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """A line of ``selection.jsonl``; null stands for a missing score or error. The ledger has the evidence."""
+        """A line of ``selection.jsonl``; null stands for a missing score or error.
+
+        The ledger has the evidence.
+        """
         return {
             "prompt": self.prompt,
             "chosen": self.chosen,
@@ -54,7 +59,10 @@ def select(prompt: str, videos: Sequence[Video], reward: Reward) -> Selection:
 
 
 def score_candidates(reward: Reward, prompt: str, candidates: Sequence[Candidate]) -> list[Score]:
-    """One score per candidate. All that have a video go to the reward in one call, as the prompt's group."""
+    """One score per candidate.
+
+    All that have a video go to the reward in one call, as the prompt's group.
+    """
     videos = {index: candidate.video for index, candidate in enumerate(candidates) if candidate.video is not None}
     scores = [Score.missing(candidate.error or "no video") for candidate in candidates]
     if videos:
@@ -80,7 +88,9 @@ def choose(prompt: str, candidates: Sequence[Candidate], scores: Sequence[Score]
 
 
 def explain(ranking: Sequence[int], scores: Sequence[Score]) -> str:
-    """Why the first candidate of the ranking won, in plain sentences. ranking: candidates with a score, best first."""
+    """Why the first candidate of the ranking won, in plain sentences. ranking: candidates with a
+    score, best first.
+    """
     unscored = [index for index, score in enumerate(scores) if not score.scored]
     if not scores:
         return "Undecided: there is no candidate for this prompt."
@@ -97,7 +107,8 @@ def explain(ranking: Sequence[int], scores: Sequence[Score]) -> str:
         if ties:
             others = ", ".join(str(i) for i in ties)
             sentences.append(
-                f"Candidate {best} is tied with candidate{'s' if len(ties) > 1 else ''} {others} at {scores[best].value:.4g}; "
+                f"Candidate {best} is tied with candidate{'s' if len(ties) > 1 else ''} {others} at "
+                f"{scores[best].value:.4g}; "
                 "the lowest index wins."
             )
         if second is not None:
@@ -116,7 +127,9 @@ def explain(ranking: Sequence[int], scores: Sequence[Score]) -> str:
 
 
 def _differing_parts(best: Score, second: Score) -> str:
-    """The parts in which two scores differ, as ": unified 3.9 against 3.2, …"; raw values of components."""
+    """The parts in which two scores differ, as ": unified 3.9 against 3.2, …"; raw values of
+    components.
+    """
     names = [name for name in best.parts if "/" not in name and name in second.parts]
     moved = [name for name in names if quantise(best.parts[name]) != quantise(second.parts[name])]
     return (

@@ -1,11 +1,13 @@
-"""Wan: any diffusers Wan text-to-video checkpoint behind one small callable, prompt and seed in, one Video out.
+"""Wan: any diffusers Wan text-to-video checkpoint as a callable from a prompt and a seed to a
+Video.
 
 folder or hub id → WanPipeline + Setting (size, frames, steps, guidance, fps) → wan(prompt, seed) → Video
 prompts, seeds → wan.batch → one call of the pipeline → list[Video]
 
-The first noise of a sample is drawn on the CPU from its own seed, so a video depends on its prompt, its seed and the provenance, and
-not on its neighbours in a batch or (up to rounding) on the device. What a checkpoint was trained for stands in its folder, in
-``cac_align.json``; without that file the numbers of Wan-2.1-1.3B apply: 480 × 832, 81 frames at 16 fps, 50 steps, guidance 5.
+The first noise of a sample is drawn on the CPU from its own seed. So a video depends on its prompt,
+its seed and the provenance, and neither on its neighbours in a batch nor (up to rounding) on the
+device. A checkpoint's own settings are in the file ``cac_align.json`` in its folder; without it
+those of Wan-2.1-1.3B apply: 480 × 832 pixels, 81 frames at 16 fps, 50 steps, guidance 5.
 Source: Wan (arXiv 2503.20314); diffusers' ``WanPipeline``.
 """
 
@@ -27,7 +29,7 @@ from cac_align.runs.device import pick_device
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import WanPipeline
+    from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 
 DEFAULTS_FILE = "cac_align.json"
 
@@ -36,8 +38,9 @@ DEFAULTS_FILE = "cac_align.json"
 class Setting:
     """How a checkpoint is sampled. The defaults are those of Wan-2.1-1.3B.
 
-    height, width: pixels. num_frames: 4k + 1. guidance_scale: classifier-free guidance; 1 or less means none.
-    fps: frames per second of the clips the model was trained on. max_sequence_length: tokens a prompt is padded to.
+    height, width: in pixels. num_frames: 4k + 1. guidance_scale: of classifier-free guidance; 1 or
+    less means none. fps: frames per second of the videos that the model was trained on.
+    max_sequence_length: the number of tokens that a prompt is padded to.
     """
 
     height: int = 480
@@ -51,7 +54,10 @@ class Setting:
 
 
 class Wan:
-    """A loaded Wan. Make one with ``Wan.load``; ``pipeline`` is diffusers' own and may be used directly."""
+    """A loaded Wan; ``Wan.load`` makes one.
+
+    ``pipeline`` is diffusers' own and may be used directly.
+    """
 
     def __init__(self, pipeline: WanPipeline, setting: Setting, folder: Path, lora: Path | None = None) -> None:
         check_setting(pipeline, setting)
@@ -76,16 +82,20 @@ class Wan:
         negative_prompt: str | None = None,
         lora: str | os.PathLike[str] | None = None,
     ) -> Wan:
-        """Load a checkpoint from a folder or the hub. What is not given comes from its ``cac_align.json``, then from ``Setting``.
+        """Load a checkpoint from a folder or the hub.
 
-        device: default is CUDA where there is one, else the CPU. dtype: of text encoder and DiT; default is bfloat16 on CUDA and
-        float32 elsewhere. The VAE always runs in float32, as Wan's authors do: in bfloat16 it bands and flickers.
-        lora: a folder with LoRA weights in diffusers' format, as ``cac-align align`` writes them.
-        Raises ``ValueError`` when there is no such checkpoint, it is not a Wan text-to-video one, it cannot do this size, or the LoRA
-        does not fit it: one that changes nothing would make the base model's videos under the LoRA's name.
+        Settings that are not given come from its ``cac_align.json``, else from ``Setting``. device:
+        CUDA by default where there is a GPU, else the CPU. dtype: of text encoder and DiT; by
+        default bfloat16 on CUDA and float32 elsewhere. The VAE always runs in float32, as Wan's
+        authors do: in bfloat16 its videos have bands and flicker. lora: a folder with LoRA weights
+        in diffusers' format, as ``cac-align align`` writes them.
+
+        Raises ``ValueError`` when there is no such checkpoint, it is not a Wan text-to-video one,
+        it cannot make videos of this size, or the LoRA does not fit it and would therefore change
+        nothing.
         """
         import torch
-        from diffusers import WanPipeline
+        from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 
         folder = _checkpoint_folder(path_or_id)
         setting = _read_setting(folder)
@@ -119,7 +129,7 @@ class Wan:
         return cls(pipeline.to(device), setting, folder, None if lora is None else Path(lora))
 
     def with_setting(self, **changes: Any) -> Wan:
-        """The same weights, sampled differently; see ``Setting`` for the names."""
+        """The same weights with other settings; see ``Setting`` for their names."""
         return Wan(self.pipeline, replace(self.setting, **changes), self.folder, self.lora)
 
     def __call__(self, prompt: str, seed: int) -> Video:
@@ -127,10 +137,13 @@ class Wan:
         return self.batch([prompt], [seed])[0]
 
     def batch(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Video]:
-        """Generate one video per prompt and seed in a single call of the pipeline. The DiT's memory grows with the number of
-        prompts, the VAE's does not: it decodes one video after the other.
+        """Generate one video per prompt and seed in a single call of the pipeline.
 
-        Raises ``ValueError`` when the lengths differ, a prompt is empty, or the model's output is not finite.
+        The DiT's memory grows with the number of prompts. The VAE's does not, because it decodes
+        one video at a time.
+
+        Raises ``ValueError`` when the lengths differ, a prompt is empty, or the model's output is
+        not finite.
         """
         import torch
 
@@ -142,7 +155,8 @@ class Wan:
         if not prompts:
             return []
         setting = self.setting
-        frames = self.pipeline(
+        call: Any = self.pipeline  # its stubs allow neither negative_prompt=None nor .frames
+        frames = call(
             prompt=list(prompts),
             negative_prompt=[setting.negative_prompt] * len(prompts) if setting.guidance_scale > 1 else None,
             height=setting.height,
@@ -161,17 +175,19 @@ class Wan:
 
     @cached_property
     def weights_hash(self) -> str:
-        """sha256 over the names and contents of the checkpoint's weight files; read once, on first use."""
-        return hash_weights(self.folder)
+        """sha256 over the names and contents of the checkpoint's weight files; read once, on first
+        use.
+        """
+        return hash_checkpoint(self.folder)
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        """Everything that identifies a generated video beside its prompt and seed."""
+        """Everything that identifies a generated video, besides its prompt and seed."""
         scheduler = self.pipeline.scheduler
         return {
             "generator": str(self.folder.name),
             "weights_sha256": self.weights_hash,
-            **({} if self.lora is None else {"lora_sha256": hash_weights(self.lora)}),
+            **({} if self.lora is None else {"lora_sha256": hash_checkpoint(self.lora)}),
             "scheduler": f"{type(scheduler).__name__}, flow_shift {getattr(scheduler.config, 'flow_shift', None)}",
             "dtype": str(self.pipeline.transformer.dtype).removeprefix("torch."),
             **{name: str(value) for name, value in asdict(self.setting).items()},
@@ -179,12 +195,15 @@ class Wan:
 
 
 def check_setting(pipeline: WanPipeline, setting: Setting) -> None:
-    """Raise ``ValueError``, with the nearest allowed values, unless this pipeline can generate this size and length."""
+    """Raise ``ValueError``, with the nearest allowed values, unless this pipeline can generate this
+    size and length.
+    """
     temporal = int(pipeline.vae_scale_factor_temporal)
     if setting.num_frames < 1 or (setting.num_frames - 1) % temporal:
         below = max(0, setting.num_frames - 1) // temporal * temporal + 1
         raise ValueError(
-            f"num_frames must be {temporal}k + 1 (Wan's VAE keeps the first frame and folds every {temporal} after it), "
+            f"num_frames must be {temporal}k + 1 (Wan's VAE keeps the first frame and folds every "
+            f"{temporal} after it), "
             f"received {setting.num_frames}; the nearest are {below} and {below + temporal}"
         )
     _, patch_height, patch_width = pipeline.transformer.config.patch_size
@@ -193,7 +212,8 @@ def check_setting(pipeline: WanPipeline, setting: Setting) -> None:
         if value < step or value % step:
             below = max(step, value // step * step)
             raise ValueError(
-                f"{name} must be a positive multiple of {step} pixels, received {value}; the nearest are {below} and {below + step}"
+                f"{name} must be a positive multiple of {step} pixels, received {value}; the nearest are "
+                f"{below} and {below + step}"
             )
     if setting.num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, received {setting.num_inference_steps}")
@@ -202,13 +222,18 @@ def check_setting(pipeline: WanPipeline, setting: Setting) -> None:
 
 
 def _add_lora(pipeline: Any, folder: Path, model: str | os.PathLike[str]) -> None:
-    """The folder's LoRA on the DiT, whole. Raises ``ValueError`` where it does not fit: diffusers only warns of names that it does not know."""
+    """Add the folder's LoRA to the DiT.
+
+    Raises ``ValueError`` unless every tensor of it is used; diffusers only warns about names that
+    it does not know.
+    """
     from safetensors import safe_open
 
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(
-            f"{folder}: no LoRA that fits {model}: no safetensors file in it; expected a folder that `cac-align align` wrote"
+            f"{folder}: no LoRA that fits {model}: no safetensors file in it; expected a folder that "
+            "`cac-align align` wrote"
         )
     try:
         pipeline.load_lora_weights(str(folder))
@@ -218,21 +243,24 @@ def _add_lora(pipeline: Any, folder: Path, model: str | os.PathLike[str]) -> Non
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"{folder}: no LoRA that fits {model}: {str(error).splitlines()[0]}") from error
     placed = sum(".lora_" in name for name, _ in pipeline.transformer.named_parameters())
-    # Names of another format have been converted by diffusers: then there is none of its own among them.
+    # diffusers converts names of other formats when it loads them; such a file has no name in diffusers' format.
     named = [name for name in names if name.startswith(("transformer.", "transformer_2."))]
     asked = sum(name.startswith("transformer.") and ".lora_" in name for name in named)
     if placed == 0 or (named and (len(named) < len(names) or placed != asked)):
         wrong = next((name for name in names if name not in named), names[0])
         raise ValueError(
-            f"{folder}: no LoRA that fits {model}: not all of its tensors have their place in it ({wrong}); "
-            "expected diffusers' names, transformer.….lora_A.weight, as `cac-align align` writes them; PEFT's own adapters need converting"
+            f"{folder}: no LoRA that fits {model}: not all of its tensors belong to that model ({wrong}); "
+            "expected diffusers' names, transformer.….lora_A.weight, as `cac-align align` writes them; "
+            "PEFT's own adapters need converting"
         )
 
 
-def hash_weights(folder: Path) -> str:
-    """sha256 over (relative name, sha256 of the contents) of every safetensors file below ``folder``, in order of name.
+def hash_checkpoint(folder: Path) -> str:
+    """sha256 over (relative name, sha256 of the contents) of every safetensors file below
+    ``folder``, in order of name.
 
-    The hub's cache names large files by their sha256, so a checkpoint from the hub is identified without reading gigabytes.
+    The hub's cache names large files by their sha256, so a checkpoint from the hub is identified
+    without reading gigabytes.
     """
     digest = hashlib.sha256()
     files = sorted(folder.rglob("*.safetensors"))
@@ -250,14 +278,17 @@ def hash_weights(folder: Path) -> str:
 
 
 def _checkpoint_folder(path_or_id: str | os.PathLike[str]) -> Path:
-    """The local folder of a checkpoint, downloaded if it is a hub id; checked to be a Wan text-to-video pipeline."""
-    from diffusers import DiffusionPipeline
+    """The local folder of a checkpoint, downloaded if it is a hub id; checked to be a Wan
+    text-to-video pipeline.
+    """
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     folder = Path(path_or_id)
     if not folder.is_dir():
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_id)):
             raise ValueError(
-                f"{path_or_id}: no such folder; expected a diffusers Wan folder, or a hub id such as Wan-AI/NAME-Diffusers"
+                f"{path_or_id}: no such folder; expected a diffusers Wan folder, or a hub id such as "
+                "Wan-AI/NAME-Diffusers"
             )
         try:
             folder = Path(DiffusionPipeline.download(str(path_or_id)))
@@ -268,7 +299,8 @@ def _checkpoint_folder(path_or_id: str | os.PathLike[str]) -> Path:
     index = folder / "model_index.json"
     if not index.is_file():
         raise ValueError(
-            f"{folder}: no model_index.json; expected a diffusers pipeline folder, as WanPipeline.save_pretrained writes"
+            f"{folder}: no model_index.json; expected a diffusers pipeline folder, as "
+            "WanPipeline.save_pretrained writes"
         )
     received = json.loads(index.read_text()).get("_class_name")
     if received != "WanPipeline":
@@ -277,7 +309,10 @@ def _checkpoint_folder(path_or_id: str | os.PathLike[str]) -> Path:
 
 
 def _read_setting(folder: Path) -> Setting:
-    """The checkpoint's own defaults. Raises ``ValueError`` for an unknown name in its ``cac_align.json``."""
+    """The checkpoint's own defaults.
+
+    Raises ``ValueError`` for an unknown name in its ``cac_align.json``.
+    """
     file = folder / DEFAULTS_FILE
     if not file.is_file():
         return Setting()

@@ -24,9 +24,8 @@ import numpy as np
 
 from cac_align.core.weights import shipped
 from cac_align.evaluation.statistics import Estimate, mean_interval
-from cac_align.generation.wan import Wan, hash_weights
+from cac_align.generation.wan import Wan, hash_checkpoint
 from cac_align.miniature.demo import PLAYGROUND_PROMPTS, playground_prompts
-from cac_align.miniature.oracle.oracle import judge
 from cac_align.miniature.world.world import make_prompts
 from cac_align.vlm.local import set_threads
 from research.experiments import curves
@@ -39,12 +38,12 @@ TRAINED = range(3_000_000, 3_000_240)
 
 @dataclass(frozen=True)
 class Judged:
-    """What the oracle said of one clip. motion_px: mean path of the entity in px per second (NaN while it is not to be seen)."""
+    """What the oracle said of one clip. displacement_px_s: mean path of the entity in px per second (NaN while it is not to be seen)."""
 
     prompt: str
-    broken: bool
+    anomalous: bool
     follows: bool
-    motion_px: float
+    displacement_px_s: float
 
 
 def prompts_judged() -> list[str]:
@@ -72,8 +71,10 @@ def judged(name: str, lora: str | None, out: Path) -> list[Judged]:
             asked = prompts[first : first + BATCH]
             videos = wan.batch(asked, range(FIRST_SEED + first, FIRST_SEED + first + len(asked)))
             for prompt, video in zip(asked, videos, strict=True):
-                told = judge(prompt, video)
-                rows.append(Judged(prompt, told.status == "abnormal", all(told.follows.values()), told.displacement_px))
+                told = judge_clip(prompt, video)
+                rows.append(
+                    Judged(prompt, told.status == "abnormal", all(told.follows.values()), told.displacement_px_s)
+                )
                 lines.write(json.dumps(rows[-1].__dict__) + "\n")
             lines.flush()
             print(f"{name}: {len(rows)} of {len(prompts)} clips", file=sys.stderr, flush=True)
@@ -96,8 +97,8 @@ def table(found: Mapping[str, Sequence[Sequence[Judged]]]) -> str:
         for run in runs:
             if [row.prompt for row in run] != [row.prompt for row in base]:
                 raise ValueError(f"{name} was judged on other prompts than the base; start with an empty folder")
-        rates = [np.mean([row.broken for row in run]) for run in runs]
-        motion = [np.nanmean([row.motion_px for row in run]) for run in runs]
+        rates = [np.mean([row.anomalous for row in run]) for run in runs]
+        motion = [np.nanmean([row.displacement_px_s for row in run]) for run in runs]
         follows = [np.mean([row.follows for row in run]) for run in runs]
         apart = "–" if name == "base" else str(_difference(runs, base))
         lines.append(
@@ -111,7 +112,7 @@ def _difference(runs: Sequence[Sequence[Judged]], base: Sequence[Judged]) -> Est
     prompt_means: dict[str, list[float]] = {}
     for at, row in enumerate(base):
         prompt_means.setdefault(row.prompt, []).append(
-            float(np.mean([run[at].broken for run in runs])) - float(row.broken)
+            float(np.mean([run[at].anomalous for run in runs])) - float(row.anomalous)
         )
     return mean_interval([float(np.mean(apart)) for apart in prompt_means.values()], resamples=5000)
 
@@ -136,11 +137,13 @@ def main(arguments: Sequence[str]) -> int:
         name, lora = part.split("=", 1)
         if (log := Path(lora).parent / "log.jsonl").is_file():
             logs.setdefault(name, []).append(log)
-        found.setdefault(name, []).append(judged(f"{name}-{hash_weights(Path(lora))[:12]}", lora, out))
+        found.setdefault(name, []).append(judged(f"{name}-{hash_checkpoint(Path(lora))[:12]}", lora, out))
     text = table(found)
     (out / "table2.md").write_text(text, encoding="utf-8")
     curves.draw(
-        {name: [[row.broken for row in run] for run in runs] for name, runs in found.items()}, logs, out / "table2.svg"
+        {name: [[row.anomalous for row in run] for run in runs] for name, runs in found.items()},
+        logs,
+        out / "table2.svg",
     )
     print(text)
     return 0

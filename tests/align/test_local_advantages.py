@@ -29,7 +29,7 @@ def test_the_latent_grid_by_hand():
     assert wan.cells(Box(250, 100, 300, 117)) == (slice(6, 8), slice(26, 32))
     small = LatentGrid(33, 64, 64, temporal=2, spatial=4)
     assert small.shape == (17, 16, 16)
-    assert [small.time_of(frame) for frame in (0, 1, 2, 3, 32)] == [0, 1, 1, 2, 16]
+    assert [small.latent_frame(frame) for frame in (0, 1, 2, 3, 32)] == [0, 1, 1, 2, 16]
 
 
 def test_boxes_and_windows_become_a_mask():

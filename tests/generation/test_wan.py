@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cac_align.core.weights import weights_folder
-from cac_align.generation.wan import Setting, Wan, hash_weights
+from cac_align.generation.wan import Setting, Wan, hash_checkpoint
 from cac_align.miniature.models.wan import MiniWan, build_pipeline, save_pipeline
 
 TINY = MiniWan(
@@ -216,14 +216,14 @@ def test_a_diverged_model_is_an_error_and_not_a_black_video(folder):
 def test_the_provenance_follows_weights_and_setting(folder, wan, tmp_path):
     provenance = wan.provenance
     assert provenance["num_inference_steps"] == "2" and provenance["guidance_scale"] == "2.0"
-    assert provenance["weights_sha256"] == hash_weights(folder)
+    assert provenance["weights_sha256"] == hash_checkpoint(folder)
     assert "UniPC" in provenance["scheduler"] and f"flow_shift {TINY.flow_shift}" in provenance["scheduler"]
     assert wan.with_setting(num_inference_steps=3).provenance != provenance
     shutil.copytree(folder, tmp_path / "copy")
-    assert hash_weights(tmp_path / "copy") == provenance["weights_sha256"]
+    assert hash_checkpoint(tmp_path / "copy") == provenance["weights_sha256"]
     file = next((tmp_path / "copy").rglob("vae/*.safetensors"))
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
-    assert hash_weights(tmp_path / "copy") != provenance["weights_sha256"]
+    assert hash_checkpoint(tmp_path / "copy") != provenance["weights_sha256"]
 
 
 def test_the_hubs_cache_identifies_weights_without_reading_them(tmp_path):
@@ -237,9 +237,9 @@ def test_the_hubs_cache_identifies_weights_without_reading_them(tmp_path):
     (tmp_path / "linked" / "a.safetensors").symlink_to(tmp_path / "blobs" / name)
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "a.safetensors").write_bytes(b"weights")
-    assert hash_weights(tmp_path / "linked") == hash_weights(tmp_path / "plain")
+    assert hash_checkpoint(tmp_path / "linked") == hash_checkpoint(tmp_path / "plain")
     with pytest.raises(ValueError, match="no safetensors"):
-        hash_weights(tmp_path / "blobs")
+        hash_checkpoint(tmp_path / "blobs")
 
 
 def test_a_saved_pipeline_and_the_shipped_weights_name_no_folder_of_the_machine_they_came_from(tmp_path):

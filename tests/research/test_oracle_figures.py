@@ -6,7 +6,6 @@ import math
 import pytest
 
 from cac_align.core.encoding import write_mp4
-from cac_align.miniature.oracle.oracle import Verdict
 from cac_align.miniature.world.settings import STUDIO
 from cac_align.miniature.world.world import make_clip
 from research.experiments.oracle_figures import folders_of, main, row, verdicts_of
@@ -14,7 +13,7 @@ from research.experiments.oracle_figures import folders_of, main, row, verdicts_
 
 def verdict(*types, px=10.0, **missed):
     follows = {"entity": True, "colour": True, "motion": True} | missed
-    return Verdict("abnormal" if types else "normal", types, None, follows, px, "")
+    return OracleVerdict("abnormal" if types else "normal", types, None, follows, px, "")
 
 
 def test_a_row_by_hand():
@@ -41,17 +40,17 @@ def test_without_a_verdict_there_is_no_rate():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run's watched clips: sound ones at step 0; at step 10 broken ones, a broken file and one that no listing names."""
+    """A run's evaluation videos: normal ones at step 0; at step 10 broken ones, a broken file and one that no listing names."""
     out = tmp_path_factory.mktemp("run")
     for step, anomalous in ((0, False), (10, True)):
-        folder = out / "watch" / f"step-{step:06d}"
+        folder = out / "eval" / f"step-{step:06d}"
         folder.mkdir(parents=True)
         clips = [make_clip(seed, STUDIO, anomalous=anomalous) for seed in range(7_000, 7_006)]
         for n, clip in enumerate(clips):
             write_mp4(folder / f"{n}.mp4", clip.pixels, 16)
         lines = [json.dumps({"video": f"{n}.mp4", "prompt": clip.prompt, "seed": n}) for n, clip in enumerate(clips)]
         (folder / "prompts.jsonl").write_text("\n".join(lines[: 5 if anomalous else 6]) + "\n")
-    (out / "watch" / "step-000010" / "torn.mp4").write_bytes(b"no video")
+    (out / "eval" / "step-000010" / "torn.mp4").write_bytes(b"no video")
     return out
 
 
@@ -65,7 +64,7 @@ def test_a_run_is_read_step_by_step_and_what_cannot_be_judged_is_counted(run, ca
     )
     assert main([str(run)]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-1].startswith(f"| {run.name}/watch/step-000010 | 5 | ") and printed[-1].endswith("| 2 |")
+    assert printed[-1].startswith(f"| {run.name}/eval/step-000010 | 5 | ") and printed[-1].endswith("| 2 |")
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path, capsys):

@@ -155,7 +155,10 @@ def test_hostile_prompts_pass_through(clip):
             ["score", "a.mp4", "--prompt", "p", "--reward", "json:dumps"],
             "json:dumps cannot be called without arguments",
         ),
-        (["score", "a.mp4", "--prompt", "p", "--reward", "collections:Counter"], "returns a Counter, which is no reward"),
+        (
+            ["score", "a.mp4", "--prompt", "p", "--reward", "collections:Counter"],
+            "returns a Counter, which is no reward",
+        ),
         (
             ["score", "a.mp4", "--prompt", "p", "--reward", "a:B", "--set", "c=1"],
             "c=1 would not be read, because a:B is called without arguments",

@@ -19,7 +19,7 @@ from cac_align.miniature.demo import playground_prompts
 REPOSITORY = Path(__file__).parents[2]
 PYTHON = os.environ.get("UPSTREAM_PYTHON", sys.executable)
 REWARD = os.environ.get(
-    "UPSTREAM_REWARD", "hosting:telling"
+    "UPSTREAM_REWARD", "tests.support.hosting:telling"
 )  # a recipe file or module:Name, e.g. recipes/reward/miniature.yaml
 MINIATURE = os.environ.get("UPSTREAM_MODEL") == "miniature"
 PROMPTS = (

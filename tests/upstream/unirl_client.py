@@ -43,7 +43,7 @@ try:
 except ValueError as error:
     out["unknown"] = str(error)
 
-local = CaCBackend(config=CaCSpec(reward="hosting:scripted", ledger=ledger), base_device="cpu")
+local = CaCBackend(config=CaCSpec(reward="tests.support.hosting:scripted", ledger=ledger), base_device="cpu")
 answer = local.compute_rewards(request(0.95, 0.2))
 out["local"], out["local_components"] = answer.rewards, sorted(answer.component_rewards)
 bad = local.compute_rewards(request(0.95, 9.0))

@@ -1,3 +1,1 @@
-"""Checks that a host trainer, a server or this machine is set up right, with the line to add where it
-is not.
-"""
+"""Checks of a host trainer's config and of this environment, with the lines to add where one fails."""

@@ -56,7 +56,7 @@ class RunConfig:
     # AdamW's decay of the second moment.
     beta2: float = 0.95
     # Largest norm of the gradient; a longer one is scaled down to it.
-    clip_norm: float = 1.0
+    max_grad_norm: float = 1.0
     # Of adapters, of the order of samples and of rollouts.
     seed: int = 0
     # Steps between checkpoints; the newest one is kept.
@@ -78,8 +78,10 @@ class RunConfig:
         for name in ("steps", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} must be at least 1, received {getattr(self, name)}")
-        if self.lr <= 0 or self.clip_norm <= 0:
-            raise ValueError(f"run.lr and run.clip_norm must be positive, received {self.lr} and {self.clip_norm}")
+        if self.lr <= 0 or self.max_grad_norm <= 0:
+            raise ValueError(
+                f"run.lr and run.max_grad_norm must be positive, received {self.lr} and {self.max_grad_norm}"
+            )
         if self.track not in TRACKERS:
             raise ValueError(f"run.track must be 'tensorboard', 'wandb' or '', received {self.track!r}")
 
@@ -124,7 +126,7 @@ class TrainingRun:
         if found := checkpoints(self.out):
             progress = json.loads((found[-1] / "progress.json").read_text(encoding="utf-8"))
             accelerator.load_state(str(found[-1]))
-            # accelerate stores its count of micro-batches, but another number of processes takes another number per step.
+            # accelerate stores its count of micro-batches; another number of processes takes another number per step.
             accelerator.step = 0
             self.step, self.best = progress["step"], progress["best"]
         self.log = self.tracker = None
@@ -143,7 +145,7 @@ class TrainingRun:
             known = {
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
-                "gradient_clipping": config.clip_norm,
+                "gradient_clipping": config.max_grad_norm,
             }
             accelerator.state.deepspeed_plugin.deepspeed_config.update(known)
         return accelerator.prepare(self.scorer, adam)
@@ -192,7 +194,7 @@ class TrainingRun:
                     raise Stopped(self._not_finite("loss", value.item()))
                 self.accelerator.backward(value * scale)
                 if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
+                    norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.max_grad_norm)
                     if norm is not None and not math.isfinite(float(norm)):
                         raise Stopped(self._not_finite("gradient's norm", float(norm)))
                 self.optimizer.step()

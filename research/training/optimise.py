@@ -46,7 +46,7 @@ class Schedule:
     warmup: int = 50
     weight_decay: float = 0.0
     beta2: float = 0.99
-    clip_norm: float = 1.0
+    max_grad_norm: float = 1.0
     ema: float = 0.99
     save_every: int = 100
     log_every: int = 20
@@ -121,7 +121,7 @@ class Optimisation:
             for p in self.parameters:
                 p.grad = None
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(self.parameters, s.clip_norm)
+            norm = nn.utils.clip_grad_norm_(self.parameters, s.max_grad_norm)
             for optimizer in self.optimizers:
                 optimizer.step()
             self.step += 1

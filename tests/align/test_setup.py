@@ -41,7 +41,7 @@ def fresh_accelerate():
 def test_settings_under_which_something_else_would_be_trained_are_refused(
     model, tmp_path, monkeypatch, fresh_accelerate, name, value, message
 ):
-    """Under dynamo the LoRA was saved under names that nothing loads; accumulation divides the gradient that clip_norm is meant for."""
+    """Under dynamo the LoRA was saved under names that nothing loads; accumulation divides the gradient that max_grad_norm is meant for."""
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"accelerate's settings: {message}.*; pass --config_file"):
         prepare(recipe(model, tmp_path))

@@ -48,7 +48,7 @@ def recipe(root, out, **changes) -> GrpoRecipe:
         rollout=RolloutRecipe(group_size=8, max_new_tokens=4),
         grpo=ObjectiveRecipe(beta=0.1),
         early_stopping=CALM,
-        run=RunConfig(steps=4, warmup_steps=0, lr=3e-3, save_every=2, eval_every=2, cpu=True, clip_norm=1e6),
+        run=RunConfig(steps=4, warmup_steps=0, lr=3e-3, save_every=2, eval_every=2, cpu=True, max_grad_norm=1e6),
     )
     return replace(made, **changes)
 

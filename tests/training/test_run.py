@@ -15,7 +15,7 @@ def test_a_run_may_end_early_on_the_schedule_of_all_steps():
     "changes, message",
     [
         ({"steps": 0}, "run.steps must be at least 1, received 0"),
-        ({"lr": 0.0}, "run.lr and run.clip_norm must be positive"),
+        ({"lr": 0.0}, "run.lr and run.max_grad_norm must be positive"),
         ({"track": "mlflow"}, "run.track must be 'tensorboard', 'wandb' or '', received 'mlflow'"),
     ],
 )

@@ -115,7 +115,7 @@ def test_a_stopped_run_ends_with_the_same_weights(root, stage):
 
 def test_the_best_evaluation_is_kept(root):
     made = recipe(
-        root, "best", run=replace(recipe(root, "").run, steps=4, lr=1.0, clip_norm=1e3, eval_every=1)
+        root, "best", run=replace(recipe(root, "").run, steps=4, lr=1.0, max_grad_norm=1e3, eval_every=1)
     )  # soon much worse
     train_sft(made)
     losses = {row["step"]: row["held_out_loss"] for row in rows(root / "best") if "held_out_loss" in row}

@@ -16,9 +16,9 @@ import published
 import torch
 from diffusers import WanTransformer3DModel
 
-from cac_align.align.grpo_loss import grpo_loss
 from cac_align.align.lora import add_lora, lora_parameters
-from cac_align.align.sde import transition
+from cac_align.align.losses.grpo_loss import grpo_loss
+from cac_align.align.sampling.sde import transition
 
 GOAL_GB = 80
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cac_align.align.advantages import AGGREGATIONS
-from cac_align.align.sde import DYNAMICS
+from cac_align.align.advantages.uniform import AGGREGATIONS
+from cac_align.align.sampling.sde import DYNAMICS
 
 OBJECTIVES = ("grpo", "nft")
 SAMPLERS = ("euler", "checkpoint")
@@ -95,7 +95,7 @@ class AlignRecipe:
     # Who takes the steps that are not stochastic: "euler", or "checkpoint" (its own scheduler; objective nft only,
     # because UniPC uses the steps before). Evaluation videos always use the checkpoint's.
     sampler: str = "euler"
-    # The SDE of stochastic steps: flow, dance or cps (see `align/sde.py`).
+    # The SDE of stochastic steps: flow, dance or cps (see `align/sampling/sde.py`).
     dynamics: str = "flow"
     # The noise level a of the SDE. 0.7 was best for the miniature; the paper has 0.3.
     noise_level: float = 0.7

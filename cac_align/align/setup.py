@@ -13,11 +13,11 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs
 
+from cac_align.align.advantages.local import LatentGrid
 from cac_align.align.async_reward import AsyncReward
-from cac_align.align.local_advantages import LatentGrid
 from cac_align.align.lora import add_lora
-from cac_align.align.prompts import prompts_per_chunk, read_training_prompts, step_prompts
 from cac_align.align.recipe import AlignRecipe, check_align_recipe
+from cac_align.align.sampling.prompts import prompts_per_chunk, read_training_prompts, step_prompts
 from cac_align.core.weights import shipped
 from cac_align.generation.wan import Wan
 from cac_align.rewards.build import load_reward

@@ -2,12 +2,12 @@
 evaluate, save; resumes.
 
     for each step:                                                                       module
-        prompts → chunks of videos (SDE or ODE)                                          prompts, chunks, rollout, sde
+        prompts → chunks of videos (SDE or ODE)                                          sampling/
         each chunk is scored in a thread while the next one is sampled                   async_reward
-        scores of all processes → advantages per video, or per latent position           group_advantages
-        loss of one micro-batch and one noise level at a time, backward                  batch_losses
-        optimizer step, moving averages, row in log.jsonl, ledger                        lora, progress
-        every few steps: the evaluation videos, a checkpoint                             evaluator, checkpoint
+        scores of all processes → advantages per video, or per latent position           advantages/
+        loss of one micro-batch and one noise level at a time, backward                  losses/
+        optimizer step, moving averages, row in log.jsonl, ledger                        lora
+        every few steps: the evaluation videos, a checkpoint                  monitoring/, checkpoint
 
 Memory does not grow with the number of noise levels: each has a forward and backward pass of its
 own. The first chunks are trained on while the last is still being scored, unless advantages depend
@@ -33,18 +33,14 @@ from torch import Tensor
 
 from cac_align.align import checkpoint as state
 from cac_align.align import setup
-from cac_align.align.alarms import skipped_too_often, unscored_too_often
-from cac_align.align.async_reward import AsyncReward, reward_sample
-from cac_align.align.batch_losses import grpo_batch_losses, nft_batch_losses
-from cac_align.align.chunks import RolloutChunk, batch_slice, batches_to_train, sample_chunk
-from cac_align.align.evaluator import Evaluator
-from cac_align.align.group_advantages import (
+from cac_align.align.advantages.group import (
     GroupAdvantages,
     clips_to_keep,
     group_advantages,
     needs_whole_step,
     summarise,
 )
+from cac_align.align.async_reward import AsyncReward, reward_sample
 from cac_align.align.lora import (
     copy_weights,
     ema_update,
@@ -54,10 +50,14 @@ from cac_align.align.lora import (
     save_lora,
     swapped,
 )
-from cac_align.align.progress import mean_metrics, progress_line, step_seconds
-from cac_align.align.prompts import eval_prompts, step_prompts
+from cac_align.align.losses.batch_losses import grpo_batch_losses, nft_batch_losses
+from cac_align.align.monitoring.alarms import skipped_too_often, unscored_too_often
+from cac_align.align.monitoring.evaluator import Evaluator
+from cac_align.align.monitoring.progress import mean_metrics, progress_line, step_seconds
 from cac_align.align.recipe import AlignRecipe, draw_sde_steps
-from cac_align.align.rollout import Flow, RolloutBatch
+from cac_align.align.sampling.chunks import RolloutChunk, batch_slice, batches_to_train, sample_chunk
+from cac_align.align.sampling.prompts import eval_prompts, step_prompts
+from cac_align.align.sampling.rollout import Flow, RolloutBatch
 from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
 from cac_align.runs.checkpoint import save_checkpoint

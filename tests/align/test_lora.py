@@ -3,7 +3,7 @@
 import torch
 
 from cac_align.align.lora import add_lora, copy_weights, ema_update, lora_parameters, save_lora, swapped, zero_lora
-from cac_align.align.rollout import Flow, guided_velocity
+from cac_align.align.sampling.rollout import Flow, guided_velocity
 from cac_align.generation.wan import Wan
 from tests.support.tiny_flow import write_wan
 

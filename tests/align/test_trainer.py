@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from cac_align.align.lora import copy_weights
 from cac_align.align.recipe import EvalRecipe, SdeWindow
-from cac_align.align.rollout import guided_velocity, sample_with_lora
-from cac_align.align.sde import log_prob, transition
+from cac_align.align.sampling.rollout import guided_velocity, sample_with_lora
+from cac_align.align.sampling.sde import log_prob, transition
 from cac_align.align.setup import build_async_reward
 from cac_align.align.trainer import AlignRun, align
 from cac_align.cli.main import main

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from cac_align.align.advantages.group import GroupAdvantages, clips_to_keep, group_advantages, summarise
 from cac_align.align.async_reward import RewardSample
-from cac_align.align.group_advantages import GroupAdvantages, clips_to_keep, group_advantages, summarise
 from cac_align.align.recipe import AlignRecipe
 
 WEIGHTS = {"unified": 0.5, "cac": 0.5}

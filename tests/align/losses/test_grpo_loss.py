@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cac_align.align.grpo_loss import grpo_loss, split_by_position
+from cac_align.align.losses.grpo_loss import grpo_loss, split_by_position
 
 
 def numbers(seed, *shape):

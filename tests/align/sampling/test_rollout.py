@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cac_align.align.rollout import Flow, guided_velocity, latent_shape, sample_batch, sample_seed
+from cac_align.align.sampling.rollout import Flow, guided_velocity, latent_shape, sample_batch, sample_seed
 from cac_align.generation.wan import Wan
 from tests.support.tiny_flow import every, write_wan
 
@@ -46,7 +46,7 @@ def test_the_kept_steps_chain_and_recompute_exactly(wan):
     made = sample_batch(flow, ["a red ball", "a blue box"], [1, 2], (1, 2), noise_level=0.7)
     first, second = made.steps
     assert torch.equal(first.x_next, second.x)
-    from cac_align.align.sde import transition
+    from cac_align.align.sampling.sde import transition
 
     with torch.enable_grad():
         again = transition(
@@ -82,7 +82,7 @@ def test_with_the_checkpoints_own_sampler_a_rollout_is_what_its_pipeline_makes(w
 
 
 def test_latents_that_are_not_finite_have_no_video(wan):
-    from cac_align.align.rollout import decode_latents
+    from cac_align.align.sampling.rollout import decode_latents
 
     latents = torch.randn(2, 4, 3, 4, 4)
     latents[0, 0, 0, 0, 0] = float("nan")

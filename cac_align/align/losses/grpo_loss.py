@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cac_align.align.sde import log_prob_by_location
+from cac_align.align.sampling.sde import log_prob_by_location
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cac_align.align.alarms import (
+from cac_align.align.monitoring.alarms import (
     EvalResult,
     find_alarms,
     is_best,

@@ -20,11 +20,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from cac_align.align.alarms import EvalResult, find_alarms, is_alignment, is_best
 from cac_align.align.async_reward import AsyncReward, ScoreAndSpeed
 from cac_align.align.lora import Weights, gather_weights, save_lora, swapped
+from cac_align.align.monitoring.alarms import EvalResult, find_alarms, is_alignment, is_best
 from cac_align.align.recipe import AlignRecipe
-from cac_align.align.rollout import Flow, sample_batch
+from cac_align.align.sampling.rollout import Flow, sample_batch
 from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
 from cac_align.generation.candidates import file_stem

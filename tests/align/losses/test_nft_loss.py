@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cac_align.align.nft_loss import add_noise, good_share, nft_loss, shares_by_position
+from cac_align.align.losses.nft_loss import add_noise, good_share, nft_loss, shares_by_position
 
 SHAPE = (2, 3, 2, 2, 2)
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from cac_align.align.prompts import eval_prompts, prompts_per_chunk, read_training_prompts, step_prompts
 from cac_align.align.recipe import AlignRecipe
+from cac_align.align.sampling.prompts import eval_prompts, prompts_per_chunk, read_training_prompts, step_prompts
 
 
 def test_blank_lines_and_repetitions_are_left_out_and_counted(tmp_path, capsys):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from cac_align.align.sde import log_prob, log_prob_by_location, ode_step, read_schedule, transition
+from cac_align.align.sampling.sde import log_prob, log_prob_by_location, ode_step, read_schedule, transition
 from cac_align.miniature.models.wan import MiniWan, build_scheduler
 
 

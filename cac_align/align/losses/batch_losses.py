@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cac_align.align.grpo_loss import grpo_loss
 from cac_align.align.lora import Weights, swapped, zero_lora
-from cac_align.align.nft_loss import add_noise, nft_loss
+from cac_align.align.losses.grpo_loss import grpo_loss
+from cac_align.align.losses.nft_loss import add_noise, nft_loss
 from cac_align.align.recipe import AlignRecipe
-from cac_align.align.rollout import Flow, RolloutBatch, SdeStep, guided_velocity, sample_seed
-from cac_align.align.sde import transition
+from cac_align.align.sampling.rollout import Flow, RolloutBatch, SdeStep, guided_velocity, sample_seed
+from cac_align.align.sampling.sde import transition
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from cac_align.align.advantages import summed_advantages
-from cac_align.align.local_advantages import LatentGrid, anomaly_mask, local_advantages
+from cac_align.align.advantages.local import LatentGrid, anomaly_mask, local_advantages
+from cac_align.align.advantages.uniform import summed_advantages
 from cac_align.core.judgement import Anomaly, Box, Judgement, Window
 from cac_align.core.video import Video
 

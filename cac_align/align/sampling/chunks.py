@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from cac_align.align.advantages.group import GroupAdvantages
 from cac_align.align.async_reward import ScoreAndSpeed
-from cac_align.align.group_advantages import GroupAdvantages
 from cac_align.align.recipe import AlignRecipe
-from cac_align.align.rollout import Flow, RolloutBatch, sample_batch, sample_seed
+from cac_align.align.sampling.rollout import Flow, RolloutBatch, sample_batch, sample_seed
 from cac_align.core.video import Video
 
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from cac_align.align.advantages import normalise_in_group
+from cac_align.align.advantages.uniform import normalise_in_group
 from cac_align.core.judgement import Anomaly, Box, Judgement, shown_frames
 from cac_align.core.video import Video
 from cac_align.rewards.normalise import QUANTUM

@@ -1,6 +1,6 @@
 """The seconds of a step."""
 
-from cac_align.align.progress import step_seconds
+from cac_align.align.monitoring.progress import step_seconds
 
 
 def test_seconds_add_up():

@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cac_align.align.advantages import Advantages, decoupled_advantages, normalise_in_group, summed_advantages
+from cac_align.align.advantages.local import local_advantages
+from cac_align.align.advantages.uniform import Advantages, decoupled_advantages, normalise_in_group, summed_advantages
 from cac_align.align.async_reward import RewardSample
-from cac_align.align.grpo_loss import split_by_position
-from cac_align.align.local_advantages import local_advantages
-from cac_align.align.nft_loss import good_share, shares_by_position
+from cac_align.align.losses.grpo_loss import split_by_position
+from cac_align.align.losses.nft_loss import good_share, shares_by_position
 from cac_align.align.recipe import AlignRecipe
 from cac_align.rewards.normalise import variance_shares
 

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cac_align.align.sde import Schedule, ode_step, read_schedule, transition
+from cac_align.align.sampling.sde import Schedule, ode_step, read_schedule, transition
 from cac_align.core.video import Video
 from cac_align.generation.wan import Setting, Wan
 

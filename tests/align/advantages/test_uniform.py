@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cac_align.align.advantages import decoupled_advantages, has_zero_std, summed_advantages
+from cac_align.align.advantages.uniform import decoupled_advantages, has_zero_std, summed_advantages
 
 NAN = math.nan
 NOISE = np.array([0.99901, 0.99899] * 8)  # 16 scores of .999 ± 1e-5: their standard deviation is 1e-5

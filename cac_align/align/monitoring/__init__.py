@@ -1,0 +1,1 @@
+"""How a run is doing: evaluation videos, alarms, and the line of progress."""

@@ -139,7 +139,7 @@ def write(vlm: LocalVlm, conversation: Conversation, tokens: int) -> str:
 
 def miniature(slots: int) -> LocalVlm:
     """The small judge's architecture with fresh weights."""
-    from cac_align.miniature.models.judge import build_model, build_processor, build_judge_tokenizer
+    from cac_align.miniature.models.judge import build_judge_tokenizer, build_model, build_processor
 
     words = '{"COT": "", "status": "normal", "anomalies": []} Is anything wrong in this video? Answer in JSON.'
     tokenizer = build_judge_tokenizer([words, TURN_ONE, TURN_TWO] * 4)

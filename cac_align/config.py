@@ -1,6 +1,8 @@
-"""Recipes: YAML files that mirror dataclasses through OmegaConf; a wrong key is an error that names the nearest valid one.
+"""Recipes: YAML files that mirror dataclasses, read through OmegaConf. A wrong key is an error with
+the nearest valid one.
 
-recipe file + key=value overrides → read_recipe(Dataclass) → a value that a room's ``build`` makes something of
+recipe file + key=value overrides → read_recipe(Dataclass)
+    → a value from which a room's ``build`` makes something
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import importlib
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from cac_align.core.shipped_recipes import find_recipe
 from cac_align.runs.checkpoint import recipe_values
@@ -21,10 +23,12 @@ T = TypeVar("T")
 def read_recipe(
     kind: type[T], path: str | os.PathLike[str] | None, overrides: Sequence[str] = (), *, section: str | None = None
 ) -> T:
-    """Read a YAML recipe into dataclass ``kind``, apply ``key=value`` overrides, and check every key and type.
+    """Read a YAML recipe into the dataclass ``kind``, apply overrides, and check every key and
+    type.
 
-    section: read only this top-level key of the file, where the file has it. path None: the dataclass's own defaults.
-    Raises ``ValueError`` that names the file, the key, and the nearest valid key.
+    path: None for the dataclass's own defaults. overrides: ``key=value`` texts with dotted keys.
+    section: a top-level key; when the file has it, only its content is read. Raises ``ValueError``
+    that names the file, the key and the nearest valid key.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -33,8 +37,8 @@ def read_recipe(
     try:
         layers = [OmegaConf.structured(kind)]
         if path is not None:
-            chosen = _keys_of(OmegaConf.load(find_recipe(path)), where, section)
-            _forget_default_components(layers[0], chosen)
+            chosen = _mapping_of(OmegaConf.load(find_recipe(path)), where, section)
+            _drop_default_components(layers[0], chosen)
             layers.append(chosen)
         if overrides:
             wrong = [item for item in overrides if "=" not in item]
@@ -58,24 +62,27 @@ def read_recipe(
         if type(error).__module__.startswith("yaml"):
             raise ValueError(f"{where}: not YAML: {str(error).splitlines()[0]}") from error
         raise
-    return value  # type: ignore[return-value]
+    return cast(T, value)
 
 
-def _keys_of(loaded: Any, where: str, section: str | None) -> Any:
-    """What a recipe file says, or its ``section`` where it has one. Raises ``ValueError`` for anything but keys and values."""
+def _mapping_of(loaded: Any, where: str, section: str | None) -> Any:
+    """The keys and values of a recipe file, or of its ``section``. Raises ``ValueError`` when they
+    are none.
+    """
     from omegaconf import DictConfig
 
-    part = section is not None and isinstance(loaded, DictConfig) and section in loaded
-    chosen = loaded[section] if part else loaded
+    chosen, under = loaded, ""
+    if section is not None and isinstance(loaded, DictConfig) and section in loaded:
+        chosen, under = loaded[section], f" under {section}"
     if isinstance(chosen, DictConfig):
         return chosen
-    if part and isinstance(chosen, str):
+    if under and isinstance(chosen, str):
         raise ValueError(f"{where}: its {section} is the recipe {chosen}; pass that one")
-    raise ValueError(f"{where}: expected keys and values{f' under {section}' if part else ''}, found {chosen!r:.80}")
+    raise ValueError(f"{where}: expected keys and values{under}, found {chosen!r:.80}")
 
 
-def _forget_default_components(defaults: Any, chosen: Any) -> None:
-    """A recipe that lists components means these and no others."""
+def _drop_default_components(defaults: Any, chosen: Any) -> None:
+    """Remove the default components when the recipe lists its own, so that they are not merged."""
     if "components" in defaults and "components" in chosen:
         defaults.components = {}
     if "reward" in defaults and chosen.get("reward") and "components" in chosen.reward:
@@ -83,8 +90,11 @@ def _forget_default_components(defaults: Any, chosen: Any) -> None:
 
 
 def _check_components(known: Any, overrides: Sequence[str], where: str) -> None:
-    """Raise ``ValueError`` for an override of a component that there is not: it would be a miniature judge more, at equal weight. One that
-    is meant to be new says its kind or model."""
+    """Raise ``ValueError`` for an override of an unknown component, unless another one states its
+    kind or model.
+
+    A misspelled name would otherwise add a miniature judge at equal weight.
+    """
     keys = [item.partition("=")[0].split(".") for item in overrides]
     for key in keys:
         own, reward = key[1:] if key[0] == "reward" else key, known.get("reward") if key[0] == "reward" else known
@@ -112,13 +122,14 @@ def _explain(kind: type, error: Exception) -> str:
         return (
             f"unknown key {getattr(error, 'full_key', key)!r}; did you mean {near[0]!r}? Valid keys: {', '.join(valid)}"
         )
-    said = f"{getattr(error, 'full_key', key) or 'value'}: {str(error).splitlines()[0]}"
-    none = "Incompatible value 'None'" in said
-    return f"{said}; nothing behind its name means null; an empty text is '{key}=\"\"'" if none else said
+    message = f"{getattr(error, 'full_key', key) or 'value'}: {str(error).splitlines()[0]}"
+    if "Incompatible value 'None'" in message:
+        return f"{message}; '{key}=' without a value means null; an empty text is '{key}=\"\"'"
+    return message
 
 
 def _nested(kind: type) -> list[type]:
-    """The dataclasses that appear as field defaults of ``kind``."""
+    """The dataclasses among the field defaults of ``kind``."""
     found: list[type] = []
     value = kind()
     for item in fields(kind):
@@ -130,9 +141,11 @@ def _nested(kind: type) -> list[type]:
 
 
 def refuse_unread(what: str, recipe: Any, read: Collection[str]) -> None:
-    """Raise ``ValueError`` for a key that was given a value and that nobody would read."""
+    """Raise ``ValueError`` for a key that has a value other than its default but is not among those
+    ``read``.
+    """
     for item in fields(recipe):
-        default = item.default if item.default is not MISSING else item.default_factory()
+        default = item.default if item.default_factory is MISSING else item.default_factory()
         if item.name not in (*read, "kind", "weight") and getattr(recipe, item.name) != default:
             takes = f" (it takes {', '.join(read)})" if read else ""
             raise ValueError(

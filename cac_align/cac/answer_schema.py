@@ -1,8 +1,9 @@
 """The JSON schema of the judge's answer, for constrained decoding (optional).
 
 Every answer is validated by ``read_answer``, constrained or not. The schema follows Eq. 2: a normal
-answer has no anomalies, an abnormal one at least one. Integers are bounded, because an unbounded number
-may never end. The order of the keys is the order of writing: reasoning first, then the verdict.
+answer has no anomalies, an abnormal one at least one. Integers are bounded, because an unbounded
+number may never end. The order of the keys is the order of writing: reasoning first, then the
+verdict.
 """
 
 from __future__ import annotations

@@ -189,11 +189,12 @@ def mean_log_odds(judgements: Sequence[Judgement]) -> float:
 
 
 def consensus_judgement(judgements: Sequence[Judgement], threshold: float = 0.0) -> Judgement:
-    """The first judgement whose verdict agrees with the mean, which is "abnormal" at or below ``threshold``.
+    """The first judgement whose verdict agrees with the mean, which is "abnormal" at or below
+    ``threshold``.
 
     When none agrees (the mean and all log-odds lie between 0 and the threshold), it is the first
-    judgement: a verdict that no copy gave would have neither window nor boxes. So a single judgement
-    is never overruled.
+    judgement: a verdict that no copy gave would have neither window nor boxes. So a single
+    judgement is never overruled.
     """
     normal = mean_log_odds(judgements) > threshold
     return next((judgement for judgement in judgements if (judgement.log_odds > 0) == normal), judgements[0])

@@ -1,10 +1,13 @@
-"""The settings file of a judge, ``cac_align.json``: how it was trained to be asked, and what was fitted for it.
+"""The settings file of a judge, ``cac_align.json``: how it was trained to be asked, and what was
+fitted for it.
 
-    {"two_turn": {"wording": "brief", "margin_s": 0.25}, "max_pixels": 1605632, "temperature": 13.45,
-     "tta_temperatures": {"as_is, reversed": 10.531}, "tta_thresholds": {"as_is, reversed": 8.5}}
+    {"two_turn": {"wording": "brief", "margin_s": 0.25}, "max_pixels": 1605632, "temperature":
+     13.45, "tta_temperatures": {"as_is, reversed": 10.531}, "tta_thresholds": {"as_is, reversed":
+     8.5}}
 
-Every key is optional. A missing one means the paper's setting, or the checkpoint's own. The file lies
-beside the weights, in a folder or in a hub repository; the settings of a server cannot be read.
+Every key is optional. A missing one means the paper's setting, or the checkpoint's own. The key
+"domain" says for which videos and prompts the judge was made (``rewards.domain``). The file lies beside the weights, in a folder or in a hub repository; the settings of a server cannot be
+read.
 """
 
 from __future__ import annotations
@@ -44,14 +47,17 @@ def read_settings_file(folder: str | Path, revision: str | None = None) -> dict[
         raise ValueError(f"{path} is not JSON ({error}); mend it, or remove it for the paper's settings") from error
     if not isinstance(content, dict):
         raise ValueError(
-            f"{path} holds a {type(content).__name__}, expected an object; mend it, or remove it for the paper's settings"
+            f"{path} holds a {type(content).__name__}, expected an object; "
+            "mend it, or remove it for the paper's settings"
         )
     return content
 
 
 @cache
 def _download(model: str, revision: str | None) -> Path | None:
-    """The file of a hub repository, downloaded or from the local cache; None when it has none or does not exist."""
+    """The file of a hub repository, downloaded or from the local cache; None when it has none or
+    does not exist.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -92,12 +98,16 @@ def read_temperature(folder: str | Path, tta: Sequence[str], revision: str | Non
 
 
 def read_threshold(folder: str | Path, tta: Sequence[str], revision: str | None = None) -> float:
-    """The fitted mean log-odds at or below which these augmentations' verdict is "abnormal"; else 0."""
+    """The fitted mean log-odds at or below which these augmentations' verdict is "abnormal"; else
+    0.
+    """
     return float(_fitted_for(read_settings_file(folder, revision).get("tta_thresholds", {}), tta, 0.0))
 
 
 def _fitted_for(fitted: Mapping[str, float], tta: Sequence[str], default: float) -> float:
-    """The value fitted for these augmentations; neither their order nor that of their steps matters."""
+    """The value fitted for these augmentations; neither their order nor that of their steps
+    matters.
+    """
     return {_key(name.split(", ")): value for name, value in fitted.items()}.get(_key(tta), default)
 
 
@@ -106,7 +116,9 @@ def _key(tta: Sequence[str]) -> frozenset[frozenset[str]]:
 
 
 def read_max_pixels(folder: str | Path, revision: str | None = None) -> int | None:
-    """The pixel limit over all frames of one video in this judge's training; None for the checkpoint's own."""
+    """The pixel limit over all frames of one video in this judge's training; None for the
+    checkpoint's own.
+    """
     max_pixels = read_settings_file(folder, revision).get("max_pixels")
     return None if max_pixels is None else int(max_pixels)
 
@@ -142,7 +154,9 @@ def write_threshold(folder: str | Path, threshold: float, tta: Sequence[str]) ->
 
 
 def _updated(fitted: Mapping[str, float], tta: Sequence[str], value: float) -> dict[str, float]:
-    """``fitted`` with a new value; it replaces a former one for the same augmentations in another order."""
+    """``fitted`` with a new value; it replaces a former one for the same augmentations in another
+    order.
+    """
     others = {name: former for name, former in fitted.items() if _key(name.split(", ")) != _key(tta)}
     return {**others, ", ".join(tta): value}
 

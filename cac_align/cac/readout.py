@@ -3,11 +3,12 @@
 answer text → status_offset → (backend) log P(normal), log P(abnormal) at this place
 → R = P(normal) / (P(normal) + P(abnormal))
 
-In Qwen's byte-pair table `normal` is one token, but `abnormal` inside quotes is `ab` + `normal`. Code that
-searches the answer for the token `normal` therefore reads P(normal) ≈ 1 on an abnormal verdict and
-inverts the reward. So the place is found in the text, as the first character of the value of the
-outermost object's "status" key, and whole words are compared there. The closing quote is left out: it
-is usually merged with the comma after it, and asking for it would multiply the probability by almost 0.
+In Qwen's byte-pair table `normal` is one token, but `abnormal` inside quotes is `ab` + `normal`.
+Code that searches the answer for the token `normal` therefore reads P(normal) ≈ 1 on an abnormal
+verdict and inverts the reward. So the place is found in the text, as the first character of the
+value of the outermost object's "status" key, and whole words are compared there. The closing quote
+is left out: it is usually merged with the comma after it, and asking for it would multiply the
+probability by almost 0.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ STATUS_WORDS = ("normal", "abnormal")
 
 
 def status_offset(text: str) -> int | None:
-    """Offset of the status value's first character, just after ``"status": "`` of the outermost object.
+    """Offset of the status value's first character, just after ``"status": "`` of the outermost
+    object.
 
     The key inside a string (such as the chain of thought) or in a nested object does not count.
     None when there is no status. Truncated answers are allowed.
@@ -54,7 +56,9 @@ def status_offset(text: str) -> int | None:
 
 
 def _string_end(text: str, start: int) -> int | None:
-    """Offset of the quote that closes the JSON string opened at ``start``; None when it is never closed."""
+    """Offset of the quote that closes the JSON string opened at ``start``; None when it is never
+    closed.
+    """
     position = start + 1
     while position < len(text):
         if text[position] == "\\":

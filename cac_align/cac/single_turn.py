@@ -1,10 +1,12 @@
-"""The single-turn formulation: one look at the whole 4 fps video gives status, windows and boxes at once.
+"""The single-turn formulation: one look at the whole 4 fps video gives status, windows and boxes at
+once.
 
 videos → one turn (4 fps) → Judgement
-         unusable answer → asked again with its faults quoted → still unusable: no verdict, but the reason
+         unusable answer → asked again with its faults quoted
+    → still unusable: no verdict, but the reason
 
-The paper's ablation compares it with two turns. Boxes refer to the 4 fps frames, and a defect between
-two of them is never seen. It is another reward: name, provenance and prompt hash differ.
+The paper's ablation compares it with two turns. Boxes refer to the 4 fps frames, and a defect
+between two of them is never seen. It is another reward: name, provenance and prompt hash differ.
 
 Source: CaC (arXiv 2605.11723) Sec. 4.3, Table 3.
 """
@@ -22,7 +24,9 @@ from cac_align.vlm.dialogue import Dialogue
 
 @dataclass(frozen=True)
 class SingleTurn:
-    """How the single turn is asked: fields as in ``TwoTurn``. Every field is part of the reward's provenance."""
+    """How the single turn is asked: fields as in ``TwoTurn``. Every field is part of the reward's
+    provenance.
+    """
 
     scan_fps: float = 4.0
     wording: str = "full"
@@ -48,7 +52,9 @@ def single_turn_hash(wording: str) -> str:
 
 
 def single_turn_dialogue(prompt: str, video: Video, frames: Frames, settings: SingleTurn) -> Dialogue[Judgement]:
-    """The dialogue that judges one video in a single turn (number 1), whose answer has windows and boxes."""
+    """The dialogue that judges one video in a single turn (number 1), whose answer has windows and
+    boxes.
+    """
     conversation = single_turn_conversation(prompt, frames, wording=settings.wording)
     (only,) = yield from ask_turns([TurnState(1, conversation, frames, single=True)], settings)
     if only.error is not None:

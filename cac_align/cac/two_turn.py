@@ -1,11 +1,13 @@
-"""CaC's method: sample the whole video at 4 fps, look again at 8 fps inside the suspicious window, then decide.
+"""CaC's method: sample the whole video at 4 fps, look again at 8 fps inside the suspicious window,
+then decide.
 
 videos → turn 1 (4 fps) → "normal": done, else window → clip (8 fps) → turn 2 → Judgement
-         unusable answer → asked again with its faults quoted → still unusable: no verdict, but the reason
+         unusable answer → asked again with its faults quoted
+    → still unusable: no verdict, but the reason
 
-The deciding turn is turn 1 when it says "normal" and turn 2 otherwise; a turn 2 that does not confirm
-means "normal". P(normal) and P(abnormal) of Eq. 7 are those of the deciding turn. Where the paper
-(Sec. 3.4) leaves a decision open, it is a setting of ``TwoTurn``.
+The deciding turn is turn 1 when it says "normal" and turn 2 otherwise; a turn 2 that does not
+confirm means "normal". P(normal) and P(abnormal) of Eq. 7 are those of the deciding turn. Where the
+paper (Sec. 3.4) leaves a decision open, it is a setting of ``TwoTurn``.
 """
 
 from __future__ import annotations
@@ -134,12 +136,13 @@ def judge(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> list[Judgement]:
-    """Judge videos in two turns, many at once: turn 2 of a video does not wait for the other videos.
+    """Judge videos in two turns, many at once: turn 2 of a video does not wait for the other
+    videos.
 
-    Returns one Judgement per video, in order. A video that cannot be read or judged gets a Judgement
-    with ``error`` and does not affect the others. ``progress`` is called with the number of videos
-    that were finished since the last call. Raises ``ValueError`` when ``prompts`` and ``videos``
-    differ in length.
+    Returns one Judgement per video, in order. A video that cannot be read or judged gets a
+    Judgement with ``error`` and does not affect the others. ``progress`` is called with the number
+    of videos that were finished since the last call. Raises ``ValueError`` when ``prompts`` and
+    ``videos`` differ in length.
     """
     return judge_each(two_turn_dialogue, vlm, prompts, videos, settings, progress=progress)
 
@@ -222,7 +225,9 @@ def merge_windows(windows: Sequence[Window]) -> list[Window]:
 
 
 def ask_turns(states: Sequence[TurnState], settings: DecodingSettings) -> Dialogue[list[TurnState]]:
-    """The dialogue that asks these questions, and again up to ``settings.retries`` times those without usable answer."""
+    """The dialogue that asks these questions, and again up to ``settings.retries`` times those
+    without usable answer.
+    """
     results = list(states)
     open_questions = [position for position, item in enumerate(results) if item.error is None]
     for attempt in range(settings.retries + 1):
@@ -245,7 +250,9 @@ def _question(item: TurnState, settings: DecodingSettings) -> Question:
 
 
 def _read(item: TurnState, reply: Reply, *, last: bool) -> tuple[TurnState, bool]:
-    """The state with this reply, and whether to ask again. A backend's failure is final: backends retry by themselves."""
+    """The state with this reply, and whether to ask again. A backend's failure is final: backends
+    retry by themselves.
+    """
     if reply.error is not None:
         return replace(item, error=reply.error), False
     indices, times_s = item.frames.indices, item.frames.times_s
@@ -265,9 +272,9 @@ def _read(item: TurnState, reply: Reply, *, last: bool) -> tuple[TurnState, bool
 def unusable_reason(turn: Turn, *, single: bool = False) -> str | None:
     """Why the method cannot go on with this answer, or None when it can.
 
-    An answer needs a status that its anomalies do not contradict, and an abnormal turn 1 must name a
-    window, unless it is the only turn. Other faults (a missing region, a box out of range) are kept
-    as evidence and do not stop the verdict. An answer that states its verdict but was cut off
+    An answer needs a status that its anomalies do not contradict, and an abnormal turn 1 must name
+    a window, unless it is the only turn. Other faults (a missing region, a box out of range) are
+    kept as evidence and do not stop the verdict. An answer that states its verdict but was cut off
     afterwards is not used, because the rest of it is unknown.
     """
     if turn.status is None or any(fault.startswith(CONTRADICTS) for fault in turn.faults):
@@ -287,7 +294,8 @@ def _with_faults(turn: Turn, reason: str) -> str:
 
 
 def decide(deciding: Sequence[TurnState], before: tuple[Turn, ...], claimed: Sequence[Anomaly]) -> Judgement:
-    """The judgement of the deciding turn; of several turn 2s, the one with the lowest log-odds decides.
+    """The judgement of the deciding turn; of several turn 2s, the one with the lowest log-odds
+    decides.
 
     before: the turns that led to the deciding one. claimed: the anomalies that turn 1 named.
     """
@@ -308,5 +316,7 @@ def _log_odds(turn: Turn) -> float:
 
 
 def judge_provenance(settings: JudgeSettings, vlm: Vlm) -> Mapping[str, str]:
-    """What identifies a judgement: the settings, the hash of the prompts and the model's provenance."""
+    """What identifies a judgement: the settings, the hash of the prompts and the model's
+    provenance.
+    """
     return {**settings.provenance(), **{f"vlm/{name}": value for name, value in vlm.provenance.items()}}

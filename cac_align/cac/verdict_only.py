@@ -1,11 +1,13 @@
-"""The verdict without a chain of thought and without a second turn: much cheaper, and another reward.
+"""The verdict without a chain of thought and without a second turn: much cheaper, and another
+reward.
 
 video → turn 1's question (4 fps) → P(normal), P(abnormal) at once → Judgement without anomalies
 
-There are two forms. "readout" generates nothing: the answer is begun as {"COT": "", "status": " and the
-distribution is read there. "json" lets the model write this object under a grammar and reads the
-verdict that it wrote. The judge was trained to reason before it decides, so neither form is what the
-paper's Eq. 7 measures, and the provenance says so. benchmarks/verdict_only.py measures how far both agree.
+There are two forms. "readout" generates nothing: the answer is begun as {"COT": "", "status": " and
+the distribution is read there. "json" lets the model write this object under a grammar and reads
+the verdict that it wrote. The judge was trained to reason before it decides, so neither form is
+what the paper's Eq. 7 measures, and the provenance says so. benchmarks/verdict_only.py measures how
+far both agree.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from cac_align.generation.selection import Selection, choose, score_candidates
 from cac_align.generation.selection_log import SelectionLog
 from cac_align.rewards.cached import cached
 from cac_align.rewards.ledger import Ledger
-from cac_align.rewards.reward import Reward, lasting
+from cac_align.rewards.reward import Reward, stable_provenance
 from cac_align.runs.files import atomic_write
 
 
@@ -103,7 +103,7 @@ def best_of_n(
         if callable(candidates):
             _check_generator(out, candidates)
         others = f"write to another folder (--candidates {out / 'videos'} takes these videos)"
-        _check_provenance(out / "reward.json", lasting(reward.provenance), "choices come from another reward", others)
+        _check_provenance(out / "reward.json", stable_provenance(reward.provenance), "choices come from another reward", others)
         reward = cached(reward, Ledger(out / "ledger.jsonl"))
         log = SelectionLog(out / ("selection.jsonl" if share[1] == 1 else f"selection-{share[0]}.jsonl"))
     total = n * len(unique) if callable(candidates) else sum(len(candidates.get(prompt, ())) for prompt in unique)

@@ -33,7 +33,7 @@ from cac_align.core.weights import shipped
 from cac_align.rewards.reward import Score, check_pairs
 from cac_align.vlm.connect import connect
 from cac_align.vlm.dialogue import Dialogue
-from cac_align.vlm.protocol import Vlm, unknown_judge
+from cac_align.vlm.protocol import Vlm, checkpoint_uncertainty
 
 CaCSettings = TwoTurn | SingleTurn | VerdictOnly
 
@@ -153,7 +153,7 @@ class CaC:
         check_pairs(prompts, videos)
         provenance = self.provenance
         scores = [self._score(each, provenance) for each in self._judge_augmented(prompts, videos, None)]
-        if (reason := unknown_judge(provenance, self.provenance)) is None:
+        if (reason := checkpoint_uncertainty(provenance, self.provenance)) is None:
             return scores
         error = f"{self.name}: {reason}"
         return [

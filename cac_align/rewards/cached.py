@@ -1,6 +1,7 @@
 """A reward that looks into a ledger before it scores, and writes what it scored.
 
-reward, ledger → cached → reward;  prompts, videos → keys → found in the ledger | scored and written, batch by batch → Scores
+reward, ledger → cached → reward;  prompts, videos → keys
+    → found in the ledger | scored and written, batch by batch → Scores
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from cac_align.vlm.protocol import served
 
 
 def cached(reward: Reward, ledger: Ledger, *, videos_at_once: int = 16) -> CachedReward | CachedCombination:
-    """The same reward (name, provenance, bounds), which scores only what the ledger does not hold yet.
+    """The same reward (name, provenance, bounds), which scores only what the ledger does not hold
+    yet.
 
-    Of a combination the components are cached, and their combined scores are written as rows of kind
-    ``combined``. videos_at_once: how many videos the reward is given per call. Each batch is written as
-    soon as it is scored, so a killed process loses one batch at most.
+    Of a combination the components are cached, and their combined scores are written as rows of
+    kind ``combined``. videos_at_once: how many videos the reward is given per call. Each batch is
+    written as soon as it is scored, so a killed process loses one batch at most.
     """
     if isinstance(reward, Combined):
         components = {
@@ -87,13 +89,16 @@ class CachedReward(_WithLedger):
     def ledger_key(self, prompt: str, video: Video, score: Score) -> str:
         """The key under which this score stands in the ledger.
 
-        Which checkpoint gave it is read from the score, because the server may run another one by now.
+        Which checkpoint gave it is read from the score, because the server may run another one by
+        now.
         """
         return _key(prompt, video, {**self.reward.provenance, **served(score.provenance)})
 
 
 def _checked_against(provenance: Mapping[str, str], score: Score) -> Score:
-    """The score, or a missing one when a server's checkpoint is not the one that ``provenance`` names."""
+    """The score, or a missing one when a server's checkpoint is not the one that ``provenance``
+    names.
+    """
     if not score.scored or all(
         provenance.get(name, value) == value for name, value in served(score.provenance).items()
     ):
@@ -126,7 +131,9 @@ class CachedCombination(_WithLedger):
 
 
 def _key(prompt: str, video: Video, provenance: Mapping[str, str]) -> str:
-    """``score_key``, or for a video whose bytes cannot be read a key of its own, which is never found again."""
+    """``score_key``, or for a video whose bytes cannot be read a key of its own, which is never
+    found again.
+    """
     try:
         return score_key(prompt, video, provenance)
     except (ValueError, OSError):

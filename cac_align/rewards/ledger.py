@@ -1,20 +1,22 @@
-"""The ledger: an append-only JSONL of scores that is the cache, the resume point and the audit trail.
+"""The ledger: an append-only JSONL of scores that is the cache, the resume point and the audit
+trail.
 
-cached(reward, ledger) → look up (video content + prompt + provenance) → score the rest → append → Scores
+cached(reward, ledger) → look up (video content + prompt + provenance) → score the rest → append
+    → Scores
 
-A line is ``{"key", "kind", "time", "prompt", "video", "video_hash", "reward", "score", "parts", "judgement", "error",
-"provenance", "extra"}``. Key and kind stand first, so that opening a ledger reads 70 bytes of each line; the evidence is
-parsed when it is asked for. There are four kinds:
+A line is ``{"key", "kind", "time", "prompt", "video", "video_hash", "reward", "score", "parts",
+"judgement", "error", "provenance", "extra"}``. Key and kind stand first, so that opening a ledger
+reads 70 bytes of each line; the evidence is parsed when it is asked for. There are four kinds:
 
 - ``score``: a score, served again.
 - ``missing``: a video without score, kept for audit and tried again.
-- ``combined``: the score of a combination. It is never served again, because with ``group`` and ``rank``
-  normalisation it depends on the other videos of the call.
+- ``combined``: the score of a combination. It is never served again, because with ``group`` and
+  ``rank`` normalisation it depends on the other videos of the call.
 - ``extra``: facts that were added to a key later.
 
-Several processes may append at once: each line is one write on an O_APPEND descriptor under an exclusive
-file lock. A last line that a killed process left incomplete is moved to ``<name>.torn`` with a warning. A
-damaged line elsewhere is described in ``faults`` and skipped.
+Several processes may append at once: each line is one write on an O_APPEND descriptor under an
+exclusive file lock. A last line that a killed process left incomplete is moved to ``<name>.torn``
+with a warning. A damaged line elsewhere is described in ``faults`` and skipped.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ def provenance_digest(provenance: Mapping[str, str]) -> str:
 
 
 def score_key(prompt: str, video: Video, provenance: Mapping[str, str]) -> str:
-    """A score's key: sha256 of (video content hash, prompt, provenance digest), 64 hexadecimal digits.
+    """A score's key: sha256 of (video content hash, prompt, provenance digest), 64 hexadecimal
+    digits.
 
     Raises ``ValueError`` when the video's bytes cannot be read.
     """
@@ -53,7 +56,9 @@ def score_key(prompt: str, video: Video, provenance: Mapping[str, str]) -> str:
 
 
 def unreadable_key(name: str, prompt: str, provenance: Mapping[str, str]) -> str:
-    """The key of a video whose bytes cannot be read, made of its name: for audit only, never found again."""
+    """The key of a video whose bytes cannot be read, made of its name: for audit only, never found
+    again.
+    """
     return hashlib.sha256(_canonical(["unreadable", name, prompt, provenance_digest(provenance)])).hexdigest()
 
 
@@ -62,7 +67,8 @@ class Ledger:
 
     The file is created when it does not exist. write: False opens it for reading only; nothing is
     created or repaired. ``faults`` has a sentence for every damaged line found so far. Raises
-    ``ValueError`` when the path cannot be opened or is a file of another kind, which is left unchanged.
+    ``ValueError`` when the path cannot be opened or is a file of another kind, which is left
+    unchanged.
     """
 
     def __init__(self, path: str | os.PathLike[str], write: bool = True) -> None:
@@ -87,7 +93,9 @@ class Ledger:
         return len(self._scores)
 
     def find(self, key: str) -> Score | None:
-        """The score of ``key``, or None. A damaged row counts as none and is described in ``faults``."""
+        """The score of ``key``, or None. A damaged row counts as none and is described in
+        ``faults``.
+        """
         row = self._row(self._scores, key)
         return None if row is None else Score.from_json(row)
 
@@ -97,7 +105,8 @@ class Ledger:
         return None if row is None else Score.from_json(row)
 
     def annotate(self, key: str, **extra: Any) -> None:
-        """Add facts to a key, such as step, group or advantage; ``extra(key)`` and ``rows()`` return them.
+        """Add facts to a key, such as step, group or advantage; ``extra(key)`` and ``rows()``
+        return them.
 
         Raises ``ValueError`` for a text that is not a ledger key.
         """
@@ -115,7 +124,9 @@ class Ledger:
         return [row["extra"] for row in rows if row is not None]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every readable row in the order of the file. Damaged lines are described in ``faults`` and skipped."""
+        """Every readable row in the order of the file. Damaged lines are described in ``faults``
+        and skipped.
+        """
         with self._lock, self._file():
             self._catch_up()
             end = self._end
@@ -130,7 +141,9 @@ class Ledger:
                     self._fault(offset, "is not JSON")
 
     def record(self, entries: Sequence[tuple[str, str, str, Video, str, Score]]) -> None:
-        """Append scores, one line each; an entry is (key, kind, prompt, video, name of the reward, score)."""
+        """Append scores, one line each; an entry is (key, kind, prompt, video, name of the reward,
+        score).
+        """
         rows = []
         for key, kind, prompt, video, reward, score in entries:
             row = {"key": key, "kind": kind, "time": _now(), "prompt": prompt, "video": video.name}
@@ -152,8 +165,8 @@ class Ledger:
     def _file(self) -> Iterator[int]:
         """The file descriptor, under a lock that every process takes.
 
-        It is reopened after a fork: a lock belongs to the open file, so a child that inherited it would
-        not be excluded by its parent.
+        It is reopened after a fork: a lock belongs to the open file, so a child that inherited it
+        would not be excluded by its parent.
         """
         if self._pid != os.getpid():
             how = os.O_RDWR | os.O_APPEND | os.O_CREAT if self._write else os.O_RDONLY
@@ -169,8 +182,8 @@ class Ledger:
             fcntl.flock(self._fd, fcntl.LOCK_EX if self._write else fcntl.LOCK_SH)
         except OSError as error:  # Lustre without its option flock, some network folders
             raise ValueError(
-                f"{self.path}: this file system locks no files ({error.strerror}), and a ledger without locks is torn by its writers; mount "
-                "it with locks (Lustre: flock), or keep the ledger on another file system"
+                f"{self.path}: this file system locks no files ({error.strerror}), and a ledger without locks is "
+                "damaged by concurrent writers; mount it with locks (Lustre: flock), or keep the ledger elsewhere"
             ) from error
         try:
             yield self._fd
@@ -178,7 +191,9 @@ class Ledger:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def _catch_up(self) -> None:
-        """Index the whole lines that any process has appended since the last call; only their heads are read."""
+        """Index the whole lines that any process has appended since the last call; only their heads
+        are read.
+        """
         size = os.fstat(self._fd).st_size
         if size == self._end:
             return
@@ -227,7 +242,9 @@ class Ledger:
             return None
 
     def _append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write one line per row. Raises ``OSError`` when a line cannot be written whole; its part is removed again."""
+        """Write one line per row. Raises ``OSError`` when a line cannot be written whole; its part
+        is removed again.
+        """
         # ASCII, because a model's text may hold characters such as U+2028, at which some readers split lines.
         lines = [
             (json.dumps(row, ensure_ascii=True, allow_nan=False, default=_plain) + "\n").encode("ascii") for row in rows
@@ -244,12 +261,14 @@ class Ledger:
                     ) from error
                 if written != len(data):
                     os.ftruncate(fd, start)
-                    full = f"the ledger took {written} of {len(data)} bytes of a row; is the disk full? Free space and run again"
-                    raise OSError(errno.ENOSPC, full, str(self.path))
+                    reason = f"only {written} of {len(data)} bytes of a row were written; free disk space and run again"
+                    raise OSError(errno.ENOSPC, reason, str(self.path))
             self._catch_up()
 
     def _refuse_another_kind(self) -> None:
-        """Raise ``ValueError`` for a file that is no ledger; repairing it would cut it after its last newline."""
+        """Raise ``ValueError`` for a file that is no ledger; repairing it would cut it after its
+        last newline.
+        """
         if os.fstat(self._fd).st_size == 0:
             return
         with open(self.path, "rb") as file:
@@ -261,7 +280,8 @@ class Ledger:
             raise ValueError(f"{self.path} is not a ledger: none of its lines is a ledger row; give another file")
 
     def _repair_tail(self) -> None:
-        """Make the file end with a newline: the incomplete line of a killed process is moved to ``<name>.torn``.
+        """Make the file end with a newline: the incomplete line of a killed process is moved to
+        ``<name>.torn``.
 
         Call it under the lock only, when no process is writing.
         """

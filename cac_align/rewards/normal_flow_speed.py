@@ -2,14 +2,16 @@
 
 video → ``normal_flow_speed`` (frame heights per second) → min(1, speed / full_speed) → Score
 
-A reward that only penalises defects is satisfied by a scene that hardly moves: in DiffusionNFT with UR + CaC
-alone the anomaly rate fell from 46 % to 15 % and the motion by 14 % (``docs/table2.md``). As a third component
-of ``combine`` this reward pays for motion up to ``full_speed`` and for nothing beyond it.
+A reward that only penalises defects is satisfied by a scene that hardly moves: in DiffusionNFT with
+UR + CaC alone the anomaly rate fell from 46 % to 15 % and the motion by 14 % (``docs/table2.md``).
+As a third component of ``combine`` this reward pays for motion up to ``full_speed`` and for nothing
+beyond it.
 
-The normal-flow speed needs no optical-flow network. Brightness constancy, I_t = −u·∇I, says that a pattern
-with gradient |∇I| that moves by u changes by about |u||∇I| per frame. So Σ|I_t| / Σ|∇I| over a frame is a speed
-in pixels per frame, whatever the contrast. The median over frame pairs ignores the few frames in which
-something vanishes or jumps, because removing those is no loss of motion.
+The normal-flow speed needs no optical-flow network. Brightness constancy, I_t = −u·∇I, says that a
+pattern with gradient |∇I| that moves by u changes by about |u||∇I| per frame. So Σ|I_t| / Σ|∇I|
+over a frame is a speed in pixels per frame, whatever the contrast. The median over frame pairs
+ignores the few frames in which something vanishes or jumps, because removing those is no loss of
+motion.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ MIN_CHANGE = 6 / 255
 def normal_flow_speed(video: Video) -> float:
     """Median normal-flow speed in frame heights per second, >= 0; 0 for a single frame.
 
-    Compare it between videos of the same prompt only, because it depends on what is shown. Raises ``ValueError`` when the video cannot be decoded.
+    Compare it between videos of the same prompt only, because it depends on what is shown. Raises
+    ``ValueError`` when the video cannot be decoded.
     """
     if len(video) < 2:
         return 0.0
@@ -49,9 +52,10 @@ def normal_flow_speed(video: Video) -> float:
 class NormalFlowSpeed:
     """min(1, ``normal_flow_speed`` / full_speed), in [0, 1]; a ``Reward``.
 
-    Choose a ``full_speed`` that few clips of the base model exceed (the evaluation log of an alignment run
-    has their mean) and a weight well below the other components': this reward does not know the prompt and
-    pays for motion of a thing that should rest. A video of one frame has no score.
+    Choose a ``full_speed`` that few clips of the base model exceed (the evaluation log of an
+    alignment run has their mean) and a weight well below the other components': this reward does
+    not know the prompt and pays for motion of a thing that should rest. A video of one frame has no
+    score.
     """
 
     # Frame heights per second, > 0: the speed from which on the reward is 1.

@@ -1,16 +1,21 @@
-"""Normalisers and variance shares for combined rewards: small pure functions over the scores of one group.
+"""Normalisers and variance shares for combined rewards: small pure functions over the scores of one
+group.
 
-raw values of one component (N) → range | reference | group | rank → comparable values (N); weighted sums (K, N) → shares (K)
+raw values of one component (N) → range | reference | group | rank
+    → comparable values (N); weighted sums (K, N) → shares (K)
 
-Letters: N scored videos of one group (equal prompts within one call), K components. No NaN enters here: who has no score
-is left out by the caller. Values are quantised to ``QUANTUM`` first, so that what a person would call a tie stays exactly tied.
+Letters: N scored videos of one group (equal prompts within one call), K components. There is no NaN
+here, because callers leave out videos without score. Values are quantised to ``QUANTUM`` first, so
+that near ties become exact ties.
 
-    range       z = (x − low) / (high − low)              needs the component's bounds; works for one video
-    reference   z = (x − mean) / std                       frozen statistics from a named file; works for one video
-    group       z = (x − mean_N) / std_N                   population std; a component that does not move gives 0 to all
-    rank        z = (average rank − 1) / (N − 1)           in [0, 1], ties share their average rank
+    range       z = (x − low) / (high − low)              needs the component's bounds; works for
+    one video reference   z = (x − mean) / std                       frozen statistics from a named
+    file; works for one video group       z = (x − mean_N) / std_N                   population std;
+    0 for all when the component has no spread rank        z = (average rank − 1) / (N − 1)
+    in [0, 1], ties share their average rank
 
-The paper (CaC, Sec. 4.2) says only "average of normalized scores"; UnifiedReward's (x − 1) / 4 is ``range`` on its 1–5 axes.
+The paper (CaC, Sec. 4.2) says only "average of normalized scores"; UnifiedReward's (x − 1) / 4 is
+``range`` on its 1–5 axes.
 """
 
 from __future__ import annotations
@@ -27,12 +32,12 @@ from jaxtyping import Float
 
 Normaliser = Literal["range", "reference", "group", "rank"]
 NORMALISERS: tuple[Normaliser, ...] = ("range", "reference", "group", "rank")
+# Normalisers that compare videos with each other, so that a single video has no value.
 NEEDS_GROUP = frozenset({"group", "rank"})
-"""Normalisers that compare videos with each other: one video alone has no value under them."""
 
+# Scores closer than the quantum are one score: smaller differences are rounding of the model's arithmetic.
 DECIMALS = 6
 QUANTUM = 10.0**-DECIMALS
-"""Scores closer than this are one score. Differences below it are rounding of the model's arithmetic, not judgement."""
 
 
 def quantise(value: float) -> float:
@@ -42,7 +47,9 @@ def quantise(value: float) -> float:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Frozen statistics of one component: ``mean`` and ``std`` of its raw value over ``n`` videos of ``source``."""
+    """Frozen statistics of a component: ``mean`` and ``std`` of its raw value over ``n`` videos of
+    ``source``.
+    """
 
     mean: float
     std: float
@@ -59,9 +66,11 @@ class Statistics:
 
 
 def read_statistics(path: Path, names: Sequence[str]) -> dict[str, Statistics]:
-    """The frozen statistics of these components from a JSON file ``{component: {mean, std, n, source}}``.
+    """The frozen statistics of these components from a JSON file ``{component: {mean, std, n,
+    source}}``.
 
-    Raises ``ValueError`` when the file cannot be read, lacks a component or a field, or holds a spread of zero.
+    Raises ``ValueError`` when the file cannot be read, lacks a component or a field, or holds a
+    spread of zero.
     """
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -85,9 +94,11 @@ def read_statistics(path: Path, names: Sequence[str]) -> dict[str, Statistics]:
 
 
 def measure_statistics(values: Mapping[str, Sequence[float]], source: str) -> dict[str, dict[str, float | int | str]]:
-    """What to write into a statistics file: mean and population std per component over a reference set of raw values.
+    """The content of a statistics file: mean and population std per component over a reference set
+    of raw values.
 
-    NaN values (videos without a score) are left out; ``n`` counts the rest. Raises ``ValueError`` when nothing moves.
+    NaN values (videos without a score) are left out; ``n`` counts the rest. Raises ``ValueError``
+    when a component has no spread.
     """
     measured = {}
     for name, column in values.items():
@@ -108,14 +119,14 @@ def by_range(values: Float[np.ndarray, " N"], bounds: tuple[float, float]) -> Fl
 
 
 def by_reference(values: Float[np.ndarray, " N"], statistics: Statistics) -> Float[np.ndarray, " N"]:
-    """z-score with frozen statistics; unbounded, negative is ordinary."""
+    """z-score with frozen statistics; unbounded, may be negative."""
     return (values - statistics.mean) / statistics.std
 
 
 def by_group(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
     """z-score within the group with the population's std; all zeros when the group has no spread."""
     if values.max() - values.min() < QUANTUM / 2:
-        return np.zeros_like(values)  # not through std: rounding of the mean would leave 1e-17 / 1e-17
+        return np.zeros_like(values)  # dividing by std would leave 1e-17 / 1e-17 from rounding
     return (values - values.mean()) / values.std()
 
 
@@ -127,10 +138,12 @@ def by_rank(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
 
 
 def variance_shares(terms: Float[np.ndarray, "K N"]) -> Float[np.ndarray, " K"]:
-    """Each term's share of the variance of their sum within a group: cov(term_k, total) / var(total).
+    """Each term's share of the variance of their sum within a group: cov(term_k, total) /
+    var(total).
 
-    ``terms[k]`` is w_k z_k, total = Σ_k terms[k]. By linearity of the covariance the shares sum to 1; a share below 0
-    means that the component pulls against the total. NaN for every component when the total does not move (or N = 1).
+    ``terms[k]`` is w_k z_k, total = Σ_k terms[k]. By linearity of the covariance the shares sum to
+    1; a share below 0 means that the component opposes the total. NaN for every component when the
+    total has no spread (or N = 1).
     """
     total = terms.sum(axis=0)
     if terms.shape[1] < 2 or total.max() - total.min() < QUANTUM:

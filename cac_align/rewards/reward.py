@@ -2,8 +2,8 @@
 
 prompts, videos → Reward → list[Score(value, parts, evidence, error)]
 
-A score never lies: NaN means "no score" and then ``error`` says why. No failure becomes a number.
-A reward is a callable with a name and a provenance; it is picklable, thread-safe and deterministic.
+A value of NaN means "no score", and then ``error`` says why; no failure becomes a number. A reward
+is a callable with a name and a provenance; it is picklable, thread-safe and deterministic.
 """
 
 from __future__ import annotations
@@ -16,30 +16,31 @@ from typing import Any, Protocol, runtime_checkable
 from cac_align.core.judgement import Judgement
 from cac_align.core.video import Video, check_pairs
 
-__all__ = ["Reward", "Score", "check_pairs", "lasting"]
+__all__ = ["Reward", "Score", "check_pairs", "stable_provenance"]
 
-_PASSING = ("vlm/served", "vlm/dtype", "vlm/preprocessing", "vlm/vision_attention")
+_MACHINE_ENTRIES = ("vlm/served", "vlm/dtype", "vlm/preprocessing", "vlm/vision_attention")
 
 
-def lasting(provenance: Mapping[str, str]) -> dict[str, str]:
-    """What of a provenance says which judge it is and how it is asked, on whatever machine and whether or not its server can be asked now."""
-    return {name: value for name, value in provenance.items() if not name.endswith(_PASSING)}
+def stable_provenance(provenance: Mapping[str, str]) -> dict[str, str]:
+    """The entries that identify the judge and how it is asked, without those of the machine and of
+    the server's state.
+    """
+    return {name: value for name, value in provenance.items() if not name.endswith(_MACHINE_ENTRIES)}
 
 
 @dataclass(frozen=True)
 class Score:
-    """One video's score. Higher is better.
+    """One video's score. Higher is better. Raises ``ValueError`` when value and error disagree."""
 
-    value: the score; NaN means there is none, and then ``error`` is set (and only then).
-    parts: named numbers the value was made from, e.g. {"alignment": 2.4, "physics": 3.1, "style": 3.4}.
-    evidence: the judgement behind it, where there is one. provenance: what produced it (model, prompts, sampling, normaliser).
-    Raises ``ValueError`` when value and error disagree.
-    """
-
+    # The score; NaN when there is none.
     value: float
+    # Named numbers that the value was made from, e.g. {"alignment": 2.4, "physics": 3.1, "style": 3.4}.
     parts: Mapping[str, float] = field(default_factory=dict)
+    # The judgement behind it, if any.
     evidence: Judgement | None = None
+    # Why there is no score; None when there is one.
     error: str | None = None
+    # What produced it: model, prompts, sampling, normaliser.
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -61,7 +62,7 @@ class Score:
         evidence: Judgement | None = None,
         provenance: Mapping[str, str] | None = None,
     ) -> Score:
-        """No score, and why."""
+        """A score without value, and the reason."""
         return cls(math.nan, parts or {}, evidence, reason or "no reason given", provenance or {})
 
     @property
@@ -69,7 +70,9 @@ class Score:
         return not math.isnan(self.value)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object (``score`` is null when there is none) that ``from_json`` turns back into an equal Score."""
+        """A JSON object (``score`` is null when there is none) that ``from_json`` turns back into
+        an equal Score.
+        """
         return {
             "score": self.value if self.scored else None,
             "parts": {name: (None if math.isnan(part) else part) for name, part in self.parts.items()},
@@ -92,18 +95,23 @@ class Score:
 
 @runtime_checkable
 class Reward(Protocol):
-    """Anything that scores videos. ``Best-of-N``, ``Flow-GRPO``, the service, the ledger and the report all take one."""
+    """Anything that scores videos. Best-of-N, alignment, the service, the ledger and the report all
+    take one.
+    """
 
     @property
     def name(self) -> str: ...
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        """Everything that identifies the score: model id and revision or weight hash, prompt hash, frame sampling, normaliser."""
+        """What identifies the score: model and revision or weight hash, prompt hash, frame
+        sampling, normaliser.
+        """
         ...
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
-        """One Score per video, in order. A failure of one video is its Score's ``error`` and touches no other.
+        """One Score per video, in order. A video's failure is its Score's ``error`` and does not
+        affect the others.
 
         Raises ``ValueError`` when ``prompts`` and ``videos`` differ in length.
         """

@@ -21,7 +21,7 @@ from typing import Any
 
 from cac_align.core.video import Video
 from cac_align.rewards.reward import Score, check_pairs
-from cac_align.vlm.protocol import Conversation, Message, Reply, Vlm, unknown_judge
+from cac_align.vlm.protocol import Conversation, Message, Reply, Vlm, checkpoint_uncertainty
 
 NUM_FRAMES = 16
 AXES = ("alignment", "physics", "style")
@@ -153,7 +153,7 @@ class UnifiedReward:
             stop = start + _VIDEOS_AT_ONCE
             provenance = self.provenance
             found = self._score(prompts[start:stop], videos[start:stop], provenance)
-            if why := unknown_judge(provenance, self.provenance):
+            if why := checkpoint_uncertainty(provenance, self.provenance):
                 found = [
                     Score.missing(why, parts=each.parts, provenance=provenance) if each.scored else each
                     for each in found

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cac_align.core.weights import shipped
-from cac_align.vlm.inputs import VIDEO, collate, decide_cap, pad_id
+from cac_align.vlm.inputs import VIDEO, collate, pad_id, set_frame_pixel_cap
 
 CHUNK = 512
 IGNORED_LABEL = -100
@@ -80,7 +80,7 @@ def load(recipe: ModelRecipe) -> tuple[Any, Any]:
         if kind != "qwen3_vl":
             raise ValueError(f"its model_type is {kind!r}, expected 'qwen3_vl'")
         processor = AutoProcessor.from_pretrained(recipe.source, revision=recipe.revision)
-        decide_cap(processor)
+        set_frame_pixel_cap(processor)
         loader: Any = Qwen3VLForConditionalGeneration.from_pretrained  # its stub knows no output_loading_info
         model, found = loader(
             recipe.source,

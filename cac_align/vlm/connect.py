@@ -1,4 +1,6 @@
-"""One door to every backend: a URL means a server, anything else a checkpoint to run here."""
+"""Connecting to a vision-language model: a URL means a server, anything else a checkpoint to run
+here.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,11 @@ from cac_align.vlm.protocol import Vlm
 
 
 def connect(model: str, **backend: Any) -> Vlm:
-    """The vision-language model at ``model``: "http(s)://host:port[/v1]" → ServerVlm, else LocalVlm.load (folder or hub id).
+    """The vision-language model at ``model``: "http(s)://host:port[/v1]"
+        → ServerVlm, else LocalVlm.load (folder or hub id).
 
-    backend: keyword arguments of that backend; for a server, ``served_model`` is the name the server knows it by.
-    Raises ``ValueError`` when it cannot be loaded.
+    backend: keyword arguments of that backend; for a server, ``served_model`` is the name the
+    server knows it by. Raises ``ValueError`` when it cannot be loaded.
     """
     if model.startswith(("http://", "https://")):
         from cac_align.vlm.server.server import ServerVlm

@@ -2,10 +2,10 @@
 
 many dialogues → run_dialogues(vlm) → their results, in order
 
-A dialogue is a generator that yields questions, is sent their replies, and returns its result. Dialogues
-do not wait for each other. A backend that can keep itself busy has a ``run_dialogues`` of its own:
-LocalVlm refills a slot as soon as an answer ends, and ServerVlm sends a dialogue's next request as soon as
-its last one came back. Any other ``Vlm`` is asked in rounds.
+A dialogue is a generator that yields questions, is sent their replies, and returns its result.
+Dialogues do not wait for each other. A backend that can keep itself busy has a ``run_dialogues`` of
+its own: LocalVlm refills a slot as soon as an answer ends, and ServerVlm sends a dialogue's next
+request as soon as its last one came back. Any other ``Vlm`` is asked in rounds.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def run_dialogues(
 
 
 def _run_in_rounds(vlm: Vlm, dialogues: Sequence[Dialogue[R]], done: Callable[[int, R], None]) -> None:
-    """Ask all open questions, one call of ``answer`` per different settings; then the questions that follow, and so on."""
+    """Ask all open questions, one call of ``answer`` per different settings; then the questions
+    that follow, and so on.
+    """
     queue = DialogueQueue(dialogues, done)
     while pending := queue.take():
         by_settings: dict[tuple[Any, ...], list[PendingQuestion]] = {}
@@ -106,10 +108,11 @@ class PendingQuestion(Generic[R]):
 
 
 class DialogueQueue(Generic[R]):
-    """The open questions of many dialogues: ``take`` returns some, ``deliver`` hands a reply to its dialogue.
+    """The open questions of many dialogues: ``take`` returns some, ``deliver`` hands a reply to its
+    dialogue.
 
-    Dialogues are started only when their questions are needed. ``done(number, result)`` is called when
-    one ends.
+    Dialogues are started only when their questions are needed. ``done(number, result)`` is called
+    when one ends.
     """
 
     def __init__(self, dialogues: Sequence[Dialogue[R]], done: Callable[[int, R], None]) -> None:
@@ -119,7 +122,9 @@ class DialogueQueue(Generic[R]):
         self._replies: dict[int, list[Reply | None]] = {}
 
     def take(self, count: int | None = None) -> list[PendingQuestion[R]]:
-        """At most ``count`` open questions (None: all), those of started dialogues first; empty when none is open."""
+        """At most ``count`` open questions (None: all), those of started dialogues first; empty
+        when none is open.
+        """
         while self._num_started < len(self._dialogues) and (count is None or len(self._pending) < count):
             number, self._num_started = self._num_started, self._num_started + 1
             self._advance(number, None, None)
@@ -127,7 +132,9 @@ class DialogueQueue(Generic[R]):
         return [self._pending.popleft() for _ in range(size)]
 
     def deliver(self, item: PendingQuestion[R], reply: Reply) -> None:
-        """Hand over the reply to a question that was taken. A dialogue goes on when all its replies are in."""
+        """Hand over the reply to a question that was taken. A dialogue goes on when all its replies
+        are in.
+        """
         replies = self._replies[item.number]
         replies[item.place] = reply
         if all(one is not None for one in replies):

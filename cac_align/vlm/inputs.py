@@ -1,11 +1,15 @@
-"""Conversations become model input: the chat template's text, frames with their own time stamps, one left-padded batch.
+"""Conversations as model input: the chat template's text, frames with their own time stamps, one
+left-padded batch.
 
-Conversation → chat template → Qwen3-VL's processor (video expanded to "<t seconds>" + patches) → encode_one → collate → tensors
+Conversation → chat template → Qwen3-VL's processor (video expanded to "<t seconds>" + patches)
+    → encode_one →
+collate → tensors
 
-Two consecutive frames make one temporal patch, stamped with the mean of their times to a tenth of a second. The processor computes a
-stamp as frame index / fps; we hand it the source clock itself (fps = 1, "indices" = seconds), so the stamps are right for variable
-frame rate too. transformers ≥ 5.10 keeps a <|vision_start|> … <|vision_end|> pair around the whole video, older versions
-and older servers do not: ``layout`` records what this processor writes, and the provenance carries it.
+Two consecutive frames make one temporal patch, stamped with the mean of their times to a tenth of a
+second. The processor computes a stamp as frame index / fps. It is given the source clock itself
+(fps = 1, "indices" = seconds), so the stamps are right for variable frame rates too. transformers ≥
+5.10 keeps a <|vision_start|> … <|vision_end|> pair around the whole video; older versions and
+servers do not. ``video_layout`` says what this processor writes, and it is part of the provenance.
 """
 
 from __future__ import annotations
@@ -22,8 +26,8 @@ from cac_align.vlm.engine.spelling import vocabulary
 from cac_align.vlm.protocol import ControlToken as ControlToken
 from cac_align.vlm.protocol import Conversation, Message, refuse_control_tokens
 
+# Values of mm_token_type_ids.
 TEXT, IMAGE, VIDEO = 0, 1, 2
-"""Values of mm_token_type_ids."""
 
 
 def encode(
@@ -34,14 +38,18 @@ def encode(
     max_pixels: int | None = None,
     device: torch.device | str | None = None,
 ) -> dict[str, torch.Tensor]:
-    """One left-padded batch: everything ``Qwen3VLForConditionalGeneration.forward`` takes.
+    """One left-padded batch with all inputs of ``Qwen3VLForConditionalGeneration.forward``.
 
-    input_ids, attention_mask, mm_token_type_ids: (B, L) int64. With videos: pixel_values_videos (Σ t·h·w, 1536) float32 and
-    video_grid_thw (number of videos, 3); with images: pixel_values and image_grid_thw; rows in the order of the conversations.
-    A last assistant message is continued: its text ends the prompt, with no end token. Otherwise the template's generation prompt
-    ends it (where add_generation_prompt). Its text is tokenised on its own, exactly as if the model had begun to write it.
-    max_pixels: limit over all frames of one video (or of one image), instead of the checkpoint's own. device: where frames are resized.
-    Raises ``ValueError`` for a conversation that cannot be encoded, naming it.
+    input_ids, attention_mask and mm_token_type_ids are (B, L) int64. With videos there are
+    pixel_values_videos (Σ t·h·w, 1536) float32 and video_grid_thw (number of videos, 3), with
+    images pixel_values and image_grid_thw, in the order of the conversations. A last assistant
+    message is continued: its text, tokenised on its own as if the model had written it, ends the
+    prompt without end token. Otherwise the template's generation prompt ends it, if
+    add_generation_prompt.
+
+    max_pixels: limit over all frames of one video (or of one image) instead of the checkpoint's
+    own. device: where frames are resized. Raises ``ValueError`` that names the conversation which
+    cannot be encoded.
     """
     rows = []
     for number, conversation in enumerate(conversations):
@@ -68,22 +76,26 @@ def encode_one(
     max_pixels: int | None = None,
     device: torch.device | str | None = None,
 ) -> dict[str, torch.Tensor]:
-    """One conversation, unpadded; keys and shapes as ``encode`` gives for a batch of one. Raises ``ValueError`` if it cannot be read."""
-    (row,) = _together(processor, [conversation], max_pixels, device, add_generation_prompt)
+    """One conversation as ``encode`` returns a batch of one. Raises ``ValueError`` when it cannot
+    be encoded.
+    """
+    (row,) = _encode_batch(processor, [conversation], max_pixels, device, add_generation_prompt)
     return row
 
 
-def _together(
+def _encode_batch(
     processor: Any,
     conversations: Sequence[Conversation],
     max_pixels: int | None,
     device: torch.device | str | None,
     add_generation_prompt: bool = True,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """One call of the processor for all; then each conversation's own tokens, patches and grids."""
-    texts, shown = [], []
+    """Each conversation's tokens, patches and grids, from one call of the processor for all of
+    them.
+    """
+    texts, with_frames = [], []
     for conversation in conversations:
-        check(conversation)
+        check_conversation(conversation)
         for message in conversation:
             refuse_control_tokens(message, vocabulary(processor.tokenizer).special)
         asked = conversation[:-1] if conversation[-1].role == "assistant" else conversation
@@ -94,9 +106,9 @@ def _together(
                 add_generation_prompt=add_generation_prompt or asked is not conversation,
             )
         )
-        shown.append([message for message in asked if message.frames is not None])
-    videos = [message.frames for messages in shown for message in messages if not message.as_images]
-    images = [message.frames for messages in shown for message in messages if message.as_images]
+        with_frames.append([message for message in asked if message.frames is not None])
+    videos = [message.frames for messages in with_frames for message in messages if not message.as_images]
+    images = [message.frames for messages in with_frames for message in messages if message.as_images]
     encoded = processor(
         text=texts,
         **_video_arguments(processor, videos, max_pixels, device),
@@ -105,11 +117,11 @@ def _together(
         return_tensors="pt",
     )
     at = {"pixel_values_videos": 0, "pixel_values": 0, "video_grid_thw": 0, "image_grid_thw": 0}
-    for number, (conversation, messages) in enumerate(zip(conversations, shown, strict=True)):
+    for number, (conversation, messages) in enumerate(zip(conversations, with_frames, strict=True)):
         ids = encoded["input_ids"][number][encoded["attention_mask"][number].bool()][None]
         if conversation[-1].role == "assistant" and conversation[-1].text:
-            begun = processor.tokenizer(conversation[-1].text, add_special_tokens=False).input_ids
-            ids = torch.cat([ids, torch.tensor([begun], dtype=ids.dtype)], dim=1)
+            prefix = processor.tokenizer(conversation[-1].text, add_special_tokens=False).input_ids
+            ids = torch.cat([ids, torch.tensor([prefix], dtype=ids.dtype)], dim=1)
         row = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": modality(processor, ids)}
         grids = {
             "video": sum(not message.as_images for message in messages),
@@ -133,20 +145,21 @@ def encode_each(
     max_pixels: int | None = None,
     device: torch.device | str | None = None,
 ) -> list[dict[str, torch.Tensor] | Exception]:
-    """``encode_one`` of each, frames of all of them preprocessed together; in place of a row that failed, why.
+    """``encode_one`` of each conversation, with all frames preprocessed together; an exception in
+    place of a failed row.
 
-    The same rows come out as one by one: frames of one size are resized in one batch, pixel by pixel alike.
+    The rows are the same as from ``encode_one``.
     """
     if len(conversations) > 1:
         try:
-            return list(_together(processor, conversations, max_pixels, device))
-        except Exception:  # someone's failure: find out whose
+            return list(_encode_batch(processor, conversations, max_pixels, device))
+        except Exception:  # one of them failed; encode them one by one to find out which
             pass
     rows: list[dict[str, torch.Tensor] | Exception] = []
     for conversation in conversations:
         try:
             rows.append(encode_one(processor, conversation, max_pixels=max_pixels, device=device))
-        except Exception as error:  # one conversation's failure is its own, whatever the processor raises
+        except Exception as error:  # a failure does not affect the other conversations
             rows.append(error)
     return rows
 
@@ -167,8 +180,10 @@ def collate(rows: Sequence[Mapping[str, torch.Tensor]], *, pad_id: int) -> dict[
     return batch
 
 
-def check(conversation: Conversation) -> None:
-    """Raise ``ValueError`` unless the conversation has messages, a user message, and frames only where frames can stand."""
+def check_conversation(conversation: Conversation) -> None:
+    """Raise ``ValueError`` for a conversation without user message, or with frames where none are
+    allowed.
+    """
     if not conversation:
         raise ValueError("expected a conversation with at least one message, received none")
     for number, message in enumerate(conversation):
@@ -190,17 +205,22 @@ def check(conversation: Conversation) -> None:
         )
     if conversation[-1].role == "system":
         raise ValueError(
-            "a conversation ends with the user's message, or with an assistant's to be continued; this one ends with system"
+            "a conversation ends with the user's message, or with an assistant's to be continued; "
+            "this one ends with system"
         )
 
 
 def modality(processor: Any, ids: Int64[torch.Tensor, "B L"]) -> Int64[torch.Tensor, "B L"]:
-    """mm_token_type_ids: 0 text, 1 image, 2 video (transformers 5 needs them for M-RoPE on every multimodal forward)."""
+    """mm_token_type_ids: 0 text, 1 image, 2 video (transformers 5 needs them for M-RoPE on every
+    multimodal forward).
+    """
     return (ids == processor.image_token_id) * IMAGE + (ids == processor.video_token_id) * VIDEO
 
 
-def layout(processor: Any) -> str:
-    """How this processor writes a video into the prompt: the expanded text of a two-frame video at 0 and 1 s, one pad per run."""
+def video_layout(processor: Any) -> str:
+    """How this processor writes a video into the prompt: the text of two frames at 0 and 1 s, one
+    pad per run of pads.
+    """
     frames = Frames(np.zeros((2, 32, 32, 3), np.uint8), (0, 1), (0.0, 1.0), 1.0, 2)
     row = encode_one(processor, (Message("user", "|", frames),), add_generation_prompt=False)
     ids = row["input_ids"][0].tolist()
@@ -214,7 +234,7 @@ def layout(processor: Any) -> str:
 
 
 def pad_id(processor: Any) -> int:
-    """The token that fills short rows (its value never matters: it is masked)."""
+    """The token that fills short rows; it is masked, so its value does not matter."""
     found = processor.tokenizer.pad_token_id
     return processor.tokenizer.eos_token_id if found is None else found
 
@@ -241,20 +261,24 @@ def _video_arguments(processor: Any, videos: Sequence[Frames], max_pixels: int |
         "do_sample_frames": False,
         "input_data_format": "channels_first",
     }
-    half = processor.video_processor
-    if _cap_undecided(half):
+    part_processor = processor.video_processor
+    if _cap_is_open(part_processor):
         options["cap_pixels_per_frame"] = True
-    return {"videos": pixels, "videos_kwargs": {**options, **_limit(half, max_pixels, device)}}
+    return {"videos": pixels, "videos_kwargs": {**options, **_limit(part_processor, max_pixels, device)}}
 
 
-def decide_cap(processor: Any) -> None:
-    """Write down that no frame of a short video is shown larger than one of a long video may be (Qwen's reference behaviour, announced by
-    transformers as the coming default), where the checkpoint leaves it open: saved with a judge, it also holds where a server loads it."""
-    if _cap_undecided(processor.video_processor):
+def set_frame_pixel_cap(processor: Any) -> None:
+    """Set ``cap_pixels_per_frame`` when the checkpoint leaves it open.
+
+    A frame of a short video is then never larger than one of a long video may be: Qwen's reference
+    behaviour and transformers' announced default. Saved with a judge, it also holds where a server
+    loads it.
+    """
+    if _cap_is_open(processor.video_processor):
         processor.video_processor.cap_pixels_per_frame = True
 
 
-def _cap_undecided(video_processor: Any) -> bool:
+def _cap_is_open(video_processor: Any) -> bool:
     return (
         "cap_pixels_per_frame" in video_processor.valid_kwargs.__annotations__
         and video_processor.cap_pixels_per_frame is None
@@ -269,10 +293,10 @@ def _image_arguments(processor: Any, images: Sequence[Frames], max_pixels: int |
     return {"images": pixels, "images_kwargs": options}
 
 
-def _limit(half: Any, max_pixels: int | None, device: Any) -> dict[str, Any]:
+def _limit(part_processor: Any, max_pixels: int | None, device: Any) -> dict[str, Any]:
     options: dict[str, Any] = {} if device is None else {"device": str(torch.device(device))}
     if max_pixels is not None:
-        smallest = min(half.size["shortest_edge"], max_pixels)
+        smallest = min(part_processor.size["shortest_edge"], max_pixels)
         options["size"] = {"shortest_edge": smallest, "longest_edge": max_pixels}
     return options
 

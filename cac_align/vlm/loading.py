@@ -1,6 +1,8 @@
-"""Bringing a Qwen3-VL into memory: what does not fit together is said, and what has a working substitute gets it.
+"""Loading a Qwen3-VL: what does not fit is an error, and what has a working substitute is replaced
+with a warning.
 
-folder or hub id → checks (torchvision, architecture, no missing weights) → dtype and attention that this device really has → model
+folder or hub id → checks (torchvision, architecture, missing weights)
+    → dtype and attention that the device has → model
 """
 
 from __future__ import annotations
@@ -15,40 +17,47 @@ import torch
 
 log = logging.getLogger(__name__)
 
+# Attention of the vision encoder. The language model always uses sdpa, because its slots need a mask.
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
-"""How attention inside the vision encoder is computed. The language model's goes through sdpa: its slots need a mask."""
 
-
-BESIDE_WEIGHTS = frozenset(
-    (
-        *("config.json", "generation_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
-        *(
-            "processor_config.json",
-            "chat_template.jinja",
-            "chat_template.json",
-            "tokenizer.json",
-            "tokenizer_config.json",
-        ),
-        *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
-    )
+# Files beside the weights that change a judge's answers: frame sizes, tokens, chat template. ``cac_align.json`` is not
+# among them, because its content is part of the provenance anyway.
+_HASHED_FILES = frozenset(
+    [
+        "config.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "video_preprocessor_config.json",
+        "processor_config.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+    ]
 )
-"""Files beside the weights that decide what a judge sees and says: frame sizes, tokens, the chat's form. Not ``cac_align.json``, whose
-content enters the provenance by itself."""
 
 
 def load_model(
     source: str, *, device: str, dtype: torch.dtype, revision: str | None, attention: str = "sdpa"
 ) -> tuple[Any, Any]:
-    """(model in evaluation mode on ``device``, its processor).
+    """The model in evaluation mode on ``device``, and its processor.
 
-    Raises ``ValueError`` when torchvision does not fit torch, the checkpoint is not a Qwen3-VL, lacks weights or cannot be read.
+    Raises ``ValueError`` when torchvision does not fit torch, or when the checkpoint is not a
+    Qwen3-VL, lacks weights or cannot be read.
     """
     if not Path(source).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         raise ValueError(
-            f"{source}: no such folder; expected the folder of a Qwen3-VL, or a hub id such as Qwen/Qwen3-VL-8B-Instruct"
+            f"{source}: no such folder; "
+            "expected the folder of a Qwen3-VL, or a hub id such as Qwen/Qwen3-VL-8B-Instruct"
         )
     check_torchvision()
     from transformers import AutoConfig, AutoProcessor, Qwen3VLForConditionalGeneration
+
+    model_class: Any = Qwen3VLForConditionalGeneration  # its stubs know neither revision=None nor output_loading_info
 
     kinds = {"text_config": "sdpa", "vision_config": usable_attention(attention, device)}
     try:
@@ -58,43 +67,47 @@ def load_model(
                 f"{source}: expected a Qwen3-VL checkpoint (model_type qwen3_vl), found {config.model_type!r}"
             )
         processor = AutoProcessor.from_pretrained(source, revision=revision)
-        model, loading = Qwen3VLForConditionalGeneration.from_pretrained(
+        model, loading = model_class.from_pretrained(
             source, revision=revision, dtype=dtype, attn_implementation=kinds, output_loading_info=True
         )
     except OSError as error:
         raise ValueError(f"{source}: could not be loaded as a folder or hub id of a Qwen3-VL: {error}") from error
-    # transformers fills absent weights with random numbers and only warns; a judge with random weights must not score.
+    # transformers fills missing weights with random numbers and only warns.
     if absent := sorted([*loading["missing_keys"], *map(str, loading["mismatched_keys"])]):
         raise ValueError(
-            f"{source}: {len(absent)} weights are missing or have another shape, e.g. {absent[0]}; the checkpoint is broken"
+            f"{source}: {len(absent)} weights are missing or have another shape, e.g. {absent[0]}; "
+            "the checkpoint is incomplete"
         )
     return model.to(device).eval(), processor
 
 
 def usable_attention(attention: str, device: str) -> str:
-    """``attention`` where it can run here, else "sdpa" and a warning. Raises ``ValueError`` for an unknown name."""
+    """``attention`` when it can run here, else "sdpa" with a warning. Raises ``ValueError`` for an
+    unknown name.
+    """
     if attention not in ATTENTION:
         raise ValueError(f"attention must be one of {', '.join(ATTENTION)}; received {attention!r}")
     if not attention.startswith("flash"):
         return attention
-    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+    from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
     installed = is_flash_attn_2_available() if attention.endswith("2") else is_flash_attn_3_available()
     if device.startswith("cuda") and installed:
         return attention
-    why = (
+    reason = (
         "its package is not installed"
         if device.startswith("cuda")
         else f"it needs a CUDA device, this one is {device!r}"
     )
-    log.warning("%s cannot be used: %s; going on with sdpa (the same result, slower on long videos)", attention, why)
+    log.warning("%s cannot be used: %s; using sdpa (the same result, slower on long videos)", attention, reason)
     return "sdpa"
 
 
 def usable_dtype(dtype: str | torch.dtype | None, device: str) -> torch.dtype:
-    """The dtype asked for where the device computes in it, else the nearest one that it does, and a warning.
+    """The dtype when the device computes in it, else the nearest one that it has, with a warning.
 
-    None: bfloat16 on a GPU that has it, float16 on older ones, float32 on the CPU. Raises ``ValueError`` for what names no dtype.
+    None: bfloat16 on a GPU that has it, float16 on older ones, float32 on the CPU. Raises
+    ``ValueError`` for a text that names no dtype.
     """
     cuda = device.startswith("cuda")
     if dtype is None:
@@ -124,19 +137,23 @@ def _cpu_computes_in(dtype: torch.dtype) -> bool:
 
 
 def check_torchvision() -> None:
-    """Raise ``ValueError`` when torchvision is missing or was built for another torch: Qwen3-VL's processor needs it."""
+    """Raise ``ValueError`` when torchvision is missing or was built for another torch: Qwen3-VL's
+    processor needs it.
+    """
     try:
         import torchvision
     except Exception as error:
         raise ValueError(
-            f"Qwen3-VL's video processor needs the torchvision that belongs to torch {torch.__version__}, but importing it failed "
-            f"({type(error).__name__}: {error}); install both from the same index: pip install --upgrade torch torchvision"
+            f"Qwen3-VL's video processor needs the torchvision that belongs to torch {torch.__version__}, "
+            "but importing it failed "
+            f"({type(error).__name__}: {error}); install both from the same index: "
+            "pip install --upgrade torch torchvision"
         ) from error
     del torchvision
 
 
 def hash_weights(model: Any) -> str:
-    """sha256 over names, shapes and values of all parameters and buffers that a checkpoint holds."""
+    """sha256 over names, shapes, dtypes and values of all parameters and buffers."""
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
@@ -145,10 +162,12 @@ def hash_weights(model: Any) -> str:
 
 
 def hash_files(folder: Path) -> str:
-    """sha256 over names, sizes and contents of a folder's weights and of the files in ``BESIDE_WEIGHTS``."""
+    """sha256 over names, sizes and contents of a folder's weights, configuration, tokenizer and
+    template.
+    """
     digest = hashlib.sha256()
     files = sorted(
-        path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin") or path.name in BESIDE_WEIGHTS
+        path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin") or path.name in _HASHED_FILES
     )
     for path in files:
         digest.update(f"{path.name} {path.stat().st_size} ".encode())

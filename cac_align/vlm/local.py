@@ -1,9 +1,11 @@
-"""A vision-language model in this process: transformers' Qwen3-VL through its own processor, many answers at once, greedy.
+"""A vision-language model in this process: transformers' Qwen3-VL, many answers at once, decoded
+greedily.
 
-dialogues → questions → encode_each (a bad one fails alone) → Engine (slots, refilled at once) → Reply → the dialogue goes on
+dialogues → questions → encode_each (a bad one fails alone) → Engine (slots, refilled at once)
+    → Reply → next question
 
-The same conversation gives the same text, and probabilities agree to rounding, whatever else is decoded beside it. What does not fit
-into memory is asked again with half as many at a time. How answers are decoded is ``engine``'s business alone.
+A conversation gives the same text, and probabilities that agree to rounding, whatever is decoded
+beside it. When memory runs out, fewer answers are decoded at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from cac_align.vlm.dialogue import Dialogue, DialogueQueue, Question, run_dialog
 from cac_align.vlm.engine.engine import Engine
 from cac_align.vlm.engine.row import Answer, Prompt
 from cac_align.vlm.engine.spelling import vocabulary
-from cac_align.vlm.inputs import encode, encode_each, encode_one, layout
+from cac_align.vlm.inputs import encode, encode_each, encode_one, video_layout
 from cac_align.vlm.loading import check_torchvision, hash_files, hash_weights, load_model, usable_dtype
 from cac_align.vlm.protocol import Conversation, Readout, Reply
 
@@ -34,11 +36,13 @@ __all__ = ["LocalVlm", "check_torchvision", "encode", "encode_one", "set_threads
 
 
 class LocalVlm:
-    """Qwen3-VL (any size) behind the ``Vlm`` protocol. Load one with ``LocalVlm.load``, or wrap a model you already run_dialogues.
+    """Qwen3-VL of any size behind the ``Vlm`` protocol. Use ``LocalVlm.load``, or wrap a model that
+    is in memory.
 
-    model: ``Qwen3VLForConditionalGeneration`` (or a PEFT model around one). processor: its ``Qwen3VLProcessor``.
-    name: how provenances call it. batch_size: conversations decoded together. max_pixels: limit over all frames of one video,
-    instead of the checkpoint's own. weights_hash: identity of the weights; computed from them when None.
+    model: ``Qwen3VLForConditionalGeneration``, or a PEFT model around one. processor: its
+    ``Qwen3VLProcessor``. name: the model's name in provenances. batch_size: number of answers
+    decoded together. max_pixels: limit over all frames of one video instead of the checkpoint's
+    own. weights_hash: identity of the weights; None computes it from them.
     """
 
     def __init__(
@@ -74,11 +78,13 @@ class LocalVlm:
         revision: str | None = None,
         attention: str = "sdpa",
     ) -> LocalVlm:
-        """Load a folder or a hub id. device: default "cuda" where there is one, else "cpu". dtype: default bfloat16 on a GPU that
-        computes in it, float16 on older ones, float32 on the CPU. attention: of the vision encoder, e.g. "flash_attention_2".
-        A dtype or attention that this device lacks is replaced, with a warning; the provenance names what is really used.
+        """Load a folder or a hub id.
 
-        Raises ``ValueError`` when the device is not here, torchvision does not fit torch, or the checkpoint is not a Qwen3-VL.
+        device: None for "cuda" where there is one, else "cpu". dtype: None for bfloat16 on a GPU
+        that has it, float16 on older ones, float32 on the CPU. attention: of the vision encoder,
+        e.g. "flash_attention_2". A dtype or attention that the device lacks is replaced with a
+        warning; the provenance names what is used. Raises ``ValueError`` when there is no such
+        device, torchvision does not fit torch, or the checkpoint is not a Qwen3-VL.
         """
         device = str(pick_device(device))
         kind = usable_dtype(dtype, device)
@@ -87,7 +93,7 @@ class LocalVlm:
         commit = getattr(model.config, "_commit_hash", None) or revision
         digest = hash_files(Path(source)) if Path(source).is_dir() else (commit or "unknown")
         name = Path(source).resolve().name if Path(source).is_dir() else source
-        found = cls(
+        vlm = cls(
             model,
             processor,
             name=name,
@@ -96,24 +102,31 @@ class LocalVlm:
             weights_hash=digest,
             revision=commit,
         )
-        found._reload = (source, device, str(kind).removeprefix("torch."), batch_size, max_pixels, revision, attention)
-        return found
+        vlm._reload = (source, device, str(kind).removeprefix("torch."), batch_size, max_pixels, revision, attention)
+        return vlm
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._reload is None:
             raise TypeError(
-                f"{self._name}: a LocalVlm around a model in memory cannot be pickled; save it and use LocalVlm.load(path)"
+                f"{self._name}: a LocalVlm around a model in memory cannot be pickled; "
+                "save it and use LocalVlm.load(path)"
             )
         return (_load_again, self._reload)
 
-    @functools.cached_property
+    @property
     def provenance(self) -> Mapping[str, str]:
-        """Model, weights, dtype, and how a video stands in the prompt. Numbers from two different layouts must not be mixed."""
+        """Model, weights, dtype, and how a video is written into the prompt. Scores of two layouts
+        must not be mixed.
+        """
+        return self._provenance
+
+    @functools.cached_property
+    def _provenance(self) -> Mapping[str, str]:
         provenance = {
             "model": self._name,
             "weights": self._weights_hash or hash_weights(self.model),
             "dtype": str(self._core.dtype).removeprefix("torch."),
-            "layout": layout(self.processor),
+            "layout": video_layout(self.processor),
             "decoding": "greedy",
             "template": hashlib.sha256(str(self.processor.chat_template).encode()).hexdigest()[:16],
         }
@@ -122,7 +135,7 @@ class LocalVlm:
         if (kind := self._core.config.vision_config._attn_implementation) not in (None, "sdpa"):
             provenance["vision_attention"] = kind
         if self._core.device.type != "cpu":
-            provenance["preprocessing"] = self._core.device.type  # resizing rounds differently there
+            provenance["preprocessing"] = self._core.device.type  # resizing rounds differently on a GPU
         if self._max_pixels:
             provenance["max_pixels"] = str(self._max_pixels)
         return provenance
@@ -137,22 +150,24 @@ class LocalVlm:
     ) -> list[Reply]:
         """Answer every conversation greedily, in order (see ``Vlm.answer``).
 
-        A last assistant message is continued: ``Reply.text`` is the new text only, while ``readout.locate`` is given the whole
-        message, begun and new. With max_new_tokens=0 nothing is written and only the readout is taken.
-        Raises ``ValueError`` for negative max_new_tokens, an empty word, or a schema that cannot be compiled.
+        A last assistant message is continued: ``Reply.text`` is the new text only, while
+        ``readout.locate`` gets the whole message. With max_new_tokens=0 only the readout is taken.
+        Raises ``ValueError`` for negative max_new_tokens, an empty word, or a schema that cannot be
+        compiled.
         """
         if max_new_tokens < 0:
             raise ValueError(f"max_new_tokens must not be negative, received {max_new_tokens}")
         if readout is not None and (not readout.words or not all(readout.words)):
             raise ValueError(f"readout needs at least one word and no empty ones, received {readout.words!r}")
-        self._constraint(schema)  # a schema that cannot be compiled is wrong for all
+        self._constraint(schema)  # raises for a schema that cannot be compiled
         questions = [Question(conversation, max_new_tokens, schema, readout) for conversation in conversations]
         return run_dialogues(self, [_one_question(question) for question in questions])
 
     def run_dialogues(self, dialogues: Sequence[Dialogue[Any]], done: Callable[[int, Any], None]) -> None:
-        """Carry on many dialogues at once, ``batch_size`` answers at a time; ``done(number, result)`` as each of them ends.
+        """Run many dialogues at once, ``batch_size`` answers at a time; ``done(number, result)`` as
+        each ends.
 
-        What is asked next starts as soon as there is a free slot, whatever the other dialogues are at, and keeps the keys and values
+        A dialogue's next question starts as soon as a slot is free and reuses the keys and values
         that its prompt shares with the question before. Raises whatever a dialogue raises.
         """
         with self._lock:
@@ -177,7 +192,7 @@ class LocalVlm:
             engine.run(take, finish)
 
     def _encode(self, questions: Sequence[Question]) -> list[Prompt | Exception]:
-        """Each question's prompt, or why it has none."""
+        """Each question's prompt, or the exception that it failed with."""
         device = self._core.device if self._core.device.type == "cuda" else None
         conversations = [question.conversation for question in questions]
         rows = encode_each(self.processor, conversations, max_pixels=self._max_pixels, device=device)
@@ -191,21 +206,23 @@ class LocalVlm:
 
     def _prompt(self, question: Question, inputs: Mapping[str, torch.Tensor]) -> Prompt:
         conversation = question.conversation
-        begun = conversation[-1].text if conversation[-1].role == "assistant" else ""
+        prefix = conversation[-1].text if conversation[-1].role == "assistant" else ""
         constraint = self._constraint(question.schema)
         if constraint:
-            constraint.start(begun)
+            constraint.start(prefix)
         length, room = inputs["input_ids"].shape[1], self._core.config.text_config.max_position_embeddings
         if length >= room:
             raise ValueError(
-                f"the prompt has {length} tokens, but the model was made for {room}; show fewer or smaller frames"
+                f"the prompt has {length} tokens, but the model takes at most {room}; show fewer or smaller frames"
             )
-        seen = tuple(message.frames for message in conversation if message.frames is not None)
-        return Prompt(inputs, seen, begun, min(question.max_new_tokens, room - length), constraint, question.readout)
+        frames = tuple(message.frames for message in conversation if message.frames is not None)
+        return Prompt(inputs, frames, prefix, min(question.max_new_tokens, room - length), constraint, question.readout)
 
     @property
     def _core(self) -> Any:
-        """The Qwen3-VL itself, also inside a PEFT wrapper (its adapters live in the layers, so they still act)."""
+        """The Qwen3-VL itself, also inside a PEFT wrapper, whose adapters sit in the layers and
+        still apply.
+        """
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     @functools.cached_property
@@ -217,7 +234,9 @@ class LocalVlm:
 
     @functools.cached_property
     def _banned(self) -> torch.Tensor:
-        """Tokens that may never be written: every special token but the end, and ids that stand for no text."""
+        """Mask of the tokens that are never written: special tokens except the end tokens, and ids
+        without text.
+        """
         size = self._core.lm_head.weight.shape[0]
         banned = torch.ones(size, dtype=torch.bool)
         known = [
@@ -255,7 +274,9 @@ def _reply(prompt: Prompt, answer: Answer) -> Reply:
 
 
 def set_threads(count: int) -> None:
-    """Use ``count`` CPU threads for torch. On shared cores one is often several times faster than two: measure."""
+    """Use ``count`` CPU threads for torch. On shared cores one is often several times faster than
+    two.
+    """
     torch.set_num_threads(count)
 
 

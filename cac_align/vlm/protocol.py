@@ -1,10 +1,13 @@
-"""One Protocol for every vision-language model: conversations in, text out, and the probability of words at a point.
+"""The Protocol of every vision-language model: conversations in; text and the probability of words
+at a place out.
 
-Message (frames with time stamps + text) → Conversation → Vlm.answer → Reply (text, log-probabilities, error)
+Message (frames with time stamps + text) → Conversation → Vlm.answer
+    → Reply (text, log-probabilities, error)
 
-Who reads a verdict needs P("normal") and P("abnormal") *at one place of the answer*, over whole words. A backend is told the
-words and a function that finds the place in the text it wrote (``Readout``), and returns log P(word | everything before that place),
-summed over all spellings its tokenizer has for the word; it never searches for a token.
+To read a verdict one needs P("normal") and P("abnormal") at one place of the answer, over whole
+words. A backend is given the words and a function that finds the place in the text it wrote
+(``Readout``). It returns log P(word | everything before the place), summed over all spellings of
+the word, and never searches for a token.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from cac_align.core.video import Frames
 
 @dataclass(frozen=True, eq=False)
 class Message:
-    """One message of a chat. ``frames`` come before ``text``, as a video with its time stamps (or as images, see ``as_images``)."""
+    """One message of a chat. ``frames`` come before ``text``: as a video with time stamps, or
+    ``as_images``.
+    """
 
     role: Literal["system", "user", "assistant"]
     text: str
@@ -26,6 +31,7 @@ class Message:
     as_images: bool = False
 
 
+# Qwen's special tokens in the order of its table; a local model uses those of its own tokenizer.
 CONTROL_TOKENS: tuple[str, ...] = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -42,11 +48,10 @@ CONTROL_TOKENS: tuple[str, ...] = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-"""Qwen's special tokens, in the order of its table. A model whose tokenizer is at hand is asked for its own."""
 
 
 class ControlToken(ValueError):
-    """A text that would be read as the chat's own structure."""
+    """A message contains a control token, which the model would read as structure of the chat."""
 
 
 def refuse_control_tokens(message: Message, tokens: Iterable[str] = CONTROL_TOKENS) -> None:
@@ -54,74 +59,88 @@ def refuse_control_tokens(message: Message, tokens: Iterable[str] = CONTROL_TOKE
     for token in tokens:
         if token in message.text:
             raise ControlToken(
-                f"the {message.role}'s text contains the control token {token!r} at character {message.text.index(token)}; "
-                "remove it, it would be read as the chat's own structure"
+                f"the {message.role}'s text contains the control token {token!r} "
+                f"at character {message.text.index(token)}; "
+                "remove it, because the model would read it as structure of the chat"
             )
 
 
+# Messages in order. The last one is the user's, or an assistant's that is to be continued where its text ends.
 Conversation = tuple[Message, ...]
-"""Messages in order. The last one is the user's, or an assistant's message to be continued from where its text ends."""
 
 
 @dataclass(frozen=True)
 class Readout:
-    """Ask for log P(word) at one place of the answer.
+    """A request for log P(word) at one place of the answer."""
 
-    words: the whole words whose probabilities are wanted, e.g. ("normal", "abnormal").
-    locate: from the whole assistant message (a begun one, then what was written) to the character offset at which the word starts, or None when the answer has no such place.
-        Must be picklable: a module-level function.
-    """
-
+    # The whole words, e.g. ("normal", "abnormal").
     words: tuple[str, ...]
+    # From the whole assistant message (a given beginning included) to the character offset at which the word starts;
+    # None when there is no such place. Must be picklable: a function of a module.
     locate: Callable[[str], int | None]
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back for one conversation. ``error`` says why there is no text; then ``text`` is empty.
-
-    log_p: natural log of P(word) per word asked for (None when not asked, not found, or not given by the backend).
-    truncated: the answer hit the token limit. num_prompt_tokens, num_tokens: for cost reports.
-    """
+    """The answer to one conversation. ``error`` says why there is none; then ``text`` is empty."""
 
     text: str
+    # Natural log of P(word) per word of the readout; None without readout, place or probabilities from the backend.
     log_p: Mapping[str, float] | None = None
     error: str | None = None
+    # Whether the answer was cut off at the token limit.
     truncated: bool = False
+    # For cost reports.
     num_prompt_tokens: int = 0
     num_tokens: int = 0
+    # The words of the readout for which ``log_p`` is only an upper bound.
+    bounded: tuple[str, ...] = ()
+    # Why ``log_p`` is None although the answer has the readout's place.
+    readout_error: str | None = None
 
 
+# In a provenance: the server could not be asked which checkpoint it runs, so the provenance identifies nothing.
 UNREACHABLE = "unreachable"
-"""What a provenance says of a checkpoint that could not be asked for: it identifies nothing."""
 
 
 def served(provenance: Mapping[str, str]) -> dict[str, str]:
-    """The entries of a provenance, a reward's own or a combination's, that say which checkpoint a server runs."""
+    """The entries of a provenance that say which checkpoint a server runs; of a combination, one
+    per component.
+    """
     return {name: value for name, value in provenance.items() if name.endswith("vlm/served")}
 
 
 def unidentified(provenance: Mapping[str, str]) -> bool:
-    """Whether a provenance speaks of a server that could not be asked which checkpoint it runs."""
+    """Whether the provenance is of a server that could not be asked which checkpoint it runs."""
     return UNREACHABLE in served(provenance).values()
 
 
-def unknown_judge(before: Mapping[str, str], after: Mapping[str, str]) -> str | None:
-    """Why the provenances read before and after a call do not tell who judged in between; None: they do."""
+def checkpoint_uncertainty(before: Mapping[str, str], after: Mapping[str, str]) -> str | None:
+    """Why the provenances before and after a call leave open which checkpoint judged in between;
+    None if they do not.
+    """
     if unidentified(before) or unidentified(after):
-        return "the server could not be asked which checkpoint it runs, so nobody knows which one judged; score this video again"
+        return (
+            "the server did not say which checkpoint it runs, so it is unknown which one judged; score this video again"
+        )
     if dict(before) != dict(after):
-        return "the server's checkpoint changed while it judged, so nobody knows which one did; score this video again"
+        return (
+            "the server's checkpoint changed during the call, so it is unknown which one judged; score this video again"
+        )
     return None
 
 
 @runtime_checkable
 class Vlm(Protocol):
-    """A vision-language model behind any backend. Thread-safe; a failed conversation never fails the others."""
+    """A vision-language model behind any backend. Thread-safe; a failed conversation does not
+    affect the others.
+    """
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        """What identifies the answers: model id, revision or weight hash, dtype, prompt layout. Strings only."""
+        """What identifies the answers: model id, revision or weight hash, dtype, prompt layout.
+        Strings only.
+        """
         ...
 
     def answer(
@@ -132,9 +151,10 @@ class Vlm(Protocol):
         schema: Mapping[str, Any] | None = None,
         readout: Readout | None = None,
     ) -> list[Reply]:
-        """Answer every conversation greedily, in order. ``schema`` constrains decoding to a JSON schema where it is given.
+        """Answer every conversation greedily, in order. schema: a JSON schema to which decoding is
+        constrained.
 
-        Never raises for one conversation's failure: its Reply carries ``error``. Raises ``ValueError`` for a call that is wrong
-        as a whole (no user message, empty words).
+        A conversation that fails has a Reply with ``error``. Raises ``ValueError`` for a call that
+        is wrong as a whole, such as empty readout words.
         """
         ...

@@ -1,9 +1,10 @@
-"""A Vlm that answers from a script: for tests, examples, and rehearsing a pipeline without a model.
+"""A Vlm that answers from a script, for tests, examples, and trying a pipeline without a model.
 
-script (a function of the conversation, or answers in order) → ScriptedVlm → Reply, with log-probabilities from a stated confidence
+script (a function of the conversation, or answers in order) → ScriptedVlm
+    → Reply with log-probabilities
 
-It locates the readout's place in its own text exactly as a model backend does, so a script that writes a broken answer gets no
-probability, like a model would.
+It finds the readout's place in its own text exactly as a model backend does, so a script that
+writes an unusable answer gets no probability, as a model would.
 """
 
 from __future__ import annotations
@@ -20,20 +21,19 @@ from cac_align.vlm.protocol import Conversation, Readout, Reply
 
 @dataclass
 class ScriptedVlm:
-    """Answers every conversation from ``script``.
+    """Answers every conversation from ``script``."""
 
-    script: called with each conversation, giving its text or a whole Reply; or a sequence of answers, used up in order over all calls.
-        An exception it raises becomes that conversation's error.
-    name: goes into the provenance. delay_s: pause per call, in seconds.
-    confidence: P of the word that the answer writes at the readout's place, in (0, 1); the other words share the rest equally.
-    """
-
+    # A function from a conversation to its text or Reply, or a sequence of answers that are used in order over all
+    # calls. An exception that it raises becomes the conversation's error.
     script: Callable[[Conversation], str | Reply] | Sequence[str | Reply]
+    # The model's name in the provenance.
     name: str = "scripted"
+    # Pause per call in seconds.
     delay_s: float = 0.0
+    # P of the word that the answer has at the readout's place, in (0, 1); the other words share the rest equally.
     confidence: float = 0.9
+    # All conversations so far, in order, for tests.
     asked: list[Conversation] = field(default_factory=list, repr=False)
-    """Every conversation so far, in order: what a test wants to look at."""
 
     def __post_init__(self) -> None:
         if not 0 < self.confidence < 1:
@@ -64,7 +64,8 @@ class ScriptedVlm:
         schema: Mapping[str, Any] | None = None,
         readout: Readout | None = None,
     ) -> list[Reply]:
-        """The script's replies, in order (see ``Vlm.answer``). ``schema`` and ``max_new_tokens`` do not bind a script.
+        """The script's replies, in order (see ``Vlm.answer``); ``schema`` and ``max_new_tokens``
+        are ignored.
 
         Raises ``ValueError`` when the readout asks for no word or an empty one.
         """
@@ -78,21 +79,21 @@ class ScriptedVlm:
         if not any(message.role == "user" for message in conversation):
             return Reply("", error="could not be encoded: expected at least one user message")
         try:
-            said = self._say(conversation)
-        except Exception as error:  # a script that fails stands for a model that fails: one reply, not the batch
+            answer = self._next_answer(conversation)
+        except Exception as error:  # like a failing model: one reply, not the batch
             return Reply("", error=f"{type(error).__name__}: {error}")
-        if isinstance(said, Reply):
-            return said
-        begun = conversation[-1].text if conversation[-1].role == "assistant" else ""
-        log_p = None if readout is None else self._log_p(begun, said, readout)
+        if isinstance(answer, Reply):
+            return answer
+        prefix = conversation[-1].text if conversation[-1].role == "assistant" else ""
+        log_p = None if readout is None else self._log_p(prefix, answer, readout)
         return Reply(
-            said,
+            answer,
             log_p=log_p,
             num_prompt_tokens=sum(len(m.text) for m in conversation) // 4,
-            num_tokens=len(said) // 4 + 1,
+            num_tokens=len(answer) // 4 + 1,
         )
 
-    def _say(self, conversation: Conversation) -> str | Reply:
+    def _next_answer(self, conversation: Conversation) -> str | Reply:
         with self._lock:
             self.asked.append(conversation)
             number, self._next = self._next, self._next + 1
@@ -104,11 +105,11 @@ class ScriptedVlm:
             )
         return self.script[number]
 
-    def _log_p(self, begun: str, said: str, readout: Readout) -> Mapping[str, float] | None:
-        at = readout.locate(begun + said)
-        if at is None or at < len(begun):
+    def _log_p(self, prefix: str, answer: str, readout: Readout) -> Mapping[str, float] | None:
+        place = readout.locate(prefix + answer)
+        if place is None or place < len(prefix):
             return None
-        written = [word for word in readout.words if (begun + said).startswith(word, at)]
+        written = [word for word in readout.words if (prefix + answer).startswith(word, place)]
         if not written:
             return None
         word = max(written, key=len)

@@ -184,14 +184,14 @@ def reward_terms(text, record, ending="single turn"):
 
 def test_the_terms_of_one_answer(tmp_path):
     normal, broken = list(read_records(tiny_stage.data_folder(tmp_path, clips=2) / "records.jsonl"))
-    whole = earned(answer(item(boxes=BOXES)), broken)
+    whole = reward_terms(answer(item(boxes=BOXES)), broken)
     # truth: frames 4 to 10 boxed, so frames 1 and 2 of the scan: temporal 1; boxes 1 and 1/2: spatial 0.75; 2·1 + 2·1 + 5·0.75
     assert (whole.format, whole.status, whole.type, whole.temporal, whole.spatial) == (0, 0, 1, 1, 0.75)
     assert whole.total == pytest.approx(7.75)
-    assert earned(answer(item()), broken).total == pytest.approx(-1 + 2 + 2)  # no box: format −1, spatial 0
-    assert earned(NORMAL, broken).total == -2 and earned(NORMAL, normal).total == 0
-    assert earned(answer(item(boxes=BOXES)), normal).total == -2
-    assert earned("no json", normal, "window").total == earned("no json", broken, "window").total == -3
+    assert reward_terms(answer(item()), broken).total == pytest.approx(-1 + 2 + 2)  # no box: format −1, spatial 0
+    assert reward_terms(NORMAL, broken).total == -2 and reward_terms(NORMAL, normal).total == 0
+    assert reward_terms(answer(item(boxes=BOXES)), normal).total == -2
+    assert reward_terms("no json", normal, "window").total == reward_terms("no json", broken, "window").total == -3
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,9 @@ def root(tmp_path_factory):
 def test_rollouts_end_with_the_first_answer(root):
     model, processor = load(ModelRecipe(path=str(root / "model")))
     records = list(read_records(root / "data" / "records.jsonl"))[:2]
-    prompts = [open_video_prompt(slot, r, Video.open(root / "data" / r.video, fps=16), 4.0) for slot, r in enumerate(records)]
+    prompts = [
+        open_video_prompt(slot, r, Video.open(root / "data" / r.video, fps=16), 4.0) for slot, r in enumerate(records)
+    ]
     settings = RolloutSettings(RolloutRecipe(group_size=16, max_new_tokens=4), "brief", 8.0, None, 0, 0, turns=1)
     store = {}
     rollouts = roll_out(model.eval(), processor, prompts, settings, store)

@@ -290,9 +290,10 @@ def test_a_server_gets_the_images_first_the_text_last_and_temperature_zero():
 
 
 @pytest.mark.parametrize(
-    ("named", "told"), [(["one", "two"], "checkpoint changed while it judged"), (["unreachable"], "could not be asked")]
+    ("named", "told"),
+    [(["one", "two"], "checkpoint changed during the call"), (["unreachable"], "did not say which checkpoint")],
 )
-def test_a_server_that_was_exchanged_while_it_judged_gives_no_score(named, told):
+def test_a_checkpoint_that_changed_during_the_call_gives_no_score(named, told):
     class Served(Scripted):
         @property
         def provenance(self):

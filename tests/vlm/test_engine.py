@@ -303,20 +303,20 @@ def judged(vlm):
 
 
 @pytest.mark.parametrize("call", [1, 2, 6, 20], ids=["prefill", "first step", "later step", "last step"])
-@pytest.mark.parametrize("place", ["lm_head", "_choose", "isfinite", "_look"])
+@pytest.mark.parametrize("place", ["lm_head", "_choose", "isfinite", "_locate"])
 def test_memory_that_runs_out_behind_the_forward_changes_neither_text_nor_probability(monkeypatch, caplog, place, call):
     """After the forward of a prefill or a step: in lm_head, before a token is chosen, meanwhile, or at its readout."""
     vlm = LocalVlm(tiny_qwen.model(seed=3), tiny_qwen.processor(), name="x", batch_size=4)
     expected = judged(vlm)
     assert all(reply.log_p is not None for reply in expected)
-    if place == "_look":
-        monkeypatch.setattr(engine, "LOOK_EVERY", 1)
+    if place == "_locate":
+        monkeypatch.setattr(engine, "LOCATE_EVERY", 1)
     owner, name = {"lm_head": (vlm.model.lm_head, "forward"), "isfinite": (torch, place)}.get(
         place, (engine.Engine, place)
     )
     calls, real = [], getattr(owner, name)
     # Four answers: a head reads four rows per step, and again four times in the prefill, which plants the four readouts.
-    last = {"lm_head": call if call == 1 else call + 4, "_look": 4 * call - 2}.get(place, call)
+    last = {"lm_head": call if call == 1 else call + 4, "_locate": 4 * call - 2}.get(place, call)
 
     def fails_once(*args):
         calls.append(1)

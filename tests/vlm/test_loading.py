@@ -16,9 +16,7 @@ def test_flash_attention_without_a_gpu_falls_back_to_sdpa_and_judges(tmp_path, c
     net.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     vlm = LocalVlm.load(tmp_path, device="cpu", attention="flash_attention_2")
-    assert (
-        "flash_attention_2 cannot be used: it needs a CUDA device, this one is 'cpu'; going on with sdpa" in caplog.text
-    )
+    assert "flash_attention_2 cannot be used: it needs a CUDA device, this one is 'cpu'; using sdpa" in caplog.text
     (reply,) = vlm.answer([ask("look", frames(3))], max_new_tokens=4)
     (expected,) = LocalVlm(net, processor, name="x").answer([ask("look", frames(3))], max_new_tokens=4)
     assert reply.text == expected.text and vlm.model.config.vision_config._attn_implementation == "sdpa"

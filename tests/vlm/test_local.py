@@ -159,7 +159,7 @@ def test_a_prompt_beyond_the_models_length_is_refused_and_a_long_answer_stops_th
     net.config.text_config.max_position_embeddings = 30
     vlm = LocalVlm(net, processor, name="x")
     long, short = vlm.answer([ask("x " * 80), ask("x")], max_new_tokens=400)
-    assert "made for 30" in long.error and "fewer" in long.error
+    assert "takes at most 30" in long.error and "fewer" in long.error
     assert short.error is None and short.truncated and short.num_tokens == 30 - short.num_prompt_tokens
 
 

@@ -1,8 +1,8 @@
-"""Which prompts may share what: the common beginning of two prompts, the pixels behind it, groups for one prefill."""
+"""What prompts may share: the common beginning of two prompts, the pixels after it, and groups for one prefill."""
 
 import torch
 
-from cac_align.vlm.engine.row import PREFILL_TOKENS, Prompt, Row, common_tokens, groups, new_pixels
+from cac_align.vlm.engine.row import PREFILL_TOKENS, Prompt, Row, common_tokens, group_for_prefill, new_pixels
 
 
 def prompt(ids, types=None, seen=(), **inputs):
@@ -48,6 +48,6 @@ def test_only_videos_behind_the_common_part_are_encoded():
 
 def test_groups_hold_similar_lengths_apart_from_continued_ones_and_bounded():
     rows = [Row(prompt([0] * n), None, reused=reused) for n, reused in ((5, 0), (3, 0), (9, 4), (4, 0))]
-    assert [[row.prompt.length for row in group] for group in groups(rows)] == [[3, 4, 5], [9]]
+    assert [[row.prompt.length for row in group] for group in group_for_prefill(rows)] == [[3, 4, 5], [9]]
     half = PREFILL_TOKENS // 2
-    assert [len(group) for group in groups([Row(prompt([0] * half), None) for _ in range(3)])] == [2, 1]
+    assert [len(group) for group in group_for_prefill([Row(prompt([0] * half), None) for _ in range(3)])] == [2, 1]

@@ -155,7 +155,7 @@ def test_a_checkpoint_that_is_not_known_when_its_answers_come_gives_no_score(ser
     judge = judge_of(server)
     assert judge.provenance["vlm/served"] == "unreachable"
     (early,) = judge(["a"], clips(1))
-    assert not early.scored and "could not be asked which checkpoint it runs" in early.error
+    assert not early.scored and "did not say which checkpoint it runs" in early.error
     (late,) = judge(["a"], clips(1))
     assert (
         late.value == pytest.approx(0.75) and late.provenance["vlm/served"] == "one" == judge.provenance["vlm/served"]
@@ -186,7 +186,7 @@ def test_a_checkpoint_that_was_exchanged_gives_no_score_and_then_a_provenance_of
         judge.vlm._client.close()
         judge.vlm._client = None
     (score,) = reward(["a"], clips(2))
-    assert not score.scored and "checkpoint changed while it judged" in score.error
+    assert not score.scored and "checkpoint changed during the call" in score.error
     assert reward.provenance["vlm/served"] == "two" and dict(reward.provenance) != before
     fresh = reward(["a", "a"], clips(1, 2))  # the first clip's score was another judge's
     assert [score.provenance["vlm/served"] for score in fresh] == ["two", "two"] and len(

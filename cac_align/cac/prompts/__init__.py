@@ -1,12 +1,14 @@
-"""Every text sent to the judge: the instructions of the turns as text files, and functions that fill them.
+"""Every text sent to the judge: the instructions of the turns as text files, and functions that
+fill them.
 
-prompt, frames → turn_one_conversation → answer → turn_two_conversation (fresh context or continued chat)
+prompt, frames → turn_one_conversation → answer
+    → turn_two_conversation (fresh context or continued chat)
 prompt, frames → single_turn_conversation (windows and boxes at once)
 
 Qwen3-VL sees time stamps and never frame numbers, while answers name frames by number. So the
-instruction says which number stands at which time, and ``read_answer`` converts back. Turn 2 numbers the
-frames of its clip from 0 again (Fig. S5). The texts are our own; their structure (taxonomy, three steps,
-JSON) follows Figs. S4 and S5 of the paper.
+instruction says which number stands at which time, and ``read_answer`` converts back. Turn 2
+numbers the frames of its clip from 0 again (Fig. S5). The texts are our own; their structure
+(taxonomy, three steps, JSON) follows Figs. S4 and S5 of the paper.
 """
 
 from __future__ import annotations
@@ -49,12 +51,16 @@ def wording_hash(wording: str, names: Sequence[str] = ("turn_one", "turn_two", "
 
 
 def fill(text: str, slots: Mapping[str, str]) -> str:
-    """Fill every ``{slot}`` in one pass, so that braces inside a prompt or an answer are left alone."""
+    """Fill every ``{slot}`` in one pass, so that braces inside a prompt or an answer are left
+    alone.
+    """
     return _SLOT.sub(lambda match: slots[match.group(1)] if match.group(1) in slots else match.group(0), text)
 
 
 def frame_list(frames: Frames, wording: str) -> str:
-    """Which frame number stands at which time: a range with a rate in the brief wording, else a list of all frames."""
+    """Which frame number stands at which time: a range with a rate in the brief wording, else a
+    list of all frames.
+    """
     if wording == "brief":
         return f"Frame 0-{len(frames) - 1} from {frames.times_s[0]:.2f} s at {frames.fps:g} fps"
     return ", ".join(f"Frame {number} at {time:.2f} s" for number, time in enumerate(frames.times_s))
@@ -66,7 +72,9 @@ def turn_one_conversation(prompt: str, frames: Frames, *, wording: str = "full")
 
 
 def single_turn_conversation(prompt: str, frames: Frames, *, wording: str = "full") -> Conversation:
-    """The single turn (Sec. 4.3): the whole video at 4 fps, asked for status, time regions, types and boxes."""
+    """The single turn (Sec. 4.3): the whole video at 4 fps, asked for status, time regions, types
+    and boxes.
+    """
     return (Message("user", _instruction("single_turn", prompt, frames, wording), frames),)
 
 
@@ -75,8 +83,9 @@ def turn_two_conversation(
 ) -> Conversation:
     """Turn 2 (Sec. 3.4): the clip at 8 fps, asked for confirmation and boxes.
 
-    Without ``before`` it is a fresh context with the clip and what turn 1 wrote, as stage 2 trains it.
-    With ``before``, turn 1's conversation, the chat continues and the whole video stays in context.
+    Without ``before`` it is a fresh context with the clip and what turn 1 wrote, as stage 2 trains
+    it. With ``before``, turn 1's conversation, the chat continues and the whole video stays in
+    context.
     """
     ask = Message("user", _instruction("turn_two", prompt, clip, wording, turn_one), clip)
     return (ask,) if before is None else (*before, Message("assistant", turn_one.text), ask)
@@ -89,7 +98,9 @@ def retry_conversation(asked: Conversation, answer: Turn) -> Conversation:
 
 
 def turn_one_summary(turn: Turn, wording: str) -> str:
-    """What turn 2 is told about turn 1: its reasoning and anomalies; in the brief wording the anomalies only."""
+    """What turn 2 is told about turn 1: its reasoning and anomalies; in the brief wording the
+    anomalies only.
+    """
     claims = "; ".join(f"{anomaly.type}: {anomaly.reason}" for anomaly in turn.anomalies)
     return claims if wording == "brief" else f"{turn.chain_of_thought}\nSuspected: {claims}"
 

@@ -1,12 +1,14 @@
-"""Decoding that can only write JSON of a given schema: llguidance masks the tokens that would leave it.
+"""Constrained decoding: llguidance masks the tokens that would leave a JSON schema.
 
-JSON schema → grammar → one matcher per answer → mask over the vocabulary before each token → only schema-valid text, then the end token
+JSON schema → grammar → one matcher per answer → mask over the vocabulary before each token → only
+schema-valid text, then the end token
 
-Constrain at inference only: in reinforcement learning a mask would make the sampled policy differ from the scored one. The readout of
-Eq. 7 uses the unmasked distribution: here the logits before the mask; a server, whose log-probabilities are those behind it, is asked
-for them once more without the schema (``server``; not in the "openai" dialect, whose schema is a hint and which cannot go on with an
-answer). The reader validates every answer afterwards all the same.
-Numbers should be bounded integers in the schema (a free number may run on: 39e6349499164).
+Constrain at inference only: in reinforcement learning a mask would make the sampled policy differ
+from the scored one. The readout of Eq. 7 uses the unmasked distribution. Here these are the logits
+before the mask. A server reports log-probabilities after it, so it is asked once more without the
+schema (``server``; not in the "openai" dialect, where the schema is a hint and answers cannot be
+continued). The reader validates every answer all the same. Numbers in the schema should be bounded
+integers: an unbounded number may never end.
 """
 
 from __future__ import annotations
@@ -20,16 +22,18 @@ import torch
 from jaxtyping import Float, Int64
 from transformers import LogitsProcessor
 
+# Whitespace between JSON tokens: enough for indented JSON, too little to fill an answer with blanks.
 WHITESPACE = r"[ \n]{0,8}"
-"""What may stand between JSON tokens: enough for indented JSON, too little to fill an answer with blanks."""
 
 _TOKENIZERS: WeakKeyDictionary[Any, dict[tuple[int, ...], Any]] = WeakKeyDictionary()
 
 
 class SchemaConstraint:
-    """The grammar of one schema over one tokenizer; ``start`` begins an answer, ``mask_`` forbids, ``accept`` advances.
+    """The grammar of one schema over one tokenizer.
 
-    eos: ids of the end tokens, allowed exactly when the JSON is complete. Raises ``ValueError`` for a schema that cannot be compiled.
+    ``start`` begins an answer, ``mask_`` forbids tokens, ``accept`` advances by a token. eos: ids
+    of the end tokens, which are allowed exactly when the JSON is complete. Raises ``ValueError``
+    for a schema that cannot be compiled.
     """
 
     def __init__(self, tokenizer: Any, schema: Mapping[str, Any], *, eos: Sequence[int]) -> None:
@@ -44,19 +48,24 @@ class SchemaConstraint:
             raise ValueError(f"the JSON schema cannot be compiled into a grammar: {fault}")
 
     def start(self, prefix: str = "") -> Any:
-        """A matcher at the beginning of an answer, or after ``prefix``. Raises ``ValueError`` when no valid JSON begins with it."""
+        """A matcher at the start of an answer, or after ``prefix``.
+
+        Raises ``ValueError`` when no JSON of this schema begins with ``prefix``.
+        """
         from llguidance import LLMatcher
 
         matcher = LLMatcher(self._ll, self._grammar)
         tokens = self._tokenizer(prefix, add_special_tokens=False).input_ids if prefix else []
         if tokens and not matcher.consume_tokens(tokens):
             raise ValueError(
-                f"the schema allows no answer that begins with {prefix[-80:]!r}; drop the schema or the begun answer"
+                f"the schema allows no answer that begins with {prefix[-80:]!r}; drop the schema or the prefix"
             )
         return matcher
 
     def mask_(self, logits: Float[torch.Tensor, "B V"], matchers: Sequence[Any | None]) -> None:
-        """Set the logits of forbidden tokens to −inf, in place. Rows whose matcher is None are left as they are."""
+        """Set the logits of forbidden tokens to −inf, in place. Rows without matcher stay
+        unchanged.
+        """
         words = torch.zeros((len(matchers), -(-self._ll.vocab_size // 32)), dtype=torch.int32)
         for row, matcher in enumerate(matchers):
             if matcher is not None:
@@ -75,10 +84,13 @@ class SchemaConstraint:
 
 
 class SchemaLogitsProcessor(LogitsProcessor):
-    """``SchemaConstraint`` for transformers' ``generate``: one instance per call, any batch size, greedy or sampled (no beams)."""
+    """``SchemaConstraint`` for transformers' ``generate``: one instance per call, any batch size,
+    greedy or sampled (no beams).
+    """
 
     def __init__(self, constraint: SchemaConstraint, prompt_length: int) -> None:
-        self._constraint, self._seen, self._matchers = constraint, prompt_length, None
+        self._constraint, self._num_read = constraint, prompt_length
+        self._matchers: list[Any] | None = None
         self._done: list[bool] = []
 
     def __call__(
@@ -87,13 +99,13 @@ class SchemaLogitsProcessor(LogitsProcessor):
         if self._matchers is None:
             self._matchers = [self._constraint.start() for _ in input_ids]
             self._done = [False] * len(input_ids)
-        for column in range(self._seen, input_ids.shape[1]):
+        for column in range(self._num_read, input_ids.shape[1]):
             for row, token in enumerate(input_ids[:, column].tolist()):
                 if token in self._constraint.eos:
-                    self._done[row] = True  # what follows is generate's padding
+                    self._done[row] = True  # the rest of the row is padding
                 elif not self._done[row]:
                     self._constraint.accept(self._matchers[row], token)
-        self._seen = input_ids.shape[1]
+        self._num_read = input_ids.shape[1]
         scores = scores.clone()
         self._constraint.mask_(
             scores, [None if done else matcher for matcher, done in zip(self._matchers, self._done, strict=True)]
@@ -102,10 +114,10 @@ class SchemaLogitsProcessor(LogitsProcessor):
 
 
 def _ll_tokenizer(tokenizer: Any, eos: tuple[int, ...]) -> Any:
-    """llguidance's view of the tokenizer, built once (a second for a table of 150,000 tokens)."""
+    """llguidance's form of the tokenizer, built once (one second for 150,000 tokens)."""
     import llguidance.hf
 
-    views = _TOKENIZERS.setdefault(tokenizer, {})
-    if eos not in views:
-        views[eos] = llguidance.hf.from_tokenizer(tokenizer, eos_token=list(eos))
-    return views[eos]
+    tokenizers = _TOKENIZERS.setdefault(tokenizer, {})
+    if eos not in tokenizers:
+        tokenizers[eos] = llguidance.hf.from_tokenizer(tokenizer, eos_token=list(eos))
+    return tokenizers[eos]

@@ -1,14 +1,21 @@
-"""The judging engine: many answers decoded together, one per slot; a slot that falls free is filled again at once.
+"""The judging engine: many answers are decoded together, one per slot; a free slot is filled again
+at once.
 
-take (prompts that wait) → prefill into free slots → step: one token for every answer → … → an answer ends → finish → its slot is free
+take (waiting prompts) → prefill into free slots → step: one token per answer → …
+    → an answer ends → finish
+→ its slot is free
 
-Nothing is computed twice and nothing twice in sequence:
-- A prompt that goes on from what a slot holds (turn 2 after turn 1 in one chat, a retry) keeps the common beginning's keys and values.
-- The distribution at any place of an answer is lm_head(its last hidden state), which is kept: before any mask, and for the readout in
-  float32 whatever the model computes in, because a bfloat16 logit of 20 comes in steps of 1/8.
-- The words' other spellings (``ab`` + ``normal`` where the answer says ``normal``) ride along with the next step as further queries
-  of their answer's row: a tree of tokens that see the answer up to the place and their own ancestors (Eq. 7's two numbers, exactly).
-  Only an answer whose place is found at its very end stays for one more step.
+It avoids repeated work:
+
+- A prompt that continues what a slot holds (turn 2 after turn 1 in one chat, a retry) keeps the
+  keys and values of the common beginning.
+- The distribution at any place of an answer is lm_head of a hidden state that is kept. So the
+  readout needs no second pass, sees the logits before any mask, and is computed in float32 whatever
+  the model's dtype: a bfloat16 logit of 20 has steps of 1/8.
+- The other spellings of the words (``ab`` + ``normal`` where the answer says ``normal``) are
+  computed with the next step, as further queries of the answer's row. They form a tree of tokens
+  that see the answer up to the place and their own ancestors, which gives the two numbers of Eq. 7
+  exactly. Only an answer whose place is at its very end needs one more step.
 """
 
 from __future__ import annotations
@@ -20,35 +27,37 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int64
 
-from cac_align.vlm.engine.row import Answer, Prompt, Row, common_tokens, groups, new_pixels
+from cac_align.vlm.engine.row import Answer, Prompt, Row, common_tokens, group_for_prefill, new_pixels
 from cac_align.vlm.engine.slots import SlotCache
 from cac_align.vlm.engine.spelling import COVER, spelling_tree, text_and_ends, token_at, vocabulary
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 8
-"""Steps a free slot waits for company, because one prefill of four prompts costs less than four of one."""
+# Steps that a free slot waits for further free slots: one prefill of four prompts is cheaper than four of one.
+MAX_WAIT_STEPS = 8
 
-LOOK_EVERY = 16
-"""Tokens between two looks for the readout's place in an answer that still runs."""
+# Tokens between two searches for the readout's place in an unfinished answer.
+LOCATE_EVERY = 16
 
-
-WORDS_AT_ONCE = 8192
-"""Rows of the word table that are turned into float32 together: 128 MiB of an 8B model's."""
+# Rows of lm_head that are converted to float32 together: 128 MiB for an 8B model.
+LM_HEAD_CHUNK = 8192
 
 
 def float_logits(head: torch.nn.Module, states: Float[torch.Tensor, "N H"]) -> Float[torch.Tensor, "N V"]:
-    """lm_head(states) with products and sums in float32. A head that is not a plain linear layer (quantised, adapted) is asked as it is."""
+    """lm_head(states), computed in float32 when the head is a plain linear layer (not quantised or
+    adapted).
+    """
     if type(head) is not torch.nn.Linear or head.weight.dtype == torch.float32:
         return head(states).float()
     bias = torch.zeros((), device=states.device) if head.bias is None else head.bias.float()
-    return torch.cat([states.float() @ part.float().T for part in head.weight.split(WORDS_AT_ONCE)], 1) + bias
+    return torch.cat([states.float() @ part.float().T for part in head.weight.split(LM_HEAD_CHUNK)], 1) + bias
 
 
 class Engine:
-    """Decodes on one model. One engine serves one call after another; it is not thread-safe.
+    """Decodes answers on one model, one call of ``run`` at a time; not thread-safe.
 
-    model: a Qwen3-VL. slots: answers decoded together at most. eos: end tokens. banned: tokens that may never be written.
+    model: a Qwen3-VL. slots: limit of answers decoded together. eos: ids of the end tokens. banned:
+    mask of the tokens that are never written.
     """
 
     def __init__(
@@ -59,21 +68,22 @@ class Engine:
         self._slots = self._limit = slots
         self._cache = SlotCache(len(model.model.language_model.layers))
         self._rows: list[Row | None] = []
-        self._held: dict[int, Row] = {}  # free slot → the finished answer whose keys and values it still holds
-        self._again: list[Prompt] = []  # prompts that lost their slot to a lack of memory
+        self._held: dict[int, Row] = {}  # free slot → the finished answer whose keys and values it holds
+        self._requeued: list[Prompt] = []  # prompts that lost their slot because memory ran out
 
     @torch.inference_mode()
     def run(self, take: Callable[[int], list[Prompt]], finish: Callable[[Prompt, Answer], None]) -> None:
-        """Answer every prompt that ``take(n)`` gives (at most n; none when nothing waits), until there are none and all are finished.
+        """Answer all prompts until ``take`` returns none and every answer is finished.
 
-        finish(prompt, answer) may make further prompts available to ``take``. A prompt that fails is finished with an error.
+        take(n): at most n waiting prompts. finish(prompt, answer): called when an answer ends; it
+        may make further prompts available. A prompt that fails is finished with an error.
         """
         waited = 0
         while True:
             free = self._limit - self._running()
             idle = free == self._limit
-            if free and (idle or 4 * free >= self._limit or waited >= PATIENCE):
-                prompts = [self._again.pop() for _ in range(min(free, len(self._again)))]
+            if free and (idle or 4 * free >= self._limit or waited >= MAX_WAIT_STEPS):
+                prompts = [self._requeued.pop() for _ in range(min(free, len(self._requeued)))]
                 prompts += take(free - len(prompts))
                 if not prompts and idle:
                     return
@@ -82,29 +92,31 @@ class Engine:
                 waited = 0
             waited = waited + 1 if free else 0
             if self._running():
-                self._guard(self._step, [row for row in self._rows if row], finish)
+                self._run_guarded(self._step, [row for row in self._rows if row], finish)
             self._collect(finish)
 
     def _running(self) -> int:
         return sum(row is not None for row in self._rows)
 
-    # ---- prompts in -----------------------------------------------------------------------------------------------------
+    # ---- prompts in ------------------------------------------------------------------------------
 
     def _prefill(self, prompts: Sequence[Prompt], finish: Callable[[Prompt, Answer], None]) -> None:
-        """Put prompts into slots, each into the one that holds its beginning where there is one; as few forwards as memory bears."""
+        """Put prompts into slots and compute them in as few forwards as memory allows."""
         fresh: list[Row] = []
         for prompt in sorted(prompts, key=lambda prompt: prompt.after is None):
             slot, common = self._slot_for(prompt)
             self._held.pop(slot, None)
-            matcher = prompt.constraint.start(prompt.begun) if prompt.constraint else None
+            matcher = prompt.constraint.start(prompt.prefix) if prompt.constraint else None
             row = Row(prompt, matcher, length=common, reused=common)
             self._rows[slot : slot + 1] = [row]
             fresh.append(row)
-        for group in groups(fresh):
-            self._guard(lambda group=group: self._prefill_group(group), group, finish)
+        for group in group_for_prefill(fresh):
+            self._run_guarded(lambda group=group: self._prefill_group(group), group, finish)
 
     def _slot_for(self, prompt: Prompt) -> tuple[int, int]:
-        """(a free slot, how many of the prompt's tokens it holds already)."""
+        """A free slot, preferably one that holds the prompt's beginning, and how many of its tokens
+        it holds.
+        """
         for slot, row in self._held.items():
             if prompt.after is not None and row.prompt.tag is prompt.after and (common := common_tokens(row, prompt)):
                 return slot, common
@@ -131,12 +143,12 @@ class Engine:
                 pixels.setdefault(key, []).append(value)
         columns = torch.tensor([[row.reused] for row in group], device=device) + torch.arange(max(news), device=device)
         from_start = not any(row.reused for row in group)
-        self._cache.reserve(len(self._rows), int(columns.max()) + 1 + PATIENCE)
+        self._cache.reserve(len(self._rows), int(columns.max()) + 1 + MAX_WAIT_STEPS)
         self._cache.aim([self._rows.index(row) for row in group], columns, from_start=from_start)
-        seen = torch.arange(self._cache.width, device=device)
+        visible = torch.arange(self._cache.width, device=device)
         states = core(
             input_ids=torch.cat(ids).to(device),
-            attention_mask=None if from_start else (seen <= columns[:, :, None])[:, None],
+            attention_mask=None if from_start else (visible <= columns[:, :, None])[:, None],
             position_ids=torch.cat(positions, 1).to(device),
             past_key_values=self._cache,
             use_cache=True,
@@ -146,16 +158,18 @@ class Engine:
         del states
         self._choose(group, last, model.lm_head(last))
 
-    # ---- one token for everyone -----------------------------------------------------------------------------------------
+    # ---- one token per answer --------------------------------------------------------------------
 
     def _step(self) -> None:
-        """One forward: every running answer's last token, and the tree nodes that its readout still lacks."""
+        """One forward: every unfinished answer's last token, and the tree nodes whose states are
+        missing.
+        """
         model, core = self._model, self._model.model
         rows, held = self._rows, self._held
         device = core.language_model.norm.weight.device
-        asked = [row.missing() if row else [] for row in rows]
+        asked = [row.missing_nodes() if row else [] for row in rows]
         width = 1 + max(map(len, asked))
-        # An empty row writes behind what its slot holds, which may still be wanted.
+        # An empty row writes after what its slot holds, because a later prompt may continue it.
         lengths = [row.length if row else held[slot].length if slot in held else 0 for slot, row in enumerate(rows)]
         self._cache.reserve(len(rows), max(lengths) + width)
         ids = [[row.tokens[-1] if row and row.tokens else 0] + [0] * (width - 1) for row in rows]
@@ -163,12 +177,14 @@ class Engine:
         for number, nodes in enumerate(asked):
             for query, node in enumerate(nodes, start=1):
                 row = rows[number]
-                ids[number][query] = row.tree.tokens[node]
-                places[number][query] = row.next_position + row.place[0] + row.tree.depths[node] - 1
+                assert row is not None
+                place, tree = row.readout_tree
+                ids[number][query] = tree.tokens[node]
+                places[number][query] = row.next_position + place + tree.depths[node] - 1
         columns = torch.tensor(lengths, device=device)[:, None] + torch.arange(width, device=device)
         self._cache.aim(list(range(len(rows))), columns)
-        seen = torch.arange(self._cache.width, device=device) <= columns[:, :1]
-        mask = seen[:, None] if width == 1 else self._tree_mask(seen, asked, columns)
+        visible = torch.arange(self._cache.width, device=device) <= columns[:, :1]
+        mask = visible[:, None] if width == 1 else self._tree_mask(visible, asked, columns)
         states = core.language_model(
             inputs_embeds=core.get_input_embeddings()(torch.tensor(ids, device=device)),
             attention_mask=mask[:, None],
@@ -178,51 +194,62 @@ class Engine:
         ).last_hidden_state
         for number, nodes in enumerate(asked):
             for query, node in enumerate(nodes, start=1):
-                rows[number].nodes[node] = states[number, query].clone()
-        writing = [number for number, row in enumerate(rows) if row and not row.written]
+                row = rows[number]
+                assert row is not None
+                row.nodes[node] = states[number, query].clone()
+        writing = {number: row for number, row in enumerate(rows) if row and not row.complete}
         if writing:
-            states = states[:, 0] if len(writing) == len(rows) else states[writing, 0]
-            self._choose([rows[number] for number in writing], states, model.lm_head(states))
+            states = states[:, 0] if len(writing) == len(rows) else states[list(writing), 0]
+            self._choose(list(writing.values()), states, model.lm_head(states))
 
     def _tree_mask(
-        self, seen: Bool[torch.Tensor, "S W"], asked: Sequence[Sequence[int]], columns: Int64[torch.Tensor, "S Q"]
+        self, visible: Bool[torch.Tensor, "S W"], asked: Sequence[Sequence[int]], columns: Int64[torch.Tensor, "S Q"]
     ) -> Bool[torch.Tensor, "S Q W"]:
-        """Query 0 sees its whole answer; a tree node the answer before the place, its ancestors among the queries, and itself."""
-        mask = torch.zeros((*columns.shape, seen.shape[1]), dtype=torch.bool, device=seen.device)
-        mask[:, 0] = seen
-        mask.scatter_(2, columns[:, :, None], True)  # padding queries see themselves: no empty softmax
+        """Query 0 sees its whole answer; a tree node sees the answer before the place, its
+        ancestors and itself.
+        """
+        mask = torch.zeros((*columns.shape, visible.shape[1]), dtype=torch.bool, device=visible.device)
+        mask[:, 0] = visible
+        mask.scatter_(2, columns[:, :, None], True)  # padding queries see themselves, to avoid an empty softmax
         for number, nodes in enumerate(asked):
             row, query_of = self._rows[number], {node: query for query, node in enumerate(nodes, start=1)}
             for node, query in query_of.items():
-                before, parent = row.prompt.length + row.place[0], row.tree.parents[node]
+                assert row is not None
+                place, tree = row.readout_tree
+                before, parent = row.prompt.length + place, tree.parents[node]
                 if parent in query_of:
                     mask[number, query] |= mask[number, query_of[parent]]
-                else:  # the root, or a node that the answer itself wrote
-                    mask[number, query, : before + row.tree.depths[parent]] = True
+                else:  # the root, or a node that the answer itself went through
+                    mask[number, query, : before + tree.depths[parent]] = True
         return mask
 
     def _choose(
         self, rows: Sequence[Row], states: Float[torch.Tensor, "N H"], logits: Float[torch.Tensor, "N V"]
     ) -> None:
-        """The next token of each row, greedily. A row whose logits are not finite, or whose schema allows nothing, stops with an error.
+        """Choose the next token of each row greedily. states: the hidden states that gave the
+        logits.
 
-        states: where the logits come from. No row moves before every token is known: a failure until then leaves all as they were.
+        A row with non-finite logits, or whose schema allows no token, stops with an error. No row
+        changes before all tokens are known, so a failure until then leaves all rows as they were.
         """
         logits = logits.float()
         finite = torch.isfinite(logits.sum(1)).tolist()
         logits.masked_fill_(self._banned, -torch.inf)
-        held = next((row.prompt.constraint for row in rows if row.matcher), None)
-        if held:  # a mask depends on the tokenizer and the matcher only, so any row's constraint can apply all of them
-            held.mask_(logits, [row.matcher for row in rows])
+        constraint = next((row.prompt.constraint for row in rows if row.matcher), None)
+        if constraint:  # a mask depends on tokenizer and matcher only, so one row's constraint can apply all masks
+            constraint.mask_(logits, [row.matcher for row in rows])
         best, chosen = logits.max(1)
         for row, state, fine, value, token in zip(rows, states, finite, best.tolist(), chosen.tolist(), strict=True):
-            row.torn, complete = True, row.written
+            row.updating, complete = True, row.complete
             row.length = row.prompt.length + len(row.tokens)
             row.states.append(state)
-            if complete:  # nothing is to be written (limit 0)
+            if complete:  # no token is wanted (limit 0)
                 pass
             elif not fine:
-                row.error = f"the model produced NaN or infinite logits at answer token {len(row.tokens)}; check its weights and dtype"
+                row.error = (
+                    f"the model produced NaN or infinite logits at answer token {len(row.tokens)}; "
+                    "check its weights and dtype"
+                )
             elif value == -torch.inf:
                 row.error = f"no token is allowed by the schema at answer token {len(row.tokens)}"
             elif token in self._eos:
@@ -232,65 +259,76 @@ class Engine:
                 if row.matcher:
                     row.prompt.constraint.accept(row.matcher, token)
         for row in rows:
-            if row.prompt.readout is not None and (row.written or len(row.tokens) % LOOK_EVERY == 0):
-                self._look(row)
-            row.torn = False
+            if row.prompt.readout is not None and (row.complete or len(row.tokens) % LOCATE_EVERY == 0):
+                self._locate(row)
+            row.updating = False
 
-    # ---- probabilities of words -----------------------------------------------------------------------------------------
+    # ---- probabilities of words ------------------------------------------------------------------
 
-    def _look(self, row: Row) -> None:
-        """Find the readout's place in what is written; plant its tree there, with the nodes that the answer itself wrote already known."""
-        place = None if row.error else self._place(row)
+    def _locate(self, row: Row) -> None:
+        """Find the readout's place in the answer so far and make the tree of spellings there."""
+        place = None if row.error else self._find_place(row)
         if place == row.place and row.tree is not None:
-            self._walk(row)
+            self._fill_known_nodes(row)
             return
         row.place, row.tree, row.nodes = place, None, {}
-        if place is None or place[0] >= len(row.states):
+        readout = row.prompt.readout
+        if readout is None or place is None or place[0] >= len(row.states):
             return
         root = self._model.lm_head(row.states[place[0]]).float().log_softmax(-1)
         row.tree = spelling_tree(
             self._tokenizer,
-            row.prompt.readout.words,
+            readout.words,
             forced=place[1],
             first_log_p=lambda ids: root[torch.tensor(ids, dtype=torch.long, device=root.device)].tolist(),
         )
-        self._walk(row)
+        self._fill_known_nodes(row)
 
-    def _walk(self, row: Row) -> None:
-        """Tree nodes along the answer: their hidden states are there already."""
-        start = row.place[0]
+    def _fill_known_nodes(self, row: Row) -> None:
+        """Give the tree nodes that the answer itself went through the hidden states that are known
+        from it.
+        """
+        start, tree = row.readout_tree
         depth = {0: 0}
-        for node in range(1, len(row.tree.tokens)):
-            at = depth.get(row.tree.parents[node])
-            if at is not None and start + at + 1 < len(row.states) and row.tokens[start + at] == row.tree.tokens[node]:
+        for node in range(1, len(tree.tokens)):
+            at = depth.get(tree.parents[node])
+            if at is not None and start + at + 1 < len(row.states) and row.tokens[start + at] == tree.tokens[node]:
                 depth[node] = at + 1
                 row.nodes.setdefault(node, row.states[start + at + 1])
 
-    def _place(self, row: Row) -> tuple[int, bytes] | None:
-        """(index of the answer token at which the word starts, bytes of it before the word); None: no such place in the new text."""
+    def _find_place(self, row: Row) -> tuple[int, bytes] | None:
+        """Index of the answer token in which the word starts, and its bytes before the word; None
+        without such a place.
+        """
         text, _ = text_and_ends(self._table, row.tokens)
-        offset = row.prompt.readout.locate(row.prompt.begun + text)
-        if offset is None or offset < len(row.prompt.begun):
+        readout, prefix = row.prompt.readout, row.prompt.prefix
+        offset = None if readout is None else readout.locate(prefix + text)
+        if offset is None or offset < len(prefix):
             return None
-        return token_at(self._table, row.tokens, offset - len(row.prompt.begun))
+        return token_at(self._table, row.tokens, offset - len(prefix))
 
     def _log_p(self, row: Row) -> Mapping[str, float] | None:
-        """log P(word) over all spellings, from unmasked logits; None where the answer has no place for it."""
+        """log P(word) over all spellings, from unmasked logits; None when the answer has no such
+        place.
+        """
         if row.tree is None:
             return None
-        states = [row.states[row.place[0]], *(row.nodes[node] for node in range(1, len(row.tree.tokens)))]
+        place, tree = row.readout_tree
+        states = [row.states[place], *(row.nodes[node] for node in range(1, len(tree.tokens)))]
         logits = float_logits(self._model.lm_head, torch.stack(states))
         norms = logits.logsumexp(-1)
-        log_p = row.tree.log_p(lambda node, tokens: (logits[node, list(tokens)] - norms[node]).tolist())
+        log_p = tree.log_p(lambda node, tokens: (logits[node, list(tokens)] - norms[node]).tolist())
         cover = log_p.pop(COVER, 0.0)
         return {word: value - cover for word, value in log_p.items()}
 
-    # ---- answers out ----------------------------------------------------------------------------------------------------
+    # ---- answers out -----------------------------------------------------------------------------
 
     def _collect(self, finish: Callable[[Prompt, Answer], None]) -> None:
-        """Finish every answer that is complete and whose readout has all it needs. Its slot is free, and holds it until it is taken."""
+        """Finish every complete answer whose readout has all its states; its slot becomes free and
+        keeps its content.
+        """
         for slot, row in enumerate(self._rows):
-            if row is None or not row.written or (row.error is None and row.missing()):
+            if row is None or not row.complete or (row.error is None and row.missing_nodes()):
                 continue
             self._rows[slot] = None
             self._held[slot] = row
@@ -299,50 +337,59 @@ class Engine:
             finish(row.prompt, Answer(tuple(row.tokens), text, row.ended, log_p, row.error, row.reused))
 
     def _close_gaps(self) -> None:
-        """Nothing waits for the free slots: move the last answers into them, so that a step computes no empty rows."""
+        """Move the last answers into free slots before them, so that a step computes no empty rows."""
         while self._rows and self._rows[-1] is None:
             self._held.pop(len(self._rows) - 1, None)
             self._rows.pop()
         for gap in [number for number, row in enumerate(self._rows) if row is None]:
             if gap >= len(self._rows) - 1:
                 break
-            self._cache.move(len(self._rows) - 1, gap, self._rows[-1].length)
+            last = self._rows[-1]
+            assert last is not None  # empty rows at the end were removed above
+            self._cache.move(len(self._rows) - 1, gap, last.length)
             self._held.pop(gap, None)
             self._rows[gap] = self._rows.pop()
             while self._rows and self._rows[-1] is None:
                 self._held.pop(len(self._rows) - 1, None)
                 self._rows.pop()
 
-    # ---- when it does not fit -------------------------------------------------------------------------------------------
+    # ---- failures --------------------------------------------------------------------------------
 
-    def _guard(self, work: Callable[[], None], rows: Sequence[Row], finish: Callable[[Prompt, Answer], None]) -> None:
-        """Do some work for these rows. If it fails, half of them start again later; a single one is finished with the fault.
+    def _run_guarded(
+        self, work: Callable[[], None], rows: Sequence[Row], finish: Callable[[Prompt, Answer], None]
+    ) -> None:
+        """Do some work for these rows. If it fails, half of them start again later; a single row
+        ends with the error.
 
-        A forward that failed midway has moved no answer on: its columns are simply written again. An answer that was being moved on
-        when the work failed starts again like one that has no token yet.
+        A failed forward has changed no row, and its columns are simply written again. A row whose
+        token was just being added starts again from its prompt.
         """
-        fault = _fault(work)
+        fault = _failure_of(work)
         if fault is None:
             return
         full, others = fault.startswith("out of memory"), self._running() - len(rows)
         if len(rows) == 1 and not (full and others):
             self._rows[self._rows.index(rows[0])] = None
-            self._limit = self._limit if full else self._slots  # it was this prompt's own failure: back to all slots
+            self._limit = (
+                self._limit if full else self._slots
+            )  # the prompt itself failed, so all slots may be used again
             finish(rows[0].prompt, Answer((), "", False, None, fault, rows[0].reused))
             return
         kept = (len(rows) + 1) // 2 if len(rows) > 1 else 0
         self._limit = max(1, others + kept)
         log.warning("%d answers at once failed, going on with at most %d: %s", others + len(rows), self._limit, fault)
         for number, row in enumerate(rows):
-            if number >= kept or row.torn or not row.states:  # after a failed step the first half goes on as it is
+            if number >= kept or row.updating or not row.states:  # after a failed step the first half continues
                 self._rows[self._rows.index(row)] = None
-                self._again.append(row.prompt)
+                self._requeued.append(row.prompt)
         self._close_gaps()
-        _fault(lambda: self._cache.resize(max(1, len(self._rows)), self._cache.num_columns))
+        _failure_of(lambda: self._cache.resize(max(1, len(self._rows)), self._cache.num_columns))
 
 
-def _fault(work: Callable[[], None]) -> str | None:
-    """None, or why the work failed. The exception is let go of here, so that its tensors are freed before another try."""
+def _failure_of(work: Callable[[], None]) -> str | None:
+    """None, or why the work failed. The exception ends here, so that its tensors are freed before
+    another try.
+    """
     try:
         work()
         return None

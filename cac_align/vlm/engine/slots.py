@@ -1,10 +1,13 @@
-"""Keys and values of many answers at once, each in a slot of its own: row = slot, column = token, nothing ever shifts.
+"""Keys and values of many answers, each in a slot of its own: row = slot, column = token.
 
-aim (which slots, from which columns) → the model's forward writes its new keys and values there and reads the slots' first columns
+aim (which slots, from which columns)
+    → the model's forward writes its new keys and values there and reads
+the slots' first columns
 
-Every sequence starts at column 0 of its slot and grows to the right, so lengths may differ freely, a finished answer's slot is taken
-by the next prompt with no copying, and a column that holds something no longer valid is simply overwritten. Which columns a query may
-see is said by the attention mask alone. The tensors grow by a quarter when they must, one layer at a time.
+Every sequence starts at column 0 of its slot and grows to the right. So lengths may differ, the
+slot of a finished answer is taken by the next prompt without copying, and an invalid column is
+simply overwritten. The attention mask alone decides which columns a query sees. The tensors grow by
+at least a quarter, one layer at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class SlotLayer(CacheLayerMixin):
-    """One layer's keys and values, (slots, heads, columns, head size). Where to write is said by the ``SlotCache`` it belongs to."""
+    """One layer's keys and values, (slots, heads, columns, head size). Its ``SlotCache`` says where
+    to write.
+    """
 
     is_sliding = False
 
@@ -34,21 +39,24 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write (R, heads, Q, size) where the cache is aimed; returns what the rows can see, (R, heads, width, size)."""
+        """Write (R, heads, Q, size) where the cache is aimed; return what the rows can see, (R,
+        heads, width, size).
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
         aim = self._cache
         rows, columns = aim.rows[:, None], aim.columns
         self.keys[rows, :, columns] = key_states.transpose(1, 2)
         self.values[rows, :, columns] = value_states.transpose(1, 2)
-        if aim.from_start:  # nothing stands before these tokens: they see themselves only, and need no mask
+        if aim.from_start:  # no earlier tokens: these see only each other
             return key_states, value_states
         if aim.first_rows:
             return self.keys[: len(aim.rows), :, : aim.width], self.values[: len(aim.rows), :, : aim.width]
         return self.keys[aim.rows, :, : aim.width], self.values[aim.rows, :, : aim.width]
 
     def resize(self, num_slots: int, num_columns: int) -> None:
-        """Keep the first slots and columns, add empty ones at the ends."""
+        """Keep the first slots and columns and add empty ones at the ends."""
         if not self.is_initialized:
             return
         for name in ("keys", "values"):
@@ -61,15 +69,13 @@ class SlotLayer(CacheLayerMixin):
             setattr(self, name, new)
 
     def move(self, source: int, target: int, length: int) -> None:
-        if self.is_initialized:
+        """Copy the first ``length`` columns of one slot over those of another."""
+        if self.keys is not None and self.values is not None:
             self.keys[target, :, :length] = self.keys[source, :, :length]
             self.values[target, :, :length] = self.values[source, :, :length]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return (
-            query_length,
-            0,
-        )  # asked only where nothing stands before the queries; every other forward brings its own mask
+        return query_length, 0  # used only when there are no earlier tokens; every other forward brings its own mask
 
     def get_seq_length(self) -> int:
         return 0
@@ -79,7 +85,8 @@ class SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """The keys and values of ``num_slots`` sequences through all layers of a model; a transformers ``Cache``.
+    """The keys and values of ``num_slots`` sequences through all layers of a model; a transformers
+    ``Cache``.
 
     Call ``aim`` before every forward pass. Nothing is allocated before the first one.
     """
@@ -88,12 +95,13 @@ class SlotCache(Cache):
         self.num_slots = self.num_columns = 0
         self.rows = self.columns = torch.empty(0, dtype=torch.long)
         self.width, self.from_start, self.first_rows = 0, False, False
-        super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
+        self._slot_layers = [SlotLayer(self) for _ in range(num_layers)]
+        super().__init__(layers=[*self._slot_layers])
 
     def aim(self, rows: list[int], columns: Int64[torch.Tensor, "R Q"], *, from_start: bool = False) -> None:
         """The next forward writes row r's Q tokens into slot ``rows[r]`` at ``columns[r]``.
 
-        from_start: all rows begin at column 0 with nothing before them, so attention is plainly causal and no mask is needed.
+        from_start: all rows begin at column 0, so attention is causal and needs no mask.
         """
         self.rows = torch.tensor(rows, device=columns.device)
         self.columns = columns
@@ -101,7 +109,9 @@ class SlotCache(Cache):
         self.from_start, self.first_rows = from_start, rows == list(range(len(rows)))
 
     def reserve(self, num_slots: int, num_columns: int) -> None:
-        """Make room for this many slots and columns; columns grow by at least a quarter, so that growing stays rare."""
+        """Make room for this many slots and columns; columns grow by at least a quarter, so that
+        growing stays rare.
+        """
         if num_slots <= self.num_slots and num_columns <= self.num_columns:
             return
         if num_columns > self.num_columns:
@@ -109,12 +119,12 @@ class SlotCache(Cache):
         self.resize(max(num_slots, self.num_slots), max(num_columns, self.num_columns))
 
     def resize(self, num_slots: int, num_columns: int) -> None:
-        """Exactly this many slots and columns; what lies outside is let go."""
-        for layer in self.layers:
+        """Change to exactly this many slots and columns; what lies outside is dropped."""
+        for layer in self._slot_layers:
             layer.resize(num_slots, num_columns)
-        self.num_slots, self.num_columns = num_slots, num_columns  # only now: memory may run out between two layers
+        self.num_slots, self.num_columns = num_slots, num_columns  # last, because memory may run out between two layers
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` columns of one slot over those of another."""
-        for layer in self.layers:
+        for layer in self._slot_layers:
             layer.move(source, target, length)

@@ -1,13 +1,17 @@
-"""All the ways a tokenizer can spell a word, so that P(word) is a probability of the word and not of one token.
+"""All the ways in which a tokenizer can spell a word, so that P(word) is the word's probability and
+not a token's.
 
-word → bytes → every segmentation into vocabulary tokens → SpellingTree (shared prefixes once) → log P(word)
+word → bytes → every segmentation into vocabulary tokens → SpellingTree (common prefixes once)
+    → log P(word)
 
-P(word | context) = Σ over spellings s of Π_j P(s_j | context, s_1 … s_{j-1}). In Qwen's byte-pair table ``normal`` is one token but
-``abnormal`` after a quote is ``ab`` + ``normal``: whoever looks for the token ``normal`` reads P(normal) ≈ 1 on an abnormal verdict
-and inverts the reward (DESIGN §4.2). So nothing here looks for a token; a model's log-probabilities are asked at the tree's nodes.
+P(word | context) = Σ over spellings s of Π_j P(s_j | context, s_1 … s_{j-1}). In Qwen's byte-pair
+table ``normal`` is one token, but ``abnormal`` after a quote is ``ab`` + ``normal``. Code that
+looks for the token ``normal`` therefore reads P(normal) ≈ 1 on an abnormal verdict and inverts the
+reward. So nothing here looks for a token; the model's log-probabilities are needed at the nodes of
+the tree.
 
-A spelling may close with a token that holds the word's rest and then something that is no letter or digit (``normal",``): it is the
-same word. It may not close with a longer word (``normally``).
+The last token of a spelling may go on after the word with something that is no letter or digit
+(``normal",`` is the same word), but not with a longer word (``normally``).
 """
 
 from __future__ import annotations
@@ -19,21 +23,21 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+# First tokens that are rarer than this, relative to the word's most likely first token, are left out of the sum.
 PRUNE_BELOW = 1e-7
-"""First pieces rarer than this, relative to the word's most likely first piece, are left out of the sum."""
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """The ordinary tokens of a byte-level tokenizer as bytes. ``of_id[i]`` is None for special tokens (and holes).
+    """The tokens of a byte-level tokenizer as bytes."""
 
-    ids: all token ids with exactly these bytes. ordered: the distinct byte strings, sorted.
-    special: text of the special tokens, which no message may contain.
-    """
-
+    # Bytes of each token id; None for special tokens and unused ids.
     of_id: tuple[bytes | None, ...]
+    # All token ids with exactly these bytes.
     ids: Mapping[bytes, tuple[int, ...]]
+    # The distinct byte strings, sorted.
     ordered: tuple[bytes, ...]
+    # Ids of the special tokens by their text, which no message may contain.
     special: Mapping[str, int]
 
     def starting_with(self, prefix: bytes) -> Iterator[bytes]:
@@ -48,9 +52,9 @@ _KNOWN: WeakKeyDictionary[Any, Vocabulary] = WeakKeyDictionary()
 
 
 def vocabulary(tokenizer: Any) -> Vocabulary:
-    """The tokenizer's tokens as bytes (computed once per tokenizer).
+    """The tokenizer's tokens as bytes, computed once per tokenizer.
 
-    Raises ``ValueError`` when it is not a byte-level tokenizer (all Qwen tokenizers are): then bytes cannot be told.
+    Raises ``ValueError`` when it is not a byte-level tokenizer (all Qwen tokenizers are).
     """
     if tokenizer in _KNOWN:
         return _KNOWN[tokenizer]
@@ -65,7 +69,8 @@ def vocabulary(tokenizer: Any) -> Vocabulary:
             of_id[index] = bytes(of_char[char] for char in token)
         except KeyError as error:
             raise ValueError(
-                f"expected a byte-level tokenizer (Qwen's kind), but token {index} {token!r} of {type(tokenizer).__name__} holds "
+                f"expected a byte-level tokenizer (Qwen's kind), "
+                f"but token {index} {token!r} of {type(tokenizer).__name__} holds "
                 f"{error.args[0]!r}, which stands for no byte; use the checkpoint's own tokenizer"
             ) from None
     for index, token in added.items():
@@ -100,21 +105,25 @@ def spellings(tokenizer: Any, word: str) -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class SpellingTree:
-    """The spellings of several words as one tree. Node 0 is the place itself; node n is ``tokens[n]`` after node ``parents[n]``.
+    """The spellings of several words as one tree. Node 0 is the place; node n is ``tokens[n]``
+    after node ``parents[n]``.
 
-    depths[n]: tokens from the place to node n (0 for the root). closings[w]: (node, token) pairs, each of which completes word w.
-    The words' probabilities need the model's next-token log-probabilities at every node, nothing more.
+    The words' probabilities follow from the model's next-token log-probabilities at every node.
     """
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
+    # Number of tokens from the place to each node, 0 for the root.
     depths: tuple[int, ...]
+    # Per word the (node, token) pairs that complete it.
     closings: Mapping[str, tuple[tuple[int, int], ...]]
 
     def log_p(self, next_log_p: Callable[[int, Sequence[int]], Sequence[float]]) -> dict[str, float]:
         """Natural log of P(word) for every word.
 
-        next_log_p(node, tokens) → log P(token | everything up to node) for these tokens. −inf where a word has probability 0.
+        next_log_p(node, tokens)
+            → log P(token | everything up to node) for these tokens. −inf where a word has
+            probability 0.
         """
         asked: dict[int, dict[int, float]] = {node: {} for node in range(len(self.tokens))}
         for node, parent in enumerate(self.parents[1:], start=1):
@@ -134,8 +143,8 @@ class SpellingTree:
         }
 
 
+# Key in ``closings`` of the forced prefix inside a token (see ``spelling_tree``): P(the text goes on with these bytes).
 COVER = ""
-"""Key in ``closings`` of the forced in-token prefix (see ``spelling_tree``): P(the text goes on with these bytes)."""
 
 
 def spelling_tree(
@@ -145,13 +154,14 @@ def spelling_tree(
     forced: bytes = b"",
     first_log_p: Callable[[Sequence[int]], Sequence[float]] | None = None,
 ) -> SpellingTree:
-    """The tree of all spellings of ``words``, pruned by the model's first-token probabilities where they are given.
+    """The tree of all spellings of ``words``.
 
-    forced: bytes that stand between the place and the words because the place lies inside a token (token healing): every spelling
-        then spells ``forced + word``, and ``closings[COVER]`` collects all tokens that cover ``forced``, so that
-        log P(word) = log_p[word] − log_p[COVER].
-    first_log_p: log P(token) at the place; first pieces below PRUNE_BELOW × the word's best are dropped. At most
-        (number of pieces) × PRUNE_BELOW of the word's own probability can get lost that way.
+    forced: bytes between the place and the words, when the place lies inside a token (token
+        healing). Every spelling then spells ``forced + word``, and ``closings[COVER]`` has all
+        tokens that begin with ``forced``, so that log P(word) = log_p[word] − log_p[COVER].
+    first_log_p: log P(token) at the place, to drop first tokens below PRUNE_BELOW × the word's
+        best. At most (number of first tokens) × PRUNE_BELOW of the word's own probability is lost
+        by this.
     Raises ``ValueError`` for an empty word or a tokenizer that is not byte-level.
     """
     table = vocabulary(tokenizer)
@@ -185,7 +195,9 @@ def spelling_tree(
 def _endings(
     table: Vocabulary, target: bytes, at: int, path: tuple[int, ...], closes: Callable[[bytes], bool]
 ) -> Iterator[tuple[tuple[int, ...], int]]:
-    """All (tokens before the last, last token) that spell ``target[at:]``, where the last token may run on as ``closes`` permits."""
+    """All (tokens before the last, last token) that spell ``target[at:]``; the last may go on as
+    ``closes`` allows.
+    """
     rest = target[at:]
     for piece in table.starting_with(rest):
         if closes(piece[len(rest) :]):
@@ -197,7 +209,9 @@ def _endings(
 
 
 def _closes_word(tail: bytes) -> bool:
-    """A token may run on past the word only with something that is no letter, digit or part of a longer character."""
+    """Whether a token may go on after the word with these bytes: not with a letter, a digit or a
+    non-ASCII character.
+    """
     return not tail or not (tail[:1].isalnum() or tail[0] >= 0x80)
 
 
@@ -214,7 +228,9 @@ def log_sum_exp(values: Sequence[float]) -> float:
 
 
 def text_and_ends(table: Vocabulary, tokens: Sequence[int]) -> tuple[str, list[int]]:
-    """The text of generated tokens (invalid UTF-8 shown as U+FFFD, special tokens as nothing) and each token's end in bytes."""
+    """The text of generated tokens (invalid UTF-8 as U+FFFD, special tokens as nothing) and each
+    token's end in bytes.
+    """
     data, ends = bytearray(), []
     for token in tokens:
         data += (table.of_id[token] if token < len(table.of_id) else None) or b""
@@ -223,7 +239,8 @@ def text_and_ends(table: Vocabulary, tokens: Sequence[int]) -> tuple[str, list[i
 
 
 def token_at(table: Vocabulary, tokens: Sequence[int], offset: int) -> tuple[int, bytes]:
-    """Which token starts at (or contains) a character of the text: (its index, the bytes of it that stand before the character).
+    """Index of the token that contains a character of the text, and the token's bytes before this
+    character.
 
     offset: character offset in ``text_and_ends(…)[0]``; the text's length gives (len(tokens), b"").
     Raises ``ValueError`` when the offset lies outside the text.
@@ -248,7 +265,7 @@ def _byte_offset(data: bytes, offset: int) -> int:
             valid = data[at : at + error.start].decode()
             if offset <= len(valid):
                 return at + len(valid[:offset].encode())
-            offset -= len(valid) + 1  # the broken bytes are shown as one U+FFFD
+            offset -= len(valid) + 1  # invalid bytes are one U+FFFD
             at += error.end
 
 
@@ -259,7 +276,9 @@ def _bytes_of(word: str) -> bytes:
 
 
 def _byte_alphabet() -> list[str]:
-    """The printable character that byte-level tokenizers write for each byte 0 … 255 (GPT-2's convention)."""
+    """The printable character that byte-level tokenizers write for each byte 0 … 255 (GPT-2's
+    convention).
+    """
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = iter(range(256, 512))
     return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]

@@ -6,8 +6,8 @@ fitted for it.
      8.5}}
 
 Every key is optional. A missing one means the paper's setting, or the checkpoint's own. The key
-"domain" says for which videos and prompts the judge was made (``rewards.domain``). The file lies beside the weights, in a folder or in a hub repository; the settings of a server cannot be
-read.
+"domain" says for which videos and prompts the judge was made (``rewards.domain``). The file lies
+beside the weights, in a folder or in a hub repository; the settings of a server cannot be read.
 """
 
 from __future__ import annotations

@@ -82,13 +82,18 @@ def write_manifest() -> Path:
 
 def ship(name: str, folder: str | Path) -> Path:
     """Copy a judge's folder over the shipped model ``name``, its float32 tensors stored as float16
-    (half the size); returns where it lies.
+    (half the size); returns where it lies. The domain that the former one stated stays.
     """
     import torch
     from safetensors.torch import load_file, save_file
 
     into = weights_folder() / name
+    settings = into / "cac_align.json"
+    former = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
     shutil.copytree(folder, into, dirs_exist_ok=True)
+    if "domain" in former:
+        now = json.loads(settings.read_text(encoding="utf-8"))
+        settings.write_text(json.dumps({**now, "domain": former["domain"]}) + "\n", encoding="utf-8")
     tensors = load_file(into / "model.safetensors")
     halved = {key: value.half() if value.dtype == torch.float32 else value for key, value in tensors.items()}
     save_file(halved, into / "model.safetensors", metadata={"format": "pt"})

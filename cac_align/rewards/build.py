@@ -116,6 +116,9 @@ class RewardRecipe:
     normalise: str = "range"
     # The JSON file of reference statistics, for normalise: reference only.
     statistics: str | None = None
+    # Whether to score videos outside the domain that a judge states (rewards.domain), such as the miniature's. Their
+    # numbers mean nothing; it is for proving that a pipeline holds together.
+    allow_out_of_domain: bool = False
     # The components by name. The default is UnifiedReward + CaC on the shipped miniature, as in the paper's Sec. 4.2.
     components: dict[str, JudgeRecipe] = field(
         default_factory=lambda: {"unified": JudgeRecipe(kind="unified"), "cac": JudgeRecipe(kind="cac")}
@@ -126,12 +129,14 @@ def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, ove
     """The reward that a recipe describes.
 
     recipe: a YAML file, a ``RewardRecipe``, or "module:Name" (called without arguments); None for
-    UnifiedReward + CaC on the shipped miniature. overrides: ``key=value`` texts. Raises ``ValueError`` when the recipe is wrong or a model cannot be loaded.
+    UnifiedReward + CaC on the shipped miniature. overrides: ``key=value`` texts. Raises
+    ``ValueError`` when the recipe is wrong or a model cannot be loaded.
     """
     if isinstance(recipe, str) and ":" in recipe and not Path(recipe).exists():
         if overrides:
             raise ValueError(
-                f"{overrides[0]} would not be read, because {recipe} is called without arguments; leave it out, or write a recipe"
+                f"{overrides[0]} would not be read, because {recipe} is called without arguments; "
+                "leave it out, or write a recipe"
             )
         return call_reward_factory(recipe)
     if not isinstance(recipe, RewardRecipe):
@@ -143,10 +148,12 @@ def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, ove
     for name, component in recipe.components.items():
         if component.kind not in ("cac", "unified", "normal_flow_speed") and ":" not in component.kind:
             raise ValueError(
-                f"component {name!r}: kind must be cac, unified, normal_flow_speed or 'module:Name', received {component.kind!r}"
+                f"component {name!r}: kind must be cac, unified, normal_flow_speed or "
+                f"'module:Name', received {component.kind!r}"
             )
         refuse_unread(f"component {name!r}: kind {component.kind}", component, _keys_read_by(component))
-    rewards = {name: _load_component(component) for name, component in recipe.components.items()}
+    allow = recipe.allow_out_of_domain
+    rewards = {name: _load_component(component, allow) for name, component in recipe.components.items()}
     if len(rewards) == 1 and recipe.normalise == "range":  # a single component keeps its own scale
         return next(iter(rewards.values()))
     from cac_align.rewards.combine import combine
@@ -197,7 +204,9 @@ _MODES = {
 
 
 def _keys_read_by(recipe: JudgeRecipe) -> tuple[str, ...]:
-    """The keys that this component reads besides kind and weight. Raises ``ValueError`` for an unknown mode."""
+    """The keys that this component reads besides kind and weight. Raises ``ValueError`` for an
+    unknown mode.
+    """
     judge = ("model", *_LOCAL, *_SERVED)
     if recipe.kind == "cac":
         if recipe.mode not in _MODES:
@@ -208,8 +217,8 @@ def _keys_read_by(recipe: JudgeRecipe) -> tuple[str, ...]:
     return ("full_speed",) if recipe.kind == "normal_flow_speed" else ()
 
 
-def _load_component(recipe: JudgeRecipe) -> Reward:
-    backend = _backend_options(recipe)
+def _load_component(recipe: JudgeRecipe, allow_out_of_domain: bool) -> Reward:
+    backend = _backend_options(recipe) | {"allow_out_of_domain": allow_out_of_domain}
     if recipe.kind == "cac":
         from cac_align.cac.judge_settings import read_two_turn
         from cac_align.cac.single_turn import SingleTurn
@@ -246,9 +255,11 @@ def _load_component(recipe: JudgeRecipe) -> Reward:
 
 
 def call_reward_factory(name: str) -> Reward:
-    """What "module:Name" returns when it is called without arguments. Raises ``ValueError`` when it is no reward."""
+    """What "module:Name" returns when it is called without arguments. Raises ``ValueError`` when it
+    is no reward.
+    """
     try:
-        reward = import_name(name)()
+        reward: Any = import_name(name)()
     except TypeError as error:
         raise ValueError(
             f"{name} cannot be called without arguments ({error}); expected a function or class that makes a reward so"
@@ -261,7 +272,8 @@ def call_reward_factory(name: str) -> Reward:
 
 
 def _backend_options(recipe: JudgeRecipe) -> dict[str, Any]:
-    """The backend keys that the recipe states, as keyword arguments of ``LocalVlm.load`` or ``ServerVlm``.
+    """The backend keys that the recipe states, as keyword arguments of ``LocalVlm.load`` or
+    ``ServerVlm``.
 
     Raises ``ValueError`` for a key of the other backend.
     """
@@ -287,15 +299,17 @@ def _backend_options(recipe: JudgeRecipe) -> dict[str, Any]:
 def reward_choices(reward: Reward) -> dict[str, Reward]:
     """The rewards among which a host trainer or a client can choose, by name.
 
-    These are the reward itself, first, and for a combination each of its components, normalised as in the
-    combination. A single reward whose bounds are not 0 and 1 (UnifiedReward: 1 to 5) is normalised as well,
-    because hosts add rewards up. Raises ``ValueError`` for a normaliser that compares the videos of one
-    prompt, because a call of a host or client may hold a part of them only.
+    These are the reward itself, first, and for a combination each of its components, normalised as
+    in the combination. A single reward whose bounds are not 0 and 1 (UnifiedReward: 1 to 5) is
+    normalised as well, because hosts add rewards up. Raises ``ValueError`` for a normaliser that
+    compares the videos of one prompt, because a call of a host or client may hold a part of them
+    only.
     """
     normalise = getattr(reward, "normalise", None)
     if normalise in ("group", "rank"):
         raise ValueError(
-            f"reward {reward.name!r} normalises by {normalise!r} within a prompt's videos, but a host's call holds only a fragment of "
+            f"reward {reward.name!r} normalises by {normalise!r} within a prompt's videos, "
+            "but a host's call holds only a fragment of "
             "them; use normalise: range or reference, or give the host the components one by one and let it normalise"
         )
     from cac_align.rewards.combine import Combined, bounds_of

@@ -1,10 +1,12 @@
-"""The CaC reward: judge in two turns and read R = P(normal) / (P(normal) + P(abnormal)) at the deciding turn (Eq. 7).
+"""The CaC reward: judge in two turns and read R = P(normal) / (P(normal) + P(abnormal)) at the
+deciding turn (Eq. 7).
 
-prompts, videos → copies under ``tta`` → two_turn.judge_each → Judgements → Score in [0, 1] with a judgement as evidence
+prompts, videos → copies under ``tta`` → two_turn.judge_each → Judgements
+    → Score in [0, 1] with a judgement as evidence
 
-With ``VerdictOnly`` or ``SingleTurn`` settings it is a cheaper reward with a name and provenance of its own
-(``cac.verdict_only``, ``cac.single_turn``). With test-time augmentation (``cac.augmentations``) it costs one
-judgement per augmentation and is more accurate.
+With ``VerdictOnly`` or ``SingleTurn`` settings it is a cheaper reward with a name and provenance of
+its own (``cac.verdict_only``, ``cac.single_turn``). With test-time augmentation
+(``cac.augmentations``) it costs one judgement per augmentation and is more accurate.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from cac_align.cac.verdict_only import VerdictOnly
 from cac_align.core.judgement import Judgement, tempered
 from cac_align.core.video import Video
 from cac_align.core.weights import shipped
+from cac_align.rewards.domain import Domain, domain_provenance, read_domain, score_inside_domain
 from cac_align.rewards.reward import Score, check_pairs
 from cac_align.vlm.connect import connect
 from cac_align.vlm.dialogue import Dialogue
@@ -71,6 +74,9 @@ class CaC:
     # says so. One copy's alarm is worth more than another's silence, so it lies above 0
     # (``evaluation.bench.calibration.fit_threshold``). It does not change R.
     threshold: float = 0.0
+    # What the judge was made for, when it states it; a video outside has no score unless ``allow_out_of_domain``.
+    domain: Domain | None = None
+    allow_out_of_domain: bool = False
 
     def __post_init__(self) -> None:
         if not self.tta or len({frozenset(parse_augmentation(name)) for name in self.tta}) < len(self.tta):
@@ -94,15 +100,18 @@ class CaC:
         temperature: float | None = None,
         tta: Sequence[str] = (AS_IS,),
         threshold: float | None = None,
+        allow_out_of_domain: bool = False,
         **backend: Any,
     ) -> CaC:
-        """CaC on a checkpoint (folder or hub id) that runs here, or on the URL of an OpenAI-compatible server.
+        """CaC on a checkpoint (folder or hub id) that runs here, or on the URL of an
+        OpenAI-compatible server.
 
-        settings, temperature, threshold: None takes the value in the checkpoint's ``cac_align.json``
-        (``cac.judge_settings``), or else the paper's two turns, 1 and 0. Temperature and threshold there
-        hold for two turns only. backend: keyword arguments of ``LocalVlm.load`` (device, dtype, batch_size,
-        max_pixels, …) or ``ServerVlm`` (served_model, concurrency, timeout_s, …). Raises ``ValueError``
-        when the model cannot be loaded or reached.
+        settings, temperature, threshold: None takes the value in the checkpoint's
+        ``cac_align.json`` (``cac.judge_settings``), or else the paper's two turns, 1 and 0.
+        Temperature and threshold there hold for two turns only. backend: keyword arguments of
+        ``LocalVlm.load`` (device, dtype, batch_size, max_pixels, …) or ``ServerVlm`` (served_model,
+        concurrency, timeout_s, …). Raises ``ValueError`` when the model cannot be loaded or
+        reached.
         """
         revision = backend.get("revision")
         settings = settings or judge_settings.read_two_turn(model, revision)
@@ -114,11 +123,22 @@ class CaC:
             threshold = judge_settings.read_threshold(model, tta, revision) if isinstance(settings, TwoTurn) else 0.0
         if (max_pixels := judge_settings.read_max_pixels(model, revision)) is not None:
             backend.setdefault("max_pixels", max_pixels)
-        return cls(connect(model, **backend), settings, min_mass, temperature, tta=tuple(tta), threshold=threshold)
+        return cls(
+            connect(model, **backend),
+            settings,
+            min_mass,
+            temperature,
+            tta=tuple(tta),
+            threshold=threshold,
+            domain=read_domain(model),
+            allow_out_of_domain=allow_out_of_domain,
+        )
 
     @classmethod
     def miniature(cls, **backend: Any) -> CaC:
-        """The small trained judge that ships with the package: real architecture, made for the miniature world only."""
+        """The small trained judge that ships with the package: real architecture, made for the
+        miniature world only.
+        """
         return cls.load(str(shipped("cac")), **backend)
 
     @property
@@ -127,6 +147,7 @@ class CaC:
         own = {} if self.temperature == 1 else {"temperature": repr(self.temperature)}
         own |= {} if self.tta == (AS_IS,) else {"tta": ", ".join(self.tta)}
         own |= {} if self.threshold == 0 else {"threshold": repr(self.threshold)}
+        own |= domain_provenance(self.domain, self.allow_out_of_domain)
         return {
             "reward": kind,
             "min_mass": repr(self.min_mass),
@@ -137,7 +158,9 @@ class CaC:
     def judge(
         self, prompts: Sequence[str], videos: Sequence[Video], *, progress: Callable[[int], None] | None = None
     ) -> list[Judgement]:
-        """One judgement per video, in order: the consensus of its augmentations, or the first that failed."""
+        """One judgement per video, in order: the consensus of its augmentations, or the first that
+        failed.
+        """
         return [
             next((judgement for judgement in judgements if judgement.error is not None), None)
             or consensus_judgement(judgements, self.threshold)
@@ -147,10 +170,15 @@ class CaC:
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
         """One Score per video, in order.
 
-        All are missing when it is unknown which checkpoint judged, because the server changed it during
-        the call or does not say what it runs.
+        A video outside the judge's domain has none. All are missing when it is unknown which
+        checkpoint judged, because the server changed it during the call or does not say what it runs.
         """
         check_pairs(prompts, videos)
+        domain = None if self.allow_out_of_domain else self.domain
+        return score_inside_domain(domain, prompts, videos, self._score_all, lambda: self.provenance)
+
+    def _score_all(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
+        """One Score per video, in order, whatever the domain."""
         provenance = self.provenance
         scores = [self._score(each, provenance) for each in self._judge_augmented(prompts, videos, None)]
         if (reason := checkpoint_uncertainty(provenance, self.provenance)) is None:
@@ -166,7 +194,9 @@ class CaC:
     def _judge_augmented(
         self, prompts: Sequence[str], videos: Sequence[Video], progress: Callable[[int], None] | None
     ) -> list[list[Judgement]]:
-        """Per video one judgement per augmentation, in the video's own frames and boxes; all are judged together."""
+        """Per video one judgement per augmentation, in the video's own frames and boxes; all are
+        judged together.
+        """
         check_pairs(prompts, videos)
         _, make_dialogue = _METHODS[type(self.settings)]
         count = len(self.tta)
@@ -207,7 +237,9 @@ def _probabilities(judgement: Judgement) -> dict[str, float]:
 
 
 def _count_videos(copies: int, progress: Callable[[int], None]) -> Callable[[int], None]:
-    """A callback that is told of finished copies and calls ``progress`` with finished videos of ``copies`` each."""
+    """A callback that is told of finished copies and calls ``progress`` with finished videos of
+    ``copies`` each.
+    """
     finished = 0
 
     def count(newly_finished: int) -> None:

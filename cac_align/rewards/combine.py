@@ -1,14 +1,18 @@
-"""Several rewards as one: normalise every component by a named choice, average, keep what each one said and weighed.
+"""Several rewards as one: normalise every component by a named choice, average, and keep every
+part.
 
-components score (prompts, videos) → per prompt's group: normalise → weighted mean → Score(value, parts, evidence)
+components score (prompts, videos) → per prompt's group: normalise → weighted mean
+    → Score(value, parts, evidence)
 
-A group is the set of equal prompts within one call. ``parts`` of a combined score, for a component called ``cac``:
-``cac`` its raw value, ``cac/<part>`` the parts it reported, ``normalised/cac`` its normalised value, ``share/cac`` its share
-of the within-group variance of the combined score (``normalise.variance_shares``; NaN where the group has no spread).
-A video that any component could not score has no combined score, is left out of its group's statistics, and says why; its
-``parts`` hold what the other components gave.
+A group is the set of equal prompts within one call. For a component called ``cac``, the ``parts``
+of a combined score are ``cac`` (its raw value), ``cac/<part>`` (the parts that it reported),
+``normalised/cac`` (its normalised value) and ``share/cac`` (its share of the within-group variance
+of the combined score, ``normalise.variance_shares``; NaN when the group has no spread). A video
+that a component could not score has no combined score but the reason and the other components'
+parts, and is left out of its group's statistics.
 
-Source: CaC (arXiv 2605.11723) Sec. 4.2, "the average of normalized scores" of UnifiedReward and CaC.
+Source: CaC (arXiv 2605.11723) Sec. 4.2, "the average of normalized scores" of UnifiedReward and
+CaC.
 """
 
 from __future__ import annotations
@@ -43,22 +47,21 @@ _RESERVED = ("share", "normalised")
 
 
 def bounds_of(reward: Reward) -> tuple[float, float] | None:
-    """The lowest and highest value a reward can give, where it declares them as ``bounds``."""
+    """The lowest and highest value of a reward, if it declares them as ``bounds``."""
     return getattr(reward, "bounds", None)
 
 
 @dataclass(frozen=True)
 class Combined:
-    """A weighted mean of normalised rewards, itself a Reward. Make one with ``combine``.
-
-    components: by name. weights: by name, positive, summing to 1. statistics: by name, for ``reference`` only. evidence_of: the component
-    whose judgement goes with the score; None: the first that has one. It moves no number.
-    """
+    """A weighted mean of normalised rewards, itself a Reward. Make one with ``combine``."""
 
     components: Mapping[str, Reward]
     normalise: Normaliser
+    # Positive, with a sum of 1.
     weights: Mapping[str, float]
+    # For ``reference`` only.
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
+    # The component whose judgement becomes the score's evidence; None for the first that has one.
     evidence_of: str | None = None
 
     @property
@@ -67,7 +70,7 @@ class Combined:
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """(0, 1) where the normaliser has bounds, None for the z-scores."""
+        """(0, 1) for range and rank, None for z-scores."""
         return (0.0, 1.0) if self.normalise in ("range", "rank") else None
 
     @property
@@ -80,14 +83,15 @@ class Combined:
         return entries
 
     def with_components(self, components: Mapping[str, Reward]) -> Combined:
-        """The same combination over other objects for the same components, e.g. ones that look into a ledger first."""
+        """The same combination over other objects for the same components, e.g. cached ones."""
         assert list(components) == list(self.components)
         return replace(self, components=dict(components))
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
         """One combined Score per video, in order.
 
-        Raises ``ValueError`` when ``prompts`` and ``videos`` differ in length or a component returns another number of scores.
+        Raises ``ValueError`` when ``prompts`` and ``videos`` differ in length or a component
+        returns another number of scores.
         """
         check_pairs(prompts, videos)
         if not videos:
@@ -145,16 +149,16 @@ class Combined:
         if self.normalise == "reference":
             return by_reference(column, self.statistics[name])
         bounds = bounds_of(self.components[name])
-        assert bounds is not None  # combine refuses it
+        assert bounds is not None  # combine refuses components without bounds
         return by_range(column, bounds)
 
     def _missing(self, row: Mapping[str, Score]) -> str | None:
         """Why this video has no combined score, or None when it has one."""
-        reasons = [
-            f"{name}: {(score.error or '').removeprefix(f'{name}: ')}"
-            for name, score in row.items()
-            if not score.scored
-        ]
+        named: dict[str, list[str]] = {}  # components by reason: both may be outside the same domain
+        for name, score in row.items():
+            if not score.scored:
+                named.setdefault((score.error or "").removeprefix(f"{name}: "), []).append(name)
+        reasons = [f"{', '.join(names)}: {reason}" for reason, names in named.items()]
         for name, score in row.items():
             bounds = bounds_of(self.components[name])
             if score.scored and bounds and not bounds[0] - QUANTUM <= score.value <= bounds[1] + QUANTUM:
@@ -162,11 +166,11 @@ class Combined:
         return "; ".join(reasons) or None
 
     def _evidence(self, row: Mapping[str, Score]) -> Judgement | None:
-        given = [row[self.evidence_of]] if self.evidence_of in row else row.values()
+        given = [row[name]] if (name := self.evidence_of) is not None and name in row else row.values()
         return next((score.evidence for score in given if score.evidence is not None), None)
 
     def _without(self, row: Mapping[str, Score], reason: str, provenance: Mapping[str, str]) -> Score:
-        """No combined score, but everything that the components did say."""
+        """A missing score with all parts of the components."""
         return Score.missing(reason, parts=_raw_parts(row), evidence=self._evidence(row), provenance=provenance)
 
     def _normaliser_text(self) -> str:
@@ -196,10 +200,12 @@ def combine(
 ) -> Combined:
     """The weighted mean of several rewards, each normalised by the same named choice.
 
-    components: by name, e.g. {"unified": UnifiedReward…, "cac": CaC…}. normalise: "range" (default; every component must declare
-    ``bounds``), "reference" (needs ``statistics``, a JSON file {component: {mean, std, n, source}}), "group" or "rank" (compare the
-    videos of one prompt within one call, at least two). weights: by name, positive; equal when left out; scaled to sum to 1.
-    Raises ``ValueError`` for no component, an unknown normaliser, weights or statistics that do not fit the components.
+    components: by name, e.g. {"unified": UnifiedReward…, "cac": CaC…}. normalise: "range" (default;
+    every component must declare ``bounds``), "reference" (needs ``statistics``, a JSON file
+    {component: {mean, std, n, source}}), "group" or "rank" (compare the videos of one prompt within
+    one call, at least two). weights: by name, positive; equal when left out; scaled to sum to 1.
+    Raises ``ValueError`` for no component, an unknown normaliser, weights or statistics that do not
+    fit the components.
     """
     if not components:
         raise ValueError("combine needs at least one component, e.g. {'unified': …, 'cac': …}; received none")

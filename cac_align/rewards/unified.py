@@ -1,10 +1,13 @@
-"""UnifiedReward-2.0's video point score: 16 frames in, Alignment, Physics and Style from 1 to 5 out, their mean as the score.
+"""UnifiedReward-2.0's video point score: 16 frames in, Alignment, Physics and Style from 1 to 5
+out, their mean as the score.
 
-video → 16 frames at int(i N / 16), as images → prompt with the caption → answer text → read_axes → Score(mean, parts)
+video → 16 frames at int(i N / 16), as images → prompt with the caption → answer text
+    → read_axes → Score(mean, parts)
 
-The text sent is our own wording unless ``prompt_file`` names the user's copy of upstream's (checked by hash); the provenance says
-which. Scores are raw, in ``bounds`` = [1, 5]; (x − 1) / 4 is ``combine``'s ``range``. The *video* score has Physics where the
-image score has Coherence: an answer with Coherence is not an answer to this question.
+The prompt is our own wording unless ``prompt_file`` is the user's copy of upstream's, which is
+checked by its hash; the provenance says which. Scores are raw, in ``bounds`` = [1, 5];
+``combine``'s ``range`` makes (x − 1) / 4 of them. The video score has Physics where upstream's
+image score has Coherence, so an answer with Coherence answers another question.
 
 Source: UnifiedReward (arXiv 2503.05236), repository CodeGoat24/UnifiedReward (MIT),
 inference_qwen/UnifiedReward-2.0-inference/point_score_APS_video_generation.py.
@@ -20,17 +23,18 @@ from pathlib import Path
 from typing import Any
 
 from cac_align.core.video import Video
+from cac_align.rewards.domain import Domain, domain_provenance, read_domain, score_inside_domain
 from cac_align.rewards.reward import Score, check_pairs
 from cac_align.vlm.protocol import Conversation, Message, Reply, Vlm, checkpoint_uncertainty
 
 NUM_FRAMES = 16
 AXES = ("alignment", "physics", "style")
+# First 12 hexadecimal digits of the sha256 of upstream's video prompt (713 characters).
 UPSTREAM_SHA256 = "707411fb9175"
-"""First 12 hexadecimal digits of the sha256 of upstream's video prompt, as its Python literal evaluates (713 characters)."""
 
 _OWN_PROMPT = Path(__file__).with_name("prompts") / "unified_video.md"
 _SLOT = "{prompt}"
-_VIDEOS_AT_ONCE = 32  # 16 frames of 480P are 19 MB: bounds what is decoded at one time, not what a backend batches
+_VIDEOS_AT_ONCE = 32  # limits decoded frames in memory: 16 of 480P are 19 MB
 _HEADING = re.compile(
     r"\b(alignment|physics|coherence|style)\s+score\s*(?:\(\s*1\s*[-–]\s*5\s*\))?\s*\**\s*:\s*\**\s*(?=(\S*))",
     re.IGNORECASE,
@@ -39,17 +43,21 @@ _NUMBER = re.compile(r"(\d+(?:\.\d+)?)(?:/5)?[*.,;]*")
 
 
 def sample_indices(num_frames: int) -> tuple[int, ...]:
-    """The source frames shown: ``int(i N / 16)`` for i = 0 … 15, each once. 81 frames give 0, 5, 10, …, 75.
+    """Source indices of the frames: ``int(i N / 16)`` for i = 0 … 15, each once. 81 frames give 0,
+    5, 10, …, 75.
 
-    Below 16 frames upstream shows some twice; we show every frame once, because ``Frames`` names each source frame once.
+    Of fewer than 16 frames upstream repeats some; here each is shown once, because ``Frames`` has
+    each source index once.
     """
     return tuple(sorted({int(i * num_frames / NUM_FRAMES) for i in range(NUM_FRAMES)}))
 
 
 def read_axes(text: str) -> dict[str, float]:
-    """The three axes in an answer; per axis the last heading counts (a model may think aloud first).
+    """The three axes in an answer. Per axis the last heading counts, because a model may reason
+    first.
 
-    Raises ``ValueError`` naming the axis that is missing, is not a plain number, or lies outside [1, 5].
+    Raises ``ValueError`` naming the axis that is missing, is not a plain number, or lies outside
+    [1, 5].
     """
     written = {match.group(1).lower(): match.group(2) for match in _HEADING.finditer(text)}
     axes: dict[str, float] = {}
@@ -77,25 +85,37 @@ def own_prompt() -> str:
 
 
 def fill_prompt(template: str, prompt: str) -> str:
-    """The template with the caption in its slot. A replacement, not a format: captions may hold braces, brackets or anything."""
+    """The template with the caption in its slot, replaced literally, because captions may contain
+    braces.
+    """
     return template.replace(_SLOT, prompt)
 
 
 class UnifiedReward:
-    """UnifiedReward-2.0's video point score, a Reward. Values are the mean of the three axes, in [1, 5].
+    """UnifiedReward-2.0's video point score, a Reward. Values are the mean of the three axes, in
+    [1, 5].
 
-    vlm: the model behind any backend. prompt_file: the user's copy of upstream's prompt text; its sha256 must begin with
-    ``UPSTREAM_SHA256`` unless ``allow_other_prompt``. Raises ``ValueError`` for a prompt file that cannot be read, is another text,
-    or has no ``{prompt}`` slot.
+    vlm: the model behind any backend. prompt_file: the user's copy of upstream's prompt text; its
+    sha256 must begin with ``UPSTREAM_SHA256`` unless ``allow_other_prompt``. Raises ``ValueError``
+    for a prompt file that cannot be read, is another text, or has no ``{prompt}`` slot.
     """
 
     name = "unified"
     bounds = (1.0, 5.0)
 
     def __init__(
-        self, vlm: Vlm, *, prompt_file: Path | None = None, max_new_tokens: int = 512, allow_other_prompt: bool = False
+        self,
+        vlm: Vlm,
+        *,
+        prompt_file: Path | None = None,
+        max_new_tokens: int = 512,
+        allow_other_prompt: bool = False,
+        domain: Domain | None = None,
+        allow_out_of_domain: bool = False,
     ) -> None:
         self.vlm = vlm
+        self.domain = domain
+        self.allow_out_of_domain = allow_out_of_domain
         self.max_new_tokens = max_new_tokens
         self.template, self._prompt_entry = _load_template(prompt_file, allow_other_prompt)
 
@@ -107,13 +127,16 @@ class UnifiedReward:
         prompt_file: Path | None = None,
         max_new_tokens: int = 512,
         allow_other_prompt: bool = False,
+        allow_out_of_domain: bool = False,
         **backend: Any,
     ) -> UnifiedReward:
-        """``model``: a checkpoint (folder or hub id) to run here, or the URL of an OpenAI-compatible server.
+        """UnifiedReward on a checkpoint (folder or hub id) that runs here, or on the URL of an
+        OpenAI-compatible server.
 
-        backend: passed to ``LocalVlm.load`` (device, dtype, batch_size, …) or ``ServerVlm`` (concurrency, timeout_s, …;
-        ``served_model`` is "UnifiedReward" unless given, the name in upstream's own server command).
-        Raises ``ValueError`` when the model cannot be loaded or reached, or the prompt file is not usable.
+        backend: passed to ``LocalVlm.load`` (device, dtype, batch_size, …) or ``ServerVlm``
+        (concurrency, timeout_s, …; ``served_model`` is "UnifiedReward" unless given, the name in
+        upstream's own server command). Raises ``ValueError`` when the model cannot be loaded or
+        reached, or the prompt file is not usable.
         """
         from cac_align.vlm.connect import connect
 
@@ -121,11 +144,20 @@ class UnifiedReward:
         if model.startswith(("http://", "https://")):
             backend.setdefault("served_model", "UnifiedReward")
         vlm = connect(model, **backend)
-        return cls(vlm, prompt_file=prompt_file, max_new_tokens=max_new_tokens, allow_other_prompt=allow_other_prompt)
+        return cls(
+            vlm,
+            prompt_file=prompt_file,
+            max_new_tokens=max_new_tokens,
+            allow_other_prompt=allow_other_prompt,
+            domain=read_domain(model),
+            allow_out_of_domain=allow_out_of_domain,
+        )
 
     @classmethod
     def miniature(cls, **backend: Any) -> UnifiedReward:
-        """The small trained scorer that ships with the package: real architecture, made for the miniature world only."""
+        """The small trained scorer that ships with the package: real architecture, made for the
+        miniature world only.
+        """
         from cac_align.core.weights import shipped
 
         return cls.load(str(shipped("unified")), max_new_tokens=96, **backend)
@@ -135,27 +167,39 @@ class UnifiedReward:
         return {
             "reward": "UnifiedReward video point score (alignment, physics, style; mean, 1 to 5)",
             "prompt": self._prompt_entry,
-            "frames": f"{NUM_FRAMES} at int(i*N/{NUM_FRAMES}) as images before the text; videos below {NUM_FRAMES} frames: each once",
+            "frames": f"{NUM_FRAMES} at int(i*N/{NUM_FRAMES}) as images before the text; "
+            f"videos below {NUM_FRAMES} frames: each once",
             "max_new_tokens": str(self.max_new_tokens),
+            **domain_provenance(self.domain, self.allow_out_of_domain),
         } | {f"vlm/{key}": value for key, value in self.vlm.provenance.items()}
 
     def conversation(self, prompt: str, video: Video) -> Conversation:
-        """What is asked about one video: its frames as images, then the text, no system message. Raises ``ValueError`` when the
-        video cannot be decoded."""
+        """The question about one video: its frames as images, then the text, without system
+        message.
+
+        Raises ``ValueError`` when the video cannot be decoded.
+        """
         frames = video.frames(sample_indices(len(video)))
         return (Message("user", fill_prompt(self.template, prompt), frames, as_images=True),)
 
     def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
-        """One Score per video, in order; parts ``alignment``, ``physics``, ``style``. A failure touches its own video only."""
+        """One Score per video, in order; parts ``alignment``, ``physics``, ``style``. A failure
+        affects its own video only.
+        """
         check_pairs(prompts, videos)
+        domain = None if self.allow_out_of_domain else self.domain
+        return score_inside_domain(domain, prompts, videos, self._score_all, lambda: self.provenance)
+
+    def _score_all(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
+        """One Score per video, in order, whatever the domain."""
         scores: list[Score] = []
         for start in range(0, len(videos), _VIDEOS_AT_ONCE):
             stop = start + _VIDEOS_AT_ONCE
             provenance = self.provenance
             found = self._score(prompts[start:stop], videos[start:stop], provenance)
-            if why := checkpoint_uncertainty(provenance, self.provenance):
+            if reason := checkpoint_uncertainty(provenance, self.provenance):
                 found = [
-                    Score.missing(why, parts=each.parts, provenance=provenance) if each.scored else each
+                    Score.missing(reason, parts=each.parts, provenance=provenance) if each.scored else each
                     for each in found
                 ]
             scores += found
@@ -197,13 +241,14 @@ def _load_template(prompt_file: Path | None, allow_other_prompt: bool) -> tuple[
         text = Path(prompt_file).read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{prompt_file}: the prompt file cannot be read as UTF-8 text: {error}") from error
-    # Editors end a file with a newline that upstream's literal does not have.
+    # Editors add a final newline, which upstream's literal does not have.
     upstream = next((form for form in (text, text.removesuffix("\n")) if _digest(form) == UPSTREAM_SHA256), None)
     if upstream is not None:
         return upstream, f"upstream, sha256 {UPSTREAM_SHA256}"
     if not allow_other_prompt:
         raise ValueError(
-            f"{prompt_file}: sha256 {_digest(text)}, expected {UPSTREAM_SHA256} (UnifiedReward-2.0's video point score); "
+            f"{prompt_file}: sha256 {_digest(text)}, expected {UPSTREAM_SHA256} "
+            "(UnifiedReward-2.0's video point score); "
             "take the text from upstream's point_score_APS_video_generation.py, or pass allow_other_prompt=True"
         )
     if _SLOT not in text:

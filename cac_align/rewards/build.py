@@ -218,7 +218,7 @@ def _keys_read_by(recipe: JudgeRecipe) -> tuple[str, ...]:
 
 
 def _load_component(recipe: JudgeRecipe, allow_out_of_domain: bool) -> Reward:
-    backend = _backend_options(recipe) | {"allow_out_of_domain": allow_out_of_domain}
+    backend: dict[str, Any] = _backend_options(recipe) | {"allow_out_of_domain": allow_out_of_domain}
     if recipe.kind == "cac":
         from cac_align.cac.judge_settings import read_two_turn
         from cac_align.cac.single_turn import SingleTurn
@@ -268,7 +268,7 @@ def call_reward_factory(name: str) -> Reward:
         raise ValueError(
             f"{name} returns a {type(reward).__name__}, which is no reward: it needs a name, a provenance and a call"
         )
-    return reward
+    return cast(Reward, reward)
 
 
 def _backend_options(recipe: JudgeRecipe) -> dict[str, Any]:

@@ -44,7 +44,7 @@ check: install
 bench: install
 	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
-# Rebuilds every shipped weight file from its recipe (hours on two cores); see recipes/miniature.
+# Rebuilds every shipped weight file from its recipe (hours on two cores); see research/recipes.
 weights: install
 	$(BIN)/python -m research.training.train_wan research/recipes/vae.yaml
 	for stage in wan wan_2 wan_3; do $(BIN)/python -m research.training.train_wan research/recipes/$$stage.yaml || exit 1; done

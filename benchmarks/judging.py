@@ -60,9 +60,9 @@ def judge(pixels: np.ndarray) -> Conversation:
 
 
 def fresh(batch_size: int) -> LocalVlm:
-    from cac_align.miniature.models.judge import build_model, build_processor, build_tokenizer
+    from cac_align.miniature.models.judge import build_judge_tokenizer, build_model, build_processor
 
-    tokenizer = build_tokenizer(
+    tokenizer = build_judge_tokenizer(
         ['{"COT": "", "status": "normal", "anomalies": []} Is anything wrong in this video? Answer in JSON.'] * 4
     )
     return LocalVlm(build_model(tokenizer), build_processor(tokenizer), name="fresh", batch_size=batch_size)

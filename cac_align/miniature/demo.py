@@ -1,9 +1,11 @@
-"""The main job on the miniature: Best-of-N with UnifiedReward + CaC, compared afterwards with what the oracle says.
+"""The main job on the miniature: Best-of-N with UnifiedReward + CaC, compared afterwards with what
+the oracle says.
 
 prompts → N clips each by the small Wan → best_of_n (UR + CaC) → oracle → summary.json, report.html
 
-The summary answers one question: how often is a clip anomalous if one takes a random candidate, UnifiedReward's favourite,
-or the favourite of UnifiedReward + CaC? All three choose from the same candidates, so their differences are paired.
+The summary answers one question: how often is a clip anomalous if one takes a random candidate,
+UnifiedReward's favourite, or the favourite of UnifiedReward + CaC? All three choose from the same
+candidates, so their differences are paired.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ PLAYGROUND_PROMPTS = 216
 def playground_prompts(count: int) -> list[str]:
     """The first ``count`` different prompts of the prompt seeds.
 
-    Training has used most of these prompts, but never these noises. Raises ``ValueError`` when more than
-    ``PLAYGROUND_PROMPTS`` are asked for.
+    Training has used most of these prompts, but never these noises. Raises ``ValueError`` when more
+    than ``PLAYGROUND_PROMPTS`` are asked for.
     """
     prompts: dict[str, None] = {}
     for seed in PROMPT_SEEDS[:20_000]:
@@ -60,9 +62,10 @@ def demo(
     guidance_scale: float | None = None,
     progress: Callable[[int, str], Any] | None = None,
 ) -> Iterator[str]:
-    """Run (or resume) the job in ``out``; yields the lines a newcomer should see, the summary last. No two candidates share a noise.
+    """Run (or resume) the demo in ``out`` and yield the lines to print. No two candidates share a
+    noise.
 
-    guidance_scale: of the small Wan; None: its own default.
+    ``guidance_scale`` is the small Wan's; None keeps its default.
 
     Raises ``ValueError`` when the shipped weights are missing or damaged.
     """
@@ -99,24 +102,29 @@ def demo(
 
 def oracle_verdicts(selections: Sequence[Selection]) -> list[list[OracleVerdict]]:
     """The oracle's verdict on every candidate of every prompt. The reward never uses it."""
-    return [[judge_clip(selection.prompt, Video.open(path)) for path in selection.candidates] for selection in selections]
+    return [
+        [judge_clip(selection.prompt, Video.open(path)) for path in selection.candidates] for selection in selections
+    ]
 
 
 def compare_choices(
     selections: Sequence[Selection], verdicts: Sequence[Sequence[OracleVerdict]]
 ) -> tuple[list[OracleRates], dict[str, Any]]:
-    """The rates of the three ways of choosing, and the paired comparison of the last two by McNemar's exact test.
+    """The rates of the three ways of choosing, and the paired comparison of the last two by
+    McNemar's exact test.
 
-    Prompts on which one of them has no scored candidate are left out for all, and counted as ``undecided``.
+    Prompts on which one of them has no scored candidate are left out for all, and counted as
+    ``undecided``.
     """
-    kept = [
-        index
-        for index, selection in enumerate(selections)
-        if selection.chosen is not None and _favourite(selection) is not None
-    ]
-    candidates = [verdict for index in kept for verdict in verdicts[index]]
-    unified = [verdicts[index][_favourite(selections[index])] for index in kept]
-    combined = [verdicts[index][selections[index].chosen] for index in kept]
+    candidates: list[OracleVerdict] = []
+    unified: list[OracleVerdict] = []
+    combined: list[OracleVerdict] = []
+    for selection, of_prompt in zip(selections, verdicts, strict=True):
+        favourite = _unified_favourite(selection)
+        if selection.chosen is not None and favourite is not None:
+            candidates += of_prompt
+            unified.append(of_prompt[favourite])
+            combined.append(of_prompt[selection.chosen])
     choices = [
         rates_of("a random candidate", candidates),
         rates_of("UnifiedReward's choice", unified),
@@ -126,14 +134,16 @@ def compare_choices(
     differences = [float(is_anomalous(b)) - float(is_anomalous(a)) for a, b in zip(unified, combined, strict=True)]
     paired = mean_interval(differences, resamples=5000)
     return choices, {
-        "undecided": len(selections) - len(kept),
+        "undecided": len(selections) - len(unified),
         "difference": paired.to_json(),
         "mcnemar_p": test.p_value,
     }
 
 
-def _favourite(selection: Selection) -> int | None:
-    """UnifiedReward's own favourite among the candidates: highest raw score, lowest index on a tie."""
+def _unified_favourite(selection: Selection) -> int | None:
+    """The candidate with UnifiedReward's highest raw score, the first one on a tie; None when none
+    has a score.
+    """
     scored = [
         (quantise(score.parts["unified"]), -i) for i, score in enumerate(selection.scores) if "unified" in score.parts
     ]
@@ -142,7 +152,8 @@ def _favourite(selection: Selection) -> int | None:
 
 def summary_lines(choices: Sequence[OracleRates], comparison: dict[str, Any], prompts: int, n: int) -> Iterator[str]:
     """The summary as lines of text."""
-    yield f"{prompts} prompts x {n} candidates; anomalies counted by the oracle, which the reward never sees (95 % intervals)"
+    counted = "anomalies counted by the oracle, which the reward never sees (95 % intervals)"
+    yield f"{prompts} prompts x {n} candidates; {counted}"
     for choice in choices:
         rate, displacement, follows = choice.anomaly_rate, choice.displacement_px_s, choice.follows
         if rate.value is None:
@@ -158,6 +169,7 @@ def summary_lines(choices: Sequence[OracleRates], comparison: dict[str, Any], pr
     difference = comparison["difference"]
     if difference["value"] is not None:
         interval = f"[{difference['low']:+.3f}, {difference['high']:+.3f}]"
-        yield f"  UR + CaC minus UR: {difference['value']:+.3f} {interval}, paired; McNemar p = {comparison['mcnemar_p']:.3g}"
+        test = f"paired; McNemar p = {comparison['mcnemar_p']:.3g}"
+        yield f"  UR + CaC minus UR: {difference['value']:+.3f} {interval}, {test}"
     if comparison["undecided"]:
         yield f"  {comparison['undecided']} prompts are undecided and left out"

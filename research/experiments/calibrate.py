@@ -20,7 +20,7 @@ from cac_align.vlm.local import set_threads
 from research.training.generated import held_out_clips
 
 FIRST = 60_000_000
-"""First noise seed of the clips: none of the lessons', none of the held-out ones."""
+"""First noise seed of the clips: none of the examples', none of the held-out ones."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -17,8 +17,8 @@ SMOOTHED = 5
 """Steps averaged for one point of a curve: a step's four prompts differ in how hard they are."""
 
 
-def draw(broken: Mapping[str, Sequence[Sequence[bool]]], logs: Mapping[str, Sequence[Path]], path: Path) -> None:
-    """Write the SVG. broken: per model and training seed, whether each clip broke. logs: per model, the log.jsonl of each seed.
+def draw(anomalous: Mapping[str, Sequence[Sequence[bool]]], logs: Mapping[str, Sequence[Path]], path: Path) -> None:
+    """Write the SVG. anomalous: per model and training seed, whether each clip broke. logs: per model, the log.jsonl of each seed.
 
     A bar's interval is Wilson's over all clips of a model (95 %); dots are its seeds. Curves are means over ``SMOOTHED`` steps.
     """
@@ -27,14 +27,14 @@ def draw(broken: Mapping[str, Sequence[Sequence[bool]]], logs: Mapping[str, Sequ
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     rates, score, motion = figure.subplots(1, 3)
-    colours = {name: f"C{number}" for number, name in enumerate(broken)}
-    for at, (name, runs) in enumerate(broken.items()):
+    colours = {name: f"C{number}" for number, name in enumerate(anomalous)}
+    for at, (name, runs) in enumerate(anomalous.items()):
         clips = [clip for run in runs for clip in run]
         found = share(sum(clips), len(clips))
         error = [[found.value - found.low], [found.high - found.value]]
         rates.bar(at, found.value, 0.7, yerr=error, color=colours[name], ecolor="0.3", capsize=3, alpha=0.7)
         rates.plot([at] * len(runs), [np.mean(run) for run in runs], "o", color="0.15", markersize=3)
-    rates.set_xticks(range(len(broken)), list(broken), rotation=20, ha="right")
+    rates.set_xticks(range(len(anomalous)), list(anomalous), rotation=20, ha="right")
     rates.set_ylim(bottom=0)
     rates.set_title("anomaly rate (oracle)", loc="left", fontsize=10)
     for axes, key, title in (

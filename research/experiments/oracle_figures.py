@@ -1,4 +1,4 @@
-"""What the oracle says about folders of the small Wan's clips: how many are broken and by what, how they move, what of the prompt they miss.
+"""What the oracle says about folders of the small Wan's clips: how many are anomalous and by what, how they move, what of the prompt they miss.
 
 an alignment's run (its evaluation videos, step by step) or any folder with prompts.jsonl → oracle → one row per folder
 
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cac_align.evaluation.pairing import read_folder
+from cac_align.miniature.oracle.oracle import OracleVerdict, judge_clip
 from cac_align.miniature.oracle.rates import rates_of
 
 HEAD = "| clips | judged | anomaly rate (95 %) | by kind | motion, px/s | follows the prompt | missed of it | not judged |\n|---|---|---|---|---|---|---|---|"

@@ -26,6 +26,7 @@ from cac_align.core.weights import shipped
 from cac_align.evaluation.statistics import Estimate, mean_interval
 from cac_align.generation.wan import Wan, hash_checkpoint
 from cac_align.miniature.demo import PLAYGROUND_PROMPTS, playground_prompts
+from cac_align.miniature.oracle.oracle import judge_clip
 from cac_align.miniature.world.world import make_prompts
 from cac_align.vlm.local import set_threads
 from research.experiments import curves
@@ -108,7 +109,7 @@ def table(found: Mapping[str, Sequence[Sequence[Judged]]]) -> str:
 
 
 def _difference(runs: Sequence[Sequence[Judged]], base: Sequence[Judged]) -> Estimate:
-    """Mean over prompts of (mean over runs of broken) − (base broken): pairs share the prompt and the first noise."""
+    """Mean over prompts of (mean over runs of anomalous) − (base anomalous): pairs share the prompt and the first noise."""
     prompt_means: dict[str, list[float]] = {}
     for at, row in enumerate(base):
         prompt_means.setdefault(row.prompt, []).append(

@@ -1,6 +1,6 @@
-"""The language model's schooling: its visual tokens must know what is broken by now, before a word is said about it.
+"""The language model's schooling: its visual tokens must know what is anomalous by now, before a word is said about it.
 
-lessons (clips as turn 1 and turn 2 show them) → image encoder → language model up to ``layer`` → visual tokens → ``marks.Heads`` → loss
+examples (clips as turn 1 and turn 2 show them) → image encoder → language model up to ``layer`` → visual tokens → ``token_labels.ProbeHeads`` → loss
 
 The tokens are asked before layer ``layer`` so that the layers after it are free to fetch what they know when the answer is written.
 """
@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from research.training.examples import Lesson
-from research.training.token_labels import Heads, marks_of
+from research.training.examples import Example
+from research.training.token_labels import ProbeHeads, token_labels_of
 
 
 @contextmanager
@@ -33,11 +33,11 @@ def tapped(model: Any, layer: int) -> Iterator[list[torch.Tensor]]:
         hook.remove()
 
 
-def watch_loss(
-    hidden: torch.Tensor, batch: dict[str, torch.Tensor], lessons: Sequence[Lesson], heads: Heads
+def auxiliary_loss(
+    hidden: torch.Tensor, batch: dict[str, torch.Tensor], examples: Sequence[Example], heads: ProbeHeads
 ) -> tuple[torch.Tensor, float]:
-    """Loss and share of right verdicts of the visual tokens among ``hidden`` (B, L, D); one video per lesson."""
+    """Loss and share of right verdicts of the visual tokens among ``hidden`` (B, L, D); one video per example."""
     tokens = hidden[batch["mm_token_type_ids"] == 2]
-    shown = [(lesson.clip, lesson.conversation[-1].frames.indices) for lesson in lessons]
+    shown = [(example.clip, example.conversation[-1].frames.indices) for example in examples]
     side = math.isqrt(len(tokens) // sum((len(indices) + 1) // 2 for _, indices in shown))
-    return heads(tokens.view(-1, side * side, hidden.shape[-1]), marks_of(shown, side))
+    return heads(tokens.view(-1, side * side, hidden.shape[-1]), token_labels_of(shown, side))

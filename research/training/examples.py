@@ -1,11 +1,11 @@
 """What a small judge is shown while it learns: pool clips, asked about exactly as at inference, with the teacher's answers.
 
-couple of clips → degrade → turn_one_conversation / turn_two_conversation / UnifiedReward's conversation + the right answer → Lesson
+couple of clips → degrade → turn_one_conversation / turn_two_conversation / UnifiedReward's conversation + the right answer → Example
 
-Three kinds of lesson for the two-turn judge, one for the other: ``pair`` (two neighbouring frames, boxes: the single-frame warm-up,
+Three kinds of example for the two-turn judge, one for the other: ``pair`` (two neighbouring frames, boxes: the single-frame warm-up,
 two frames being what one temporal patch holds), ``scan`` (turn 1), ``look`` (turn 2, on right, shifted, too wide and wrong windows),
 and the holistic grades. A batch holds clips of one length and one kind, so that little is padded.
-Everything is drawn from a generator seeded by (seed, step): lessons depend on nothing that happened before.
+Everything is drawn from a generator seeded by (seed, step): examples depend on nothing that happened before.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from research.training.pool import (
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Example:
     """A conversation that ends with the user's message, the answer that is right, and the clip it is about."""
 
     conversation: Conversation
@@ -63,73 +63,79 @@ _CLAIMS: tuple[Anomaly, ...] = tuple(
 """Suspicions that fit any scene, told of whoever is in it."""
 
 
-def _shown(clip: PoolClip, indices: Sequence[int], fps: float, rng: np.random.Generator, plan: MixtureConfig) -> Frames:
+def _shown(
+    clip: PoolClip, indices: Sequence[int], fps: float, rng: np.random.Generator, mixture: MixtureConfig
+) -> Frames:
     frames = clip.frames(indices, fps)
-    if rng.random() >= plan.degraded:
+    if rng.random() >= mixture.degraded:
         return frames
     return Frames(
-        degrade(frames.pixels, rng, plan.wear), frames.indices, frames.times_s, frames.fps, frames.num_source_frames
+        degrade(frames.pixels, rng, mixture.degrade_strength),
+        frames.indices,
+        frames.times_s,
+        frames.fps,
+        frames.num_source_frames,
     )
 
 
-# ---- lessons for the two-turn judge -------------------------------------------------------------------------------
+# ---- examples for the two-turn judge -------------------------------------------------------------------------------
 
 
-def cac_lessons(
-    pool: ClipPool, plan: MixtureConfig, batch: int, *, seed: tuple[int, int], pairs: bool, part: int = 0
-) -> list[Lesson]:
+def cac_examples(
+    pool: ClipPool, mixture: MixtureConfig, batch: int, *, seed: tuple[int, int], pairs: bool, part: int = 0
+) -> list[Example]:
     """One batch for the two-turn judge, half abnormal and half normal: each defect beside its scene without it, where that has the
     same length. ``pairs``: the warm-up, frame pairs only. ``part``: which part of a larger batch this is; all are of one kind, world and length. Raises ``ValueError`` when ``batch`` is odd."""
     if batch % 2:
         raise ValueError(f"batch must be even (half normal, half abnormal), received {batch}")
     rng = np.random.default_rng(seed)
     draw = 0.0 if pairs else rng.random()
-    world, length = pool.draw(rng, plan)
-    late = bool(plan.later) and rng.random() < plan.later
+    world, length = pool.draw(rng, mixture)
+    late = bool(mixture.later) and rng.random() < mixture.later
     if part:
         rng = np.random.default_rng((*seed, 2, part))
-    if draw < plan.pair or pairs:
-        couples = [_couple(pool, rng, world, None, plan, late) for _ in range(batch // 2)]
-        return [lesson for couple in couples for lesson in _pairs(*couple, rng, plan)]
-    if draw < plan.pair + plan.look:
+    if draw < mixture.pair or pairs:
+        couples = [_couple(pool, rng, world, None, mixture, late) for _ in range(batch // 2)]
+        return [example for couple in couples for example in _pairs(*couple, rng, mixture)]
+    if draw < mixture.pair + mixture.turn_two:
         # Three times as many windows as needed, sorted by length: a run of neighbours wastes nothing on padding.
-        looks = [_window(*_couple(pool, rng, world, None, plan, late), rng, plan) for _ in range(3 * batch // 2)]
+        looks = [_window(*_couple(pool, rng, world, None, mixture, late), rng, mixture) for _ in range(3 * batch // 2)]
         looks.sort(key=lambda look: look[2].end_s - look[2].start_s)
         start = int(rng.integers(len(looks) - batch // 2 + 1))
-        return [lesson for look in looks[start : start + batch // 2] for lesson in _looks(*look, rng, plan)]
-    couples = [_couple(pool, rng, world, length, plan, late) for _ in range(batch // 2)]
-    return [_scan(clip, rng, plan) for couple in couples for clip in couple]
+        return [example for look in looks[start : start + batch // 2] for example in _looks(*look, rng, mixture)]
+    couples = [_couple(pool, rng, world, length, mixture, late) for _ in range(batch // 2)]
+    return [_scan(clip, rng, mixture) for couple in couples for clip in couple]
 
 
 def _couple(
-    pool: ClipPool, rng: np.random.Generator, world: str, length: int | None, plan: MixtureConfig, late: bool
+    pool: ClipPool, rng: np.random.Generator, world: str, length: int | None, mixture: MixtureConfig, late: bool
 ) -> tuple[PoolClip, PoolClip]:
-    normal, abnormal = pool.couple(rng, world, length, plan.often, late)
-    if plan.mirrored and rng.random() < plan.mirrored:
+    normal, abnormal = pool.couple(rng, world, length, mixture.defect_weights, late)
+    if mixture.mirrored and rng.random() < mixture.mirrored:
         normal, abnormal = mirrored(normal), mirrored(abnormal)
-    if plan.recoloured and rng.random() < plan.recoloured:
+    if mixture.recoloured and rng.random() < mixture.recoloured:
         order = CHANNELS[int(rng.integers(len(CHANNELS)))]
         normal, abnormal = recoloured(normal, order), recoloured(abnormal, order)
     return normal, abnormal
 
 
-def _scan(clip: PoolClip, rng: np.random.Generator, plan: MixtureConfig) -> Lesson:
+def _scan(clip: PoolClip, rng: np.random.Generator, mixture: MixtureConfig) -> Example:
     """Turn 1: the whole clip."""
-    frames = _shown(clip, clip.clock.indices_at(plan.scan_fps), plan.scan_fps, rng, plan)
+    frames = _shown(clip, clip.clock.indices_at(mixture.scan_fps), mixture.scan_fps, rng, mixture)
     answer = teacher.answer(
         clip.anomalies, number=1, frames=frames.indices, times_s=frames.times_s, places=_at(clip, frames)
     )
-    return Lesson(turn_one_conversation(clip.prompt, frames, wording=plan.wording), answer, clip)
+    return Example(turn_one_conversation(clip.prompt, frames, wording=mixture.wording), answer, clip)
 
 
 def _at(clip: PoolClip, frames: Frames) -> list[str]:
     return [clip.places[index] for index in frames.indices]
 
 
-def _pairs(normal: PoolClip, abnormal: PoolClip, rng: np.random.Generator, plan: MixtureConfig) -> list[Lesson]:
+def _pairs(normal: PoolClip, abnormal: PoolClip, rng: np.random.Generator, mixture: MixtureConfig) -> list[Example]:
     """Two neighbouring frames at turn 2's rate, from inside the defect and from a clip without one."""
     anomaly = abnormal.anomalies[int(rng.integers(len(abnormal.anomalies)))]
-    step = max(1, round(abnormal.clock.fps / plan.look_fps))
+    step = max(1, round(abnormal.clock.fps / mixture.look_fps))
     last = len(abnormal.clock) - 1 - step
     inside = [frame for frame in sorted(anomaly.boxes) if frame % KEPT_EVERY == 0 and frame <= last]
     start = (
@@ -138,21 +144,21 @@ def _pairs(normal: PoolClip, abnormal: PoolClip, rng: np.random.Generator, plan:
         else min(sorted(anomaly.boxes)[0] // KEPT_EVERY * KEPT_EVERY, last)
     )
     other = min(start, len(normal.clock) - 1 - step)
-    lessons = []
+    examples = []
     for clip, first in ((normal, other), (abnormal, start)):
         indices = (first, first + step)
-        lessons.append(_second_turn(clip, indices, _claim(normal, abnormal, clip, rng, plan), rng, plan))
-    return lessons
+        examples.append(_second_turn(clip, indices, _claim(normal, abnormal, clip, rng, mixture), rng, mixture))
+    return examples
 
 
 def _window(
-    normal: PoolClip, abnormal: PoolClip, rng: np.random.Generator, plan: MixtureConfig
+    normal: PoolClip, abnormal: PoolClip, rng: np.random.Generator, mixture: MixtureConfig
 ) -> tuple[PoolClip, PoolClip, Window]:
-    """A window on the abnormal clip's defect as turn 1 would name it: right, or (``hard_looks``) shifted or too wide."""
-    times = [abnormal.clock.times_s[index] for index in abnormal.clock.indices_at(plan.scan_fps)]
+    """A window on the abnormal clip's defect as turn 1 would name it: right, or (``hard_windows``) shifted or too wide."""
+    times = [abnormal.clock.times_s[index] for index in abnormal.clock.indices_at(mixture.scan_fps)]
     touched = [shown_frames(anomaly.window, times) for anomaly in abnormal.anomalies]
     first, last = min(t[0] for t in touched), max(t[-1] for t in touched)
-    if rng.random() < plan.hard_looks:
+    if rng.random() < mixture.hard_windows:
         first, last = first + int(rng.integers(-2, 2)), last + int(rng.integers(-1, 3))
         first, last = min(max(first, 0), len(times) - 1), min(max(last, 0), len(times) - 1)
         first, last = min(first, last), max(first, last)
@@ -160,23 +166,23 @@ def _window(
 
 
 def _looks(
-    normal: PoolClip, abnormal: PoolClip, window: Window, rng: np.random.Generator, plan: MixtureConfig
-) -> list[Lesson]:
+    normal: PoolClip, abnormal: PoolClip, window: Window, rng: np.random.Generator, mixture: MixtureConfig
+) -> list[Example]:
     """Turn 2 on the abnormal clip's window, and on a window of the same length where nothing is wrong."""
-    indices = _shown_of(abnormal, window, plan)
-    lessons = [_second_turn(abnormal, indices, _claim(normal, abnormal, abnormal, rng, plan), rng, plan)]
+    indices = _shown_of(abnormal, window, mixture)
+    examples = [_second_turn(abnormal, indices, _claim(normal, abnormal, abnormal, rng, mixture), rng, mixture)]
     clip, length = normal, window.end_s - window.start_s
-    times = [clip.clock.times_s[index] for index in clip.clock.indices_at(plan.scan_fps)]
+    times = [clip.clock.times_s[index] for index in clip.clock.indices_at(mixture.scan_fps)]
     starts = [t for t in times if t + length <= times[-1] + 1e-6]
     if rng.random() < 0.25:  # before or after a defect, on the clip that has one
-        own = [abnormal.clock.times_s[index] for index in abnormal.clock.indices_at(plan.scan_fps)]
+        own = [abnormal.clock.times_s[index] for index in abnormal.clock.indices_at(mixture.scan_fps)]
         clear = [
             t
             for t in own
             if t + length <= own[-1] + 1e-6
             and not teacher.visible(
                 abnormal.anomalies,
-                [abnormal.clock.times_s[i] for i in _shown_of(abnormal, Window(t, t + length), plan)],
+                [abnormal.clock.times_s[i] for i in _shown_of(abnormal, Window(t, t + length), mixture)],
             )
         ]
         if clear:
@@ -184,52 +190,52 @@ def _looks(
     # Half of the time the very window in which the other clip is broken.
     same = [t for t in starts if abs(t - window.start_s) < 1e-6]
     start = same[0] if same and rng.random() < 0.5 else starts[int(rng.integers(len(starts)))]
-    indices = _shown_of(clip, Window(start, start + length), plan)
-    lessons.append(_second_turn(clip, indices, _claim(normal, abnormal, clip, rng, plan), rng, plan))
-    return lessons
+    indices = _shown_of(clip, Window(start, start + length), mixture)
+    examples.append(_second_turn(clip, indices, _claim(normal, abnormal, clip, rng, mixture), rng, mixture))
+    return examples
 
 
-def _shown_of(clip: PoolClip, window: Window, plan: MixtureConfig) -> tuple[int, ...]:
+def _shown_of(clip: PoolClip, window: Window, mixture: MixtureConfig) -> tuple[int, ...]:
     """The source frames that turn 2 sees of this window."""
-    return clip.clock.indices_at(plan.look_fps, window.widened(plan.margin_s))
+    return clip.clock.indices_at(mixture.look_fps, window.widened(mixture.margin_s))
 
 
 def _claim(
-    normal: PoolClip, abnormal: PoolClip, shown: PoolClip, rng: np.random.Generator, plan: MixtureConfig
+    normal: PoolClip, abnormal: PoolClip, shown: PoolClip, rng: np.random.Generator, mixture: MixtureConfig
 ) -> Anomaly:
     """What turn 1 suspects. On both clips of a couple it is drawn alike, so that the claim itself says nothing about the truth."""
     claim = abnormal.anomalies[int(rng.integers(len(abnormal.anomalies)))]
-    if rng.random() < plan.wrong_claim:
+    if rng.random() < mixture.wrong_claim:
         claim = _CLAIMS[int(rng.integers(len(_CLAIMS)))]
-    names = teacher.stand_ins(claim, shown.prompt)
+    names = teacher.matching_entities(claim, shown.prompt)
     if teacher.who(claim) in names:
         return claim
-    return teacher.retold(claim, *names[int(rng.integers(len(names)))])
+    return teacher.about_entity(claim, *names[int(rng.integers(len(names)))])
 
 
 def _second_turn(
-    clip: PoolClip, indices: Sequence[int], claim: Anomaly, rng: np.random.Generator, plan: MixtureConfig
-) -> Lesson:
-    frames = _shown(clip, indices, plan.look_fps, rng, plan)
+    clip: PoolClip, indices: Sequence[int], claim: Anomaly, rng: np.random.Generator, mixture: MixtureConfig
+) -> Example:
+    frames = _shown(clip, indices, mixture.look_fps, rng, mixture)
     window = Window(frames.times_s[0], frames.times_s[-1])
     turn_one = Turn(1, "", frames.indices, "abnormal", (Anomaly(claim.type, window, claim.reason, claim.region),))
     answer = teacher.answer(
         clip.anomalies, number=2, frames=frames.indices, times_s=frames.times_s, places=_at(clip, frames)
     )
-    return Lesson(turn_two_conversation(clip.prompt, frames, turn_one, wording=plan.wording), answer, clip)
+    return Example(turn_two_conversation(clip.prompt, frames, turn_one, wording=mixture.wording), answer, clip)
 
 
-# ---- lessons for the holistic judge -------------------------------------------------------------------------------
+# ---- examples for the holistic judge -------------------------------------------------------------------------------
 
 
-def unified_lessons(
-    pool: ClipPool, plan: MixtureConfig, batch: int, *, seed: tuple[int, int], pairs: bool = False, part: int = 0
-) -> list[Lesson]:
+def unified_examples(
+    pool: ClipPool, mixture: MixtureConfig, batch: int, *, seed: tuple[int, int], pairs: bool = False, part: int = 0
+) -> list[Example]:
     """One batch for the holistic judge: sixteen frames, a prompt that may not fit, three grades. ``pairs`` has no meaning here."""
     rng = np.random.default_rng((*seed, 2, part) if part else seed)
-    lessons = []
+    examples = []
     for number in range(batch):
-        world, _ = pool.draw(rng, plan)
+        world, _ = pool.draw(rng, mixture)
         clip = pool.couple(rng, world)[number % 2]
         shown = parse_prompt(clip.prompt)
         asked = shown if rng.random() < 0.5 else _altered(shown, parse_prompt(pool.couple(rng, world)[0].prompt), rng)
@@ -240,8 +246,8 @@ def unified_lessons(
         text = fill_prompt(own_prompt(), asked.prompt)
         grade = teacher.grades(asked, shown, clip.anomalies, wear)
         answer = teacher.caption(shown, grade, wear) + write_axes(grade)
-        lessons.append(Lesson((Message("user", text, frames, as_images=True),), answer, clip))
-    return lessons
+        examples.append(Example((Message("user", text, frames, as_images=True),), answer, clip))
+    return examples
 
 
 def _altered(spec: Spec, other: Spec, rng: np.random.Generator) -> Spec:
@@ -264,7 +270,7 @@ def _altered(spec: Spec, other: Spec, rng: np.random.Generator) -> Spec:
 # ---- words for the tokenizer --------------------------------------------------------------------------------------
 
 
-def lesson_texts(job: str, plan: MixtureConfig, *, clips: int = 400, first_seed: int = 0) -> list[str]:
+def tokenizer_texts(job: str, mixture: MixtureConfig, *, clips: int = 400, first_seed: int = 0) -> list[str]:
     """The texts from which the tokenizer's merges are counted: instructions and answers to the first seeds' clips, and time stamps."""
     texts = [f"<{tenth / 10:.1f} seconds>" for tenth in range(52)] * 20
     texts += [f'"status": "{word}", ' for word in ("normal", "abnormal")] * 50
@@ -285,14 +291,14 @@ def lesson_texts(job: str, plan: MixtureConfig, *, clips: int = 400, first_seed:
     for number in range(clips):
         clip = make_clip(first_seed + number, FULL, anomalous=number % 4 != 0)
         video, all_places = clip.video(), teacher.places(clip.scene, clip.anomalies)
-        for turn, indices in ((1, video.indices_at(plan.scan_fps)), (2, video.indices_at(plan.look_fps))):
+        for turn, indices in ((1, video.indices_at(mixture.scan_fps)), (2, video.indices_at(mixture.look_fps))):
             times = [video.times_s[index] for index in indices]
-            frames = Frames(clip.pixels[:1], tuple(indices), tuple(times), plan.scan_fps * turn, len(video))
+            frames = Frames(clip.pixels[:1], tuple(indices), tuple(times), mixture.scan_fps * turn, len(video))
             claim = Turn(1, "", tuple(indices), "abnormal", clip.anomalies)
             asked = (
-                turn_one_conversation(clip.prompt, frames, wording=plan.wording)
+                turn_one_conversation(clip.prompt, frames, wording=mixture.wording)
                 if turn == 1
-                else turn_two_conversation(clip.prompt, frames, claim, wording=plan.wording)
+                else turn_two_conversation(clip.prompt, frames, claim, wording=mixture.wording)
             )
             where = [all_places[index] for index in indices]
             texts += [

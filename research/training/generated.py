@@ -1,8 +1,8 @@
 """Generated clips in a pool: what the small Wan draws, annotated by the oracle as the paper's annotators annotate generated videos.
 
-recipe → small Wan → clips (resumable) → oracle.look → anomalies (windows, boxes, words), places → couples → ``pool.ClipPool``
+recipe → small Wan → clips (resumable) → oracle.analyse → anomalies (windows, boxes, words), places → couples → ``pool.ClipPool``
 
-A couple is two clips of one prompt, one sound and one broken, by different noise: what differs is more than the defect, as it is
+A couple is two clips of one prompt, one normal and one anomalous, by different noise: what differs is more than the defect, as it is
 between real generated videos. Seeds of the noise start at ``seed``; ``HELD_OUT`` are never trained on.
 
     python -m research.training.generated research/recipes/generated.yaml
@@ -23,7 +23,7 @@ from cac_align.config import read_recipe
 from cac_align.core.judgement import Anomaly, Box, Window
 from cac_align.core.video import Video
 from cac_align.generation.build import GeneratorRecipe, load_generator
-from cac_align.miniature.oracle.oracle import TOLERANCE, Sight, look
+from cac_align.miniature.oracle.oracle import TOLERANCE, OracleResult, analyse
 from cac_align.miniature.teacher import teacher
 from cac_align.miniature.world.draw import extent
 from cac_align.miniature.world.settings import PLAYGROUND, PROMPT_SEEDS, TRAIN_SEEDS
@@ -65,37 +65,37 @@ class Generated:
 # ---- what the oracle saw, as an annotator would write it -----------------------------------------------------------
 
 
-def anomalies_of(sight: Sight, fps: float, height: int, width: int) -> tuple[Anomaly, ...]:
-    """The oracle's sight as annotations: per type one anomaly for each stretch of broken frames, in order of time.
+def anomalies_of(result: OracleResult, fps: float, height: int, width: int) -> tuple[Anomaly, ...]:
+    """The oracle's result as annotations: per type one anomaly for each stretch of anomalous frames, in order of time.
 
     Boxes are the extents of the entity as it was fitted (px → [0, 1000]); an absence has boxes on the visible frames beside it, and
     its window holds those (Appendix B.1.3). Stretches on which no box lies inside the frame are left out.
     """
-    who = f"{sight.colour} {sight.spec.kind}"
-    count = len(sight.gone)
-    extents = extent(sight.fit.entity, np.arange(count), height, width)
+    who = f"{result.colour} {result.spec.kind}"
+    count = len(result.missing)
+    extents = extent(result.fit.entity, np.arange(count), height, width)
     found = []
-    for name, frames in sight.seen.items():
+    for name, frames in result.frames_by_type.items():
         for first, last in _stretches(frames):
-            absent = name == "Motion Anomalies" and bool(sight.gone[first : last + 1].any())
+            absent = name == "Motion Anomalies" and bool(result.missing[first : last + 1].any())
             if absent:
                 first, last = max(first - 1, 0), min(last + 1, count - 1)
-            boxed = [f for f in range(first, last + 1) if extents[f] is not None and not sight.gone[f]]
+            boxed = [f for f in range(first, last + 1) if extents[f] is not None and not result.missing[f]]
             boxes = {f: (Box.from_pixels(*extents[f], width, height),) for f in boxed}
             if boxes:
                 window = Window(first / fps, last / fps)
-                found.append(Anomaly(name, window, _reason(sight, name, who, first, last, absent), who, boxes))
+                found.append(Anomaly(name, window, _reason(result, name, who, first, last, absent), who, boxes))
     return tuple(sorted(found, key=lambda anomaly: (anomaly.window, anomaly.type)))
 
 
-def _reason(sight: Sight, name: str, who: str, first: int, last: int, absent: bool) -> str:
+def _reason(result: OracleResult, name: str, who: str, first: int, last: int, absent: bool) -> str:
     if absent:
-        ends = first == 0, last == len(sight.gone) - 1
+        ends = first == 0, last == len(result.missing) - 1
         return f"the {who} {'suddenly appears' if ends == (True, False) else 'suddenly disappears'}"
     if name == "Motion Anomalies":
         return f"the {who} jumps to another place"
     if name == "Physical Violations":
-        note = sight.notes[name]
+        note = result.reasons[name]
         if "sinks" in note:
             return f"the {who} sinks into the ground"
         return (
@@ -117,11 +117,11 @@ def _stretches(frames: np.ndarray) -> list[tuple[int, int]]:
     return runs
 
 
-def places_of(sight: Sight, height: int, width: int) -> list[str]:
+def places_of(result: OracleResult, height: int, width: int) -> list[str]:
     """Where the entity is on every frame (``teacher.place``), ``teacher.AWAY`` where it is missing."""
     return [
         teacher.AWAY if gone else teacher.place(float(x / width), float(y / height))
-        for x, y, gone in zip(sight.fit.x, sight.fit.y, sight.gone, strict=True)
+        for x, y, gone in zip(result.fit.x, result.fit.y, result.missing, strict=True)
     ]
 
 
@@ -157,9 +157,9 @@ def held_out_clips(
         prompts = make_prompts([PROMPT_SEEDS[number] for number in numbers], PLAYGROUND)
         videos = generator.batch(prompts, [first + number for number in numbers])
         for prompt, video in zip(prompts, videos, strict=True):
-            sight = look(prompt, video)
-            anomalies = anomalies_of(sight, video.fps, video.height, video.width)
-            clips.append(DrawnClip(prompt, video, sight.verdict.status, anomalies))
+            result = analyse(prompt, video)
+            anomalies = anomalies_of(result, video.fps, video.height, video.width)
+            clips.append(DrawnClip(prompt, video, result.verdict.status, anomalies))
     return clips
 
 
@@ -210,30 +210,30 @@ def draw(recipe: Generated) -> Path:
                 lines.write(json.dumps(rows[-1]) + "\n")
             pixels.flush()
             lines.flush()
-            broken = np.mean([row["anomalies"] != [] for row in rows])
-            print(f"drawn {len(rows)}/{recipe.clips} clips, {broken:.2f} broken", file=sys.stderr, flush=True)
+            anomalous = np.mean([row["anomalies"] != [] for row in rows])
+            print(f"drawn {len(rows)}/{recipe.clips} clips, {anomalous:.2f} anomalous", file=sys.stderr, flush=True)
     couples = couple(rows)
     (out / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in couples), encoding="utf-8")
     return out
 
 
 def couple(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows in the pool's order, a sound and a broken clip of one prompt in turn; the rarer kind of a prompt is used several times."""
+    """Rows in the pool's order, a normal and a anomalous clip of one prompt in turn; the rarer kind of a prompt is used several times."""
     by: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
     for row in rows:
-        if row["follows"] and bool(row["anomalies"]) == row["broken"]:
-            by.setdefault(row["prompt"], ([], []))[row["broken"]].append(row)
+        if row["follows"] and bool(row["anomalies"]) == row["anomalous"]:
+            by.setdefault(row["prompt"], ([], []))[row["anomalous"]].append(row)
     found = []
-    for sound, broken in by.values():
-        if sound and broken:
-            for number in range(max(len(sound), len(broken))):
-                found += [sound[number % len(sound)], broken[number % len(broken)]]
+    for normal, anomalous in by.values():
+        if normal and anomalous:
+            for number in range(max(len(normal), len(anomalous))):
+                found += [normal[number % len(normal)], anomalous[number % len(anomalous)]]
     return found
 
 
 def _annotated(prompt: str, video: Video, tolerance: float) -> tuple[dict[str, Any], np.ndarray]:
-    sight = look(prompt, video, tolerance=tolerance)
-    anomalies = anomalies_of(sight, video.fps, video.height, video.width)
+    result = analyse(prompt, video, tolerance=tolerance)
+    anomalies = anomalies_of(result, video.fps, video.height, video.width)
     scan_s = [video.times_s[index] for index in video.indices_at(4.0)]
     kept = np.ascontiguousarray(video.frames(range(0, len(video), KEPT_EVERY)).pixels)
     row = {
@@ -244,11 +244,11 @@ def _annotated(prompt: str, video: Video, tolerance: float) -> tuple[dict[str, A
         "height": video.height,
         "width": video.width,
         "anomalies": [anomaly.to_json() for anomaly in anomalies],
-        "places": places_of(sight, video.height, video.width),
-        "bent": [round(float(far), 3) for far in sight.bent[::KEPT_EVERY]],
+        "places": places_of(result, video.height, video.width),
+        "shape_error": [round(float(far), 3) for far in result.shape_error[::KEPT_EVERY]],
         "scannable": bool(teacher.visible(anomalies, scan_s)),
-        "broken": sight.verdict.status == "abnormal",
-        "follows": all(sight.verdict.follows.values()),
+        "anomalous": result.verdict.status == "abnormal",
+        "follows": all(result.verdict.follows.values()),
     }
     return row, kept
 

@@ -1,6 +1,6 @@
-"""From lessons to a number to descend: the prompt as at inference, the answer behind it, cross-entropy on the answer alone.
+"""From examples to a number to descend: the prompt as at inference, the answer behind it, cross-entropy on the answer alone.
 
-lessons → collate (left-padded ids, pixels, labels, weights) → answer_loss → loss
+examples → collate (left-padded ids, pixels, labels, weights) → answer_loss → loss
 
 The few tokens that need eyes (a frame's place, a frame's verdict, the status) may weigh more than the boilerplate around them.
 """
@@ -16,36 +16,36 @@ from transformers import AttentionInterface, Qwen3VLForConditionalGeneration, Qw
 
 from cac_align.vlm.inputs import collate as join_rows
 from cac_align.vlm.inputs import encode_one, pad_id
-from research.training.examples import Lesson
+from research.training.examples import Example
 
 
 def collate(
     processor: Qwen3VLProcessor,
-    lessons: Sequence[Lesson],
+    examples: Sequence[Example],
     verdict_weight: float = 1.0,
     miss_weight: float = 1.0,
-    look_miss_weight: float = 1.0,
+    turn_two_miss_weight: float = 1.0,
 ) -> dict[str, torch.Tensor]:
-    """What the model needs for these lessons: the prompt exactly as at inference, then the answer and <|im_end|>; left-padded.
+    """What the model needs for these examples: the prompt exactly as at inference, then the answer and <|im_end|>; left-padded.
 
-    ``weights`` (B, L) is ``verdict_weight`` on the tokens that decide: the first behind every "Frame n:" of the walk, and the status; a broken frame's
-    verdict has ``miss_weight`` times that in turn 1 and ``look_miss_weight`` times that in turn 2.
+    ``weights`` (B, L) is ``verdict_weight`` on the tokens that decide: the first behind every "Frame n:" of the walk, and the status; a anomalous frame's
+    verdict has ``miss_weight`` times that in turn 1 and ``turn_two_miss_weight`` times that in turn 2.
     ``labels`` (B, L) is −100 except on the answer's tokens and the <|im_end|> that closes it. Raises ``ValueError`` when an answer
     holds one of the tokenizer's special tokens.
     """
     tokenizer = processor.tokenizer
     special = set(tokenizer.all_special_ids)
     rows, labels, weights = [], [], []
-    for lesson in lessons:
-        answer = tokenizer(lesson.answer, add_special_tokens=False).input_ids
+    for example in examples:
+        answer = tokenizer(example.answer, add_special_tokens=False).input_ids
         if special & set(answer):
-            raise ValueError(f"the answer {lesson.answer[:80]!r} holds a special token; answers are plain text")
-        row = encode_one(processor, lesson.conversation, add_generation_prompt=True)
+            raise ValueError(f"the answer {example.answer[:80]!r} holds a special token; answers are plain text")
+        row = encode_one(processor, example.conversation, add_generation_prompt=True)
         tail = torch.tensor([[*answer, tokenizer.eos_token_id]])
         labels.append(torch.cat([torch.full_like(row["input_ids"], -100), tail], dim=1))
         # Turn 1 had better suspect too much than too little, for turn 2 can still say no; and turn 2 is asked about suspicions, nearly all
-        # of which are right, where half of its lessons are about sound clips.
-        missed = miss_weight if '"BBOX"' not in lesson.answer else look_miss_weight
+        # of which are right, where half of its examples are about normal clips.
+        missed = miss_weight if '"BBOX"' not in example.answer else turn_two_miss_weight
         decides = [
             1.0 if not flag else verdict_weight if tokenizer.decode([token]) in _CALM else verdict_weight * missed
             for flag, token in zip(_deciding(tokenizer, answer), answer, strict=True)

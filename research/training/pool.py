@@ -20,60 +20,59 @@ from cac_align.core.judgement import BOX_MAX, Anomaly, Box, Window
 from cac_align.core.video import Frames, Video
 from cac_align.miniature.teacher import teacher
 from cac_align.miniature.world.grammar import parse_prompt
-from cac_align.miniature.world.settings import SUBTYPES
+from cac_align.miniature.world.settings import SUBTYPES, WORLDS
 from cac_align.miniature.world.world import make_clip
 
 KEPT_EVERY = 2
 """Source frames kept in the pool: every second one of 16 fps, because turn 2 looks at 8."""
 
 
-
-
-GENERATED_WEAR = 0.3
+GENERATED_DEGRADE_STRENGTH = 0.3
 """How strongly generated clips are degraded further, where they are: enough that none looks the same twice."""
 
 
 @dataclass(frozen=True)
 class MixtureConfig:
-    """Shares and strengths of what the judge is shown. Shares lie in [0, 1].
+    """Which clips a judge is trained on, how they are degraded, and what is asked about them. Shares lie in [0, 1]."""
 
-    wording: the instructions' wording (``cac_align.cac.prompts``). studio, playground: shares of clips, and of batches, from these
-    worlds; the rest comes from FULL. studio_batches: another share of batches from the studio, at the playground's cost (None: as of clips).
-    generated: share of batches from generated clips (``miniature.generated``); generated_degraded: share of those that are degraded
-    a little further (by GENERATED_WEAR). degraded: share of rendered clips that are made to look generated; wear: how strongly.
-    mirrored: share of couples that are shown left to right, their prompts and truth with them; recoloured: share that is shown with its
-    colour channels exchanged; later: share of batches whose clips begin 1/8 s late, as in the augmentation of that name (``cac.augmentations``). look: share of turn-2 batches in the joint stage; pair: of frame pairs.
-    hard_looks: among turn 2's abnormal windows, the share that is shifted or too wide; wrong_claim: share of looks whose suspicion
-    names another defect than the window shows. often: how many times as often as others a defect is drawn, by its name
-    (``defects.SUBTYPES``). scan_fps, look_fps, margin_s: as in ``cac_align.cac.two_turn.TwoTurn``.
-    """
-
+    # Wording of the instructions (``cac_align.cac.prompts``).
     wording: str = "brief"
+    # Shares of the rendered clips, and of the batches, from these worlds; the rest comes from the full world.
     studio: float = 0.8
     playground: float = 0.0
+    # Another share of batches from the studio, at the playground's cost (None: the share of clips).
     studio_batches: float | None = None
+    # Share of batches from generated clips, and the share of those that are degraded a little further.
     generated: float = 0.0
     generated_degraded: float = 0.0
+    # Share of rendered clips that are degraded so that they look generated, and how strongly (1: full strength).
     degraded: float = 0.5
-    wear: float = 1.0
+    degrade_strength: float = 1.0
+    # Shares of couples that are mirrored left to right, and whose colour channels are exchanged, with their annotations.
     mirrored: float = 0.0
     recoloured: float = 0.0
+    # Share of batches whose clips begin 1/8 s late, as in the augmentation "later".
     later: float = 0.0
-    look: float = 0.4
+    # Shares of turn-2 batches and of frame-pair batches in the joint stage; the rest is turn 1.
+    turn_two: float = 0.4
     pair: float = 0.1
-    hard_looks: float = 0.3
+    # Share of turn 2's abnormal windows that are shifted or too wide.
+    hard_windows: float = 0.3
+    # Share of turn-2 examples whose suspicion names another defect than the window shows.
     wrong_claim: float = 0.2
-    often: dict[str, float] = field(default_factory=dict)
+    # How many times as often as others a defect is drawn, by its subtype (``settings.SUBTYPES``).
+    defect_weights: dict[str, float] = field(default_factory=dict)
+    # Frames per second of the two turns, and seconds added on both sides of turn 2's window, as in ``TwoTurn``.
     scan_fps: float = 4.0
     look_fps: float = 8.0
     margin_s: float = 0.0
 
     def __post_init__(self) -> None:
         known = {name for subtypes in SUBTYPES.values() for name in subtypes}
-        for name, times in self.often.items():
+        for name, times in self.defect_weights.items():
             if name not in known or not times > 0:
                 raise ValueError(
-                    f"often takes defects ({', '.join(sorted(known))}) and positive numbers, received {name}: {times}"
+                    f"defect_weights takes defects ({', '.join(sorted(known))}) and positive numbers, received {name}: {times}"
                 )
 
 
@@ -81,7 +80,7 @@ class MixtureConfig:
 class PoolClip:
     """A rendered clip. pixels: uint8 (K, H, W, 3), source frames 0, 2, 4, …; ``clock`` knows all source frames' times.
 
-    places: where the main entity is, by source frame (``teacher.places``). bent: per kept frame, how far the entity is off its shape, 1
+    places: where the main entity is, by source frame (``teacher.places``). shape_error: per kept frame, how far the entity is off its shape, 1
     being what the oracle calls misshapen (``generated``); empty where nobody measured it.
     """
 
@@ -91,7 +90,7 @@ class PoolClip:
     clock: Video
     places: tuple[str, ...]
     pixels: UInt8[np.ndarray, "K H W 3"]
-    bent: tuple[float, ...] = ()
+    shape_error: tuple[float, ...] = ()
 
     def frames(self, indices: Sequence[int], fps: float) -> Frames:
         """These source frames; an odd one shows its even neighbour's pixels."""
@@ -143,7 +142,7 @@ def recoloured(clip: PoolClip, order: tuple[int, int, int]) -> PoolClip:
 
 def _repainted(anomaly: Anomaly, names: dict[str, str]) -> Anomaly:
     colour, kind = teacher.who(anomaly)
-    return teacher.retold(anomaly, names[colour], kind) if colour in names else anomaly
+    return teacher.about_entity(anomaly, names[colour], kind) if colour in names else anomaly
 
 
 def delayed(clip: PoolClip) -> PoolClip:
@@ -167,7 +166,7 @@ def delayed(clip: PoolClip) -> PoolClip:
         clock=clock,
         places=clip.places[KEPT_EVERY:],
         pixels=clip.pixels[1:],
-        bent=clip.bent[1:],
+        shape_error=clip.shape_error[1:],
     )
 
 
@@ -212,8 +211,8 @@ class ClipPool:
         times = tuple(frame / row["fps"] for frame in range(row["num_frames"]))
         clock = Video(row["fps"], times, row["height"], row["width"], f"world {row['seed']}", None)
         anomalies = tuple(Anomaly.from_json(item) for item in row["anomalies"])
-        bent = tuple(row.get("bent", ()))
-        return PoolClip(row["seed"], row["prompt"], anomalies, clock, tuple(row["places"]), pixels, bent)
+        shape_error = tuple(row.get("shape_error", ()))
+        return PoolClip(row["seed"], row["prompt"], anomalies, clock, tuple(row["places"]), pixels, shape_error)
 
     def _scannable_late(self, number: int) -> bool:
         """Whether the scan of this clip, ``delayed``, falls on one of its defects."""
@@ -221,10 +220,10 @@ class ClipPool:
         scan = clip.clock.indices_at(MixtureConfig().scan_fps)
         return bool(teacher.visible(clip.anomalies, [clip.clock.times_s[index] for index in scan]))
 
-    def draw(self, rng: np.random.Generator, plan: MixtureConfig) -> tuple[str, int]:
+    def draw(self, rng: np.random.Generator, mixture: MixtureConfig) -> tuple[str, int]:
         """Which world a batch comes from, and a number of frames, as often as its abnormal clips have it."""
-        studio = plan.studio if plan.studio_batches is None else plan.studio_batches
-        world = _world(rng.random(), studio, plan.studio + plan.playground - studio)
+        studio = mixture.studio if mixture.studio_batches is None else mixture.studio_batches
+        world = _world(rng.random(), studio, mixture.studio + mixture.playground - studio)
         options = self._abnormal.get(world) or next(iter(self._abnormal.values()))
         row = self.rows[options[int(rng.integers(len(options)))]]
         return row["world"], row["num_frames"]
@@ -234,19 +233,21 @@ class ClipPool:
         rng: np.random.Generator,
         world: str,
         length: int | None = None,
-        often: Mapping[str, float] | None = None,
+        defect_weights: Mapping[str, float] | None = None,
         late: bool = False,
     ) -> tuple[PoolClip, PoolClip]:
         """A normal and an abnormal clip of one world and length: the same scene where possible. Any length when None.
 
-        often: as in ``MixtureConfig``; a clip whose pool does not know its defect (a generated one) counts once. late: both ``delayed``, the
+        defect_weights: as in ``MixtureConfig``; a clip whose pool does not know its defect (a generated one) counts once. late: both ``delayed``, the
         abnormal one of those whose defect the scan then falls on (where there is none: as they are).
         """
         options = self._abnormal[world] if length is None else self.groups[world, length, True]
         if late:
             late, options = (world, length) in self._late, self._late.get((world, length), options)
         number = options[int(rng.integers(len(options)))]
-        while often and rng.random() * max(1.0, *often.values()) >= often.get(self.rows[number].get("defect", ""), 1.0):
+        while defect_weights and rng.random() * max(1.0, *defect_weights.values()) >= defect_weights.get(
+            self.rows[number].get("defect", ""), 1.0
+        ):
             number = options[int(rng.integers(len(options)))]
         wanted = self.rows[number]["num_frames"]
         twin = number - 1
@@ -259,7 +260,7 @@ class ClipPool:
     def open(
         cls,
         folder: Path,
-        plan: MixtureConfig,
+        mixture: MixtureConfig,
         first_seed: int,
         clips: int,
         *,
@@ -282,10 +283,10 @@ class ClipPool:
                 end = row["offset"] + row["bytes"]
             for number, line in enumerate(rows[:40]):
                 row, seed = json.loads(line), first_seed + number // 2
-                if (row["seed"], row["world"]) != (seed, world_of(seed, plan)):
+                if (row["seed"], row["world"]) != (seed, world_of(seed, mixture)):
                     raise ValueError(
                         f"{folder} holds clips from other seeds or worlds: clip {number} is {row['world']} {row['seed']}, expected "
-                        f"{world_of(seed, plan)} {seed}; give another pool"
+                        f"{world_of(seed, mixture)} {seed}; give another pool"
                     )
         rows = rows[:clips] if len(rows) > clips else rows
         with open(folder / "pixels.u8", "ab") as pixels, open(folder / "clips.jsonl", "w", encoding="utf-8") as lines:
@@ -294,15 +295,15 @@ class ClipPool:
             lines.write("".join(line + "\n" for line in rows))
             for number in range(len(rows), clips):
                 seed = first_seed + number // 2
-                clip = make_clip(seed, WORLDS[world_of(seed, plan)], anomalous=number % 2 == 1)
+                clip = make_clip(seed, WORLDS[world_of(seed, mixture)], anomalous=number % 2 == 1)
                 kept = np.ascontiguousarray(clip.pixels[::KEPT_EVERY])
                 video = clip.video()
-                scan_s = [video.times_s[index] for index in video.indices_at(plan.scan_fps)]
+                scan_s = [video.times_s[index] for index in video.indices_at(mixture.scan_fps)]
                 pixels.write(kept.tobytes())
                 pixels.flush()
                 row = {
                     "seed": seed,
-                    "world": world_of(seed, plan),
+                    "world": world_of(seed, mixture),
                     "prompt": clip.prompt,
                     "fps": clip.fps,
                     "num_frames": len(clip.pixels),
@@ -323,9 +324,9 @@ class ClipPool:
         return cls(folder)
 
 
-def world_of(seed: int, plan: MixtureConfig) -> str:
+def world_of(seed: int, mixture: MixtureConfig) -> str:
     """The name of the world from which a pool takes its clips of this seed."""
-    return _world(np.random.default_rng((seed, 1)).random(), plan.studio, plan.playground)
+    return _world(np.random.default_rng((seed, 1)).random(), mixture.studio, mixture.playground)
 
 
 def _world(draw: float, studio: float, playground: float) -> str:

@@ -5,7 +5,7 @@ recipe â†’ rendered clips (the renderer's truth) + drawn clips (the oracle's) â†
     python -m research.training.records research/recipes/records.yaml
 
 A drawn clip that does not follow its prompt, whose defect has no box, or whose record breaks a convention of ``data.validate`` (a jump that the
-oracle saw on a single frame) is left out: its record would say what is not so. Half of each kind is broken. The same call goes on with
+oracle saw on a single frame) is left out: its record would say what is not so. Half of each kind is anomalous. The same call goes on with
 the drawn clips where the last one ended.
 """
 
@@ -27,7 +27,7 @@ from cac_align.data.records import Record, read_records, write_records
 from cac_align.data.validate import validate
 from cac_align.generation.build import GeneratorRecipe, load_generator
 from cac_align.generation.wan import Wan
-from cac_align.miniature.oracle.oracle import look
+from cac_align.miniature.oracle.oracle import analyse
 from cac_align.miniature.world.settings import PLAYGROUND, TRAIN_SEEDS
 from cac_align.miniature.world.world import make_prompts, write_world
 from cac_align.runs.checkpoint import claim_folder
@@ -41,8 +41,8 @@ BATCH = 20
 
 @dataclass(frozen=True)
 class Clips:
-    """What to make. rendered: playground clips of world seeds ``first_seed`` on, half of them broken. drawn: clips asked of the small Wan
-    (noise from ``seed`` on, prompts of TRAIN_SEEDS in turn), of which as many sound as broken ones are kept. model: "miniature" or a
+    """What to make. rendered: playground clips of world seeds ``first_seed`` on, half of them anomalous. drawn: clips asked of the small Wan
+    (noise from ``seed`` on, prompts of TRAIN_SEEDS in turn), of which as many normal as anomalous ones are kept. model: "miniature" or a
     pipeline's folder. jobs: drawing processes."""
 
     out: str = "out/records"
@@ -99,7 +99,7 @@ def _all(recipe: Clips, out: Path) -> Iterator[Record]:
             kinds[record.status].append(record)
     drawn = 2 * min(map(len, kinds.values()))
     print(
-        f"kept {drawn} of {recipe.drawn} drawn clips, half of them broken; {len(wrong)} break a convention, "
+        f"kept {drawn} of {recipe.drawn} drawn clips, half of them anomalous; {len(wrong)} break a convention, "
         f"{sum(map(len, kinds.values())) - drawn} are beyond the half, the others do not follow their prompt or have no box",
         file=sys.stderr,
     )
@@ -124,14 +124,14 @@ def _batch(recipe: Clips, wan: Wan, first: int) -> Iterator[Record]:
     prompts = make_prompts([TRAIN_SEEDS[number] for number in numbers], PLAYGROUND)
     noises = [recipe.seed + number for number in numbers]
     for noise, prompt, video in zip(noises, prompts, wan.batch(prompts, noises), strict=True):
-        sight = look(prompt, video)
-        status = sight.verdict.status
-        anomalies = anomalies_of(sight, video.fps, video.height, video.width) if status == "abnormal" else ()
-        if not all(sight.verdict.follows.values()) or (status == "abnormal") != bool(anomalies):
+        result = analyse(prompt, video)
+        status = result.verdict.status
+        anomalies = anomalies_of(result, video.fps, video.height, video.width) if status == "abnormal" else ()
+        if not all(result.verdict.follows.values()) or (status == "abnormal") != bool(anomalies):
             continue
         path = f"drawn/{noise}.mp4"
         write_mp4(Path(recipe.out) / path, video.frames(range(len(video))).pixels, video.fps)
-        extra = {"noise": noise, "places": places_of(sight, video.height, video.width)}
+        extra = {"noise": noise, "places": places_of(result, video.height, video.width)}
         size = len(video), video.width, video.height
         yield Record(f"drawn-{noise}", path, prompt, video.fps, *size, status, anomalies, "oracle", "audited", extra)
 

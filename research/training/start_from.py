@@ -1,6 +1,6 @@
 """A judge that starts from another one: from its image encoder, from its layers, or from all of it with finer patches.
 
-folder of a trained judge + fresh model → take_all / take_encoder / take_body / take_finer (and its run's questions: take_heads) → the model, weights in place
+folder of a trained judge + fresh model → take_all / take_encoder / take_body / take_finer (and its run's questions: take_probe_heads) → the model, weights in place
 
 Finer patches: a patch of half the width shows an object twice as large, so the kernel that reads it is the coarse one read off a
 picture magnified twice (each small pixel stands for 2 × 2 large ones: the sum of their weights), and the table of positions is stretched
@@ -55,14 +55,14 @@ def take_finer(model: Qwen3VLForConditionalGeneration, folder: Path) -> None:
     _put(model, taken, folder, "finer")
 
 
-def take_heads(heads: torch.nn.Module, file: Path) -> None:
+def take_probe_heads(heads: torch.nn.Module, file: Path) -> None:
     """Go on with a former run's questions to the visual tokens. Raises ``ValueError`` when it left none, or others."""
     if not file.is_file():
-        raise ValueError(f"heads: {file} does not exist; train that judge first, or leave heads empty")
+        raise ValueError(f"probe_heads: {file} does not exist; train that judge first, or leave probe_heads empty")
     try:
         heads.load_state_dict(load_file(file))
     except RuntimeError as error:
-        raise ValueError(f"heads: {file} holds other questions than this recipe's: {error}") from error
+        raise ValueError(f"probe_heads: {file} holds other questions than this recipe's: {error}") from error
 
 
 def _weights(folder: Path, key: str) -> dict[str, torch.Tensor]:

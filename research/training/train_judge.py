@@ -32,9 +32,9 @@ from cac_align.config import read_recipe
 from cac_align.miniature.models.judge import (
     FRAME_PX,
     JudgeSize,
+    build_judge_tokenizer,
     build_model,
     build_processor,
-    build_tokenizer,
     write_folder,
 )
 from cac_align.runs.checkpoint import claim_folder, read_state, save_state
@@ -43,26 +43,26 @@ from cac_align.runs.metrics_log import JsonlLog
 from cac_align.vlm.inputs import collate as join_rows
 from cac_align.vlm.inputs import encode_one, pad_id
 from research.experiments.judge_figures import evaluate
-from research.training.auxiliary_loss import tapped, watch_loss
-from research.training.encoder_loss import draw_pairs, look_loss
-from research.training.examples import Lesson, cac_lessons, lesson_texts, unified_lessons
+from research.training.auxiliary_loss import auxiliary_loss, tapped
+from research.training.encoder_loss import draw_pairs, encoder_loss
+from research.training.examples import Example, cac_examples, tokenizer_texts, unified_examples
 from research.training.judge_loss import answer_loss, batch_vision_attention, collate
 from research.training.optimise import muon_and_adam
-from research.training.pool import GENERATED_WEAR, ClipPool, MixtureConfig
-from research.training.start_from import take_all, take_body, take_encoder, take_finer, take_heads
-from research.training.token_labels import Heads
-from research.training.workers import Told, Workers
+from research.training.pool import GENERATED_DEGRADE_STRENGTH, ClipPool, MixtureConfig
+from research.training.start_from import take_all, take_body, take_encoder, take_finer, take_probe_heads
+from research.training.token_labels import ProbeHeads
+from research.training.workers import PartResult, Workers
 
 MAX_NEW_TOKENS = 400
 """Per turn of the small judge; its longest right answers (24 boxed frames of the full world) have 330."""
 
-HEADS = "heads.safetensors"
+PROBE_HEADS = "probe_heads.safetensors"
 """The questions to the visual tokens, in the run's folder beside its final weights."""
 
 FREE = ("out", "pool", "threads", "save_every", "log_every", "eval_every", "eval_clips")
 """Recipe keys that may differ between a run and its continuation."""
 
-STAGES = ("see", "watch", "pair", "joint")
+STAGES = ("encoder", "auxiliary", "pair", "joint")
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,14 @@ class JudgeTraining:
 
     job: "cac" (two-turn judge) or "unified" (alignment, physics, style). out: folder for checkpoints, log and the final weights.
     clips, first_seed: how many world clips, and the first of their seeds; text_clips: of how many the tokenizer reads the texts. pool: where rendered clips are kept (default: out/pool).
-    generated: folders of pools of generated clips (``miniature.generated``), taken by lot for the plan's share of batches (none: ()).
-    Optimiser steps of the four stages: see_steps (the image encoder's schooling, see_batch frame pairs each), watch_steps (the language
-    model's: what is broken, asked of the visual tokens, before any answer), pair_steps (answers about frame pairs), steps (turn 1 and
-    turn 2 together). batch: clips per step. watch_weight: how much the visual tokens' questions go on counting beside the answers.
-    bent_weight: how much of those questions is about the measured shape of generated entities.
+    generated: folders of pools of generated clips (``miniature.generated``), taken by lot for the mixture's share of batches (none: ()).
+    Optimiser steps of the four stages: encoder_steps (the image encoder's schooling, encoder_batch frame pairs each), auxiliary_steps (the language
+    model's: what is anomalous, asked of the visual tokens, before any answer), pair_steps (answers about frame pairs), steps (turn 1 and
+    turn 2 together). batch: clips per step. auxiliary_weight: how much the visual tokens' questions go on counting beside the answers.
+    shape_error_weight: how much of those questions is about the measured shape of generated entities.
     lr, min_lr: peak and last learning rate of each stage; matrix_lr: peak of Muon's, for the inner matrices (0: AdamW for all).
     verdict_weight: how much a token that gives a verdict (a frame's, the status) weighs in the loss, the others weighing 1;
-    miss_weight, look_miss_weight: how much more it weighs where turn 1, or turn 2, must not miss a broken frame. seed: of weights, batches and augmentation.
+    miss_weight, turn_two_miss_weight: how much more it weighs where turn 1, or turn 2, must not miss a anomalous frame. seed: of weights, batches and augmentation.
     save_every, eval_every: steps; eval_clips: held-out clips per evaluation (0 switches it off). workers: threads that share a step, each with torch threads of its own (threads). encoder: a trained judge's folder whose image
     encoder this one starts from; body: one from which it takes all layers, and the vectors of the words that both tokenizers know; start: one
     from which it takes everything, tokenizer included; finer: one whose patches are twice as wide, from which it takes everything but the patches
@@ -93,11 +93,11 @@ class JudgeTraining:
     first_seed: int = 0
     pool: str = ""
     generated: tuple[str, ...] = ()
-    see_steps: int = 0
-    see_batch: int = 128
-    watch_steps: int = 0
-    watch_weight: float = 0.0
-    bent_weight: float = 0.0
+    encoder_steps: int = 0
+    encoder_batch: int = 128
+    auxiliary_steps: int = 0
+    auxiliary_weight: float = 0.0
+    shape_error_weight: float = 0.0
     pair_steps: int = 300
     steps: int = 1500
     batch: int = 32
@@ -106,10 +106,10 @@ class JudgeTraining:
     matrix_lr: float = 0.02
     verdict_weight: float = 8.0
     miss_weight: float = 1.0
-    look_miss_weight: float = 1.0
+    turn_two_miss_weight: float = 1.0
     warmup_steps: int = 60
     weight_decay: float = 0.02
-    clip_norm: float = 1.0
+    max_grad_norm: float = 1.0
     seed: int = 0
     save_every: int = 100
     log_every: int = 20
@@ -121,10 +121,10 @@ class JudgeTraining:
     body: str = ""
     start: str = ""
     finer: str = ""
-    heads: str = ""
+    probe_heads: str = ""
     stop_after: int = 0
     size: JudgeSize = field(default_factory=JudgeSize)
-    plan: MixtureConfig = field(default_factory=MixtureConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
 
     def __post_init__(self) -> None:
         if self.job not in ("cac", "unified"):
@@ -132,7 +132,7 @@ class JudgeTraining:
         for name in ("clips", "steps", "batch", "save_every", "log_every", "threads", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
-        for name in ("batch", "see_batch"):
+        for name in ("batch", "encoder_batch"):
             if getattr(self, name) % (2 * self.workers):
                 raise ValueError(
                     f"{name} must be a multiple of 2 × workers = {2 * self.workers}, received {getattr(self, name)}"
@@ -152,7 +152,9 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     torch.set_num_threads(recipe.threads)
     out = Path(recipe.out)
     claim_folder(out, "judge", recipe, free=FREE)
-    pool = ClipPool.open(Path(recipe.pool or out / "pool"), recipe.plan, recipe.first_seed, recipe.clips, progress=_say)
+    pool = ClipPool.open(
+        Path(recipe.pool or out / "pool"), recipe.mixture, recipe.first_seed, recipe.clips, progress=_say
+    )
     drawn = [ClipPool(Path(folder)) for folder in recipe.generated]
     processor = _processor(out, recipe)
     model = build_model(processor.tokenizer, recipe.size, seed=recipe.seed)
@@ -167,10 +169,13 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     batch_vision_attention(model)
     model.train()
     heads = torch.nn.ModuleDict(
-        {name: Heads(recipe.size.text_hidden, seed=recipe.seed, bent=recipe.bent_weight) for name in ("see", "watch")}
+        {
+            name: ProbeHeads(recipe.size.text_hidden, seed=recipe.seed, shape_error=recipe.shape_error_weight)
+            for name in ("encoder", "auxiliary")
+        }
     )
-    if recipe.heads:
-        take_heads(heads, Path(recipe.heads) / HEADS)
+    if recipe.probe_heads:
+        take_probe_heads(heads, Path(recipe.probe_heads) / PROBE_HEADS)
     optimizers = muon_and_adam(model, heads, recipe.lr, recipe.matrix_lr, recipe.weight_decay)
     done = 0
     if (state := read_state(out)) is not None:
@@ -180,7 +185,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
             optimizer.load_state_dict(kept)
         done = state["step"]
         _say(f"resuming at step {done}")
-    stages = (recipe.see_steps, recipe.watch_steps, recipe.pair_steps, recipe.steps)
+    stages = (recipe.encoder_steps, recipe.auxiliary_steps, recipe.pair_steps, recipe.steps)
     total = min(sum(stages), recipe.stop_after or sum(stages))
     log = JsonlLog(out / "log.jsonl", before=done + 1, digits=None)
     workers = Workers((model, heads, processor), recipe.workers, recipe.threads)
@@ -202,7 +207,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
             raise ValueError(
                 f"loss is {loss} at step {step} of {recipe.out}; lower lr (now {lr:.2e}) and start from a fresh folder"
             )
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
         for optimizer in optimizers:
             optimizer.step()
         losses.append(loss)
@@ -242,7 +247,7 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
         if until is not None and step + 1 >= until:
             return out / "final"
     _write_final(out / "final", model, processor, recipe)
-    save_file(heads.state_dict(), out / HEADS)
+    save_file(heads.state_dict(), out / PROBE_HEADS)
     return out / "final"
 
 
@@ -251,9 +256,13 @@ def _write_final(
 ) -> None:
     write_folder(folder, model, processor)
     if recipe.job == "cac":
-        plan = recipe.plan
+        mixture = recipe.mixture
         asked = TwoTurn(
-            plan.scan_fps, plan.look_fps, wording=plan.wording, max_new_tokens=MAX_NEW_TOKENS, margin_s=plan.margin_s
+            mixture.scan_fps,
+            mixture.look_fps,
+            wording=mixture.wording,
+            max_new_tokens=MAX_NEW_TOKENS,
+            margin_s=mixture.margin_s,
         )
         write_settings(folder, asked)
 
@@ -268,26 +277,26 @@ def _part_loss(
     model: Qwen3VLForConditionalGeneration,
     heads: torch.nn.ModuleDict,
     processor: Qwen3VLProcessor,
-) -> Told:
-    """A worker's part of this step: its frame pairs or its lessons, from rendered clips or from generated ones, and their loss."""
+) -> PartResult:
+    """A worker's part of this step: its frame pairs or its examples, from rendered clips or from generated ones, and their loss."""
     if stage == 0:
         side = FRAME_PX // recipe.size.patch_px // recipe.size.merge
-        pool, plan = _source(recipe, pool, drawn, step)
+        pool, mixture = _source(recipe, pool, drawn, step)
         pairs = draw_pairs(
-            pool, plan, recipe.see_batch // recipe.workers, side=side, seed=(recipe.seed, step), part=part
+            pool, mixture, recipe.encoder_batch // recipe.workers, side=side, seed=(recipe.seed, step), part=part
         )
-        return *look_loss(model, heads["see"], pairs), 0
-    lessons = _lessons(recipe, pool, drawn, step, pairs=stage == 2, part=part)
-    return _lesson_loss(model, processor, heads["watch"], lessons, recipe, answers=stage > 1)
+        return *encoder_loss(model, heads["encoder"], pairs), 0
+    examples = _examples(recipe, pool, drawn, step, pairs=stage == 2, part=part)
+    return _example_loss(model, processor, heads["auxiliary"], examples, recipe, answers=stage > 1)
 
 
-def _lessons(
+def _examples(
     recipe: JudgeTraining, pool: ClipPool, drawn: Sequence[ClipPool], step: int, *, pairs: bool, part: int = 0
-) -> list[Lesson]:
-    """A worker's part of this step's lessons."""
-    pool, plan = _source(recipe, pool, drawn, step)
-    teach = cac_lessons if recipe.job == "cac" else unified_lessons
-    return teach(pool, plan, recipe.batch // recipe.workers, seed=(recipe.seed, step), pairs=pairs, part=part)
+) -> list[Example]:
+    """A worker's part of this step's examples."""
+    pool, mixture = _source(recipe, pool, drawn, step)
+    teach = cac_examples if recipe.job == "cac" else unified_examples
+    return teach(pool, mixture, recipe.batch // recipe.workers, seed=(recipe.seed, step), pairs=pairs, part=part)
 
 
 def _source(
@@ -295,34 +304,36 @@ def _source(
 ) -> tuple[ClipPool, MixtureConfig]:
     """Where this step's clips come from, rendered or generated, and how they are shown."""
     rng = np.random.default_rng((recipe.seed, step, 2))
-    if drawn and rng.random() < recipe.plan.generated:
+    if drawn and rng.random() < recipe.mixture.generated:
         chosen = drawn[int(rng.integers(len(drawn)))]
-        return chosen, replace(recipe.plan, degraded=recipe.plan.generated_degraded, wear=GENERATED_WEAR)
-    return pool, recipe.plan
+        return chosen, replace(
+            recipe.mixture, degraded=recipe.mixture.generated_degraded, degrade_strength=GENERATED_DEGRADE_STRENGTH
+        )
+    return pool, recipe.mixture
 
 
-def _lesson_loss(
+def _example_loss(
     model: Qwen3VLForConditionalGeneration,
     processor: Qwen3VLProcessor,
-    heads: Heads,
-    lessons: Sequence[Lesson],
+    heads: ProbeHeads,
+    examples: Sequence[Example],
     recipe: JudgeTraining,
     *,
     answers: bool,
 ) -> tuple[torch.Tensor, float, int]:
-    """Loss, share of right verdict tokens (without ``answers``: of right verdicts of the visual tokens) and length of these lessons."""
+    """Loss, share of right verdict tokens (without ``answers``: of right verdicts of the visual tokens) and length of these examples."""
     with tapped(model, max(1, recipe.size.text_layers - 2)) as kept:
         if answers:
-            batch = collate(processor, lessons, recipe.verdict_weight, recipe.miss_weight, recipe.look_miss_weight)
+            batch = collate(processor, examples, recipe.verdict_weight, recipe.miss_weight, recipe.turn_two_miss_weight)
             loss, exact = answer_loss(model, batch)
         else:
-            rows = [encode_one(processor, lesson.conversation, add_generation_prompt=False) for lesson in lessons]
+            rows = [encode_one(processor, example.conversation, add_generation_prompt=False) for example in examples]
             batch = join_rows(rows, pad_id=pad_id(processor))
             model.model(**batch, use_cache=False)
             loss, exact = torch.zeros(()), 0.0
-    if not answers or recipe.watch_weight:
-        watched, told = watch_loss(kept[0], batch, lessons, heads)
-        loss, exact = (loss + recipe.watch_weight * watched, exact) if answers else (watched, told)
+    if not answers or recipe.auxiliary_weight:
+        watched, told = auxiliary_loss(kept[0], batch, examples, heads)
+        loss, exact = (loss + recipe.auxiliary_weight * watched, exact) if answers else (watched, told)
     return loss, exact, batch["input_ids"].shape[1]
 
 
@@ -336,8 +347,8 @@ def _processor(out: Path, recipe: JudgeTraining) -> Qwen3VLProcessor:
         if recipe.finer:
             tokenizer = AutoProcessor.from_pretrained(recipe.finer).tokenizer
         else:
-            tokenizer = build_tokenizer(
-                lesson_texts(recipe.job, recipe.plan, clips=recipe.text_clips), recipe.size.num_merges
+            tokenizer = build_judge_tokenizer(
+                tokenizer_texts(recipe.job, recipe.mixture, clips=recipe.text_clips), recipe.size.num_merges
             )
         build_processor(tokenizer, recipe.size).save_pretrained(folder)
     return AutoProcessor.from_pretrained(folder)

@@ -211,14 +211,14 @@ def evaluate(folder: Path, recipe: WanRecipe) -> dict[str, Any]:
     """Generate ``evaluate_clips`` clips for prompts that no training clip fixed (seeds of the world's VALID range); what the oracle says.
 
     anomaly_rate: share judged abnormal; ``types``: how often each type. follows: share with entity, colour and motion as asked, and each.
-    speed_px_s: over the clips whose entity was seen, None where none was.
+    displacement_px_s: over the clips that show their entity; None when none does.
     A contact sheet of the first clips lies beside the folder.
     """
     from collections import Counter
 
     from cac_align.generation.wan import Wan
-    from cac_align.miniature.demo import choice_of
-    from cac_align.miniature.oracle.oracle import judge
+    from cac_align.miniature.oracle.oracle import judge_clip
+    from cac_align.miniature.oracle.rates import rates_of
     from cac_align.miniature.world.settings import PLAYGROUND, STUDIO, VALID_SEEDS
     from cac_align.miniature.world.world import make_prompts
 
@@ -229,7 +229,7 @@ def evaluate(folder: Path, recipe: WanRecipe) -> dict[str, Any]:
         v for n in range(0, len(prompts), 8) for v in wan.batch(prompts[n : n + 8], range(n, min(n + 8, len(prompts))))
     ]
     seconds = time.time() - began
-    verdicts = [judge(prompt, video) for prompt, video in zip(prompts, videos, strict=True)]
+    verdicts = [judge_clip(prompt, video) for prompt, video in zip(prompts, videos, strict=True)]
     followed = Counter(name for verdict in verdicts for name, held in verdict.follows.items() if held)
     asked = Counter(name for verdict in verdicts for name in verdict.follows)
     draw_sheet([video.frames(range(len(video))).pixels for video in videos[:24]], folder.with_suffix(".png"))
@@ -241,7 +241,7 @@ def evaluate(folder: Path, recipe: WanRecipe) -> dict[str, Any]:
         ),
         "followed": {name: round(followed[name] / count, 3) for name, count in asked.items()},
         "types": dict(Counter(name for verdict in verdicts for name in verdict.types)),
-        "speed_px_s": choice_of("", verdicts).motion.value,
+        "displacement_px_s": rates_of("", verdicts).displacement_px_s.value,
         "generate_s": round(seconds, 1),
     }
 

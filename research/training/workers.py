@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-Told = tuple[torch.Tensor, float, int]
+PartResult = tuple[torch.Tensor, float, int]
 """Loss, share of right verdicts, length."""
 
 
@@ -30,7 +30,7 @@ class Workers:
                 theirs.data = mine.data
         self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads,))
 
-    def backward(self, tell: Callable[..., Told]) -> tuple[float, float, int]:
+    def backward(self, tell: Callable[..., PartResult]) -> tuple[float, float, int]:
         """Run ``tell(part, *things)`` for every part (0, 1, …) and leave the mean of the parts' gradients on the first copy's parameters.
 
         Returns mean loss, mean share and the greatest length; the gradients are those of this call alone.

@@ -6,20 +6,20 @@ import pytest
 
 from cac_align.cli.main import main
 from cac_align.generation.selection import Selection
-from cac_align.miniature.demo import demo, lines, playground_prompts, summarise
-from cac_align.miniature.oracle.oracle import Verdict
+from cac_align.miniature.demo import compare_choices, demo, playground_prompts, summary_lines
+from cac_align.miniature.oracle.oracle import OracleVerdict
 from cac_align.miniature.world.grammar import parse_prompt
 from cac_align.miniature.world.settings import PROMPT_SEEDS
 from cac_align.rewards.reward import Score
 
 
 def verdict(status, displacement=10.0):
-    return Verdict(
+    return OracleVerdict(
         status=status,
         types=("Motion Anomalies",) if status == "abnormal" else (),
         window=None,
         follows={"entity": True, "colour": status == "normal", "motion": True},
-        displacement_px=displacement,
+        displacement_px_s=displacement,
         reason="",
     )
 
@@ -38,16 +38,16 @@ def test_the_summary_compares_the_three_ways_of_choosing_on_the_same_prompts():
         selection(None, [None, None]),  # undecided
     ]
     verdicts = [[good, bad], [bad, good], [good, bad], [good, good]]
-    choices, comparison = summarise(selections, verdicts)
+    choices, comparison = compare_choices(selections, verdicts)
     random_one, unified, combined = choices
     assert random_one.anomaly_rate.value == pytest.approx(3 / 6) and random_one.anomaly_rate.n == 6
     assert unified.anomaly_rate.value == pytest.approx(3 / 3)  # candidates 1, 0, 1: all bad
     assert combined.anomaly_rate.value == pytest.approx(1 / 3)  # candidates 0, 1, 1: good, good, bad
     assert comparison["undecided"] == 1
     assert comparison["difference"]["value"] == pytest.approx(-2 / 3)
-    assert random_one.motion.value == pytest.approx((3 * 10 + 3 * 30) / 6)
+    assert random_one.displacement_px_s.value == pytest.approx((3 * 10 + 3 * 30) / 6)
     assert combined.follows.value == pytest.approx(2 / 3)
-    text = "\n".join(lines(choices, comparison, 4, 2))
+    text = "\n".join(summary_lines(choices, comparison, 4, 2))
     assert "anomalous 0.333" in text and "1 prompts are undecided" in text and "-0.667" in text
 
 

@@ -109,7 +109,7 @@ def test_an_absence_points_at_its_nearest_transition():
 
 
 def test_the_world_has_no_reason_without_a_look():
-    known = {mark for mark, _, _ in teacher.LOOKS}
+    known = {mark for mark, _, _ in teacher.APPEARANCES}
     for seed in range(1_100_000, 1_100_150):
         for anomaly in make_clip(seed, FULL, anomalous=True).anomalies:
             assert any(mark in anomaly.reason for mark in known), anomaly.reason
@@ -118,7 +118,7 @@ def test_the_world_has_no_reason_without_a_look():
 
 
 def test_a_complaint_retold_names_only_the_other_entity():
-    told = teacher.retold(
+    told = teacher.about_entity(
         Anomaly("Human Distortion", None, "the near arm of the red figure is missing", "near arm of the red figure"),
         "blue",
         "box",

@@ -222,7 +222,8 @@ def test_a_real_run_shares_stages_resumes_and_writes_its_table(recipe, tmp_path,
         "Start: the shipped mini-CaC, made to forget what is abnormal (2 steps of stage 2 on annotations dealt" in text
     )
     shared = [
-        json.loads((tmp_path / name / "recipe.json").read_text())["recipe"]["model.path"] for name in ("start", "seed0/stage1")
+        json.loads((tmp_path / name / "recipe.json").read_text())["recipe"]["model.path"]
+        for name in ("start", "seed0/stage1")
     ]
     assert shared == ["miniature", str(tmp_path / "start" / "final")]
     assert text == (tmp_path / "ablations.md").read_text() and text.count("| 1 |") == 4 and "open" not in text

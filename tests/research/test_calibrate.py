@@ -38,7 +38,7 @@ def test_views_have_a_temperature_of_their_own_beside_the_first(tmp_path):
     fitted = json.loads((folder / "cac_align.json").read_text())
     assert fitted["temperature"] == 7.5 and list(fitted["tta_temperatures"]) == ["as_is, reversed"]
     own = fitted["tta_temperatures"]["as_is, reversed"]
-    threshold = fitted["thresholds"]["as_is, reversed"]
+    threshold = fitted["tta_thresholds"]["as_is, reversed"]
     assert own > 0 and own != 7.5
     assert CaC.load(str(folder)).temperature == 7.5
     pair = CaC.load(str(folder), tta=("as_is", "reversed"))
@@ -47,9 +47,7 @@ def test_views_have_a_temperature_of_their_own_beside_the_first(tmp_path):
     assert CaC.load(str(folder), tta=("as_is", "reversed"), settings=SingleTurn(wording="brief")).threshold == 0, (
         "fitted for two turns"
     )
-    assert CaC.load(str(folder), tta=("as_is", "mirrored")).temperature == 7.5, (
-        "not fitted: that of the video as it is"
-    )
+    assert CaC.load(str(folder), tta=("as_is", "mirrored")).temperature == 7.5, "not fitted: that of the video as it is"
     (folder / "cac_align.json").write_text('{"tta_temperatures": {"mirrored": 3.5}}')  # tta alone were fitted
     assert [CaC.load(str(folder), tta=tta).temperature for tta in (("mirrored",), ("as_is",))] == [3.5, 1.0]
 
@@ -65,9 +63,9 @@ def test_a_judge_that_scores_nothing_is_not_fitted(tmp_path):
 def test_its_clips_are_neither_the_lessons_nor_the_held_out_ones():
     recipes = [read_recipe(Generated, path) for path in sorted(ROOT.glob("research/recipes/generated*.yaml"))]
     fitted_on = range(calibrate.FIRST, calibrate.FIRST + 10_000)
-    lessons = [range(recipe.seed, recipe.seed + recipe.clips) for recipe in recipes]
+    examples = [range(recipe.seed, recipe.seed + recipe.clips) for recipe in recipes]
     assert len(recipes) > 10
-    assert not [noise for noise in lessons if noise.start < fitted_on.stop and fitted_on.start < noise.stop]
-    assert not [noise for noise in lessons if noise.start < HELD_OUT.stop and HELD_OUT.start < noise.stop]
+    assert not [noise for noise in examples if noise.start < fitted_on.stop and fitted_on.start < noise.stop]
+    assert not [noise for noise in examples if noise.start < HELD_OUT.stop and HELD_OUT.start < noise.stop]
     assert HELD_OUT.start >= fitted_on.stop
     assert calibrate.main([]) == 2

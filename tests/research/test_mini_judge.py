@@ -1,4 +1,4 @@
-"""The small judge is a real Qwen3-VL: its tokenizer's facts, its folder, its lessons, its training that survives a kill."""
+"""The small judge is a real Qwen3-VL: its tokenizer's facts, its folder, its examples, its training that survives a kill."""
 
 import json
 import shutil
@@ -15,19 +15,19 @@ from cac_align.cac.prompts import turn_one_conversation
 from cac_align.config import read_recipe
 from cac_align.core.video import Frames
 from cac_align.miniature.models.judge import (
+    build_judge_tokenizer,
     build_model,
-    build_tokenizer,
     train_merges,
     write_folder,
 )
 from cac_align.runs.checkpoint import read_state
 from cac_align.vlm.local import LocalVlm
 from cac_align.vlm.protocol import CONTROL_TOKENS
-from research.training.examples import cac_lessons, unified_lessons
+from research.training.examples import cac_examples, unified_examples
 from research.training.judge_loss import answer_loss, batch_vision_attention, collate
 from research.training.pool import MixtureConfig
-from research.training.token_labels import Heads
-from research.training.train_judge import HEADS, JudgeTraining, train
+from research.training.token_labels import ProbeHeads
+from research.training.train_judge import PROBE_HEADS, JudgeTraining, train
 from tests.support.small_judge import SMALL
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ def test_special_tokens_are_qwens_and_single(tokenizer):
 
 
 def test_the_same_texts_give_the_same_tokenizer(texts, tokenizer):
-    again = build_tokenizer(list(reversed(texts)), 600)
+    again = build_judge_tokenizer(list(reversed(texts)), 600)
     assert again.get_vocab() == tokenizer.get_vocab()
 
 
@@ -141,11 +141,11 @@ def test_a_weight_that_does_not_fit_is_refused(tmp_path, processor, tokenizer):
 
 
 def test_labels_are_the_answers_and_nothing_else(processor, pool):
-    lessons = cac_lessons(pool, MixtureConfig(), 4, seed=(0, 1), pairs=False)
-    batch = collate(processor, lessons)
-    for row, lesson in enumerate(lessons):
+    examples = cac_examples(pool, MixtureConfig(), 4, seed=(0, 1), pairs=False)
+    batch = collate(processor, examples)
+    for row, example in enumerate(examples):
         kept = batch["labels"][row] != -100
-        assert processor.tokenizer.decode(batch["labels"][row][kept]) == lesson.answer + "<|im_end|>"
+        assert processor.tokenizer.decode(batch["labels"][row][kept]) == example.answer + "<|im_end|>"
         assert torch.equal(batch["input_ids"][row][kept], batch["labels"][row][kept])
         prompt = batch["input_ids"][row][batch["attention_mask"][row].bool() & ~kept]
         assert processor.tokenizer.decode(prompt).endswith("<|im_end|>\n<|im_start|>assistant\n")
@@ -154,12 +154,12 @@ def test_labels_are_the_answers_and_nothing_else(processor, pool):
 
 
 def test_deciding_tokens_weigh_more(processor, pool):
-    lesson = cac_lessons(pool, MixtureConfig(look=0.0, pair=0.0), 2, seed=(0, 2), pairs=False)[1]
-    plain, heavy = collate(processor, [lesson]), collate(processor, [lesson], 8.0)
+    example = cac_examples(pool, MixtureConfig(turn_two=0.0, pair=0.0), 2, seed=(0, 2), pairs=False)[1]
+    plain, heavy = collate(processor, [example]), collate(processor, [example], 8.0)
     assert set(plain["weights"].flatten().tolist()) == {1.0}
     kept = heavy["weights"][0] == 8.0
     pieces = [processor.tokenizer.decode([token]) for token in heavy["input_ids"][0][kept].tolist()]
-    frames = len(lesson.conversation[0].frames)
+    frames = len(example.conversation[0].frames)
     assert len(pieces) == 2 * frames + 1  # a place and a verdict per frame, and the status
     assert pieces[-1] in ("normal", "ab") and all(piece.startswith(" ") for piece in pieces[:-1])
     tokens = heavy["labels"][0][1:] != -100
@@ -175,11 +175,11 @@ def test_deciding_tokens_weigh_more(processor, pool):
 
 def test_loss_is_that_of_the_whole_model_and_fast_attention_changes_nothing(processor, tokenizer, pool):
     model = build_model(tokenizer, SMALL, seed=1)
-    for lessons in (
-        cac_lessons(pool, MixtureConfig(), 4, seed=(0, 3), pairs=False),
-        unified_lessons(pool, MixtureConfig(), 2, seed=(0, 0)),
+    for examples in (
+        cac_examples(pool, MixtureConfig(), 4, seed=(0, 3), pairs=False),
+        unified_examples(pool, MixtureConfig(), 2, seed=(0, 0)),
     ):
-        batch = collate(processor, lessons)
+        batch = collate(processor, examples)
         with torch.no_grad():
             naive = (
                 model(**{name: tensor for name, tensor in batch.items() if name not in ("labels", "weights")})
@@ -200,9 +200,9 @@ def recipe_of(folder: Path, pool: Path, **changes) -> JudgeTraining:
     settings = {
         "clips": 40,
         "text_clips": 4,
-        "see_steps": 1,
-        "see_batch": 4,
-        "watch_steps": 1,
+        "encoder_steps": 1,
+        "encoder_batch": 4,
+        "auxiliary_steps": 1,
         "pair_steps": 1,
         "steps": 2,
         "batch": 4,
@@ -237,8 +237,8 @@ def test_a_run_asks_fresh_questions_unless_it_is_told_whose_to_go_on_with(tmp_pa
     first, clips = tmp_path / "first", tmp_path / "clips"
     train(recipe_of(first, clips))
     start = {
-        "see_steps": 0,
-        "watch_steps": 0,
+        "encoder_steps": 0,
+        "auxiliary_steps": 0,
         "pair_steps": 0,
         "steps": 1,
         "lr": 1e-30,
@@ -247,26 +247,26 @@ def test_a_run_asks_fresh_questions_unless_it_is_told_whose_to_go_on_with(tmp_pa
     }
     kept = {}
     for name, heads in (("fresh", ""), ("going on", str(first))):
-        train(recipe_of(tmp_path / name, clips, heads=heads, **start))
-        kept[name] = load_file(tmp_path / name / HEADS)["watch.broken.weight"]
-    asked = load_file(first / HEADS)["watch.broken.weight"]
-    fresh = Heads(SMALL.text_hidden, seed=7).broken.weight
+        train(recipe_of(tmp_path / name, clips, probe_heads=heads, **start))
+        kept[name] = load_file(tmp_path / name / PROBE_HEADS)["auxiliary.anomalous.weight"]
+    asked = load_file(first / PROBE_HEADS)["auxiliary.anomalous.weight"]
+    fresh = ProbeHeads(SMALL.text_hidden, seed=7).anomalous.weight
     assert (
         torch.allclose(kept["going on"], asked)
         and torch.allclose(kept["fresh"], fresh)
         and not torch.allclose(asked, fresh)
     )
     with pytest.raises(ValueError, match="holds other questions than this recipe's"):
-        train(recipe_of(tmp_path / "other", clips, heads=str(first), bent_weight=1.0, **start))
+        train(recipe_of(tmp_path / "other", clips, probe_heads=str(first), shape_error_weight=1.0, **start))
     # a start that was asked other questions is no obstacle where nobody wants them
-    train(recipe_of(tmp_path / "bent", clips, bent_weight=1.0, **start))
-    with pytest.raises(ValueError, match="train that judge first, or leave heads empty"):
-        train(recipe_of(tmp_path / "none", clips, heads=str(tmp_path / "nobody"), **start))
+    train(recipe_of(tmp_path / "shape_error", clips, shape_error_weight=1.0, **start))
+    with pytest.raises(ValueError, match="train that judge first, or leave probe_heads empty"):
+        train(recipe_of(tmp_path / "none", clips, probe_heads=str(tmp_path / "nobody"), **start))
 
 
 def test_a_diverged_run_stops_with_a_sentence(tmp_path):
     recipe = recipe_of(
-        tmp_path / "run", tmp_path / "clips", clips=16, see_steps=0, pair_steps=0, steps=30, lr=1e30, warmup_steps=1
+        tmp_path / "run", tmp_path / "clips", clips=16, encoder_steps=0, pair_steps=0, steps=30, lr=1e30, warmup_steps=1
     )
     with pytest.raises(ValueError, match=r"loss is (nan|inf) at step \d+"):
         train(recipe)
@@ -275,7 +275,7 @@ def test_a_diverged_run_stops_with_a_sentence(tmp_path):
 
 @pytest.mark.parametrize("name", ["cac_sft", "unified"])
 def test_recipes_read(name):
-    recipe = read_recipe(JudgeTraining, ROOT / "recipes" / "miniature" / f"{name}.yaml")
+    recipe = read_recipe(JudgeTraining, ROOT / "research" / "recipes" / f"{name}.yaml")
     assert recipe.job == {"cac_sft": "cac", "unified": "unified"}[name]
     assert recipe.threads == 1 and recipe.batch % 2 == 0
 

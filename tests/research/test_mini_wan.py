@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from cac_align.miniature.models.wan import WEIGHTS, MiniWan, build_pipeline, build_tokenizer, build_vae
+from cac_align.core.weights import shipped
+from cac_align.miniature.models.wan import MiniWan, build_pipeline, build_prompt_tokenizer, build_vae
 from cac_align.miniature.world.grammar import VOCABULARY, parse_prompt
 from cac_align.miniature.world.settings import PROMPT_SEEDS, STUDIO
 from cac_align.miniature.world.world import make_clip, make_prompts
@@ -46,7 +47,7 @@ def same_weights(one: Path, two: Path) -> bool:
 
 
 def test_every_studio_prompt_is_whole_words_and_fits():
-    tokenizer = build_tokenizer(VOCABULARY, MiniWan().prompt_tokens)
+    tokenizer = build_prompt_tokenizer(VOCABULARY, MiniWan().prompt_tokens)
     for prompt in make_prompts(PROMPT_SEEDS[:300], STUDIO):
         ids = tokenizer(prompt).input_ids
         assert len(ids) == len(prompt.split()) + 1 <= MiniWan().prompt_tokens
@@ -55,13 +56,13 @@ def test_every_studio_prompt_is_whole_words_and_fits():
 
 
 def test_words_outside_the_vocabulary_are_unknown_and_the_world_names_them():
-    tokenizer = build_tokenizer(["a", "red", "ball"], 8)
+    tokenizer = build_prompt_tokenizer(["a", "red", "ball"], 8)
     assert tokenizer("a red zebra").input_ids == [3, 4, tokenizer.unk_token_id, 1]
     assert tokenizer("").input_ids == [1]
     with pytest.raises(ValueError, match="zebra"):
         parse_prompt("a red zebra rolls to the right on grass")
     with pytest.raises(ValueError, match="distinct words"):
-        build_tokenizer(["a", "red ball"], 8)
+        build_prompt_tokenizer(["a", "red ball"], 8)
 
 
 def test_a_seed_is_all_that_decides_the_first_weights():
@@ -276,7 +277,7 @@ def test_an_interrupted_wan_training_ends_with_the_same_pipeline(vae_folder, tmp
 
 
 def test_a_folder_with_another_recipes_run_is_refused(vae_recipe, vae_folder):
-    with pytest.raises(ValueError, match=r"another recipe \(kl, seed differ\)"):
+    with pytest.raises(ValueError, match=r"another recipe \(kl, seed differ"):
         train_vae.train_vae(replace(vae_recipe, seed=1, kl=0.5))
 
 
@@ -302,22 +303,22 @@ def test_recipes_read(name, job):
 
 
 @pytest.mark.skipif(
-    not (WEIGHTS / "model_index.json").is_file(), reason="the trained weights are not in the package yet"
+    not (shipped("wan") / "model_index.json").is_file(), reason="the trained weights are not in the package yet"
 )
 class TestShipped:
     def test_they_load_with_diffusers_alone_and_generate(self):
         from diffusers import WanPipeline
 
-        pipeline = WanPipeline.from_pretrained(WEIGHTS)
+        pipeline = WanPipeline.from_pretrained(shipped("wan"))
         names = [type(getattr(pipeline, name)).__name__ for name in ("text_encoder", "vae", "transformer", "scheduler")]
         assert names == ["UMT5EncoderModel", "AutoencoderKLWan", "WanTransformer3DModel", "UniPCMultistepScheduler"]
         assert (pipeline.vae_scale_factor_temporal, pipeline.vae_scale_factor_spatial) == (2, 4)
 
     def test_a_clip_is_17_frames_of_64_by_64_and_shows_what_was_asked_for(self):
         from cac_align.generation.wan import Wan
-        from cac_align.miniature.oracle.oracle import judge
+        from cac_align.miniature.oracle.oracle import judge_clip
 
-        wan = Wan.load(WEIGHTS)
+        wan = Wan.load(shipped("wan"))
         prompts = [
             "a red ball rolls to the right on grass",
             "a blue box falls on sand",
@@ -325,8 +326,8 @@ class TestShipped:
         ]
         videos = wan.batch(prompts, [1, 2, 3])
         assert {(len(video), video.height, video.width, video.fps) for video in videos} == {(17, 64, 64, 16.0)}
-        verdicts = [judge(prompt, video) for prompt, video in zip(prompts, videos, strict=True)]
+        verdicts = [judge_clip(prompt, video) for prompt, video in zip(prompts, videos, strict=True)]
         assert all(verdict.follows["colour"] for verdict in verdicts)
 
     def test_they_are_small(self):
-        assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) <= 9_000_000
+        assert sum(file.stat().st_size for file in shipped("wan").rglob("*") if file.is_file()) <= 9_000_000

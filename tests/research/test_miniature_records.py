@@ -10,6 +10,7 @@ from cac_align.data.records import read_records
 from cac_align.data.synthesis.settings import Synthesis
 from cac_align.data.synthesis.synthesise import synthesise
 from cac_align.data.validate import validate
+from cac_align.miniature.oracle.oracle import judge_clip
 from cac_align.miniature.teacher.ground_truth import GroundTruth
 from research.training import records
 from research.training.generated import HELD_OUT

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from cac_align.core.encoding import write_mp4
+from cac_align.miniature.oracle.oracle import OracleVerdict
 from cac_align.miniature.world.settings import STUDIO
 from cac_align.miniature.world.world import make_clip
 from research.experiments.oracle_figures import folders_of, main, row, verdicts_of

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cac_align.align.prompts import read_training_prompts
 from cac_align.align.recipe import AlignRecipe
+from cac_align.align.sampling.prompts import read_training_prompts
 from cac_align.config import read_recipe
 from research.experiments import curves, table2
 from research.experiments.table2 import NOISES, TRAINED, Judged, judged, prompts_judged, table
@@ -41,8 +41,8 @@ def test_other_prompts_and_a_missing_base_are_refused():
 
 
 def test_clips_of_one_prompt_go_together():
-    def run(marks):
-        return [Judged(prompt, mark == "x", True, 1.0) for prompt, mark in zip("aab", marks, strict=True)]
+    def run(labels):
+        return [Judged(prompt, mark == "x", True, 1.0) for prompt, mark in zip("aab", labels, strict=True)]
 
     *_, ours = table({"base": [run("xxx")], "ours": [run("..x")]}).splitlines()
     # By hand: prompt a −1 (two clips), prompt b 0: −1/2, not −2/3; of two prompts a bootstrap can draw either alone.
@@ -82,7 +82,9 @@ def test_a_second_call_on_the_same_folder_waits_and_judges_nothing_twice(tmp_pat
 def log_of(tmp_path, values):
     path = tmp_path / "log.jsonl"
     rows = [
-        {"step": at, "normal_flow_speed": 2.0} if value is None else {"step": at, "score": value, "normal_flow_speed": 2.0}
+        {"step": at, "normal_flow_speed": 2.0}
+        if value is None
+        else {"step": at, "score": value, "normal_flow_speed": 2.0}
         for at, value in enumerate(values)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -31,4 +31,4 @@ def test_two_workers_leave_the_mean_of_their_gradients():
 
 def test_a_batch_that_two_workers_cannot_share_is_refused():
     with pytest.raises(ValueError, match="batch must be a multiple of 2 × workers = 4, received 6"):
-        JudgeTraining(batch=6, see_batch=4, workers=2)
+        JudgeTraining(batch=6, encoder_batch=4, workers=2)

@@ -8,17 +8,17 @@ import pytest
 
 @pytest.fixture(scope="session")
 def texts():
-    from research.training.examples import lesson_texts
+    from research.training.examples import tokenizer_texts
     from research.training.pool import MixtureConfig
 
-    return lesson_texts("cac", MixtureConfig(), clips=16)
+    return tokenizer_texts("cac", MixtureConfig(), clips=16)
 
 
 @pytest.fixture(scope="session")
 def tokenizer(texts):
-    from cac_align.miniature.models.judge import build_tokenizer
+    from cac_align.miniature.models.judge import build_judge_tokenizer
 
-    return build_tokenizer(texts, 600)
+    return build_judge_tokenizer(texts, 600)
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,17 @@
-"""The small Qwen3-VL that judges clips of the miniature world: real classes, small numbers, one folder that loads everywhere.
+"""The small Qwen3-VL that judges clips of the miniature world: real classes, small numbers, one
+folder that loads everywhere.
 
-texts → byte-pair merges → tokenizer + ChatML template → Qwen3VLProcessor ─┐
-size → Qwen3VLConfig → Qwen3VLForConditionalGeneration ────────────────────┴→ folder for AutoProcessor / from_pretrained
+texts → byte-pair merges → tokenizer + ChatML template → Qwen3VLProcessor ──┐
+JudgeSize → Qwen3VLConfig → Qwen3VLForConditionalGeneration ────────────────┴→ folder for AutoProcessor
 
-The tokenizer is a byte-level BPE with Qwen's special tokens. Like Qwen's own table it has no token ``abnormal``: inside quotes the
-word is ``ab`` + ``normal``, and that second part is the very token of ``normal`` (see ``cac_align.cac.readout`` for the trap it sets).
-Its pre-tokenizer keeps a JSON key, a "Frame n" mark and a time stamp in one piece each, so that answers stay short.
-The merges are counted here, in thirty lines, because they must come out the same on every machine.
+The tokenizer is a byte-level BPE with Qwen's special tokens. Like Qwen's own table it has no token
+``abnormal``: inside quotes the word is ``ab`` + ``normal``, and that second part is the very token
+of ``normal`` (see ``cac_align.cac.readout`` for the trap it sets). Its pre-tokenizer keeps a JSON
+key, a "Frame n" mark and a time stamp in one piece each, so that answers stay short. The merges are
+counted here, in thirty lines, because they must come out the same on every machine.
 
-Source: Qwen3-VL as in transformers (vision patches, deepstack, interleaved M-RoPE, time stamps as text); BPE after Sennrich et al. 2016.
+Source: Qwen3-VL as in transformers (vision patches, deepstack, interleaved M-RoPE, time stamps as
+text); BPE after Sennrich et al. 2016.
 """
 
 from __future__ import annotations
@@ -53,7 +56,9 @@ PIECES = "|".join(
         r"\s+",
     )
 )
-"""The pre-tokenizer: what a merge may never cross. A quote that opens a value is always cut from the word behind it."""
+"""The pre-tokenizer: what a merge may never cross. A quote that opens a value is always cut from
+the word behind it.
+"""
 
 _FIRST_MERGES = (("n", "o"), ("no", "r"), ("nor", "m"), ("norm", "a"), ("norma", "l"), ("a", "b"))
 _NEVER_MERGED = frozenset({"abnormal"})
@@ -87,33 +92,38 @@ FRAME_PX = 64
 
 @dataclass(frozen=True)
 class JudgeSize:
-    """The numbers that make the judge small. ``patch_px`` × ``merge`` pixels squared become one visual token.
-
-    text_*: the language model; vision_*: the image encoder; deepstack: encoder layers whose features also enter the first
-    language layers. min_pixels, max_pixels: bounds of height × width × frames, to which clips are resized (aspect kept);
-    max_image_pixels: most pixels of a frame that is shown as an image.
+    """The sizes that make the judge small. ``patch_px`` × ``merge`` pixels squared become one
+    visual token.
     """
 
+    # The language model.
     text_hidden: int = 96
     text_layers: int = 5
     text_heads: int = 4
     text_kv_heads: int = 4
     text_intermediate: int = 256
+    # The image encoder.
     vision_hidden: int = 96
     vision_depth: int = 3
     vision_heads: int = 4
     vision_intermediate: int = 256
+    # Encoder layers whose features also enter the first language layers.
     deepstack: tuple[int, ...] = (0, 1)
+    # Side of a patch in px, and how many patches per side are merged into one token.
     patch_px: int = 8
     merge: int = 2
+    # Bounds of height × width × frames, to which clips are resized with their aspect ratio kept.
     min_pixels: int = 2 * 32 * 32
     max_pixels: int = 49 * 64 * 64
+    # Largest number of pixels of a frame that is passed as an image.
     max_image_pixels: int = 2 * 64 * 64
+    # Largest number of the tokenizer's byte-pair merges.
     num_merges: int = 1000
 
 
 def train_merges(texts: Iterable[str], num_merges: int) -> list[tuple[str, str]]:
-    """Byte-pair merges, most frequent pair first, ties to the alphabetically smaller pair; starts with those of "normal" and "ab".
+    """Byte-pair merges, most frequent pair first, ties to the alphabetically smaller pair; starts
+    with those of "normal" and "ab".
 
     Stops early when no pair occurs twice. Deterministic: depends on the multiset of texts only.
     """
@@ -155,8 +165,10 @@ def _byte_level() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
 
-def build_tokenizer(texts: Iterable[str], num_merges: int = JudgeSize.num_merges) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer for these texts: 256 bytes, at most ``num_merges`` merges, Qwen's special tokens last."""
+def build_judge_tokenizer(texts: Iterable[str], num_merges: int = JudgeSize.num_merges) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer for these texts: 256 bytes, at most ``num_merges`` merges, Qwen's
+    special tokens last.
+    """
     merges = train_merges(texts, num_merges)
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet()) + [left + right for left, right in merges]
     vocabulary: dict[str, int] = {}
@@ -179,16 +191,18 @@ def build_tokenizer(texts: Iterable[str], num_merges: int = JudgeSize.num_merges
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast, size: JudgeSize = JudgeSize()) -> Qwen3VLProcessor:
-    """Qwen3-VL's own processor with this tokenizer and the judge's patch size; frames are taken as given, never resampled."""
+    """Qwen3-VL's own processor with this tokenizer and the judge's patch size; frames are taken as
+    given, never resampled.
+    """
     pixels = {"shortest_edge": size.min_pixels, "longest_edge": size.max_pixels}
     per_frame = {"shortest_edge": size.min_pixels // 2, "longest_edge": size.max_image_pixels}
-    numbers: dict[str, Any] = {"patch_size": size.patch_px, "merge_size": size.merge, "temporal_patch_size": 2}
-    normalise = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    options: dict[str, Any] = {"patch_size": size.patch_px, "merge_size": size.merge, "temporal_patch_size": 2}
+    options |= {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     return Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=per_frame, **numbers, **normalise),
+        image_processor=Qwen2VLImageProcessor(size=per_frame, **options),
         tokenizer=tokenizer,
         video_processor=Qwen3VLVideoProcessor(
-            size=pixels, do_sample_frames=False, cap_pixels_per_frame=False, **numbers, **normalise
+            size=pixels, do_sample_frames=False, cap_pixels_per_frame=False, **options
         ),
         chat_template=CHAT_TEMPLATE,
     )
@@ -200,6 +214,7 @@ def build_model(
     """A Qwen3-VL of this size with fresh weights (fp32, drawn from ``seed``), in evaluation mode."""
     head_dim = size.text_hidden // size.text_heads
     third = head_dim // 6
+    ids = tokenizer.get_vocab()
     config = Qwen3VLConfig(
         text_config={
             "vocab_size": -(-len(tokenizer) // 32) * 32,
@@ -236,10 +251,10 @@ def build_model(
             "deepstack_visual_indexes": list(size.deepstack),
             "initializer_range": 0.04,
         },
-        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
-        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
-        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
-        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
     )
     with torch.random.fork_rng(devices=[]):
@@ -250,8 +265,9 @@ def build_model(
 
 
 def generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
-    """Greedy, ends at <|im_end|>, and never writes a vision placeholder or a turn mark: a sampled <|video_pad|> would make the
-    next forward pass look for pixels that do not exist."""
+    """Greedy, ends at <|im_end|>, and never writes a vision placeholder or a turn mark: a sampled
+    <|video_pad|> would make the next forward pass look for pixels that do not exist.
+    """
     return GenerationConfig(
         do_sample=False,
         eos_token_id=tokenizer.eos_token_id,
@@ -269,9 +285,11 @@ def write_folder(
     *,
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write model (safetensors, in ``dtype``), processor and generation settings as one folder for ``from_pretrained``.
+    """Write model (safetensors, in ``dtype``), processor and generation settings as one folder for
+    ``from_pretrained``.
 
-    The model in memory keeps its own precision. Raises ``ValueError`` when a weight does not fit into ``dtype``.
+    The model in memory keeps its own precision. Raises ``ValueError`` when a weight does not fit
+    into ``dtype``.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""The oracle: judges a generated clip against the scene that its prompt asks for, by pixels and physics alone."""
+"""The oracle: judges a generated clip against its prompt, by pixels and physics alone."""

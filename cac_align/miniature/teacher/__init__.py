@@ -1,1 +1,1 @@
-"""The teacher who knows the truth: the answers a perfect small judge would write."""
+"""The teacher: writes the answers of a perfect small judge from exact annotations."""

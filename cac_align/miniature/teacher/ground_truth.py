@@ -1,10 +1,13 @@
-"""The teacher who knows the miniature's truth, as a Vlm: it looks the sample up in the records and answers without a mistake.
+"""The ground-truth teacher as a ``Vlm``: it finds the sample in the records and answers from its
+annotations.
 
-conversation of a synthesis (names its sample) → Record → ``teacher.answer`` for the frames shown → Reply
+conversation of a synthesis (names its sample) → Record → ``teacher.answer`` for the frames shown →
+Reply
 
-Where the record says so (``extra["places"]``, one per source frame) or its clip can be drawn again from its seed, the chain of thought also
-says where the main entity is, as a small judge needs it; other records get the chain without places. A mistaken scan suspects what the conversation says (<found>), told of an
-entity that the prompt names; where the prompt is not the small world's, in the words of the conversation.
+The chain of thought says where the main entity is if the record knows it (``extra["places"]``, one
+per source frame) or if its clip can be rendered again from its seed. A mistaken scan suspects what
+the conversation says (<found>), about an entity that the prompt names; for prompts outside the
+miniature world it keeps the words of the conversation.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ _FOUND = re.compile(r"<found>(.*)</found>", re.DOTALL)
 
 
 class GroundTruth:
-    """A ``Vlm`` that answers the questions of ``data.synthesise`` about these records. Raises ``ValueError`` without records."""
+    """A ``Vlm`` that answers the questions of ``data.synthesis`` about these records. Raises
+    ``ValueError`` without records.
+    """
 
     def __init__(self, records: Iterable[Record]) -> None:
         self._records = {record.id: record for record in records}
@@ -51,7 +56,9 @@ class GroundTruth:
         schema: Mapping[str, Any] | None = None,
         readout: Readout | None = None,
     ) -> list[Reply]:
-        """The exact answers, in order (see ``Vlm.answer``); a conversation that names no sample of the records gets an error."""
+        """The exact answers, in order (see ``Vlm.answer``); a conversation that names no sample of
+        the records gets an error.
+        """
         return [self._reply(conversation) for conversation in conversations]
 
     def _reply(self, conversation: Conversation) -> Reply:
@@ -63,9 +70,9 @@ class GroundTruth:
                 '{"consistent": true, "why": "it is what the records say"}', num_prompt_tokens=tokens, num_tokens=12
             )
         sample = next((found for message in conversation if (found := _SAMPLE.search(message.text))), None)
-        record = None if sample is None else self._records.get(sample[1])
         frames = next((message.frames for message in reversed(conversation) if message.frames is not None), None)
-        if record is None or frames is None:
+        record = None if sample is None else self._records.get(sample[1])
+        if sample is None or record is None or frames is None:
             return Reply("", error="the ground-truth teacher answers questions about its own records only")
         anomalies = _suspected(sample.string, record, frames) if sample[2] == "alarm" else record.anomalies
         places = record.extra.get("places")
@@ -91,18 +98,25 @@ class GroundTruth:
             return None
         for world in (FULL, STUDIO, PLAYGROUND):
             clip = make_clip(seed, world, anomalous=record.status == "abnormal")
-            told = [anomaly.window for anomaly in clip.anomalies] == [anomaly.window for anomaly in record.anomalies]
-            if told and clip.prompt == record.prompt and len(clip.pixels) == record.num_frames:
+            same_windows = [anomaly.window for anomaly in clip.anomalies] == [
+                anomaly.window for anomaly in record.anomalies
+            ]
+            if same_windows and clip.prompt == record.prompt and len(clip.pixels) == record.num_frames:
                 return clip.scene
         return None
 
 
 def _suspected(text: str, record: Record, frames: Frames) -> list[Anomaly]:
-    """What a mistaken scan is to suspect, told of an entity that the prompt names: of the same kind where there is one."""
-    told = _FOUND.search(text)
-    assert told is not None  # the conversation of every alarm says it
-    anomalies = read_answer(told[1], number=1, frames=frames.indices, times_s=frames.times_s).anomalies
+    """The suspicion of a mistaken scan, about an entity that the prompt names: one of the same kind
+    if there is one.
+    """
+    match = _FOUND.search(text)
+    assert match is not None  # the conversation of every alarm says it
+    anomalies = read_answer(match[1], number=1, frames=frames.indices, times_s=frames.times_s).anomalies
     try:
-        return [teacher.retold(anomaly, *teacher.stand_ins(anomaly, record.prompt)[0]) for anomaly in anomalies]
+        return [
+            teacher.about_entity(anomaly, *teacher.matching_entities(anomaly, record.prompt)[0])
+            for anomaly in anomalies
+        ]
     except ValueError:  # the prompt is not the small world's
         return list(anomalies)

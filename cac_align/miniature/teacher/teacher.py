@@ -1,12 +1,17 @@
-"""The teacher who knows the truth: from annotations and the frames shown, the answer a perfect small judge would write.
+"""The teacher: writes the answer that a perfect small judge would give, from the annotations and
+the frames shown.
 
-anomalies (windows, boxes, reasons) + frames shown → three-step chain of thought → ``write_answer`` → text that reads back exactly
+anomalies (windows, boxes, reasons) + frames shown → three-step chain of thought → ``write_answer``
+→ text that reads back exactly
 
-The chain of thought is compact but walks through *every* frame ("Frame 2: b3 ball melted."): where the main entity is and
-whether it is whole, per frame, is the dense supervision from which a small model learns to look. Step 2 compares the frames, step 3 concludes. The truth is never mentioned as given.
-For the holistic judge the teacher grades alignment, physics and style from 1 to 5 in coarse steps, seeing large defects only.
+The chain of thought is compact but walks through *every* frame ("Frame 2: b3 ball melted."): where
+the main entity is and whether it is whole, per frame, is the dense supervision from which a small
+model learns to look. Step 2 compares the frames, step 3 concludes. The annotations are never
+mentioned as given. For the holistic judge the teacher grades alignment, physics and style from 1 to
+5 in coarse steps, seeing large defects only.
 
-Source: CaC (arXiv 2605.11723) Figs. S4 and S5 (structure of the answer), Appendix B.1.3 (boxes of transitions).
+Source: CaC (arXiv 2605.11723) Figs. S4 and S5 (structure of the answer), Appendix B.1.3 (boxes of
+transitions).
 """
 
 from __future__ import annotations
@@ -17,13 +22,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from cac_align.core.answer import write_answer
-from cac_align.core.judgement import BOX_MAX, SINGLE_FRAME_TYPES, Anomaly, Box, shown_frames
+from cac_align.core.judgement import BOX_MAX, SINGLE_FRAME_TYPES, Anomaly, Box, Window, shown_frames
 from cac_align.miniature.world.grammar import COLOURS, KINDS, Spec, parse_prompt
 
 if TYPE_CHECKING:
     from cac_align.miniature.world.scene import Scene
 
-LOOKS: tuple[tuple[str, str, str], ...] = (
+APPEARANCES: tuple[tuple[str, str, str], ...] = (
     ("stretched", "stretched", ""),
     ("melts", "melted", ""),
     ("two halves", "split", ""),
@@ -48,19 +53,24 @@ LOOKS: tuple[tuple[str, str, str], ...] = (
     ("mirrored", "letters mirrored", ""),
     ("change", "letters changed", ""),
 )
-"""A mark of the reason, how a frame looks where it holds, and what happens between frames (empty: nothing)."""
+"""A phrase of the reason, the word for an affected frame, and the word for what happens between
+frames (or nothing).
+"""
 
 _WHO = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(KINDS)})\b")
 
 
 def who(anomaly: Anomaly) -> tuple[str, str]:
-    """Colour and kind of the entity an anomaly is about, from its region or reason; ("", "thing") where neither says."""
+    """Colour and kind of the entity an anomaly is about, from its region or reason; ("", "thing")
+    where neither says.
+    """
     match = _WHO.search(anomaly.region) or _WHO.search(anomaly.reason)
     return (match.group(1), match.group(2)) if match else ("", "thing")
 
 
-def stand_ins(anomaly: Anomaly, prompt: str) -> list[tuple[str, str]]:
-    """Colour and kind of the prompt's entities of which this can be said: the one that it is said of, or else those of its kind, or all.
+def matching_entities(anomaly: Anomaly, prompt: str) -> list[tuple[str, str]]:
+    """Colour and kind of the prompt's entities of which this can be said: the one that it is said
+    of, or else those of its kind, or all.
 
     Raises ``ValueError`` for a prompt outside the world.
     """
@@ -69,24 +79,28 @@ def stand_ins(anomaly: Anomaly, prompt: str) -> list[tuple[str, str]]:
     return [named] if named in actors else [actor for actor in actors if actor[1] == named[1]] or actors
 
 
-def retold(anomaly: Anomaly, colour: str, kind: str) -> Anomaly:
-    """The same complaint about another entity: for suspicions that turn out to be wrong."""
+def about_entity(anomaly: Anomaly, colour: str, kind: str) -> Anomaly:
+    """The same anomaly said about another entity, for suspicions that turn out to be wrong."""
     name = f"{colour} {kind}"
     return replace(anomaly, reason=_WHO.sub(name, anomaly.reason), region=_WHO.sub(name, anomaly.region))
 
 
-def look_index(anomaly: Anomaly) -> int:
-    """Which row of ``LOOKS`` an anomaly's reason matches. Raises ``ValueError`` when none does."""
-    for index, (mark, _, _) in enumerate(LOOKS):
-        if mark in anomaly.reason:
+def appearance_index(anomaly: Anomaly) -> int:
+    """Which row of ``APPEARANCES`` an anomaly's reason matches. Raises ``ValueError`` when none
+    does.
+    """
+    for index, (phrase, _, _) in enumerate(APPEARANCES):
+        if phrase in anomaly.reason:
             return index
-    raise ValueError(f"the reason {anomaly.reason!r} has none of the marks {', '.join(mark for mark, _, _ in LOOKS)}")
+    raise ValueError(
+        f"the reason {anomaly.reason!r} has none of the phrases {', '.join(phrase for phrase, _, _ in APPEARANCES)}"
+    )
 
 
-def _looks(anomaly: Anomaly) -> tuple[str, str]:
-    """How a broken frame looks, and what happens between frames."""
-    for mark, look, happening in LOOKS:
-        if mark in anomaly.reason:
+def _appearance(anomaly: Anomaly) -> tuple[str, str]:
+    """The words for an affected frame and for what happens between frames."""
+    for phrase, look, happening in APPEARANCES:
+        if phrase in anomaly.reason:
             return look, happening
     return ("broken", "") if anomaly.type in SINGLE_FRAME_TYPES else ("odd", "moves oddly")
 
@@ -94,21 +108,23 @@ def _looks(anomaly: Anomaly) -> tuple[str, str]:
 def chain_of_thought(
     anomalies: Sequence[Anomaly], times_s: Sequence[float], places: Sequence[str] | None = None
 ) -> str:
-    """The three steps for frames shown at ``times_s`` seconds. No anomaly gives the chain of a normal video.
+    """The three steps for frames shown at ``times_s`` seconds. No anomaly gives the chain of a
+    normal video.
 
-    places: where the main entity is on each of these frames (``place``); None leaves that out, as for records without a scene.
+    places: where the main entity is on each of these frames (``place``); None leaves that out, as
+    for records without a scene.
     """
     at = [set(shown_frames(anomaly.window, times_s)) if anomaly.window else set() for anomaly in anomalies]
     lines = []
     for number in range(len(times_s)):
         wrong = [
-            f"{who(anomaly)[1]} {_looks(anomaly)[0]}"
+            f"{who(anomaly)[1]} {_appearance(anomaly)[0]}"
             for anomaly, frames in zip(anomalies, at, strict=True)
             if number in frames
         ]
         where = f"{places[number]} " if places is not None else ""
         lines.append(f"Frame {number}: {where}{', '.join(dict.fromkeys(wrong)) or 'fine'}.")
-    happenings = [f"{who(anomaly)[1]} {_looks(anomaly)[1]}" for anomaly in anomalies if _looks(anomaly)[1]]
+    happenings = [f"{who(anomaly)[1]} {_appearance(anomaly)[1]}" for anomaly in anomalies if _appearance(anomaly)[1]]
     types = [anomaly.type for anomaly in anomalies]
     compared = ", ".join(dict.fromkeys(happenings)) or "motion fine"
     concluded = ", ".join(dict.fromkeys(types)) or "no anomaly"
@@ -116,50 +132,58 @@ def chain_of_thought(
 
 
 AWAY = "away"
-"""The place of an entity that is not to be seen."""
+"""The place of an entity that is missing."""
 
 
 def place(x: float, y: float) -> str:
-    """The cell of a 4 × 4 grid that holds a point of the frame ((0, 0) to (1, 1)): rows a to d from the top, columns 1 to 4 from the left."""
+    """The cell of a 4 × 4 grid that holds a point of the frame ((0, 0) to (1, 1)): rows a to d from
+    the top, columns 1 to 4 from the left.
+    """
     row, column = (min(max(int(4 * value), 0), 3) for value in (y, x))
     return f"{'abcd'[row]}{column + 1}"
 
 
 def places(scene: Scene, anomalies: Sequence[Anomaly]) -> list[str]:
-    """Where the scene's main entity is seen on every source frame: where it should be, or where its defect has put it (its box's
-    middle), or ``AWAY`` while it is missing."""
+    """Where the scene's main entity is seen on every source frame: where it should be, or where its
+    defect has put it (the middle of its box), or ``AWAY`` while it is missing.
+    """
     entity, actor = scene.entities[0], scene.spec.actors[0]
     x = (entity.track["x"] - scene.camera[:, 0]) / scene.width
     y = (entity.track["y"] - scene.camera[:, 1]) / scene.height
     found = [place(float(a), float(b)) for a, b in zip(x, y, strict=True)]
     for anomaly in anomalies:
-        if anomaly.type in SINGLE_FRAME_TYPES or who(anomaly) != (actor.colour, actor.kind):
+        window = anomaly.window
+        if window is None or anomaly.type in SINGLE_FRAME_TYPES or who(anomaly) != (actor.colour, actor.kind):
             continue
-        first, last = (round(t * scene.fps) for t in (anomaly.window.start_s, anomaly.window.end_s))
+        first, last = (round(t * scene.fps) for t in (window.start_s, window.end_s))
         for frame in range(first, last + 1):
             if frame in anomaly.boxes:
                 box = anomaly.boxes[frame][0]
                 found[frame] = place((box.xmin + box.xmax) / 2 / BOX_MAX, (box.ymin + box.ymax) / 2 / BOX_MAX)
-            elif _looks(anomaly)[0] == "gone":
+            elif _appearance(anomaly)[0] == "gone":
                 found[frame] = AWAY
     return found
 
 
 def visible(anomalies: Sequence[Anomaly], times_s: Sequence[float]) -> tuple[Anomaly, ...]:
-    """The anomalies that at least one of the frames shown falls into, their windows cut to what is shown; in order of time."""
+    """The anomalies that at least one of the frames shown falls into, their windows cut to what is
+    shown; in order of time.
+    """
     seen = []
     for anomaly in anomalies:
-        inside = [t for t in times_s if anomaly.window.start_s - 1e-6 <= t <= anomaly.window.end_s + 1e-6]
+        window = anomaly.window
+        inside = [] if window is None else [t for t in times_s if window.start_s - 1e-6 <= t <= window.end_s + 1e-6]
         if inside:
-            seen.append(replace(anomaly, window=replace(anomaly.window, start_s=inside[0], end_s=inside[-1])))
+            seen.append(replace(anomaly, window=Window(inside[0], inside[-1])))
     return tuple(sorted(seen, key=lambda anomaly: (anomaly.window, anomaly.type, anomaly.reason)))
 
 
 def with_shown_boxes(anomaly: Anomaly, frames: Sequence[int]) -> Anomaly:
     """The anomaly with boxes on shown frames only.
 
-    An absence has boxes on its transition frames alone (B.1.3); where none of those is shown, the nearest transition's box stands on
-    the nearest frame shown, so that the answer still says where to look. Raises ``ValueError`` when there is no box at all.
+    An absence has boxes on its transition frames alone (B.1.3); where none of those is shown, the
+    nearest transition's box stands on the nearest frame shown, so that the answer still says where
+    to look. Raises ``ValueError`` when there is no box at all.
     """
     if not anomaly.boxes:
         raise ValueError(f"the anomaly {anomaly.reason!r} has no boxes; turn 2 must point at something")
@@ -181,8 +205,10 @@ def answer(
     places: Sequence[str] | None = None,
     boxed: bool = False,
 ) -> str:
-    """The right answer of turn ``number`` (``boxed``: turn 1 with boxes) to these frames; ``places`` as in ``chain_of_thought``. Only what the frames can show is reported: with none of an anomaly's
-    frames among them the answer is normal."""
+    """The right answer of turn ``number`` (``boxed``: turn 1 with boxes) to these frames;
+    ``places`` as in ``chain_of_thought``. Only what the frames can show is reported: with none of
+    an anomaly's frames among them the answer is normal.
+    """
     seen = visible(anomalies, times_s)
     if boxed or number == 2:
         seen = tuple(with_shown_boxes(anomaly, frames) for anomaly in seen)
@@ -196,10 +222,12 @@ def answer(
 
 
 def grades(asked: Spec, shown: Spec, anomalies: Sequence[Anomaly], wear: float) -> Mapping[str, float]:
-    """Alignment, physics and style from 1 to 5 in steps of one half, as a judge without a magnifying glass would give them.
+    """Alignment, physics and style from 1 to 5 in steps of one half, as a judge that misses small
+    defects would give them.
 
-    asked: what the prompt says; shown: what the clip shows. wear: how worn the picture is, 0 (clean) to about 1.5.
-    A defect costs physics by the share of the frame it covers and how long it lasts; a small short one costs nothing.
+    asked: what the prompt says; shown: what the clip shows. wear: how worn the picture is, 0
+    (clean) to about 1.5. A defect costs physics by the share of the frame it covers and how long it
+    lasts; a small short one costs nothing.
     """
     alignment = 5.0 - _mismatch(asked, shown)
     physics = style = 5.0
@@ -212,10 +240,12 @@ def grades(asked: Spec, shown: Spec, anomalies: Sequence[Anomaly], wear: float) 
 
 
 def caption(shown: Spec, grade: Mapping[str, float], wear: float) -> str:
-    """What a small holistic judge says aloud before it grades: what is to be seen, whether it holds together, how worn the picture is.
+    """What a small holistic judge writes before it grades: what the clip shows, how intact it is,
+    how degraded the picture is.
 
-    It is thinking aloud before the three lines of scores: the words shown beside the words asked for make alignment readable, and each
-    of them teaches the eyes more than a grade does. Defects too small for ``grades`` are not mentioned.
+    It is thinking aloud before the three lines of scores: the words shown beside the words asked
+    for make alignment readable, and each of them teaches the eyes more than a grade does. Defects
+    too small for ``grades`` are not mentioned.
     """
     lost = 5.0 - grade["physics"] + max(0.0, 5.0 - 2.0 * wear - grade["style"])
     whole = "whole" if lost < 0.5 else "odd" if lost < 1.5 else "broken"
@@ -224,7 +254,9 @@ def caption(shown: Spec, grade: Mapping[str, float], wear: float) -> str:
 
 
 def _size(anomaly: Anomaly) -> float:
-    """How large an anomaly is to the naked eye, in [0, 1]: area and duration against 8 % of the frame for one second."""
+    """How large an anomaly appears, in [0, 1]: area and duration against 8 % of the frame for one
+    second.
+    """
     boxes = [box for boxes in anomaly.boxes.values() for box in boxes]
     area = sum(box.area for box in boxes) / max(1, len(anomaly.boxes))
     duration_s = anomaly.window.end_s - anomaly.window.start_s if anomaly.window else 0.0
@@ -249,8 +281,8 @@ __all__ = [
     "chain_of_thought",
     "grades",
     "parse_prompt",
-    "retold",
-    "stand_ins",
+    "about_entity",
+    "matching_entities",
     "visible",
     "who",
     "with_shown_boxes",

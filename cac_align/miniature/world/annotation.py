@@ -2,9 +2,10 @@
 
 Defect + Scene → window_frames, pixel_boxes → Anomaly (seconds, boxes in [0, 1000], words)
 
-The conventions are those of the paper's Appendix B.1. A window runs from the first to the last anomalous frame. For an
-absence (vanish, appear) the visible frame on either side belongs to the window as well, and only these frames have
-boxes (B.1.3). Every other defect has a box on each frame on which some of the affected part lies inside the frame.
+The conventions are those of the paper's Appendix B.1. A window runs from the first to the last
+anomalous frame. For an absence (vanish, appear) the visible frame on either side belongs to the
+window as well, and only these frames have boxes (B.1.3). Every other defect has a box on each frame
+on which some of the affected part lies inside the frame.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from cac_align.miniature.world.scene import Defect, Scene
 
 
 def window_frames(defect: Defect, num_frames: int) -> range:
-    """The frames of the annotated window: the defect's own and, for an absence, the visible frame on either side."""
+    """The frames of the annotated window: the defect's own and, for an absence, the visible frame
+    on either side.
+    """
     pad = 1 if defect.subtype in ABSENCES else 0
     return range(max(defect.first - pad, 0), min(defect.last + pad, num_frames - 1) + 1)
 
@@ -59,7 +62,9 @@ def pixel_boxes(defect: Defect, scene: Scene) -> dict[int, list[PixelBox]]:
 
 
 def salience(severity: float, area_share: float, duration_s: float) -> float:
-    """How conspicuous a defect is, in [0, 1]: the geometric mean of severity, √area share and √min(duration / 1 s, 1)."""
+    """How conspicuous a defect is, in [0, 1]: the geometric mean of severity, √area share and
+    √min(duration / 1 s, 1).
+    """
     return float((severity * min(area_share, 1.0) ** 0.5 * min(duration_s, 1.0) ** 0.5) ** (1 / 3))
 
 

@@ -1,6 +1,8 @@
-"""Which defect befalls a scene: the entity, the frames and the strength are drawn here; ``defects`` renders them.
+"""Which defect befalls a scene: the entity, the frames and the strength are drawn here; ``defects``
+renders them.
 
-Scene + anomaly type → sample_subtypes → sample_defect → Defect, or None when this draw does not fit the scene
+Scene + anomaly type → sample_subtypes → sample_defect → Defect, or None when this draw does not fit
+the scene
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ Span = tuple[int, int]
 
 @dataclass
 class _Draft:
-    """A defect while it is drawn. ``side`` is -1 or 1 at random; ``words`` and ``frames`` are changed in place."""
+    """A defect while it is drawn. ``side`` is -1 or 1 at random; ``words`` and ``frames`` are
+    changed in place.
+    """
 
     rng: np.random.Generator
     scene: Scene
@@ -58,7 +62,9 @@ class _Draft:
 
 
 def sample_subtypes(rng: np.random.Generator, scene: Scene, subtypes: tuple[str, ...], tries: int) -> list[str]:
-    """Subtypes to try on a scene, each ``tries`` times in a row so that the demanding ones are not crowded out."""
+    """Subtypes to try on a scene, each ``tries`` times in a row so that the demanding ones are not
+    crowded out.
+    """
     order = [subtypes[index] for index in rng.permutation(len(subtypes))]
     if scene.stops and "interpenetrate" in order and rng.random() < 0.75:
         order.sort(key=lambda name: name != "interpenetrate")
@@ -97,8 +103,10 @@ def _sample_entity(rng: np.random.Generator, scene: Scene, anomaly_type: str, su
 
 
 def _sample_span(rng: np.random.Generator, count: int, least: int, first: int = 1) -> Span | None:
-    """A span of at least ``least`` frames that starts at ``first`` or later; None when a clip of ``count`` frames is too
-    short. Lengths run from 2 frames to seconds, more than half of them under one second at 16 fps."""
+    """A span of at least ``least`` frames that starts at ``first`` or later; None when a clip of
+    ``count`` frames is too short. Lengths run from 2 frames to seconds, more than half of them
+    under one second at 16 fps.
+    """
     room = count - first
     draw = rng.random()
     low, high = (2, 3) if draw < 0.1 else (4, 8) if draw < 0.42 else (9, 15) if draw < 0.74 else (16, 40)

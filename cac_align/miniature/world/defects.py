@@ -1,4 +1,5 @@
-"""How each defect changes an entity: a pure overlay on a scene, active on the defect's frames and invisible elsewhere.
+"""How each defect changes an entity: a pure overlay on a scene, active on the defect's frames and
+invisible elsewhere.
 
 Defect + Scene → apply_defect → the entities as they are drawn on the defect's frames
 """
@@ -28,7 +29,9 @@ def apply_defect(defect: Defect, scene: Scene, entities: tuple[Entity, ...]) -> 
 
 
 def _envelope(defect: Defect, scene: Scene, ramp: float) -> np.ndarray:
-    """A curve over all frames, (T,): 0 outside the defect, rising to 1 and falling again within ``ramp`` frames."""
+    """A curve over all frames, (T,): 0 outside the defect, rising to 1 and falling again within
+    ``ramp`` frames.
+    """
     t = np.arange(scene.num_frames)
     rise = np.clip(np.minimum(t - defect.first + 1, defect.last + 1 - t) / max(ramp, 1.0), 0, 1)
     return rise * rise * (3 - 2 * rise) if ramp > 2 else rise

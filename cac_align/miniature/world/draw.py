@@ -1,9 +1,11 @@
-"""Draws entities: signed distances in small patches, for all frames of an entity at once, blended on a float canvas.
+"""Draws entities: signed distances in small patches, for all frames of an entity at once, blended
+on a float canvas.
 
-Entity (track of x, y, angle, …) → layers (coverage, colour, corner) → blend → canvas (F, H, W, 3) float32 in [0, 255]
+Entity (track of x, y, angle, …) → layers (coverage, colour, corner) → blend → canvas (F, H, W, 3)
+float32 in [0, 255]
 
-The coverage of a pixel is clip(½ - d, 0, 1), where d is its signed distance to the outline in pixels; this gives
-one pixel of anti-aliasing. Shape letters: F frames, P × Q patch, H × W frame.
+The coverage of a pixel is clip(½ - d, 0, 1), where d is its signed distance to the outline in
+pixels; this gives one pixel of anti-aliasing. Shape letters: F frames, P × Q patch, H × W frame.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ LIMBS = ("near arm", "far arm", "near leg", "far leg")
 PixelBox = tuple[int, int, int, int]
 """Left, top, right, bottom in px; right and bottom are exclusive."""
 
-Segment = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+LimbLine = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """The two ends of a line, (ax, ay, bx, by) in px, each of shape (F, 1, 1)."""
 
 
@@ -65,7 +67,9 @@ class Entity:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One part of an entity in a patch: coverage in [0, 1], colour, and the patch's top left corner on every frame."""
+    """One part of an entity in a patch: coverage in [0, 1], colour, and the patch's top left corner
+    on every frame.
+    """
 
     alpha: Float[np.ndarray, "F P Q"]
     rgb: Float[np.ndarray, "F 3"]
@@ -81,7 +85,9 @@ def glyph_rows(text: str) -> tuple[tuple[str, ...], ...]:
 def _patch(
     x: np.ndarray, y: np.ndarray, half_w: float, half_h: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pixel centres relative to (x, y): u (F, 1, Q), v (F, P, 1), and the patch's corner (top, left)."""
+    """Pixel centres relative to (x, y): u (F, 1, Q), v (F, P, 1), and the patch's corner (top,
+    left).
+    """
     x, y = x.reshape(-1), y.reshape(-1)
     wide, high = int(np.ceil(half_w)) + 2, int(np.ceil(half_h)) + 2
     left, top = np.floor(x).astype(np.int64) - wide, np.floor(y).astype(np.int64) - high
@@ -113,7 +119,7 @@ def _shape(kind: str, u: np.ndarray, v: np.ndarray, r: float) -> np.ndarray:
     raise ValueError(f"cannot draw {kind!r} as an object")
 
 
-def _capsule(u: np.ndarray, v: np.ndarray, segment: Segment, width: float) -> np.ndarray:
+def _capsule(u: np.ndarray, v: np.ndarray, segment: LimbLine, width: float) -> np.ndarray:
     """Signed distance (F, P, Q) to a line of this half-width with round ends."""
     ax, ay, bx, by = segment
     du, dv, ex, ey = u - ax, v - ay, bx - ax, by - ay
@@ -128,7 +134,9 @@ def _tint(rgb: RGB, frames: np.ndarray, glow: np.ndarray | None = None) -> np.nd
 
 
 def layers(entity: Entity, frames: np.ndarray, only: str | None = None) -> Iterator[Layer]:
-    """The parts of ``entity`` on these frames, back to front; ``only`` names one part (a limb, "head", "glyph 2", "hole")."""
+    """The parts of ``entity`` on these frames, back to front; ``only`` names one part (a limb,
+    "head", "glyph 2", "hole").
+    """
     if entity.kind == "figure":
         yield from _figure(entity, frames, only)
     elif entity.kind == "sign":
@@ -190,7 +198,7 @@ def _finish(entity: Entity, frames: np.ndarray, alpha: np.ndarray, v: np.ndarray
     return alpha if entity.see_through == 1.0 else alpha * entity.see_through
 
 
-def joints(entity: Entity, frames: np.ndarray) -> dict[str, Segment]:
+def joints(entity: Entity, frames: np.ndarray) -> dict[str, LimbLine]:
     """Each part of a figure as a segment relative to the figure's centre."""
     h = entity.size_px
     gait, wave = entity.at("gait", frames), entity.at("wave", frames)
@@ -205,7 +213,7 @@ def joints(entity: Entity, frames: np.ndarray) -> dict[str, Segment]:
         "extra leg": (hip, entity.extra_angle + 0.25 * swing, stride),
     }
     zero = np.zeros_like(gait)
-    parts: dict[str, Segment] = {"torso": (zero, zero + shoulder, zero, zero + hip)}
+    parts: dict[str, LimbLine] = {"torso": (zero, zero + shoulder, zero, zero + hip)}
     for name, (start, angle, length) in angles.items():
         parts[name] = (zero, zero + start, length * np.sin(angle), start + length * np.cos(angle))
     parts["head"] = (zero, zero - 0.74 * h, zero, zero - 0.74 * h)
@@ -267,7 +275,9 @@ def _sign(entity: Entity, frames: np.ndarray, only: str | None) -> Iterator[Laye
 
 
 def _cells(u: np.ndarray, start: float, cell: float, bits: str) -> np.ndarray | None:
-    """The share of each pixel, along one axis, that the cells with a "1" cover; None when there is none."""
+    """The share of each pixel, along one axis, that the cells with a "1" cover; None when there is
+    none.
+    """
     cover = None
     for index, bit in enumerate(bits):
         if bit == "1":
@@ -301,13 +311,14 @@ def extent(
 ) -> list[PixelBox | None]:
     """The tight box of what is drawn of ``entity`` (or of one part of it) on each frame.
 
-    It is None where nothing of it (coverage over one half) lies inside the frame. Entities in front do not shrink it:
-    annotators approximate the full extent under partial occlusion (Appendix B.1.3).
+    It is None where nothing of it (coverage over one half) lies inside the frame. Entities in front
+    do not shrink it: annotators approximate the full extent under partial occlusion (Appendix
+    B.1.3).
     """
     boxes: list[PixelBox | None] = [None] * len(frames)
     for layer in layers(entity, frames, part):
         solid = np.asarray(layer.alpha > 0.5)
-        rows, columns = solid.any(2), solid.any(1)
+        rows, columns = np.any(solid, axis=2), np.any(solid, axis=1)
         high, wide = solid.shape[1:]
         tops, lefts = layer.top + rows.argmax(1), layer.left + columns.argmax(1)
         bottoms, rights = layer.top + high - rows[:, ::-1].argmax(1), layer.left + wide - columns[:, ::-1].argmax(1)

@@ -1,6 +1,7 @@
 """The prompts of the miniature world: a small closed grammar, read and written without loss.
 
-Spec (actors, place, camera) → ``Spec.prompt`` → "a red ball rolls to the right on grass" → ``parse_prompt`` → the same Spec
+Spec (actors, place, camera) → ``Spec.prompt`` → "a red ball rolls to the right on grass" →
+``parse_prompt`` → the same Spec
 
 prompt  := clause (" and " clause)* " " place [" as the camera drifts"]
 clause  := a COLOUR KIND ["saying" WORD] VERB          a red ball rolls to the right
@@ -27,7 +28,9 @@ COLOURS: dict[str, RGB] = {
     "white": (234, 234, 234),
     "black": (30, 30, 36),
 }
-"""Colour words and their RGB values. The first six are the Studio's: they stay apart under blur and a slight tint."""
+"""Colour words and their RGB values. The first six are the Studio's: they stay apart under blur and
+a slight tint.
+"""
 
 OBJECTS = ("ball", "box", "star", "triangle")
 KINDS = (*OBJECTS, "figure", "sign", "lamp")
@@ -123,7 +126,9 @@ class Actor:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a prompt asks for. The first actor is the main one: ``kind``, ``colour``, ``motion`` and ``text`` are its own."""
+    """What a prompt asks for. The first actor is the main one: ``kind``, ``colour``, ``motion`` and
+    ``text`` are its own.
+    """
 
     actors: tuple[Actor, ...]
     place: str
@@ -162,7 +167,8 @@ class Spec:
 def parse_prompt(text: str) -> Spec:
     """Read a prompt of the miniature's grammar.
 
-    Raises ``ValueError`` naming the word that is unknown and the words that are allowed in its place.
+    Raises ``ValueError`` naming the word that is unknown and the words that are allowed in its
+    place.
     """
     words = text.strip().rstrip(".").split()
     rest = " ".join(word if word in WORDS else word.lower() for word in words)
@@ -196,7 +202,8 @@ def _actor(clause: str, text: str) -> Actor:
         raise ValueError(f"unknown entity {kind!r} in the prompt {text!r}; expected one of {', '.join(KINDS)}")
     if (kind == "sign") != (said is not None):
         raise ValueError(
-            f"a sign, and only a sign, says something; received {clause!r} in the prompt {text!r}, e.g. 'a red sign saying GO'"
+            f"a sign, and only a sign, says something; received {clause!r} in the prompt {text!r}, "
+            f"expected e.g. 'a red sign saying GO'"
         )
     if said is not None and said not in WORDS:
         raise ValueError(f"unknown sign text {said!r} in the prompt {text!r}; expected one of {', '.join(WORDS)}")

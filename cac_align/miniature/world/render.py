@@ -1,9 +1,11 @@
-"""Renders a scene: backdrop, entities, what stands in front, light and noise; then the frames that show a defect.
+"""Renders a scene: backdrop, entities, what stands in front, light and noise; then the frames that
+show a defect.
 
-Scene → paint_backdrop (F, H, W, 3) → compose (entities in order of depth) → uint8; compose_defects redraws defective frames
+Scene → paint_backdrop (F, H, W, 3) → compose (entities in order of depth) → uint8; compose_defects
+redraws defective frames
 
-A defect redraws its own frames only, on the same backdrop, so that all other frames keep their bytes.
-Shape letters: F frames, H × W frame.
+A defect redraws its own frames only, on the same backdrop, so that all other frames keep their
+bytes. Shape letters: F frames, H × W frame.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ _NOISE = np.random.default_rng(20260401).standard_normal(1 << 18).astype(np.floa
 
 
 def _soft(rng: np.random.Generator, height: int, width: int, step: int) -> np.ndarray:
-    """A smooth random field in about [-1, 1] that repeats seamlessly in x: interpolated coarse noise."""
+    """A smooth random field in about [-1, 1] that repeats seamlessly in x: interpolated coarse
+    noise.
+    """
     rows, columns = height // step + 2, max(width // step, 2)
     coarse = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
     y, x = np.arange(height, dtype=np.float32) / step, np.arange(width, dtype=np.float32) * (columns / width)
@@ -40,7 +44,9 @@ def _soft(rng: np.random.Generator, height: int, width: int, step: int) -> np.nd
 
 
 def paint_backdrop(scene: Scene, frames: np.ndarray) -> Float[np.ndarray, "F H W 3"]:
-    """The ground, the sky, their textures and the pattern that flows over them; no entities, noise or shading."""
+    """The ground, the sky, their textures and the pattern that flows over them; no entities, noise
+    or shading.
+    """
     setting, height, width = scene.backdrop, scene.height, scene.width
     drifts = bool(np.abs(scene.camera).max() > 1e-6)
     margin = int(np.ceil(np.abs(scene.camera).max())) + 2 if drifts else 0
@@ -130,7 +136,9 @@ def render(scene: Scene, frames: np.ndarray | None = None) -> UInt8[np.ndarray, 
 
 
 def compose_defects(scene: Scene, frames: np.ndarray, backdrop: np.ndarray) -> UInt8[np.ndarray, "F H W 3"]:
-    """The frames on which defects are active, drawn with the edited entities; frames with the same defects together."""
+    """The frames on which defects are active, drawn with the edited entities; frames with the same
+    defects together.
+    """
     pixels = np.empty(backdrop.shape, np.uint8)
     active = np.array([[frame in defect.frames for frame in frames] for defect in scene.defects])
     for pattern in np.unique(active, axis=1).T:

@@ -2,8 +2,8 @@
 
 World + random stream → sample_spec → Spec (what the prompt says) → build_scene → Scene
 
-Everything is a closed form of the frame index, so that any frame can be drawn alone and always with the same bytes.
-Lengths are in pixels, velocities in pixels per frame, and y points down.
+Everything is a closed form of the frame index, so that any frame can be drawn alone and always with
+the same bytes. Lengths are in pixels, velocities in pixels per frame, and y points down.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Backdrop:
 
 @dataclass(frozen=True)
 class Defect:
-    """One thing that is wrong with one entity. ``defects`` renders it, ``defect_sampling`` draws it."""
+    """One thing that is wrong with one entity. ``defects`` renders it, ``defect_sampling`` draws
+    it.
+    """
 
     # The anomaly type and one of its subtypes (``settings.SUBTYPES``).
     type: str
@@ -118,7 +120,9 @@ def half_width(entity: Entity) -> float:
 
 
 def sample_spec(rng: np.random.Generator, world: World, want: str | None) -> Spec:
-    """A prompt of this world; a defect of the anomaly type ``want`` must be possible in its scene (None: no matter which)."""
+    """A prompt of this world; a defect of the anomaly type ``want`` must be possible in its scene
+    (None: no matter which).
+    """
     objects = [kind for kind in world.kinds if kind in OBJECTS]
     solids = [kind for kind in world.kinds if kind in (*OBJECTS, "figure")]
     pools = {
@@ -306,9 +310,11 @@ def _entity(
 def _meeting(
     rng: np.random.Generator, world: World, actor: Actor, wall: Entity, count: int, lane: float, unit: float
 ) -> tuple[Entity, Entity, int | None]:
-    """A ball that rolls against a resting solid: it stops there or bounces back with some of its speed.
+    """A ball that rolls against a resting solid: it stops there or bounces back with some of its
+    speed.
 
-    Returns the ball, the solid, and the frame from which the ball rests (None when it bounces back).
+    Returns the ball, the solid, and the frame from which the ball rests (None when it bounces
+    back).
     """
     size, side = float(rng.uniform(6, 8.5)) * unit, _sign_of(rng)
     gap = size + half_width(wall) * (0.62 if wall.kind == "triangle" else 0.92 if wall.kind == "box" else 1.0)

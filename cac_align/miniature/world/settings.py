@@ -1,4 +1,6 @@
-"""Settings of the miniature world: what can happen in a clip, the three named worlds, and which seeds serve which purpose."""
+"""Settings of the miniature world: what can happen in a clip, the three named worlds, and which
+seeds serve which purpose.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ _ALL_MOTIONS = tuple(sorted({motion for motions in MOTIONS.values() for motion i
 class World:
     """What can happen in a clip. Shares are probabilities in [0, 1].
 
-    Raises ``ValueError`` for sizes, lengths, words or anomaly types outside what the renderer can draw.
+    Raises ``ValueError`` for sizes, lengths, words or anomaly types outside what the renderer can
+    draw.
     """
 
     name: str = "full"
@@ -133,7 +136,9 @@ PLAYGROUND = replace(
     places=("on grass", "on sand", "at night"),
     types=("Object Distortion", "Motion Anomalies", "Physical Violations"),
 )
-"""The world that the small Wan and the shipped judge know: a ball or a box on plain ground, 17 frames (1.06 s)."""
+"""The world that the small Wan and the shipped judge know: a ball or a box on plain ground, 17
+frames (1.06 s).
+"""
 
 WORLDS = {world.name: world for world in (FULL, STUDIO, PLAYGROUND)}
 """The named worlds."""

@@ -1,9 +1,12 @@
-"""Makes clips of the miniature world: short videos of moving things with exact annotations of their defects.
+"""Makes clips of the miniature world: short videos of moving things with exact annotations of their
+defects.
 
-seed → spec (``grammar``) → scene (``scene``) → perhaps defects (``defect_sampling``) → pixels (``render``) + annotations → Clip
+seed → spec (``grammar``) → scene (``scene``) → perhaps defects (``defect_sampling``) → pixels
+(``render``) + annotations → Clip
 
-A clip depends on (seed, world, anomalous) only. The same seed with ``anomalous`` True and False gives the same scene with
-and without its defect, except for about 3 % of the seeds, whose first scene fits no defect of the drawn type.
+A clip depends on (seed, world, anomalous) only. The same seed with ``anomalous`` True and False
+gives the same scene with and without its defect, except for about 3 % of the seeds, whose first
+scene fits no defect of the drawn type.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A rendered clip and its annotations. ``areas`` holds each anomaly's mean share of the frame's area."""
+    """A rendered clip and its annotations. ``areas`` holds each anomaly's mean share of the frame's
+    area.
+    """
 
     prompt: str
     pixels: UInt8[np.ndarray, "T H W 3"]
@@ -89,9 +94,11 @@ class Clip:
 
 
 def make_clip(seed: int, world: World = FULL, *, anomalous: bool | None = None) -> Clip:
-    """The clip of this seed. With ``anomalous`` None it is anomalous with probability ``world.anomaly_share``.
+    """The clip of this seed. With ``anomalous`` None it is anomalous with probability
+    ``world.anomaly_share``.
 
-    Raises ``ValueError`` for a negative seed, or when no anomaly of the world's types fits any of its scenes.
+    Raises ``ValueError`` for a negative seed, or when no anomaly of the world's types fits any of
+    its scenes.
     """
     if seed < 0:
         raise ValueError(f"seed must be a non-negative integer, received {seed}")
@@ -118,9 +125,11 @@ def make_clip(seed: int, world: World = FULL, *, anomalous: bool | None = None) 
 
 
 def make_candidate(prompt: str, seed: int, world: World = STUDIO) -> Clip:
-    """A clip of a given prompt, anomalous with probability ``world.anomaly_share``, as an imperfect generator would make it.
+    """A clip of a given prompt, anomalous with probability ``world.anomaly_share``, as an imperfect
+    generator would make it.
 
-    It depends on (prompt, seed, world) only. Raises ``ValueError`` for a prompt outside the grammar.
+    It depends on (prompt, seed, world) only. Raises ``ValueError`` for a prompt outside the
+    grammar.
     """
     spec = parse_prompt(prompt)
     digest = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big")
@@ -140,7 +149,9 @@ def make_candidate(prompt: str, seed: int, world: World = STUDIO) -> Clip:
 
 
 class Renderer:
-    """A stand-in for a text-to-video model: renders the prompt's scene, anomalous as often as ``world.anomaly_share`` says."""
+    """A stand-in for a text-to-video model: renders the prompt's scene, anomalous as often as
+    ``world.anomaly_share`` says.
+    """
 
     def __init__(self, world: World = STUDIO) -> None:
         self.world = world
@@ -219,7 +230,9 @@ def stream(seeds: Iterable[int], world: World = FULL, *, anomalous: bool | None 
 
 
 def make_prompts(seeds: Iterable[int], world: World = PLAYGROUND) -> list[str]:
-    """The prompts of these seeds, without rendering a clip. Generated clips take theirs from PROMPT_SEEDS."""
+    """The prompts of these seeds, without rendering a clip. Generated clips take theirs from
+    PROMPT_SEEDS.
+    """
     prompts = []
     for seed in seeds:
         rng = np.random.default_rng((0xCAC, 0, seed))
@@ -229,7 +242,8 @@ def make_prompts(seeds: Iterable[int], world: World = PLAYGROUND) -> list[str]:
 
 
 def write_world(n: int, seed: int, out_dir: str | Path, world: World = FULL) -> Path:
-    """Write ``n`` clips of the seeds ``seed``, ``seed`` + 1, … as mp4 files with ``records.jsonl``, and return its path.
+    """Write ``n`` clips of the seeds ``seed``, ``seed`` + 1, … as mp4 files with ``records.jsonl``,
+    and return its path.
 
     Every second clip is anomalous. Raises ``ValueError`` unless ``n`` is a positive even number.
     """

@@ -1,6 +1,7 @@
 """cac-align: a video reward that finds small, short defects, and the training and selection built on it.
 
-video → frames → turn 1 → window → clip → turn 2 → judgement → score → combined reward → selection or advantages → report
+video → frames → turn 1 → window → clip → turn 2 → judgement → score → combined reward
+    → selection, advantages or repair → report
 
 Importing this package loads numpy only; the names below load what they need when they are first used.
 """

@@ -41,12 +41,14 @@ def shipped(name: str) -> Path:
             raise ValueError(f"shipped weights {name!r}: {relative} is missing; {_REBUILD}")
         if file.stat().st_size != expected["bytes"]:
             raise ValueError(
-                f"shipped weights {name!r}: {relative} is truncated: expected {expected['bytes']} bytes, found {file.stat().st_size}; {_REBUILD}"
+                f"shipped weights {name!r}: {relative} is truncated: expected {expected['bytes']} bytes, "
+                f"found {file.stat().st_size}; {_REBUILD}"
             )
         found = hashlib.sha256(file.read_bytes()).hexdigest()
         if found != expected["sha256"]:
             raise ValueError(
-                f"shipped weights {name!r}: {relative} was changed: expected sha256 {str(expected['sha256'])[:12]}, found {found[:12]}; {_REBUILD}"
+                f"shipped weights {name!r}: {relative} was changed: expected sha256 "
+                f"{str(expected['sha256'])[:12]}, found {found[:12]}; {_REBUILD}"
             )
     notice = folder / "NOTICE.txt"
     if notice.is_file():

@@ -74,8 +74,8 @@ def claim_folder(
         if changed:
             key = changed[0]
             raise ValueError(
-                f"{out}: holds a run of another recipe ({', '.join(changed)} differ; {key} was {before.get(key)!r}, now "
-                f"{now.get(key)!r}); choose another out=, or go on with the same recipe"
+                f"{out}: holds a run of another recipe ({', '.join(changed)} differ; {key} was "
+                f"{before.get(key)!r}, now {now.get(key)!r}); choose another out=, or go on with the same recipe"
             )
         facts = claim["facts"]
     if write:

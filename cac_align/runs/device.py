@@ -23,6 +23,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found.type == "cuda" and (found.index or 0) >= count:
         raise ValueError(
-            f"device={name}: torch {torch.__version__} sees {count} GPUs; leave device out to use what there is, or repair the driver"
+            f"device={name}: torch {torch.__version__} sees {count} GPUs; "
+            "leave device out to use what there is, or repair the driver"
         )
     return found

@@ -116,7 +116,8 @@ def open_tracker(kind: str, out: Path, step: int, config: Mapping[str, Any] | No
         )
     except ImportError as error:
         raise ValueError(
-            f"track={kind} needs the package {kind}: in its checkout: pip install -c constraints.txt -e '.[{kind}]' ({error})"
+            f"track={kind} needs the package {kind}; in a checkout: "
+            f"pip install -c constraints.txt -e '.[{kind}]' ({error})"
         ) from error
 
 

@@ -82,8 +82,8 @@ def stop_reason(rows: Sequence[Mapping[str, Any]], limits: EarlyStopping) -> str
     if max(normal, 1 - normal) > limits.max_same_verdict:
         verdict = "normal" if normal > 0.5 else "abnormal"
         return (
-            f"collapse: {max(normal, 1 - normal):.1%} of all rollouts say {verdict} {over}, with answers of {length:.0f} tokens "
-            f"({first_length:.0f} at first); raise grpo.beta, lower run.lr, or start from a better stage 2"
+            f"collapse: {max(normal, 1 - normal):.1%} of all rollouts say {verdict} {over}, with answers of "
+            f"{length:.0f} tokens ({first_length:.0f} at first); raise grpo.beta, lower run.lr, or start from a better stage 2"
         )
     if limits.min_length_ratio and length < limits.min_length_ratio * first_length:
         return (
@@ -92,7 +92,7 @@ def stop_reason(rows: Sequence[Mapping[str, Any]], limits: EarlyStopping) -> str
         )
     if (share := mean("zero_std_groups", last)) > limits.max_zero_std_groups:
         return (
-            f"{share:.1%} of groups have rewards without a spread {over} (limit {limits.max_zero_std_groups:.0%}); raise "
-            "rollout.temperature or rollout.group_size, or choose harder videos"
+            f"{share:.1%} of groups have rewards without a spread {over} (limit {limits.max_zero_std_groups:.0%}); "
+            "raise rollout.temperature or rollout.group_size, or choose harder videos"
         )
     return None

@@ -83,7 +83,8 @@ class GrpoRecipe:
             raise ValueError("expected grpo.num_inner_epochs, rollout_videos and micro_batch to be at least 1")
         if self.run.log_every != 1:
             raise ValueError(
-                f"run.log_every must be 1 in stage 3, whose early stopping reads every step; received {self.run.log_every}"
+                "run.log_every must be 1 in stage 3, whose early stopping reads every step; "
+                f"received {self.run.log_every}"
             )
         if self.grpo.beta < 0 or not 0 < self.grpo.epsilon < 1:
             raise ValueError(
@@ -387,6 +388,6 @@ def _losses(
 
 
 def side_by_side(values: Tensor, owners: Sequence[Sequence[int]]) -> Tensor:
-    """(segments, T) → (rollouts, 2 T): each rollout's turns in one row, zeros (False) where there was no second turn."""
+    """(segments, T) → (rollouts, 2 T): each rollout's turns in one row, zeros (False) without a second turn."""
     blank = torch.zeros_like(values[0])
     return torch.stack([torch.cat([values[rows[0]], values[rows[1]] if len(rows) > 1 else blank]) for rows in owners])

@@ -1,1 +1,1 @@
-
+"""Vision-language models behind one protocol: in this process, behind a server, or scripted."""

@@ -21,7 +21,7 @@ from cac_align.cac.answer_schema import answer_schema
 from cac_align.cac.prompts import retry_conversation, turn_one_conversation, turn_two_conversation, wording_hash
 from cac_align.cac.readout import STATUS_READOUT
 from cac_align.core.answer import CONTRADICTS, read_answer
-from cac_align.core.judgement import Anomaly, Judgement, Turn, Window, hull
+from cac_align.core.judgement import LENGTH_UNVERIFIED, Anomaly, Judgement, Turn, Window, hull
 from cac_align.core.video import Frames, Video, check_pairs
 from cac_align.vlm.dialogue import Dialogue, Question, run_dialogues
 from cac_align.vlm.protocol import Conversation, Reply, Vlm
@@ -167,7 +167,8 @@ def judge_each(
             frames = video.sample(settings.scan_fps)
         except ValueError as error:
             return Judgement(None, error=f"video: {error}")
-        return (yield from make_dialogue(prompt, video, frames, settings))
+        judgement = yield from make_dialogue(prompt, video, frames, settings)
+        return judgement if video.length_verified else replace(judgement, warnings=(LENGTH_UNVERIFIED,))
 
     check_pairs(prompts, videos)
     return run_dialogues(
@@ -258,14 +259,19 @@ def _read(item: TurnState, reply: Reply, *, last: bool) -> tuple[TurnState, bool
     indices, times_s = item.frames.indices, item.frames.times_s
     turn = read_answer(reply.text, number=item.number, frames=indices, times_s=times_s, boxed=item.single)
     if reply.log_p is not None:
-        turn = replace(turn, log_p_normal=reply.log_p["normal"], log_p_abnormal=reply.log_p["abnormal"])
+        turn = replace(
+            turn, log_p_normal=reply.log_p["normal"], log_p_abnormal=reply.log_p["abnormal"], bounded=reply.bounded
+        )
     if reply.truncated:
         turn = replace(turn, faults=(*turn.faults, "truncated: the answer hit the token limit"))
     item = replace(item, turns=(*item.turns, turn))
     reason = unusable_reason(turn, single=item.single)
     if reason is None:
         unread = turn.log_p_normal is None or turn.log_p_abnormal is None
-        return (replace(item, error="the backend gave no probabilities for the verdict") if unread else item), False
+        why = f": {reply.readout_error}" if reply.readout_error else ""
+        return (
+            replace(item, error=f"the backend gave no probabilities for the verdict{why}") if unread else item
+        ), False
     return (replace(item, error=reason), False) if last else (item, True)
 
 

@@ -74,7 +74,8 @@ def _read(reply: Reply, frames: Frames, settings: VerdictOnly) -> Judgement:
     if reply.error is not None:
         return Judgement(None, error=f"verdict: {reply.error}")
     if reply.log_p is None:
-        return Judgement(None, error="verdict: the backend gave no probabilities for it")
+        why = f": {reply.readout_error}" if reply.readout_error else ""
+        return Judgement(None, error=f"verdict: the backend gave no probabilities for it{why}")
     normal, abnormal = (reply.log_p[word] for word in STATUS_WORDS)
     if settings.form == "readout":
         text, status = ANSWER_PREFIX, "normal" if normal >= abnormal else "abnormal"
@@ -82,7 +83,7 @@ def _read(reply: Reply, frames: Frames, settings: VerdictOnly) -> Judgement:
         text, status = reply.text, _written_status(reply.text)
         if status is None:
             return Judgement(None, error=f"verdict: not the JSON that was asked for: {reply.text[:120]!r}")
-    turn = Turn(1, text, frames.indices, status, log_p_normal=normal, log_p_abnormal=abnormal)
+    turn = Turn(1, text, frames.indices, status, log_p_normal=normal, log_p_abnormal=abnormal, bounded=reply.bounded)
     return Judgement(status, (), (turn,), normal, abnormal)
 
 

@@ -62,6 +62,12 @@ class Window:
         """The window with ``margin_s`` seconds more on either side; it starts at 0 at the earliest."""
         return Window(max(0.0, self.start_s - margin_s), self.end_s + margin_s)
 
+    def lasting(self, min_s: float) -> Window:
+        """The window as people read it: at least ``min_s`` seconds long, one frame's, because the
+        last frame is shown until the next one begins.
+        """
+        return Window(self.start_s, max(self.end_s, self.start_s + min_s))
+
     def to_json(self) -> dict[str, float]:
         return {"start_s": self.start_s, "end_s": self.end_s}
 
@@ -193,6 +199,8 @@ class Turn:
     faults: tuple[str, ...] = ()
     log_p_normal: float | None = None
     log_p_abnormal: float | None = None
+    # The words of which only an upper bound of the probability is known.
+    bounded: tuple[str, ...] = ()
 
     @property
     def valid(self) -> bool:
@@ -210,7 +218,7 @@ class Turn:
             "log_p_normal": self.log_p_normal,
             "log_p_abnormal": self.log_p_abnormal,
             "text": self.text,
-        }
+        } | ({"bounded": list(self.bounded)} if self.bounded else {})
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Turn:
@@ -224,7 +232,11 @@ class Turn:
             faults=tuple(row["faults"]),
             log_p_normal=row["log_p_normal"],
             log_p_abnormal=row["log_p_abnormal"],
+            bounded=tuple(row.get("bounded", ())),
         )
+
+
+LENGTH_UNVERIFIED = "length unverified: the container does not say how long the video should be"
 
 
 @dataclass(frozen=True)
@@ -234,7 +246,9 @@ class Judgement:
     ``status`` is the final decision (turn 2 has the last word), ``anomalies`` what it confirmed,
     ``turns`` every answer that was asked for, in order, retries included. ``log_p_normal`` /
     ``log_p_abnormal`` come from the deciding turn. ``error`` says why there is no verdict; then
-    ``status`` is None and ``reward`` is NaN, never a guess.
+    ``status`` is None and ``reward`` is NaN, never a guess. ``warnings`` say what a reader should
+    know about the video itself, such as ``LENGTH_UNVERIFIED``; in JSON they stand only where there
+    are some.
     """
 
     status: Status | None
@@ -243,6 +257,7 @@ class Judgement:
     log_p_normal: float | None = None
     log_p_abnormal: float | None = None
     error: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def p_normal(self) -> float:
@@ -259,6 +274,12 @@ class Judgement:
         something else there.
         """
         return self.p_normal + self.p_abnormal
+
+    @property
+    def bounded(self) -> tuple[str, ...]:
+        """The words of which the deciding turn knows only an upper bound of the probability."""
+        log_p = (self.log_p_normal, self.log_p_abnormal)
+        return next((t.bounded for t in self.turns[::-1] if (t.log_p_normal, t.log_p_abnormal) == log_p), ())
 
     @property
     def log_odds(self) -> float:
@@ -287,6 +308,7 @@ class Judgement:
             "log_p_abnormal": self.log_p_abnormal,
             "error": self.error,
             "turns": [turn.to_json() for turn in self.turns],
+            **({"warnings": list(self.warnings)} if self.warnings else {}),
         }
 
     @classmethod
@@ -298,6 +320,7 @@ class Judgement:
             log_p_normal=row["log_p_normal"],
             log_p_abnormal=row["log_p_abnormal"],
             error=row["error"],
+            warnings=tuple(row.get("warnings", ())),
         )
 
 

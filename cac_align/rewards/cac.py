@@ -48,6 +48,12 @@ _METHODS: Mapping[type, tuple[str, Callable[..., Dialogue[Judgement]]]] = {
 }
 
 
+# Two words' probabilities may add up to more than 1 by this much, and a written verdict may lie on the other side of
+# log-odds 0 by this much: a server that computes in bfloat16 reads them again in another batch.
+_MASS_ROUNDING = 1e-3
+_LOG_ODDS_ROUNDING = 0.02
+
+
 @dataclass(frozen=True)
 class CaC:
     """CaC behind any vision-language model; a ``Reward``."""
@@ -155,6 +161,11 @@ class CaC:
             **two_turn.judge_provenance(self.settings, self.vlm),
         }
 
+    @property
+    def cut(self) -> float:
+        """The value at or below which the verdict is "abnormal" if one copy says so: R_T at the threshold."""
+        return tempered(self.threshold, self.temperature)
+
     def judge(
         self, prompts: Sequence[str], videos: Sequence[Video], *, progress: Callable[[int], None] | None = None
     ) -> list[Judgement]:
@@ -219,10 +230,8 @@ class CaC:
             name = "cac" if len(judgements) == 1 else f"cac ({augmentation})"
             if judgement.error is not None:
                 return Score.missing(f"{name}: {judgement.error}", evidence=judgement, provenance=provenance)
-            if not judgement.mass >= self.min_mass:
-                reason = (
-                    f"{name}: P(normal) + P(abnormal) is only {judgement.mass:.3g}, below the limit {self.min_mass:g}"
-                )
+            if (reason := _unusable_reason(judgement, self.min_mass)) is not None:
+                reason = f"{name}: {reason}"
                 return Score.missing(reason, parts=_probabilities(judgement), evidence=judgement, provenance=provenance)
         judgement, log_odds = consensus_judgement(judgements, self.threshold), mean_log_odds(judgements)
         parts = {**_probabilities(judgement), "log_odds": log_odds}
@@ -233,7 +242,24 @@ class CaC:
 
 
 def _probabilities(judgement: Judgement) -> dict[str, float]:
-    return {"p_normal": judgement.p_normal, "p_abnormal": judgement.p_abnormal, "mass": judgement.mass}
+    """The verdict's probabilities; "p_…_is_bound" is 1 where a server gave only an upper bound."""
+    parts = {"p_normal": judgement.p_normal, "p_abnormal": judgement.p_abnormal, "mass": judgement.mass}
+    return parts | {f"p_{word}_is_bound": 1.0 for word in judgement.bounded}
+
+
+def _unusable_reason(judgement: Judgement, min_mass: float) -> str | None:
+    """Why the verdict's probabilities give no score, or None when they do."""
+    if not judgement.mass >= min_mass:
+        return f"P(normal) + P(abnormal) is only {judgement.mass:.3g}, below the limit {min_mass:g}"
+    if judgement.mass > 1 + _MASS_ROUNDING:
+        return f"P(normal) + P(abnormal) is {judgement.mass:.4g}, which is more than 1"
+    against = judgement.log_odds if judgement.status == "abnormal" else -judgement.log_odds
+    if against > _LOG_ODDS_ROUNDING:
+        return (
+            f"the answer says {judgement.status}, but its probabilities say the opposite (P(normal) = "
+            f"{judgement.p_normal:.3g}, P(abnormal) = {judgement.p_abnormal:.3g})"
+        )
+    return None
 
 
 def _count_videos(copies: int, progress: Callable[[int], None]) -> Callable[[int], None]:

@@ -51,9 +51,9 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, respond: Respond, models: Answer) -> None:
+    def __init__(self, respond: Respond, models: Answer, tokenize: Callable[[str], list[int]] | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.respond, self.models = respond, models
+        self.respond, self.models, self.tokenize = respond, models, tokenize
         self.requests: list[dict[str, Any]] = []
         self.headers_seen: list[dict[str, str]] = []
         self.times_s: list[float] = []
@@ -78,6 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/tokenize" and server.tokenize is not None:
+            return self._send(Answer({"tokens": server.tokenize(body["prompt"])}))
         if self.path != "/v1/chat/completions":
             return self._send(Answer({"detail": "Not Found"}, status=404))
         with server.lock:
@@ -119,8 +121,8 @@ MODELS = Answer({"object": "list", "data": [{"id": "cac", "root": "example/cac-8
 def serve() -> Iterator[Callable[..., Server]]:
     running = []
 
-    def start(respond: Respond, models: Answer = MODELS) -> Server:
-        server = Server(respond, models)
+    def start(respond: Respond, models: Answer = MODELS, tokenize: Callable[[str], list[int]] | None = None) -> Server:
+        server = Server(respond, models, tokenize)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         running.append(server)
         return server

@@ -7,7 +7,7 @@ import pytest
 
 from cac_align.core.video import Frames
 from cac_align.vlm.protocol import Message
-from cac_align.vlm.server.chat import chat, continuation, response_format, source_clock
+from cac_align.vlm.server.chat import chat_fields, continuation, response_format, source_clock
 
 
 def frames(indices: tuple[int, ...], times_s: tuple[float, ...], count: int = 81) -> Frames:
@@ -45,7 +45,7 @@ def test_messages_keep_their_order_and_roles() -> None:
         Message("assistant", "ok"),
         Message("user", "so?"),
     )
-    messages = chat(conversation, as_video=True, quality=95)["messages"]
+    messages = chat_fields(conversation, as_video=True, quality=95)["messages"]
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
     assert [part["type"] for part in messages[1]["content"]] == ["video_url", "text"]
     assert (messages[0]["content"], messages[3]["content"]) == ("be strict", "so?")

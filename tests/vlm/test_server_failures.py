@@ -20,7 +20,7 @@ from cac_align.rewards.cached import cached
 from cac_align.rewards.ledger import Ledger, score_key
 from cac_align.vlm.dialogue import Question, run_dialogues
 from cac_align.vlm.server import server as server_module
-from cac_align.vlm.server.reply import Failed
+from cac_align.vlm.server.reply import RequestFailed
 from cac_align.vlm.server.server import ServerVlm
 from tests.support.chat_server import (
     Answer,
@@ -73,9 +73,9 @@ class Waits:
 def waits_of(vlm: ServerVlm, jitter: float, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long this client waits between its attempts while the server is away."""
     monkeypatch.setattr(server_module.random, "uniform", lambda low, high: jitter)
-    monkeypatch.setattr(vlm, "_attempt", lambda body: server_module._Again("the server is away"))
+    monkeypatch.setattr(vlm, "_attempt", lambda body: server_module._Retry("the server is away"))
     waits = Waits()
-    with pytest.raises(Failed, match="the server is away"):
+    with pytest.raises(RequestFailed, match="the server is away"):
         vlm._post({}, waits)  # type: ignore[arg-type]
     return waits.seconds
 
@@ -163,12 +163,12 @@ def test_a_checkpoint_that_is_not_known_when_its_answers_come_gives_no_score(ser
     server.models, server.respond = AWAY, lambda body, number: verdict()
     (gone,) = judge(["a"], clips(1))
     assert gone == late  # nothing broke: the server is still believed to be what it was
-    judge.vlm._forget()
+    judge.vlm._forget_checkpoint()
     assert not judge(["a"], clips(1))[0].scored
 
 
 @pytest.mark.parametrize("how", ["503", "broken", "quietly"])
-def test_a_checkpoint_that_was_exchanged_gives_no_score_and_then_a_provenance_of_its_own(
+def test_a_changed_checkpoint_gives_no_score_and_then_a_provenance_of_its_own(
     serve: Any, tmp_path: Path, how: str
 ) -> None:
     """Between two calls: by a 503 or a broken connection at the next request, or while nobody asks, the connection merely being new."""
@@ -204,7 +204,7 @@ def test_what_a_server_runs_is_asked_again_after_a_minute(serve: Any, monkeypatc
     assert vlm.provenance["served"] == "one"
     server.models = models("two")
     assert vlm.provenance["served"] == "one"
-    monkeypatch.setattr(server_module, "_BELIEVED_S", 0.0)
+    monkeypatch.setattr(server_module, "_CHECKPOINT_VALID_S", 0.0)
     assert vlm.provenance["served"] == "two"
 
 
@@ -334,7 +334,7 @@ def test_a_server_too_busy_to_name_its_checkpoint_at_once_loses_no_judgement(ser
     server = serve(lambda body, number: verdict(), models("one"))
     judge = judge_of(server)
     assert judge(["a"], clips(1))[0].scored
-    judge.vlm._forget()
+    judge.vlm._forget_checkpoint()
     away, named = AWAY, models("one")
     server.models = away
     threading.Timer(0.5, lambda: setattr(server, "models", named)).start()

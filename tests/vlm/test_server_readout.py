@@ -14,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cac_align.cac.readout import status_offset
-from cac_align.vlm.server.readout import Uncovered, read_words
+from cac_align.vlm.server import readout
+from cac_align.vlm.server.readout import (
+    Step,
+    UnreadableLogprobs,
+    likeliest_steps,
+    read_words,
+    requested_step,
+    step_after,
+    step_at,
+)
 
 WORDS = ("normal", "abnormal")
 
@@ -30,9 +39,18 @@ def step(chosen: str, top: dict[str, float]) -> dict[str, Any]:
     }
 
 
+def read_answer(logprobs: Any, text: str, place: int, words: tuple[str, ...] = WORDS) -> dict[str, float]:
+    """log P of the words from an answer's own tokens, as for a server that cannot be asked again."""
+    steps = likeliest_steps(logprobs)
+    position = step_at(steps, text, place)
+    found = read_words(steps[position], words, along=lambda piece: step_after(steps, position, piece))
+    return dict(found.log_p)
+
+
 def read(*steps: dict[str, Any], place: int = 0, words: tuple[str, ...] = WORDS) -> dict[str, float]:
     text = "".join(item["token"] for item in steps)
-    return {word: math.exp(value) for word, value in read_words({"content": list(steps)}, text, place, words).items()}
+    log_p = read_answer({"content": list(steps)}, text, place, words)
+    return {word: math.exp(value) for word, value in log_p.items()}
 
 
 # ---- the real table -----------------------------------------------------------------------------------------------
@@ -101,7 +119,7 @@ def test_a_confident_verdict_in_qwens_pieces_reads_on_its_own_side(
     steps, text = qwen_answer(status, ranks, 0.98)
     place = status_offset(text)
     assert place is not None and text[place:].startswith(status)
-    log_p = read_words({"content": steps}, text, place, WORDS)
+    log_p = read_answer({"content": steps}, text, place)
     reward = 1 / (1 + math.exp(log_p["abnormal"] - log_p["normal"]))
     assert (reward > 0.9) if above else (reward < 0.1)
     # and this is what a search for the token "normal" would have read on the abnormal verdict
@@ -127,28 +145,44 @@ def exact(model: dict[str, float], word: str) -> float:
     return sum(p * exact(model, word[len(piece) :]) for piece, p in model.items() if word.startswith(piece))
 
 
-def bound(model: dict[str, float], word: str) -> float:
-    """What can be known without following any other spelling: every first piece in full."""
-    return sum(p for piece, p in model.items() if word.startswith(piece))
+def tokens_of(model: dict[str, float]) -> Step:
+    return Step(b"", {piece.encode(): math.log(p) for piece, p in model.items()}, complete=True)
 
 
-@given(models(), st.sampled_from(WORDS))
+@given(models())
 @settings(max_examples=60, deadline=None)
-def test_readings_lie_between_the_truth_and_the_first_pieces(model: dict[str, float], spelling: str) -> None:
-    pieces = []
-    rest = spelling
-    while rest:  # any one way through the word
-        pieces.append(max((piece for piece in PIECES if rest.startswith(piece)), key=len))
-        rest = rest[len(pieces[-1]) :]
-    p = read(*(step(piece, model) for piece in pieces))
+def test_spellings_followed_by_requests_give_the_exact_probabilities(model: dict[str, float]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readout, "MAX_FOLLOWED", 10_000)
+        found = read_words(tokens_of(model), WORDS, ask=lambda piece, rests: tokens_of(model))
     for word in WORDS:
-        assert exact(model, word) <= p[word] * (1 + 1e-9)
-        assert p[word] <= bound(model, word) * (1 + 1e-9)
+        assert math.exp(found.log_p[word]) == pytest.approx(exact(model, word), rel=1e-2)
+    assert found.bounded == ()
 
 
-def test_a_followed_spelling_is_exact() -> None:
+@given(models())
+@settings(max_examples=60, deadline=None)
+def test_what_cannot_be_followed_is_no_reading_or_an_upper_bound(model: dict[str, float]) -> None:
+    likeliest = dict(sorted(model.items(), key=lambda item: -item[1])[:4])
+    chosen = next(iter(likeliest))
+    (first,) = likeliest_steps({"content": [step(chosen, likeliest)]})
+    try:
+        found = read_words(first, WORDS)
+    except UnreadableLogprobs:
+        return
+    for word in found.bounded:
+        assert exact(model, word) <= math.exp(found.log_p[word]) * (1 + 1e-2)
+
+
+def test_more_spellings_than_requests_are_no_reading() -> None:
+    model = {piece: 1 / len(PIECES) for piece in PIECES}
+    with pytest.raises(UnreadableLogprobs, match="more likely spellings than 12 requests"):
+        read_words(tokens_of(model), WORDS, ask=lambda piece, rests: tokens_of(model))
+
+
+def test_a_spelling_is_followed_along_the_answer_itself() -> None:
     assert read(
-        step("ab", {"ab": 0.5, "n": 0.25, "x": 0.25}),
+        step("ab", {"ab": 0.5, "normal": 0.25, "x": 0.25}),
         step("nor", {"nor": 0.5, "normal": 0.25, "x": 0.25}),
         step("mal", {"mal": 0.75, "x": 0.25}),
     ) == pytest.approx({"abnormal": 0.5 * (0.5 * 0.75 + 0.25), "normal": 0.25})
@@ -161,10 +195,29 @@ def test_two_ids_with_one_text_add_up() -> None:
 
 
 def test_probabilities_never_exceed_one() -> None:
-    assert read(step("normal", {"normal": 1.0, "ab": 0.1}), words=("normal",)) == {"normal": 1.0}
-    item = step("normal", {"normal": 1.0, "ab": 0.1})
+    item = step("normal", {"normal": 1.0, "ab": 1e-4})
     item["top_logprobs"][0]["logprob"] = 1e-6  # rounding in the server
     assert read(item)["normal"] == 1.0
+    with pytest.raises(UnreadableLogprobs, match="more than 1"):
+        read(step("normal", {"normal": 1.0, "ab": 0.1}))
+
+
+def test_tokens_asked_for_by_id_must_all_be_there_and_be_probabilities() -> None:
+    def reported(**values: Any) -> Any:
+        entries = [{"token": f"token_id:{index[1:]}", "logprob": value} for index, value in values.items()]
+        return {"content": [{"token": "token_id:9", "logprob": -0.1, "top_logprobs": entries}]}
+
+    tokens = {1: "normal", 2: "ab", 3: "ab"}
+    found = requested_step(reported(_1=-0.5, _2=-2.0, _3=-2.0), tokens)
+    assert found.log_p == pytest.approx({b"normal": -0.5, b"ab": -2.0 + math.log(2)}) and found.complete
+    for wrong in (
+        {"_1": -0.5, "_2": -2.0},
+        {},
+        {"_1": math.nan, "_2": -2.0, "_3": -2.0},
+        {"_1": -9999, "_2": -1, "_3": -1},
+    ):
+        with pytest.raises(UnreadableLogprobs):
+            requested_step(reported(**wrong), tokens)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +237,6 @@ def test_probabilities_never_exceed_one() -> None:
     ],
 )
 def test_what_cannot_be_read_says_so(logprobs: Any, ask_again: bool) -> None:
-    with pytest.raises(Uncovered) as error:
-        read_words(logprobs, "normal", 0, WORDS)
+    with pytest.raises(UnreadableLogprobs) as error:
+        read_answer(logprobs, "normal", 0)
     assert error.value.ask_again is ask_again

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from cac_align.vlm.server.reply import Failed, choice_of, excerpt, reply_of, retry_after_s, server_message
+from cac_align.vlm.server.reply import RequestFailed, excerpt, first_choice, parse_reply, retry_after_s, server_message
 
 
 def completion(message, finish="stop"):
@@ -15,7 +15,7 @@ def completion(message, finish="stop"):
 
 def test_a_reply_has_text_counts_and_whether_it_was_cut():
     whole = completion({"content": "fine"}, "length")
-    reply = reply_of(whole, choice_of(whole))
+    reply = parse_reply(whole, first_choice(whole))
     assert (reply.text, reply.truncated, reply.num_prompt_tokens, reply.num_tokens) == ("fine", True, 7, 3)
 
 
@@ -23,14 +23,14 @@ def test_a_reply_has_text_counts_and_whether_it_was_cut():
     ("sent", "why"),
     [
         ({"choices": []}, "holds no choices"),
-        (completion({"content": "x"}, "content_filter"), "broke the answer off: finish_reason 'content_filter'"),
+        (completion({"content": "x"}, "content_filter"), "stopped the answer: finish_reason 'content_filter'"),
         (completion({"content": "", "reasoning_content": "hm"}), "only reasoning; turn the server's thinking off"),
         (completion({"content": None}), "no text, finish_reason 'stop'"),
     ],
 )
 def test_what_is_no_reply_says_why(sent, why):
-    with pytest.raises(Failed, match=why):
-        reply_of(sent, choice_of(sent))
+    with pytest.raises(RequestFailed, match=why):
+        parse_reply(sent, first_choice(sent))
 
 
 def test_messages_and_waits_are_read_from_what_servers_really_send():

@@ -18,6 +18,8 @@ from tests.support.chat_server import (
     Server,
     after_status,
     completion,
+    parts_of,
+    some_frames,
     user,
     vlm_for,
 )
@@ -66,10 +68,40 @@ def test_abnormal_is_read_over_both_of_its_pieces(serve: Any) -> None:
     assert (server.requests[0]["logprobs"], server.requests[0]["top_logprobs"]) == (True, 20)
 
 
-def test_normal_is_read_at_its_only_piece(serve: Any) -> None:
-    p, _ = read(serve, answer_with(token("normal", None, {"normal": 0.7, "ab": 0.2, " normal": 0.06, "n": 0.04})))
-    # "n" begins the word too, and counts in full; a leading space is another text
-    assert p == pytest.approx({"normal": 0.74, "abnormal": 0.2})
+def test_a_short_piece_is_followed_and_never_counted_as_its_word(serve: Any) -> None:
+    # Of "no" and "n" the model makes "none" and "null": counted as "normal" they gave R = .419.
+    first = answer_with(token("normal", None, {"ab": 0.5, "no": 0.3, "normal": 0.05, "n": 0.01}))
+    p, server = read(serve, first, one_token("ne", {"ne": 0.999, "rm": 1e-6}))
+    assert p == pytest.approx({"normal": 0.05, "abnormal": 0.5}, rel=1e-3)
+    assert p["normal"] / (p["normal"] + p["abnormal"]) == pytest.approx(0.0909, abs=1e-3)
+    after = [request["messages"][-1]["content"] for request in server.requests[1:]]
+    assert after and all(text.endswith(('"status": "no', '"status": "n', '"status": "norm')) for text in after)
+
+
+def test_a_short_piece_that_cannot_be_followed_gives_no_reading(serve: Any) -> None:
+    first = answer_with(token("normal", None, {"ab": 0.5, "no": 0.3, "normal": 0.05, "n": 0.01}))
+    p, server = read(serve, first, dialect="openai")
+    assert p is None and len(server.requests) == 1
+
+
+@pytest.mark.parametrize("unusable", [None, math.nan, math.inf, -math.inf, -9999.0, 0.5, 10**400, "x"])
+@pytest.mark.parametrize("word", ["normal", "ab"])
+def test_an_unusable_log_probability_of_a_word_is_no_reading(serve: Any, word: str, unusable: Any) -> None:
+    item = token("normal", None, {"normal": 0.9, "ab": 0.1})
+    next(entry for entry in item["top_logprobs"] if entry["token"] == word)["logprob"] = unusable
+    item["logprob"] = unusable if word == "normal" else item["logprob"]
+    assert read(serve, answer_with(item))[0] is None
+
+
+def test_probabilities_that_add_up_to_two_are_no_reading(serve: Any) -> None:
+    assert read(serve, answer_with(token("normal", None, {"normal": 1.0, "ab": 1.0})))[0] is None
+
+
+def test_bounds_are_said_to_be_bounds(serve: Any) -> None:
+    server = serve(lambda body, number: Answer(answer_with(token("normal", None, {"normal": 0.99, "x": 0.001}))))
+    (reply,) = vlm_for(server).answer([user()], max_new_tokens=500, readout=STATUS_READOUT)
+    assert reply.bounded == ("abnormal",)
+    assert vlm_for(server).provenance["readout"].startswith("top 20, upper bounds")
 
 
 def test_a_merged_closing_quote_counts_and_a_longer_word_does_not(serve: Any) -> None:
@@ -205,20 +237,69 @@ def test_an_answer_without_the_place_has_no_probabilities(serve: Any) -> None:
     assert p is None and len(server.requests) == 1
 
 
-def test_asked_for_tokens_replace_the_likeliest(serve: Any) -> None:
-    item = token("normal", None, {"normal": 0.9})
-    item["top_logprobs"] = [
-        {"token": "token_id:8252", "logprob": math.log(0.9), "bytes": None},
-        {"token": "token_id:370", "logprob": math.log(1e-7), "bytes": None},
-    ]
-    p, server = read(serve, answer_with(item), word_token_ids={8252: "normal", 370: "ab"})
-    assert p == pytest.approx({"normal": 0.9, "abnormal": 1e-7})
-    assert server.requests[0]["logprob_token_ids"] == [370, 8252] and "top_logprobs" not in server.requests[0]
+# ---- by token id ---------------------------------------------------------------------------------------------------
+
+TABLE = {"o": 4, "n": 1, "no": 2, "normal": 8252, "a": 3, "ab": 370}
 
 
-def test_a_missing_asked_for_token_has_no_bound(serve: Any) -> None:
-    body = answer_with(token("normal", None, {"normal": 0.9}))
-    assert read(serve, body, word_token_ids={8252: "normal", 370: "ab"})[0] is None
+def by_id(serve: Any, p: dict[str, dict[str, float]], *, keeps_media: bool = True) -> Server:
+    """A vLLM that holds ``TABLE`` and gives P(token) after the assistant's last characters; P("abnormal" forms) by id."""
+
+    def respond(body: dict[str, Any], number: int) -> Answer:
+        if "logprob_token_ids" not in body:
+            return Answer(answer_with(token("normal", 1.0)))
+        parts = [
+            part for message in body["messages"] if isinstance(message["content"], list) for part in message["content"]
+        ]
+        sent = [message["content"] for request in server.requests for message in request["messages"]]
+        known = any(part.get("video_url") for content in sent if isinstance(content, list) for part in content)
+        if any("uuid" in part and not part.get("video_url") for part in parts) and not (keeps_media and known):
+            return Answer(
+                {"error": {"message": "Cache miss for video at index 0 but data is not provided."}}, status=400
+            )
+        written = body["messages"][-1]["content"].split('"status": "')[-1]
+        ids = {index: text for text, index in TABLE.items()}
+        entries = [
+            {"token": f"token_id:{index}", "logprob": math.log(p[written].get(ids[index], 1e-30)), "bytes": None}
+            for index in body["logprob_token_ids"]
+        ]
+        return Answer(completion("x", {"content": [{**entries[0], "top_logprobs": entries}]}, "length"))
+
+    server = serve(respond, tokenize=lambda text: [TABLE[text]] if text in TABLE else [0] * len(text))
+    return server
+
+
+def test_words_are_asked_for_by_id_and_followed_over_all_their_pieces(serve: Any) -> None:
+    server = by_id(serve, {"": {"normal": 0.9, "ab": 1e-7, "n": 1e-3, "a": 1e-12}, "ab": {"normal": 0.25}, "n": {}})
+    vlm = vlm_for(server)
+    (reply,) = vlm.answer([user()], max_new_tokens=500, readout=STATUS_READOUT)
+    assert {word: math.exp(v) for word, v in reply.log_p.items()} == pytest.approx({"normal": 0.9, "abnormal": 0.25e-7})
+    assert reply.bounded == () and vlm.provenance["readout"].startswith("by token id")
+    first, at_place, *after = server.requests
+    assert "logprobs" not in first  # nothing is asked for along the whole answer
+    assert at_place["logprob_token_ids"] == [1, 2, 3, 370, 8252] and at_place["max_tokens"] == 1
+    assert [request["messages"][-1]["content"][-2:] for request in after] == ['"n', "ab"]
+
+
+@pytest.mark.parametrize("keeps_media", [True, False])
+def test_frames_are_sent_once_to_a_server_that_keeps_them(serve: Any, keeps_media: bool) -> None:
+    server = by_id(serve, {"": {"normal": 0.9, "ab": 0.1}, "ab": {"normal": 1.0}}, keeps_media=keeps_media)
+    frames = some_frames(16, 16, 4)
+    (reply,) = vlm_for(server).answer([user("look", frames)], max_new_tokens=500, readout=STATUS_READOUT)
+    assert reply.log_p is not None and math.exp(reply.log_p["normal"]) == pytest.approx(0.9)
+    sent = [bool(parts_of(request)[0]["video_url"]) for request in server.requests]
+    assert sent == ([True, False, False] if keeps_media else [True, False, True, False, True])
+    assert len({parts_of(request)[0]["uuid"] for request in server.requests}) == 1
+
+
+def test_a_missing_token_has_no_bound(serve: Any) -> None:
+    def respond(body: dict[str, Any], number: int) -> Answer:
+        item = token("normal", None, {"normal": 0.9})
+        return Answer(answer_with(item) if "logprob_token_ids" not in body else completion("x", {"content": [item]}))
+
+    server = serve(respond, tokenize=lambda text: [TABLE[text]] if text in TABLE else [0] * len(text))
+    (reply,) = vlm_for(server).answer([user()], max_new_tokens=500, readout=STATUS_READOUT)
+    assert reply.log_p is None and "needs vLLM 0.32 or newer" in reply.readout_error
 
 
 def test_words_that_begin_alike_are_not_guessed_apart(serve: Any) -> None:

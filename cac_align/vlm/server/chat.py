@@ -1,29 +1,36 @@
-"""Conversations as the OpenAI chat protocol writes them: messages with image or video parts, and what vLLM needs beside them.
+"""Conversations in the OpenAI chat protocol: messages with image or video parts, and what vLLM
+needs beside them.
 
-Conversation → messages (+ media_io_kwargs, mm_processor_kwargs for a video part) → the body of POST /v1/chat/completions
+Conversation → messages (+ media_io_kwargs, mm_processor_kwargs for a video part)
+    → body of POST /v1/chat/completions
 
-Frames are sampled and stamped here, never by the server: single images behind their time ("<0.5 seconds>", Qwen3-VL's own notation),
-or one video part whose frame indices and clock travel along. vLLM takes one set of indices per request, so a conversation with
-several videos goes out as images. Qwen3-VL reads both alike up to its pairing of frames: a video is a run of one-patch images.
+Frames are sampled and stamped here and never by the server: as single images, each after its time
+("<0.5 seconds>", Qwen3-VL's own notation), or as one video part with frame indices and rate. vLLM
+takes one set of indices per request, so a conversation with several videos is sent as images.
+Qwen3-VL reads both alike except that frames of a video are paired.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cac_align.core.video import Frames
 from cac_align.vlm.protocol import Conversation, refuse_control_tokens
 
 
-def chat(conversation: Conversation, *, as_video: bool, quality: int) -> dict[str, Any]:
-    """The fields of the request that carry the conversation. ``quality``: of the JPEGs made here, 1 to 100.
+def chat_fields(conversation: Conversation, *, as_video: bool, quality: int, keyed: bool = False) -> dict[str, Any]:
+    """The request's fields for a conversation. quality: of the JPEGs that are made here, 1 to 100.
 
-    Raises ``ValueError`` when a frame turns out broken as it is decoded, or a text holds one of Qwen's control tokens: a server would
-    read it as the chat's own structure.
+    keyed: give every image and video part a "uuid", under which vLLM keeps it for later requests (``without_media``).
+
+    Raises ``ValueError`` when a frame cannot be decoded or a text contains one of Qwen's control
+    tokens, which a server would read as structure of the chat.
     """
     for message in conversation:
         refuse_control_tokens(message)
@@ -41,24 +48,47 @@ def chat(conversation: Conversation, *, as_video: bool, quality: int) -> dict[st
                 parts = _stamped_parts(message.frames, quality)
             content = [*parts, {"type": "text", "text": message.text}]
         messages.append({"role": message.role, "content": content})
-    if not as_video:
-        return {"messages": messages}
-    return {
-        "messages": messages,
-        "media_io_kwargs": {"video": source_clock(clips[0])},
-        "mm_processor_kwargs": {"do_sample_frames": False},
-    }
+    fields: dict[str, Any] = {"messages": messages}
+    if as_video:
+        fields["media_io_kwargs"] = {"video": source_clock(clips[0])}
+        fields["mm_processor_kwargs"] = {"do_sample_frames": False}
+    if keyed:
+        _add_keys(fields)
+    return fields
+
+
+def without_media(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the keys of their images and videos alone: for a server that has just been sent them."""
+    stripped = []
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, list):
+            content = [{**part, part["type"]: None} if "uuid" in part else part for part in content]
+        stripped.append({**message, "content": content})
+    return stripped
+
+
+def _add_keys(fields: dict[str, Any]) -> None:
+    """Key every media part by the hash of all that decides what the model sees of it: bytes, clock and processing."""
+    settings = json.dumps([fields.get("media_io_kwargs"), fields.get("mm_processor_kwargs")], sort_keys=True)
+    for message in fields["messages"]:
+        for part in message["content"] if isinstance(message["content"], list) else ():
+            if part["type"] in ("image_url", "video_url"):
+                content = part["type"] + settings + part[part["type"]]["url"]
+                part["uuid"] = hashlib.sha256(content.encode()).hexdigest()
 
 
 def continuation(dialect: str) -> dict[str, Any]:
-    """What makes a server go on with the last message, an assistant's, in place of beginning a new one."""
+    """The request's fields that make a server continue the last message, an assistant's."""
     if dialect == "sglang":
         return {"continue_final_message": True}
     return {"continue_final_message": True, "add_generation_prompt": False}
 
 
 def response_format(schema: Mapping[str, Any], dialect: str) -> dict[str, Any]:
-    """Structured output. OpenAI's own strict mode refuses most of JSON schema: there it is a hint, and the reader checks as always."""
+    """The request's field for structured output. It is a hint for "openai", whose strict mode
+    refuses most schemas.
+    """
     return {
         "type": "json_schema",
         "json_schema": {"name": "answer", "strict": dialect != "openai", "schema": dict(schema)},
@@ -66,8 +96,10 @@ def response_format(schema: Mapping[str, Any], dialect: str) -> dict[str, Any]:
 
 
 def _jpegs(frames: Frames, quality: int) -> list[str]:
-    """Every frame as base64 JPEG: as it arrived where it is one already. Raises ``ValueError`` for frames that cannot be decoded."""
-    if frames.encoded is not None:  # encoding a second time would cost milliseconds per frame, and detail
+    """Every frame as base64 JPEG, unchanged if it is one. Raises ``ValueError`` for frames that
+    cannot be decoded.
+    """
+    if frames.encoded is not None:  # a second encoding would cost time and detail
         return [base64.b64encode(jpeg).decode("ascii") for jpeg in frames.encoded]
     from PIL import Image
 
@@ -98,9 +130,11 @@ def _video_part(frames: Frames, quality: int) -> dict[str, Any]:
 
 
 def source_clock(frames: Frames) -> dict[str, Any]:
-    """What tells vLLM when each frame was: index / fps. num_frames -1, because it otherwise keeps the first 32 only.
+    """What tells vLLM the time of each frame, index / fps. num_frames is -1, because it else keeps
+    32 frames.
 
-    Where the source has a constant rate these are its own indices; with variable frame rate, milliseconds at 1000 per second.
+    At a constant rate the indices are the source's own; at a variable one, milliseconds at 1000
+    fps.
     """
     indices, times_s = list(frames.indices), frames.times_s
     fps = _constant_fps(frames)
@@ -114,7 +148,7 @@ def source_clock(frames: Frames) -> dict[str, Any]:
 
 
 def _constant_fps(frames: Frames) -> float | None:
-    """Source frames per second, if every frame shown stands at index / fps (to a millisecond)."""
+    """Frames per second of the source if each frame is at index / fps, to a millisecond; else None."""
     last, last_s = frames.indices[-1], frames.times_s[-1]
     if last == 0:
         return frames.fps

@@ -1,172 +1,318 @@
-"""The probability of whole words at one place of an answer, from the log-probabilities that a server sends along.
+"""The probability of whole words at one place of an answer, from the log-probabilities that a server reports.
 
-top-20 per token → token at the place (by bytes) → log P(word) = log Σ over first pieces, followed along the answer itself
+reported tokens at the place → complete words and short pieces → pieces followed token by token → log P(word)
 
-A word may be spelled in several pieces (Qwen: ``abnormal`` = ``ab`` + ``normal``), so nothing here searches for a token: the place is
-a byte offset, and an entry counts for a word when its text begins the word. Where the answer goes on with that piece, the rest of
-the word is read at the next token, so the product is exact. Where the answer went another way, nothing is known about the rest
-and the first piece counts in full: an upper bound, tight for words as distinctive as these.
-A word with no piece among the likeliest k is not impossible, only rarer than the k-th: it gets that probability, an upper bound too.
-No reading at all is better than a turned one: where no word is among them (two equal bounds would pose as 0.5), where the bound
-lies above what was found, or where one piece begins several of the words, ``Uncovered`` is raised.
+A word may be spelled in several tokens (Qwen: ``abnormal`` = ``ab`` + ``normal``), so nothing here searches for a token: a
+reported token counts for a word when it completes it. A token that only begins the word ("n", "no", "ab") is followed: its
+probability is multiplied by that of the rest after it, which is read at the next token of the answer or by another request.
+
+Where a server reports only its likeliest tokens, two upper bounds remain, and they are said to be bounds: a word none of
+whose tokens is reported gets the probability of the least likely reported one, and a word's longest reported piece counts in
+full when following it would cost a request. A shorter piece never counts as its word.
+
+A wrong probability would be worse than none. ``UnreadableLogprobs`` is raised when no word is reported (two equal bounds would
+look like 0.5), when a bound exceeds what was found, when a piece can be neither followed nor neglected, when a reported
+value that matters is no log-probability (NaN, null, infinite, -9999, above 0), and when the reported tokens' probabilities
+add up to more than 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
+# vLLM reports -9999 for a token that was masked out.
 _IMPOSSIBLE = -1000.0
-"""vLLM writes -9999 for a token that was masked out: not a probability."""
-
+# Above 0 by less than this is rounding.
+_ROUNDING = 1e-5
+# By how much the reported tokens' probabilities may add up to more than 1.
+_EXCESS = 1e-3
+# A piece that could add less than this share to its word is neglected.
 _NEGLIGIBLE = math.log(1e-4)
+# Requests for one place of one answer.
+MAX_FOLLOWED = 12
 
 
-class Uncovered(Exception):
-    """These log-probabilities do not give the words' probabilities. ``ask_again``: a request that ends at the place might."""
+class UnreadableLogprobs(Exception):
+    """The words' probabilities cannot be read. ``ask_again``: a request whose prompt ends at the place might help."""
 
-    def __init__(self, why: str, *, ask_again: bool) -> None:
-        super().__init__(why)
+    def __init__(self, reason: str, *, ask_again: bool = False) -> None:
+        super().__init__(reason)
         self.ask_again = ask_again
 
 
 @dataclass(frozen=True)
-class _Step:
-    """One token of the answer: its bytes, and log P of the alternatives at its place by their bytes (the token itself included)."""
+class Step:
+    """What a server reported about one token of an answer."""
 
+    # Bytes of the token that was written.
     chosen: bytes
+    # log P of the reported tokens at its position, by their bytes; the chosen one included.
     log_p: Mapping[bytes, float]
-    floor: float | None
+    # Upper bound of log P of any other token; None where exactly these tokens were asked for, or none is known.
+    bound: float | None = None
+    # Reported tokens without a usable log-probability.
+    unusable: frozenset[bytes] = frozenset()
+    # Whether ``log_p`` holds every token that begins one of the words.
+    complete: bool = False
+
+
+@dataclass(frozen=True)
+class WordProbabilities:
+    """Natural log of P(word) per word, at most 0, and the words for which this is only an upper bound."""
+
+    log_p: Mapping[str, float]
+    bounded: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Text that begins one or more of the words: log P of it, and what is missing of each word."""
+
+    text: bytes
+    log_p: float
+    rests: Mapping[str, bytes]
+    # Whether it is the longest reported piece of its word, of two bytes or more, and no token completes the word.
+    is_longest: bool
 
 
 def read_words(
-    logprobs: Any, text: str, place: int, words: Sequence[str], pieces: Mapping[int, str] | None = None
-) -> dict[str, float]:
-    """log P(word) for every word at character ``place`` of ``text``, in nats, at most 0.
+    first: Step,
+    words: Sequence[str],
+    *,
+    along: Callable[[bytes], Step | None] = lambda piece: None,
+    ask: Callable[[bytes, Sequence[str]], Step] | None = None,
+) -> WordProbabilities:
+    """log P(word) for every word at the place where ``first`` is the token.
 
-    logprobs: the choice's field of that name, None where the server sent none. pieces: text by token id, when just these tokens
-    were asked for instead of the likeliest; a missing word then has no bound.
-    Raises ``Uncovered`` when they cannot be read from it.
+    along: the answer's own token after these bytes, if the answer goes on with them. ask: the token after these bytes by
+    another request, given the rests of the words; None where a server cannot continue an answer.
+    Raises ``UnreadableLogprobs`` when the probabilities cannot be read.
     """
-    steps = _steps(logprobs, pieces)
-    position = _step_at(steps, text, place)
-    _check_told_apart(steps, position, words)
-    found: dict[str, float] = {}
-    for word in words:
-        log_p = _log_p(steps, position, word.encode())
-        if log_p is not None:
-            found[word] = log_p
-    if not found:
-        likeliest = max(steps[position].log_p.items(), key=lambda item: item[1])[0].decode("utf-8", "replace")
-        raise Uncovered(f"none of {tuple(words)} is likely there; the likeliest is {likeliest!r}", ask_again=False)
-    floor, bounded = steps[position].floor, {}
-    for word in words:
-        if word not in found:
-            if floor is None:
-                raise Uncovered(f"no alternative to {next(iter(found))!r} was reported", ask_again=True)
-            if floor > max(found.values()):
-                raise Uncovered(f"{tuple(words)} are both too unlikely there to be told apart", ask_again=False)
-            bounded[word] = floor
-    return {word: min((found | bounded)[word], 0.0) for word in words}
-
-
-def _steps(logprobs: Any, pieces: Mapping[int, str] | None) -> list[_Step]:
-    content = logprobs.get("content") if isinstance(logprobs, dict) else None
-    if not isinstance(content, list) or not content:
-        raise Uncovered("the server sent no log-probabilities", ask_again=True)
-    steps = []
-    for item in content:
-        if not isinstance(item, dict):
-            raise Uncovered("the server's log-probabilities have an unknown form", ask_again=True)
-        chosen = _bytes(item, pieces)
-        others: dict[bytes, float] = {}
-        for entry in item.get("top_logprobs") or ():
-            if isinstance(entry, dict) and _usable(entry.get("logprob")):
-                spelled = _bytes(entry, pieces)
-                # Two ids may share a text (an ordinary and an added token): their probabilities add up.
-                others[spelled] = (
-                    _log_add(others[spelled], entry["logprob"]) if spelled in others else float(entry["logprob"])
+    found: dict[str, list[float]] = {word: [] for word in words}
+    bounds: dict[str, list[float]] = {word: [] for word in words}
+    in_full: set[str] = set()
+    pieces = _visit(first, b"", 0.0, {word: word.encode() for word in words}, found, bounds)
+    if not pieces and not any(found.values()):
+        likeliest = max(first.log_p.items(), key=lambda item: item[1])[0].decode("utf-8", "replace")
+        raise UnreadableLogprobs(f"none of {tuple(words)} is likely there; the likeliest is {likeliest!r}")
+    num_requests = 0
+    while relevant := [piece for piece in pieces if _matters(piece, found)]:
+        piece = max(relevant, key=lambda item: item.log_p)
+        pieces.remove(piece)
+        step = along(piece.text)
+        if step is None:
+            shown = piece.text.decode("utf-8", "replace")
+            if piece.is_longest and not first.complete:
+                (word,) = piece.rests
+                found[word].append(piece.log_p)
+                in_full.add(word)
+                continue
+            if ask is None:
+                raise UnreadableLogprobs(
+                    f"the token {shown!r} (probability {math.exp(piece.log_p):.2g}) may begin {' or '.join(piece.rests)}, "
+                    "and this server cannot be asked how it goes on"
                 )
-        # The token that was written may stand outside the likeliest (constrained decoding): no bound may rest on it.
-        ranked = [value for spelled, value in others.items() if spelled != chosen]
-        floor = min(ranked) if ranked and pieces is None else None
-        if _usable(item.get("logprob")):
-            others.setdefault(chosen, float(item["logprob"]))
-        steps.append(_Step(chosen, others, floor))
-    return steps
+            if num_requests == MAX_FOLLOWED:
+                raise UnreadableLogprobs(
+                    f"{tuple(words)} have more likely spellings than {MAX_FOLLOWED} requests can follow"
+                )
+            num_requests += 1
+            step = ask(piece.text, [rest.decode("utf-8", "replace") for rest in piece.rests.values()])
+        pieces += _visit(step, piece.text, piece.log_p, piece.rests, found, bounds)
+    return _add_up(words, found, bounds, in_full)
 
 
-def _usable(log_p: object) -> bool:
-    return (
-        isinstance(log_p, (int, float)) and not isinstance(log_p, bool) and math.isfinite(log_p) and log_p > _IMPOSSIBLE
+def _matters(piece: _Piece, found: Mapping[str, Sequence[float]]) -> bool:
+    """Whether the piece could add a share of a word's probability that is not negligible."""
+    return any(not found[word] or piece.log_p > _log_sum(found[word]) + _NEGLIGIBLE for word in piece.rests)
+
+
+def _visit(
+    step: Step,
+    text: bytes,
+    reach: float,
+    rests: Mapping[str, bytes],
+    found: Mapping[str, list[float]],
+    bounds: Mapping[str, list[float]],
+) -> list[_Piece]:
+    """Add to ``found`` and ``bounds`` what this token says about the words; return the pieces that are to be followed."""
+    for token in step.unusable:
+        if any(_begins(token, rest) or _completes(token, rest) for rest in rests.values()):
+            raise UnreadableLogprobs(f"the log-probability of {token.decode('utf-8', 'replace')!r} is not usable")
+    if math.fsum(math.exp(value) for value in step.log_p.values()) > 1 + _EXCESS:
+        raise UnreadableLogprobs("the reported probabilities add up to more than 1")
+    begun: dict[bytes, dict[str, bytes]] = {}
+    completed: set[str] = set()
+    for token, log_p in step.log_p.items():
+        for word, rest in rests.items():
+            if _completes(token, rest):
+                found[word].append(reach + log_p)
+                completed.add(word)
+            elif _begins(token, rest):
+                begun.setdefault(token, {})[word] = rest[len(token) :]
+    longest = {word: max((t for t in begun if word in begun[t]), key=len, default=b"") for word in rests}
+    for word in rests:
+        if word not in completed and not longest[word] and step.bound is not None:
+            bounds[word].append(reach + step.bound)
+    return [
+        _Piece(
+            text + token,
+            reach + step.log_p[token],
+            missing,
+            len(missing) == 1
+            and len(token) > 1
+            and all(longest[word] == token and word not in completed for word in missing),
+        )
+        for token, missing in begun.items()
+    ]
+
+
+def _add_up(
+    words: Sequence[str],
+    found: Mapping[str, Sequence[float]],
+    bounds: Mapping[str, Sequence[float]],
+    in_full: set[str],
+) -> WordProbabilities:
+    total = {word: _log_sum(found[word]) for word in words if found[word]}
+    if not total:
+        raise UnreadableLogprobs(f"none of {tuple(words)} is likely there")
+    bounded = set(in_full)
+    for word in words:
+        if not bounds[word]:
+            if word not in total:
+                raise UnreadableLogprobs(f"no alternative to {next(iter(total))!r} was reported", ask_again=True)
+            continue
+        bound = _log_sum(bounds[word])
+        if word not in total and bound > max(total.values()):
+            raise UnreadableLogprobs(f"{tuple(words)} are both too unlikely there to be compared")
+        if word not in total or bound > total[word] + _NEGLIGIBLE:
+            total[word] = _log_sum([*found[word], bound])
+            bounded.add(word)
+    return WordProbabilities(
+        {word: min(total[word], 0.0) for word in words}, tuple(word for word in words if word in bounded)
     )
 
 
-def _bytes(entry: Mapping[str, Any], pieces: Mapping[int, str] | None) -> bytes:
-    raw, token = entry.get("bytes"), entry.get("token")
-    if isinstance(token, str) and token.startswith("token_id:"):  # vLLM with return_tokens_as_token_ids
-        number = token.removeprefix("token_id:")
-        if number.isdecimal() and int(number) in (pieces or {}):
-            return pieces[int(number)].encode()
-    if isinstance(raw, list) and all(isinstance(value, int) and 0 <= value < 256 for value in raw):
-        return bytes(raw)
-    return token.encode("utf-8", "replace") if isinstance(token, str) else b""
+def _begins(token: bytes, rest: bytes) -> bool:
+    return bool(token) and len(token) < len(rest) and rest.startswith(token)
 
 
-def _step_at(steps: Sequence[_Step], text: str, place: int) -> int:
-    """Which token begins at the place. The answer may be part of what was generated only (reasoning is cut off in front)."""
+def _completes(token: bytes, rest: bytes) -> bool:
+    """Whether the token is the rest of the word, alone or before something that is no letter or digit ("normally")."""
+    if not token.startswith(rest):
+        return False
+    tail = token[len(rest) :]
+    return not tail or not (tail[:1].isalnum() or tail[0] >= 0x80)
+
+
+def _log_sum(values: Sequence[float]) -> float:
+    top = max(values)
+    return top + math.log(math.fsum(math.exp(value - top) for value in values))
+
+
+# ---- the server's field "logprobs" ------------------------------------------------------------------------------------
+
+
+def likeliest_steps(logprobs: Any) -> list[Step]:
+    """A step per token of an answer, from the likeliest tokens at each. Raises ``UnreadableLogprobs`` without any."""
+    steps = []
+    for item in _content(logprobs):
+        chosen = _bytes(item)
+        others: dict[bytes, float] = {}
+        unusable: set[bytes] = set()
+        entries = item.get("top_logprobs")
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, dict):
+                value, spelled = entry.get("logprob"), _bytes(entry)
+                if not _usable(value):
+                    unusable.add(spelled)
+                else:  # two ids may share a text (an ordinary and an added token): their probabilities add up
+                    others[spelled] = _log_sum([*([others[spelled]] if spelled in others else []), float(value)])
+        # The chosen token need not be among the likeliest (constrained decoding), so it gives no bound.
+        ranked = [value for spelled, value in others.items() if spelled != chosen]
+        if _usable(item.get("logprob")):
+            others.setdefault(chosen, float(item["logprob"]))
+        elif item.get("logprob") is not None or others or unusable:
+            unusable.add(chosen)
+        steps.append(Step(chosen, others, min(ranked, default=None), frozenset(unusable)))
+    return steps
+
+
+def requested_step(logprobs: Any, tokens: Mapping[int, str]) -> Step:
+    """The first token's step, from the log-probabilities of exactly these tokens (text by id), as "token_id:N" entries.
+
+    Raises ``UnreadableLogprobs`` when one of them is missing or unusable.
+    """
+    item = _content(logprobs)[0]
+    entries = item.get("top_logprobs")
+    reported = {
+        entry.get("token"): entry.get("logprob")
+        for entry in (entries if isinstance(entries, list) else ())
+        if isinstance(entry, dict) and isinstance(entry.get("token"), str)
+    }
+    log_p: dict[bytes, float] = {}
+    for index, text in tokens.items():
+        if f"token_id:{index}" not in reported:
+            raise UnreadableLogprobs(
+                f"the server did not report the log-probability of token {index} ({text!r}); logprob_token_ids needs vLLM "
+                "0.32 or newer"
+            )
+        value = reported[f"token_id:{index}"]
+        if not _usable(value):
+            raise UnreadableLogprobs(f"the log-probability of {text!r} is {value!r}, which is not usable")
+        spelled = text.encode()
+        log_p[spelled] = _log_sum([*([log_p[spelled]] if spelled in log_p else []), float(value)])
+    return Step(b"", log_p, complete=True)
+
+
+def step_at(steps: Sequence[Step], text: str, place: int) -> int:
+    """Position of the token that begins at the place. Reasoning may have been cut off before the answer."""
     stream = b"".join(step.chosen for step in steps)
     answer = text.encode("utf-8", "replace")
     start = 0 if stream.startswith(answer) else stream.rfind(answer)
     if start < 0:
-        raise Uncovered("the tokens do not spell the answer", ask_again=True)
+        raise UnreadableLogprobs("the tokens do not spell the answer", ask_again=True)
     wanted = start + len(text[:place].encode("utf-8", "replace"))
     offset = 0
     for position, step in enumerate(steps):
-        if offset == wanted and step.chosen and step.log_p:
+        if offset == wanted and step.chosen and (step.log_p or step.unusable):
             return position
         if offset > wanted:
             break
         offset += len(step.chosen)
-    raise Uncovered("no token begins at the place", ask_again=True)
+    raise UnreadableLogprobs("no token begins at the place", ask_again=True)
 
 
-def _check_told_apart(steps: Sequence[_Step], position: int, words: Sequence[str]) -> None:
-    """Refuse a place where a likely piece begins several words and the answer does not show how it goes on."""
-    step = steps[position]
-    for piece, log_p in step.log_p.items():
-        begun = [word for word in words if piece and word.encode().startswith(piece)]
-        followed = piece == step.chosen and position + 1 < len(steps)
-        if len(begun) > 1 and log_p > _NEGLIGIBLE and not followed:
-            raise Uncovered(
-                f"the piece {piece.decode('utf-8', 'replace')!r} begins {' and '.join(begun)}", ask_again=False
-            )
+def step_after(steps: Sequence[Step], position: int, piece: bytes) -> Step | None:
+    """The answer's token after these bytes, where the answer goes on with them from ``position``; else None."""
+    written = b""
+    while position < len(steps) and len(written) < len(piece):
+        written += steps[position].chosen
+        position += 1
+    return steps[position] if written == piece and position < len(steps) and steps[position].log_p else None
 
 
-def _log_p(steps: Sequence[_Step], position: int, rest: bytes) -> float | None:
-    """log P(the answer goes on with ``rest`` from this token on); None when no alternative there begins it."""
-    step = steps[position]
-    total: float | None = None
-    for piece, log_p in step.log_p.items():
-        if not piece:
-            continue
-        if piece.startswith(rest):
-            if piece[len(rest) : len(rest) + 1].isalnum():
-                continue  # "normally" is another word
-        elif rest.startswith(piece):
-            if piece == step.chosen and position + 1 < len(steps) and steps[position + 1].log_p:
-                following = _log_p(steps, position + 1, rest[len(piece) :])
-                if following is None:
-                    following = steps[position + 1].floor
-                log_p += following if following is not None else 0.0
-        else:
-            continue
-        total = log_p if total is None else _log_add(total, log_p)
-    return total
+def _content(logprobs: Any) -> list[Mapping[str, Any]]:
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if not isinstance(content, list) or not content:
+        raise UnreadableLogprobs("the server sent no log-probabilities", ask_again=True)
+    if not all(isinstance(item, dict) for item in content):
+        raise UnreadableLogprobs("the server's log-probabilities have an unknown form", ask_again=True)
+    return content
 
 
-def _log_add(a: float, b: float) -> float:
-    high, low = max(a, b), min(a, b)
-    return high + math.log1p(math.exp(low - high))
+def _usable(log_p: object) -> TypeGuard[float]:
+    """Whether this is a log-probability: a finite number, at most 0 but for rounding, and not the -9999 of a masked token."""
+    if isinstance(log_p, bool) or not isinstance(log_p, (int, float)):
+        return False
+    return _IMPOSSIBLE < log_p <= _ROUNDING  # NaN and infinities compare false
+
+
+def _bytes(entry: Mapping[str, Any]) -> bytes:
+    raw, token = entry.get("bytes"), entry.get("token")
+    if isinstance(raw, list) and all(isinstance(value, int) and 0 <= value < 256 for value in raw):
+        return bytes(raw)
+    return token.encode("utf-8", "replace") if isinstance(token, str) else b""

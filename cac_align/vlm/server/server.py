@@ -1,14 +1,23 @@
-"""A vision-language model behind the OpenAI chat protocol, as vLLM and SGLang speak it: JSON over HTTP, nothing pickled.
+"""A vision-language model behind the OpenAI chat protocol, as vLLM and SGLang speak it: JSON over
+HTTP, no pickle.
 
-conversations → JPEG frames + text → POST /v1/chat/completions (bounded retries, thread pool) → Reply
-readout: locate(text) → token at that place → its top-20 → log P(word);  not covered, or behind a schema → one more
-request, without a schema, that ends at the place: the grammar's mask acts before a server takes its log-probabilities
+conversations → JPEG frames + text → POST /v1/chat/completions (bounded retries, thread pool)
+    → Reply
+readout: locate(text) → the answer up to the place, to be continued by one token
+    → log-probabilities of the tokens that begin the words, by id → log P(word)
 
-The client samples and stamps the frames itself, so that what the judge sees is exact: either single images, each behind its time
-("<0.5 seconds>", Qwen3-VL's own notation), or one video part whose frame indices and rate travel along (vLLM only). Decoding is
-greedy: temperature 0, top_p 1, seed 0. Probabilities of whole words are worked out in ``server_readout``.
+The readout's requests hold no schema, because a server takes its log-probabilities after the
+grammar's mask, and no JPEGs: vLLM keeps what it has been sent under a key. Servers that are not asked
+by id (SGLang, other dialects) report their 20 likeliest tokens; ``vlm.server.readout`` says what
+can be concluded from them.
 
-Protocol facts: vLLM 0.33 (``media_io_kwargs``, ``continue_final_message``, ``logprob_token_ids``), SGLang 0.5.23.
+The client samples and stamps the frames itself, so that the judge sees exactly these: either one video
+part with frame indices and rate (vLLM, started with --trust-request-mm-kwargs), or single images, each
+after its time ("<0.5 seconds>", Qwen3-VL's own notation). Decoding is greedy: temperature 0, top_p 1,
+seed 0.
+
+Protocol facts: vLLM 0.32 and 0.33 (``media_io_kwargs``, ``continue_final_message``, ``logprob_token_ids``),
+SGLang 0.5.23.
 """
 
 from __future__ import annotations
@@ -18,6 +27,7 @@ import logging
 import math
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,43 +41,73 @@ import httpx
 
 from cac_align.vlm.dialogue import Dialogue, Question, run_one_dialogue
 from cac_align.vlm.protocol import UNREACHABLE, Conversation, Readout, Reply
-from cac_align.vlm.server.chat import chat, continuation, response_format
-from cac_align.vlm.server.readout import Uncovered, read_words
-from cac_align.vlm.server.reply import Failed, choice_of, excerpt, reply_of, retry_after_s, root_of, server_message
+from cac_align.vlm.server.chat import chat_fields, continuation, response_format, without_media
+from cac_align.vlm.server.first_tokens import first_tokens, first_tokens_of_table, token_ids
+from cac_align.vlm.server.readout import (
+    Step,
+    UnreadableLogprobs,
+    WordProbabilities,
+    likeliest_steps,
+    read_words,
+    requested_step,
+    step_after,
+    step_at,
+)
+from cac_align.vlm.server.reply import (
+    RequestFailed,
+    excerpt,
+    first_choice,
+    parse_reply,
+    remedy,
+    retry_after_s,
+    served_checkpoint,
+    server_message,
+)
 
 _LOG = logging.getLogger(__name__)
 
 GREEDY = {"temperature": 0, "top_p": 1, "seed": 0}
 
+# The protocol's maximum.
 TOP_LOGPROBS = 20
-"""As many as the protocol allows everywhere."""
 
 _RETRIED = frozenset({429, 500, 502, 503, 504})
+# After one of these another process may answer, with another checkpoint.
 _AWAY = frozenset({502, 503, 504})
-"""Whoever answers after one of these may be another process, with another checkpoint."""
 _LONGEST_WAIT_S = 30.0
-_BELIEVED_S = 60.0
-"""How long the checkpoint that a server named is believed to be still there, while nothing is asked of it."""
-_READERS = 4
+# How long a checkpoint that the server named counts as still loaded while no request is made.
+_CHECKPOINT_VALID_S = 60.0
+# Dialogues beyond ``concurrency``, so that frames are read while other requests are out.
+_EXTRA_DIALOGUES = 4
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+# Attributes that travel to another process; connections and what the server said do not.
+_PICKLED = frozenset(
+    ("url", "model", "concurrency", "timeout_s", "retries", "backoff_s", "frames", "dialect", "image_quality")
+    + ("revision", "tokenizer", "_api_key", "_headers")
+)
 
 
 class ServerVlm:
-    """A Vlm that asks a server. Thread-safe and picklable (connections are opened per process, on first use).
+    """A Vlm that asks a server. Thread-safe and picklable; each process opens its own connections
+    on first use.
 
-    url: "http://host:8000", with or without "/v1". model: the name under which the server serves it. api_key: sent as bearer token.
-    concurrency: requests in flight at most, over all threads. timeout_s: per request and attempt, in seconds.
-    retries: further attempts after 429, 500, 502, 503, 504, a broken connection or a timeout; waits double from ``backoff_s`` to
-        at most 30 s, of which jitter takes up to half, and are at least what Retry-After says. Any other failure is final.
-    frames: "images" (each behind its time stamp) or "video" (one part with frame indices; vLLM only. A request that holds several
-        videos goes out as images all the same, because vLLM takes one set of indices per request).
-    dialect: "vllm", "sglang", or "openai" for servers that can neither continue an answer nor enforce every JSON schema.
+    url: "http://host:8000", with or without "/v1". model: the name under which the server serves
+    it. api_key: sent as bearer token. concurrency: limit of requests in flight over all threads.
+    timeout_s: seconds per request and attempt. retries: further attempts after 429, 500, 502, 503,
+    504, a lost connection or a timeout. Waits double
+        from ``backoff_s`` seconds up to 30 s, are shortened at random by up to a half, and last at
+        least as long as Retry-After says. Any other failure is final.
+    frames: "video" (one part with frame indices, vLLM only, its default; a request with several videos is
+        sent as images, because vLLM takes one set of indices per request) or "images" (each after its time
+        stamp; the default elsewhere).
+    dialect: "vllm", "sglang", or "openai" for servers that cannot continue an answer or enforce every schema.
     image_quality: of the JPEGs, 1 to 100. headers: further HTTP headers.
-    revision: any text that tells these weights from others at the same path, e.g. a date or a commit. It enters the provenance; a
-        server names its checkpoint and cannot say that the files were exchanged.
-    word_token_ids: token id → its text, e.g. {8252: "normal", 370: "ab"}: vLLM then reports exactly these tokens at every place,
-        instead of the 20 likeliest.
-    Raises ``ValueError`` for an argument that is out of range or a combination the server cannot do.
+    revision: any text that distinguishes these weights from others at the same path, e.g. a date. It enters
+        the provenance, because a server cannot say that the files were replaced.
+    tokenizer: folder or hub id of the served model's tokenizer, for a vLLM server whose ``/tokenize`` cannot
+        be reached. It says which tokens' log-probabilities are asked for.
+    Raises ``ValueError`` for an argument that is out of range or a combination that the server
+    cannot do.
     """
 
     def __init__(
@@ -80,24 +120,25 @@ class ServerVlm:
         timeout_s: float = 120.0,
         retries: int = 4,
         backoff_s: float = 0.5,
-        frames: Literal["images", "video"] = "images",
+        frames: Literal["images", "video"] | None = None,
         dialect: Literal["vllm", "sglang", "openai"] = "vllm",
         image_quality: int = 95,
         headers: Mapping[str, str] | None = None,
-        word_token_ids: Mapping[int, str] | None = None,
+        tokenizer: str | None = None,
         revision: str | None = None,
     ) -> None:
         if dialect not in ("vllm", "sglang", "openai"):
             raise ValueError(f"dialect must be 'vllm', 'sglang' or 'openai', received {dialect!r}")
+        frames = frames or ("video" if dialect == "vllm" else "images")
         if frames not in ("images", "video"):
             raise ValueError(f"frames must be 'images' or 'video', received {frames!r}")
         if frames == "video" and dialect != "vllm":
             raise ValueError(
                 f"frames='video' needs vLLM: a {dialect} server would stamp the frames itself; use frames='images'"
             )
-        if word_token_ids is not None and dialect != "vllm":
+        if tokenizer is not None and dialect != "vllm":
             raise ValueError(
-                f"word_token_ids needs vLLM (logprob_token_ids); a {dialect} server has no such field, leave it out"
+                f"tokenizer needs vLLM (logprob_token_ids); a {dialect} server has no such field, leave it out"
             )
         if (
             concurrency < 1
@@ -107,7 +148,8 @@ class ServerVlm:
             or not 1 <= image_quality <= 100
         ):
             raise ValueError(
-                "expected concurrency >= 1, retries >= 0, timeout_s > 0, finite backoff_s >= 0, image_quality in 1 to 100; "
+                "expected concurrency >= 1, retries >= 0, timeout_s > 0, finite backoff_s >= 0, "
+                "image_quality in 1 to 100; "
                 f"received {concurrency}, {retries}, {timeout_s}, {backoff_s} and {image_quality}"
             )
         self.url = _base_url(url)
@@ -120,7 +162,7 @@ class ServerVlm:
         self.dialect = dialect
         self.image_quality = image_quality
         self.revision = revision
-        self.word_token_ids = dict(word_token_ids) if word_token_ids else None
+        self.tokenizer = tokenizer
         self._api_key = api_key
         self._headers = dict(headers or {})
         self._open()
@@ -131,55 +173,60 @@ class ServerVlm:
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(self.concurrency)
         self._root, self._answered = None, False
-        self._asked_s, self._breaks = (
-            -math.inf,
-            0,
-        )  # when it was asked for (monotonic clock), how often it was forgotten
+        self._root_read_s = -math.inf  # on the monotonic clock
+        self._num_resets = 0
         self._warned: set[str] = set()
+        self._quiet_until_s = -math.inf  # on the monotonic clock
+        # Whether tokens can be asked for by id, and which begin which words; None and empty until the server was asked.
+        self._exact: bool | None = None
+        self._first_tokens: dict[tuple[str, ...], dict[int, str]] = {}
+        self._keeps_media = self.dialect == "vllm"
 
     def __getstate__(self) -> dict[str, Any]:
-        private = {"_client", "_client_pid", "_lock", "_slots", "_warned", "_root", "_answered", "_asked_s", "_breaks"}
-        return {name: value for name, value in self.__dict__.items() if name not in private}
+        return {name: value for name, value in self.__dict__.items() if name in _PICKLED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.concurrency = state["concurrency"]
-        self._open()
         self.__dict__.update(state)
+        self._open()
 
     def __repr__(self) -> str:
         return f"ServerVlm({self.url!r}, {self.model!r}, frames={self.frames!r}, dialect={self.dialect!r})"
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        """What identifies the answers, wherever the server runs. ``served`` is the checkpoint that the server says it has loaded,
-        ``revision`` (only where one was given) which of those weights.
+        """What identifies the answers, wherever the server runs.
 
-        It is asked for again after a new connection, a broken one, a 502, 503 or 504, and after a minute: the server may have been
-        started anew, with something else. While it cannot be asked it is "unreachable", which identifies no score.
+        ``served`` is the checkpoint that the server says it has loaded. It is asked for again after
+        a new or lost connection, after a 502, 503 or 504, and after a minute, because the server
+        may have been restarted with another one. While it cannot be asked it is "unreachable",
+        which identifies no score.
         """
         root = self._root
-        if root is None or time.monotonic() - self._asked_s > _BELIEVED_S:
-            breaks = self._breaks
-            root = self._ask_root()
+        if root is None or time.monotonic() - self._root_read_s > _CHECKPOINT_VALID_S:
+            resets = self._num_resets
+            root = self._ask_checkpoint()
             with self._lock:
-                if breaks == self._breaks:  # else the server went away meanwhile
-                    self._root, self._asked_s = root, time.monotonic()
+                if resets == self._num_resets:  # else the server may have been restarted meanwhile
+                    self._root, self._root_read_s = root, time.monotonic()
         revision = {} if self.revision is None else {"revision": self.revision}
         return revision | {
             "backend": "server",
             "model": self.model,
             "served": root or UNREACHABLE,
             "dialect": self.dialect,
-            "frames": self._frames_entry(),
+            "frames": self._describe_frames(),
             "decoding": "temperature 0, top_p 1, seed 0",
-            "readout": self._readout_entry(),
+            "readout": self._describe_readout(),
         }
 
-    def _readout_entry(self) -> str:
-        how = "logprob_token_ids" if self.word_token_ids else f"top {TOP_LOGPROBS}"
-        return how if self.dialect == "openai" else f"{how}, behind a schema by a request without it"
+    def _describe_readout(self) -> str:
+        if self.dialect == "openai":
+            return f"top {TOP_LOGPROBS}, upper bounds"
+        if self._root is not None and self._can_ask_by_id(threading.Event()):
+            return "by token id, every spelling, behind a schema without it"
+        return f"top {TOP_LOGPROBS}, upper bounds, behind a schema by a request without it"
 
-    def _frames_entry(self) -> str:
+    def _describe_frames(self) -> str:
         how = f"jpeg {self.image_quality}"
         if self.frames == "images":
             return f"{how}, one image per frame behind '<t seconds>'"
@@ -195,25 +242,28 @@ class ServerVlm:
         schema: Mapping[str, Any] | None = None,
         readout: Readout | None = None,
     ) -> list[Reply]:
-        """Answer every conversation, ``concurrency`` at a time; see ``Vlm.answer``. A failed request becomes Reply.error.
+        """Answer every conversation, ``concurrency`` at a time; see ``Vlm.answer``. A failed
+        request becomes Reply.error.
 
-        log_p is None (and a warning is logged once per cause) when the server gives no usable log-probabilities. A word whose first
-        piece is not among the likeliest 20 gets the smallest probability that is: an upper bound of its own.
+        log_p is None, with one warning per cause, when the server gives no usable
+        log-probabilities. A word whose first token is not among the 20 likeliest gets the smallest
+        reported probability, an upper bound.
         """
         questions = [Question(conversation, max_new_tokens, schema, readout) for conversation in conversations]
         for number, question in enumerate(questions):
             _check(question, f"conversation {number}")
-        return self._at_once(self._answer_one, questions, self.concurrency)
+        return self._map(self._answer_one, questions, self.concurrency)
 
     def run_dialogues(self, dialogues: Sequence[Dialogue[Any]], done: Callable[[int, Any], None]) -> None:
-        """Carry on many dialogues at once, each on a thread of its own; ``done(number, result)`` as each of them ends.
+        """Run many dialogues at once, each on a thread of its own; ``done(number, result)`` as each
+        ends.
 
-        A dialogue's next request leaves as soon as its last one came back. A few more dialogues than ``concurrency`` are under way,
-        so that frames are read while other requests are out. Raises whatever a dialogue raises.
+        A dialogue's next request is sent as soon as its last one came back. Raises whatever a
+        dialogue raises.
         """
         lock = threading.Lock()
 
-        def carry_on(number: int, *, stop: threading.Event) -> None:
+        def run(number: int, *, stop: threading.Event) -> None:
             def ask(question: Question) -> Reply:
                 _check(question, f"dialogue {number}'s question")
                 return self._answer_one(question, stop=stop)
@@ -222,9 +272,9 @@ class ServerVlm:
             with lock:
                 done(number, result)
 
-        self._at_once(carry_on, range(len(dialogues)), self.concurrency + _READERS)
+        self._map(run, range(len(dialogues)), self.concurrency + _EXTRA_DIALOGUES)
 
-    def _at_once(self, work: Callable[..., Any], items: Sequence[Any], threads: int) -> list[Any]:
+    def _map(self, work: Callable[..., Any], items: Sequence[Any], threads: int) -> list[Any]:
         if not items:
             return []
         stop = threading.Event()
@@ -232,77 +282,169 @@ class ServerVlm:
         try:
             return list(pool.map(partial(work, stop=stop), items))
         except BaseException:
-            stop.set()  # Ctrl-C, or a dialogue that failed: whoever waits for another attempt gives up now
+            stop.set()  # Ctrl-C or a failed dialogue: no thread waits for another attempt
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _answer_one(self, question: Question, *, stop: threading.Event) -> Reply:
-        conversation, readout = question.conversation, question.readout
         try:
-            with self._slots:  # also around the encoding, so that waiting requests do not pile up in memory
-                request = self._request(conversation, question.max_new_tokens, question.schema, readout)
+            with self._slots:  # also while encoding, so that waiting requests do not fill the memory
+                request, tokens = self._request(question, stop)
                 completion = self._post(request, stop)
-                choice = choice_of(completion)
-                reply = reply_of(completion, choice)
-                if readout is None:
+                choice = first_choice(completion)
+                reply = parse_reply(completion, choice)
+                if question.readout is None:
                     return reply
-                return replace(reply, log_p=self._log_p(request, conversation, reply.text, choice, readout, stop))
-        except (Failed, ValueError) as error:  # ValueError: frames that turn out broken as they are decoded
+                try:
+                    found = self._read_words(question, request, tokens, reply.text, choice.get("logprobs"), stop)
+                except (RequestFailed, UnreadableLogprobs) as error:
+                    self._warn(f"no probabilities for {question.readout.words}: {error}")
+                    return replace(reply, readout_error=str(error))
+                return reply if found is None else replace(reply, log_p=found.log_p, bounded=found.bounded)
+        except (RequestFailed, ValueError) as error:  # ValueError: frames that cannot be decoded
             return Reply("", error=str(error))
 
-    def _request(
-        self, conversation: Conversation, max_new_tokens: int, schema: Mapping[str, Any] | None, readout: Readout | None
-    ) -> dict[str, Any]:
+    def _request(self, question: Question, stop: threading.Event) -> tuple[dict[str, Any], dict[int, str] | None]:
+        """The request, and the tokens that it asks for by id.
+
+        Log-probabilities are asked for where the answer will be read: not behind a schema, whose mask acts on
+        them, and not along a whole answer when its place can be asked for alone.
+        """
+        conversation, readout = question.conversation, question.readout
         if conversation[-1].role == "assistant" and self.dialect == "openai":
-            raise Failed("an answer can only be continued by vLLM or SGLang; the dialect is 'openai'")
-        request = {"model": self.model, **GREEDY, "max_tokens": max_new_tokens}
-        request |= chat(conversation, as_video=self.frames == "video", quality=self.image_quality)
+            raise RequestFailed("only vLLM and SGLang can continue an answer; the dialect is 'openai'")
+        request = {"model": self.model, **GREEDY, "max_tokens": question.max_new_tokens}
+        keyed = readout is not None and self._keeps_media
+        as_video = self.frames == "video"
+        request |= chat_fields(conversation, as_video=as_video, quality=self.image_quality, keyed=keyed)
         if conversation[-1].role == "assistant":
             request |= continuation(self.dialect)
-        if schema is not None:
-            request["response_format"] = response_format(schema, self.dialect)
-        if readout is not None:
-            request["logprobs"] = True
-            if self.word_token_ids:
-                request["logprob_token_ids"] = sorted(self.word_token_ids)
-            else:
-                request["top_logprobs"] = TOP_LOGPROBS
-        return request
+        if question.schema is not None:
+            request["response_format"] = response_format(question.schema, self.dialect)
+        if readout is None or (question.schema is not None and self.dialect != "openai"):
+            return request, None
+        if not self._can_ask_by_id(stop):
+            if self.dialect == "vllm":
+                self._warn(
+                    "the server has no /tokenize, so log-probabilities are those of the 20 likeliest tokens and upper "
+                    "bounds; let the gateway pass /tokenize, or name the model's tokenizer in the recipe (tokenizer: PATH)"
+                )
+            return request | {"logprobs": True, "top_logprobs": TOP_LOGPROBS}, None
+        prefix = prefix_of(conversation)
+        if not prefix or readout.locate(prefix) != len(prefix):
+            return request, None
+        tokens = self._tokens_of(readout.words, stop)
+        return request | _by_id(tokens), tokens
 
-    def _log_p(
+    def _read_words(
         self,
+        question: Question,
         request: dict[str, Any],
-        conversation: Conversation,
+        tokens: Mapping[int, str] | None,
         text: str,
-        choice: Mapping[str, Any],
-        readout: Readout,
+        logprobs: Any,
         stop: threading.Event,
-    ) -> Mapping[str, float] | None:
-        begun = conversation[-1].text if conversation[-1].role == "assistant" else ""
-        if (found := readout.locate(begun + text)) is None or found < len(begun):
+    ) -> WordProbabilities | None:
+        """log P(word) at the readout's place; None when the answer has no such place.
+
+        Raises ``UnreadableLogprobs`` or ``RequestFailed``.
+        """
+        readout, prefix = question.readout, prefix_of(question.conversation)
+        assert readout is not None
+        if (found := readout.locate(prefix + text)) is None or found < len(prefix):
             return None
-        place = found - len(begun)
-        try:
-            if "response_format" in request and self.dialect != "openai":
-                raise Uncovered("the schema's mask acted on them", ask_again=True)
-            return read_words(choice.get("logprobs"), text, place, readout.words, self.word_token_ids)
-        except Uncovered as uncovered:
-            if not uncovered.ask_again or self.dialect == "openai":
-                self._warn(f"no probabilities for {readout.words}: {uncovered}")
-                return None
-        # The same question, with the answer up to the place already given: the next token is the word's first.
-        messages = request["messages"][:-1] if conversation[-1].role == "assistant" else request["messages"]
-        again = {name: value for name, value in request.items() if name != "response_format"}
-        again |= {"messages": [*messages, {"role": "assistant", "content": begun + text[:place]}], "max_tokens": 1}
+        place = found - len(prefix)
+        before = prefix + text[:place]
+
+        def ask(piece: bytes, rests: Sequence[str]) -> Step:
+            written = before + piece.decode("utf-8", "replace")
+            return self._ask_next_token(request, written, self._tokens_of(rests, stop) if by_id else None, stop)
+
+        by_id = self._can_ask_by_id(stop)
+        if by_id:
+            if tokens is not None and place == 0:
+                return read_words(requested_step(logprobs, tokens), readout.words, ask=ask)
+            return read_words(ask(b"", readout.words), readout.words, ask=ask)
+        if self.dialect == "openai" or "response_format" not in request:
+            try:
+                steps = likeliest_steps(logprobs)
+                position = step_at(steps, text, place)
+                along = partial(step_after, steps, position)
+                return read_words(
+                    steps[position], readout.words, along=along, ask=None if self.dialect == "openai" else ask
+                )
+            except UnreadableLogprobs as error:
+                if not error.ask_again or self.dialect == "openai":
+                    raise
+        return read_words(ask(b"", readout.words), readout.words, ask=ask)
+
+    def _ask_next_token(
+        self, request: Mapping[str, Any], written: str, tokens: Mapping[int, str] | None, stop: threading.Event
+    ) -> Step:
+        """What the server reports about the token after ``written``, the answer so far: these tokens, or the likeliest."""
+        left_out = ("response_format", "logprobs", "top_logprobs", "logprob_token_ids", "return_tokens_as_token_ids")
+        again = {name: value for name, value in request.items() if name not in left_out}
+        messages = again["messages"]
+        messages = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+        again |= {"messages": [*messages, {"role": "assistant", "content": written}], "max_tokens": 1}
         again |= continuation(self.dialect)
+        again |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if tokens is None else _by_id(tokens)
+        completion = self._post_without_media(again, stop)
+        logprobs = first_choice(completion).get("logprobs")
+        if tokens is not None:
+            return requested_step(logprobs, tokens)
+        return likeliest_steps(logprobs)[0]
+
+    def _post_without_media(self, request: dict[str, Any], stop: threading.Event) -> Any:
+        """Send the request with the keys of its images and videos, and with themselves where the server lacks them."""
+        if self._keeps_media and any("uuid" in part for part in _parts(request)):
+            try:
+                return self._post(request | {"messages": without_media(request["messages"])}, stop)
+            except RequestFailed as error:
+                if error.status != 400:
+                    raise
+                if "cache" not in str(error).lower():  # a server that does not know these keys
+                    self._keeps_media = False
+        return self._post(request, stop)
+
+    def _can_ask_by_id(self, stop: threading.Event) -> bool:
+        """Whether log-probabilities can be asked for by token id: vLLM with ``/tokenize``, or with a local tokenizer."""
+        if self.dialect != "vllm" or self.tokenizer is not None:
+            return self.dialect == "vllm"
+        if self._exact is None:
+            try:
+                token_ids(
+                    self._post({"model": self.model, "prompt": "a", "add_special_tokens": False}, stop, "/tokenize")
+                )
+                self._exact = True
+            except ValueError:
+                self._exact = False
+            except RequestFailed as error:
+                if error.status is None:
+                    raise
+                self._exact = False
+        return self._exact
+
+    def _tokens_of(self, words: Sequence[str], stop: threading.Event) -> dict[int, str]:
+        """Text by id of the tokens that begin one of the words. Raises ``UnreadableLogprobs`` when there is none."""
+        key = tuple(dict.fromkeys(words))
+        if key not in self._first_tokens:
+            if self.tokenizer is not None:
+                found = first_tokens_of_table(key, self.tokenizer)
+            else:
+                found = first_tokens(key, partial(self._tokenize, stop=stop))
+            if not found:
+                raise UnreadableLogprobs(f"the tokenizer has no token that begins one of {key}")
+            self._first_tokens[key] = found
+        return self._first_tokens[key]
+
+    def _tokenize(self, text: str, *, stop: threading.Event) -> list[int]:
+        answer = self._post({"model": self.model, "prompt": text, "add_special_tokens": False}, stop, "/tokenize")
         try:
-            return read_words(
-                choice_of(self._post(again, stop)).get("logprobs"), "", 0, readout.words, self.word_token_ids
-            )
-        except (Failed, Uncovered) as error:
-            self._warn(f"no probabilities for {readout.words}: {error}")
-            return None
+            return token_ids(answer)
+        except ValueError as error:
+            raise RequestFailed(f"/tokenize answered {error}") from error
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:
@@ -311,52 +453,72 @@ class ServerVlm:
 
     # ---- HTTP ---------------------------------------------------------------------------------------------------
 
-    def _post(self, request: Mapping[str, Any], stop: threading.Event) -> Any:
-        """The JSON that came back. Raises ``Failed`` when no attempt succeeded."""
+    def _post(self, request: Mapping[str, Any], stop: threading.Event, *path: str) -> Any:
+        """The JSON that came back. Raises ``RequestFailed`` when no attempt succeeded."""
         body = json.dumps(request, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
         for attempt in range(self.retries + 1):
-            outcome = self._attempt(body)
-            if not isinstance(outcome, _Again):
+            outcome = self._attempt(body, *path)
+            if not isinstance(outcome, _Retry):
                 return outcome
             if attempt == self.retries:
                 tried = f"{attempt + 1} attempts" if attempt else "one attempt"
-                raise Failed(f"{outcome.why} (gave up after {tried})")
+                raise RequestFailed(f"{outcome.reason} (gave up after {tried})")
             wait_s = min(math.ldexp(self.backoff_s, min(attempt, 64)), _LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
-            if stop.wait(max(wait_s, min(outcome.after_s, self.timeout_s))):
-                raise Failed("interrupted")
+            wait_s = max(wait_s, min(outcome.after_s, self.timeout_s))
+            self._announce_wait(outcome.reason, attempt, wait_s)
+            if stop.wait(wait_s):
+                raise RequestFailed("interrupted")
         raise AssertionError("unreachable")
 
-    def _attempt(self, body: bytes) -> Any:
-        url = f"{self.url}/chat/completions"
+    def _announce_wait(self, reason: str, attempt: int, wait_s: float) -> None:
+        """Say on stderr that, and how much longer, this server is waited for; one line at a time for all threads."""
+        now = time.monotonic()
+        with self._lock:
+            if now < self._quiet_until_s:
+                return
+            self._quiet_until_s = now + max(wait_s, 1.0)
+        waits = (min(math.ldexp(self.backoff_s, min(n, 64)), _LONGEST_WAIT_S) for n in range(attempt, self.retries))
+        print(
+            f"{self.url}: {reason}; attempt {attempt + 2} of {self.retries + 1} in {wait_s:.0f} s, "
+            f"giving up in at most {math.fsum(waits):.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _attempt(self, body: bytes, path: str = "") -> Any:
+        url = f"{self.url.removesuffix('/v1')}{path}" if path else f"{self.url}/chat/completions"
         try:
             response = self._http().post(
-                url, content=body, headers={"Content-Type": "application/json"}, extensions={"trace": self._watch}
+                url, content=body, headers={"Content-Type": "application/json"}, extensions={"trace": self._trace}
             )
         except httpx.TimeoutException:
-            self._forget()
-            return _Again(f"no answer from the server within {self.timeout_s:g} s")
+            self._forget_checkpoint()
+            return _Retry(f"no answer from the server within {self.timeout_s:g} s")
         except httpx.RequestError as error:
-            self._forget()
-            return _Again(f"the connection to the server failed: {error or type(error).__name__}")
+            self._forget_checkpoint()
+            return _Retry(f"the connection to the server failed: {error or type(error).__name__}")
         if response.status_code in _AWAY:
-            self._forget()
-        self._asked_s, self._answered = time.monotonic(), True
+            self._forget_checkpoint()
+        self._root_read_s, self._answered = time.monotonic(), True
         if response.status_code in _RETRIED:
-            return _Again(
+            return _Retry(
                 f"the server answered {response.status_code}: {server_message(response)}", retry_after_s(response)
             )
         if response.status_code != 200:
-            raise Failed(f"the server answered {response.status_code}: {server_message(response)}")
+            message = server_message(response)
+            raise RequestFailed(
+                f"the server answered {response.status_code}: {message}{remedy(response.status_code, message, self.model)}",
+                response.status_code,
+            )
         try:
             return response.json()
-        except ValueError as error:
-            raise Failed(f"the server's answer is not JSON: {excerpt(response.text)}") from error
+        except (ValueError, RecursionError) as error:
+            raise RequestFailed(f"the server's answer is not JSON: {excerpt(response.text)}") from error
 
     def _http(self) -> httpx.Client:
         with self._lock:
-            if (
-                self._client is None or self._client_pid != os.getpid()
-            ):  # a fork must not share its parent's connections
+            # A fork must not share its parent's connections.
+            if self._client is None or self._client_pid != os.getpid():
                 headers = dict(self._headers)
                 if self._api_key:
                     headers["Authorization"] = f"Bearer {self._api_key}"
@@ -364,26 +526,30 @@ class ServerVlm:
                     headers=headers,
                     timeout=httpx.Timeout(self.timeout_s, connect=min(self.timeout_s, 10.0), pool=None),
                     limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.concurrency),
-                    trust_env=urlsplit(self.url).hostname not in _LOOPBACK,  # no proxy stands between us and ourselves
+                    trust_env=urlsplit(self.url).hostname not in _LOOPBACK,  # no proxy for this machine
                 )
                 self._client_pid = os.getpid()
             return self._client
 
-    def _watch(self, event: str, _: Mapping[str, Any]) -> None:
-        """A server that was started anew while nobody asked breaks no request: it is told by the connection being a new one."""
+    def _trace(self, event: str, _: Mapping[str, Any]) -> None:
+        """Forget the checkpoint at a new connection: the server may have been restarted between two
+        requests.
+        """
         if event.startswith("connection.connect_") and event.endswith(".started"):
-            self._forget()
+            self._forget_checkpoint()
 
-    def _forget(self) -> None:
+    def _forget_checkpoint(self) -> None:
         with self._lock:
-            self._root = None
-            self._breaks += 1
+            self._root, self._exact = None, None
+            self._first_tokens = {}
+            self._num_resets += 1
 
-    def _ask_root(self) -> str | None:
-        """The checkpoint behind the served name; the name itself where the server does not say; None while it cannot be asked."""
-        for wait_s in (
-            (0.0, 1.0, 3.0) if self._answered else (0.0,)
-        ):  # what a busy server has judged is not given up at once
+    def _ask_checkpoint(self) -> str | None:
+        """The checkpoint behind the served name, or the name itself; None while the server cannot
+        be asked.
+        """
+        waits_s = (0.0, 1.0, 3.0) if self._answered else (0.0,)  # a busy server that has answered before gets more time
+        for wait_s in waits_s:
             time.sleep(wait_s)
             try:
                 response = self._http().get(f"{self.url}/models", timeout=min(self.timeout_s, 10.0))
@@ -393,11 +559,11 @@ class ServerVlm:
                 break
         else:
             return None
-        return root_of(response, self.model)
+        return served_checkpoint(response, self.model)
 
 
 def _check(question: Question, where: str) -> None:
-    """Raise ``ValueError`` for a question that is wrong whatever the server says."""
+    """Raise ``ValueError`` for a question that no server could answer."""
     if question.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, received {question.max_new_tokens}")
     readout = question.readout
@@ -407,11 +573,27 @@ def _check(question: Question, where: str) -> None:
         raise ValueError(f"{where} has no user message; expected at least one")
 
 
-@dataclass(frozen=True)
-class _Again:
-    """An attempt that may succeed later: why it failed, and how long the server asks us to wait."""
+def prefix_of(conversation: Conversation) -> str:
+    """The assistant's message that is to be continued; "" when the last message is not an assistant's."""
+    return conversation[-1].text if conversation[-1].role == "assistant" else ""
 
-    why: str
+
+def _parts(request: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [
+        part for message in request["messages"] if isinstance(message["content"], list) for part in message["content"]
+    ]
+
+
+def _by_id(tokens: Mapping[int, str]) -> dict[str, Any]:
+    """The request's fields for the log-probabilities of exactly these tokens."""
+    return {"logprobs": True, "logprob_token_ids": sorted(tokens), "return_tokens_as_token_ids": True}
+
+
+@dataclass(frozen=True)
+class _Retry:
+    """A failed attempt that may be repeated after ``after_s`` seconds, the server's wish."""
+
+    reason: str
     after_s: float = 0.0
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cac_align.cli.options import add_set_option, add_verb, input_path
+from cac_align.cli.options import add_set_option, add_verb, input_path, stated_domain
 
 
 def add_evaluate(verbs: Any) -> None:
@@ -126,14 +126,15 @@ def run_bench(options: argparse.Namespace) -> int:
         names = judge_names(recipes)
         rewards = {name: load_reward(recipe, options.overrides) for name, recipe in zip(names, recipes, strict=True)}
         ledger = Ledger(options.ledger) if options.ledger else None
-        found = bench(
-            options.records,
-            rewards,
-            ledger=ledger,
-            out=options.out,
-            threshold=options.threshold,
-            progress=_progress("videos"),
-        )
+        with stated_domain(*rewards.values()):
+            found = bench(
+                options.records,
+                rewards,
+                ledger=ledger,
+                out=options.out,
+                threshold=options.threshold,
+                progress=_progress("videos"),
+            )
     print(json.dumps(found.to_json(videos=options.videos), indent=1) if options.json else to_markdown(found), end="\n")
     unscored = sum(report.unscored for report in found.reports)
     if unscored:

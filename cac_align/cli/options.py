@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,21 @@ def add_reward_options(
     """Add ``--reward`` and ``--set``. default: what a missing ``--reward`` means, for the help text."""
     parser.add_argument("--reward", help=f"recipe YAML or module:Name (default: {default})")
     add_set_option(parser)
+
+
+@contextmanager
+def stated_domain(*rewards: Any) -> Iterator[None]:
+    """Say on stderr, before the first video and after the last one, for what these rewards were
+    made, where they state it.
+    """
+    from cac_align.rewards.domain import domain_notice
+
+    notices = list(dict.fromkeys(notice for notice in map(domain_notice, rewards) if notice))
+    for notice in notices:
+        print(f"note: {notice}", file=sys.stderr, flush=True)
+    yield
+    for notice in notices:
+        print(f"note: {notice}", file=sys.stderr, flush=True)
 
 
 def input_path(text: str) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cac_align.cli.options import add_reward_options, add_verb, input_path
+from cac_align.cli.options import add_reward_options, add_verb, input_path, stated_domain
 from cac_align.core.prompts import read_prompts
 
 if TYPE_CHECKING:
@@ -53,22 +53,23 @@ def run_score(options: argparse.Namespace) -> int:
     videos = [str(video) for video in options.videos]
     prompts = video_prompts(videos, options.prompt, options.prompts)
     reward = load_reward(options.reward, options.overrides)
+    judge = reward
     whole_prompts = getattr(reward, "normalise", None) in NEEDS_GROUP
     if options.ledger is not None:
-        reward = cached(reward, Ledger(options.ledger))
+        judge = cached(reward, Ledger(options.ledger))
     found: dict[int, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
-    with tqdm(total=len(videos), unit="video", file=sys.stderr, disable=None) as bar:
+    with stated_domain(reward), tqdm(total=len(videos), unit="video", file=sys.stderr, disable=None) as bar:
         for chunk in chunks(prompts, whole_prompts=whole_prompts):
             paths, texts = [videos[n] for n in chunk], [prompts[n] for n in chunk]
-            found.update(zip(chunk, score_files(reward, paths, texts, options.fps), strict=True))
+            found.update(zip(chunk, score_files(judge, paths, texts, options.fps), strict=True))
             while len(rows) in found:  # in the order of the command line
                 rows.append(found.pop(len(rows)))
                 if options.json:
                     print(json.dumps(rows[-1]), flush=True)
             bar.update(len(chunk))
     if not options.json:
-        print(score_table(rows))
+        print(score_table(rows, scale_texts(reward)))
     missing = [row for row in rows if row["score"] is None]
     if missing:
         print(f"{len(missing)} of {len(rows)} videos have no score", file=sys.stderr)
@@ -96,11 +97,13 @@ def chunks(prompts: Sequence[str], *, whole_prompts: bool) -> Iterator[list[int]
 def score_files(
     reward: Reward, paths: Sequence[str], prompts: Sequence[str], fps: float | None
 ) -> list[dict[str, Any]]:
-    """One row per file, in order: video, prompt, score, parts, judgement, error, provenance.
+    """One row per file, in order: video, prompt, fps, score, parts, judgement, error, provenance,
+    and the domain that the reward states, if it does.
 
     A file that cannot be read gets a row with an error; the others are scored as usual.
     """
     from cac_align.core.video import Video
+    from cac_align.rewards.domain import domain_name
     from cac_align.rewards.reward import Score
 
     scores: dict[int, Score] = {}
@@ -114,7 +117,13 @@ def score_files(
         found = reward([prompts[position] for position in opened], list(opened.values()))
         scores.update(zip(opened, found, strict=True))
     return [
-        {"video": str(path), "prompt": prompt, **scores[position].to_json()}
+        {
+            "video": str(path),
+            "prompt": prompt,
+            "fps": opened[position].fps if position in opened else None,
+            **scores[position].to_json(),
+            "domain": domain_name(scores[position].provenance),
+        }
         for position, (path, prompt) in enumerate(zip(paths, prompts, strict=True))
     ]
 
@@ -170,26 +179,53 @@ def _prompt_by_video(rows: Sequence[Mapping[str, Any]], file: Path) -> dict[str,
     return found
 
 
-def score_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a table for people: one line per video, below it what the judge found."""
-    lines = [f"{'score':>7}  {'normalised parts':<34}  video"]
+def scale_texts(reward: Reward) -> dict[str, str]:
+    """The scale of the score and of each component in words, by column name."""
+    from cac_align.rewards.combine import bounds_of
+
+    texts = {}
+    for name, one in {"score": reward, **getattr(reward, "components", {})}.items():
+        bounds, cut = bounds_of(one), getattr(one, "cut", None)
+        text = "no bounds" if bounds is None else f"{bounds[0]:g} to {bounds[1]:g}"
+        texts[name] = text if cut is None else f"{text}, abnormal up to {cut:.3f}"
+    return texts
+
+
+def score_table(rows: Sequence[dict[str, Any]], scales: Mapping[str, str] | None = None) -> str:
+    """The rows as a table for people: score, components, verdict and video, below it what the judge
+    found.
+
+    scales: ``scale_texts`` of the reward; its names but "score" are the components' columns.
+    """
+    scales = scales or {}
+    columns = [name for name in scales if name != "score"] or _part_names(rows)
+    width = {name: max(7, len(name)) for name in columns}
+    lines = []
+    if scales:
+        lines.append("higher is better; " + "; ".join(f"{name}: {text}" for name, text in scales.items()))
+    titles = "".join(f"  {name:>{width[name]}}" for name in columns)
+    lines.append(f"{'score':>7}{titles}  {'verdict':<8}  video")
     for row in rows:
-        parts = ", ".join(f"{name} {value:.3f}" for name, value in headline_parts(row["parts"]).items())
-        score = "none" if row["score"] is None else f"{row['score']:.4f}"
-        lines.append(f"{score:>7}  {parts:<34}  {row['video']}")
+        values = "".join(f"  {_number(row['parts'].get(name)):>{width[name]}}" for name in columns)
+        verdict = (row["judgement"] or {}).get("status") or "none"
+        lines.append(f"{_number(row['score']):>7}{values}  {verdict:<8}  {row['video']}")
         lines.extend(f"{'':>9}{line}" for line in describe_findings(row))
     return "\n".join(lines)
 
 
-def headline_parts(parts: dict[str, float | None]) -> dict[str, float]:
-    """The normalised component values of a combined score; the first four parts of any other one."""
-    normalised = {name.split("/", 1)[1]: value for name, value in parts.items() if name.startswith("normalised/")}
-    chosen = normalised or {name: value for name, value in parts.items() if "/" not in name}
-    return {name: value for name, value in list(chosen.items())[:4] if value is not None}
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
+def _part_names(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The first four parts of a score that is no combination."""
+    return list(dict.fromkeys(name for row in rows for name in row["parts"] if "/" not in name))[:4]
 
 
 def describe_findings(row: dict[str, Any]) -> list[str]:
     """What the judge found, in words: one line per anomaly, or the reason why there is no score."""
+    from cac_align.core.judgement import Window
+
     if row["error"]:
         return [f"no score: {row['error']}"]
     judgement = row["judgement"]
@@ -198,6 +234,9 @@ def describe_findings(row: dict[str, Any]) -> list[str]:
     lines = []
     for anomaly in judgement["anomalies"]:
         window = anomaly["window"]
-        when = f"{window['start_s']:.2f}-{window['end_s']:.2f} s" if window else "time not given"
+        when = "time not given"
+        if window:
+            shown = Window(**window).lasting(1 / row["fps"] if row.get("fps") else 0.0)
+            when = f"{shown.start_s:.2f}-{shown.end_s:.2f} s"
         lines.append(f"{anomaly['type']}, {when}: {anomaly['reason']}")
     return lines

@@ -4,7 +4,8 @@ why.
 candidates → ``score_candidates`` (one call of the reward: they are a group) → ``choose`` → ``Selection``
 
 A candidate without a score loses to any score. When no candidate has one, the prompt is undecided
-and nothing is chosen. Scores within ``QUANTUM`` are a tie, which the lowest index wins.
+and nothing is chosen. Scores within ``QUANTUM`` are equal, and the lowest index wins; a lead below
+``TIE`` is called a tie.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 
 from cac_align.core.video import Video
 from cac_align.generation.candidates import Candidate
-from cac_align.rewards.normalise import quantise
+from cac_align.rewards.domain import domain_name
+from cac_align.rewards.normalise import TIE, quantise
 from cac_align.rewards.reward import Reward, Score
 
 
@@ -49,6 +51,7 @@ class Selection:
             "errors": [score.error for score in self.scores],
             "seeds": list(self.seeds),
             "reason": self.reason,
+            "domain": next((name for score in self.scores if (name := domain_name(score.provenance))), None),
         }
 
 
@@ -84,12 +87,13 @@ def choose(prompt: str, candidates: Sequence[Candidate], scores: Sequence[Score]
     )
     chosen = ranking[0] if ranking else None
     video = candidates[chosen].video if chosen is not None else None
-    return Selection(prompt, chosen, names, tuple(scores), seeds, explain(ranking, scores), video)
+    reason = explain(ranking, scores, 0.0 if video is None else 1 / video.fps)
+    return Selection(prompt, chosen, names, tuple(scores), seeds, reason, video)
 
 
-def explain(ranking: Sequence[int], scores: Sequence[Score]) -> str:
+def explain(ranking: Sequence[int], scores: Sequence[Score], frame_s: float = 0.0) -> str:
     """Why the first candidate of the ranking won, in plain sentences. ranking: candidates with a
-    score, best first.
+    score, best first. frame_s: how long one frame lasts; no window is told shorter.
     """
     unscored = [index for index, score in enumerate(scores) if not score.scored]
     if not scores:
@@ -102,28 +106,35 @@ def explain(ranking: Sequence[int], scores: Sequence[Score]) -> str:
     if len(ranking) == 1:
         sentences.append(f"Candidate {best} ({scores[best].value:.4g}) is the only one with a score.")
     else:
-        ties = [i for i in ranking[1:] if quantise(scores[i].value) == quantise(scores[best].value)]
+        ties = [i for i in ranking[1:] if quantise(scores[best].value) - quantise(scores[i].value) < TIE]
         second = ranking[len(ties) + 1] if len(ranking) > len(ties) + 1 else None
         if ties:
             others = ", ".join(str(i) for i in ties)
             sentences.append(
                 f"Candidate {best} is tied with candidate{'s' if len(ties) > 1 else ''} {others} at "
-                f"{scores[best].value:.4g}; "
-                "the lowest index wins."
+                f"{scores[best].value:.4g}; " + _why_of_ties(best, ties, scores)
             )
         if second is not None:
             margin = quantise(scores[best].value) - quantise(scores[second].value)
             sentence = f"Candidate {best} ({scores[best].value:.4g}) beats candidate {second} by {margin:.4g}"
             sentences.append(sentence + _differing_parts(scores[best], scores[second]) + ".")
-    others_anomalies = [f"candidate {i}: {text}" for i in ranking[1:] if (text := _anomaly_words(scores[i]))]
+    others_anomalies = [f"candidate {i}: {text}" for i in ranking[1:] if (text := _anomaly_words(scores[i], frame_s))]
     if others_anomalies:
         sentences.append("Anomalies seen in the others: " + "; ".join(others_anomalies) + ".")
-    if anomaly := _anomaly_words(scores[best]):
+    if anomaly := _anomaly_words(scores[best], frame_s):
         sentences.append(f"The chosen one is not clean either: {anomaly}.")
     if unscored:
         errors = "; ".join(f"candidate {index}: {_shorten(scores[index].error or '')}" for index in unscored)
         sentences.append(f"Without a score: {errors}.")
     return " ".join(sentences)
+
+
+def _why_of_ties(best: int, ties: Sequence[int], scores: Sequence[Score]) -> str:
+    """Why the best one of these ties is taken: its score is higher by less than counts, or its
+    index is the lowest.
+    """
+    lead = quantise(scores[best].value) - max(quantise(scores[i].value) for i in ties)
+    return f"it is ahead by {lead:.2g}, less than {TIE:g}." if lead > 0 else "the lowest index wins."
 
 
 def _differing_parts(best: Score, second: Score) -> str:
@@ -139,14 +150,15 @@ def _differing_parts(best: Score, second: Score) -> str:
     )
 
 
-def _anomaly_words(score: Score) -> str:
+def _anomaly_words(score: Score, frame_s: float) -> str:
     """The first anomaly of an abnormal verdict in a few words, or an empty text."""
     if score.evidence is None or score.evidence.status != "abnormal":
         return ""
     if not score.evidence.anomalies:
         return "judged abnormal"
     anomaly, more = score.evidence.anomalies[0], len(score.evidence.anomalies) - 1
-    when = f" at {anomaly.window.start_s:.2f}–{anomaly.window.end_s:.2f} s" if anomaly.window else ""
+    window = anomaly.window and anomaly.window.lasting(frame_s)
+    when = f" at {window.start_s:.2f}–{window.end_s:.2f} s" if window else ""
     why = f" ({_shorten(anomaly.reason)})" if anomaly.reason.strip() else ""
     return f"{anomaly.type}{when}{why}" + (f" and {more} more" if more else "")
 

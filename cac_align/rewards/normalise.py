@@ -38,6 +38,8 @@ NEEDS_GROUP = frozenset({"group", "rank"})
 # Scores closer than the quantum are one score: smaller differences are rounding of the model's arithmetic.
 DECIMALS = 6
 QUANTUM = 10.0**-DECIMALS
+# A lead below this is a tie where people read it (our choice): no judge's score is known to the third decimal.
+TIE = 1e-3
 
 
 def quantise(value: float) -> float:

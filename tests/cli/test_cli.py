@@ -16,11 +16,15 @@ from cac_align.cli import annotate, serve
 from cac_align.cli import main as main_module
 from cac_align.cli.evaluate import judge_names
 from cac_align.cli.main import build_parser, main
-from cac_align.cli.score import chunks, score_files, score_table, video_prompts
+from cac_align.cli.score import chunks, scale_texts, score_files, score_table, video_prompts
 from cac_align.core.encoding import write_mp4
 from cac_align.core.weights import shipped
+from cac_align.rewards.cac import CaC
 from cac_align.rewards.combine import combine
+from cac_align.rewards.domain import Domain
 from cac_align.rewards.reward import Score
+from cac_align.rewards.unified import UnifiedReward
+from cac_align.vlm.scripted import ScriptedVlm
 from tests.support.two_processes import run_two
 
 
@@ -51,7 +55,8 @@ def test_score_prints_one_json_object_per_video_and_nothing_else(clip, capsys):
     assert main(["score", str(clip), str(clip), "--prompt", "p", "--json", *REWARD]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["video"] for row in rows] == [str(clip)] * 2
-    assert set(rows[0]) == {"video", "prompt", "score", "parts", "judgement", "error", "provenance"}
+    keys = {"video", "prompt", "fps", "score", "parts", "judgement", "error", "provenance", "domain"}
+    assert set(rows[0]) == keys and rows[0]["fps"] == 16
     assert rows[0]["score"] == pytest.approx(0.5, abs=0.02) and rows[0]["error"] is None
 
 
@@ -186,11 +191,30 @@ def test_a_run_is_reported_by_its_ledger_alone(tmp_path, capsys):
     assert "leave out --reward and --ratings" in capsys.readouterr().err
 
 
-def test_given_candidates_are_all_judged(tmp_path, capsys):
+def test_given_candidates_are_judged_by_the_named_reward_and_the_winners_are_handed_over(tmp_path, capsys):
+    (tmp_path / "a red ball").mkdir()
+    for level in (20, 90, 50):
+        write_mp4(tmp_path / "a red ball" / f"{level}.mp4", np.full((4, 16, 16, 3), level, np.uint8), fps=16)
+    given = ["--candidates", str(tmp_path), "--reward", f"{__name__}:Levels"]
+    (tmp_path / "p.txt").write_text("A red ball.\n")
+    assert main(["best-of-n", "--prompts", str(tmp_path / "p.txt"), *given, "--out", str(tmp_path / "all")]) == 0
+    (winner,) = (tmp_path / "all" / "chosen").glob("*.mp4")
+    assert winner.read_bytes() == (tmp_path / "a red ball" / "90.mp4").read_bytes()
+    assert "Best of 3" in (tmp_path / "all" / "report.html").read_text()
+    # --n takes the first ones; where there are fewer, the terminal says for which prompt
+    assert main(["best-of-n", *given, "--n", "2", "--out", str(tmp_path / "two"), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1])["scores"] == [0.2, 0.5] and "fewer than" not in err
+    assert main(["best-of-n", *given, "--n", "5", "--out", str(tmp_path / "five")]) == 0
+    assert "3 candidates, fewer than --n 5: a red ball" in capsys.readouterr().err
+    assert main(["best-of-n", "--out", str(tmp_path / "x")]) == 2
+
+
+def test_settings_of_a_named_reward_apply_to_it_and_not_to_the_recipes(tmp_path, capsys):
     (tmp_path / "p.txt").write_text("a red ball rolls to the right on grass\n")
-    given = ["--prompts", str(tmp_path / "p.txt"), "--candidates", str(tmp_path), "--out", str(tmp_path / "out")]
-    assert main(["best-of-n", *given, "--n", "3"]) == 2
-    assert "--n says how many to generate; of the given --candidates all are judged" in capsys.readouterr().err
+    shared = ["best-of-n", "--prompts", str(tmp_path / "p.txt"), "--out", str(tmp_path / "out")]
+    assert main([*shared, "--reward", "reward/miniature_ur", "--set", "reward.components.cac.tta=[later]"]) == 2
+    assert "no component 'cac'" in capsys.readouterr().err
 
 
 def test_the_prompt_of_every_video(tmp_path):
@@ -233,6 +257,47 @@ def test_the_table_shows_reasons_for_people():
     table = score_table(rows)
     assert "0.2500" in table and "Object Distortion, 0.50-1.00 s: the ball melts" in table
     assert "no score: no server" in table and " 0.0" not in table.split("b.mp4")[0].splitlines()[-1]
+
+
+def test_the_table_has_the_verdict_the_components_and_their_scales():
+    """Columns are raw values under their own names; the head says where the verdict's cut lies."""
+    cac = CaC(ScriptedVlm(["unused"]), temperature=10.0, threshold=9.8)
+    scales = scale_texts(combine({"unified": UnifiedReward(ScriptedVlm(["unused"])), "cac": cac}))
+    assert scales["score"] == "0 to 1" and scales["unified"] == "1 to 5" and "up to 0.727" in scales["cac"]
+    window = {"start_s": 0.75, "end_s": 0.75}
+    anomaly = {"type": "Motion Anomalies", "window": window, "reason": "it vanishes"}
+    row = {
+        "video": "a.mp4",
+        "fps": 16.0,
+        "score": 0.6222,
+        "parts": {"unified": 3.9, "cac": 0.51, "normalised/unified": 0.725, "normalised/cac": 0.51},
+        "error": None,
+        "judgement": {"status": "abnormal", "anomalies": [anomaly]},
+    }
+    head, titles, line, found = score_table([row], scales).splitlines()
+    assert "unified: 1 to 5" in head and titles.split() == ["score", "unified", "cac", "verdict", "video"]
+    assert line.split() == ["0.6222", "3.9000", "0.5100", "abnormal", "a.mp4"]
+    assert "0.75-0.81 s" in found
+
+
+class Toy(Brightness):
+    """A reward that states a domain of its own."""
+
+    domain = Domain("toyland", num_frames=(17,))
+
+    @property
+    def provenance(self):
+        return {"reward": "toy", "domain": "toyland"}
+
+
+def test_the_domain_is_said_before_and_after_and_stands_in_every_row(clip, capsys):
+    assert main(["score", str(clip), "--prompt", "p", "--json", "--reward", f"{__name__}:Toy"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("toyland") == 2 and "qwen3vl_8b_server" in captured.err
+    assert json.loads(captured.out)["domain"] == "toyland"
+    assert main(["score", str(clip), "--prompt", "p", "--json", *REWARD]) == 0
+    captured = capsys.readouterr()
+    assert "note:" not in captured.err and json.loads(captured.out)["domain"] is None
 
 
 VERBS = {

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,9 @@ from cac_align.core.encoding import write_mp4
 from cac_align.core.judgement import Anomaly, Judgement, Window
 from cac_align.core.video import Video
 from cac_align.generation.best_of_n import best_of_n
-from cac_align.generation.candidates import file_stem, read_candidates
-from cac_align.generation.selection import select
+from cac_align.generation.candidates import Candidate, file_stem
+from cac_align.generation.given_candidates import read_candidates
+from cac_align.generation.selection import choose, select
 from cac_align.rewards.combine import combine
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Score
@@ -146,6 +148,25 @@ def test_ties_go_to_the_lowest_index_and_say_so():
     assert chosen.chosen == 1
     assert chosen.reason.startswith("Candidate 1 is tied with candidates 2, 3 at 1.2; the lowest index wins.")
     assert "beats candidate 0 by 0.6" in chosen.reason
+
+
+def test_a_lead_of_less_than_a_thousandth_is_a_tie_and_no_win():
+    scores = [Score(0.62221), Score(0.62224), Score(0.61)]
+    candidates = [Candidate(name, None, None) for name in "abc"]
+    chosen = choose("p", candidates, scores, ())
+    assert chosen.chosen == 1  # the highest one all the same
+    first, second = chosen.reason.split(". ")[:2]
+    assert "tied with candidate 0" in first and "2.9e-05" in first.replace("3e-05", "2.9e-05")
+    assert "beats candidate 2" in second and "beats candidate 0" not in chosen.reason
+
+
+def test_no_window_is_told_shorter_than_a_frame():
+    anomaly = Anomaly("Motion Anomalies", Window(0.75, 0.75), "it vanishes")
+    judgement = Judgement("abnormal", (anomaly,), (), -5.0, -0.01)
+    clip = Video.open(np.zeros((17, 16, 16, 3), np.uint8), fps=16, layout="THWC")
+    chosen = choose("p", [Candidate("a", clip, None)], [Score(0.1, evidence=judgement)], ())
+    assert "0.75–0.81 s" in chosen.reason
+    assert Window(0.5, 1.0).lasting(1 / 16) == Window(0.5, 1.0)
 
 
 def test_rounding_is_a_tie():
@@ -441,9 +462,9 @@ def test_candidates_from_a_listing(tmp_path):
 def test_candidates_that_cannot_be_found_say_what_is_expected(tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
         read_candidates(tmp_path / "absent", ["p"])
-    with pytest.raises(ValueError, match=f"name them {file_stem('p')}-0.mp4"):
+    with pytest.raises(ValueError, match=f"videos named {file_stem('p')}-0.mp4"):
         read_candidates(tmp_path, ["p"])
-    with pytest.raises(ValueError, match=r"expected a file candidates\.jsonl"):
+    with pytest.raises(ValueError, match=r"expected a table with the columns prompt and video"):
         read_candidates(tmp_path)
     (tmp_path / "candidates.jsonl").write_text('{"prompt": "p"}\n')
     with pytest.raises(ValueError, match=r"line 1: expected .*video"):
@@ -454,3 +475,43 @@ def test_videos_in_memory_can_be_given():
     (chosen,) = best_of_n(["p"], {"p": [grey(30, name="dim"), grey(200, name="bright")]}, Brightness())
     assert chosen.candidates == ("dim", "bright") and chosen.chosen == 1
     assert chosen.video.name == "bright"
+
+
+def test_a_prompt_is_judged_while_the_next_one_is_generated():
+    """The judge of the first prompt ends only once a video of the second has been asked for; the generator never is two ahead."""
+    second_begun, judged = threading.Event(), []
+
+    def generate(prompt, seed):
+        if prompt == "second":
+            second_begun.set()
+        if prompt == "third":
+            assert judged[:1] == ["first"], "the first prompt is decided before the third is generated"
+        return grey(100 + seed)
+
+    class Waiting(Brightness):
+        def __call__(self, prompts, videos):
+            assert second_begun.wait(60), "the second prompt is not generated while the first is judged"
+            judged.append(prompts[0])
+            return super().__call__(prompts, videos)
+
+    prompts = ["first", "second", "third"]
+    found = best_of_n(prompts, generate, Waiting(), n=2)
+    assert judged == prompts and [one.prompt for one in found] == prompts and [one.chosen for one in found] == [1, 1, 1]
+
+
+def test_without_overlap_a_prompt_is_judged_before_the_next_one_is_generated():
+    events = []
+
+    def generate(prompt, seed):
+        events.append(f"generate {prompt}")
+        return grey(100 + seed)
+
+    class Noted(Brightness):
+        def __call__(self, prompts, videos):
+            events.append(f"judge {prompts[0]}")
+            return super().__call__(prompts, videos)
+
+    alone = best_of_n(["a", "b"], generate, Noted(), n=1, overlap=False)
+    assert events == ["generate a", "judge a", "generate b", "judge b"]
+    together = best_of_n(["a", "b"], generate, Noted(), n=1)
+    assert [one.to_json() for one in together] == [one.to_json() for one in alone]

@@ -13,8 +13,8 @@ Definitions, where the paper leaves a choice (Sec. 4, Appendices A and D):
   judgement). Table S3's row for CaC lies below .91 in all five columns while Table 1 finds 91 %
   of the anomalous videos, so on that set it cannot be the first; the second is the closest
   reading.
-- Intervals: Wilson for shares; bootstrap over videos, within each class, for precision, F1,
-  accuracy and IoUs.
+- Intervals: Wilson for shares; for precision, F1 and accuracy those that follow from each class's
+  recall by Jeffreys' posterior; bootstrap over videos for IoUs.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from cac_align.evaluation.bench.confusion import ConfusionCounts, confusion_metr
 from cac_align.evaluation.bench.difficulty import SPLITS, split_of
 from cac_align.evaluation.bench.localisation import localise, mean_ious
 from cac_align.evaluation.statistics import Estimate, share
+from cac_align.rewards.domain import domain_name, page_notice
 from cac_align.rewards.reward import Score
 
 # ---- verdicts -----------------------------------------------------------------------------------------------------
@@ -94,11 +95,9 @@ def decide_verdict(
 
     None, NaN, a failed ``Score`` and a ``Judgement`` with an error are unscored.
 
-    Without ``threshold``, the judgement's status decides where the score is the judgement's own
-    reward or CaC's (CaC's score may be tempered, or be the mean over several augmentations, for
-    which CaC's own threshold has decided the verdict already). For other scores, value < 0.5 means
-    abnormal: a combination (UR + CaC) passes on CaC's judgement as evidence, but it is the
-    combination's value that is evaluated here.
+    Without ``threshold``, the judgement's status decides, also that of a combination (UR + CaC),
+    whose judgement is its CaC component's: the mean of several rewards ranks videos and has no
+    threshold of its own. Only where there is no judgement, value < 0.5 means abnormal.
 
     With ``threshold``, every video whose value lies below it is abnormal, whatever the judgement
     says.
@@ -115,9 +114,7 @@ def decide_verdict(
     else:
         value, error = float(given), "the stored score is not finite" if not math.isfinite(given) else None
     judgement = evidence_of(given)
-    from_cac = isinstance(given, Score) and "log_odds" in given.parts  # a combination names them by component
-    its_own = judgement and (from_cac or math.isnan(judgement.reward) or abs(judgement.reward - value) < 1e-6)
-    if error is None and threshold is None and judgement is not None and its_own:
+    if error is None and threshold is None and judgement is not None:
         return VideoVerdict(record.id, record.status, judgement.status, value, "judgement")
     if error is None and math.isnan(value):
         error = f"no probability to compare with the threshold {threshold}"
@@ -217,6 +214,7 @@ class JudgeReport:
             "ece": self.calibration.ece,
             "calibration": self.calibration.to_json(),
             "warnings": list(self.warnings),
+            "domain": domain_name(self.provenance),
             "provenance": dict(self.provenance),
         }
         if videos:
@@ -311,7 +309,8 @@ def evaluate_judge(
         ),
         localisation_all=mean_ious([found for _, found in located], resamples=resamples, seed=seed),
         calibration=calibration,
-        warnings=bench_warnings(
+        warnings=tuple(filter(None, [page_notice(provenance or {})]))
+        + bench_warnings(
             metrics,
             counts,
             unscored,

@@ -21,6 +21,7 @@ from cac_align.evaluation.pages.page import (
     TimelineSpan,
     confirmed_anomalies,
     frame_strip,
+    lasting_a_frame,
     timeline_spans,
     write_page,
 )
@@ -144,7 +145,7 @@ def _card(item: EvidenceVideo, folder: Path, root: Path, reach: float) -> Eviden
     width = 50 * abs(advantage) / reach if advantage is not None else 0.0
     return EvidenceCard(
         item=item,
-        anomalies=anomalies,
+        anomalies=anomalies if video is None else lasting_a_frame(anomalies, video),
         pictures=pictures,
         spans=timeline_spans(video, anomalies) if video is not None else (),
         duration_s=video.duration_s if video is not None else 0.0,

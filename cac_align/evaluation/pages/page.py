@@ -11,7 +11,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,8 @@ def timeline_spans(video: Video, anomalies: Sequence[Anomaly]) -> tuple[Timeline
         if anomaly.window is not None:
             left = 100 * anomaly.window.start_s / total
             width = 100 * (min(anomaly.window.end_s + 1 / video.fps, total) - anomaly.window.start_s) / total
-            label = f"{anomaly.type}, {anomaly.window.start_s:.2f} to {anomaly.window.end_s:.2f} s"
+            shown = anomaly.window.lasting(1 / video.fps)
+            label = f"{anomaly.type}, {shown.start_s:.2f} to {shown.end_s:.2f} s"
             found.append(TimelineSpan(left, max(width, 1.0), TYPE_COLOURS[anomaly.type], label))
     return tuple(found)
 
@@ -133,6 +134,13 @@ def timeline_spans(video: Video, anomalies: Sequence[Anomaly]) -> tuple[Timeline
 def confirmed_anomalies(judgement: Judgement | None) -> tuple[Anomaly, ...]:
     """The anomalies that a page draws; none for a normal verdict, and none without a judgement."""
     return judgement.anomalies if judgement is not None and judgement.status == "abnormal" else ()
+
+
+def lasting_a_frame(anomalies: Sequence[Anomaly], video: Video) -> tuple[Anomaly, ...]:
+    """The anomalies as a page writes them: no window is shorter than one frame."""
+    return tuple(
+        replace(anomaly, window=anomaly.window and anomaly.window.lasting(1 / video.fps)) for anomaly in anomalies
+    )
 
 
 def format_number(value: float | None, digits: int = 3) -> str:

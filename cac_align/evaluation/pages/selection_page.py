@@ -17,10 +17,13 @@ from cac_align.evaluation.pages.page import (
     TimelineSpan,
     confirmed_anomalies,
     frame_strip,
+    lasting_a_frame,
     timeline_spans,
     write_page,
 )
 from cac_align.generation.selection import Selection
+from cac_align.rewards.domain import page_notice
+from cac_align.rewards.normalise import TIE
 from cac_align.rewards.reward import Score
 
 
@@ -74,6 +77,7 @@ def write_selection_page(
             (str(undecided), "undecided"),
         ],
         unscored=unscored,
+        notice=page_notice(provenance),
         cards=[_card(selection, path.parent) for selection in selections],
         provenance=sorted(provenance.items()),
     )
@@ -83,11 +87,13 @@ def _card(selection: Selection, folder: Path) -> dict[str, object]:
     scored = [index for index, score in enumerate(selection.scores) if score.scored]
     rejected = [index for index in scored if index != selection.chosen]
     sides = []
+    worst = min(rejected, key=lambda index: (selection.scores[index].value, index)) if rejected else None
     if selection.chosen is not None:
-        sides.append(_side(selection, selection.chosen, "chosen", folder))
-    if rejected:
-        worst = min(rejected, key=lambda index: (selection.scores[index].value, index))
-        sides.append(_side(selection, worst, "rejected", folder))
+        best = selection.scores[selection.chosen].value
+        tied = worst is not None and best - selection.scores[worst].value < TIE
+        sides.append(_side(selection, selection.chosen, "tied" if tied else "chosen", folder))
+        if worst is not None:
+            sides.append(_side(selection, worst, "tied" if tied else "rejected", folder))
     columns = list(dict.fromkeys(name for score in selection.scores for name in _parts(score)))
     rows = [
         CandidateRow(index, index == selection.chosen, score, _parts(score), _verdict(score))
@@ -106,10 +112,11 @@ def _side(selection: Selection, index: int, kind: str, folder: Path) -> Candidat
     )
     source = os.path.relpath(video.path, folder) if video.path is not None else None
     return CandidateView(
-        title=f"{'Chosen' if kind == 'chosen' else 'Rejected'}: candidate {index}",
+        title=f"{'Chosen' if index == selection.chosen else 'Rejected'}: candidate {index}"
+        + (" (a tie)" if kind == "tied" else ""),
         kind=kind,
         score=score,
-        anomalies=anomalies,
+        anomalies=lasting_a_frame(anomalies, video),
         pictures=frame_strip(video, anomalies),
         spans=timeline_spans(video, anomalies),
         duration_s=video.duration_s,

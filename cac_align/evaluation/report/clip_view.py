@@ -21,6 +21,7 @@ from cac_align.evaluation.pages.page import (
     TimelineSpan,
     confirmed_anomalies,
     frame_strip,
+    lasting_a_frame,
     timeline_spans,
 )
 from cac_align.evaluation.pairing import Fault
@@ -67,8 +68,8 @@ def view_clip(clip_record: ClipRecord, max_bytes: int, faults: list[Fault]) -> C
     return ClipView(
         record=clip_record,
         title=clip.group,
-        anomalies=anomalies,
-        expert_anomalies=by_experts,
+        anomalies=lasting_a_frame(anomalies, video),
+        expert_anomalies=lasting_a_frame(by_experts, video),
         verdict=_verdict(clip_record),
         pictures=pictures,
         spans=timeline_spans(video, anomalies),

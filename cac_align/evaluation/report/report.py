@@ -32,6 +32,7 @@ from cac_align.evaluation.report.measure import COMPONENT_TITLES, Measure, Repor
 from cac_align.evaluation.report.plots import distributions
 from cac_align.evaluation.report.report_warnings import summary_sentence
 from cac_align.evaluation.vbench.run import VBenchRow
+from cac_align.rewards.normalise import TIE
 from cac_align.rewards.reward import Reward
 
 MAX_BYTES = 28_000_000
@@ -194,8 +195,8 @@ def _both_ends(ranked: Sequence[int], count: int) -> list[int]:
 def _write(
     out: Path, made: ReportComparison, cards: Mapping[int, PairCard], ranked: Sequence[int], label: str | None
 ) -> None:
-    wins = [cards[i] for i in ranked if i in cards and (cards[i].gain or 0) > 0][:TOP]
-    losses = [cards[i] for i in reversed(ranked) if i in cards and (cards[i].gain or 0) < 0][:TOP]
+    wins = [cards[i] for i in ranked if i in cards and (cards[i].gain or 0) >= TIE][:TOP]
+    losses = [cards[i] for i in reversed(ranked) if i in cards and (cards[i].gain or 0) <= -TIE][:TOP]
     opened = {id(card) for card in (*wins, *losses)}
     rest = [cards[i] for i in ranked if i in cards and id(cards[i]) not in opened]
     groups: dict[str, list[Fault]] = defaultdict(list)

@@ -84,3 +84,13 @@ def test_metrics_that_nothing_defines_are_none():
     assert hard["anomalous.recall"].value == 0.75 and hard["anomalous.precision"].value is None
     assert hard["normal.recall"].value is None and hard["accuracy"].value == 0.75
     assert set(ConfusionCounts(0, 0, 0, 0).metrics().values()) == {None}
+
+
+def test_a_perfect_judge_of_twelve_videos_is_not_certain():
+    found = confusion_metrics(ConfusionCounts(6, 0, 0, 6))
+    for name in NAMES:
+        assert found[name].value == found[name].high == 1
+        assert found[name].low is not None and 0.5 < found[name].low < 0.9, name
+    many = confusion_metrics(from_recalls(0.91, 0.724))["anomalous.precision"]
+    assert many.value == pytest.approx(0.767, abs=0.001)
+    assert many.low == pytest.approx(0.738, abs=0.01) and many.high == pytest.approx(0.797, abs=0.01)

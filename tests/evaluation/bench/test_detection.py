@@ -40,7 +40,8 @@ def test_a_verdict_comes_from_words_where_there_are_any_else_from_the_number():
     assert decide_verdict(r, score).status == "abnormal" and decide_verdict(r, score).source == "judgement"
     assert decide_verdict(r, score, threshold=0.5).status == "normal"
     combined = Score((doubtful.reward + 0.9) / 2, {"cac": doubtful.reward, "ur": 0.9}, doubtful)
-    assert decide_verdict(r, combined).status == "normal" and decide_verdict(r, combined).source == "threshold"
+    assert decide_verdict(r, combined).status == "abnormal" and decide_verdict(r, combined).source == "judgement"
+    assert decide_verdict(r, combined, threshold=0.5).status == "normal"
     assert decide_verdict(r, Score(0.5)).status == "normal" and decide_verdict(r, 0.49).status == "abnormal"
     assert decide_verdict(r, judgement).value == pytest.approx(1 / (1 + math.exp(2)))
 
@@ -60,7 +61,7 @@ def test_the_verdict_of_cac_is_its_own_at_any_temperature_and_over_views():
         assert (found.status, found.source, found.value) == ("abnormal", "judgement", augmented.value)
         assert decide_verdict(r, augmented, threshold=0.5).status == "normal"
     combined = Score(0.7, {"cac": 0.5, "ur": 0.9, "cac/log_odds": 0.5}, judgement)
-    assert (decide_verdict(r, combined).status, decide_verdict(r, combined).source) == ("normal", "threshold")
+    assert (decide_verdict(r, combined).status, decide_verdict(r, combined).source) == ("abnormal", "judgement")
 
 
 def by(judgement):

@@ -2,6 +2,8 @@
 ones said, hostile text inert.
 """
 
+import json
+
 import numpy as np
 import pytest
 
@@ -66,3 +68,26 @@ def test_it_opens_in_chromium_without_complaints(page_file):
         page.locator("video").first.evaluate("video => video.play()")
         page.wait_for_function("() => document.querySelector('video').currentTime > 0.2")
         assert page.complaints == []
+
+
+class Toy(Judge):
+    """States its domain, and finds candidates nearly equal."""
+
+    @property
+    def provenance(self):
+        return {"cac/domain": "toyland"}
+
+    def __call__(self, prompts, videos):
+        defect = Anomaly("Motion Anomalies", Window(0.25, 0.25), "it jumps")
+        judgement = Judgement("abnormal", (defect,))
+        lights = [float(video.frames([0]).pixels.mean()) for video in videos]
+        return [Score(0.5 + light * 1e-7, {}, judgement, provenance=self.provenance) for light in lights]
+
+
+def test_the_page_names_the_domain_calls_a_tiny_lead_a_tie_and_shows_no_empty_window(tmp_path):
+    selections = best_of_n(["a ball"], generate, Toy(), n=3, out=tmp_path)
+    page = write_selection_page(selections, tmp_path / "report.html").read_text()
+    assert "Domain: toyland" in page
+    assert 'class="side tied"' in page and 'class="side chosen"' not in page
+    assert "0.25–0.25 s" not in page and "it jumps" in page
+    assert json.loads((tmp_path / "selection.jsonl").read_text())["domain"] == "toyland"

@@ -19,14 +19,20 @@ def add_best_of_n(verbs: Any) -> None:
     about = "generate N candidates per prompt, keep the best, and say why"
     parser = add_verb(verbs, "best-of-n", run_best_of_n, about)
     parser.add_argument(
-        "--prompts", type=Path, required=True, help="one prompt per line, or JSON Lines with a prompt field"
+        "--prompts",
+        type=Path,
+        help="one prompt per line, or JSON Lines with a prompt field; may be left out where --candidates names them",
     )
-    parser.add_argument("--n", type=int, help="candidates per prompt (default: the recipe's, 5)")
+    parser.add_argument("--n", type=int, help="candidates per prompt (default: the recipe's, 5; of --candidates: all)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; the same command resumes in it")
     parser.add_argument("--seed", type=int, help="first seed (default: the recipe's, 0)")
     parser.add_argument("--recipe", type=Path, help="YAML with generator: and reward: (default: the miniature)")
+    parser.add_argument("--reward", help="reward recipe YAML, name, or module:Name, in place of the recipe's reward")
     parser.add_argument(
-        "--candidates", type=Path, help="folder or JSON Lines (prompt, video): choose among these instead of generating"
+        "--candidates",
+        type=Path,
+        help="choose among these instead of generating: a table (JSON Lines or CSV of prompt and video), or a folder "
+        "with one, with a sub-folder per prompt, or with videos named by prompt",
     )
     parser.add_argument("--json", action="store_true", help="print selection.jsonl instead of a table")
     add_set_option(parser)
@@ -40,23 +46,26 @@ def run_best_of_n(options: argparse.Namespace) -> int:
     from cac_align.config import read_recipe
     from cac_align.evaluation.pages.selection_page import write_selection_page
     from cac_align.generation.build import BestOfNRecipe
+    from cac_align.generation.chosen import CHOSEN
     from cac_align.runs.rank_status import RankStatus
 
-    recipe = read_recipe(BestOfNRecipe, options.recipe, options.overrides)
-    prompts = [row["prompt"] for row in read_prompts(options.prompts)]
+    # Overrides of a reward that --reward replaces are read with that one.
+    own = [item for item in options.overrides if options.reward is None or not item.startswith("reward.")]
+    recipe = read_recipe(BestOfNRecipe, options.recipe, own)
+    prompts, given = _prompts_and_candidates(options)
     rank_status = RankStatus(options.out / "processes", *_share())
     with rank_status.guard():  # around the loading too: that is where memory runs out first
-        selections = _selections(options, recipe, prompts, rank_status)
+        selections = _selections(options, recipe, prompts, given, rank_status)
     if selections is None:  # one of several processes, of which the first one prints
         return 0
-    page = write_selection_page(selections, options.out / "report.html", title=f"Best of {_given(options.n, recipe.n)}")
+    page = write_selection_page(selections, options.out / "report.html", title=_title(selections))
     if options.json:
         for selection in {each.prompt: each for each in selections}.values():  # the file may hold former calls' as well
             print(json.dumps(selection.to_json(), ensure_ascii=True))
     else:
         print(selection_table(selections))
     undecided = sum(selection.chosen is None for selection in selections)
-    print(f"report: {page}", file=sys.stderr)
+    print(f"chosen videos: {options.out / CHOSEN}\nreport: {page}", file=sys.stderr)
     if undecided:
         print(
             f"{undecided} of {len(selections)} prompts are undecided: none of their candidates has a score",
@@ -65,7 +74,52 @@ def run_best_of_n(options: argparse.Namespace) -> int:
     return 1 if undecided else 0
 
 
-def _selections(options: argparse.Namespace, recipe: Any, prompts: Sequence[str], rank_status: Any) -> Any:
+def _prompts_and_candidates(options: argparse.Namespace) -> tuple[list[str], dict[str, list[Path]] | None]:
+    """The prompts, and the given candidates by prompt, at most ``--n`` of each; None to generate them.
+
+    Says on stderr which prompts have fewer. Raises ``ValueError`` where a file or folder is wrong.
+    """
+    from cac_align.generation.given_candidates import read_candidates
+
+    if options.n is not None and options.n < 1:
+        raise ValueError(f"n must be at least 1, received {options.n}")
+    if options.prompts is None and options.candidates is None:
+        raise ValueError("pass --prompts FILE, or --candidates with a table that names prompts and videos")
+    prompts = None if options.prompts is None else [row["prompt"] for row in read_prompts(options.prompts)]
+    if options.candidates is None:
+        return prompts or [], None
+    found = read_candidates(options.candidates, prompts)
+    if options.n is not None:
+        for prompt, videos in found.items():
+            if len(videos) < options.n:
+                print(f"{len(videos)} candidates, fewer than --n {options.n}: {prompt}", file=sys.stderr)
+        found = {prompt: videos[: options.n] for prompt, videos in found.items()}
+    return prompts or list(found), found
+
+
+def _load_reward(options: argparse.Namespace, recipe: Any) -> Any:
+    """The reward of ``--reward``, to which ``--set reward.…`` applies as well, or else of the recipe."""
+    from cac_align.rewards.build import load_reward
+
+    if options.reward is None:
+        return load_reward(recipe.reward)
+    own = [item.removeprefix("reward.") for item in options.overrides if item.startswith("reward.")]
+    return load_reward(options.reward, own)
+
+
+def _title(selections: Sequence[Any]) -> str:
+    """The page's title, by how many candidates the prompts really had."""
+    counts = sorted({len(selection.candidates) for selection in selections})
+    return f"Best of {counts[0]}" if len(counts) == 1 else f"Best of {counts[0]} to {counts[-1]}"
+
+
+def _selections(
+    options: argparse.Namespace,
+    recipe: Any,
+    prompts: Sequence[str],
+    given: dict[str, list[Path]] | None,
+    rank_status: Any,
+) -> Any:
     """Load the models and choose; None in every process but the first.
 
     Under ``accelerate launch`` each process takes its share of the prompts, and the first one then
@@ -74,20 +128,13 @@ def _selections(options: argparse.Namespace, recipe: Any, prompts: Sequence[str]
     """
     from cac_align.generation.best_of_n import best_of_n
     from cac_align.generation.build import GeneratorRecipe, load_generator
-    from cac_align.generation.candidates import read_candidates
-    from cac_align.rewards.build import load_reward
 
-    if options.candidates is not None and options.n is not None:
-        raise ValueError(
-            "--n says how many to generate; of the given --candidates all are judged, leave one of the two out"
-        )
     index, count = _share()
     if count > 1:
         _processes()
-    reward = load_reward(recipe.reward)
-    if options.candidates is not None:
-        source: Any = read_candidates(options.candidates, prompts)
-    else:
+    reward = _load_reward(options, recipe)
+    source: Any = given
+    if given is None:
         if recipe.generator == GeneratorRecipe():
             _check_world_prompts(prompts)
         source = load_generator(recipe.generator)
@@ -95,6 +142,7 @@ def _selections(options: argparse.Namespace, recipe: Any, prompts: Sequence[str]
         "n": _given(options.n, recipe.n),
         "seed": _given(options.seed, recipe.seed),
         "distinct_seeds": recipe.distinct_seeds,
+        "overlap": recipe.overlap,
         "out": options.out,
         "report": rank_status.report,
     }

@@ -20,6 +20,7 @@ from typing import Any
 
 from cac_align.core.video import VIDEO_SUFFIXES, Video
 from cac_align.generation.candidates import file_stem
+from cac_align.generation.chosen import CHOSEN
 
 LISTINGS = ("prompts.jsonl", "selection.jsonl", "candidates.jsonl", "records.jsonl")
 """Files in which a folder may state its videos' prompts and seeds; the first that names a video
@@ -105,11 +106,7 @@ def read_folder(folder: str | Path, group: str | None = None) -> Folder:
             f"{folder}: expected a folder of videos, found {'a file' if folder.exists() else 'nothing'} there"
         )
     group = group or folder.resolve().name
-    files = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and _visible(path, folder)
-    )
-    if not files:
-        raise ValueError(f"{folder}: no videos in it; expected files ending in {', '.join(VIDEO_SUFFIXES)}")
+    files = video_files(folder)
     faults: list[Fault] = []
     listed = prompts_and_seeds(folder, files, faults)
     clips = []
@@ -128,8 +125,20 @@ def read_folder(folder: str | Path, group: str | None = None) -> Folder:
     return Folder(folder, group, tuple(clips), tuple(faults))
 
 
-def _visible(path: Path, folder: Path) -> bool:
-    return path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+def video_files(folder: Path) -> list[Path]:
+    """All videos below ``folder``, sorted, except in hidden folders, and except the copies of the
+    winners (``chosen/``) in a Best-of-N's folder. Raises ``ValueError`` when there is none.
+    """
+    copies = CHOSEN if (folder / "selection.jsonl").is_file() else None
+    found = []
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        visible = path.is_file() and parts[0] != copies and not any(part.startswith(".") for part in parts)
+        if path.suffix.lower() in VIDEO_SUFFIXES and visible:
+            found.append(path)
+    if not found:
+        raise ValueError(f"{folder}: no videos in it; expected files ending in {', '.join(VIDEO_SUFFIXES)}")
+    return found
 
 
 def _seed_in_name(path: Path, prompt: str | None) -> int | None:

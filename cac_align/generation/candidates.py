@@ -1,13 +1,12 @@
 """The candidates of a prompt: given video files, or videos from a generator that are kept as files.
 
-folder or JSONL → ``read_candidates`` → paths by prompt → ``open_candidate``
+video or file → ``open_candidate`` → ``Candidate``
 prompt, seeds → ``generate_candidates`` → ``out/videos/<file stem>-<seed>.mp4``, made once
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from cac_align.core.encoding import write_mp4
-from cac_align.core.video import VIDEO_SUFFIXES, Video
+from cac_align.core.video import Video
 
 Generate = Callable[[str, int], Video]
 """(prompt, seed) → Video; equal arguments give the same video. ``ValueError`` means that the video is unusable."""
@@ -53,55 +52,6 @@ def file_stem(prompt: str) -> str:
     words = _NOT_IN_FILE_STEM.sub("-", prompt[:200].lower()).strip("-")[:40].strip("-")
     digest = hashlib.sha256(prompt.encode("utf-8", errors="surrogatepass")).hexdigest()[:10]
     return f"{words}-{digest}" if words else digest
-
-
-def read_candidates(source: Path, prompts: Sequence[str] | None = None) -> dict[str, list[Path]]:
-    """Given candidates by prompt, from a JSONL of ``{"prompt", "video"}`` (paths relative to it) or
-    a folder.
-
-    The folder holds such a ``candidates.jsonl``, or videos named ``<file stem of the
-    prompt>-<number>.<mp4|webm|…>``, for which ``prompts`` must be given. prompts: read only the
-    candidates of these; None: of all in the JSONL. Raises ``ValueError`` when the source does not
-    exist, a line is not such an object, or no candidate fits a prompt.
-    """
-    source = Path(source)
-    listing = source / "candidates.jsonl" if source.is_dir() else source
-    if not source.exists():
-        raise ValueError(f"{source}: no such folder or JSONL of candidates")
-    found: dict[str, list[Path]] = {prompt: [] for prompt in prompts or ()}
-    if listing.is_file():
-        for number, line in enumerate(listing.read_text(encoding="utf-8-sig").split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                prompt, video = row["prompt"], listing.parent / row["video"]
-                if not (isinstance(prompt, str) and prompt.strip()):
-                    raise ValueError("no prompt")
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f'{listing}: line {number}: expected {{"prompt": …, "video": …}}, received {line[:80]!r}'
-                ) from error
-            if prompts is None or prompt in found:
-                found.setdefault(prompt, []).append(video)
-    elif prompts is None:
-        raise ValueError(f'{source}: expected a file candidates.jsonl of {{"prompt": …, "video": …}} in it, found none')
-    else:
-        stems = {file_stem(prompt): prompt for prompt in prompts}
-        named = []
-        for path in source.iterdir():
-            stem, dash, number = path.stem.rpartition("-")
-            if path.suffix.lower() in VIDEO_SUFFIXES and dash and number.isdecimal() and stem in stems:
-                named.append((stem, int(number), path))
-        for stem, _, path in sorted(named):
-            found[stems[stem]].append(path)
-    if not any(found.values()):
-        or_names = f", or name them {file_stem(prompts[0])}-0.mp4, …" if prompts else ""
-        raise ValueError(
-            f"{source}: no candidate for any of the prompts; list them in a JSONL as "
-            f'{{"prompt": …, "video": …}}{or_names}'
-        )
-    return found
 
 
 def open_candidate(source: Path | Video) -> Candidate:

@@ -90,11 +90,11 @@ def demo(
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     rates = [choice.anomaly_rate.value for choice in choices]
     tiles = [
-        ("–" if rate is None else f"{100 * rate:.0f} %", f"anomalous: {choice.name}")
+        ("–" if rate is None else f"{100 * rate:.0f} %", f"anomalous by the miniature's oracle: {choice.name}")
         for rate, choice in zip(rates, choices, strict=True)
     ]
     page = write_selection_page(
-        selections[:CARDS], out / "report.html", title=f"Best of {n}: UnifiedReward + CaC", tiles=tiles
+        selections[:CARDS], out / "report.html", title=f"Best of {n} in the miniature: UnifiedReward + CaC", tiles=tiles
     )
     yield from summary_lines(choices, comparison, len(prompts), n)
     yield f"report: {page}"

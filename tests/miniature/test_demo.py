@@ -70,7 +70,9 @@ def test_a_run_whose_judge_says_nothing_is_no_success(tmp_path, monkeypatch, cap
     monkeypatch.setattr("cac_align.miniature.demo.load_reward", lambda recipe: Silent())
     assert main(["demo", "--out", str(tmp_path), "--n", "1", "--prompts", "1"]) == 1
     told = capsys.readouterr().out
-    assert "no decided prompt" in told and "1 prompts are undecided" in told and (tmp_path / "report.html").is_file()
+    assert "no decided prompt" in told and "1 prompts are undecided" in told
+    page = (tmp_path / "report.html").read_text()
+    assert "anomalous by the miniature&#39;s oracle" in page and "Best of 1 in the miniature" in page
 
 
 def test_a_small_run_leaves_everything_on_disk_and_resumes(tmp_path):

@@ -8,6 +8,10 @@ tensors.
 Every key that Flow-Factory does not know reaches us as ``extra_kwargs`` and is an option of
 ``HostOptions``. ``__call__`` names exactly the fields it needs: with ``**kwargs`` Flow-Factory
 would pass every field it has, and move all of them to the device.
+
+A group may be spread over ranks, and an evaluation holds one video per prompt. Flow-Factory's
+trainers keep a trajectory of every training sample and of no evaluation sample, so that
+``latent_index_map`` (a few integers) tells one from the other.
 """
 
 from __future__ import annotations
@@ -17,6 +21,15 @@ from typing import Any
 from flow_factory.rewards.abc import PointwiseRewardModel, RewardModelOutput
 
 from cac_align.plugins.host import HostOptions, host_reward
+
+
+def _samples_have_trajectories() -> bool:
+    """Whether this Flow-Factory's samples have the field that tells training from evaluation."""
+    try:
+        from flow_factory.samples import BaseSample
+    except ImportError:
+        return False
+    return hasattr(BaseSample, "latent_index_map")
 
 
 class CaCUnifiedReward(PointwiseRewardModel):
@@ -32,13 +45,18 @@ class CaCUnifiedReward(PointwiseRewardModel):
         options = HostOptions.read(given, component=self.component, layout="TCHW")
         self.host_reward = host_reward(options, f"flow-factory/{config.name}")
 
-    def __call__(self, prompt: list[str], video: list[Any] | None = None) -> RewardModelOutput:
-        """prompt: B texts. video: B tensors (T, C, H, W) in [0, 1], or one tensor (B, T, C, H, W)."""
+    def __call__(
+        self, prompt: list[str], video: list[Any] | None = None, latent_index_map: list[Any] | None = None
+    ) -> RewardModelOutput:
+        """prompt: B texts. video: B tensors (T, C, H, W) in [0, 1], or one tensor (B, T, C, H, W).
+        latent_index_map: where the trajectory of a training sample is; None in an evaluation.
+        """
         if video is None:
             raise ValueError(
                 "Flow-Factory passed no video: these rewards judge video, use a video model such as wan2_t2v"
             )
-        return RewardModelOutput(rewards=self.host_reward.values(prompt, list(video)))
+        evaluation = latent_index_map is None and _samples_have_trajectories()
+        return RewardModelOutput(rewards=self.host_reward.values(prompt, list(video), evaluation=evaluation))
 
 
 class CaCReward(CaCUnifiedReward):

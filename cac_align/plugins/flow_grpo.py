@@ -28,6 +28,9 @@ from cac_align.plugins.host import HostOptions, host_reward
 REWARD_NAMES = {"cac": "cac", "unifiedreward_video": "unified", "cac_unified": None}
 """Our names in ``config.reward_fn``, and the component that each means (None: the whole reward)."""
 
+LEFT_OUT = -10.0
+"""What these scripts leave out of an evaluation's mean."""
+
 MultiScore = Callable[..., Callable[..., tuple[dict[str, Any], dict[str, Any]]]]
 
 
@@ -47,7 +50,7 @@ def multi_score(original: MultiScore, options: Mapping[str, Any]) -> MultiScore:
         theirs = original(device, rest) if rest else None
 
         def score(images: Any, prompts: Sequence[str], metadata: Any, ref_images: Any = None, only_strict: bool = True):
-            """images: (B, T, C, H, W) in [0, 1].
+            """images: (B, T, C, H, W) in [0, 1]. only_strict: the scripts say False in an evaluation.
 
             Returns ({name: B numbers, …, "avg": the weighted sum}, {}).
             """
@@ -58,9 +61,12 @@ def multi_score(original: MultiScore, options: Mapping[str, Any]) -> MultiScore:
             details, more = theirs(images, prompts, metadata, ref_images, only_strict) if theirs else ({}, {})
             average = [float(value) for value in details.pop("avg", [0.0] * len(prompts))]
             for name, reward in ours.items():
-                details[name] = reward.values(list(prompts), list(images))
+                details[name] = reward.values(
+                    list(prompts), list(images), evaluation=not only_strict, left_out=LEFT_OUT
+                )
                 average = [
-                    total + score_dict[name] * value for total, value in zip(average, details[name], strict=True)
+                    LEFT_OUT if LEFT_OUT in (total, value) else total + score_dict[name] * value
+                    for total, value in zip(average, details[name], strict=True)
                 ]
             return {**details, "avg": average}, more
 
@@ -80,14 +86,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("script", type=Path)
     parser.add_argument("rest", nargs=argparse.REMAINDER)
     given = vars(parser.parse_args(arguments))
-    kinds = {
-        "fps": float,
-        "max_unscored_share": float,
-        "timeout_s": float,
-        "min_seen": int,
-        "group_size": int,
-        "quality": int,
-    }
+    kinds = {item.name: type(item.default) for item in fields(HostOptions) if isinstance(item.default, (int, float))}
+    kinds["group_size"] = int
     options = {name: kinds.get(name, str)(given[name]) for name in names if given[name] is not None}
     sys.argv = [str(given["script"]), *given["rest"]]
     sys.path.insert(0, str(given["script"].resolve().parent))

@@ -10,16 +10,24 @@ the CPU at once, so that no tensor of the host is kept.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import logging
 import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from cac_align.core.video import Layout, Video
-from cac_align.plugins.missing_scores import MissingScorePolicy, ScoreCount, apply_policy, values_or_none
+from cac_align.plugins.missing_scores import (
+    MissingScorePolicy,
+    ScoreCount,
+    evaluation_values,
+    training_values,
+    values_or_none,
+)
+from cac_align.plugins.ranks import Ranks
 from cac_align.rewards.reward import Reward, Score, check_pairs
 
 if TYPE_CHECKING:
@@ -33,7 +41,8 @@ log = logging.getLogger(__name__)
 class HostOptions:
     """Everything that a host's config may say about our reward."""
 
-    # A recipe file, "module:Name", "http://…" of our service, or None for the shipped miniature.
+    # "http://…" of our service, a recipe file, or "module:Name". It has to be stated: the shipped judge knows its own
+    # small world only, so that no default is right for a real video model.
     reward: str | None = None
     # "cac", "unified", or None for the whole reward.
     component: str | None = None
@@ -41,15 +50,22 @@ class HostOptions:
     fps: float = 16.0
     # The order of a video's axes, needed only where the shape leaves two readings.
     layout: Layout | None = None
+    # How often a video without a score is judged again before the policy below holds.
+    reasks: int = 1
     # What to do about a missing score, see ``MissingScorePolicy``.
-    on_missing: Literal["raise", "neutral"] = "raise"
-    max_unscored_share: float = 0.1
-    min_seen: int = 32
+    on_missing: Literal["neutral", "raise"] = "neutral"
+    on_missing_evaluation: Literal["leave_out", "raise"] = "leave_out"
+    max_unscored_share: float = 0.02
+    min_seen: int = 200
     group_size: int | None = None
     # JSONL file that keeps the scores and their evidence.
     ledger: str | None = None
-    # For a service: seconds that one call may take.
+    # For a service: seconds that one call may take; a rank waits as long for the others' scores.
     timeout_s: float = 600.0
+    # For a service: how often a request is sent again, and the first pause in seconds before that, as in
+    # ``RemoteReward``. The defaults bridge a restart of the service of about 60 s.
+    retries: int = 15
+    backoff_s: float = 0.25
     # For a service: the environment variable that holds its token.
     token_env: str | None = None
     # For a service: how videos are sent, and the JPEG quality, as in ``RemoteReward``.
@@ -72,7 +88,9 @@ class HostOptions:
     @property
     def policy(self) -> MissingScorePolicy:
         """Raises ``ValueError`` for a policy that cannot work."""
-        return MissingScorePolicy(self.on_missing, self.max_unscored_share, self.min_seen, self.group_size)
+        return MissingScorePolicy(
+            self.on_missing, self.max_unscored_share, self.min_seen, self.group_size, self.on_missing_evaluation
+        )
 
 
 class HostReward:
@@ -82,7 +100,11 @@ class HostReward:
     """
 
     def __init__(self, reward: Reward, options: HostOptions, host: str) -> None:
-        self.options, self.policy, self.host, self.count = options, options.policy, host, ScoreCount()
+        self.options, self.policy, self.host = options, options.policy, host
+        self.count, self.evaluation_count = ScoreCount(), ScoreCount()
+        # Equal on all ranks; each rank may keep a ledger of its own.
+        identity = hashlib.sha256(repr(replace(options, ledger=None)).encode()).hexdigest()[:16]
+        self.ranks = Ranks(f"{host}/{identity}")
         self.reward = reward
         self.ledger: Ledger | None = None
         self._cached: CachedReward | CachedCombination | None = None
@@ -110,24 +132,69 @@ class HostReward:
         """
         return self._scored(prompts, videos, facts, each)[0]
 
-    def values(self, prompts: Sequence[str], videos: Sequence[Any], **facts: Any) -> list[float]:
-        """One finite float per video.
+    def values(
+        self,
+        prompts: Sequence[str],
+        videos: Sequence[Any],
+        *,
+        evaluation: bool = False,
+        left_out: float | None = None,
+        **facts: Any,
+    ) -> list[float]:
+        """One float per video, by the policy for training, or with ``evaluation`` by that for evaluation.
 
-        Raises ``MissingScoreError`` as the policy says; otherwise like ``scores``.
+        left_out: as in ``evaluation_values``. Raises ``MissingScoreError`` as the policy says;
+        otherwise like ``scores``.
         """
-        return self.apply_policy(prompts, *self._scored(prompts, videos, facts))
+        if not evaluation:
+            call = self.ranks.begin_call()  # before judging, because calls end in any order
+            scores, keys = self._scored(prompts, videos, facts)
+            return self.apply_policy(prompts, scores, keys, call=call)
+        scores, keys = self._scored(prompts, videos, {"evaluation": True, **facts})
+        sent = evaluation_values(
+            prompts, scores, self.policy, self.evaluation_count, left_out=left_out, ranks=self.ranks
+        )
+        self._note_substitutions(scores, keys, sent, self.policy.on_missing_evaluation)
+        return sent
 
     def apply_policy(
-        self, prompts: Sequence[str], scores: Sequence[Score], keys: Sequence[str | None] | None = None
+        self,
+        prompts: Sequence[str],
+        scores: Sequence[Score],
+        keys: Sequence[str | None] | None = None,
+        *,
+        groups: Sequence[str] | None = None,
+        call: int | None = None,
+        over_ranks: bool = True,
     ) -> list[float]:
-        """One finite float per score of a call. keys: the scores' keys in the ledger, which notes
-        substitutions.
+        """One finite float per score of a call in training.
+
+        keys: the scores' keys in the ledger, which notes substitutions. groups: which videos the
+        host compares, equal prompts where it is None. call: the call's number on this rank; None
+        where the host makes one call after another. over_ranks: False where this call holds the
+        videos of all ranks.
         """
-        sent = apply_policy(prompts, scores, self.policy, self.count)
-        for value, score, key in zip(sent, scores, keys or [None] * len(sent), strict=True):
-            if not score.scored and self.ledger is not None and key is not None:
-                self.ledger.annotate(key, host=self.host, unscored=True, policy=str(self.policy), sent=value)
+        sent = training_values(
+            prompts,
+            scores,
+            self.policy,
+            self.count,
+            groups=groups,
+            ranks=self.ranks if over_ranks else None,
+            call=self.ranks.begin_call() if call is None else call,
+            timeout_s=self.options.timeout_s,
+        )
+        self._note_substitutions(scores, keys or [None] * len(sent), sent, str(self.policy))
         return sent
+
+    def _note_substitutions(
+        self, scores: Sequence[Score], keys: Sequence[str | None], sent: Sequence[float], policy: str
+    ) -> None:
+        """Write into the ledger what the host got in place of missing scores."""
+        for value, score, key in zip(sent, scores, keys, strict=True):
+            if not score.scored and self.ledger is not None and key is not None:
+                number = value if math.isfinite(value) else None
+                self.ledger.annotate(key, host=self.host, unscored=True, policy=policy, sent=number)
 
     def values_or_none(self, prompts: Sequence[str], scores: Sequence[Score]) -> list[float | None]:
         """One float per score of a call, None for a missing one.
@@ -153,9 +220,7 @@ class HostReward:
                 opened[index] = open_pixels(pixels, self.options.fps, self.options.layout, f"{self.host} video {index}")
             except ValueError as error:
                 scores[index] = Score.missing(f"{self.host} video {index}: {error}")
-        if opened:
-            fresh = self.reward([prompts[index] for index in opened], list(opened.values()))
-            scores.update(zip(opened, fresh, strict=True))
+        scores.update(self._judge(prompts, opened))
         keys: list[str | None] = [None] * len(videos)
         if self.ledger is not None and self._cached is not None:
             # The fps as well: a file may state another rate than the video was judged at.
@@ -168,6 +233,20 @@ class HostReward:
                     continue
                 self.ledger.annotate(key, **shared, **(each[index] if each is not None else {}))
         return [scores[index] for index in range(len(videos))], keys
+
+    def _judge(self, prompts: Sequence[str], videos: Mapping[int, Video]) -> dict[int, Score]:
+        """The scores of these videos; those without one are judged again, ``reasks`` times."""
+        scores: dict[int, Score] = {}
+        left = list(videos)
+        for attempt in range(self.options.reasks + 1):
+            if not left:
+                break
+            if attempt:
+                log.warning("%d of %d videos have no score; judging them again", len(left), len(videos))
+            fresh = self.reward([prompts[index] for index in left], [videos[index] for index in left])
+            scores.update(zip(left, fresh, strict=True))
+            left = [index for index in left if not scores[index].scored]
+        return scores
 
 
 # ---- building, once per process ------------------------------------------------------------------------------------
@@ -193,7 +272,12 @@ def host_reward(options: HostOptions, host: str) -> HostReward:
 
 def _build_reward(options: HostOptions) -> Reward:
     """The reward, or the component of it, that the options name."""
-    if options.reward is not None and options.reward.startswith(("http://", "https://")):
+    if options.reward is None:
+        raise ValueError(
+            "no reward is named, and the shipped judge knows its own small world only; state the option reward: "
+            "the URL of `cac-align serve`, or a recipe (recipes/reward/miniature.yaml for the small world)"
+        )
+    if options.reward.startswith(("http://", "https://")):
         from cac_align.serving.client import RemoteReward
 
         token = os.environ.get(options.token_env) if options.token_env else None
@@ -204,6 +288,8 @@ def _build_reward(options: HostOptions) -> Reward:
             options.component,
             token=token,
             timeout_s=options.timeout_s,
+            retries=options.retries,
+            backoff_s=options.backoff_s,
             send=options.send,
             quality=options.quality,
         )

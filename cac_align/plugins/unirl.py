@@ -7,9 +7,9 @@ client with our service.
         base_device: cpu
         config: {_target_: cac_align.plugins.unirl.CaCSpec, reward: recipes/judge.yaml, fps: 16}
 
-Components reach the trainer's log as ``component_rewards``. A video without a score has
-``successes=False``, its reason and NaN, which UniRL refuses to train on, unless the policy is
-"neutral".
+Components reach the trainer's log as ``component_rewards``. A video without a score gets
+its group's mean and keeps its reason in ``errors``; with ``on_missing: raise`` it has
+``successes=False`` and NaN, which UniRL refuses to train on.
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ class CaCSpec(BaseRewardComponentSpec):
     reward: str | None = None
     component: str | None = None
     fps: float = 16.0
-    on_missing: str = "raise"
-    max_unscored_share: float = 0.1
-    min_seen: int = 32
+    reasks: int = 1
+    on_missing: str = "neutral"
+    on_missing_evaluation: str = "leave_out"
+    max_unscored_share: float = 0.02
+    min_seen: int = 200
     group_size: int | None = None
     ledger: str | None = None
     timeout_s: float = 600.0
+    retries: int = 15
+    backoff_s: float = 0.25
     token_env: str | None = None
     send: str = "frames"
     quality: int = 90
@@ -73,7 +77,10 @@ class CaCBackend(RewardBackend):
         each = None if request.group_ids is None else [{"group": group} for group in request.group_ids]
         scores = self.host_reward.scores(prompts, videos, each=each or None)
         neutral = self.host_reward.options.on_missing == "neutral"
-        rewards = self.host_reward.apply_policy(prompts, scores) if neutral else [score.value for score in scores]
+        groups = [str(group) for group in request.group_ids] if request.group_ids else None
+        rewards = [score.value for score in scores]
+        if neutral:
+            rewards = self.host_reward.apply_policy(prompts, scores, groups=groups)
         names = sorted({name for score in scores for name in score.parts})
         return RewardResponse(
             rewards=rewards,

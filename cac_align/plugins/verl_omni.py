@@ -3,11 +3,15 @@ key beside it.
 
     +reward.reward_functions.cac.path=pkg://cac_align.plugins.verl_omni
     +reward.reward_functions.cac.name=compute_score
-    +reward.reward_functions.cac.required=true          (otherwise verl-omni turns our error into a silent 0.0)
+    +reward.reward_functions.cac.required=true
     +reward.reward_functions.cac.reward=http://127.0.0.1:8000
 
 Every part of the score becomes a metric ``reward/cac/<part>``. A call holds one video, so that the
 policy "neutral", which needs a group, is not offered.
+
+Without ``required`` verl-omni catches every ``Exception`` and trains on 0.0, a score that no judge
+gave. Therefore everything that stops a call is raised as ``RunStopped``, which is not an
+``Exception``.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import math
 from typing import Any
 
 from cac_align.plugins.host import HostOptions, host_reward
+from cac_align.plugins.missing_scores import RunStopped
 
 
 async def compute_score(
@@ -29,10 +34,11 @@ async def compute_score(
     component: str | None = None,
     fps: float = 16.0,
     layout: str | None = None,
-    max_unscored_share: float = 0.1,
-    min_seen: int = 32,
+    reasks: int = 1,
     ledger: str | None = None,
     timeout_s: float = 600.0,
+    retries: int = 15,
+    backoff_s: float = 0.25,
     token_env: str | None = None,
     send: str = "frames",
     quality: int = 90,
@@ -43,17 +49,20 @@ async def compute_score(
     and C are 3, ``layout`` is needed. The prompt is extra_info["prompt"] where there is one,
     otherwise ground_truth.
 
-    Raises ``MissingScoreError`` when there is no score, ``ValueError`` for pixels that are not
-    uint8.
+    Raises ``RunStopped`` when there is no score, for pixels that are not uint8, and for wrong
+    options, with the cause.
     """
-    if not str(solution_image.dtype).endswith("uint8"):
-        raise ValueError(f"verl-omni hands over uint8 pixels in [0, 255], received {solution_image.dtype}")
-    options = {"reward": reward, "component": component, "fps": float(fps), "layout": layout, "ledger": ledger}
-    options |= {"max_unscored_share": max_unscored_share, "min_seen": min_seen, "timeout_s": float(timeout_s)}
-    options |= {"token_env": token_env, "send": send, "quality": quality}
-    prompt = str((extra_info or {}).get("prompt") or ground_truth)
-    ours = host_reward(HostOptions.read(options), "verl-omni")
-    # In a thread, because the reward blocks and the event loop has to go on with other samples.
-    scores = await asyncio.to_thread(ours.scores, [prompt], [solution_image], data_source=data_source)
-    value = ours.apply_policy([prompt], scores)[0]
+    try:
+        if not str(solution_image.dtype).endswith("uint8"):
+            raise ValueError(f"verl-omni hands over uint8 pixels in [0, 255], received {solution_image.dtype}")
+        options = {"reward": reward, "component": component, "fps": float(fps), "layout": layout, "ledger": ledger}
+        options |= {"reasks": reasks, "timeout_s": float(timeout_s), "retries": retries, "backoff_s": float(backoff_s)}
+        options |= {"token_env": token_env, "send": send, "quality": quality, "on_missing": "raise"}
+        prompt = str((extra_info or {}).get("prompt") or ground_truth)
+        # In threads, because reaching and asking the reward block, and the event loop has to go on with other samples.
+        ours = await asyncio.to_thread(host_reward, HostOptions.read(options), "verl-omni")
+        scores = await asyncio.to_thread(ours.scores, [prompt], [solution_image], data_source=data_source)
+        value = ours.apply_policy([prompt], scores, over_ranks=False)[0]
+    except Exception as error:
+        raise RunStopped(f"{type(error).__name__}: {error}") from error
     return {"score": value, **{name: part for name, part in scores[0].parts.items() if math.isfinite(part)}}

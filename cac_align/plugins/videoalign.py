@@ -22,14 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cac_align.plugins.host import HostOptions, host_reward
-from cac_align.plugins.missing_scores import MissingScoreError
-
-
-class RunStopped(BaseException):
-    """There are no scores.
-
-    Not an ``Exception``, so that the host cannot go on with a number of its own.
-    """
+from cac_align.plugins.missing_scores import MissingScoreError, RunStopped
 
 
 class VideoVLMRewardInference:
@@ -49,7 +42,9 @@ class VideoVLMRewardInference:
         **options: Any,
     ) -> None:
         del load_from_pretrained_step, device, dtype  # the recipe says which weights, where and how
-        self.host_reward = host_reward(HostOptions.read({"reward": load_from_pretrained, **options}), "videoalign")
+        given = {"reward": load_from_pretrained, **options}
+        # DanceGRPO asks for one video per call, which holds no group.
+        self.host_reward = host_reward(HostOptions.read(given, on_missing="raise"), "videoalign")
 
     def reward(
         self,

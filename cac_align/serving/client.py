@@ -36,9 +36,9 @@ from cac_align.serving.wire import (
 from cac_align.vlm.protocol import unidentified
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-# First and longest pause between tries. Each is twice the one before, with jitter, so that clients do not come back
-# all at once.
-_BACKOFF_S = (0.25, 8.0)
+# The longest pause between tries. Each is twice the one before, with jitter, so that clients do not come back all at
+# once.
+_LONGEST_PAUSE_S = 8.0
 
 
 class _NoScore(Exception):
@@ -60,7 +60,8 @@ class RemoteReward:
     url: the service, e.g. "http://127.0.0.1:8000". reward: which of its rewards; None for its whole
     one. token: the service's token, where it demands one. timeout_s: how many seconds one call may
     take, everything included. retries: how often a request is sent again, within that time.
-    in_flight: how many requests are sent at once. send: "frames" (JPEGs of the frames that the
+    backoff_s: seconds before it is sent again for the first time; each later pause is twice as
+    long, up to 8 s. in_flight: how many requests are sent at once. send: "frames" (JPEGs of the frames that the
     reward reads), "file" (the encoded file) or "path" (a
         path on a shared disk). Videos that are not files are always sent as frames.
     quality: of the JPEGs, in [1, 100].
@@ -76,21 +77,22 @@ class RemoteReward:
         token: str | None = None,
         timeout_s: float = 600.0,
         retries: int = 5,
+        backoff_s: float = 0.25,
         in_flight: int = 8,
         send: Literal["frames", "file", "path"] = "frames",
         quality: int = JPEG_QUALITY,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"url must begin with http:// or https://, received {url!r}")
-        if not timeout_s > 0 or retries < 0 or in_flight < 1 or not 1 <= quality <= 100:
+        if not timeout_s > 0 or retries < 0 or not 0 <= backoff_s < 3600 or in_flight < 1 or not 1 <= quality <= 100:
             raise ValueError(
-                f"expected timeout_s > 0, retries >= 0, in_flight >= 1, quality in [1, 100]; "
-                f"received {timeout_s}, {retries}, {in_flight}, {quality}"
+                f"expected timeout_s > 0, retries >= 0, backoff_s in [0, 3600), in_flight >= 1, quality in [1, 100]; "
+                f"received {timeout_s}, {retries}, {backoff_s}, {in_flight}, {quality}"
             )
         if send not in ("frames", "file", "path"):
             raise ValueError(f"send must be 'frames', 'file' or 'path', received {send!r}")
         self.url, self.reward, self.token = url.rstrip("/"), reward, token
-        self.timeout_s, self.retries, self.in_flight = timeout_s, retries, in_flight
+        self.timeout_s, self.retries, self.backoff_s, self.in_flight = timeout_s, retries, backoff_s, in_flight
         self.send, self.quality = send, quality
         self._lock = threading.Lock()
         self._http: httpx.Client | None = None
@@ -101,7 +103,8 @@ class RemoteReward:
         return (_rebuild, (self.url, self.reward, self._options()))
 
     def _options(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("token", "timeout_s", "retries", "in_flight", "send", "quality")}
+        names = ("token", "timeout_s", "retries", "backoff_s", "in_flight", "send", "quality")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def name(self) -> str:
@@ -240,7 +243,7 @@ class RemoteReward:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise _NoScore(f"timed out after {self.timeout_s:g} s: {reason}")
-            pause_s = min(_BACKOFF_S[0] * 2**attempt, _BACKOFF_S[1]) * random.uniform(0.5, 1.5)
+            pause_s = min(self.backoff_s * 2.0 ** min(attempt, 32), _LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
             try:
                 answer = self._send(method, path, body, left_s)
             except httpx.RequestError as error:

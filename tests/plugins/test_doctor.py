@@ -202,11 +202,11 @@ def test_flow_factory_remarks_are_not_verdicts():
     # 48 × 16 / 8 = 96 videos of 81 × 480 × 832 × 3 × 4 bytes
     assert big["host memory"].ok is None and "96 per rank, 37.3 GB" in big["host memory"].text
     small = ff()
-    small["rewards"][0] |= {"on_missing": "neutral", "batch_size": 1, "group_size": 16}
+    small["rewards"][0] |= {"batch_size": 1, "group_size": 16}
     policy = {check.name: check for check in check_flow_factory(small)}["cac policy"]
-    assert "needs all 16 videos of a prompt in one call" in policy.text and "fragments of groups" in policy.text
-    small["rewards"][0].pop("group_size")
-    assert "'neutral' needs group_size" in wrong(check_flow_factory(small))["cac options"].text
+    assert policy.ok is None and "whole group in one call of all ranks" in policy.text
+    small["rewards"][0].pop("reward", None)
+    assert "adapters refuse" in wrong(check_flow_factory(small))["cac reward"].text
 
 
 # ---- flow_grpo, UniRL, verl-omni -------------------------------------------------------------------------------------------
@@ -220,8 +220,7 @@ def test_flow_grpo_traps(ml_collections):
     assert "scores images" in found["reward unifiedreward"].text
     assert "epochs" in wrong(check_flow_grpo({**good, "num_epochs": 2}))
     groups = {check.name: check for check in check_flow_grpo(good)}["groups"]
-    assert groups.ok is None and "a call holds 2 videos, a group 16" in groups.text
-    assert "neutral stops the run" in groups.text and groups.fix.startswith("on_missing: raise")
+    assert groups.ok and "a call holds 2 videos, a group 16" in groups.text
 
 
 def test_flow_grpo_configs_are_python(tmp_path):
@@ -261,7 +260,8 @@ def test_verl_omni_traps(tmp_path):
     config = read_config("verl-omni", script)
     assert config["reward"]["reward_functions"]["cac"]["on_missing"] == "neutral"
     found = wrong(check_verl_omni(config))
-    assert set(found) == {"cac failures", "cac on_missing", "manager"} and "required=true" in found["cac failures"].fix
+    assert set(found) == {"cac failures", "cac on_missing", "cac reward", "manager"}
+    assert "required=true" in found["cac failures"].fix
     assert "reward" in wrong(check_verl_omni({"reward": {"reward_functions": {}}}))
 
 
@@ -295,6 +295,7 @@ def test_unirls_recipe_replaces_the_reward_that_it_is_composed_with():
 
 def test_a_unirl_reward_written_in_place_over_another_recipe_is_wrong():
     spec = {"_target_": "cac_align.plugins.unirl.CaCSpec", "fps": 16, "ledger": "l.jsonl"}
+    spec["reward"] = "tests.support.hosting:scripted"
     backend = {"_target_": "cac_align.plugins.unirl.CaCBackend", "config": spec}
     config = {"defaults": ["wan21_t2v", "_self_"], "reward": {"backend": backend}, "adv_use_global_std": False}
     assert list(wrong(CONFIG_CHECKS["unirl"](config))) == ["composition"]
@@ -313,11 +314,12 @@ def test_every_option_of_ours_that_a_host_may_set_is_taken_by_its_adapter():
         "batch_size"
     }
     taken = set(inspect.signature(compute_score).parameters)
-    assert options - taken == {"on_missing", "group_size"}
+    assert options - taken == {"on_missing", "on_missing_evaluation", "group_size", "max_unscored_share", "min_seen"}
     entry = {
         "path": "pkg://cac_align.plugins.verl_omni",
         "name": "compute_score",
         "required": True,
+        "reward": "tests.support.hosting:scripted",
         "ledger": "l.jsonl",
         "fps": 16,
     }

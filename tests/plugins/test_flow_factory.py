@@ -99,7 +99,7 @@ def test_what_the_processor_reads_off_the_class(adapter):
     for kind in (adapter.CaCUnifiedReward, adapter.CaCReward, adapter.UnifiedVideoReward):
         assert issubclass(kind, PointwiseRewardModel)
         assert kind.use_tensor_inputs is True and kind.required_fields == ("prompt", "video")
-        assert list(inspect.signature(kind.__call__).parameters) == ["self", "prompt", "video"]
+        assert list(inspect.signature(kind.__call__).parameters) == ["self", "prompt", "video", "latent_index_map"]
 
 
 def test_asynchronous_workers_share_one_reward(adapter):
@@ -131,6 +131,24 @@ def test_the_policy_reaches_the_host(adapter):
     from cac_align.plugins.missing_scores import MissingScoreError
 
     with pytest.raises(MissingScoreError, match=r"policy raise.*NaN"):
-        pointwise(build(adapter), [sample(), bad], 2)
-    neutral = build(adapter, on_missing="neutral", max_unscored_share=1.0, group_size=2)
+        pointwise(build(adapter, on_missing="raise"), [sample(), bad], 2)
+    neutral = build(adapter, max_unscored_share=1.0, group_size=2)
     assert pointwise(neutral, [sample(), bad], 2).tolist() == pytest.approx([0.825, 0.825])
+
+
+def test_an_evaluation_is_known_by_its_samples_without_a_trajectory(adapter, monkeypatch):
+    """Flow-Factory's evaluations keep no trajectory; each holds one video per prompt, which is no group."""
+    from cac_align.plugins.missing_scores import MissingScoreError
+
+    bad = {**sample("b"), "video": sample()["video"] * float("nan")}
+    with pytest.raises(MissingScoreError, match="1 videos of the prompt"):  # a version that does not tell
+        pointwise(build(adapter), [sample("a"), bad], 2)
+    samples = ModuleType("flow_factory.samples")
+    samples.BaseSample = SimpleNamespace(latent_index_map=None)
+    monkeypatch.setitem(sys.modules, samples.__name__, samples)
+    model = build(adapter, min_seen=100)
+    assert pointwise(model, [sample("a"), bad], 2).tolist() == pytest.approx([0.825, 0.825])
+    assert model.host_reward.evaluation_count.unscored == 1
+    trained = [{**one, "prompt": "a", "latent_index_map": torch.arange(3)} for one in (sample("a", 90), bad)]
+    assert pointwise(model, trained, 2).tolist() == pytest.approx([0.425, 0.425])
+    assert model.host_reward.count.unscored == 1

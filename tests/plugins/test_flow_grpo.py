@@ -76,8 +76,17 @@ def test_bad_input_is_an_error_and_never_a_number():
         score(torch.zeros(2, 3, 8, 8), ["a", "b"], [{}, {}])
     with pytest.raises(ValueError, match="one prompt per video"):
         score(batch(240), ["a", "b"], [{}, {}])
-    with pytest.raises(MissingScoreError, match="policy raise"):
+    with pytest.raises(MissingScoreError, match="holds 1 videos of the prompt"):
         score(batch(240, 90) * 3, ["a", "b"], [{}, {}])
+
+
+def test_an_evaluation_sends_the_number_that_the_scripts_leave_out():
+    """The scripts say only_strict=False in an evaluation, and average what is not -10."""
+    pixels = batch(240, 90)
+    pixels[1] = float("nan")
+    score = flow_grpo.multi_score(original, OPTIONS)("cpu", {"cac": 0.5, "unifiedreward_video": 0.5})
+    details, _ = score(pixels, ["a", "b"], [{}, {}], only_strict=False)
+    assert details["cac"] == [pytest.approx(0.9), -10.0] and details["avg"] == [pytest.approx(0.825), -10.0]
 
 
 def test_the_launcher_runs_an_untouched_script(monkeypatch, tmp_path, capsys):

@@ -126,7 +126,7 @@ def test_rounding_equals_videos_own():
     ],
 )
 def test_bad_pixels_are_that_videos_missing_score(pixels, reason):
-    reward = HostReward(Brightness(), HostOptions(), "test")
+    reward = HostReward(Brightness(), HostOptions(on_missing="raise"), "test")
     bad, good = reward.scores(["a", "b"], [pixels, floats()])
     assert not bad.scored and good.scored
     with pytest.raises(MissingScoreError, match=reason):
@@ -154,7 +154,7 @@ def test_the_ledger_holds_evidence_facts_and_every_substitution(tmp_path):
     half = HostReward(Half(), options, "flow-factory/cac")
     assert half.values(["p", "p"], [floats(210), floats(60)], step=8) == [pytest.approx(202 / 255)] * 2
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [row["kind"] for row in rows].count("missing") == 1
+    assert [row["kind"] for row in rows].count("missing") == 2  # it was asked again
     extras = [row["extra"] for row in rows if row["kind"] == "extra"]
     assert {"host": "flow-factory/cac", "fps": 16.0, "step": 7} in extras
     (note,) = [extra for extra in extras if "unscored" in extra]
@@ -165,9 +165,38 @@ def test_the_ledger_holds_evidence_facts_and_every_substitution(tmp_path):
     assert missing["score"] is None  # the score itself stays missing
 
 
-def test_a_policy_that_cannot_work_is_refused_before_the_first_video():
-    with pytest.raises(ValueError, match="'neutral' needs group_size"):
-        host_reward(HostOptions(reward="tests.support.hosting:scripted", on_missing="neutral"), "test")
+def test_a_host_that_names_no_reward_is_refused():
+    with pytest.raises(ValueError, match="state the option reward"):
+        host_reward(HostOptions(), "test")
+
+
+class Forgetful(Brightness):
+    """Has no score for a video when it is first asked about it."""
+
+    def one(self, prompt, video):
+        return super().one("unscorable" if len(self.batches) == 1 else prompt, video)
+
+
+def test_a_judge_is_asked_again_before_a_score_is_missing():
+    judge = Forgetful()
+    assert HostReward(judge, HostOptions(), "test").values(["p", "q"], [floats(), floats()]) == [192 / 255] * 2
+    assert judge.batches == [["p", "q"]] * 2
+    never = HostReward(Forgetful(), HostOptions(reasks=0, on_missing="raise"), "test")
+    with pytest.raises(MissingScoreError, match="2 of 2"):
+        never.values(["p", "q"], [floats(), floats()])
+
+
+def test_only_what_has_no_score_is_asked_again():
+    judge = Brightness()
+    HostReward(judge, HostOptions(), "test").scores(["p", "unscorable"], [floats(), floats()])
+    assert judge.batches == [["p", "unscorable"], ["unscorable"]]
+
+
+def test_an_evaluation_has_its_own_policy_and_count():
+    reward = HostReward(Brightness(), HostOptions(), "test")
+    values = reward.values(["unscorable", "q"], [floats(), floats()], evaluation=True, left_out=-10.0)
+    assert values == [-10.0, pytest.approx(192 / 255)]
+    assert (reward.evaluation_count.unscored, reward.count.seen) == (1, 0)
 
 
 def test_facts_are_each_videos_own(tmp_path):
@@ -184,7 +213,7 @@ def test_facts_are_each_videos_own(tmp_path):
 
 
 def test_adapters_import_nothing_heavy():
-    modules = ["flow_grpo", "verl_omni", "videoalign", "trl", "host", "missing_scores", "doctor"]
+    modules = ["flow_grpo", "verl_omni", "videoalign", "trl", "host", "missing_scores", "ranks", "doctor"]
     heavy = [
         "torch",
         "transformers",

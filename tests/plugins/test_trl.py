@@ -42,12 +42,10 @@ def test_no_score_is_none_where_trl_leaves_it_out(monkeypatch, installed):
 
 def test_a_missing_score_raises():
     with pytest.raises(MissingScoreError, match="1 of 2 videos have no score"):
-        VideoReward(reward="tests.support.hosting:brightness")(
+        VideoReward(reward="tests.support.hosting:brightness", on_missing="raise")(
             prompts=["a", "unscorable"], completions=[video(), video()]
         )
-    reward = VideoReward(
-        reward="tests.support.hosting:brightness", on_missing="neutral", max_unscored_share=1.0, group_size=2
-    )
+    reward = VideoReward(reward="tests.support.hosting:brightness", max_unscored_share=1.0, group_size=2)
     values = reward(prompts=["a", "a"], completions=[video(), video() * float("nan")])
     assert values[1] == pytest.approx(values[0])
 

@@ -90,13 +90,13 @@ def test_a_three_frame_video_is_read_channels_first(adapter):
 
 
 def test_a_failure_is_a_flag_and_nan_never_a_number(adapter):
-    response = backend(adapter).compute_rewards(RewardRequest(["a", "a"], [video(), video() * 9]))
+    response = backend(adapter, on_missing="raise").compute_rewards(RewardRequest(["a", "a"], [video(), video() * 9]))
     assert response.rewards[0] == pytest.approx(0.825) and math.isnan(response.rewards[1])
     assert response.successes == [True, False] and "must lie in [0, 1]" in response.errors[1]
 
 
 def test_neutral_keeps_the_reason(adapter):
-    here = backend(adapter, on_missing="neutral", max_unscored_share=1.0, group_size=2)
+    here = backend(adapter, max_unscored_share=1.0, group_size=2)
     response = here.compute_rewards(RewardRequest(["a", "a"], [video(), video() * 9]))
     assert response.rewards == pytest.approx([0.825, 0.825]) and response.successes == [True, True]
     assert "must lie in [0, 1]" in response.errors[1]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cac_align.plugins import host, verl_omni
-from cac_align.plugins.missing_scores import MissingScoreError
+from cac_align.plugins.missing_scores import RunStopped
 from tests.support.hosting import clip
 
 
@@ -44,7 +44,7 @@ def test_both_layouts_and_a_batch_of_one():
 
 
 def test_three_frames_need_a_stated_layout():
-    with pytest.raises(MissingScoreError, match="pass layout="):
+    with pytest.raises(RunStopped, match="pass layout="):
         manager(video(num_frames=3), reward="tests.support.hosting:scripted")
     assert manager(video(num_frames=3), reward="tests.support.hosting:scripted", layout="TCHW", component="cac")[
         "score"
@@ -52,14 +52,14 @@ def test_three_frames_need_a_stated_layout():
 
 
 def test_only_uint8_is_accepted():
-    with pytest.raises(ValueError, match="uint8 pixels"):
+    with pytest.raises(RunStopped, match="uint8 pixels"):
         manager(video().float() / 255, reward="tests.support.hosting:scripted")
 
 
 def test_the_prompt_is_the_extra_informations_or_the_ground_truth():
-    with pytest.raises(MissingScoreError, match="told not to"):
+    with pytest.raises(RunStopped, match="told not to"):
         manager(video(), "p", {"prompt": "unscorable"}, reward="tests.support.hosting:brightness")
-    with pytest.raises(MissingScoreError, match="told not to"):
+    with pytest.raises(RunStopped, match="told not to"):
         manager(video(), "unscorable", {"prompt": ""}, reward="tests.support.hosting:brightness")
     assert manager(video(), "unscorable", {"prompt": "fine"}, reward="tests.support.hosting:brightness")["score"] > 0
 
@@ -75,3 +75,12 @@ def test_samples_are_scored_side_by_side():
         return await asyncio.gather(*calls)
 
     assert [row["score"] for row in asyncio.run(both())] == pytest.approx([0.825, 0.425])
+
+
+def test_a_dead_service_cannot_become_a_zero():
+    """Without ``required`` the host catches ``Exception`` and trains on 0.0."""
+    with pytest.raises(BaseException, match=r"127\.0\.0\.1:9") as stopped:
+        manager(video(), reward="http://127.0.0.1:9", retries=0, reasks=0, timeout_s=2)
+    assert not isinstance(stopped.value, Exception)
+    with pytest.raises(RunStopped, match="state the option reward"):
+        manager(video())

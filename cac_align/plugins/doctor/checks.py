@@ -39,14 +39,9 @@ def check_options(name: str, given: Mapping[str, Any], *, whole_groups: bool) ->
     yield Check(
         f"{name} fps", True if fps == 16 else None, f"{fps:g} frames per second (Wan: 16; the hosts tag files 8)", fix
     )
-    if options.on_missing == "neutral":
-        text = (
-            f"{policy}: neutral needs all {options.group_size} videos of a prompt in one call, or a gap stops the run"
-        )
-        split = "" if whole_groups else "; this host's calls hold fragments of groups"
-        yield Check(
-            f"{name} policy", None, text + split, f"on_missing: raise on {name}, unless one call holds the whole group"
-        )
+    if options.on_missing == "neutral" and not whole_groups:
+        text = f"{policy}: neutral needs a prompt's whole group in one call of all ranks, or a gap stops the run"
+        yield Check(f"{name} policy", None, text, f"let one call of {name} hold whole groups, or set on_missing: raise")
     else:
         yield Check(f"{name} policy", True, str(policy))
     yield from _reward_source(name, options)
@@ -91,8 +86,8 @@ def _reward_source(name: str, options: HostOptions) -> Iterator[Check]:
     if source is None:
         yield Check(
             f"{name} reward",
-            None,
-            "the shipped miniature, made for the miniature world only",
+            False,
+            "no reward is named, and the adapters refuse to run without one",
             "reward: your recipe, or http://… of `cac-align serve`",
         )
     elif source.startswith(("http://", "https://")):

@@ -28,10 +28,11 @@ def check_verl_omni(config: Mapping[str, Any]) -> Iterator[Check]:
         fix = "" if required else f"+reward.reward_functions.{key}.required=true; otherwise a failure becomes 0.0"
         yield Check(f"{key} failures", required, f"required={required}", fix)
         options = {name: value for name, value in entry.items() if name not in ("path", "name", "weight", "required")}
+        policy = ("on_missing", "on_missing_evaluation", "group_size", "max_unscored_share", "min_seen")
         yield from check_unsupported(
-            key, options, ("on_missing", "group_size"), "one call holds one video: neutral has no group"
+            key, options, policy, "one call holds one video: neutral has no group, and a missing score ends the run"
         )
-        yield from check_options(key, options, whole_groups=True)
+        yield from check_options(key, {**options, "on_missing": "raise"}, whole_groups=True)
     manager = (section.get("reward_manager") or {}).get("name")
     fits = manager == "MultiVisualRewardManager"
     yield Check(

@@ -1,6 +1,8 @@
-"""The paper's ablations in miniature: every variant of the recipe trained through the real stages and measured on unseen clips.
+"""The paper's ablations in miniature: every variant of the recipe trained through the real stages
+and measured on unseen clips.
 
-world clips → records → synthesise (ground truth) → split → start (forget) → for each seed and variant: stage 1 → 2 → 3 → figures → ablations.md
+world clips → records → synthesise (ground truth) → split → start (forget) → for each seed and
+variant: stage 1 → 2 → 3 → figures → ablations.md
 
     python -m research.experiments.ablations OUT [--recipe research/recipes/ablations.yaml] [--set clips=200 stage3.run.steps=10 …]
 
@@ -8,9 +10,10 @@ world clips → records → synthesise (ground truth) → split → start (forge
     OUT/start/           the start, made to forget (``forget``)       OUT/ablations.md    the table: mean ± sd over training seeds
     OUT/seedK/stage1…    a folder per training, named by its path
 
-A training that several variants pass through (stage 1, stages 1 and 2) is run once. The same call goes on where the last one ended. A
-training that stops itself (``training.watch``) is written down with its sentence: a failure never becomes a number.
-Source: CaC (arXiv 2605.11723) Sec. 4.3, Tables 3 and S5.
+A training that several variants pass through (stage 1, stages 1 and 2) is run once. The same call
+goes on where the last one ended. A training that stops itself (``training.watch``) is written down
+with its sentence: a failure never becomes a number. Source: CaC (arXiv 2605.11723) Sec. 4.3, Tables
+3 and S5.
 """
 
 from __future__ import annotations
@@ -54,15 +57,20 @@ from research.experiments.judge_figures import evaluate
 
 @dataclass
 class Ablations:
-    """The whole budget. world: which (``pool.WORLDS``). clips: of the training, half of them broken, from ``first_seed`` (TRAIN_SEEDS).
+    """The whole budget. world: which (``pool.WORLDS``). clips: of the training, half of them
+    broken, from ``first_seed`` (TRAIN_SEEDS).
 
-    splits: how they are shared out. Two defaults are not the paper's: ``near`` is smaller, because plain scenes look alike, and so is
-    ``frames``, because few of the world's types are single-frame ones: stage 1 would take them all, and stages 2 and 3 see none.
-    test_clips: measured on, normal and broken together, from ``test_seed`` (TEST_SEEDS). seeds: of the trainings. variants: names from ``VARIANTS``; empty: all of them.
-    start: the weights before stage 1 ("miniature" or a folder). forget: what differs from cac_stage2.yaml in a training of them before all
-    others, on the training clips with their annotations dealt anew among clips of one prompt (``deal``): the eyes, the words and the form
-    of an answer stay, what makes a clip abnormal goes, as with the paper's untrained base; empty: the start is taken as it is.
-    recipes: folder of cac_stage1.yaml, cac_stage2.yaml, cac_stage3.yaml. stage1, stage2, stage3: what differs from them. jobs: training seeds at a time, a process each. device: of all trainings.
+    splits: how they are shared out. Two defaults are not the paper's: ``near`` is smaller, because
+    plain scenes look alike, and so is ``frames``, because few of the world's types are single-frame
+    ones: stage 1 would take them all, and stages 2 and 3 see none. test_clips: measured on, normal
+    and broken together, from ``test_seed`` (TEST_SEEDS). seeds: of the trainings. variants: names
+    from ``VARIANTS``; empty: all of them. start: the weights before stage 1 ("miniature" or a
+    folder). forget: what differs from cac_stage2.yaml in a training of them before all others, on
+    the training clips with their annotations dealt anew among clips of one prompt (``deal``): the
+    eyes, the words and the form of an answer stay, what makes a clip abnormal goes, as with the
+    paper's untrained base; empty: the start is taken as it is. recipes: folder of cac_stage1.yaml,
+    cac_stage2.yaml, cac_stage3.yaml. stage1, stage2, stage3: what differs from them. jobs: training
+    seeds at a time, a process each. device: of all trainings.
     """
 
     world: str = "playground"
@@ -114,7 +122,9 @@ class Ablations:
 
 
 def prepare(recipe: Ablations, out: Path) -> Path:
-    """Clips, records, chains of thought and the three stages, made where they are not there yet; returns the stages' folder."""
+    """Clips, records, chains of thought and the three stages, made where they are not there yet;
+    returns the stages' folder.
+    """
     data = out / "data"
     world, stages = data / "world", data / "stages"
     if (stages / "report.json").is_file():
@@ -141,7 +151,9 @@ def _stages(recipe: Ablations, records: Sequence[Record], world: Path, folder: P
 
 
 def deal(records: Sequence[Record], seed: int = 0) -> list[Record]:
-    """The same videos, status and anomalies of each dealt to one of the same prompt: they name what is to be seen, and tell no verdict."""
+    """The same videos, status and anomalies of each dealt to one of the same prompt: they name what
+    is to be seen, and tell no verdict.
+    """
     of_prompt: dict[str, list[int]] = {}
     for place, record in enumerate(records):
         of_prompt.setdefault(record.prompt, []).append(place)
@@ -153,7 +165,9 @@ def deal(records: Sequence[Record], seed: int = 0) -> list[Record]:
 
 
 def beginner(recipe: Ablations, out: Path) -> str:
-    """The weights that every variant starts from ("miniature" or a folder): the recipe's, made to forget where it says so."""
+    """The weights that every variant starts from ("miniature" or a folder): the recipe's, made to
+    forget where it says so.
+    """
     if not recipe.forget:
         return recipe.start
     full, data = VARIANTS[0], out / "data" / "dealt" / "stages"
@@ -161,7 +175,9 @@ def beginner(recipe: Ablations, out: Path) -> str:
 
 
 def path(variant: Variant) -> tuple[str, ...]:
-    """Folder names of the variant's trainings, each naming everything that went before it: equal names, one training."""
+    """Folder names of the variant's trainings, each naming everything that went before it: equal
+    names, one training.
+    """
     labels: list[str] = []
     for stage in variant.stages:
         single = "-single" if stage > 1 and variant.turns == 1 else ""
@@ -179,7 +195,9 @@ def stage_recipe(
     out: Path,
     budget: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The recipe of one training: that of the folder ``recipe.recipes``, with this budget (None: the stage's), and what the variant leaves out."""
+    """The recipe of one training: that of the folder ``recipe.recipes``, with this budget (None:
+    the stage's), and what the variant leaves out.
+    """
     given = _dotted(getattr(recipe, f"stage{stage}") if budget is None else budget)
     made = read_recipe(
         GrpoRecipe if stage == 3 else SftRecipe,
@@ -211,9 +229,11 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def train(recipe: Ablations, variant: Variant, seed: int | None, data: Path, start: str, out: Path) -> str:
-    """Run the variant's stages from ``start``, or take those that are there; returns the weights at its end ("miniature" or a folder).
+    """Run the variant's stages from ``start``, or take those that are there; returns the weights at
+    its end ("miniature" or a folder).
 
-    Stage 1 hands on its last weights, stages 2 and 3 those of their best evaluation. Raises ``Stopped`` with the stage in its sentence.
+    Stage 1 hands on its last weights, stages 2 and 3 those of their best evaluation. Raises
+    ``Stopped`` with the stage in its sentence.
     """
     weights = start
     for stage, name in zip(variant.stages, path(variant), strict=True):
@@ -258,7 +278,9 @@ def measure(recipe: Ablations, variant: Variant, weights: str) -> dict[str, Any]
 
 
 def open_rows(recipe: Ablations, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Variant, int | None]]:
-    """What is still to be done, seed by seed. Start weights have no training seed: they are measured once."""
+    """What is still to be done, seed by seed. Start weights have no training seed: they are
+    measured once.
+    """
     done = {(row["variant"], row["seed"]) for row in rows}
     wanted = [(variant, None) for variant in recipe.chosen if not variant.stages]
     wanted += [(variant, seed) for seed in recipe.seeds for variant in recipe.chosen if variant.stages]
@@ -266,7 +288,9 @@ def open_rows(recipe: Ablations, rows: Sequence[Mapping[str, Any]]) -> list[tupl
 
 
 def work(recipe: Ablations, out: Path, data: Path, start: str, seed: int | None) -> None:
-    """Everything that is still open for one training seed (None: the start weights); each result is written at once."""
+    """Everything that is still open for one training seed (None: the start weights); each result is
+    written at once.
+    """
     set_threads(1)
     for variant, own in open_rows(recipe, read_rows(out / "results.jsonl")):
         if own != seed:
@@ -288,7 +312,8 @@ def work(recipe: Ablations, out: Path, data: Path, start: str, seed: int | None)
 def run(recipe: Ablations, out: Path) -> str:
     """Do what is still open and write ``out/ablations.md``; returns its text.
 
-    Raises ``ValueError`` when ``out`` holds results of another budget, or data or recipe are unusable.
+    Raises ``ValueError`` when ``out`` holds results of another budget, or data or recipe are
+    unusable.
     """
     claim_folder(out, "ablations", recipe, free=("seeds", "variants", "jobs"))
     results = out / "results.jsonl"
@@ -316,7 +341,9 @@ def run(recipe: Ablations, out: Path) -> str:
 
 
 def report(recipe: Ablations, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table in Markdown with what it was measured on, and the sentence of every training that stopped itself."""
+    """The table in Markdown with what it was measured on, and the sentence of every training that
+    stopped itself.
+    """
     half = recipe.test_clips // 2
     start = "the shipped mini-CaC" if recipe.start == "miniature" else f"`{Path(recipe.start).name}`"
     if recipe.forget:

@@ -18,8 +18,10 @@ from cac_align.training.terms import TERM_NAMES
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table. stages: which are run, in order; none: the start weights as they are. turns: how stages 2 and 3 and the
-    evaluation ask. without: the term of Eq. 6 that has weight 0 in stage 3. paper: overall accuracy in Table 3."""
+    """One row of the table. stages: which are run, in order; none: the start weights as they are.
+    turns: how stages 2 and 3 and the evaluation ask. without: the term of Eq. 6 that has weight 0
+    in stage 3. paper: overall accuracy in Table 3.
+    """
 
     name: str
     title: str
@@ -55,13 +57,17 @@ COLUMNS: tuple[tuple[str, str], ...] = (
     ("AUROC of R", "auroc"),
     ("no verdict", "no_verdict"),
 )
-"""A column's title and the figure of ``judge_figures.evaluate`` that stands in it (no_verdict as a share of the clips)."""
+"""A column's title and the figure of ``judge_figures.evaluate`` that stands in it (no_verdict as a
+share of the clips).
+"""
 
 
 def table(variants: Sequence[Variant], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of the table: a row per variant, means over the seeds that have figures; "stopped" or "open" where none has.
+    """Lines of the table: a row per variant, means over the seeds that have figures; "stopped" or
+    "open" where none has.
 
-    "minus full": accuracy minus that of the full recipe of the same training seed (of start weights: minus all of its seeds).
+    "minus full": accuracy minus that of the full recipe of the same training seed (of start
+    weights: minus all of its seeds).
     """
     titles = ["variant", "paper", *(title for title, _ in COLUMNS), "accuracy minus full", "seeds"]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
@@ -98,7 +104,9 @@ def _cell(measured: Sequence[Mapping[str, Any]], figure: str) -> str:
 
 
 def _told(values: Sequence[float], of: int, sign: str = "") -> str:
-    """Mean ± sd (n − 1; of one value no sd), "(k of n)" where some of the ``of`` values are missing, "–" where all are. sign: as in a format."""
+    """Mean ± sd (n − 1; of one value no sd), "(k of n)" where some of the ``of`` values are
+    missing, "–" where all are. sign: as in a format.
+    """
     if not values:
         return "–"
     sd = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""

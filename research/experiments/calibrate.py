@@ -1,6 +1,8 @@
-"""Temperature and threshold of the shipped judge: fitted on generated clips that it has neither learnt from nor is measured by.
+"""Temperature and threshold of the shipped judge: fitted on generated clips that it has neither
+learnt from nor is measured by.
 
-judge folder + N clips of the small Wan → two turns → log-odds, oracle's verdicts → fit_scores → FOLDER/cac_align.json
+judge folder + N clips of the small Wan → two turns → log-odds, oracle's verdicts → fit_scores →
+FOLDER/cac_align.json
 
     python -m research.experiments.calibrate runs/cac_mean 320                        # of the video as it is
     python -m research.experiments.calibrate runs/cac_mean 320 as_is,mirrored         # of several test-time augmentations, kept beside the former; with a threshold

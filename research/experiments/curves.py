@@ -1,6 +1,8 @@
-"""The picture beside Table 2 in miniature: how often each model's clips break, and how its training went.
+"""The picture beside Table 2 in miniature: how often each model's clips break, and how its training
+went.
 
-verdicts by model, log.jsonl by model → three panels (anomaly rate with intervals; score; motion) → one SVG
+verdicts by model, log.jsonl by model → three panels (anomaly rate with intervals; score; motion) →
+one SVG
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ SMOOTHED = 5
 
 
 def draw(anomalous: Mapping[str, Sequence[Sequence[bool]]], logs: Mapping[str, Sequence[Path]], path: Path) -> None:
-    """Write the SVG. anomalous: per model and training seed, whether each clip broke. logs: per model, the log.jsonl of each seed.
+    """Write the SVG. anomalous: per model and training seed, whether each clip broke. logs: per
+    model, the log.jsonl of each seed.
 
-    A bar's interval is Wilson's over all clips of a model (95 %); dots are its seeds. Curves are means over ``SMOOTHED`` steps.
+    A bar's interval is Wilson's over all clips of a model (95 %); dots are its seeds. Curves are
+    means over ``SMOOTHED`` steps.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -59,7 +63,9 @@ def draw(anomalous: Mapping[str, Sequence[Sequence[bool]]], logs: Mapping[str, S
 
 
 def running_means(log: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (from 1) and running means of a log's numbers; steps without one (skipped, nothing scored) are left out."""
+    """Steps (from 1) and running means of a log's numbers; steps without one (skipped, nothing
+    scored) are left out.
+    """
     found = [(row["step"] + 1, row[key]) for row in read_rows(log) if row.get(key) is not None]
     steps, values = np.array([at for at, _ in found]), np.array([value for _, value in found], float)
     means = [values[max(0, at - SMOOTHED + 1) : at + 1].mean() for at in range(len(values))]

@@ -1,6 +1,7 @@
 """How good a small judge is on clips it has never seen: one dictionary of figures per world.
 
-weights folder → LocalVlm → CaC (two turns, or as asked) / UnifiedReward on held-out clips → accuracy, recalls, IoU, AUROC
+weights folder → LocalVlm → CaC (two turns, or as asked) / UnifiedReward on held-out clips →
+accuracy, recalls, IoU, AUROC
 
     python -m research.experiments.judge_figures cac_align/miniature/weights/cac cac 200
     python -m research.experiments.judge_figures cac_align/miniature/weights/cac cac 200 --tta as_is,later    # R is that of the mean log-odds
@@ -41,15 +42,19 @@ def evaluate(
     tta: Sequence[str] = (AS_IS,),
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Held-out figures of the weights in ``folder``: ``clips`` in all, half of them normal, as many of each world (VALID_SEEDS).
+    """Held-out figures of the weights in ``folder``: ``clips`` in all, half of them normal, as many
+    of each world (VALID_SEEDS).
 
-    cac: accuracy and recalls of turn 1 alone and of both turns, temporal and spatial IoU (``evaluation.localisation``) over the anomalous
-    clips that were caught, AUROC of R, how many had no verdict, recall by type, by defect (of how many clips turn 1 was
-    shown a broken frame; caught in turn 1, in the end) and on sparse defects (all of them together shorter than
-    1 s and on less than 20 % of the frame, as CaC-Bench-Hard measures it). All of these are over the clips with a verdict, but for
-    right_of_all: the share of right verdicts among all clips. settings: how CaC is asked (None: as its folder says); tta: its test-time augmentations
-    (``cac.augmentations``); of several, verdict (by the folder's threshold for them, where it is asked as the folder says) and AUROC are those
-    of their mean log-odds, and the rest is that of the judgement that agrees with it. unified: mean scores and AUROC.
+    cac: accuracy and recalls of turn 1 alone and of both turns, temporal and spatial IoU
+    (``evaluation.localisation``) over the anomalous clips that were caught, AUROC of R, how many
+    had no verdict, recall by type, by defect (of how many clips turn 1 was shown a broken frame;
+    caught in turn 1, in the end) and on sparse defects (all of them together shorter than 1 s and
+    on less than 20 % of the frame, as CaC-Bench-Hard measures it). All of these are over the clips
+    with a verdict, but for right_of_all: the share of right verdicts among all clips. settings: how
+    CaC is asked (None: as its folder says); tta: its test-time augmentations
+    (``cac.augmentations``); of several, verdict (by the folder's threshold for them, where it is
+    asked as the folder says) and AUROC are those of their mean log-odds, and the rest is that of
+    the judgement that agrees with it. unified: mean scores and AUROC.
     """
     first = VALID_SEEDS.start if first_seed is None else first_seed
     vlm = LocalVlm.load(folder, device=device, batch_size=32)
@@ -65,8 +70,10 @@ def evaluate(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Figures on ``count`` held-out clips of each world (TEST seeds) and of the small Wan, as JSON lines; with a LoRA folder of the small
-    Wan with that LoRA alone, which is where a judge meets what was made to please it."""
+    """Figures on ``count`` held-out clips of each world (TEST seeds) and of the small Wan, as JSON
+    lines; with a LoRA folder of the small Wan with that LoRA alone, which is where a judge meets
+    what was made to please it.
+    """
     parser = argparse.ArgumentParser(
         "python -m research.experiments.judge_figures", description="a small judge on held-out clips"
     )

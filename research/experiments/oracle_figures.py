@@ -1,6 +1,8 @@
-"""What the oracle says about folders of the small Wan's clips: how many are anomalous and by what, how they move, what of the prompt they miss.
+"""What the oracle says about folders of the small Wan's clips: how many are anomalous and by what,
+how they move, what of the prompt they miss.
 
-an alignment's run (its evaluation videos, step by step) or any folder with prompts.jsonl → oracle → one row per folder
+an alignment's run (its evaluation videos, step by step) or any folder with prompts.jsonl → oracle →
+one row per folder
 
     python -m research.experiments.oracle_figures RUN_OR_FOLDER …
 
@@ -22,13 +24,17 @@ HEAD = "| clips | judged | anomaly rate (95 %) | by kind | motion, px/s | follow
 
 
 def folders_of(path: Path) -> list[Path]:
-    """The folders of evaluation videos of an alignment's run, in the order of its steps; any other folder is its own."""
+    """The folders of evaluation videos of an alignment's run, in the order of its steps; any other
+    folder is its own.
+    """
     return sorted((path / "eval").glob("step-*")) or [path]
 
 
 def verdicts_of(folder: Path) -> tuple[list[OracleVerdict], int]:
-    """(the oracle's verdicts in the order of the clips' names, how many clips it could not judge: unreadable, no prompt, outside
-    its world). Raises ``ValueError`` when there is no such folder, or no video in it."""
+    """(the oracle's verdicts in the order of the clips' names, how many clips it could not judge:
+    unreadable, no prompt, outside its world). Raises ``ValueError`` when there is no such folder,
+    or no video in it.
+    """
     found = read_folder(folder)
     verdicts, left = [], len(found.faults)
     for clip in found.clips:
@@ -40,8 +46,9 @@ def verdicts_of(folder: Path) -> tuple[list[OracleVerdict], int]:
 
 
 def row(name: str, verdicts: Sequence[OracleVerdict], left: int) -> str:
-    """One line of the table. A clip with two kinds of defect counts in both; rates are over the clips that could be judged, motion over
-    those whose entity was seen."""
+    """One line of the table. A clip with two kinds of defect counts in both; rates are over the
+    clips that could be judged, motion over those whose entity was seen.
+    """
     n = len(verdicts)
     if n == 0:
         return f"| {name} | 0 | – | – | – | – | – | {left} |"

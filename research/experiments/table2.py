@@ -1,14 +1,16 @@
-"""Table 2 in miniature: how often the small Wan's clips break before and after alignment, with the oracle as the expert.
+"""Table 2 in miniature: how often the small Wan's clips break before and after alignment, with the
+oracle as the expert.
 
-LoRA folders by name → prompts that no alignment trains on, the same first noises for each → oracle → anomaly rate, motion, prompt following
-→ table2.md, table2.svg
+LoRA folders by name → prompts that no alignment trains on, the same first noises for each → oracle
+→ anomaly rate, motion, prompt following → table2.md, table2.svg
 
     python -m research.experiments.table2 OUT ur=RUN ur=RUN2 ur+cac=RUN …
 
-Several runs of one name are training seeds of one method: the table shows their mean and standard deviation, and the difference to
-the base with a paired bootstrap interval over prompts (a prompt's clips go together). Verdicts are kept in ``OUT/NAME-HASH.jsonl`` (of the LoRA's file), so that a
-second call goes on and another LoRA of the same name is judged anew.
-Source: CaC (arXiv 2605.11723) Table 2.
+Several runs of one name are training seeds of one method: the table shows their mean and standard
+deviation, and the difference to the base with a paired bootstrap interval over prompts (a prompt's
+clips go together). Verdicts are kept in ``OUT/NAME-HASH.jsonl`` (of the LoRA's file), so that a
+second call goes on and another LoRA of the same name is judged anew. Source: CaC (arXiv 2605.11723)
+Table 2.
 """
 
 from __future__ import annotations
@@ -32,14 +34,18 @@ from cac_align.vlm.local import set_threads
 from research.experiments import curves
 
 NOISES, BATCH, FIRST_SEED = 3, 12, 500_000
-"""Clips per prompt, clips generated together, and the first clip's noise seed (no training uses it)."""
+"""Clips per prompt, clips generated together, and the first clip's noise seed (no training uses
+it).
+"""
 TRAINED = range(3_000_000, 3_000_240)
 """Prompt seeds of the alignment recipes: 140 of the playground's 216 prompts."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What the oracle said of one clip. displacement_px_s: mean path of the entity in px per second (NaN while it is not to be seen)."""
+    """What the oracle said of one clip. displacement_px_s: mean path of the entity in px per second
+    (NaN while it is not to be seen).
+    """
 
     prompt: str
     anomalous: bool
@@ -48,7 +54,9 @@ class Judged:
 
 
 def prompts_judged() -> list[str]:
-    """The prompts of the clips, in their order: those that no recipe trains on, ``NOISES`` times over."""
+    """The prompts of the clips, in their order: those that no recipe trains on, ``NOISES`` times
+    over.
+    """
     trained = set(make_prompts(TRAINED))
     return [prompt for prompt in playground_prompts(PLAYGROUND_PROMPTS) if prompt not in trained] * NOISES
 
@@ -83,7 +91,8 @@ def judged(name: str, lora: str | None, out: Path) -> list[Judged]:
 
 
 def table(found: Mapping[str, Sequence[Sequence[Judged]]]) -> str:
-    """The table in Markdown. ``found``: by name, the verdicts of each training seed; "base" must be among them.
+    """The table in Markdown. ``found``: by name, the verdicts of each training seed; "base" must be
+    among them.
 
     Raises ``ValueError`` when the base is missing or a model was judged on other prompts.
     """
@@ -109,7 +118,9 @@ def table(found: Mapping[str, Sequence[Sequence[Judged]]]) -> str:
 
 
 def _difference(runs: Sequence[Sequence[Judged]], base: Sequence[Judged]) -> Estimate:
-    """Mean over prompts of (mean over runs of anomalous) − (base anomalous): pairs share the prompt and the first noise."""
+    """Mean over prompts of (mean over runs of anomalous) − (base anomalous): pairs share the prompt
+    and the first noise.
+    """
     prompt_means: dict[str, list[float]] = {}
     for at, row in enumerate(base):
         prompt_means.setdefault(row.prompt, []).append(
@@ -124,8 +135,10 @@ def _spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``table2 OUT [NAME=LORA …]``: judges the base and every LoRA, prints the table and writes ``OUT/table2.md`` and ``OUT/table2.svg``
-    (with the curves of each run whose ``log.jsonl`` lies beside its LoRA)."""
+    """``table2 OUT [NAME=LORA …]``: judges the base and every LoRA, prints the table and writes
+    ``OUT/table2.md`` and ``OUT/table2.svg`` (with the curves of each run whose ``log.jsonl`` lies
+    beside its LoRA).
+    """
     if not arguments or any("=" not in part for part in arguments[1:]):
         print(__doc__, file=sys.stderr)
         return 2

@@ -2,8 +2,8 @@
 
 folders → safetensors → mean (in float64) → a folder like the first one
 
-Trainings that begin at the same weights end close enough together for their mean to work, and it errs less than each of them.
-Source: Wortsman et al., Model soups (arXiv 2203.05482), uniform soup.
+Trainings that begin at the same weights end close enough together for their mean to work, and it
+errs less than each of them. Source: Wortsman et al., Model soups (arXiv 2203.05482), uniform soup.
 
     python -m research.training.averaging OUT FOLDER FOLDER …
 """
@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 
 def average(folders: Sequence[Path], out: Path) -> Path:
-    """Write the mean of these folders' ``model.safetensors``, everything else taken from the first one, and return ``out``.
+    """Write the mean of these folders' ``model.safetensors``, everything else taken from the first
+    one, and return ``out``.
 
     Raises ``ValueError`` for fewer than two folders, and where names or shapes differ.
     """

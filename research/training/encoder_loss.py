@@ -1,6 +1,8 @@
-"""The image encoder's schooling before it ever meets a language model: which cell of which frame shows what defect.
+"""The image encoder's schooling before it ever meets a language model: which cell of which frame
+shows what defect.
 
-couples of frame pairs (same scene with and without its defect) → image encoder → visual tokens → ``token_labels.ProbeHeads`` → loss
+couples of frame pairs (same scene with and without its defect) → image encoder → visual tokens →
+``token_labels.ProbeHeads`` → loss
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ _TOGETHER = 16  # frame pairs that share one degradation
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """N pairs of frames and the truth about them. pixels: uint8. Pair 2k + 1 is pair 2k with the scene's defect."""
+    """N pairs of frames and the truth about them. pixels: uint8. Pair 2k + 1 is pair 2k with the
+    scene's defect.
+    """
 
     pixels: UInt8[np.ndarray, "N 2 H W 3"]
     labels: TokenLabels
@@ -30,8 +34,10 @@ class Pairs:
 def draw_pairs(
     pool: ClipPool, mixture: MixtureConfig, count: int, *, side: int, seed: tuple[int, int], part: int = 0
 ) -> Pairs:
-    """``count`` pairs, every second one anomalous in at least one of its frames where the pool keeps such a frame; 2 or 4 source frames
-    apart, as turn 2 and turn 1 pair them. side: visual tokens per side of a frame. part: which part of a larger batch this is."""
+    """``count`` pairs, every second one anomalous in at least one of its frames where the pool
+    keeps such a frame; 2 or 4 source frames apart, as turn 2 and turn 1 pair them. side: visual
+    tokens per side of a frame. part: which part of a larger batch this is.
+    """
     rng = np.random.default_rng((*seed, 1, part) if part else (*seed, 1))
     pixels, shown = [], []
     while len(shown) < count:
@@ -56,7 +62,9 @@ def draw_pairs(
 
 
 def patch(pixels: UInt8[np.ndarray, "N 2 H W 3"], size: int, merge: int = 2) -> Float[torch.Tensor, "rows values"]:
-    """Frame pairs as Qwen3-VL's video processor patches them when nothing is resized: rows go merge block by merge block."""
+    """Frame pairs as Qwen3-VL's video processor patches them when nothing is resized: rows go merge
+    block by merge block.
+    """
     count, pair, height, width, _ = pixels.shape
     x = torch.from_numpy(pixels).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
     x = x.view(count, 3, pair, height // size // merge, merge, size, width // size // merge, merge, size)

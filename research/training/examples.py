@@ -1,11 +1,14 @@
-"""What a small judge is shown while it learns: pool clips, asked about exactly as at inference, with the teacher's answers.
+"""What a small judge is shown while it learns: pool clips, asked about exactly as at inference,
+with the teacher's answers.
 
-couple of clips → degrade → turn_one_conversation / turn_two_conversation / UnifiedReward's conversation + the right answer → Example
+couple of clips → degrade → turn_one_conversation / turn_two_conversation / UnifiedReward's
+conversation + the right answer → Example
 
-Three kinds of example for the two-turn judge, one for the other: ``pair`` (two neighbouring frames, boxes: the single-frame warm-up,
-two frames being what one temporal patch holds), ``scan`` (turn 1), ``look`` (turn 2, on right, shifted, too wide and wrong windows),
-and the holistic grades. A batch holds clips of one length and one kind, so that little is padded.
-Everything is drawn from a generator seeded by (seed, step): examples depend on nothing that happened before.
+Three kinds of example for the two-turn judge, one for the other: ``pair`` (two neighbouring frames,
+boxes: the single-frame warm-up, two frames being what one temporal patch holds), ``scan`` (turn 1),
+``look`` (turn 2, on right, shifted, too wide and wrong windows), and the holistic grades. A batch
+holds clips of one length and one kind, so that little is padded. Everything is drawn from a
+generator seeded by (seed, step): examples depend on nothing that happened before.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ from research.training.pool import (
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation that ends with the user's message, the answer that is right, and the clip it is about."""
+    """A conversation that ends with the user's message, the answer that is right, and the clip it
+    is about.
+    """
 
     conversation: Conversation
     answer: str
@@ -84,8 +89,11 @@ def _shown(
 def cac_examples(
     pool: ClipPool, mixture: MixtureConfig, batch: int, *, seed: tuple[int, int], pairs: bool, part: int = 0
 ) -> list[Example]:
-    """One batch for the two-turn judge, half abnormal and half normal: each defect beside its scene without it, where that has the
-    same length. ``pairs``: the warm-up, frame pairs only. ``part``: which part of a larger batch this is; all are of one kind, world and length. Raises ``ValueError`` when ``batch`` is odd."""
+    """One batch for the two-turn judge, half abnormal and half normal: each defect beside its scene
+    without it, where that has the same length. ``pairs``: the warm-up, frame pairs only. ``part``:
+    which part of a larger batch this is; all are of one kind, world and length. Raises
+    ``ValueError`` when ``batch`` is odd.
+    """
     if batch % 2:
         raise ValueError(f"batch must be even (half normal, half abnormal), received {batch}")
     rng = np.random.default_rng(seed)
@@ -154,7 +162,9 @@ def _pairs(normal: PoolClip, abnormal: PoolClip, rng: np.random.Generator, mixtu
 def _window(
     normal: PoolClip, abnormal: PoolClip, rng: np.random.Generator, mixture: MixtureConfig
 ) -> tuple[PoolClip, PoolClip, Window]:
-    """A window on the abnormal clip's defect as turn 1 would name it: right, or (``hard_windows``) shifted or too wide."""
+    """A window on the abnormal clip's defect as turn 1 would name it: right, or (``hard_windows``)
+    shifted or too wide.
+    """
     times = [abnormal.clock.times_s[index] for index in abnormal.clock.indices_at(mixture.scan_fps)]
     touched = [shown_frames(anomaly.window, times) for anomaly in abnormal.anomalies]
     first, last = min(t[0] for t in touched), max(t[-1] for t in touched)
@@ -168,7 +178,9 @@ def _window(
 def _looks(
     normal: PoolClip, abnormal: PoolClip, window: Window, rng: np.random.Generator, mixture: MixtureConfig
 ) -> list[Example]:
-    """Turn 2 on the abnormal clip's window, and on a window of the same length where nothing is wrong."""
+    """Turn 2 on the abnormal clip's window, and on a window of the same length where nothing is
+    wrong.
+    """
     indices = _shown_of(abnormal, window, mixture)
     examples = [_second_turn(abnormal, indices, _claim(normal, abnormal, abnormal, rng, mixture), rng, mixture)]
     clip, length = normal, window.end_s - window.start_s
@@ -203,7 +215,9 @@ def _shown_of(clip: PoolClip, window: Window, mixture: MixtureConfig) -> tuple[i
 def _claim(
     normal: PoolClip, abnormal: PoolClip, shown: PoolClip, rng: np.random.Generator, mixture: MixtureConfig
 ) -> Anomaly:
-    """What turn 1 suspects. On both clips of a couple it is drawn alike, so that the claim itself says nothing about the truth."""
+    """What turn 1 suspects. On both clips of a couple it is drawn alike, so that the claim itself
+    says nothing about the truth.
+    """
     claim = abnormal.anomalies[int(rng.integers(len(abnormal.anomalies)))]
     if rng.random() < mixture.wrong_claim:
         claim = _CLAIMS[int(rng.integers(len(_CLAIMS)))]
@@ -231,7 +245,9 @@ def _second_turn(
 def unified_examples(
     pool: ClipPool, mixture: MixtureConfig, batch: int, *, seed: tuple[int, int], pairs: bool = False, part: int = 0
 ) -> list[Example]:
-    """One batch for the holistic judge: sixteen frames, a prompt that may not fit, three grades. ``pairs`` has no meaning here."""
+    """One batch for the holistic judge: sixteen frames, a prompt that may not fit, three grades.
+    ``pairs`` has no meaning here.
+    """
     rng = np.random.default_rng((*seed, 2, part) if part else seed)
     examples = []
     for number in range(batch):
@@ -251,7 +267,9 @@ def unified_examples(
 
 
 def _altered(spec: Spec, other: Spec, rng: np.random.Generator) -> Spec:
-    """A prompt that does not quite fit: another colour, motion or place for the main actor, or another scene altogether."""
+    """A prompt that does not quite fit: another colour, motion or place for the main actor, or
+    another scene altogether.
+    """
     draw = rng.random()
     actor = spec.actors[0]
     if draw < 0.3:
@@ -271,7 +289,9 @@ def _altered(spec: Spec, other: Spec, rng: np.random.Generator) -> Spec:
 
 
 def tokenizer_texts(job: str, mixture: MixtureConfig, *, clips: int = 400, first_seed: int = 0) -> list[str]:
-    """The texts from which the tokenizer's merges are counted: instructions and answers to the first seeds' clips, and time stamps."""
+    """The texts from which the tokenizer's merges are counted: instructions and answers to the
+    first seeds' clips, and time stamps.
+    """
     texts = [f"<{tenth / 10:.1f} seconds>" for tenth in range(52)] * 20
     texts += [f'"status": "{word}", ' for word in ("normal", "abnormal")] * 50
     if job == "unified":

@@ -1,9 +1,12 @@
-"""Generated clips in a pool: what the small Wan draws, annotated by the oracle as the paper's annotators annotate generated videos.
+"""Generated clips in a pool: what the small Wan draws, annotated by the oracle as the paper's
+annotators annotate generated videos.
 
-recipe → small Wan → clips (resumable) → oracle.analyse → anomalies (windows, boxes, words), places → couples → ``pool.ClipPool``
+recipe → small Wan → clips (resumable) → oracle.analyse → anomalies (windows, boxes, words), places
+→ couples → ``pool.ClipPool``
 
-A couple is two clips of one prompt, one normal and one anomalous, by different noise: what differs is more than the defect, as it is
-between real generated videos. Seeds of the noise start at ``seed``; ``HELD_OUT`` are never trained on.
+A couple is two clips of one prompt, one normal and one anomalous, by different noise: what differs
+is more than the defect, as it is between real generated videos. Seeds of the noise start at
+``seed``; ``HELD_OUT`` are never trained on.
 
     python -m research.training.generated research/recipes/generated.yaml
 """
@@ -39,9 +42,11 @@ GAP_FRAMES = 4
 
 @dataclass(frozen=True)
 class Generated:
-    """Clips to draw and annotate. out: the pool's folder. model: "miniature" or a pipeline's folder; lora: a LoRA folder (empty: none).
+    """Clips to draw and annotate. out: the pool's folder. model: "miniature" or a pipeline's
+    folder; lora: a LoRA folder (empty: none).
 
-    clips: how many; seed: the first noise seed. guidance: guidance scales, taken in turn. steps: of sampling. batch: clips per call.
+    clips: how many; seed: the first noise seed. guidance: guidance scales, taken in turn. steps: of
+    sampling. batch: clips per call.
     """
 
     out: str = "runs/miniature/generated"
@@ -66,10 +71,12 @@ class Generated:
 
 
 def anomalies_of(result: OracleResult, fps: float, height: int, width: int) -> tuple[Anomaly, ...]:
-    """The oracle's result as annotations: per type one anomaly for each stretch of anomalous frames, in order of time.
+    """The oracle's result as annotations: per type one anomaly for each stretch of anomalous
+    frames, in order of time.
 
-    Boxes are the extents of the entity as it was fitted (px → [0, 1000]); an absence has boxes on the visible frames beside it, and
-    its window holds those (Appendix B.1.3). Stretches on which no box lies inside the frame are left out.
+    Boxes are the extents of the entity as it was fitted (px → [0, 1000]); an absence has boxes on
+    the visible frames beside it, and its window holds those (Appendix B.1.3). Stretches on which no
+    box lies inside the frame are left out.
     """
     who = f"{result.colour} {result.spec.kind}"
     count = len(result.missing)
@@ -107,7 +114,9 @@ def _reason(result: OracleResult, name: str, who: str, first: int, last: int, ab
 
 
 def _stretches(frames: np.ndarray) -> list[tuple[int, int]]:
-    """First and last frame of each run of flagged frames, runs at most ``GAP_FRAMES`` apart taken together."""
+    """First and last frame of each run of flagged frames, runs at most ``GAP_FRAMES`` apart taken
+    together.
+    """
     runs: list[tuple[int, int]] = []
     for frame in np.flatnonzero(frames).tolist():
         if runs and frame - runs[-1][1] <= GAP_FRAMES:
@@ -149,7 +158,9 @@ def held_out_clips(
     guidance: float | None = None,
     first: int = HELD_OUT.start,
 ) -> list[DrawnClip]:
-    """``count`` clips by this generator from held-out noise (from seed ``first``), prompts of the prompt seeds in turn."""
+    """``count`` clips by this generator from held-out noise (from seed ``first``), prompts of the
+    prompt seeds in turn.
+    """
     generator = load_generator(GeneratorRecipe(model=model, lora=lora, guidance_scale=guidance))
     clips = []
     for begin in range(0, count, 20):
@@ -167,9 +178,11 @@ def held_out_clips(
 
 
 def draw(recipe: Generated) -> Path:
-    """Draw and annotate what is missing, then write the couples; goes on where a former call was stopped. Returns the pool's folder.
+    """Draw and annotate what is missing, then write the couples; goes on where a former call was
+    stopped. Returns the pool's folder.
 
-    Clips that do not follow their prompt are kept in ``drawn.jsonl`` and put into no couple: their truth is not the prompt's.
+    Clips that do not follow their prompt are kept in ``drawn.jsonl`` and put into no couple: their
+    truth is not the prompt's.
     """
     set_threads(recipe.threads)
     out = Path(recipe.out)
@@ -218,7 +231,9 @@ def draw(recipe: Generated) -> Path:
 
 
 def couple(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows in the pool's order, a normal and a anomalous clip of one prompt in turn; the rarer kind of a prompt is used several times."""
+    """Rows in the pool's order, a normal and a anomalous clip of one prompt in turn; the rarer kind
+    of a prompt is used several times.
+    """
     by: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
     for row in rows:
         if row["follows"] and bool(row["anomalies"]) == row["anomalous"]:

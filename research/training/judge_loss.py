@@ -1,8 +1,10 @@
-"""From examples to a number to descend: the prompt as at inference, the answer behind it, cross-entropy on the answer alone.
+"""From examples to a number to descend: the prompt as at inference, the answer behind it,
+cross-entropy on the answer alone.
 
 examples → collate (left-padded ids, pixels, labels, weights) → answer_loss → loss
 
-The few tokens that need eyes (a frame's place, a frame's verdict, the status) may weigh more than the boilerplate around them.
+The few tokens that need eyes (a frame's place, a frame's verdict, the status) may weigh more than
+the boilerplate around them.
 """
 
 from __future__ import annotations
@@ -26,12 +28,14 @@ def collate(
     miss_weight: float = 1.0,
     turn_two_miss_weight: float = 1.0,
 ) -> dict[str, torch.Tensor]:
-    """What the model needs for these examples: the prompt exactly as at inference, then the answer and <|im_end|>; left-padded.
+    """What the model needs for these examples: the prompt exactly as at inference, then the answer
+    and <|im_end|>; left-padded.
 
-    ``weights`` (B, L) is ``verdict_weight`` on the tokens that decide: the first behind every "Frame n:" of the walk, and the status; a anomalous frame's
-    verdict has ``miss_weight`` times that in turn 1 and ``turn_two_miss_weight`` times that in turn 2.
-    ``labels`` (B, L) is −100 except on the answer's tokens and the <|im_end|> that closes it. Raises ``ValueError`` when an answer
-    holds one of the tokenizer's special tokens.
+    ``weights`` (B, L) is ``verdict_weight`` on the tokens that decide: the first behind every
+    "Frame n:" of the walk, and the status; a anomalous frame's verdict has ``miss_weight`` times
+    that in turn 1 and ``turn_two_miss_weight`` times that in turn 2. ``labels`` (B, L) is −100
+    except on the answer's tokens and the <|im_end|> that closes it. Raises ``ValueError`` when an
+    answer holds one of the tokenizer's special tokens.
     """
     tokenizer = processor.tokenizer
     special = set(tokenizer.all_special_ids)
@@ -72,7 +76,9 @@ _PLACE = re.compile(r" (?:[a-d][1-4]|away)")
 
 
 def _deciding(tokenizer: Any, answer: Sequence[int]) -> list[bool]:
-    """Which of an answer's tokens need eyes: those right behind a frame's mark (a place, a verdict) or its place, and the status."""
+    """Which of an answer's tokens need eyes: those right behind a frame's mark (a place, a verdict)
+    or its place, and the status.
+    """
     pieces = ["", "", *(tokenizer.decode([token]) for token in answer)]
     flags = []
     for at in range(2, len(pieces)):
@@ -83,7 +89,8 @@ def _deciding(tokenizer: Any, answer: Sequence[int]) -> list[bool]:
 
 
 def answer_loss(model: Qwen3VLForConditionalGeneration, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
-    """Weighted mean cross-entropy over the answers' tokens, and the share of the deciding tokens (all, without any) that is right.
+    """Weighted mean cross-entropy over the answers' tokens, and the share of the deciding tokens
+    (all, without any) that is right.
 
     The word table is applied to the positions that carry a label only.
     """
@@ -99,7 +106,9 @@ def answer_loss(model: Qwen3VLForConditionalGeneration, batch: dict[str, torch.T
 
 
 def _equal_chunks(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, **_):
-    """Vision attention of all equally long chunks in one batched call; exact, and much faster on a CPU than one call per chunk."""
+    """Vision attention of all equally long chunks in one batched call; exact, and much faster on a
+    CPU than one call per chunk.
+    """
     lengths = (cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).tolist()
     if len(set(lengths)) == 1:
         groups = [(0, len(lengths), lengths[0])]
@@ -120,6 +129,8 @@ def _equal_chunks(module, query, key, value, attention_mask, scaling=None, cu_se
 
 
 def batch_vision_attention(model: Qwen3VLForConditionalGeneration) -> None:
-    """Let this model's image encoder attend to all frames of a batch at once (same numbers, fewer calls)."""
+    """Let this model's image encoder attend to all frames of a batch at once (same numbers, fewer
+    calls).
+    """
     AttentionInterface.register("flash_equal_chunks", _equal_chunks)
     model.model.visual.config._attn_implementation = "flash_equal_chunks"

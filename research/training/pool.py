@@ -1,6 +1,8 @@
-"""World clips in a pool: rendered once, kept on disk at 8 fps, and made to look generated when they are shown.
+"""World clips in a pool: rendered once, kept on disk at 8 fps, and made to look generated when they
+are shown.
 
-seeds → make_clip → ClipPool.open (resumable) → couple: one scene without and with its defect → degrade (blur, noise, tint) → pixels
+seeds → make_clip → ClipPool.open (resumable) → couple: one scene without and with its defect →
+degrade (blur, noise, tint) → pixels
 
 A couple differs in nothing but the defect, which is what makes it worth more than two clips.
 """
@@ -28,12 +30,16 @@ KEPT_EVERY = 2
 
 
 GENERATED_DEGRADE_STRENGTH = 0.3
-"""How strongly generated clips are degraded further, where they are: enough that none looks the same twice."""
+"""How strongly generated clips are degraded further, where they are: enough that none looks the
+same twice.
+"""
 
 
 @dataclass(frozen=True)
 class MixtureConfig:
-    """Which clips a judge is trained on, how they are degraded, and what is asked about them. Shares lie in [0, 1]."""
+    """Which clips a judge is trained on, how they are degraded, and what is asked about them.
+    Shares lie in [0, 1].
+    """
 
     # Wording of the instructions (``cac_align.cac.prompts``).
     wording: str = "brief"
@@ -78,10 +84,12 @@ class MixtureConfig:
 
 @dataclass(frozen=True, eq=False)
 class PoolClip:
-    """A rendered clip. pixels: uint8 (K, H, W, 3), source frames 0, 2, 4, …; ``clock`` knows all source frames' times.
+    """A rendered clip. pixels: uint8 (K, H, W, 3), source frames 0, 2, 4, …; ``clock`` knows all
+    source frames' times.
 
-    places: where the main entity is, by source frame (``teacher.places``). shape_error: per kept frame, how far the entity is off its shape, 1
-    being what the oracle calls misshapen (``generated``); empty where nobody measured it.
+    places: where the main entity is, by source frame (``teacher.places``). shape_error: per kept
+    frame, how far the entity is off its shape, 1 being what the oracle calls misshapen
+    (``generated``); empty where nobody measured it.
     """
 
     seed: int
@@ -99,7 +107,9 @@ class PoolClip:
 
 
 def mirrored(clip: PoolClip) -> PoolClip:
-    """The same clip seen in a mirror: left is right in its pixels, prompt, boxes and places; no reason names a side."""
+    """The same clip seen in a mirror: left is right in its pixels, prompt, boxes and places; no
+    reason names a side.
+    """
     spec = parse_prompt(clip.prompt)
     sides = {"left": "right", "right": "left"}
     actors = tuple(replace(actor, motion=sides.get(actor.motion, actor.motion)) for actor in spec.actors)
@@ -117,17 +127,23 @@ def _mirrored_box(box: Box) -> Box:
 
 
 CHANNELS = tuple(order for order in permutations(range(3)) if order != (0, 1, 2))
-"""The five ways to exchange red, green and blue: channel i of the new picture is channel order[i] of the old one."""
+"""The five ways to exchange red, green and blue: channel i of the new picture is channel order[i]
+of the old one.
+"""
 
 _STRONG = ("red", "green", "blue")
 _WEAK = ("cyan", "purple", "yellow")
-"""Colours by the channel they have most of, and by the one they have least of: exchanged channels turn each into another of its row."""
+"""Colours by the channel they have most of, and by the one they have least of: exchanged channels
+turn each into another of its row.
+"""
 
 
 def recoloured(clip: PoolClip, order: tuple[int, int, int]) -> PoolClip:
-    """The same clip with its colour channels exchanged, and every word that names a colour with them.
+    """The same clip with its colour channels exchanged, and every word that names a colour with
+    them.
 
-    A clip with an actor of another colour than the Studio's six comes back as it is: its new colour would have no name.
+    A clip with an actor of another colour than the Studio's six comes back as it is: its new colour
+    would have no name.
     """
     names = {row[old]: row[new] for row in (_STRONG, _WEAK) for new, old in enumerate(order)}
     spec = parse_prompt(clip.prompt)
@@ -146,8 +162,10 @@ def _repainted(anomaly: Anomaly, names: dict[str, str]) -> Anomaly:
 
 
 def delayed(clip: PoolClip) -> PoolClip:
-    """The same clip without its first two source frames, its clock at 0 again. Anomalies that ended before are gone; a box that was cut off
-    stands on the first frame where its anomaly has no other."""
+    """The same clip without its first two source frames, its clock at 0 again. Anomalies that ended
+    before are gone; a box that was cut off stands on the first frame where its anomaly has no
+    other.
+    """
     begin_s = clip.clock.times_s[KEPT_EVERY]
     times = tuple(time - begin_s for time in clip.clock.times_s[KEPT_EVERY:])
     clock = Video(clip.clock.fps, times, clip.clock.height, clip.clock.width, clip.clock.name, None)
@@ -171,7 +189,9 @@ def delayed(clip: PoolClip) -> PoolClip:
 
 
 class ClipPool:
-    """Rendered clips on disk: ``pixels.u8`` (all clips one after another) and ``clips.jsonl`` (where each begins, and its truth)."""
+    """Rendered clips on disk: ``pixels.u8`` (all clips one after another) and ``clips.jsonl``
+    (where each begins, and its truth).
+    """
 
     def __init__(self, folder: Path) -> None:
         lines = (folder / "clips.jsonl").read_text(encoding="utf-8").splitlines()
@@ -221,7 +241,9 @@ class ClipPool:
         return bool(teacher.visible(clip.anomalies, [clip.clock.times_s[index] for index in scan]))
 
     def draw(self, rng: np.random.Generator, mixture: MixtureConfig) -> tuple[str, int]:
-        """Which world a batch comes from, and a number of frames, as often as its abnormal clips have it."""
+        """Which world a batch comes from, and a number of frames, as often as its abnormal clips
+        have it.
+        """
         studio = mixture.studio if mixture.studio_batches is None else mixture.studio_batches
         world = _world(rng.random(), studio, mixture.studio + mixture.playground - studio)
         options = self._abnormal.get(world) or next(iter(self._abnormal.values()))
@@ -236,10 +258,12 @@ class ClipPool:
         defect_weights: Mapping[str, float] | None = None,
         late: bool = False,
     ) -> tuple[PoolClip, PoolClip]:
-        """A normal and an abnormal clip of one world and length: the same scene where possible. Any length when None.
+        """A normal and an abnormal clip of one world and length: the same scene where possible. Any
+        length when None.
 
-        defect_weights: as in ``MixtureConfig``; a clip whose pool does not know its defect (a generated one) counts once. late: both ``delayed``, the
-        abnormal one of those whose defect the scan then falls on (where there is none: as they are).
+        defect_weights: as in ``MixtureConfig``; a clip whose pool does not know its defect (a
+        generated one) counts once. late: both ``delayed``, the abnormal one of those whose defect
+        the scan then falls on (where there is none: as they are).
         """
         options = self._abnormal[world] if length is None else self.groups[world, length, True]
         if late:
@@ -266,9 +290,11 @@ class ClipPool:
         *,
         progress: Callable[[str], None] | None = None,
     ) -> ClipPool:
-        """The pool in this folder, rendering what is missing; goes on where a former call was stopped.
+        """The pool in this folder, rendering what is missing; goes on where a former call was
+        stopped.
 
-        Clips 2k and 2k + 1 share seed ``first_seed + k``: the scene without and with its defect. Raises ``ValueError`` when the folder holds another pool.
+        Clips 2k and 2k + 1 share seed ``first_seed + k``: the scene without and with its defect.
+        Raises ``ValueError`` when the folder holds another pool.
         """
         folder.mkdir(parents=True, exist_ok=True)
         rows: list[str] = []
@@ -341,9 +367,11 @@ def _world(draw: float, studio: float, playground: float) -> str:
 def degrade(
     pixels: UInt8[np.ndarray, "T H W 3"], rng: np.random.Generator, strength: float = 1.0
 ) -> UInt8[np.ndarray, "T H W 3"]:
-    """Blur, blotches, grain, block averages and a tint, the same for all frames but for grain and blotches: what a small VAE does.
+    """Blur, blotches, grain, block averages and a tint, the same for all frames but for grain and
+    blotches: what a small VAE does.
 
-    ``strength`` scales all of them; 1 is the strength of training. Labels stay true: nothing is moved or mirrored.
+    ``strength`` scales all of them; 1 is the strength of training. Labels stay true: nothing is
+    moved or mirrored.
     """
     import torch
 

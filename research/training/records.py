@@ -1,12 +1,15 @@
-"""Records for the three stages that end in the judge that ships: rendered clips and clips that the small Wan drew, in one folder.
+"""Records for the three stages that end in the judge that ships: rendered clips and clips that the
+small Wan drew, in one folder.
 
-recipe → rendered clips (the renderer's truth) + drawn clips (the oracle's) → OUT/videos/*.mp4 + OUT/records.jsonl → cac-align data …
+recipe → rendered clips (the renderer's truth) + drawn clips (the oracle's) → OUT/videos/*.mp4 +
+OUT/records.jsonl → cac-align data …
 
     python -m research.training.records research/recipes/records.yaml
 
-A drawn clip that does not follow its prompt, whose defect has no box, or whose record breaks a convention of ``data.validate`` (a jump that the
-oracle saw on a single frame) is left out: its record would say what is not so. Half of each kind is anomalous. The same call goes on with
-the drawn clips where the last one ended.
+A drawn clip that does not follow its prompt, whose defect has no box, or whose record breaks a
+convention of ``data.validate`` (a jump that the oracle saw on a single frame) is left out: its
+record would say what is not so. Half of each kind is anomalous. The same call goes on with the
+drawn clips where the last one ended.
 """
 
 from __future__ import annotations
@@ -41,9 +44,11 @@ BATCH = 20
 
 @dataclass(frozen=True)
 class Clips:
-    """What to make. rendered: playground clips of world seeds ``first_seed`` on, half of them anomalous. drawn: clips asked of the small Wan
-    (noise from ``seed`` on, prompts of TRAIN_SEEDS in turn), of which as many normal as anomalous ones are kept. model: "miniature" or a
-    pipeline's folder. jobs: drawing processes."""
+    """What to make. rendered: playground clips of world seeds ``first_seed`` on, half of them
+    anomalous. drawn: clips asked of the small Wan (noise from ``seed`` on, prompts of TRAIN_SEEDS
+    in turn), of which as many normal as anomalous ones are kept. model: "miniature" or a pipeline's
+    folder. jobs: drawing processes.
+    """
 
     out: str = "out/records"
     rendered: int = 2000
@@ -63,7 +68,9 @@ class Clips:
 
 
 def make(recipe: Clips) -> Path:
-    """The folder's ``records.jsonl``, made where it is not there yet. Raises ``ValueError`` where the folder belongs to another recipe."""
+    """The folder's ``records.jsonl``, made where it is not there yet. Raises ``ValueError`` where
+    the folder belongs to another recipe.
+    """
     out = Path(recipe.out)
     claim_folder(out, "records", recipe, free=("out", "jobs"))
     if (out / "records.jsonl").is_file():

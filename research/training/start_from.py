@@ -1,10 +1,13 @@
-"""A judge that starts from another one: from its image encoder, from its layers, or from all of it with finer patches.
+"""A judge that starts from another one: from its image encoder, from its layers, or from all of it
+with finer patches.
 
-folder of a trained judge + fresh model → take_all / take_encoder / take_body / take_finer (and its run's questions: take_probe_heads) → the model, weights in place
+folder of a trained judge + fresh model → take_all / take_encoder / take_body / take_finer (and its
+run's questions: take_probe_heads) → the model, weights in place
 
-Finer patches: a patch of half the width shows an object twice as large, so the kernel that reads it is the coarse one read off a
-picture magnified twice (each small pixel stands for 2 × 2 large ones: the sum of their weights), and the table of positions is stretched
-to the finer grid, as Qwen3-VL itself stretches it for larger pictures.
+Finer patches: a patch of half the width shows an object twice as large, so the kernel that reads it
+is the coarse one read off a picture magnified twice (each small pixel stands for 2 × 2 large ones:
+the sum of their weights), and the table of positions is stretched to the finer grid, as Qwen3-VL
+itself stretches it for larger pictures.
 """
 
 from __future__ import annotations
@@ -18,18 +21,24 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VL
 
 
 def take_all(model: Qwen3VLForConditionalGeneration, folder: Path) -> None:
-    """Start from another judge as it is. Raises ``ValueError`` when there is none or its size differs."""
+    """Start from another judge as it is. Raises ``ValueError`` when there is none or its size
+    differs.
+    """
     _put(model, _weights(folder, "start"), folder, "start")
 
 
 def take_encoder(model: Qwen3VLForConditionalGeneration, folder: Path) -> None:
-    """Start from another judge's image encoder. Raises ``ValueError`` when there is none or its size differs."""
+    """Start from another judge's image encoder. Raises ``ValueError`` when there is none or its
+    size differs.
+    """
     taken = {name: tensor for name, tensor in _weights(folder, "encoder").items() if ".visual." in name}
     _put(model, taken, folder, "encoder", inside=".visual.")
 
 
 def take_body(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, folder: Path) -> None:
-    """Take another judge's layers, and its word vectors where a token's text is the same. Raises ``ValueError`` when the sizes differ."""
+    """Take another judge's layers, and its word vectors where a token's text is the same. Raises
+    ``ValueError`` when the sizes differ.
+    """
     taken = _weights(folder, "body")
     table = "model.language_model.embed_tokens.weight"
     theirs = AutoProcessor.from_pretrained(folder).tokenizer.get_vocab()
@@ -41,7 +50,9 @@ def take_body(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcesso
 
 
 def take_finer(model: Qwen3VLForConditionalGeneration, folder: Path) -> None:
-    """Take all of a judge whose patches are twice as wide. Raises ``ValueError`` when it is of another size otherwise."""
+    """Take all of a judge whose patches are twice as wide. Raises ``ValueError`` when it is of
+    another size otherwise.
+    """
     taken = _weights(folder, "finer")
     kernel, table = "model.visual.patch_embed.proj.weight", "model.visual.pos_embed.weight"
     coarse, fine_px = taken[kernel], model.config.vision_config.patch_size
@@ -56,7 +67,9 @@ def take_finer(model: Qwen3VLForConditionalGeneration, folder: Path) -> None:
 
 
 def take_probe_heads(heads: torch.nn.Module, file: Path) -> None:
-    """Go on with a former run's questions to the visual tokens. Raises ``ValueError`` when it left none, or others."""
+    """Go on with a former run's questions to the visual tokens. Raises ``ValueError`` when it left
+    none, or others.
+    """
     if not file.is_file():
         raise ValueError(f"probe_heads: {file} does not exist; train that judge first, or leave probe_heads empty")
     try:
@@ -75,7 +88,9 @@ def _weights(folder: Path, key: str) -> dict[str, torch.Tensor]:
 def _put(
     model: Qwen3VLForConditionalGeneration, taken: dict[str, torch.Tensor], folder: Path, key: str, *, inside: str = ""
 ) -> None:
-    """Put these weights in place: all of those whose name contains ``inside`` (the output layer is the tied word table)."""
+    """Put these weights in place: all of those whose name contains ``inside`` (the output layer is
+    the tied word table).
+    """
     try:
         missing, unexpected = model.load_state_dict(taken, strict=False)
     except RuntimeError as error:

@@ -1,17 +1,22 @@
-"""What the visual tokens of a clip should know: the truth about every pair of frames, and the heads that ask for it.
+"""What the visual tokens of a clip should know: the truth about every pair of frames, and the heads
+that ask for it.
 
-clip + frames shown → token_labels_of → TokenLabels (per pair: looks, boxes' edges, where the main entity is) → ProbeHeads(tokens, labels) → loss
+clip + frames shown → token_labels_of → TokenLabels (per pair: looks, boxes' edges, where the main
+entity is) → ProbeHeads(tokens, labels) → loss
 
-A full-size judge starts from weights that were pretrained on a web of images and video; this one starts from nothing, and answers alone
-teach it too slowly (two verdicts in sixty tokens). So its visual tokens are asked directly, first those that leave the image encoder
-(``seeing``) and then the same tokens inside the language model, where they know the frames before them (``watching``). The heads are
-thrown away afterwards.
+A full-size judge starts from weights that were pretrained on a web of images and video; this one
+starts from nothing, and answers alone teach it too slowly (two verdicts in sixty tokens). So its
+visual tokens are asked directly, first those that leave the image encoder (``seeing``) and then the
+same tokens inside the language model, where they know the frames before them (``watching``). The
+heads are thrown away afterwards.
 
-Loss = 3 · cross-entropy of looks per cell (summed over looks, mean over cells) + cross-entropy of looks per frame + L1 of box edges
-where something is anomalous + 0.5 · cross-entropy of the main entity's cell + 0.1 · cross-entropy of the kinds and colours in the prompt
-+ cross-entropy of "this clip is anomalous" + softplus(s(whole) − s(anomalous)) of every couple, which differs in the defect only
-+ shape_error · L1 of the logarithm of how far the entity is off its shape, where that was measured: a defect is a matter of degree, and "melts,
-just about" says far more to a learner than one bit per clip.
+Loss = 3 · cross-entropy of looks per cell (summed over looks, mean over cells) + cross-entropy of
+looks per frame + L1 of box edges where something is anomalous + 0.5 · cross-entropy of the main
+entity's cell + 0.1 · cross-entropy of the kinds and colours in the prompt + cross-entropy of "this
+clip is anomalous" + softplus(s(whole) − s(anomalous)) of every couple, which differs in the defect
+only + shape_error · L1 of the logarithm of how far the entity is off its shape, where that was
+measured: a defect is a matter of degree, and "melts, just about" says far more to a learner than
+one bit per clip.
 """
 
 from __future__ import annotations
@@ -39,11 +44,13 @@ _WORDS = (*KINDS, *COLOURS)
 class TokenLabels:
     """The truth about N pairs of frames of some clips, pair after pair, clip after clip.
 
-    cells: 1 where a cell of a frame shows a box of a defect of that look; frames: 1 where a frame as a whole is anomalous in that look
-    (an absence has boxes on its boundary frames only). known: where ``cells`` is asked for: not on a anomalous frame without a box.
-    edges: left, top, right, bottom in [0, 1] of the anomalous thing (NaN where a cell shows none). words: kinds and colours in the prompt.
-    places: the main entity's cell in either frame, counted row by row; −1 while it is missing. clips: which clip a pair belongs to.
-    shape_error: log of how far the entity is off its shape (0: the oracle's limit), in [−1.5, 1.5]; NaN where nobody measured it.
+    cells: 1 where a cell of a frame shows a box of a defect of that look; frames: 1 where a frame
+    as a whole is anomalous in that look (an absence has boxes on its boundary frames only). known:
+    where ``cells`` is asked for: not on a anomalous frame without a box. edges: left, top, right,
+    bottom in [0, 1] of the anomalous thing (NaN where a cell shows none). words: kinds and colours
+    in the prompt. places: the main entity's cell in either frame, counted row by row; −1 while it
+    is missing. clips: which clip a pair belongs to. shape_error: log of how far the entity is off
+    its shape (0: the oracle's limit), in [−1.5, 1.5]; NaN where nobody measured it.
     """
 
     cells: Float[np.ndarray, "N 2 cells L"]
@@ -57,7 +64,8 @@ class TokenLabels:
 
 
 def token_labels_of(shown: Sequence[tuple[PoolClip, Sequence[int]]], side: int) -> TokenLabels:
-    """The labels of these clips, each with the source frames shown of it; of an odd number the last one stands twice, as in the processor.
+    """The labels of these clips, each with the source frames shown of it; of an odd number the last
+    one stands twice, as in the processor.
 
     side: visual tokens per side of a frame.
     """
@@ -97,7 +105,9 @@ def _place(place: str) -> int:
 
 
 def _cells(clip: PoolClip, frame: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Looks (cells, L) and edges (cells, 4) of one frame. A cell shows a box that covers a sixth of it, or half of whose area it holds."""
+    """Looks (cells, L) and edges (cells, 4) of one frame. A cell shows a box that covers a sixth of
+    it, or half of whose area it holds.
+    """
     looks = np.zeros((side * side, len(teacher.APPEARANCES)), np.float32)
     edges = np.full((side * side, 4), np.nan, np.float32)
     for anomaly in clip.anomalies:
@@ -120,7 +130,8 @@ def overlap(box: Box, side: int) -> tuple[Float[np.ndarray, " cells"], Float[np.
 
 
 class ProbeHeads(torch.nn.Module):
-    """Linear questions to visual tokens of ``hidden`` numbers: per token two frames of looks, edges and presence, per clip one verdict.
+    """Linear questions to visual tokens of ``hidden`` numbers: per token two frames of looks, edges
+    and presence, per clip one verdict.
 
     shape_error: how much the measured shape counts (0: it is not asked for).
     """
@@ -172,7 +183,9 @@ class ProbeHeads(torch.nn.Module):
         return loss, ((score > 0) == (anomalous > 0)).float().mean().item()
 
     def _shape_error_loss(self, tokens: torch.Tensor, here: torch.Tensor, shape_error: torch.Tensor) -> torch.Tensor:
-        """L1 over the frames measured; the tokens answer in proportion to how surely they hold the entity (``here``: its logits)."""
+        """L1 over the frames measured; the tokens answer in proportion to how surely they hold the
+        entity (``here``: its logits).
+        """
         measured = torch.isfinite(shape_error)
         if not measured.any():
             return tokens.sum() * 0

@@ -1,14 +1,18 @@
-"""Train a small judge by supervised fine-tuning: one recipe in, one folder of weights out, resumable at any moment.
+"""Train a small judge by supervised fine-tuning: one recipe in, one folder of weights out,
+resumable at any moment.
 
-recipe → tokenizer, processor, fresh model → its eyes (see, watch) → frame pairs → whole clips and close looks → folder + log.jsonl
+recipe → tokenizer, processor, fresh model → its eyes (see, watch) → frame pairs → whole clips and
+close looks → folder + log.jsonl
 
-Every step is a function of (seed, step): the batch is drawn from a generator seeded with both, so a run that was killed and started
-again goes on with the same batches and ends with the same weights (``cac_align.runs.checkpoint``).
-Loss: cross-entropy on the answer's tokens only, mean over the batch's answer tokens. AdamW, linear warm-up, cosine to ``min_lr``.
+Every step is a function of (seed, step): the batch is drawn from a generator seeded with both, so a
+run that was killed and started again goes on with the same batches and ends with the same weights
+(``cac_align.runs.checkpoint``). Loss: cross-entropy on the answer's tokens only, mean over the
+batch's answer tokens. AdamW, linear warm-up, cosine to ``min_lr``.
 
     python -m research.training.train_judge research/recipes/cac_sft.yaml out=runs/cac_sft
 
-Source: CaC (arXiv 2605.11723) Sec. 3.2 and Appendix C.1 (stages 1 and 2, here with full parameters in both).
+Source: CaC (arXiv 2605.11723) Sec. 3.2 and Appendix C.1 (stages 1 and 2, here with full parameters
+in both).
 """
 
 from __future__ import annotations
@@ -54,7 +58,9 @@ from research.training.token_labels import ProbeHeads
 from research.training.workers import PartResult, Workers
 
 MAX_NEW_TOKENS = 400
-"""Per turn of the small judge; its longest right answers (24 boxed frames of the full world) have 330."""
+"""Per turn of the small judge; its longest right answers (24 boxed frames of the full world) have
+330.
+"""
 
 PROBE_HEADS = "probe_heads.safetensors"
 """The questions to the visual tokens, in the run's folder beside its final weights."""
@@ -69,21 +75,29 @@ STAGES = ("encoder", "auxiliary", "pair", "joint")
 class JudgeTraining:
     """One training of a small judge.
 
-    job: "cac" (two-turn judge) or "unified" (alignment, physics, style). out: folder for checkpoints, log and the final weights.
-    clips, first_seed: how many world clips, and the first of their seeds; text_clips: of how many the tokenizer reads the texts. pool: where rendered clips are kept (default: out/pool).
-    generated: folders of pools of generated clips (``miniature.generated``), taken by lot for the mixture's share of batches (none: ()).
-    Optimiser steps of the four stages: encoder_steps (the image encoder's schooling, encoder_batch frame pairs each), auxiliary_steps (the language
-    model's: what is anomalous, asked of the visual tokens, before any answer), pair_steps (answers about frame pairs), steps (turn 1 and
-    turn 2 together). batch: clips per step. auxiliary_weight: how much the visual tokens' questions go on counting beside the answers.
-    shape_error_weight: how much of those questions is about the measured shape of generated entities.
-    lr, min_lr: peak and last learning rate of each stage; matrix_lr: peak of Muon's, for the inner matrices (0: AdamW for all).
-    verdict_weight: how much a token that gives a verdict (a frame's, the status) weighs in the loss, the others weighing 1;
-    miss_weight, turn_two_miss_weight: how much more it weighs where turn 1, or turn 2, must not miss a anomalous frame. seed: of weights, batches and augmentation.
-    save_every, eval_every: steps; eval_clips: held-out clips per evaluation (0 switches it off). workers: threads that share a step, each with torch threads of its own (threads). encoder: a trained judge's folder whose image
-    encoder this one starts from; body: one from which it takes all layers, and the vectors of the words that both tokenizers know; start: one
-    from which it takes everything, tokenizer included; finer: one whose patches are twice as wide, from which it takes everything but the patches
-    (all empty: fresh weights). heads: a run's folder whose questions to the visual tokens go on (empty: fresh ones).
-    stop_after: write the final weights after this step, whatever the schedule still had in mind (0: all steps).
+    job: "cac" (two-turn judge) or "unified" (alignment, physics, style). out: folder for
+    checkpoints, log and the final weights. clips, first_seed: how many world clips, and the first
+    of their seeds; text_clips: of how many the tokenizer reads the texts. pool: where rendered
+    clips are kept (default: out/pool). generated: folders of pools of generated clips
+    (``miniature.generated``), taken by lot for the mixture's share of batches (none: ()). Optimiser
+    steps of the four stages: encoder_steps (the image encoder's schooling, encoder_batch frame
+    pairs each), auxiliary_steps (the language model's: what is anomalous, asked of the visual
+    tokens, before any answer), pair_steps (answers about frame pairs), steps (turn 1 and turn 2
+    together). batch: clips per step. auxiliary_weight: how much the visual tokens' questions go on
+    counting beside the answers. shape_error_weight: how much of those questions is about the
+    measured shape of generated entities. lr, min_lr: peak and last learning rate of each stage;
+    matrix_lr: peak of Muon's, for the inner matrices (0: AdamW for all). verdict_weight: how much a
+    token that gives a verdict (a frame's, the status) weighs in the loss, the others weighing 1;
+    miss_weight, turn_two_miss_weight: how much more it weighs where turn 1, or turn 2, must not
+    miss a anomalous frame. seed: of weights, batches and augmentation. save_every, eval_every:
+    steps; eval_clips: held-out clips per evaluation (0 switches it off). workers: threads that
+    share a step, each with torch threads of its own (threads). encoder: a trained judge's folder
+    whose image encoder this one starts from; body: one from which it takes all layers, and the
+    vectors of the words that both tokenizers know; start: one from which it takes everything,
+    tokenizer included; finer: one whose patches are twice as wide, from which it takes everything
+    but the patches (all empty: fresh weights). heads: a run's folder whose questions to the visual
+    tokens go on (empty: fresh ones). stop_after: write the final weights after this step, whatever
+    the schedule still had in mind (0: all steps).
     """
 
     job: str = "cac"
@@ -278,7 +292,9 @@ def _part_loss(
     heads: torch.nn.ModuleDict,
     processor: Qwen3VLProcessor,
 ) -> PartResult:
-    """A worker's part of this step: its frame pairs or its examples, from rendered clips or from generated ones, and their loss."""
+    """A worker's part of this step: its frame pairs or its examples, from rendered clips or from
+    generated ones, and their loss.
+    """
     if stage == 0:
         side = FRAME_PX // recipe.size.patch_px // recipe.size.merge
         pool, mixture = _source(recipe, pool, drawn, step)
@@ -321,7 +337,9 @@ def _example_loss(
     *,
     answers: bool,
 ) -> tuple[torch.Tensor, float, int]:
-    """Loss, share of right verdict tokens (without ``answers``: of right verdicts of the visual tokens) and length of these examples."""
+    """Loss, share of right verdict tokens (without ``answers``: of right verdicts of the visual
+    tokens) and length of these examples.
+    """
     with tapped(model, max(1, recipe.size.text_layers - 2)) as kept:
         if answers:
             batch = collate(processor, examples, recipe.verdict_weight, recipe.miss_weight, recipe.turn_two_miss_weight)
@@ -341,7 +359,9 @@ def _example_loss(
 
 
 def _processor(out: Path, recipe: JudgeTraining) -> Qwen3VLProcessor:
-    """The run's processor: built once from the recipe's texts, then read back, so that a resumed run has the same tokens."""
+    """The run's processor: built once from the recipe's texts, then read back, so that a resumed
+    run has the same tokens.
+    """
     folder = Path(recipe.start) if recipe.start else out / "processor"
     if not (folder / "tokenizer.json").is_file():
         if recipe.finer:

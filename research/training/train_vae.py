@@ -1,7 +1,9 @@
-"""Train the small Wan's VAE on clips of the world, rendered as they are needed; or, from a finished one, its decoder alone.
+"""Train the small Wan's VAE on clips of the world, rendered as they are needed; or, from a finished
+one, its decoder alone.
 
-seed → clip → a small piece around the entity (or a whole clip) → encode, noise, decode → reconstruction loss + KL
-→ running average of the weights → PSNR on unseen clips, mean and std of the latents into the config → ``out/final``
+seed → clip → a small piece around the entity (or a whole clip) → encode, noise, decode →
+reconstruction loss + KL → running average of the weights → PSNR on unseen clips, mean and std of
+the latents into the config → ``out/final``
 
 Run it with ``python -m research.training.train_wan research/recipes/vae.yaml``.
 """
@@ -22,13 +24,17 @@ from research.training.optimise import Optimisation, Schedule, step_generator
 
 @dataclass(frozen=True)
 class VaeRecipe:
-    """Job ``vae``. Clip seeds are first_clip, first_clip + 1, …, all inside the world's training range.
+    """Job ``vae``. Clip seeds are first_clip, first_clip + 1, …, all inside the world's training
+    range.
 
-    frames, crop: length and side (px) of a training piece, cut at a random time and around something, because most of a clip is empty
-    background; every ``long_every``-th step sees a whole clip instead, because the causal decoder drifts in frames it never reached in
-    training. entity_weight: how much more a pixel counts that is not background. kl: weight of the KL term per latent value.
-    measure: clips for PSNR and for the latents' mean and std. start: a finished VAE whose decoder alone is trained further, on latents with
-    ``latent_noise`` standard deviations of noise such as a generator leaves; latents stay what they were, so a DiT trained on them still fits.
+    frames, crop: length and side (px) of a training piece, cut at a random time and around
+    something, because most of a clip is empty background; every ``long_every``-th step sees a whole
+    clip instead, because the causal decoder drifts in frames it never reached in training.
+    entity_weight: how much more a pixel counts that is not background. kl: weight of the KL term
+    per latent value. measure: clips for PSNR and for the latents' mean and std. start: a finished
+    VAE whose decoder alone is trained further, on latents with ``latent_noise`` standard deviations
+    of noise such as a generator leaves; latents stay what they were, so a DiT trained on them still
+    fits.
     """
 
     job: str = "vae"
@@ -50,7 +56,9 @@ class VaeRecipe:
 
 
 def training_clip(seed: int, anomalous: float, world: str = "studio") -> tuple[UInt8[np.ndarray, "T H W 3"], str]:
-    """One clip of the world "studio" or "playground" and its prompt; a share ``anomalous`` of the seeds shows an anomaly."""
+    """One clip of the world "studio" or "playground" and its prompt; a share ``anomalous`` of the
+    seeds shows an anomaly.
+    """
     from cac_align.miniature.world.settings import PLAYGROUND, STUDIO, TRAIN_SEEDS
     from cac_align.miniature.world.world import make_clip
 
@@ -68,7 +76,9 @@ def to_signal(pixels: UInt8[np.ndarray, "*batch T H W 3"]) -> Float[Tensor, "*ba
 
 
 def decode_unclamped(vae: nn.Module, latents: Float[Tensor, "B C t h w"]) -> Float[Tensor, "B 3 T H W"]:
-    """``vae.decode`` without its clamp to [−1, 1], whose gradient is zero outside: a saturated pixel could never come back."""
+    """``vae.decode`` without its clamp to [−1, 1], whose gradient is zero outside: a saturated
+    pixel could never come back.
+    """
     from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
     vae.clear_cache()
@@ -88,10 +98,12 @@ def reconstruction_loss(
     weight: Float[Tensor, "B 1 T H W"],
     gradient_weight: float,
 ) -> Tensor:
-    """Weighted mean of |e| + 2e², and of |difference of e| between neighbours in space and time; e in brightness and two colour axes.
+    """Weighted mean of |e| + 2e², and of |difference of e| between neighbours in space and time; e
+    in brightness and two colour axes.
 
-    By |e| alone the best colour of something small is the grey around it, hence the square; and brightness, which varies most, would be
-    learnt long before colour, hence the axes: e = (mean of R, G, B; R − G; (R + G) / 2 − B).
+    By |e| alone the best colour of something small is the grey around it, hence the square; and
+    brightness, which varies most, would be learnt long before colour, hence the axes: e = (mean of
+    R, G, B; R − G; (R + G) / 2 − B).
     """
     weight = weight / weight.mean()
     red, green, blue = (made - target).unbind(1)
@@ -108,13 +120,17 @@ def reconstruction_loss(
 
 
 def salience(clip: UInt8[np.ndarray, "T H W 3"]) -> Float[np.ndarray, "T H W"]:
-    """0 for background, 1 for what stands out: 4 · |pixel − median of its row over the clip| of the signal, at most 1."""
+    """0 for background, 1 for what stands out: 4 · |pixel − median of its row over the clip| of the
+    signal, at most 1.
+    """
     backdrop = np.median(clip[::4], axis=(0, 2), keepdims=True)
     return np.minimum(1, np.abs(clip - backdrop).max(-1) * (4 / 127.5)).astype(np.float32)
 
 
 def vae_batch(recipe: VaeRecipe, step: int) -> tuple[Float[Tensor, "B 3 T H W"], Float[Tensor, "B 1 T H W"]]:
-    """What step ``step`` of job ``vae`` sees, as a signal in [−1, 1], and how much each pixel weighs."""
+    """What step ``step`` of job ``vae`` sees, as a signal in [−1, 1], and how much each pixel
+    weighs.
+    """
     generator = step_generator(recipe.seed, step)
     seed = recipe.first_clip + step * recipe.schedule.batch
     whole = recipe.long_every > 0 and step % recipe.long_every == recipe.long_every - 1
@@ -133,7 +149,9 @@ def vae_batch(recipe: VaeRecipe, step: int) -> tuple[Float[Tensor, "B 3 T H W"],
 def cut(
     weight: Float[np.ndarray, "T H W"], frames: int, side: int, generator: torch.Generator
 ) -> tuple[slice, slice, slice]:
-    """A piece of a clip: ``frames`` at a random time, and a square that holds a random pixel of the weightiest tenth of their first frame."""
+    """A piece of a clip: ``frames`` at a random time, and a square that holds a random pixel of the
+    weightiest tenth of their first frame.
+    """
     start, where, dx, dy = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
     count, height, width = weight.shape
     first = int(start * (count - frames + 1))
@@ -182,13 +200,17 @@ def train_vae(recipe: VaeRecipe, *, stop_at: int | None = None) -> Path | None:
 
 
 def psnr(made: Tensor, target: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of signals in [−1, 1], the made one clamped as ``vae.decode`` does."""
+    """Peak signal-to-noise ratio in dB of signals in [−1, 1], the made one clamped as
+    ``vae.decode`` does.
+    """
     return float(10 * torch.log10(4 / ((made.clamp(-1, 1) - target) ** 2).mean()))
 
 
 @torch.no_grad()
 def finish_vae(vae: nn.Module, recipe: VaeRecipe, optimisation: Optimisation) -> Path:
-    """Measure PSNR and the latents' mean and std on unseen clips, write them into the config, save the folder ``out/final``."""
+    """Measure PSNR and the latents' mean and std on unseen clips, write them into the config, save
+    the folder ``out/final``.
+    """
     first = recipe.first_clip + recipe.schedule.steps * recipe.schedule.batch
     latents, values, standing_out = [], [], []
     for seed in range(first, first + recipe.measure):

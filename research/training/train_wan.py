@@ -1,12 +1,14 @@
-"""Train the small Wan's text encoder and DiT by flow matching; and the command that trains every part of it.
+"""Train the small Wan's text encoder and DiT by flow matching; and the command that trains every
+part of it.
 
-research/recipes/vae.yaml          world clips → AutoencoderKLWan (``train_vae``), then vae_decoder.yaml → its decoder once more
-research/recipes/wan.yaml          clips encoded once (fp16 shards) → x_σ = (1 − σ) x0 + σ ε, v = ε − x0, MSE of v → WanPipeline folder
+research/recipes/vae.yaml          world clips → AutoencoderKLWan (``train_vae``), then
+vae_decoder.yaml → its decoder once more research/recipes/wan.yaml          clips encoded once (fp16
+shards) → x_σ = (1 − σ) x0 + σ ε, v = ε − x0, MSE of v → WanPipeline folder
 
     python -m research.training.train_wan RECIPE [key=value …]
 
-Each stops and resumes anywhere (``optimise``). Sources: flow matching with logit-normal times, Esser et al. 2024 (arXiv 2403.03206)
-Sec. 3.1; the shift as in Wan (arXiv 2503.20314).
+Each stops and resumes anywhere (``optimise``). Sources: flow matching with logit-normal times,
+Esser et al. 2024 (arXiv 2403.03206) Sec. 3.1; the shift as in Wan (arXiv 2503.20314).
 """
 
 from __future__ import annotations
@@ -33,13 +35,16 @@ from research.training.train_vae import VaeRecipe, to_signal, train_vae, trainin
 
 @dataclass(frozen=True)
 class WanRecipe:
-    """Job ``wan``. ``world``: "playground" or "studio". ``vae`` is the folder the first job wrote; ``clips`` are encoded once and kept in the folder ``latents``.
+    """Job ``wan``. ``world``: "playground" or "studio". ``vae`` is the folder the first job wrote;
+    ``clips`` are encoded once and kept in the folder ``latents``.
 
-    start: a pipeline folder whose text encoder and DiT to go on from (empty: from random weights). first_weight: how much more the first
-    latent frame counts; it is one of many, holds a single frame where the others hold several, and would be learnt last.
-    anomalous: share of training clips with an anomaly. empty_prompts: share trained without a prompt, for guidance.
-    time_mean, time_std: logit-normal density of σ before the shift. The rest is how finished weights are sampled by default.
-    evaluate_every: steps between evaluations of ``evaluate_clips`` generated clips by the oracle (0: only at the end).
+    start: a pipeline folder whose text encoder and DiT to go on from (empty: from random weights).
+    first_weight: how much more the first latent frame counts; it is one of many, holds a single
+    frame where the others hold several, and would be learnt last. anomalous: share of training
+    clips with an anomaly. empty_prompts: share trained without a prompt, for guidance. time_mean,
+    time_std: logit-normal density of σ before the shift. The rest is how finished weights are
+    sampled by default. evaluate_every: steps between evaluations of ``evaluate_clips`` generated
+    clips by the oracle (0: only at the end).
     """
 
     job: str = "wan"
@@ -65,7 +70,9 @@ class WanRecipe:
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> VaeRecipe | WanRecipe:
-    """The recipe in ``path`` with ``key=value`` overrides. Raises ``ValueError`` for an unknown job or key, or a value of another type."""
+    """The recipe in ``path`` with ``key=value`` overrides. Raises ``ValueError`` for an unknown job
+    or key, or a value of another type.
+    """
     from omegaconf import OmegaConf
 
     jobs = {"vae": VaeRecipe, "wan": WanRecipe}
@@ -77,7 +84,9 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> VaeRecipe | Wan
 
 @torch.no_grad()
 def encode_clips(vae: nn.Module, recipe: WanRecipe, shard: int = 250) -> tuple[Float[Tensor, "N C t h w"], list[str]]:
-    """Normalised latents (fp16) and prompts of all training clips; shards already in the folder are not encoded again."""
+    """Normalised latents (fp16) and prompts of all training clips; shards already in the folder are
+    not encoded again.
+    """
     mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (vae.config.latents_mean, vae.config.latents_std))
     folder = Path(recipe.latents)
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +114,9 @@ def encode_clips(vae: nn.Module, recipe: WanRecipe, shard: int = 250) -> tuple[F
 
 
 def embed(encoder: nn.Module, ids: Int[Tensor, "B L"], mask: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
-    """Prompt embeddings as ``WanPipeline`` makes them: zero after the end of the prompt, and attended to nevertheless."""
+    """Prompt embeddings as ``WanPipeline`` makes them: zero after the end of the prompt, and
+    attended to nevertheless.
+    """
     return encoder(ids, mask).last_hidden_state * mask[..., None]
 
 
@@ -180,7 +191,9 @@ def train_wan(recipe: WanRecipe, *, stop_at: int | None = None) -> Path | None:
 
 
 def epoch_indices(count: int, start: int, batch: int, seed: int) -> Int[Tensor, " batch"]:
-    """Positions start … start + batch − 1 of an endless stream that goes through all ``count`` clips in a new order each time."""
+    """Positions start … start + batch − 1 of an endless stream that goes through all ``count``
+    clips in a new order each time.
+    """
     picked = []
     for epoch in range(start // count, (start + batch - 1) // count + 1):
         order = torch.randperm(count, generator=step_generator(seed + 1, epoch))
@@ -189,7 +202,9 @@ def epoch_indices(count: int, start: int, batch: int, seed: int) -> Int[Tensor, 
 
 
 def save_final(pipeline: Any, recipe: WanRecipe, folder: Path) -> Path:
-    """Write the pipeline with half-precision weights and the numbers it is sampled with; training goes on in single precision."""
+    """Write the pipeline with half-precision weights and the numbers it is sampled with; training
+    goes on in single precision.
+    """
     frozen = copy.deepcopy(pipeline)
     for module in (frozen.text_encoder, frozen.transformer, frozen.vae):
         module.eval().half()
@@ -208,11 +223,12 @@ def save_final(pipeline: Any, recipe: WanRecipe, folder: Path) -> Path:
 
 
 def evaluate(folder: Path, recipe: WanRecipe) -> dict[str, Any]:
-    """Generate ``evaluate_clips`` clips for prompts that no training clip fixed (seeds of the world's VALID range); what the oracle says.
+    """Generate ``evaluate_clips`` clips for prompts that no training clip fixed (seeds of the
+    world's VALID range); what the oracle says.
 
-    anomaly_rate: share judged abnormal; ``types``: how often each type. follows: share with entity, colour and motion as asked, and each.
-    displacement_px_s: over the clips that show their entity; None when none does.
-    A contact sheet of the first clips lies beside the folder.
+    anomaly_rate: share judged abnormal; ``types``: how often each type. follows: share with entity,
+    colour and motion as asked, and each. displacement_px_s: over the clips that show their entity;
+    None when none does. A contact sheet of the first clips lies beside the folder.
     """
     from collections import Counter
 
@@ -254,7 +270,9 @@ def draw_sheet(clips: Sequence[UInt8[np.ndarray, "T H W 3"]], path: Path, every:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``train_wan RECIPE [key=value …]``: exit 0 when the job is finished, 2 with one line when the request is wrong."""
+    """``train_wan RECIPE [key=value …]``: exit 0 when the job is finished, 2 with one line when the
+    request is wrong.
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if arguments else 2

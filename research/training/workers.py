@@ -1,10 +1,13 @@
-"""A training step shared by the cores of one machine: every worker takes a part of the batch on its own copy of the modules.
+"""A training step shared by the cores of one machine: every worker takes a part of the batch on its
+own copy of the modules.
 
-modules + parts of a batch → one thread each: loss, backward → mean gradient on the modules → the optimizers' turn
+modules + parts of a batch → one thread each: loss, backward → mean gradient on the modules → the
+optimizers' turn
 
-At the miniature's sizes torch's own threads gain little (two of them a third); half a batch per core gains nearly all. The copies
-share the weights' memory, so the optimizers' step reaches them all; gradients are added in the workers' order, so that the same
-recipe on the same number of workers gives the same weights.
+At the miniature's sizes torch's own threads gain little (two of them a third); half a batch per
+core gains nearly all. The copies share the weights' memory, so the optimizers' step reaches them
+all; gradients are added in the workers' order, so that the same recipe on the same number of
+workers gives the same weights.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ PartResult = tuple[torch.Tensor, float, int]
 
 
 class Workers:
-    """``count`` copies of a tuple of modules and other things (tokenizers are not safe to share between threads)."""
+    """``count`` copies of a tuple of modules and other things (tokenizers are not safe to share
+    between threads).
+    """
 
     def __init__(self, things: tuple[Any, ...], count: int, threads: int = 1) -> None:
         self.copies = [things, *(copy.deepcopy(things) for _ in range(count - 1))]
@@ -31,9 +36,11 @@ class Workers:
         self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads,))
 
     def backward(self, tell: Callable[..., PartResult]) -> tuple[float, float, int]:
-        """Run ``tell(part, *things)`` for every part (0, 1, …) and leave the mean of the parts' gradients on the first copy's parameters.
+        """Run ``tell(part, *things)`` for every part (0, 1, …) and leave the mean of the parts'
+        gradients on the first copy's parameters.
 
-        Returns mean loss, mean share and the greatest length; the gradients are those of this call alone.
+        Returns mean loss, mean share and the greatest length; the gradients are those of this call
+        alone.
         """
 
         def one(part: int) -> tuple[float, float, int]:

@@ -73,7 +73,7 @@ def main() -> None:
             {
                 "bare decord": lambda: decord.VideoReader(str(path)).get_batch(list(indices)).asnumpy(),
                 "Video.sample(4)": lambda: Video.open(path).sample(4).pixels,
-                "PyAV fallback": lambda: _read_av(path, indices, stamps._table.stamps),
+                "PyAV fallback": lambda: _read_av(path, indices, stamps._table.stamps, stamps.limits.max_pixels),
             },
             repeats,
         )

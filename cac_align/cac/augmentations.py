@@ -84,6 +84,10 @@ class _AugmentedSource:
     video: Video
     steps: tuple[str, ...]
 
+    @property
+    def length_verified(self) -> bool:
+        return self.video.length_verified
+
     def read(self, indices: Sequence[int]) -> Pixels:
         source_frames = _source_frames(self.video, self.steps)
         pixels = self.video.frames(sorted(source_frames[index] for index in indices)).pixels

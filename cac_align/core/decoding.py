@@ -6,7 +6,8 @@ path or bytes → read_index (demux only: time stamps, size) → FileFrames.read
 Time stamps come from the container, never from index / average rate. The two decoders give the same
 frames, bit for bit, on sound files; where decord would hand out a neighbour of the frame asked for,
 PyAV reads in its stead (``_DECORD_CODECS``). A file is never silently short: the frames the index
-promises are the frames that come back, or a ``ValueError`` says why. (A few flipped bytes inside a
+promises are the frames that come back, or a ``ValueError`` says why, and where the container cannot
+say how many there should be, ``length_verified`` is False. (A few flipped bytes inside a
 frame are the exception: H.264 decoders conceal them, and a player would show the same smear.) Only
 demuxers of real video containers may open a file, so that a play list handed in as bytes cannot
 make us read other files.
@@ -16,18 +17,19 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass
+import stat
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import UInt8
+from cac_align.core.shapes import UInt8
 
-MAX_FRAMES = 10_000
-"""Longer videos are refused before anything is decoded."""
+from cac_align.core.containers import StatedLength, stated_length
+from cac_align.core.limits import VideoLimits
 
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,apng,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,flv,ogg,asf,nut,mxf,yuv4mpegpipe"
 _DECORD_CONTAINERS, _DECORD_CODECS = frozenset({"mp4", "matroska"}), frozenset({"h264", "vp8", "vp9"})
@@ -54,12 +56,13 @@ class Index:
 @dataclass(frozen=True)
 class _Table:
     """``stamps``: presentation times in the container's own unit, ascending. ``decord_is_right``:
-    it may be trusted with this file.
+    it may be trusted with this file. ``length_verified``: a cut would have shown.
     """
 
     stamps: tuple[int, ...]
     index: Index
     decord_is_right: bool
+    length_verified: bool
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,12 @@ class FileFrames:
     """
 
     source: Path | bytes
+    limits: VideoLimits = field(default_factory=VideoLimits.default)
+
+    @property
+    def length_verified(self) -> bool:
+        """Whether the container would have shown that the file was cut; False for MPEG-TS and live streams."""
+        return self._table.length_verified
 
     @property
     def path(self) -> Path | None:
@@ -78,10 +87,11 @@ class FileFrames:
         """The encoded bytes. Raises ``ValueError`` when the file is missing or unreadable."""
         if not isinstance(self.source, Path):
             return bytes(self.source)
-        try:
-            return self.source.read_bytes()
-        except OSError as error:
-            raise ValueError(f"{self.source}: cannot be read: {error.strerror or error}") from error
+        with _open_regular(self.source, str(self.source)) as file:
+            try:
+                return file.read()
+            except OSError as error:
+                raise ValueError(f"{self.source}: cannot be read: {error.strerror or error}") from error
 
     def read(self, indices: tuple[int, ...]) -> UInt8[np.ndarray, "T H W 3"]:
         """These frames (increasing source indices), RGB, in order; a reader is opened per call, so
@@ -96,7 +106,7 @@ class FileFrames:
         try:
             pixels = _read_decord(self.source, indices, len(stamps)) if self._table.decord_is_right else None
             if pixels is None:
-                pixels = _read_av(self.source, indices, stamps)
+                pixels = _read_av(self.source, indices, stamps, self.limits.max_pixels)
         except _Broken as error:
             raise ValueError(f"{name}: {error}; the file is damaged, render or download it again") from error
         if len(pixels) != len(indices):
@@ -110,19 +120,19 @@ class FileFrames:
     @cached_property
     def _table(self) -> _Table:
         """Kept, so that many reads of one file cost one pass over its packets."""
-        return _demux(self.source, self._name)
+        return _demux(self.source, self._name, self.limits)
 
 
 def read_index(frames: FileFrames, name: str) -> Index:
     """Time stamps, nominal fps and size of a file, without decoding it.
 
     ``name`` is what error messages call the file. Raises ``ValueError`` for anything that is not a
-    whole, readable video: missing, empty, not a video container, a still image, no video stream,
-    cut short, more than ``MAX_FRAMES`` frames.
+    whole, readable video: missing, empty, not a regular file, not a video container, a still image,
+    no video stream, cut short, beyond one of the limits.
     """
     if "_table" not in frames.__dict__:
         frames.__dict__["_table"] = _demux(
-            frames.source, name
+            frames.source, name, frames.limits
         )  # where cached_property keeps it, under the caller's name for it
     return frames._table.index
 
@@ -134,23 +144,16 @@ class _Broken(Exception):
 # ---- index --------------------------------------------------------------------------------------------------------
 
 
-def _demux(source: Path | bytes, name: str) -> _Table:
-    head, size = _head(source, name)
-    if size == 0:
-        raise ValueError(f"{name}: the file is empty (0 bytes); expected mp4, webm, gif or another video container")
-    for magic, still in _STILLS.items():
-        if head.startswith(magic) and b"acTL" not in head:  # acTL: an animated PNG
-            raise ValueError(f"{name}: a still {still} image, not a video; pass a list of PIL images and fps= instead")
+def _demux(source: Path | bytes, name: str, limits: VideoLimits) -> _Table:
+    stated = _check_container(source, name, limits)
     import av.error
 
     try:
         with _open_av(source, skip_frame="all") as container:  # all: opening decodes nothing, 1 ms in place of 12
-            scan = _scan(container, name)
-            if container.format.name == "gif" and not _gif_ends(source):
-                raise ValueError(f"{name}: cut short: a GIF ends with the byte 0x3B, this one ends inside a frame")
+            scan = _scan(container, name, stated, limits)
         stamps: list[Any] = scan.stamps
         if None in stamps:
-            stamps = _decoded_stamps(source, name)
+            stamps = _decoded_stamps(source, name, limits)
         # In order means no B-frames.
         trusted = scan.known_to_decord and (scan.key_frames <= 1 or stamps == sorted(stamps))
         if trusted and scan.eight_bit is None:
@@ -166,18 +169,50 @@ def _demux(source: Path | bytes, name: str) -> _Table:
             f"{name}: {len(stamps) - len(set(stamps))} frames repeat another's time stamp; re-encode the file"
         )
     times_s = tuple((stamp - stamps[0]) * scan.unit.numerator / scan.unit.denominator for stamp in stamps)
-    longest_s = max((later - earlier for earlier, later in pairwise(times_s)), default=scan.stated_s)
-    lacking_s = scan.stated_s - scan.reached_s
-    if lacking_s > 2 * longest_s:  # the last frame's own length may be unknown, and is not above the others' by much
-        raise ValueError(
-            f"{name}: cut short: the track states {scan.stated_s:.2f} s, its last frame ends {lacking_s:.2f} s earlier"
-        )
+    longest_s = max(
+        (later - earlier for earlier, later in pairwise(times_s)), default=max(scan.stated_s, stated.duration_s)
+    )
+    first_s = float(stamps[0] * scan.unit)
+    for stated_s, begin_s, slack in (
+        (scan.stated_s, 0.0, 2.0),  # the last frame's own length may be unknown, and is not above the others' by much
+        (stated.duration_s, first_s, 0.75 if stated.exact else 2.0),
+    ):
+        lacking_s = stated_s - (scan.reached_s - begin_s)
+        if lacking_s > slack * longest_s:
+            raise ValueError(
+                f"{name}: cut short: the track states {stated_s:.2f} s, its last frame ends {lacking_s:.2f} s earlier"
+            )
+    if stated.frame_s and len(stamps) < stated.duration_s / stated.frame_s - 0.75:
+        expected = round(stated.duration_s / stated.frame_s)
+        raise ValueError(f"{name}: damaged: its head states {expected} frames to show, {len(stamps)} have a valid time")
     rate = scan.rate
     if len(stamps) > 1:
         measured = (len(stamps) - 1) / times_s[-1]
         rate = rate if abs(rate - measured) <= 0.01 * measured else measured
     index = Index(times_s, rate or 1.0, scan.height, scan.width)
-    return _Table(tuple(stamps), index, trusted and scan.eight_bit is not False)
+    verified = stated.verified or scan.stated_s > 0
+    return _Table(tuple(stamps), index, trusted and scan.eight_bit is not False, verified)
+
+
+def _check_container(source: Path | bytes, name: str, limits: VideoLimits) -> StatedLength:
+    """What the container states. Raises ``ValueError`` for what is no video file, and for one that was cut."""
+    with _open_regular(source, name) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        head = file.read(4096)
+        if size == 0:
+            raise ValueError(f"{name}: the file is empty (0 bytes); expected mp4, webm, gif or another video container")
+        for magic, still in _STILLS.items():
+            if head.startswith(magic) and b"acTL" not in head:  # acTL: an animated PNG
+                raise ValueError(
+                    f"{name}: a still {still} image, not a video; pass a list of PIL images and fps= instead"
+                )
+        try:
+            return stated_length(file, size, limits.max_frames)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        except OSError as error:
+            raise ValueError(f"{name}: cannot be read: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True)
@@ -198,7 +233,7 @@ class _Scan:
     known_to_decord: bool
 
 
-def _scan(container: Any, name: str) -> _Scan:
+def _scan(container: Any, name: str, stated: StatedLength, limits: VideoLimits) -> _Scan:
     """One pass over the first video stream's packets. Raises ``ValueError`` when they are not a
     whole video of a fair length.
     """
@@ -209,26 +244,24 @@ def _scan(container: Any, name: str) -> _Scan:
     codec = stream.codec_context
     if codec is None or not (codec.height > 0 and codec.width > 0 and stream.time_base):
         raise ValueError(f"{name}: its video stream states no codec, size or clock; expected a whole video file")
+    limits.check_size(codec.height, codec.width, name)
     formats = set(container.format.name.split(","))
-    # mov and mp4 list every sample up front: the one place where a cut file shows without decoding.
-    listed = len(stream.index_entries) if "mp4" in formats else 0
-    if listed > MAX_FRAMES:
-        raise _too_long(name, listed)
+    listed = stated.frames or 0
     stamps: list[int | None] = []
     packets = key_frames = reached = 0
     for packet in container.demux(stream):
         if packet.size == 0:
             continue
-        if listed and packet.is_corrupt:  # the file ends inside it
-            break
+        if packet.is_corrupt:  # the file ends inside it, or a part of it is missing
+            raise ValueError(f"{name}: cut short or damaged: frame {packets} is incomplete")
         packets += 1
         reached = max(reached, (packet.pts or 0) + (packet.duration or 0))
         if packet.is_discard:
             continue  # before an edit list's start: decoded, never shown
         key_frames += packet.is_keyframe
         stamps.append(packet.pts)
-        if len(stamps) > MAX_FRAMES:
-            raise _too_long(name, f"more than {MAX_FRAMES}")
+        if len(stamps) > limits.max_frames:
+            limits.check_frames(len(stamps), name)
     if packets < listed:
         raise ValueError(f"{name}: cut short: its table lists {listed} frames, {packets} are in the file")
     if not stamps:
@@ -257,36 +290,25 @@ def _is_eight_bit(codec: Any) -> bool | None:
     return None
 
 
-def _too_long(name: str, count: object) -> ValueError:
-    return ValueError(f"{name}: {count} frames; at most {MAX_FRAMES} are accepted, cut the video first")
+def _open_regular(source: Path | bytes, name: str) -> BinaryIO:
+    """The file or the bytes, opened for reading.
 
-
-def _head(source: Path | bytes, name: str) -> tuple[bytes, int]:
-    """The first bytes and the size. Raises ``ValueError`` for a path that is not a readable file."""
+    Raises ``ValueError`` for a path that is not a readable regular file. A pipe is not even opened:
+    opening it would wait for a writer, for ever.
+    """
     if not isinstance(source, Path):
-        return bytes(source[:4096]), len(source)
+        return io.BytesIO(source)
     try:
-        if source.is_dir():
+        mode = source.stat().st_mode
+        if stat.S_ISDIR(mode):
             raise ValueError(f"{name}: is a folder; expected a video file")
-        with source.open("rb") as file:
-            return file.read(4096), os.fstat(file.fileno()).st_size
+        if not stat.S_ISREG(mode):
+            raise ValueError(f"{name}: is a pipe, socket or device; expected a regular file, so write it to one first")
+        return source.open("rb")
     except FileNotFoundError as error:
         raise ValueError(f"{name}: no such file") from error
     except OSError as error:
         raise ValueError(f"{name}: cannot be read: {error.strerror or error}") from error
-
-
-def _gif_ends(source: Path | bytes) -> bool:
-    """Whether the GIF trailer is there; zero bytes and line ends after it are padding that some
-    servers add.
-    """
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            file.seek(max(os.fstat(file.fileno()).st_size - 64, 0))
-            tail = file.read()
-    else:
-        tail = bytes(source[-64:])
-    return tail.rstrip(b"\0\r\n").endswith(b";")
 
 
 def _track_duration_s(stream: Any) -> float:
@@ -301,12 +323,13 @@ def _track_duration_s(stream: Any) -> float:
         return 0.0
 
 
-def _decoded_stamps(source: Path | bytes, name: str) -> list[int]:
+def _decoded_stamps(source: Path | bytes, name: str, limits: VideoLimits) -> list[int]:
     """Time stamps found by decoding, for the few containers (avi) whose packets carry none."""
     import av.error
 
     with _open_av(source) as container:
         try:
+            container.streams.video[0].codec_context.options = {"max_pixels": str(limits.max_pixels)}
             stamps = [frame.pts for frame in container.decode(container.streams.video[0])]
         except av.error.FFmpegError as error:
             raise ValueError(f"{name}: cannot be decoded ({error.strerror})") from error
@@ -356,47 +379,65 @@ def _read_decord(source: Path | bytes, indices: tuple[int, ...], count: int) -> 
 _NO_FAULTS = 1e-9
 
 
-def _read_av(source: Path | bytes, indices: tuple[int, ...], stamps: tuple[int, ...]) -> np.ndarray:
+def _read_av(source: Path | bytes, indices: tuple[int, ...], stamps: tuple[int, ...], max_pixels: int) -> np.ndarray:
     """The frames through PyAV, found by time stamp. Raises ``_Broken`` when one is missing or
     damaged.
     """
     wanted = {stamps[index]: place for place, index in enumerate(indices)}
-    found: dict[int, np.ndarray] = {}
+    found = _Found(len(indices))
     if indices and stamps[indices[0]] > stamps[0]:
-        found = _collect(source, wanted, seek_to=stamps[indices[0]]) or {}
-    if len(found) < len(wanted):
-        found = _collect(source, wanted, seek_to=None) or {}
-    missing = [indices[place] for stamp, place in sorted(wanted.items()) if stamp not in found]
-    if missing:
+        found = _collect(source, wanted, max_pixels, seek_to=stamps[indices[0]]) or found
+    if len(found.places) < len(wanted):
+        found = _collect(source, wanted, max_pixels, seek_to=None) or _Found(len(indices))
+    missing = [index for place, index in enumerate(indices) if place not in found.places]
+    if missing or found.pixels is None:
         raise _Broken(f"frame {missing[0]} cannot be decoded ({len(missing)} of {len(indices)} asked for are missing)")
-    return np.stack([found[stamps[index]] for index in indices])
+    return found.pixels
 
 
-def _collect(source: Path | bytes, wanted: dict[int, int], seek_to: int | None) -> dict[int, np.ndarray] | None:
+class _Found:
+    """Decoded frames, each written to its place in one array that is made when the first one is there."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.places = count, set[int]()
+        self.pixels: np.ndarray | None = None
+
+    def add(self, place: int, frame: Any) -> None:
+        pixels = frame.to_ndarray(format="rgb24")
+        if self.pixels is None:
+            self.pixels = np.empty((self.count, *pixels.shape), np.uint8)
+        if self.pixels.shape[1:] != pixels.shape:
+            raise _Broken(f"frames differ in size: {self.pixels.shape[1:3]} and {pixels.shape[:2]}")
+        self.pixels[place] = pixels
+        self.places.add(place)
+
+
+def _collect(source: Path | bytes, wanted: dict[int, int], max_pixels: int, seek_to: int | None) -> _Found | None:
     """Frames by time stamp; None when seeking landed behind the first one wanted."""
     import av.error
 
-    found: dict[int, np.ndarray] = {}
+    found = _Found(len(wanted))
     last = max(wanted)
     try:
         with _open_av(source) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
+            stream.codec_context.options = {"max_pixels": str(max_pixels)}
             if seek_to is not None:
                 container.seek(seek_to, stream=stream)
             for position, frame in enumerate(container.decode(stream)):
                 if seek_to is not None and position == 0 and not (frame.pts is not None and frame.pts <= seek_to):
                     return None
-                if frame.pts in wanted and frame.pts not in found:
+                if frame.pts in wanted and wanted[frame.pts] not in found.places:
                     if frame.is_corrupt:
                         raise _Broken(f"frame at {float(frame.pts * stream.time_base):.3f} s is corrupt")
-                    found[frame.pts] = frame.to_ndarray(format="rgb24")
+                    found.add(wanted[frame.pts], frame)
                 if frame.pts is not None and frame.pts >= last:
                     break
     except av.error.FFmpegError as error:
         if seek_to is None:
             raise _Broken(
-                f"decoding stops with {error.strerror!r} after {len(found)} of {len(wanted)} frames"
+                f"decoding stops with {error.strerror!r} after {len(found.places)} of {len(wanted)} frames"
             ) from error
         return None
     return found

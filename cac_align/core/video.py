@@ -18,18 +18,22 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-from jaxtyping import UInt8
+from cac_align.core.shapes import UInt8
 
-from cac_align.core.decoding import MAX_FRAMES, FileFrames, read_index
+from cac_align.core.decoding import FileFrames, read_index
 from cac_align.core.judgement import Window
+from cac_align.core.limits import VideoLimits
 
 if TYPE_CHECKING:
     import PIL.Image
     import torch
+
+_SAMPLES_AT_ONCE = 65_536  # sampling times in memory at one time
 
 Layout = Literal["THWC", "TCHW", "CTHW"]
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".avi")
@@ -118,6 +122,7 @@ class Video:
     width: int
     name: str
     _source: Any = field(repr=False)
+    limits: VideoLimits = field(default_factory=VideoLimits.default, repr=False)
 
     @classmethod
     def open(
@@ -127,6 +132,7 @@ class Video:
         fps: float | None = None,
         layout: Layout | None = None,
         name: str | None = None,
+        limits: VideoLimits | None = None,
     ) -> Video:
         """Open anything that is a video.
 
@@ -134,22 +140,30 @@ class Video:
         fps: frames per second. Required for arrays, tensors and PIL frames. For files it overrides the container's clock
             (every RL stack tags its files with a wrong rate): time stamps then are index / fps.
         layout: axis order of an array or tensor, "THWC", "TCHW" or "CTHW"; needed only where the shape leaves two readings.
+        limits: what the video may cost; None takes ``VideoLimits.default()``.
         Raises ``ValueError`` for anything that is not a readable video, with what was expected, received and how to mend it.
         """
+        fps = None if fps is None else _checked_fps(fps)
         if isinstance(source, Video):
             return source if fps is None or fps == source.fps else source.with_fps(fps)
-        if fps is not None and not (math.isfinite(fps) and fps > 0):
-            raise ValueError(f"fps must be a positive number of frames per second, received {fps!r}")
-        if isinstance(source, (str, os.PathLike, bytes, bytearray)):
-            return _open_file(bytes(source) if isinstance(source, (bytes, bytearray)) else Path(source), fps, name)
+        limits = VideoLimits.default() if limits is None else limits
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            return _open_file(bytes(source), fps, name, limits)
+        if isinstance(source, (str, os.PathLike)):
+            return _open_file(Path(source), fps, name, limits)
+        if hasattr(source, "read"):
+            raise ValueError(
+                f"expected a path or bytes, received an open file ({type(source).__name__}); pass its path"
+            )
         if fps is None:
             raise ValueError(
                 "fps is required for arrays, tensors and image lists: they carry no clock; pass fps=16 for Wan"
             )
-        pixels = _as_pixels(source, layout)
-        _check_length(len(pixels), name or "video")
+        name = name or "video"
+        pixels = _as_pixels(source, layout, limits, name)
         times = tuple(index / fps for index in range(len(pixels)))
-        return cls(float(fps), times, pixels.shape[1], pixels.shape[2], name or "video", pixels)
+        limits.check_clock(times[-1], fps, name)
+        return cls(fps, times, pixels.shape[1], pixels.shape[2], name, pixels, limits)
 
     def __len__(self) -> int:
         return len(self.times_s)
@@ -166,19 +180,27 @@ class Video:
         """The file behind the video, if it is a file."""
         return self._source.path if isinstance(self._source, FileFrames) else None
 
+    @property
+    def length_verified(self) -> bool:
+        """Whether a video that was cut short would have been noticed.
+
+        False where the container cannot tell (MPEG-TS, live streams): the video may have had more frames.
+        """
+        return getattr(self._source, "length_verified", True)
+
     def with_fps(self, fps: float) -> Video:
         """The same frames on another clock: time stamps become index / fps."""
-        if not (math.isfinite(fps) and fps > 0):
-            raise ValueError(f"fps must be a positive number of frames per second, received {fps!r}")
+        fps = _checked_fps(fps)
         times = tuple(index / fps for index in range(len(self)))
-        return Video(float(fps), times, self.height, self.width, self.name, self._source)
+        self.limits.check_clock(times[-1], fps, self.name)
+        return Video(fps, times, self.height, self.width, self.name, self._source, self.limits)
 
     def frames(self, indices: Sequence[int], *, fps: float | None = None) -> Frames:
         """The frames at these source indices (strictly increasing), decoded now (those sent as
         images: on first use).
 
-        Raises ``ValueError`` when an index is out of range, out of order, or the file breaks off
-        before it.
+        Raises ``ValueError`` when an index is out of range, out of order, the file breaks off
+        before it, or the frames are more than ``limits`` allow at once.
         """
         indices = tuple(int(index) for index in indices)
         if not indices:
@@ -187,6 +209,7 @@ class Video:
             raise ValueError(
                 f"{self.name}: expected increasing source indices in [0, {len(self) - 1}], received {indices}"
             )
+        self.limits.check_read(len(indices), self.height, self.width, self.name)
         times = tuple(self.times_s[index] for index in indices)
         clock = (indices, times, self.fps if fps is None else fps, len(self))
         picked = self._source[list(indices)] if isinstance(self._source, np.ndarray) else self._source.read(indices)
@@ -202,16 +225,20 @@ class Video:
         to the neighbouring one (Qwen3-VL needs two frames to see a video), where the video has two.
         Raises ``ValueError`` when ``fps`` is not positive or the window lies outside the video.
         """
-        if not (math.isfinite(fps) and fps > 0):
-            raise ValueError(f"fps must be a positive number of frames per second, received {fps!r}")
+        fps = _checked_fps(fps)
         last_s = self.times_s[-1]
+        self.limits.check_clock(last_s, fps, self.name)
         start_s, end_s = (0.0, last_s) if window is None else (window.start_s, min(window.end_s, last_s))
         if start_s > last_s + 1e-6:
             raise ValueError(f"{self.name}: window starts at {start_s:.3f} s, after the last frame at {last_s:.3f} s")
         start_s = min(start_s, end_s)
         count = math.floor((end_s - start_s) * fps + 1e-6) + 1
-        wanted = start_s + np.arange(count) / fps
-        chosen = sorted(set(_nearest(np.asarray(self.times_s), wanted).tolist()))
+        times_s = np.asarray(self.times_s)
+        nearest: set[int] = set()
+        for first in range(0, count, _SAMPLES_AT_ONCE):
+            wanted = start_s + np.arange(first, min(first + _SAMPLES_AT_ONCE, count)) / fps
+            nearest.update(_nearest(times_s, wanted).tolist())
+        chosen = sorted(nearest)
         if len(chosen) == 1 and len(self) > 1:
             step_s = 1 / fps if chosen[0] < len(self) - 1 else -1 / fps
             near = int(_nearest(np.asarray(self.times_s), np.asarray([self.times_s[chosen[0]] + step_s]))[0])
@@ -247,7 +274,7 @@ class Video:
         return digest.hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Video, (self.fps, self.times_s, self.height, self.width, self.name, self._source))
+        return (Video, (self.fps, self.times_s, self.height, self.width, self.name, self._source, self.limits))
 
 
 def _nearest(times_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
@@ -258,42 +285,43 @@ def _nearest(times_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
     return np.where(nearer_left, left, right)
 
 
-def _check_length(count: int, name: str) -> None:
-    if count == 0:
-        raise ValueError(f"{name}: a video needs at least one frame, received none")
-    if count > MAX_FRAMES:
-        raise ValueError(f"{name}: {count} frames; at most {MAX_FRAMES} are accepted, cut the video first")
+def _checked_fps(fps: object) -> float:
+    """The rate as a float. Raises ``ValueError`` for anything but a positive number."""
+    rate = float(fps) if isinstance(fps, Real) and not isinstance(fps, bool) else math.nan
+    if not (math.isfinite(rate) and rate > 0):
+        raise ValueError(f"fps must be a positive number of frames per second, received {fps!r}")
+    return rate
 
 
-def _open_file(source: Path | bytes, fps: float | None, name: str | None) -> Video:
-    frames = FileFrames(source)
+def _open_file(source: Path | bytes, fps: float | None, name: str | None, limits: VideoLimits) -> Video:
+    frames = FileFrames(source, limits)
     label = name or (str(source) if isinstance(source, Path) else f"{len(source)} bytes")
     index = read_index(frames, label)
-    _check_length(len(index.times_s), label)
-    video = Video(index.fps, index.times_s, index.height, index.width, label, frames)
-    return video if fps is None else video.with_fps(fps)
+    limits.check_frames(len(index.times_s), label)
+    video = Video(index.fps, index.times_s, index.height, index.width, label, frames, limits)
+    if fps is not None:
+        return video.with_fps(fps)
+    limits.check_clock(index.times_s[-1], index.fps, label)
+    return video
 
 
-def _as_pixels(source: Any, layout: Layout | None) -> np.ndarray:
+def _as_pixels(source: Any, layout: Layout | None, limits: VideoLimits, name: str) -> np.ndarray:
     """Arrays, tensors and PIL lists as uint8 (T, H, W, 3)."""
     if isinstance(source, (list, tuple)):
-        if not source:
-            raise ValueError("expected at least one PIL frame, received an empty list")
-        if not all(hasattr(frame, "convert") for frame in source):
-            raise ValueError(f"expected a list of PIL images, received a list of {type(source[0]).__name__}")
-        if len({frame.size for frame in source}) != 1:
-            raise ValueError(f"frames differ in size: {sorted({frame.size for frame in source})}; resize them first")
-        return np.stack([np.asarray(frame.convert("RGB")) for frame in source])
+        return _stacked_images(source, limits, name)
     if hasattr(source, "detach"):  # a torch tensor, told by its method so that torch need not be imported
-        source = source.detach().to("cpu")
-        source = (source.float() if source.is_floating_point() else source).numpy()
+        source = _tensor_array(source)
     if not isinstance(source, np.ndarray):
         raise ValueError(
             f"expected a path, bytes, array, tensor or list of PIL images, received {type(source).__name__}"
         )
+    if np.ma.is_masked(source):
+        raise ValueError(f"{name}: some pixels are masked; fill them first (array.filled)")
     pixels = np.transpose(source, _axes(source.shape, layout))
     if pixels.size == 0:
         raise ValueError(f"a video needs at least one frame with pixels, received shape {source.shape}")
+    limits.check_frames(len(pixels), name)
+    limits.check_size(pixels.shape[1], pixels.shape[2], name)
     if np.issubdtype(pixels.dtype, np.floating):
         if not np.isfinite(pixels).all():
             raise ValueError(
@@ -310,13 +338,47 @@ def _as_pixels(source: Any, layout: Layout | None) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
+def _stacked_images(images: Sequence[Any], limits: VideoLimits, name: str) -> np.ndarray:
+    """PIL images of one size as uint8 (T, H, W, 3)."""
+    if not images:
+        raise ValueError("expected at least one PIL frame, received an empty list")
+    for image in images:
+        if not (hasattr(image, "convert") and hasattr(image, "size")):
+            raise ValueError(f"expected a list of PIL images, received a list of {type(image).__name__}")
+    if len({image.size for image in images}) != 1:
+        raise ValueError(f"frames differ in size: {sorted({image.size for image in images})}; resize them first")
+    width, height = images[0].size
+    limits.check_frames(len(images), name)
+    limits.check_size(height, width, name)
+    limits.check_read(len(images), height, width, name)
+    pixels = np.empty((len(images), height, width, 3), np.uint8)
+    for index, image in enumerate(images):
+        try:
+            pixels[index] = np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:  # its file is read only now, and may be cut
+            raise ValueError(f"{name}: image {index} of the list cannot be read: {error}") from error
+    return pixels
+
+
+def _tensor_array(tensor: Any) -> np.ndarray:
+    """A torch tensor as an array. Raises ``ValueError`` for one that holds no plain dense numbers."""
+    try:
+        tensor = tensor.detach().to("cpu")
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"expected a dense tensor of uint8 or floats, received a tensor that is no array "
+            f"(layout {tensor.layout}, dtype {tensor.dtype}, device {tensor.device}): {str(error).splitlines()[0]}"
+        ) from error
+
+
 def _axes(shape: tuple[int, ...], layout: Layout | None) -> tuple[int, int, int, int]:
     """The permutation that brings an array of this shape to (T, H, W, 3)."""
     if len(shape) != 4:
         raise ValueError(f"expected 4 axes (frames, height, width, 3 channels), received shape {shape}")
     readings = {"THWC": (0, 1, 2, 3), "TCHW": (0, 2, 3, 1), "CTHW": (1, 2, 3, 0)}
     if layout is not None:
-        if layout not in readings:
+        if not isinstance(layout, str) or layout not in readings:
             raise ValueError(f"layout must be one of {', '.join(readings)}; received {layout!r}")
         if shape[layout.index("C")] != 3:
             raise ValueError(f"layout {layout} expects 3 channels on axis {layout.index('C')}, received shape {shape}")
@@ -324,8 +386,10 @@ def _axes(shape: tuple[int, ...], layout: Layout | None) -> tuple[int, int, int,
     possible = [name for name in readings if shape[name.index("C")] == 3]
     if not possible:
         raise ValueError(f"no axis of shape {shape} has 3 channels; expected THWC, TCHW or CTHW in RGB")
+    if possible == ["CTHW"]:  # or three frames that are grey (one channel) or have transparency (four)
+        possible += [name for name in ("THWC", "TCHW") if shape[name.index("C")] in (1, 4)]
     if len(possible) > 1:
-        raise ValueError(f"shape {shape} can be read as {' or '.join(possible)}; pass layout=")
+        raise ValueError(f"shape {shape} can be read as {' or '.join(possible)}; pass layout=, in RGB")
     return readings[possible[0]]
 
 

@@ -10,11 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
 
 from cac_align.core.video import Video
 from cac_align.serving.video_parts import media_bytes, video_from_frames
-from cac_align.serving.wire import FilePart, FramesPart, Limits, PathPart, VideoPart
+from cac_align.serving.wire import FilePart, FramesPart, Limits, PathPart, ScoreRequest, VideoPart
+
+
+_SCORE_REQUEST = TypeAdapter(ScoreRequest)
+
+
+def read_score_request(body: bytes) -> ScoreRequest:
+    """The JSON body of POST /v1/score. Raises pydantic's ``ValidationError`` for a wrong message."""
+    return _SCORE_REQUEST.validate_json(body)
 
 
 class UniRLTurn(BaseModel):
@@ -62,13 +70,8 @@ def open_part(part: VideoPart, roots: Sequence[Path], limits: Limits) -> Video:
         source: Path | bytes = path_inside_roots(part.path, roots)
     else:
         source = media_bytes(part.data, f"{part.name}: data")
-    video = Video.open(source, fps=part.fps, name=part.name if isinstance(part, FilePart) else None)
-    if len(video) > limits.max_frames or video.height * video.width > limits.max_pixels:
-        raise ValueError(
-            f"{video.name}: {len(video)} frames of {video.height}×{video.width} px; "
-            f"this service accepts {limits.max_frames} frames of {limits.max_pixels} pixels"
-        )
-    return video
+    name = part.name if isinstance(part, FilePart) else None
+    return Video.open(source, fps=part.fps, name=name, limits=limits.video)
 
 
 def path_inside_roots(path: str, roots: Sequence[Path]) -> Path:
@@ -101,7 +104,4 @@ def unirl_part(turn: UniRLTurn, fps: float) -> VideoPart:
 def flow_factory_part(frames: Sequence[str], fps: float) -> VideoPart:
     """The video of Flow-Factory's frames. fps: their rate, which Flow-Factory does not state."""
     times_s = tuple(index / fps for index in range(len(frames)))
-    # Built without validation, so that an empty list becomes an error of this video and not of the whole request.
-    return FramesPart.model_construct(
-        fps=fps, times_s=times_s, indices=tuple(range(len(frames))), images=tuple(frames), name="video"
-    )
+    return FramesPart(fps, times_s, tuple(range(len(frames))), tuple(frames))

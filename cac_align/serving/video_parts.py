@@ -21,8 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
-
+from cac_align.core.shapes import UInt8
 from cac_align.core.video import Video
 from cac_align.serving.wire import EncodedMedia, FilePart, FramesPart, Limits, PathPart
 
@@ -204,7 +203,7 @@ def video_from_frames(part: FramesPart, limits: Limits) -> Video:
         later <= earlier for earlier, later in zip(part.times_s, part.times_s[1:], strict=False)
     ):
         raise ValueError(f"{part.name}: time stamps must start at 0 and increase")
-    if len(part.indices) != len(part.images):
+    if not part.indices or len(part.indices) != len(part.images):
         raise ValueError(
             f"{part.name}: expected one image per index, received {len(part.images)} for {len(part.indices)}"
         )
@@ -214,5 +213,6 @@ def video_from_frames(part: FramesPart, limits: Limits) -> Video:
         index: media_bytes(image, f"{part.name}: frame {index}")
         for index, image in zip(part.indices, part.images, strict=True)
     }
+    limits.video.check_clock(part.times_s[-1], part.fps, part.name)
     sent = _check_images(images, part.name, limits.max_pixels)
-    return Video(part.fps, part.times_s, sent.height, sent.width, part.name, sent)
+    return Video(part.fps, part.times_s, sent.height, sent.width, part.name, sent, limits.video)

@@ -8,6 +8,7 @@ import pytest
 
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.cac.verdict_only import ANSWER_PREFIX, VerdictOnly
+from cac_align.core.judgement import LENGTH_UNVERIFIED
 from cac_align.core.video import Video
 from cac_align.rewards.cac import CaC
 from cac_align.vlm.local import LocalVlm
@@ -75,3 +76,19 @@ def test_failures_are_reasons_and_unknown_forms_are_refused():
     assert "no probabilities" in judgement.error
     with pytest.raises(ValueError, match="form must be 'readout' or 'json', received 'words'"):
         VerdictOnly(form="words")
+
+
+def test_the_evidence_says_that_a_videos_length_is_unverified(tmp_path):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "clip.ts"), "w") as container:
+        stream = container.add_stream("libx264", rate=16)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for _ in range(9):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    vlm = ScriptedVlm(lambda conversation: "normal")
+    for tta in (("as_is",), ("as_is", "mirrored")):
+        (score,) = CaC(vlm, VerdictOnly(), tta=tta)(["a"], [Video.open(tmp_path / "clip.ts")])
+        assert score.scored and score.evidence.warnings == (LENGTH_UNVERIFIED,)
+    (score,) = CaC(vlm, VerdictOnly())(["a"], videos(1))
+    assert score.evidence.warnings == ()

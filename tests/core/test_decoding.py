@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cac_align.core.decoding import MAX_FRAMES, FileFrames, _read_av, _read_decord, read_index
+from cac_align.core.decoding import FileFrames, _read_av, _read_decord, read_index
+from cac_align.core.limits import VideoLimits
 from cac_align.core.video import Video
 
 MS = Fraction(1, 1000)
@@ -148,7 +149,7 @@ def test_both_decoders_give_the_same_frames(clips: dict[str, Path], name: str) -
     frames = FileFrames(clips[name])
     count = len(read_index(frames, name).times_s)
     for wanted in (tuple(range(count)), tuple(range(0, count, 3)), (count - 1,), tuple(range(count // 3, count, 2))):
-        from_av = _read_av(frames.source, wanted, frames._table.stamps)
+        from_av = _read_av(frames.source, wanted, frames._table.stamps, frames.limits.max_pixels)
         from_decord = _read_decord(frames.source, wanted, count) if frames._table.decord_is_right else None
         if from_decord is not None:
             assert np.array_equal(from_decord, from_av)
@@ -312,7 +313,7 @@ def test_too_many_frames_are_refused_before_decoding(tmp_path: Path, name: str) 
         stream = container.add_stream(codec, rate=100)
         stream.width, stream.height, stream.pix_fmt = 16, 16, pixel_format
         frame = av.VideoFrame(16, 16, pixel_format)
-        for n in range(MAX_FRAMES + 1):
+        for n in range(VideoLimits.max_frames + 1):
             frame.pts = n
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -325,13 +326,13 @@ def test_too_many_frames_are_refused_before_decoding(tmp_path: Path, name: str) 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9, 0.99])
 def test_a_cut_mp4_is_refused(mp4: bytes, share: float) -> None:
-    with pytest.raises(ValueError, match="cut short: its table lists 40 frames"):
+    with pytest.raises(ValueError, match="cut short"):
         Video.open(mp4[: int(len(mp4) * share)], name="render.mp4")
 
 
 def test_an_mp4_without_its_table_is_refused(clips: dict[str, Path]) -> None:
     content = clips["default.mp4"].read_bytes()
-    with pytest.raises(ValueError, match="not a readable video"):
+    with pytest.raises(ValueError, match="cut short"):
         Video.open(content[: len(content) // 2])
 
 

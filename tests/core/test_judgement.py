@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cac_align.core.judgement import (
     ANOMALY_TYPES,
+    LENGTH_UNVERIFIED,
     Anomaly,
     Box,
     Judgement,
@@ -156,3 +157,9 @@ def test_anomalies_are_checked() -> None:
 )
 def test_seconds_become_positions(window: Window, expected: range) -> None:
     assert shown_frames(window, TIMES_S) == expected
+
+
+def test_warnings_survive_json_and_stand_there_only_where_there_are_some() -> None:
+    judgement = Judgement("normal", warnings=(LENGTH_UNVERIFIED,))
+    assert Judgement.from_json(json.loads(json.dumps(judgement.to_json()))) == judgement
+    assert "warnings" not in Judgement("normal").to_json()

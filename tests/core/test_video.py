@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
+import os
 import pickle
+import subprocess
+import sys
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +22,8 @@ from PIL import Image
 
 from cac_align.core.encoding import write_mp4
 from cac_align.core.judgement import Window
-from cac_align.core.video import MAX_FRAMES, Video
+from cac_align.core.limits import VideoLimits
+from cac_align.core.video import Video
 
 WAN_COUNT, WAN_FPS = 81, 16
 
@@ -27,6 +34,14 @@ def pixels(count: int = 5, height: int = 12, width: int = 16, seed: int = 0) -> 
 
 def blank(count: int, fps: float = WAN_FPS) -> Video:
     return Video.open(np.zeros((count, 2, 4, 3), np.uint8), fps=fps, layout="THWC")
+
+
+def truncated_images() -> list[Image.Image]:
+    """Two PIL images, the second of which is a JPEG file that was cut; PIL notices when it decodes."""
+    encoded = io.BytesIO()
+    Image.fromarray(pixels(1, 64, 64)[0]).save(encoded, "JPEG")
+    whole, cut = (Image.open(io.BytesIO(encoded.getvalue()[:size])) for size in (None, 900))
+    return [whole, cut]
 
 
 def uneven(times_s: tuple[float, ...]) -> Video:
@@ -109,7 +124,7 @@ def test_a_video_is_a_video_already() -> None:
         (np.zeros((0, 4, 4, 3), np.uint8), {"fps": 8}, "at least one frame"),
         (np.zeros((0, 4, 4, 3), np.float32), {"fps": 8}, "at least one frame"),
         (np.zeros((5, 0, 4, 3), np.float32), {"fps": 8}, "at least one frame"),
-        (np.zeros((MAX_FRAMES + 1, 1, 1, 3), np.uint8), {"fps": 8}, "10001 frames; at most 10000"),
+        (np.zeros((VideoLimits.max_frames + 1, 1, 1, 3), np.uint8), {"fps": 8}, "10001 frames; at most 10000"),
         ([], {"fps": 8}, "empty list"),
         ([np.zeros((4, 4, 3))], {"fps": 8}, "list of PIL images, received a list of ndarray"),
         ([Image.new("RGB", (4, 4)), Image.new("RGB", (4, 5))], {"fps": 8}, "frames differ in size"),
@@ -117,6 +132,18 @@ def test_a_video_is_a_video_already() -> None:
         (np.zeros((5, 4, 4, 3), np.uint8), {"fps": -8}, "fps must be a positive number"),
         (np.zeros((5, 4, 4, 3), np.uint8), {"fps": math.nan}, "fps must be a positive number"),
         (np.zeros((5, 4, 4, 3), np.uint8), {"fps": math.inf}, "fps must be a positive number"),
+        (np.zeros((5, 4, 4, 3), np.uint8), {"fps": "8"}, "fps must be a positive number"),
+        (np.zeros((5, 4, 4, 3), np.uint8), {"fps": [8]}, "fps must be a positive number"),
+        (np.zeros((5, 4, 4, 3), np.uint8), {"fps": True}, "fps must be a positive number"),
+        (np.zeros((5, 4, 4, 3), np.uint8), {"fps": 8, "layout": []}, "layout must be one of"),
+        (np.zeros((3, 16, 24, 1), np.uint8), {"fps": 8}, "can be read as CTHW or THWC; pass layout="),
+        (np.zeros((3, 16, 24, 4), np.uint8), {"fps": 8}, "can be read as CTHW or THWC; pass layout="),
+        (np.zeros((3, 4, 16, 24), np.uint8), {"fps": 8}, "can be read as CTHW or TCHW; pass layout="),
+        (torch.zeros(5, 16, 16, 3).to_sparse(), {"fps": 8}, "dense tensor"),
+        (torch.zeros(5, 16, 16, 3, device="meta"), {"fps": 8}, "dense tensor"),
+        (torch.quantize_per_tensor(torch.zeros(5, 16, 16, 3), 0.1, 0, torch.quint8), {"fps": 8}, "dense tensor"),
+        (io.BytesIO(b"video"), {"fps": 8}, "open file"),
+        (truncated_images(), {"fps": 8}, "image 1 of the list cannot be read"),
         (42, {"fps": 8}, "expected a path, bytes, array, tensor or list of PIL images, received int"),
         (None, {"fps": 8}, "received NoneType"),
     ],
@@ -124,6 +151,76 @@ def test_a_video_is_a_video_already() -> None:
 def test_bad_input_is_named(source: object, settings: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Video.open(source, **settings)
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"max_frames": 8}, "9 frames; at most 8"),
+        ({"max_duration_s": 0.4}, "at most 0.4 s"),
+        ({"max_fps": 15}, "16 frames per second; at most 15"),
+        ({"max_pixels": 100}, "at most 100 pixels"),
+    ],
+)
+def test_limits_hold_for_arrays_and_files_alike(tmp_path: Path, limits: dict[str, Any], said: str) -> None:
+    path = tmp_path / "clip.mp4"
+    write_mp4(path, pixels(9), WAN_FPS)
+    for source, fps in ((pixels(9), WAN_FPS), (path, None), (path, WAN_FPS)):
+        with pytest.raises(ValueError, match=said):
+            Video.open(source, fps=fps, limits=VideoLimits(**limits))
+
+
+def test_frames_that_are_too_many_at_once_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    write_mp4(path, pixels(9), WAN_FPS)
+    video = Video.open(path, limits=VideoLimits(max_decoded_pixels=4 * 12 * 16))
+    assert len(video.frames(range(4))) == 4
+    with pytest.raises(ValueError, match="5 frames of 12×16 px at once"):
+        video.frames(range(5))
+    with pytest.raises(ValueError, match="at once"):
+        pickle.loads(pickle.dumps(video)).sample(16)
+
+
+def test_the_environment_changes_the_limits_of_every_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAC_ALIGN_VIDEO_LIMITS", "max_frames=8, max_fps=50")
+    with pytest.raises(ValueError, match="9 frames; at most 8"):
+        blank(9)
+    monkeypatch.setenv("CAC_ALIGN_VIDEO_LIMITS", "max_frames=9")
+    assert len(blank(9)) == 9
+    monkeypatch.setenv("CAC_ALIGN_VIDEO_LIMITS", "frames=9")
+    with pytest.raises(ValueError, match="max_duration_s"):
+        blank(9)
+
+
+@pytest.mark.parametrize("last_s", [1e8, 1e4])
+def test_two_frames_far_apart_cost_no_memory(last_s: float) -> None:
+    """Two time stamps 1e8 s apart once asked for 9 GB of sampling times."""
+    tracemalloc.start()
+    try:
+        if last_s > VideoLimits().max_duration_s:
+            with pytest.raises(ValueError, match="at most 14400 s"):
+                uneven((0.0, last_s)).sample(8)
+        else:
+            assert uneven((0.0, last_s)).indices_at(240) == (0, 1)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_rate_near_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="lasts"):
+        blank(9, fps=1e-6)
+    with pytest.raises(ValueError, match="lasts"):
+        blank(9).with_fps(1e-6)
+
+
+def test_a_pipe_is_refused_without_waiting_for_its_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "clip.mp4")
+    script = f"from cac_align.core.video import Video; Video.open({str(tmp_path / 'clip.mp4')!r})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert "regular file" in done.stderr
+    with pytest.raises(ValueError, match="regular file"):
+        Video.open("/dev/zero")
 
 
 def test_a_layout_settles_what_the_shape_leaves_open() -> None:

@@ -1,0 +1,119 @@
+"""A file that was cut is refused, or its length is said to be unverified; never silently shorter."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from cac_align.core.video import Video
+
+NUM_FRAMES = 33
+
+# Container options and codec of each format; "piped" writers cannot go back and state a length.
+FORMATS: dict[str, tuple[str, str, str, dict[str, str]]] = {
+    "mp4": ("mp4", "libx264", "yuv420p", {"movflags": "faststart"}),
+    "fragmented mp4": ("mp4", "libx264", "yuv420p", {"movflags": "frag_keyframe+empty_moov"}),
+    "fragmented mp4, piped": ("mp4", "libx264", "yuv420p", {"movflags": "frag_keyframe+empty_moov+skip_trailer"}),
+    "MPEG-TS": ("mpegts", "libx264", "yuv420p", {}),
+    "FLV": ("flv", "libx264", "yuv420p", {}),
+    "FLV, piped": ("flv", "libx264", "yuv420p", {"flvflags": "no_duration_filesize"}),
+    "webm": ("webm", "libvpx-vp9", "yuv420p", {}),
+    "webm, live": ("webm", "libvpx-vp9", "yuv420p", {"live": "1"}),
+    "mkv": ("matroska", "libx264", "yuv420p", {}),
+    "avi": ("avi", "mpeg4", "yuv420p", {}),
+    "gif": ("gif", "gif", "rgb8", {}),
+}
+UNVERIFIED = {"fragmented mp4, piped", "MPEG-TS", "FLV, piped", "webm, live"}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """One clip of 33 different frames in every format."""
+    noise = np.random.default_rng(0).integers(0, 256, (NUM_FRAMES, 48, 64, 3)).astype(np.uint8)
+    made: dict[str, bytes] = {}
+    for name, (muxer, codec, pixel_format, options) in FORMATS.items():
+        path = tmp_path_factory.mktemp("clip") / "clip"
+        with av.open(str(path), "w", format=muxer, options=options) as container:
+            stream: Any = container.add_stream(codec, rate=10, options={"g": "6"} if codec != "gif" else {})
+            stream.width, stream.height, stream.pix_fmt = 64, 48, pixel_format
+            for pixels in noise:
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pixel_format)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        made[name] = path.read_bytes()
+    return made
+
+
+def accepted(content: bytes) -> Video | None:
+    """The video, with every frame decoded, or None where it is refused."""
+    try:
+        video = Video.open(content)
+        video.frames(range(len(video)))
+    except ValueError:
+        return None
+    return video
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_whole_file_is_accepted_and_says_whether_its_length_is_verified(files: dict[str, bytes], name: str) -> None:
+    video = accepted(files[name])
+    assert video is not None and len(video) == NUM_FRAMES
+    assert video.length_verified == (name not in UNVERIFIED)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_cut_makes_a_verified_shorter_video(files: dict[str, bytes], name: str) -> None:
+    content = files[name]
+    rng = random.Random(0)
+    cuts = {int(len(content) * (n + rng.random()) / 40) for n in range(40)} | {len(content) - 1}
+    cuts |= {188 * (len(content) // 188 * n // 10) for n in range(1, 10)}  # between two packets of MPEG-TS
+    for cut in sorted(cuts - {0}):
+        video = accepted(content[:cut])
+        assert video is None or len(video) == NUM_FRAMES or not video.length_verified, f"cut at {cut}"
+
+
+def test_a_transport_stream_cut_between_packets_is_accepted_with_an_unverified_length(files: dict[str, bytes]) -> None:
+    content = files["MPEG-TS"]
+    shorter = [accepted(content[: 188 * (len(content) // 188 * n // 10)]) for n in range(5, 10)]
+    assert any(video is not None and len(video) < NUM_FRAMES and not video.length_verified for video in shorter)
+
+
+@pytest.mark.parametrize("name", ["mp4", "fragmented mp4"])
+def test_no_flipped_bit_in_the_tables_hides_frames(files: dict[str, bytes], name: str) -> None:
+    content = files[name]
+    end = content.find(b"mdat") if name == "mp4" else len(content)
+    rng = random.Random(1)
+    for _ in range(150):
+        bit = rng.randrange(8 * 32, 8 * end)
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        video = accepted(bytes(damaged))
+        assert video is None or len(video) == NUM_FRAMES or not video.length_verified, f"bit {bit}"
+
+
+def test_tables_that_contradict_each_other_are_refused(files: dict[str, bytes]) -> None:
+    content = bytearray(files["mp4"])
+    count = content.find(b"stsz") + 12
+    assert int.from_bytes(content[count : count + 4], "big") == NUM_FRAMES
+    content[count + 3] = NUM_FRAMES - 8
+    with pytest.raises(ValueError, match="durations"):
+        Video.open(bytes(content))
+
+
+def test_padding_behind_a_file_is_no_damage(files: dict[str, bytes]) -> None:
+    for name in ("mp4", "webm", "avi", "gif", "mkv"):
+        video = accepted(files[name] + bytes(64))
+        assert video is not None and len(video) == NUM_FRAMES, name
+
+
+def test_a_file_says_its_length_is_unverified_after_pickling_too(files: dict[str, bytes], tmp_path: Path) -> None:
+    import pickle
+
+    path = tmp_path / "clip.ts"
+    path.write_bytes(files["MPEG-TS"])
+    assert not pickle.loads(pickle.dumps(Video.open(path))).length_verified

@@ -1,11 +1,13 @@
-"""The reward in a thread of its own: it scores one chunk of videos while the next one is sampled.
+"""The reward in a thread of its own: it scores some videos while the next ones are sampled.
 
-prompts, videos → ``AsyncReward.submit`` → (thread) reward → one ``RewardSample`` per video → advantages → ledger
+prompts, videos → ``AsyncReward.submit`` → (thread) reward → one ``RewardSample`` per video →
+advantages → ledger
 
-A second thread writes video files. An error there is raised at the next step, or by ``close`` at
-the end. A video that could not be made, and every video of a call in which the reward raised, has
-no score and carries the reason. Only a ledger that cannot be written (a full disk, for example)
-ends the run, because scores would be lost.
+The normal-flow speed of the videos is measured in a second thread, beside the reward, and a third
+one writes video files. An error of writing is raised at the next step, or by ``close`` at the end.
+A video that could not be made, and every video of a call in which the reward raised, has no score
+and carries the reason. Only a ledger that cannot be written (a full disk, for example) ends the
+run, because scores would be lost.
 """
 
 from __future__ import annotations
@@ -13,10 +15,9 @@ from __future__ import annotations
 import errno
 import logging
 import math
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ from cac_align.rewards.combine import Combined
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.normal_flow_speed import normal_flow_speed
 from cac_align.rewards.reward import Reward, Score
+from cac_align.runs.background import BackgroundThread
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,6 +40,16 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 ScoreAndSpeed = tuple[Score, float]
 """A video's score, and its normal-flow speed in frame heights per second (NaN where there is no video)."""
+
+
+@dataclass(frozen=True, eq=False)
+class PendingScores:
+    """Videos that were given to the reward together: their scores and speeds, once they are
+    there.
+    """
+
+    scores: Future[list[Score]]
+    speeds: Future[list[float]]
 
 
 @dataclass(frozen=True)
@@ -60,8 +72,7 @@ class AsyncReward:
     """A reward in a thread of its own.
 
     ledger: where scores are stored and looked up; None for nowhere. overlap: False makes ``submit``
-    wait for the scores. busy_s: seconds that the reward has worked; waited_s: seconds that callers
-    waited for it.
+    wait for the scores.
 
     As a context manager it ends with ``close``, whose error is only logged when the block itself
     raised one.
@@ -70,11 +81,20 @@ class AsyncReward:
     def __init__(self, reward: Reward, ledger: Ledger | None, *, overlap: bool = True) -> None:
         self.reward, self.ledger = reward, ledger
         self._cached = None if ledger is None else cached(reward, ledger)
-        self.overlap = overlap
-        self.busy_s = self.waited_s = 0.0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reward")
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="writing")
+        self._scoring = BackgroundThread("reward", overlap=overlap)
+        self._measuring = BackgroundThread("normal-flow speed")
+        self._writer = BackgroundThread("writing")
         self._writes: deque[Future[Any]] = deque()
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that the reward has worked."""
+        return self._scoring.busy_s
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that callers have waited for scores and speeds."""
+        return self._scoring.waited_s + self._measuring.waited_s
 
     @property
     def components(self) -> dict[str, float]:
@@ -85,23 +105,19 @@ class AsyncReward:
             return dict(self.reward.weights)
         return {self.reward.name: 1.0}
 
-    def submit(self, prompts: Sequence[str], videos: Sequence[Video | None]) -> Future[list[ScoreAndSpeed]]:
-        """Score these videos in one call of the reward and measure their speed, in the thread."""
-        future = self._thread.submit(self._judge, list(prompts), list(videos))
-        if not self.overlap:
-            self.wait(future)
-        return future
+    def submit(self, prompts: Sequence[str], videos: Sequence[Video | None]) -> PendingScores:
+        """Score these videos in one call of the reward, and measure their speed beside it."""
+        speeds = self._measuring.submit(_speeds, list(videos))
+        scores = self._scoring.submit(score_all, self._cached or self.reward, list(prompts), list(videos))
+        return PendingScores(scores, speeds)
 
-    def wait(self, future: Future[list[ScoreAndSpeed]]) -> list[ScoreAndSpeed]:
+    def wait(self, pending: PendingScores) -> list[ScoreAndSpeed]:
         """The scores and speeds, once they are there.
 
         Raises ``OSError`` when the ledger could not be written.
         """
-        began = time.perf_counter()
-        try:
-            return future.result()
-        finally:
-            self.waited_s += time.perf_counter() - began
+        scores = self._scoring.wait(pending.scores)
+        return list(zip(scores, self._measuring.wait(pending.speeds), strict=True))
 
     def run_later(self, work: Any, *arguments: Any) -> None:
         """Call ``work`` in the writing thread.
@@ -120,8 +136,10 @@ class AsyncReward:
 
         Raises what that raised.
         """
-        self._thread.shutdown(wait=True, cancel_futures=True)
-        self._writer.shutdown(wait=True)
+        for thread in (self._scoring, self._measuring):
+            thread.close()
+        wait(self._writes)
+        self._writer.close()
         self.raise_write_errors()
 
     def __enter__(self) -> AsyncReward:
@@ -135,14 +153,6 @@ class AsyncReward:
                 raise
             _LOG.warning("another error while the run was ending: %s: %s", type(late).__name__, late)
 
-    def _judge(self, prompts: list[str], videos: list[Video | None]) -> list[ScoreAndSpeed]:
-        began = time.perf_counter()
-        try:
-            speeds = [math.nan if video is None else normal_flow_speed(video) for video in videos]
-            return list(zip(score_all(self._cached or self.reward, prompts, videos), speeds, strict=True))
-        finally:
-            self.busy_s += time.perf_counter() - began
-
     def annotate(self, prompt: str, video: Video, score: Score, facts: Mapping[str, Any]) -> None:
         """Add facts about a video (step, group, advantage) to the ledger's row of its score, once."""
         if self.ledger is None or self._cached is None:
@@ -154,6 +164,11 @@ class AsyncReward:
             return
         if dict(facts) not in self.ledger.extra(key):
             self.ledger.annotate(key, **facts)
+
+
+def _speeds(videos: Sequence[Video | None]) -> list[float]:
+    """The normal-flow speed of each video; NaN where there is none."""
+    return [math.nan if video is None else normal_flow_speed(video) for video in videos]
 
 
 def score_all(reward: Reward, prompts: Sequence[str], videos: Sequence[Video | None]) -> list[Score]:

@@ -142,7 +142,7 @@ class AlignRecipe:
     local_others_weight: float = 0.5
     # β of the nft loss: how far the positive and negative policies lie from the old one. 1: as its authors.
     nft_beta: float = 1.0
-    # Noise levels per video and update (nft only). Each costs two forward passes and a backward pass.
+    # Noise levels per video and update (nft only), drawn for each video by itself. Each costs two forward passes and a backward pass.
     nft_timesteps: int = 4
     # Decay of the old policy (nft only): the share that it keeps per step. 0: it is the policy of the last step.
     nft_decay: float = 0.0
@@ -159,6 +159,8 @@ class AlignRecipe:
     min_lr_ratio: float = 1.0
     # AdamW's weight decay.
     weight_decay: float = 0.0
+    # AdamW's eps, to be far below the gradients' size. The first step prints and logs the median |gradient|.
+    adam_eps: float = 1e-8
     # The norm that gradients are clipped to.
     max_grad_norm: float = 1.0
     # Decay of the moving average that is saved as `lora`, in [0, 1); 0: no average, the last weights are saved.
@@ -170,7 +172,7 @@ class AlignRecipe:
     dtype: str | None = None
     # Whether activations are computed again in the backward pass: less memory, about a third slower.
     gradient_checkpointing: bool = False
-    # Whether the reward scores one chunk of videos while the next one is sampled.
+    # Whether the reward scores videos while the next ones are sampled.
     overlap: bool = True
 
     # The evaluation videos.
@@ -209,7 +211,7 @@ def check_align_recipe(recipe: AlignRecipe) -> None:
     for name, least in lowest.items():
         if getattr(recipe, name) < least:
             raise ValueError(f"{name} must be at least {least}, received {getattr(recipe, name)}")
-    for name in ("lr", "noise_level", "clip_range", "advantage_clip", "max_grad_norm"):
+    for name in ("lr", "noise_level", "clip_range", "advantage_clip", "adam_eps", "max_grad_norm"):
         if not (math.isfinite(getattr(recipe, name)) and getattr(recipe, name) > 0):
             raise ValueError(f"{name} must be a positive number, received {getattr(recipe, name)}")
     if not 0 <= recipe.min_lr_ratio <= 1:

@@ -21,6 +21,7 @@ from cac_align.align.sampling.prompts import prompts_per_chunk, read_training_pr
 from cac_align.core.weights import shipped
 from cac_align.generation.wan import Wan
 from cac_align.rewards.build import load_reward
+from cac_align.rewards.reachable import check_reachable
 from cac_align.rewards.combine import Combined, bounds_of
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.normalise import NEEDS_GROUP
@@ -158,6 +159,7 @@ def build_async_reward(recipe: AlignRecipe, out: Path, processes: int) -> AsyncR
     component is missing or is not in [0, 1].
     """
     reward = load_reward(recipe.reward or None)
+    check_reachable(reward)
     normalise = getattr(reward, "normalise", None)
     if processes > 1 and normalise in NEEDS_GROUP:
         raise ValueError(

@@ -3,7 +3,7 @@ evaluate, save; resumes.
 
     for each step:                                                                       module
         prompts → chunks of videos (SDE or ODE)                                          sampling/
-        each chunk is scored in a thread while the next one is sampled                   async_reward
+        videos are scored in a thread while the next ones are sampled                    async_reward
         scores of all processes → advantages per video, or per latent position           advantages/
         loss of one micro-batch and one noise level at a time, backward                  losses/
         optimizer step, moving averages, row in log.jsonl, ledger                        lora
@@ -40,7 +40,7 @@ from cac_align.align.advantages.group import (
     needs_whole_step,
     summarise,
 )
-from cac_align.align.async_reward import AsyncReward, reward_sample
+from cac_align.align.async_reward import AsyncReward, PendingScores, ScoreAndSpeed, reward_sample
 from cac_align.align.lora import (
     copy_weights,
     ema_update,
@@ -55,11 +55,12 @@ from cac_align.align.monitoring.alarms import skipped_too_often, unscored_too_of
 from cac_align.align.monitoring.evaluator import Evaluator
 from cac_align.align.monitoring.progress import mean_metrics, progress_line, step_seconds
 from cac_align.align.recipe import AlignRecipe, draw_sde_steps
-from cac_align.align.sampling.chunks import RolloutChunk, batch_slice, batches_to_train, sample_chunk
+from cac_align.align.sampling.chunks import RolloutChunk, batch_slice, batches_to_train, sample_chunk, videos_per_call
 from cac_align.align.sampling.prompts import eval_prompts, step_prompts
 from cac_align.align.sampling.rollout import Flow, RolloutBatch
 from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
+from cac_align.rewards.normalise import NEEDS_GROUP
 from cac_align.runs.checkpoint import save_checkpoint
 from cac_align.runs.lr_schedule import learning_rate
 from cac_align.runs.metrics_log import JsonlLog, open_tracker, track
@@ -95,7 +96,10 @@ class AlignRun:
         self.transformer: Any = wan.pipeline.transformer
         self.async_reward: AsyncReward = setup.build_async_reward(recipe, self.out, self.processes)
         optimizer = torch.optim.AdamW(
-            lora_parameters(self.transformer).values(), lr=recipe.lr, weight_decay=recipe.weight_decay
+            lora_parameters(self.transformer).values(),
+            lr=recipe.lr,
+            eps=recipe.adam_eps,
+            weight_decay=recipe.weight_decay,
         )
         model, self.optimizer = self.accelerator.prepare(self.transformer, optimizer)
         self.flow = Flow.of(wan, model, self.accelerator.device)
@@ -205,7 +209,7 @@ class AlignRun:
         advantages: list[GroupAdvantages] = []
         if num_failed:
             for chunk in chunks:
-                self.async_reward.wait(chunk.scores)
+                self._scores(chunk)
             row["skipped"] = self._save_latents(step, chunks, f"{num_failed} videos are not finite")
         else:
             metrics: dict[str, float] = {}
@@ -224,19 +228,38 @@ class AlignRun:
         return row
 
     def _sample_chunk(self, step: int, first: int, prompts: Sequence[str], sde_steps: Sequence[int]) -> RolloutChunk:
-        """Sample this process's part of a chunk and submit it to the reward. first: the chunk's
-        first group.
+        """Sample this process's part of a chunk and give it to the reward in portions. first: the
+        chunk's first group.
         """
         size = self.recipe.group_size
         total = len(prompts) * size
         numbers = range(self.rank * total // self.processes, (self.rank + 1) * total // self.processes)
-        report = self.rank_status.report
+        whole_groups = getattr(self.async_reward.reward, "normalise", None) in NEEDS_GROUP
+        portion = videos_per_call(self.recipe, self.processes, whole_groups=whole_groups)
+        rollouts: list[RolloutBatch] = []
+        pending: list[PendingScores] = []
+        waiting: list[tuple[str, Video | None]] = []  # sampled, and not yet given to the reward
+        next_number = iter(numbers)
         with swapped(self.lora, self.old_policy):
-            rollouts = sample_chunk(self.flow, self.recipe, step, first, prompts, numbers, sde_steps, report)
-        videos = [video for rollout in rollouts for video in rollout.videos]
-        named = [self._named(step, first * size + n, video) for n, video in zip(numbers, videos, strict=True)]
-        scores = self.async_reward.submit([prompts[n // size] for n in numbers], named)
-        return RolloutChunk(first, tuple(prompts), numbers, tuple(rollouts), scores)
+            for rollout in sample_chunk(
+                self.flow, self.recipe, step, first, prompts, numbers, sde_steps, self.rank_status.report
+            ):
+                rollouts.append(rollout)
+                for prompt, video in zip(rollout.prompts, rollout.videos, strict=True):
+                    waiting.append((prompt, self._named(step, first * size + next(next_number), video)))
+                if len(waiting) >= portion:
+                    pending.append(self._submit(waiting))
+                    waiting = []
+        if waiting:
+            pending.append(self._submit(waiting))
+        return RolloutChunk(first, tuple(prompts), numbers, tuple(rollouts), tuple(pending))
+
+    def _submit(self, sampled: Sequence[tuple[str, Video | None]]) -> PendingScores:
+        return self.async_reward.submit([prompt for prompt, _ in sampled], [video for _, video in sampled])
+
+    def _scores(self, chunk: RolloutChunk) -> list[ScoreAndSpeed]:
+        """One entry per video that this process sampled, once all are there."""
+        return [scored for pending in chunk.pending for scored in self.async_reward.wait(pending)]
 
     def _clip_path(self, step: int, number: int) -> Path:
         return self.out / "samples" / f"step-{step:06d}" / f"{number:04d}.mp4"
@@ -258,7 +281,7 @@ class AlignRun:
         waiting: list[list[Any]] = []
         for chunk in chunks:
             self.rank_status.report(f"step {self.step}, scoring {len(chunk.numbers)} videos of {chunk.prompts[0]!r}")
-            scored = self.async_reward.wait(chunk.scores)
+            scored = self._scores(chunk)
             own = [reward_sample(one, video, self.grid) for one, video in zip(scored, chunk.videos, strict=True)]
             waiting.append(gather_object(own))
             if not needs_whole_step(self.recipe):
@@ -289,7 +312,7 @@ class AlignRun:
                 )
                 weight = found.trained[members].to(self.flow.device) * (self.processes / total)
                 deviation = None if found.deviation is None else found.deviation[members]
-                rows += self._backward(step, rollout, found.base[members], deviation, weight)
+                rows += self._backward(rollout, found.base[members], deviation, weight)
         trained = sum(int(found.trained.sum()) for found in advantages)
         with self.flow.timer("optimizer"):
             if trained == 0:
@@ -300,6 +323,7 @@ class AlignRun:
                     parameter.grad.mul_(total / trained)
             norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(list(self.lora.values()), recipe.max_grad_norm)))
             finite = all(gather_object([math.isfinite(norm)]))
+            typical = self._median_gradient() if step == 0 and first_epoch and finite else {}
             if finite:
                 lr = learning_rate(step, recipe.steps, recipe.lr, min_lr_ratio=recipe.min_lr_ratio)
                 for group in self.optimizer.param_groups:
@@ -308,11 +332,25 @@ class AlignRun:
             self.optimizer.zero_grad()
             if finite and self.ema is not None:
                 ema_update(self.ema, self.lora, min(recipe.ema_decay, (1 + step) / (10 + step)))
-        metrics = mean_metrics(gather_object(rows)) | {"trained_videos": trained, "grad_norm": norm}
+        metrics = mean_metrics(gather_object(rows)) | {"trained_videos": trained, "grad_norm": norm} | typical
         return (None if finite else f"the gradient's norm is {norm}"), metrics
 
+    def _median_gradient(self) -> dict[str, float]:
+        """The median of |gradient| as AdamW gets it, over the elements that are not 0, for the log.
+
+        Half of a new LoRA has gradient 0, because its B is 0. AdamW moves an element by about lr
+        where |gradient| is far above ``adam_eps``, and by less where it is not.
+        """
+        gradients = [full_tensor(parameter.grad) for parameter in self.lora.values() if parameter.grad is not None]
+        size = torch.cat([gradient.detach().abs().flatten() for gradient in gradients])
+        median = float(size[size > 0].median()) if bool((size > 0).any()) else 0.0
+        eps = self.recipe.adam_eps
+        note = "" if median > 10 * eps else ": not far above adam_eps, which therefore slows the training; lower it"
+        self.notify(f"step 0: median |gradient| {median:.1e}, adam_eps {eps:.1e}{note}")
+        return {"median_gradient": median}
+
     def _backward(
-        self, step: int, rollout: RolloutBatch, base: Tensor, deviation: Tensor | None, weight: Tensor
+        self, rollout: RolloutBatch, base: Tensor, deviation: Tensor | None, weight: Tensor
     ) -> list[dict[str, float]]:
         """Add the gradient of one micro-batch. weight: of each video; those with weight 0 have no
         metrics.
@@ -322,9 +360,7 @@ class AlignRun:
         if self.old_policy is None:
             losses = grpo_batch_losses(self.flow, self.recipe, rollout, base, deviation, self.lora)
         else:
-            losses = nft_batch_losses(
-                self.flow, self.recipe, step, rollout, base, deviation, self.lora, self.old_policy
-            )
+            losses = nft_batch_losses(self.flow, self.recipe, rollout, base, deviation, self.lora, self.old_policy)
         rows = []
         for loss in losses:
             self._accumulate(loss.per_sample, weight / loss.num_levels)
@@ -347,7 +383,7 @@ class AlignRun:
         size = self.recipe.group_size
         kept = clips_to_keep(advantages, self.recipe.clips_per_step)
         for chunk, found in zip(chunks, advantages, strict=True):
-            scored = self.async_reward.wait(chunk.scores)
+            scored = self._scores(chunk)
             for number, video, (score, _) in zip(chunk.numbers, chunk.videos, scored, strict=True):
                 if video is None:
                     continue

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from cac_align.align import async_reward as async_reward_module
 from cac_align.align import trainer
 from cac_align.align.async_reward import AsyncReward, score_all
 from cac_align.align.trainer import align
@@ -51,7 +52,7 @@ def test_scoring_that_has_not_begun_is_dropped_at_close():
     assert begun.wait(60)
     threading.Timer(0.2, gate.set).start()
     async_reward.close()
-    assert first.done() and not first.cancelled() and second.cancelled()
+    assert first.scores.done() and not first.scores.cancelled() and second.scores.cancelled()
 
 
 class Served(Brightness):
@@ -207,14 +208,15 @@ class Held(Brightness):
 def test_the_reward_runs_beside_the_caller_and_its_time_is_counted(tmp_path):
     reward = Held()
     async_reward = AsyncReward(reward, Ledger(tmp_path / "ledger.jsonl"))
-    future = async_reward.submit(["a"], [grey(51)])  # comes back although nothing is judged yet
-    assert reward.begun.wait(60) and not future.done()
+    pending = async_reward.submit(["a"], [grey(51)])  # comes back although nothing is judged yet
+    assert reward.begun.wait(60) and not pending.scores.done()
+    assert pending.speeds.result(60) == [0.0], "the speed is measured beside the reward"
     began = time.perf_counter()
     time.sleep(0.2)
     worked = time.perf_counter() - began
     reward.gate.set()
-    future.result()
-    ((score, moved),) = async_reward.wait(future)
+    pending.scores.result()
+    ((score, moved),) = async_reward.wait(pending)
     assert (
         score.scored and moved == 0.0 and async_reward.busy_s >= worked and async_reward.waited_s < async_reward.busy_s
     )
@@ -225,11 +227,23 @@ def test_the_reward_runs_beside_the_caller_and_its_time_is_counted(tmp_path):
     async_reward.close()
 
 
+def test_the_reward_does_not_wait_for_the_speed_to_be_measured(monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr(async_reward_module, "normal_flow_speed", lambda video: gate.wait(60) and 0.5)
+    async_reward = AsyncReward(Brightness(), None)
+    pending = async_reward.submit(["a", "b"], [grey(51), None])
+    assert [score.scored for score in pending.scores.result(60)] == [True, False]
+    gate.set()
+    (_, moved), (_, missing) = async_reward.wait(pending)
+    assert moved == 0.5 and np.isnan(missing)
+    async_reward.close()
+
+
 def test_without_overlap_the_caller_waits():
     reward = Held()
     blocking = AsyncReward(reward, None, overlap=False)
     threading.Timer(0.2, reward.gate.set).start()
-    assert blocking.submit(["a"], [grey(51)]).done() and blocking.waited_s > 0
+    assert blocking.submit(["a"], [grey(51)]).scores.done() and blocking.waited_s > 0
     blocking.close()
 
 

@@ -61,6 +61,7 @@ def test_a_run_leaves_what_it_promises(whole):
         assert row["ratio"] == 1.0 and row["max_ratio_error"] == 0.0, (
             "recomputed log-probabilities of unchanged weights"
         )
+        assert ("median_gradient" in row) == (row["step"] == 0), "of the first step"
         assert row["videos"] == 8 and row["unscored"] == 0 and row["grad_norm"] > 0 and row["seconds"]["other"] >= 0
         assert len(row["sde_steps"]) == 2 and set(row["sde_steps"]) <= {0, 1, 2}
     assert len({tuple(row["prompts"]) for row in log}) == 3 and len({tuple(row["sde_steps"]) for row in log}) > 1
@@ -109,6 +110,19 @@ def test_an_update_makes_better_videos_likelier_than_worse_ones(model, tmp_path)
     run.async_reward.close()
     assert (gain * advantage).sum() > 0
     assert gain[advantage.argmax()] > gain[advantage.argmin()]
+
+
+def test_the_first_step_says_how_large_gradients_are_beside_adams_eps(model, tmp_path):
+    lines = []
+    run = AlignRun(recipe(model, tmp_path / "tiny", steps=1, adam_eps=1e-30), lines.append)
+    assert run.optimizer.param_groups[0]["eps"] == 1e-30
+    run.train()
+    median = rows(tmp_path / "tiny")[0]["median_gradient"]
+    assert 0 < median < 1 and f"step 0: median |gradient| {median:.1e}, adam_eps 1.0e-30" in lines
+    lines.clear()
+    align(recipe(model, tmp_path / "large", steps=1, adam_eps=1.0), lines.append)
+    assert rows(tmp_path / "large")[0]["median_gradient"] == median, "whatever eps is"
+    assert any("adam_eps 1.0e+00: not far above adam_eps" in line for line in lines)
 
 
 def test_bfloat16_recomputes_within_a_thousandth(model, tmp_path):
@@ -504,6 +518,7 @@ def test_a_wan_of_two_transformers_is_refused(model, tmp_path):
         ({"height": 20}, "height must be a positive multiple of 16"),
         ({"reward": "no.yaml"}, "no.yaml: no such recipe file"),
         ({"prompts": "nowhere.txt"}, "prompts: nowhere.txt: cannot be read"),
+        ({"adam_eps": 0.0}, "adam_eps must be a positive number, received 0.0"),
         ({"objective": "ppo"}, "objective must be one of grpo, nft; received 'ppo'"),
     ],
 )

@@ -76,23 +76,26 @@ def _sde_mean(flow: Flow, recipe: AlignRecipe, rollout: RolloutBatch, taken: Sde
 def nft_batch_losses(
     flow: Flow,
     recipe: AlignRecipe,
-    step: int,
     rollout: RolloutBatch,
     base: Float[Tensor, " B"],
     deviation: Float[Tensor, "B t h w"] | None,
     lora: Mapping[str, Tensor],
     old_policy: Weights,
 ) -> Iterator[BatchLoss]:
-    """The DiffusionNFT loss at ``recipe.nft_timesteps`` noise levels, drawn for this step of the
-    run.
+    """The DiffusionNFT loss at ``recipe.nft_timesteps`` noise levels, which every video draws by
+    itself from the schedule, without repetition until all have been drawn.
+
+    A step over N videos thus covers the schedule, whatever ``nft_timesteps`` is. The levels depend
+    on the video's seed alone, not on its batch or process.
     """
     z = rollout.latents.to(flow.device)
-    indices = np.random.default_rng((recipe.seed, 4, step)).permutation(len(flow.schedule))
+    orders = [np.random.default_rng(sample_seed(seed, 4)).permutation(len(flow.schedule)) for seed in rollout.seeds]
+    sigmas = torch.tensor(flow.schedule.sigmas, dtype=z.dtype, device=flow.device)
     generators = [torch.Generator().manual_seed(sample_seed(seed, 5)) for seed in rollout.seeds]
     for number in range(recipe.nft_timesteps):
-        index = int(indices[number % len(indices)])
+        index = torch.tensor([int(order[number % len(order)]) for order in orders], device=flow.device)
         noise = torch.stack([torch.randn(z.shape[1:], generator=generator) for generator in generators]).to(flow.device)
-        sigma = flow.schedule.sigmas[index]
+        sigma = sigmas[index]
         x = add_noise(z, noise, sigma)
         with swapped(lora, old_policy), torch.no_grad():
             v_old = guided_velocity(flow, x, index, rollout.embeds)

@@ -27,10 +27,11 @@ def good_share(advantage: Tensor, advantage_max: float) -> Tensor:
 
 
 def add_noise(
-    z: Float[Tensor, "B C t h w"], noise: Float[Tensor, "B C t h w"], sigma: float
+    z: Float[Tensor, "B C t h w"], noise: Float[Tensor, "B C t h w"], sigma: Float[Tensor, " B"]
 ) -> Float[Tensor, "B C t h w"]:
-    """The latents z with noise at level ``sigma`` in [0, 1]."""
-    return (1 - sigma) * z + sigma * noise
+    """The latents z with noise, each video's at its own level ``sigma`` in [0, 1]."""
+    level = sigma[:, None, None, None, None]
+    return (1 - level) * z + level * noise
 
 
 def nft_loss(
@@ -38,14 +39,14 @@ def nft_loss(
     v_old: Float[Tensor, "B C t h w"],
     x: Float[Tensor, "B C t h w"],
     z: Float[Tensor, "B C t h w"],
-    sigma: float,
+    sigma: Float[Tensor, " B"],
     share: Float[Tensor, " B"],
     *,
     beta: float = 1.0,
     deviation: Float[Tensor, "B t h w"] | None = None,
 ) -> Float[Tensor, " B"]:
-    """The loss of B samples at one σ. share: r (or r̄) in [0, 1]. deviation: d(p) of local
-    advantages.
+    """The loss of B samples, each at its own σ. share: r (or r̄) in [0, 1]. deviation: d(p) of
+    local advantages.
     """
     plus = _weighted_error(beta * v + (1 - beta) * v_old, x, z, sigma)
     minus = _weighted_error((1 + beta) * v_old - beta * v, x, z, sigma)
@@ -55,9 +56,9 @@ def nft_loss(
     return loss
 
 
-def _weighted_error(v: Tensor, x: Tensor, z: Tensor, sigma: float) -> Float[Tensor, "B t h w"]:
+def _weighted_error(v: Tensor, x: Tensor, z: Tensor, sigma: Float[Tensor, " B"]) -> Float[Tensor, "B t h w"]:
     """(x̂0 − z)² / w at each latent position, a mean over channels."""
-    error = x - sigma * v - z
+    error = x - sigma[:, None, None, None, None] * v - z
     width = error.detach().abs().flatten(1).mean(1).clamp_min(1e-5)
     return (error**2).mean(1) / width[:, None, None, None]
 

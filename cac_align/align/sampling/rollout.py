@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cac_align.align.sampling.sde import Schedule, ode_step, read_schedule, transition
@@ -116,14 +116,17 @@ def embed_prompts(flow: Flow, prompts: Sequence[str]) -> Float[Tensor, "B2 L D"]
 
 
 def guided_velocity(
-    flow: Flow, x: Float[Tensor, "B C t h w"], index: int, embeds: Float[Tensor, "B2 L D"]
+    flow: Flow, x: Float[Tensor, "B C t h w"], index: int | Int[Tensor, " B"], embeds: Float[Tensor, "B2 L D"]
 ) -> Float[Tensor, "B C t h w"]:
-    """The guided velocity at step ``index`` of the schedule, in float32."""
+    """The guided velocity at step ``index`` of the schedule, one for all or one per video, in
+    float32.
+    """
     halves = len(embeds) // len(x)
+    timestep = flow.schedule.timesteps[index]
     with flow.timer("model"):
         v = flow.model(
             hidden_states=torch.cat([x] * halves).to(embeds.dtype),
-            timestep=flow.schedule.timesteps[index].expand(len(embeds)),
+            timestep=timestep.repeat(halves) if timestep.ndim else timestep.expand(len(embeds)),
             encoder_hidden_states=embeds,
             return_dict=False,
         )[0].float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,12 @@ def add_report(verbs: Any) -> None:
     )
     parser.add_argument("--clips-per-step", type=int, default=4, help="of a run: clips shown per step")
     parser.add_argument("--max-steps", type=int, default=12, help="of a run: steps shown; the table has all of them")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page to write")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="the page to write; an existing one is replaced (default: report.html, of one folder in that folder, "
+        "else here; where there is one, report-2.html, …)",
+    )
     parser.add_argument("--ratings", type=Path, action="append", default=[], help="ratings exported by the rating page")
     parser.add_argument("--max-pairs", type=int, default=50, help="pairs shown; all of them are counted")
     parser.add_argument("--seed", type=int, default=0, help="chooses the random candidates and the pairs shown")
@@ -37,12 +43,17 @@ def add_report(verbs: Any) -> None:
 
 def run_report(options: argparse.Namespace) -> int:
     """Write the page and print its path."""
+    from cac_align.evaluation.report.collect import NO_SCORES
     from cac_align.evaluation.report.report import write_report, write_selection_report
     from cac_align.rewards.build import load_reward
 
     if options.overrides and options.reward is None:
         raise ValueError(f"--set {options.overrides[0]} overrides a recipe's key; give the recipe with --reward")
     ledger = _run_ledger(options)
+    if options.out is None:
+        alone = options.before if options.after is None else None
+        home = ledger.parent if ledger is not None else alone if alone is not None and alone.is_dir() else Path()
+        options.out = _free_name(home / "report.html")
     if ledger is not None:
         if options.reward or options.ratings:
             raise ValueError(
@@ -56,11 +67,23 @@ def run_report(options: argparse.Namespace) -> int:
     chosen = None if options.reward is None else load_reward(options.reward, options.overrides)
     shared = {"reward": chosen, "ratings": options.ratings, "max_pairs": options.max_pairs, "seed": options.seed}
     if options.after is None:
-        write_selection_report(options.before, options.out, **shared)
+        made = write_selection_report(options.before, options.out, **shared)
     else:
-        write_report(options.before, options.after, options.out, **shared)
+        made = write_report(options.before, options.after, options.out, **shared)
+    for fault in made.faults:
+        if fault.kind == NO_SCORES:
+            print(f"{fault.kind}: {fault.why}", file=sys.stderr)
     print(options.out)
     return 0
+
+
+def _free_name(page: Path) -> Path:
+    """The page's path, or, where there is one already, the same with a number: report-2.html, …"""
+    number, free = 1, page
+    while free.exists():
+        number += 1
+        free = page.with_name(f"{page.stem}-{number}{page.suffix}")
+    return free
 
 
 def _run_ledger(options: argparse.Namespace) -> Path | None:

@@ -5,6 +5,8 @@ Lines.
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cac_align.cli.options import add_reward_options, add_verb, input_path, stated_domain
+from cac_align.cli.video_arguments import expand_videos, listed_prompts
 from cac_align.core.prompts import read_prompts
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ _CHUNK = 16
 def add_score(verbs: Any) -> None:
     """The options of `cac-align score`."""
     parser = add_verb(verbs, "score", run_score, "score videos with a reward")
-    parser.add_argument("videos", type=input_path, nargs="+", metavar="VIDEO", help="video files")
+    parser.add_argument("videos", type=input_path, nargs="+", metavar="VIDEO", help="video files, folders or patterns")
     parser.add_argument("--prompt", help="the prompt that all these videos were made from")
     parser.add_argument(
         "--prompts", type=Path, help="prompts per video: one line per video, or JSON Lines with video and prompt"
@@ -33,7 +36,9 @@ def add_score(verbs: Any) -> None:
     parser.add_argument(
         "--fps", type=float, help="the videos' true frame rate, where their container is wrong (Wan: 16)"
     )
-    parser.add_argument("--json", action="store_true", help="JSON Lines instead of a table")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="JSON Lines instead of a table")
+    form.add_argument("--csv", action="store_true", help="CSV instead of a table, one row per video")
     parser.add_argument("--ledger", type=Path, help="file that keeps scores; videos in it are not judged again")
     add_reward_options(parser)
 
@@ -49,10 +54,13 @@ def run_score(options: argparse.Namespace) -> int:
     from cac_align.rewards.cached import cached
     from cac_align.rewards.ledger import Ledger
     from cac_align.rewards.normalise import NEEDS_GROUP
+    from cac_align.rewards.reachable import check_reachable
 
-    videos = [str(video) for video in options.videos]
-    prompts = video_prompts(videos, options.prompt, options.prompts)
+    videos = expand_videos(options.videos)
+    listed = listed_prompts(videos) if options.prompt is None and options.prompts is None else None
+    prompts = listed or video_prompts(videos, options.prompt, options.prompts)
     reward = load_reward(options.reward, options.overrides)
+    check_reachable(reward)
     judge = reward
     whole_prompts = getattr(reward, "normalise", None) in NEEDS_GROUP
     if options.ledger is not None:
@@ -68,7 +76,9 @@ def run_score(options: argparse.Namespace) -> int:
                 if options.json:
                     print(json.dumps(rows[-1]), flush=True)
             bar.update(len(chunk))
-    if not options.json:
+    if options.csv:
+        print(score_csv(rows), end="")
+    elif not options.json:
         print(score_table(rows, scale_texts(reward)))
     missing = [row for row in rows if row["score"] is None]
     if missing:
@@ -211,6 +221,22 @@ def score_table(rows: Sequence[dict[str, Any]], scales: Mapping[str, str] | None
         lines.append(f"{_number(row['score']):>7}{values}  {verdict:<8}  {row['video']}")
         lines.extend(f"{'':>9}{line}" for line in describe_findings(row))
     return "\n".join(lines)
+
+
+def score_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as CSV: video, prompt, score, verdict, every part under its name, findings, error and
+    domain. A missing value is an empty cell.
+    """
+    parts = list(dict.fromkeys(name for row in rows for name in row["parts"]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["video", "prompt", "score", "verdict", *parts, "findings", "error", "domain"])
+    for row in rows:
+        findings = [] if row["error"] else describe_findings(row)
+        values = [row["video"], row["prompt"], row["score"], (row["judgement"] or {}).get("status")]
+        values += [row["parts"].get(name) for name in parts]
+        writer.writerow([*values, "; ".join(findings), row["error"], row["domain"]])
+    return text.getvalue()
 
 
 def _number(value: float | None) -> str:

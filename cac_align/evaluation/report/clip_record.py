@@ -86,8 +86,8 @@ def is_counted(record: Any) -> bool:
 
 
 def existing_files(places: Sequence[Path], name: str) -> list[Path]:
-    """The files called ``name`` in these folders."""
-    return [place / name for place in places if (place / name).is_file()]
+    """The files called ``name``, which may be a pattern, in these folders."""
+    return [path for place in places for path in sorted(place.glob(name)) if path.is_file()]
 
 
 ReportProgress = Callable[[int, int, str], None]

@@ -15,6 +15,9 @@ from cac_align.evaluation.report.clip_record import ClipRecord, existing_files
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Reward, Score
 
+LEDGERS = "*ledger*.jsonl"
+"""Names of ledgers: a copied one may be called after its folder, such as before.ledger.jsonl."""
+
 
 def enter_score(clip_record: ClipRecord, score: Score, name: str) -> None:
     """Enter a score under its reward's name, and a combination's components under theirs.
@@ -105,7 +108,7 @@ def read_ledgers(clip_records: Sequence[ClipRecord], folders: Sequence[Path], fa
     wanted: dict[tuple[Any, Any], list[ClipRecord]] = {}
     for clip_record in clip_records:
         wanted.setdefault((clip_record.clip.video.content_hash, clip_record.clip.prompt), []).append(clip_record)
-    for path in existing_files(folders, "ledger.jsonl"):
+    for path in existing_files(folders, LEDGERS):
         where = f"{path.parent.name}/{path.name}"
         try:
             ledger = Ledger(path, write=False)

@@ -11,10 +11,13 @@ from pathlib import Path
 from cac_align.evaluation.pairing import Fault, FolderClip, Pairing
 from cac_align.evaluation.report.clip_ratings import add_ratings
 from cac_align.evaluation.report.clip_record import ClipRecord
-from cac_align.evaluation.report.clip_scores import read_ledgers, read_selections, score_with_reward
+from cac_align.evaluation.report.clip_scores import LEDGERS, read_ledgers, read_selections, score_with_reward
 from cac_align.evaluation.report.clip_vbench import add_vbench
 from cac_align.evaluation.vbench.run import VBenchRow
 from cac_align.rewards.reward import Reward
+
+NO_SCORES = "no scores"
+"""The kind of the fault that says where scores were looked for, where there is none at all."""
 
 
 def collect_clip_records(
@@ -44,6 +47,13 @@ def collect_clip_records(
     if reward is None:
         read_selections(clip_records, folders)
         read_ledgers(clip_records, folders, faults)
+        if not any(clip_record.scored or clip_record.error for clip_record in clip_records):
+            looked = ", ".join(map(str, folders))
+            why = (
+                f"no {LEDGERS} or selection.jsonl with a score of these videos; looked in {looked}. Copy the ledger "
+                "of the run beside the folder, or score the videos with --reward"
+            )
+            faults.append(Fault(NO_SCORES, pairing.before + ", " + pairing.after, why))
     else:
         score_with_reward(clip_records, reward)
     for clip_record in clip_records:

@@ -53,6 +53,9 @@ class BestOfNRecipe:
     # Whether every prompt has seeds of its own, which a rate over prompts with an interval needs. Off: prompts share
     # their seeds, so that a prompt's videos do not depend on the others in the file.
     distinct_seeds: bool = False
+    # Whether one prompt's candidates are judged while the next one's are generated. False where the generator and a
+    # local judge do not fit into memory when both work at once; the results are the same.
+    overlap: bool = True
     # Who makes the videos.
     generator: GeneratorRecipe = field(default_factory=GeneratorRecipe)
     # Who scores them.

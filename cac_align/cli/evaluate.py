@@ -75,7 +75,7 @@ def add_evaluate(verbs: Any) -> None:
     vbench.add_argument("--json", action="store_true", help="JSON instead of a table")
 
     experts = add_verb(kinds, "experts", run_experts, "what people rated: anomaly rates, paired difference, agreement")
-    experts.add_argument("ratings", type=Path, help="ratings.jsonl, or the folder the rating page wrote")
+    experts.add_argument("ratings", type=Path, help="ratings.jsonl or ratings.sqlite, or the folder that has them")
     experts.add_argument("--groups", nargs=2, metavar=("BEFORE", "AFTER"), help="the two groups to compare")
     experts.add_argument("--json", action="store_true", help="JSON instead of tables")
 

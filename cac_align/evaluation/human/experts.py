@@ -26,6 +26,7 @@ from cac_align.core.iou import interval_iou, spatial_iou
 from cac_align.core.judgement import ANOMALY_TYPES
 from cac_align.data.records import Record
 from cac_align.evaluation.bench.localisation import boxes_by_frame, windows_of
+from cac_align.evaluation.human.export import export_database
 from cac_align.evaluation.pairing import Fault, json_rows
 from cac_align.evaluation.statistics import (
     Estimate,
@@ -115,20 +116,26 @@ def _cell(text: str) -> str:
 
 
 def read_ratings(path: str | Path) -> tuple[list[Record], list[Fault]]:
-    """Ratings from a records file, or from a folder's ``ratings*.jsonl``; and a fault for each line
-    that is none.
+    """Ratings from a records file, the rating page's database (``.sqlite``), or a folder's
+    ``ratings*.jsonl`` (its ``ratings*.sqlite`` where there is none); and a fault for each line that
+    is none and for each unfinished rating.
 
     Raises ``ValueError`` when there is no such file, or no rating in it.
     """
     path = Path(path)
-    files = [path] if path.is_file() else sorted(path.glob("ratings*.jsonl"))
+    files = [path] if path.is_file() else sorted(path.glob("ratings*.jsonl")) or sorted(path.glob("ratings*.sqlite"))
     if not files:
         raise ValueError(
             f"{path}: no ratings there (a file, or a folder with ratings*.jsonl); rate with `cac-align annotate {path}`"
         )
     faults: list[Fault] = []
-    records = []
+    records: list[Record] = []
     for file in files:
+        if _is_database(file):
+            exported = export_database(file)
+            records += exported.records
+            faults += exported.half_written
+            continue
         for number, row in json_rows(file, faults):
             try:
                 records.append(Record.from_json(row))
@@ -137,6 +144,11 @@ def read_ratings(path: str | Path) -> tuple[list[Record], list[Fault]]:
     if not records:
         raise ValueError(f"{path}: no rating in it; {faults[0].why if faults else 'the file is empty'}")
     return records, faults
+
+
+def _is_database(file: Path) -> bool:
+    with open(file, "rb") as opened:
+        return opened.read(16) == b"SQLite format 3\0"
 
 
 def summarise_ratings(

@@ -132,6 +132,17 @@ def write_export(store: AnnotationStore, tasks: Sequence[RatingTask], database: 
     return exported
 
 
+def export_database(database: Path) -> RatingsExport:
+    """All ratings of a database as records, with ``video`` relative to its folder. Raises
+    ``ValueError`` where it cannot be opened.
+    """
+    store = AnnotationStore(database)
+    try:
+        return export_ratings(store, (), database.parent)
+    finally:
+        store.close()
+
+
 class RatingsExporter:
     """Keeps the export of a database up to date, one write at a time."""
 

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from cac_align.cli.main import main
 from cac_align.core.encoding import write_mp4
 from cac_align.data.records import read_records, write_records
+from cac_align.evaluation.human.experts import read_ratings
 from cac_align.evaluation.human.export import export_ratings
 from cac_align.evaluation.human.store import AnnotationStore
 from cac_align.evaluation.human.tasks import RatingTask, TaskMember
@@ -78,3 +80,22 @@ def test_export_writes_confirmed_ratings_and_names_the_half_written(store, tmp_p
     assert {fault.kind for fault in export_ratings(store, [], tmp_path).half_written} == {"rated, not there"}
     store.describe(tasks)
     assert export_ratings(store, [], tmp_path) == made
+
+
+def test_the_database_itself_is_read_as_ratings(store, tmp_path, capsys):
+    (tmp_path / "videos").mkdir()
+    write_mp4(tmp_path / "videos" / "a.mp4", np.zeros((10, 32, 32, 3), np.uint8), 8.0)
+    (clip,) = read_folder(tmp_path / "videos").clips
+    task = RatingTask("t", clip.name, (TaskMember("c", clip, {"videos": None}),))
+    store.describe([task])
+    for number, (kind, detail) in enumerate([*complete(), ("done", {})]):
+        add(store, kind, detail, last_known=number, client=f"action-{number}-----")
+    add(store, "normal", {}, rater="bob", last_known=0, client="bob-0-----")
+    for place in (tmp_path / "ratings.sqlite", tmp_path):  # the folder holds no export yet
+        records, faults = read_ratings(place)
+        assert [(record.annotator, record.status, record.video) for record in records] == [
+            ("ann", "abnormal", "videos/a.mp4")
+        ]
+        assert [fault.kind for fault in faults] == ["half-written rating"]
+    assert main(["evaluate", "experts", str(tmp_path / "ratings.sqlite"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["anomaly_rate"]["videos"]["value"] == 1.0

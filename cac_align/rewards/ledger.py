@@ -14,9 +14,11 @@ reads 70 bytes of each line; the evidence is parsed when it is asked for. There 
   ``rank`` normalisation it depends on the other videos of the call.
 - ``extra``: facts that were added to a key later.
 
-Several processes may append at once: each line is one write on an O_APPEND descriptor under an
-exclusive file lock. A last line that a killed process left incomplete is moved to ``<name>.torn``
-with a warning. A damaged line elsewhere is described in ``faults`` and skipped.
+Several processes may append at once: the rows of one call are one write on an O_APPEND descriptor
+under an exclusive file lock. Each row of several carries ``rest``, the number of rows of its call
+that follow, so that rows of a call that a kill cut off are moved to ``<name>.torn`` with a warning,
+all of them: what is left of a batch would be judged in a batch of another size, whose numbers differ
+in the last digits. A damaged line elsewhere is described in ``faults`` and skipped.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ from typing import Any
 from cac_align.core.video import Video
 from cac_align.rewards.reward import Score
 
-_HEAD = re.compile(rb'\{"key": "([0-9a-f]{64})", "kind": "(score|missing|combined|extra)"')
+_HEAD = re.compile(
+    rb'\{"key": "([0-9a-f]{64})", "kind": "(score|missing|combined|extra)"(?:, "rest": ([0-9]{1,9})(?=[,}]))?'
+)
 
 
 def provenance_digest(provenance: Mapping[str, str]) -> str:
@@ -158,6 +162,7 @@ class Ledger:
         self._combined: dict[str, int] = {}
         self._extras: dict[str, list[int]] = {}
         self._damaged: set[int] = set()  # offsets of lines that ``faults`` describes
+        self._whole = -1  # the file's size after this object last saw that it ends with a whole call
         self._end = 0  # everything before this offset has been scanned; always just after a newline
         self._line_number = 0
 
@@ -242,27 +247,29 @@ class Ledger:
             return None
 
     def _append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write one line per row. Raises ``OSError`` when a line cannot be written whole; its part
-        is removed again.
+        """Write one line per row, all in one write.
+
+        Raises ``OSError`` when they cannot be written whole; their part is removed again.
         """
         # ASCII, because a model's text may hold characters such as U+2028, at which some readers split lines.
-        lines = [
-            (json.dumps(row, ensure_ascii=True, allow_nan=False, default=_plain) + "\n").encode("ascii") for row in rows
-        ]
+        lines = []
+        for number, row in enumerate(rows, 1):
+            rest = {"rest": len(rows) - number} if len(rows) > 1 else {}
+            ordered = {"key": row["key"], "kind": row["kind"], **rest, **row}
+            lines.append(json.dumps(ordered, ensure_ascii=True, allow_nan=False, default=_plain) + "\n")
+        data = "".join(lines).encode("ascii")
         with self._lock, self._file() as fd:
             self._repair_tail()
-            for data in lines:
-                start = os.fstat(fd).st_size
-                try:
-                    written = os.write(fd, data)
-                except OSError as error:
-                    raise OSError(
-                        error.errno, f"the ledger cannot be written: {error.strerror}", str(self.path)
-                    ) from error
-                if written != len(data):
-                    os.ftruncate(fd, start)
-                    reason = f"only {written} of {len(data)} bytes of a row were written; free disk space and run again"
-                    raise OSError(errno.ENOSPC, reason, str(self.path))
+            start = os.fstat(fd).st_size
+            try:
+                written = os.write(fd, data)
+            except OSError as error:
+                raise OSError(error.errno, f"the ledger cannot be written: {error.strerror}", str(self.path)) from error
+            if written != len(data):
+                os.ftruncate(fd, start)
+                reason = f"only {written} of {len(data)} bytes of a row were written; free disk space and run again"
+                raise OSError(errno.ENOSPC, reason, str(self.path))
+            self._whole = start + written
             self._catch_up()
 
     def _refuse_another_kind(self) -> None:
@@ -286,19 +293,40 @@ class Ledger:
         Call it under the lock only, when no process is writing.
         """
         size = os.fstat(self._fd).st_size
-        if size == 0 or os.pread(self._fd, 1, size - 1) == b"\n":
+        if size in (0, self._whole):
             return
-        start = _after_last_newline(self._fd, size)
+        if os.pread(self._fd, 1, size - 1) != b"\n":
+            start = _after_last_newline(self._fd, size)
+            if _is_row(os.pread(self._fd, size - start, start)):
+                os.write(self._fd, b"\n")  # only its newline is missing
+                size, start = size + 1, size + 1
+        else:
+            start = size
+        start = self._start_of_incomplete_call(start)
+        self._whole = start
+        if start == size:
+            return
         tail = os.pread(self._fd, size - start, start)
-        if _HEAD.match(tail) and _is_json(tail):
-            os.write(self._fd, b"\n")  # only its newline is missing
-            return
         torn = self.path.with_name(self.path.name + ".torn")
         with open(torn, "ab") as file:
-            file.write(tail + b"\n")
+            file.write(tail if tail.endswith(b"\n") else tail + b"\n")
         os.ftruncate(self._fd, start)
-        self.faults.append(f"{self.path}: the last line was torn ({len(tail)} bytes) and was moved to {torn.name}")
+        self.faults.append(
+            f"{self.path}: the last line was torn ({len(tail)} bytes with its call's rows) and was moved to {torn.name}"
+        )
         warnings.warn(self.faults[-1], stacklevel=4)
+
+    def _start_of_incomplete_call(self, end: int) -> int:
+        """Offset of the first row of a call whose last row is not among the lines before ``end``; else ``end``."""
+        start, expected = end, None
+        while start > 0:
+            begin = _after_last_newline(self._fd, start - 1)
+            head = _HEAD.match(os.pread(self._fd, min(start - begin, 200), begin))
+            rest = int(head[3]) if head is not None and head[3] is not None else 0
+            if rest == 0 or rest != (rest if expected is None else expected):
+                break
+            start, expected = begin, rest + 1
+        return start
 
     def _fault(self, offset: int, what: str) -> None:
         if offset not in self._damaged:
@@ -329,12 +357,12 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _is_json(line: bytes) -> bool:
+def _is_row(line: bytes) -> bool:
     try:
         json.loads(line)
     except ValueError:
         return False
-    return True
+    return _HEAD.match(line) is not None
 
 
 def _after_last_newline(fd: int, size: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -171,7 +172,10 @@ def test_annotations_come_back_in_order(tmp_path):
 
 
 def filled(path, count=3):
-    cached(Counting(), Ledger(path))(["p"] * count, [video(n) for n in range(count)])
+    """A ledger whose rows come from one call each."""
+    reward = cached(Counting(), Ledger(path))
+    for n in range(count):
+        reward(["p"], [video(n)])
     return path.read_bytes()
 
 
@@ -355,3 +359,31 @@ def test_reading_alone_makes_and_mends_nothing(tmp_path):
     torn.write_bytes(b'{"key": "01')  # killed in the middle of its very first row
     with pytest.warns(UserWarning, match="the last line was torn"):
         assert list(Ledger(torn).rows()) == []
+
+
+def test_a_call_that_a_kill_cut_off_leaves_none_of_its_rows(tmp_path):
+    def rows(first, count):
+        return [(f"{n:064x}", "score", "a", video(n), "r", Score(0.5)) for n in range(first, first + count)]
+
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    ledger.record(rows(0, 3))
+    ledger.record(rows(3, 1))
+    whole = path.read_bytes()
+    ledger.record(rows(4, 4))
+    added = path.read_bytes()[len(whole) :]
+    for cut in (1, len(added) // 4, len(added) // 2, added.index(b"\n") + 1, added.rindex(b"\n", 0, -1) + 1):
+        path.write_bytes(whole + added[:cut])
+        with pytest.warns(UserWarning, match="torn"):
+            again = Ledger(path)
+        assert again.num_scores == 4 and path.read_bytes() == whole
+    path.write_bytes(whole + added[:-1])  # only the newline is missing
+    assert Ledger(path).num_scores == 8 and path.read_bytes() == whole + added
+
+
+def test_the_rows_of_a_call_are_one_write(tmp_path, monkeypatch):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    sizes, write = [], os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: sizes.append(len(data)) or write(fd, data))
+    ledger.record([(f"{n:064x}", "score", "a", video(n), "r", Score(0.5)) for n in range(5)])
+    assert len(sizes) == 1 and ledger.num_scores == 5

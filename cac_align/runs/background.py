@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class BackgroundThread:
@@ -30,7 +30,7 @@ class BackgroundThread:
         self.busy_s = self.waited_s = 0.0
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
 
-    def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
+    def submit(self, function: Callable[..., _T], *arguments: Any) -> Future[_T]:
         """Call ``function`` after all calls submitted before. Without overlap it is waited for, and
         what it raises is raised here.
         """
@@ -39,7 +39,7 @@ class BackgroundThread:
             self.wait(future)
         return future
 
-    def wait(self, future: Future[T]) -> T:
+    def wait(self, future: Future[_T]) -> _T:
         """The result of a call, once it is there. Raises what the call raised."""
         began = time.perf_counter()
         try:
@@ -57,7 +57,7 @@ class BackgroundThread:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _timed(self, function: Callable[..., T], *arguments: Any) -> T:
+    def _timed(self, function: Callable[..., _T], *arguments: Any) -> _T:
         began = time.perf_counter()
         try:
             return function(*arguments)

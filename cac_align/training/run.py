@@ -37,6 +37,7 @@ from cac_align.runs.rank_status import RankStatus
 from cac_align.training.early_stopping import Stopped
 from cac_align.training.policy import AnswerLogProbs
 from cac_align.training.save_model import save_model
+from cac_align.training.trained_state import load_trained, save_trained
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class RunConfig:
 
 _FREE = (
     "out",
+    "overlap",
     "early_stopping",
     *(f"run.{name}" for name in ("stop_after", "threads", "save_every", "log_every", "track", "cpu")),
 )
@@ -125,7 +127,7 @@ class TrainingRun:
         self.best: dict[str, Any] | None = None
         if found := checkpoints(self.out):
             progress = json.loads((found[-1] / "progress.json").read_text(encoding="utf-8"))
-            accelerator.load_state(str(found[-1]))
+            load_trained(accelerator, self.module, found[-1])
             # accelerate stores its count of micro-batches; another number of processes takes another number per step.
             accelerator.step = 0
             self.step, self.best = progress["step"], progress["best"]
@@ -146,6 +148,9 @@ class TrainingRun:
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
                 "gradient_clipping": config.max_grad_norm,
+                # Both are the model's precision unless named, and bfloat16 loses .6 % of a step's gradient.
+                "data_types": {"grad_accum_dtype": "fp32"},
+                "communication_data_type": "fp32",
             }
             accelerator.state.deepspeed_plugin.deepspeed_config.update(known)
         return accelerator.prepare(self.scorer, adam)
@@ -220,7 +225,7 @@ class TrainingRun:
         """Make this step the checkpoint, on all processes together."""
 
         def fill(folder: Path) -> None:
-            self.accelerator.save_state(str(folder))
+            save_trained(self.accelerator, self.module, folder)
             if self.accelerator.is_main_process:
                 atomic_write(folder / "progress.json", json.dumps({"step": self.step, "best": self.best}) + "\n")
 

@@ -139,17 +139,24 @@ class Stage:
         """
         self.leave_out_all({sample_name(sample): why})
 
-    def leave_out_all(self, bad: dict[str, str]) -> None:
-        """Count bad samples by name, each once: those of all processes (``run.union``). Raises as
-        ``leave_out`` does.
+    def leave_out_all(self, bad: Mapping[str, str]) -> None:
+        """Count bad samples by name, each once: those of all processes (``gather_reasons``). Raises
+        as ``leave_out`` does.
         """
         self.bad.update(bad)
-        name, why = next(reversed(bad.items()), ("", ""))
+        self.check_unusable(bad)
+
+    def check_unusable(self, bad: Mapping[str, str]) -> None:
+        """Raise ``ValueError`` where the recipe says stop, or when these samples and those left out
+        before are too many. Nothing is counted.
+        """
+        name, why = next(reversed(list(bad.items())), ("", ""))
         if bad and self.recipe.unusable == "stop":
             raise ValueError(f"sample {name}: {why}; mend it, or set data.unusable=skip to leave such samples out")
-        if len(self.bad) > self.recipe.max_unusable * self.num_samples:
+        count = len({**self.bad, **bad})
+        if count > self.recipe.max_unusable * self.num_samples:
             raise ValueError(
-                f"{len(self.bad)} of {self.num_samples} samples of {self.folder} cannot be used, more than data.max_unusable="
+                f"{count} of {self.num_samples} samples of {self.folder} cannot be used, more than data.max_unusable="
                 f"{self.recipe.max_unusable:g} allows; the last one, {name}: {why}"
             )
 
@@ -315,12 +322,13 @@ def conversation(stage: Stage, sample: Sample) -> tuple[Conversation, Frames]:
 
 
 def _first_turn(stage: Stage, sample: Sample, record: Record, video: Video) -> Turn:
-    """What turn 2 is told of turn 1: the whole answer where the sample carries one (``claim``),
-    else a suspicion alone.
+    """Turn 1 as the prompt of turn 2 repeats it: the whole answer where the sample carries one
+    (``claim``), else a suspicion alone.
     """
-    if sample.claim:
-        scanned = video.sample(stage.recipe.scan_fps)
-        return read_answer(sample.claim, number=1, frames=scanned.indices, times_s=scanned.times_s)
+    if sample.claim:  # its frame numbers need the scan's clock, not its pixels
+        indices = video.indices_at(stage.recipe.scan_fps)
+        times_s = tuple(video.times_s[index] for index in indices)
+        return read_answer(sample.claim, number=1, frames=indices, times_s=times_s)
     return Turn(1, "", (), "abnormal", sample.suspicion or _suspicion(stage, sample, record))
 
 
@@ -349,10 +357,18 @@ def segment(
 
 
 def usable_segment(
-    stage: Stage, sample: Sample, processor: Any, store: dict[Any, Any], max_pixels: int | None = None
+    stage: Stage,
+    sample: Sample,
+    processor: Any,
+    store: dict[Any, Any],
+    bad: dict[str, str],
+    max_pixels: int | None = None,
 ) -> Segment:
     """``segment``, or that of the next usable sample of the same task and class where this one
-    cannot be used (it is counted).
+    cannot be used.
+
+    bad: gets the reason of each that cannot, by name; the stage itself is not changed, so that
+    samples can be read ahead. Raises ``ValueError`` as ``Stage.check_unusable`` does.
     """
     pool = stage.training[sample.task, stage.records[sample.record].status]
     at = pool.index(sample)
@@ -361,7 +377,8 @@ def usable_segment(
         try:
             return segment(stage, candidate, processor, store, max_pixels)
         except ValueError as error:
-            stage.leave_out(candidate, str(error))
+            bad[sample_name(candidate)] = str(error)
+            stage.check_unusable(bad)
     raise ValueError(f"no usable {sample.task} sample of class {stage.records[sample.record].status} is left")
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ import torch
 
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.data.synthesis.questions import LOOK_FPS, SCAN_FPS
+from cac_align.runs.background import BackgroundThread
 from cac_align.training.policy import (
     AnswerLogProbs,
     ModelRecipe,
@@ -63,6 +65,8 @@ class SftRecipe:
     lora_alpha: int = 64
     # Held-out micro-batches per evaluation and process.
     eval_batches: int = 16
+    # Whether the next step's samples are decoded and encoded while this one runs; they take the memory of one more step.
+    overlap: bool = True
     model: ModelRecipe = field(default_factory=ModelRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
     run: RunConfig = field(default_factory=RunConfig)
@@ -79,8 +83,8 @@ class SftRecipe:
         for name, written in (("scan_fps", SCAN_FPS), ("look_fps", LOOK_FPS)):
             if getattr(self.data, name) != written:
                 raise ValueError(
-                    f"data.{name} must be {written:g}, received {getattr(self.data, name):g}: the answers count frames at that rate, and "
-                    "would name other times at any other"
+                    f"data.{name} must be {written:g}, received {getattr(self.data, name):g}: the answers count frames "
+                    "at that rate, and would name other times at any other"
                 )
 
     @property
@@ -113,24 +117,38 @@ def train_sft(recipe: SftRecipe) -> Path:
 
 
 def _steps(run: TrainingRun, stage: Stage, recipe: SftRecipe) -> None:
+    """Take the steps that remain. The samples of the next step are read while this one runs."""
     progress, began = run.progress_bar(f"stage {recipe.stage}"), time.time()
-    while run.step < recipe.run.last_step:
-        batches, count = _prepare(stage, draw(stage, run.step, recipe.batch), recipe, run)
-        stage.leave_out_all(gather_reasons(run.accelerator, stage.bad))
-        norm, loss = _descend(run, batches, count)
-        run.step += 1
-        progress.update(1)
-        progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        if run.step % recipe.run.log_every == 0 or run.step == recipe.run.last_step:
-            row = {"loss": loss, "norm": norm, "lr": run.optimizer.param_groups[0]["lr"], "tokens": int(count)}
-            run.write_row({**row, "left_out": len(stage.bad), "seconds": round(time.time() - began, 2)})
-        due = recipe.run.eval_every and (run.step % recipe.run.eval_every == 0 or run.step == recipe.run.steps)
-        if due and stage.held_out:
-            loss_now = held_out_loss(run, stage, recipe)
-            best = run.keep_best(-loss_now, "-held_out_loss")
-            run.write_row({"held_out_loss": loss_now, "best": best})
-        if due or run.step % recipe.run.save_every == 0 or run.step == recipe.run.last_step:
-            run.save()
+    last = recipe.run.last_step
+    with BackgroundThread("reading") as reader:
+        ahead: Future[StepSamples] | None = None
+        while run.step < last:
+            ahead = ahead or reader.submit(_read, stage, run.step, recipe, run)
+            run.rank_status.report(f"step {run.step}, reading {_names(_own_samples(stage, run.step, recipe, run))}")
+            samples = reader.wait(ahead)
+            more = recipe.overlap and run.step + 1 < last
+            ahead = reader.submit(_read, stage, run.step + 1, recipe, run) if more else None
+            stage.leave_out_all(gather_reasons(run.accelerator, samples.bad))
+            own = torch.tensor(float(samples.tokens), device=run.device)
+            count = run.accelerator.reduce(own, "sum").item()
+            norm, loss = _descend(run, samples.batches, count)
+            run.step += 1
+            progress.update(1)
+            progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            if run.step % recipe.run.log_every == 0 or run.step == last:
+                row = {"loss": loss, "norm": norm, "lr": run.optimizer.param_groups[0]["lr"], "tokens": int(count)}
+                times = {"seconds": time.time() - began, "waited_for_samples": reader.waited_s}
+                times = {name: round(seconds, 2) for name, seconds in times.items()}
+                run.write_row({**row, "left_out": len(stage.bad), **times})
+            due = recipe.run.eval_every and (run.step % recipe.run.eval_every == 0 or run.step == recipe.run.steps)
+            if due and stage.held_out:
+                if ahead is not None:
+                    wait([ahead])  # the processor is not to be used by two threads at once
+                loss_now = held_out_loss(run, stage, recipe)
+                best = run.keep_best(-loss_now, "-held_out_loss")
+                run.write_row({"held_out_loss": loss_now, "best": best})
+            if due or run.step % recipe.run.save_every == 0 or run.step == last:
+                run.save()
     progress.close()
 
 
@@ -138,20 +156,39 @@ Named = tuple[str, dict[str, Any]]
 """The names of a micro-batch's videos, and the micro-batch."""
 
 
-def _prepare(stage: Stage, samples: Sequence[Sample], recipe: SftRecipe, run: TrainingRun) -> tuple[list[Named], float]:
-    """This process's micro-batches with the names of their videos, and the number of answer tokens
-    in the batch of all processes.
+@dataclass(frozen=True, eq=False)
+class StepSamples:
+    """This process's samples of a step: its micro-batches, the number of their answer tokens, and
+    why samples could not be used, by name.
     """
-    accelerator = run.accelerator
-    batches = []
-    for part in micro_batches(samples, recipe.micro_batch, accelerator.process_index, accelerator.num_processes):
+
+    batches: list[Named]
+    tokens: int
+    bad: dict[str, str]
+
+
+def _own_samples(stage: Stage, step: int, recipe: SftRecipe, run: TrainingRun) -> list[list[Sample]]:
+    """This process's micro-batches of a step."""
+    rank, world = run.accelerator.process_index, run.accelerator.num_processes
+    return micro_batches(draw(stage, step, recipe.batch), recipe.micro_batch, rank, world)
+
+
+def _names(parts: Sequence[Sequence[Sample]]) -> str:
+    return ", ".join(sample.record for part in parts for sample in part)
+
+
+def _read(stage: Stage, step: int, recipe: SftRecipe, run: TrainingRun) -> StepSamples:
+    """Decode and encode this process's samples of a step. It runs beside other steps: it changes
+    neither stage nor run, and exchanges nothing with other processes.
+    """
+    batches: list[Named] = []
+    bad: dict[str, str] = {}
+    for part in _own_samples(stage, step, recipe, run):
         store: dict[Any, Any] = {}
-        names = ", ".join(sample.record for sample in part)
-        run.rank_status.report(f"step {run.step}, reading {names}")
-        segments = [usable_segment(stage, sample, run.processor, store, recipe.model.max_pixels) for sample in part]
-        batches.append((names, make_batch(run.processor, segments, store)))
-    own = sum(int(answer_mask(batch).sum()) for _, batch in batches)
-    return batches, accelerator.reduce(torch.tensor(float(own), device=run.device), "sum").item()
+        pixels = recipe.model.max_pixels
+        segments = [usable_segment(stage, sample, run.processor, store, bad, pixels) for sample in part]
+        batches.append((_names([part]), make_batch(run.processor, segments, store)))
+    return StepSamples(batches, sum(int(answer_mask(batch).sum()) for _, batch in batches), bad)
 
 
 def _descend(run: TrainingRun, batches: Sequence[Named], count: float) -> tuple[float, float]:

@@ -26,6 +26,7 @@ from cac_align.training.samples import (
     CLASSES,
     DataRecipe,
     Sample,
+    _first_turn,
     conversation,
     draw,
     read_stage,
@@ -227,16 +228,37 @@ def test_a_segment_ends_with_the_end_token_and_holds_the_answer(folder):
         segment(found, Sample(sample.record, "scan", "<|im_end|>"), processor, store)
 
 
+def test_a_look_decodes_its_clip_and_not_the_scan_whose_claim_it_repeats(folder, monkeypatch):
+    claim = '{"COT": "Frame 1 melts.", "status": "abnormal", "anomalies": [{"Attributed Label": "Object Distortion", '
+    claim += '"Reason for Anomaly": "melts", "Attributed Time Region": "Frame 1-2"}]}'
+    found, asked, frames = stage(folder), [], Video.frames
+    sample = replace(found.training["look", "abnormal"][0], claim=claim)
+    monkeypatch.setattr(
+        Video, "frames", lambda self, indices, **k: (asked.append(tuple(indices)), frames(self, indices, **k))[1]
+    )
+    _, clip = conversation(found, sample)
+    assert asked == [clip.indices], "the clip's frames alone"
+    video = found.video(found.records[sample.record])
+    scan = video.sample(found.recipe.scan_fps)
+    expected = read_answer(claim, number=1, frames=scan.indices, times_s=scan.times_s)
+    assert _first_turn(found, sample, found.records[sample.record], video) == expected
+    assert expected.anomalies[0].window is not None
+
+
 def test_a_broken_video_is_replaced_by_one_of_its_class_and_counted(tmp_path):
     folder = tiny_stage.data_folder(tmp_path)
     (folder / "clip1.mp4").write_bytes(b"broken")
     processor = tiny_qwen.processor(tiny_stage.tokenizer())
     found = stage(folder, 3, max_unusable=0.5)
     bad = next(s for s in found.training["scan", "abnormal"] if s.record == "clip1")
-    made = usable_segment(found, bad, processor, {})
-    assert made.videos[0][0] in ("clip3", "clip5") and list(found.bad) == ["clip1/scan"]
+    reasons = {}
+    made = usable_segment(found, bad, processor, {}, reasons)
+    assert made.videos[0][0] in ("clip3", "clip5") and list(reasons) == ["clip1/scan"]
+    assert found.bad == {}, "it is counted when its step is taken, not when it is read ahead"
     with pytest.raises(ValueError, match="sample clip1/scan: .*data.unusable=skip"):
-        usable_segment(stage(folder, 3, unusable="stop"), bad, processor, {})
+        usable_segment(stage(folder, 3, unusable="stop"), bad, processor, {}, {})
+    with pytest.raises(ValueError, match="1 of 6 samples .* more than data.max_unusable=0.1 allows"):
+        usable_segment(stage(folder, 3, max_unusable=0.1), bad, processor, {}, {})
 
 
 def test_a_video_of_variable_frame_rate_is_left_out_by_name(tmp_path, monkeypatch):
@@ -254,8 +276,9 @@ def test_a_video_of_variable_frame_rate_is_left_out_by_name(tmp_path, monkeypatc
     monkeypatch.setattr(Video, "open", uneven)
     found = stage(folder, 3, max_unusable=0.5)
     bad = next(s for s in found.training["scan", "abnormal"] if s.record == "clip1")
-    usable_segment(found, bad, tiny_qwen.processor(tiny_stage.tokenizer()), {})
-    assert found.bad == {"clip1/scan": "clip1: variable frame rate: re-encode at a constant rate"}
+    reasons = {}
+    usable_segment(found, bad, tiny_qwen.processor(tiny_stage.tokenizer()), {}, reasons)
+    assert reasons == {"clip1/scan": "clip1: variable frame rate: re-encode at a constant rate"}
     other = found.records["clip3"]
     assert found.video(other).times_s == tuple(n / other.fps for n in range(other.num_frames))
 

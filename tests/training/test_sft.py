@@ -2,20 +2,24 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cac_align.cac.judge_settings import read_two_turn, write_settings
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.runs.checkpoint import checkpoints
+from cac_align.training import sft
 from cac_align.training.policy import AnswerLogProbs, ModelRecipe, answer_mask, load
 from cac_align.training.processes import fsdp_plugin, start_accelerator
 from cac_align.training.run import RunConfig, TrainingRun
@@ -111,6 +115,54 @@ def test_a_stopped_run_ends_with_the_same_weights(root, stage):
     before = (root / parts / "final" / "model.safetensors").stat().st_mtime_ns
     assert train_sft(made) == root / parts / "final"  # a finished run is not touched
     assert (root / parts / "final" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_samples_are_read_while_the_step_before_runs_and_change_nothing(root, monkeypatch):
+    """The second step's samples are there before the first step ends; weights and log are those of a run that reads in turn."""
+    reads, read = [], sft._read
+
+    def noted(stage, step, *rest):
+        samples = read(stage, step, *rest)
+        reads.append((step, threading.current_thread() is threading.main_thread()))
+        second_read.set() if step == 1 else None
+        return samples
+
+    descend, second_read = sft._descend, threading.Event()
+
+    def waits(run, batches, count):
+        assert made.overlap is False or run.step != 0 or second_read.wait(60), "not read ahead"
+        assert made.overlap or not second_read.is_set() or run.step != 0
+        return descend(run, batches, count)
+
+    monkeypatch.setattr(sft, "_read", noted)
+    monkeypatch.setattr(sft, "_descend", waits)
+    for name, overlap in (("ahead", True), ("in-turn", False)):
+        second_read.clear()
+        reads.clear()
+        made = recipe(root, name, overlap=overlap)
+        train_sft(made)
+        assert reads == [(step, False) for step in range(4)], "each once, in a thread of their own"
+    assert same(root / "ahead" / "final", root / "in-turn" / "final")
+    for one, two in zip(rows(root / "ahead"), rows(root / "in-turn"), strict=True):
+        for name in {"loss", "norm", "left_out", "held_out_loss"} & one.keys():
+            assert one[name] == two[name]
+
+
+def test_with_lora_a_checkpoint_holds_what_is_trained(root):
+    made = recipe(root, "adapters", 1, run=replace(recipe(root, "").run, steps=2, save_every=1, eval_every=0))
+    train_sft(replace(made, run=replace(made.run, stop_after=1)))
+    (folder,) = checkpoints(root / "adapters")
+    held = load_file(folder / "model.safetensors")
+    assert held and all(".lora_" in name for name in held)
+    train_sft(made)  # resumes: the base comes from model.path
+    train_sft(replace(made, out=str(root / "adapters-whole")))
+    assert same(root / "adapters" / "final", root / "adapters-whole" / "final")
+    held.popitem()
+    (folder,) = checkpoints(root / "adapters")
+    save_file(held, folder / "model.safetensors")
+    shutil.rmtree(root / "adapters" / "final")
+    with pytest.raises(ValueError, match="does not fit this model: .*lora_.* is only in one of them"):
+        train_sft(replace(made, run=replace(made.run, stop_after=1)))
 
 
 def test_the_best_evaluation_is_kept(root):
@@ -298,6 +350,22 @@ def test_under_fsdp_in_bfloat16_gradients_are_reduced_and_log_probabilities_retu
     )
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
     assert fsdp_plugin("bf16") is None
+
+
+def test_under_deepspeed_gradients_are_accumulated_and_reduced_in_float32(root):
+    """Left to itself DeepSpeed does both in the model's precision."""
+    plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 2}})
+    stand_in = SimpleNamespace(
+        state=SimpleNamespace(deepspeed_plugin=plugin),
+        gradient_accumulation_steps=2,
+        prepare=lambda *given: given,
+    )
+    model, _ = load(ModelRecipe(path=str(root / "model")))
+    run = SimpleNamespace(config=RunConfig(max_grad_norm=0.5), accelerator=stand_in, scorer=AnswerLogProbs(model))
+    TrainingRun._prepare(run)
+    assert plugin.deepspeed_config["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert plugin.deepspeed_config["communication_data_type"] == "fp32"
+    assert plugin.deepspeed_config["gradient_clipping"] == 0.5
 
 
 @pytest.mark.slow

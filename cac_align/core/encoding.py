@@ -14,7 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from cac_align.core.shapes import UInt8
 
 CRF = 12
 """Constant rate factor of x264: visually lossless, about 2 MB for 81 frames of 480P."""

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
+
+from cac_align.core.shapes import Float
 
 Normaliser = Literal["range", "reference", "group", "rank"]
 NORMALISERS: tuple[Normaliser, ...] = ("range", "reference", "group", "rank")

@@ -8,7 +8,9 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-slice check lock bench weights table2 ablations clean
+VLLM_ENV ?= .vllm
+
+.PHONY: install demo test test-vllm test-slice check lock bench weights table2 ablations clean
 
 install: $(VENV)/.installed
 
@@ -22,6 +24,15 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n 2
+
+# A real vLLM on the CPU (6 GB on disk, a quarter of an hour the first time): the served judge against the one in this process.
+test-vllm: install $(VLLM_ENV)/.installed
+	CAC_ALIGN_VLLM_PYTHON=$(abspath $(VLLM_ENV))/bin/python $(BIN)/python -m pytest tests/upstream/test_vllm.py
+
+$(VLLM_ENV)/.installed: tests/upstream/install_vllm.sh
+	$(PYTHON) -m venv $(VLLM_ENV)
+	sh tests/upstream/install_vllm.sh $(VLLM_ENV)/bin/python
+	touch $@
 
 # Two minutes of the suite, for one more Python: what reads and writes videos, what rewards them, the command line, the package itself.
 SLICE = tests/core tests/rewards tests/cli tests/test_config.py tests/test_packaging.py

@@ -21,10 +21,10 @@ from cac_align.align.sampling.prompts import prompts_per_chunk, read_training_pr
 from cac_align.core.weights import shipped
 from cac_align.generation.wan import Wan
 from cac_align.rewards.build import load_reward
-from cac_align.rewards.reachable import check_reachable
 from cac_align.rewards.combine import Combined, bounds_of
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.normalise import NEEDS_GROUP
+from cac_align.rewards.reachable import check_reachable
 from cac_align.rewards.reward import Reward
 from cac_align.runs.device import pick_device
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cac_align.cli.options import add_set_option, add_verb, progress_bar
+from cac_align.cli.options import add_set_option, add_verb, check_positive, progress_bar, stated_domain
 from cac_align.core.prompts import read_prompts
 
 
@@ -52,6 +52,7 @@ def run_best_of_n(options: argparse.Namespace) -> int:
     # Overrides of a reward that --reward replaces are read with that one.
     own = [item for item in options.overrides if options.reward is None or not item.startswith("reward.")]
     recipe = read_recipe(BestOfNRecipe, options.recipe, own)
+    check_positive("--n", options.n)
     prompts, given = _prompts_and_candidates(options)
     rank_status = RankStatus(options.out / "processes", *_share())
     with rank_status.guard():  # around the loading too: that is where memory runs out first
@@ -128,11 +129,13 @@ def _selections(
     """
     from cac_align.generation.best_of_n import best_of_n
     from cac_align.generation.build import GeneratorRecipe, load_generator
+    from cac_align.rewards.reachable import check_reachable
 
     index, count = _share()
     if count > 1:
         _processes()
     reward = _load_reward(options, recipe)
+    check_reachable(reward)
     source: Any = given
     if given is None:
         if recipe.generator == GeneratorRecipe():
@@ -152,7 +155,10 @@ def _selections(
     if count > 1:
         rank_status.report("waiting for the other processes")
         _processes().wait_for_everyone()
-    return best_of_n(prompts, source, reward, progress=bar, **settings) if index == 0 else None
+    if index > 0:
+        return None
+    with stated_domain(reward):
+        return best_of_n(prompts, source, reward, progress=bar, **settings)
 
 
 def _share() -> tuple[int, int]:

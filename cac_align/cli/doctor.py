@@ -15,6 +15,8 @@ def add_doctor(verbs: Any) -> None:
     parser = add_verb(verbs, "doctor", run_doctor, about)
     parser.add_argument("--host", help="flow-factory | flow_grpo | unirl | verl-omni | videoalign | trl")
     parser.add_argument("--config", type=Path, help="the host's config file")
+    parser.add_argument("--server", metavar="URL", help="check a judge's server, with a synthetic clip")
+    parser.add_argument("--reward", type=Path, help="the reward recipe that asks this server")
     parser.add_argument("--json", action="store_true", help="one JSON object per check")
 
 
@@ -22,6 +24,11 @@ def run_doctor(options: argparse.Namespace) -> int:
     """Print the checks. Returns 1 where one of them found something wrong."""
     from cac_align.plugins.doctor.checklist import checklist, doctor, to_json
 
-    checks = doctor(options.host, options.config)
+    if options.server is not None:
+        from cac_align.plugins.doctor.server import check_server
+
+        checks = list(check_server(options.server, options.reward))
+    else:
+        checks = doctor(options.host, options.config)
     print(to_json(checks) if options.json else checklist(options.host, checks))
     return 1 if any(check.ok is False for check in checks) else 0

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cac_align.cli.options import add_reward_options, add_verb, input_path, stated_domain
+from cac_align.cli.options import add_reward_options, add_verb, check_positive, input_path, stated_domain
 from cac_align.cli.video_arguments import expand_videos, listed_prompts
 from cac_align.core.prompts import read_prompts
+from cac_align.core.text import check_prompt
 
 if TYPE_CHECKING:
     from cac_align.rewards.reward import Reward, Score
@@ -57,8 +58,11 @@ def run_score(options: argparse.Namespace) -> int:
     from cac_align.rewards.reachable import check_reachable
 
     videos = expand_videos(options.videos)
+    check_positive("--fps", options.fps)
     listed = listed_prompts(videos) if options.prompt is None and options.prompts is None else None
     prompts = listed or video_prompts(videos, options.prompt, options.prompts)
+    if not any(Path(video).exists() for video in videos):  # said before a model is loaded
+        raise ValueError(f"{videos[0]}: no such file" + (", nor any of the others" if len(videos) > 1 else ""))
     reward = load_reward(options.reward, options.overrides)
     check_reachable(reward)
     judge = reward
@@ -144,6 +148,9 @@ def video_prompts(videos: Sequence[str], prompt: str | None, file: Path | None) 
     Raises ``ValueError`` when a video has none.
     """
     if prompt is not None and file is None:
+        check_prompt(prompt, "--prompt")
+        if not prompt.strip():
+            raise ValueError("--prompt is empty; pass the text that these videos were made from")
         return [prompt] * len(videos)
     if prompt is not None or file is None:
         raise ValueError("pass either --prompt TEXT or --prompts FILE")

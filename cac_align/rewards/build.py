@@ -12,12 +12,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from cac_align.cac.augmentations import FOUR_PHASES
 from cac_align.config import import_name, read_recipe, refuse_unread
 from cac_align.rewards.reward import Reward
 
 if TYPE_CHECKING:
     from cac_align.rewards.cac import CaC
     from cac_align.rewards.normalise import Normaliser
+
+
+SERVICE_TOKEN_ENV = "CAC_ALIGN_TOKEN"
+"""The environment variable with the token of a service whose URL is given as a reward."""
 
 
 @dataclass
@@ -104,8 +109,11 @@ class JudgeRecipe:
     backoff_s: float | None = None
     # The server's dialect: vllm, sglang or openai.
     dialect: str | None = None
-    # How frames are sent: as one "video" with time stamps, or as "images".
+    # How frames are sent: as one "video" with time stamps (vLLM's default, which needs --trust-request-mm-kwargs), or as
+    # "images" (the default elsewhere).
     frames: str | None = None
+    # Folder or hub id of the served model's tokenizer, for a vLLM server whose /tokenize cannot be reached.
+    tokenizer: str | None = None
 
 
 @dataclass
@@ -119,19 +127,26 @@ class RewardRecipe:
     # Whether to score videos outside the domain that a judge states (rewards.domain), such as the miniature's. Their
     # numbers mean nothing; it is for proving that a pipeline holds together.
     allow_out_of_domain: bool = False
-    # The components by name. The default is UnifiedReward + CaC on the shipped miniature, as in the paper's Sec. 4.2.
+    # The components by name. The default is UnifiedReward + CaC on the shipped miniature, as in the paper's Sec. 4.2,
+    # CaC with the four test-time augmentations of recipes/reward/miniature_tta.yaml.
     components: dict[str, JudgeRecipe] = field(
-        default_factory=lambda: {"unified": JudgeRecipe(kind="unified"), "cac": JudgeRecipe(kind="cac")}
+        default_factory=lambda: {
+            "unified": JudgeRecipe(kind="unified"),
+            "cac": JudgeRecipe(kind="cac", tta=list(FOUR_PHASES)),
+        }
     )
 
 
 def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, overrides: Sequence[str] = ()) -> Reward:
     """The reward that a recipe describes.
 
-    recipe: a YAML file, a ``RewardRecipe``, or "module:Name" (called without arguments); None for
-    UnifiedReward + CaC on the shipped miniature. overrides: ``key=value`` texts. Raises
-    ``ValueError`` when the recipe is wrong or a model cannot be loaded.
+    recipe: a YAML file, a ``RewardRecipe``, the URL of ``cac-align serve``, or "module:Name" (called
+    without arguments); None for UnifiedReward + CaC on the shipped miniature. overrides:
+    ``key=value`` texts. Raises ``ValueError`` when the recipe is wrong, a model cannot be loaded or
+    the service does not answer.
     """
+    if isinstance(recipe, str) and recipe.startswith(("http://", "https://")):
+        return _load_remote(recipe, overrides)
     if isinstance(recipe, str) and ":" in recipe and not Path(recipe).exists():
         if overrides:
             raise ValueError(
@@ -161,6 +176,19 @@ def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, ove
     weights = {name: component.weight for name, component in recipe.components.items()}
     statistics = Path(recipe.statistics) if recipe.statistics else None
     return combine(rewards, normalise=cast("Normaliser", recipe.normalise), weights=weights, statistics=statistics)
+
+
+def _load_remote(url: str, overrides: Sequence[str]) -> Reward:
+    """The reward behind a service, which has to answer now. It is imported by its name: the client
+    stands above this module.
+    """
+    if overrides:
+        raise ValueError(
+            f"{overrides[0]} would not be read, because {url} is a service with a recipe of its own; leave it out"
+        )
+    remote = import_name("cac_align.serving.client:RemoteReward")
+    remote(url, timeout_s=5.0, retries=1).health()
+    return cast(Reward, remote(url, token=os.environ.get(SERVICE_TOKEN_ENV)))
 
 
 def load_cac(recipe: str | os.PathLike[str] | RewardRecipe | None = None, overrides: Sequence[str] = ()) -> CaC:
@@ -193,6 +221,7 @@ _SERVED = (
     "backoff_s",
     "dialect",
     "frames",
+    "tokenizer",
     "api_key_env",
 )
 # Which keys about asking each mode of CaC reads.

@@ -15,9 +15,11 @@ inference_qwen/UnifiedReward-2.0-inference/point_score_APS_video_generation.py.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,15 +33,22 @@ NUM_FRAMES = 16
 AXES = ("alignment", "physics", "style")
 # First 12 hexadecimal digits of the sha256 of upstream's video prompt (713 characters).
 UPSTREAM_SHA256 = "707411fb9175"
+UPSTREAM_REPOSITORY = "https://github.com/CodeGoat24/UnifiedReward"
+UPSTREAM_FILE = "inference_qwen/UnifiedReward-2.0-inference/point_score_APS_video_generation.py"
 
 _OWN_PROMPT = Path(__file__).with_name("prompts") / "unified_video.md"
 _SLOT = "{prompt}"
 _VIDEOS_AT_ONCE = 32  # limits decoded frames in memory: 16 of 480P are 19 MB
+# Applied to text whose white space is single spaces, so that they take linear time.
 _HEADING = re.compile(
-    r"\b(alignment|physics|coherence|style)\s+score\s*(?:\(\s*1\s*[-–]\s*5\s*\))?\s*\**\s*:\s*\**\s*(?=(\S*))",
+    r"\b(alignment|physics|coherence|style) score ?(?:\(([^()]{0,40})\))? ?\*{0,3} ?: ?\*{0,3} ?(?=(\S{0,40}))",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(r"(\d+(?:\.\d+)?)(?:/5)?[*.,;]*")
+_RANGE = re.compile(r" ?(\d{1,6}(?:\.\d{1,6})?) ?[-–] ?(\d{1,6}(?:\.\d{1,6})?) ?")
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)(?:/(\d+(?:\.\d+)?))?[*.,;]*")
+_LOWEST, _HIGHEST = 1.0, 5.0
+
+_warned = False
 
 
 def sample_indices(num_frames: int) -> tuple[int, ...]:
@@ -56,22 +65,38 @@ def read_axes(text: str) -> dict[str, float]:
     """The three axes in an answer. Per axis the last heading counts, because a model may reason
     first.
 
-    Raises ``ValueError`` naming the axis that is missing, is not a plain number, or lies outside
-    [1, 5].
+    A heading may declare another range than 1 to 5, as in "Physics Score (1.0-10.0): 4.8"; the
+    value is rescaled to 1 to 5. Raises ``ValueError`` naming the axis that is missing, is not a plain
+    number, or lies outside its range.
     """
-    written = {match.group(1).lower(): match.group(2) for match in _HEADING.finditer(text)}
+    found = {match.group(1).lower(): match.groups()[1:] for match in _HEADING.finditer(" ".join(text.split()))}
     axes: dict[str, float] = {}
     for axis in AXES:
-        if axis not in written:
-            raise ValueError(f"no {axis.capitalize()} Score in the answer {_quoted(text)}")
-        number = _NUMBER.fullmatch(written[axis])
-        if number is None:
-            raise ValueError(f"{axis.capitalize()} Score is not a number in the answer {_quoted(text)}")
+        name = f"{axis.capitalize()} Score"
+        if axis not in found:
+            raise ValueError(f"no {name} in the answer {_quoted(text)}")
+        declared, written = found[axis]
+        lowest, highest = _declared_range(name, declared, text)
+        number = _NUMBER.fullmatch(written)
+        if number is None or (number.group(2) is not None and float(number.group(2)) != highest):
+            raise ValueError(f"{name} is not a number in the answer {_quoted(text)}")
         value = float(number.group(1))
-        if not 1 <= value <= 5:
-            raise ValueError(f"{axis.capitalize()} Score {value:g} lies outside 1 to 5 in the answer {_quoted(text)}")
+        if not lowest <= value <= highest:
+            raise ValueError(f"{name} {value:g} lies outside {lowest:g} to {highest:g} in the answer {_quoted(text)}")
+        if (lowest, highest) != (_LOWEST, _HIGHEST):
+            value = _LOWEST + (value - lowest) / (highest - lowest) * (_HIGHEST - _LOWEST)
         axes[axis] = value
     return axes
+
+
+def _declared_range(name: str, declared: str | None, text: str) -> tuple[float, float]:
+    """The range in a heading's brackets, or 1 to 5 without brackets."""
+    if declared is None:
+        return _LOWEST, _HIGHEST
+    match = _RANGE.fullmatch(declared)
+    if match is None or not float(match.group(1)) < float(match.group(2)):
+        raise ValueError(f"{name} declares the range ({declared}), expected e.g. (1-5), in the answer {_quoted(text)}")
+    return float(match.group(1)), float(match.group(2))
 
 
 def write_axes(axes: Mapping[str, float]) -> str:
@@ -144,12 +169,15 @@ class UnifiedReward:
         if model.startswith(("http://", "https://")):
             backend.setdefault("served_model", "UnifiedReward")
         vlm = connect(model, **backend)
+        domain = read_domain(model)
+        if domain is None:  # the miniature's scorer was trained with our own words
+            warn_about_wording(prompt_file)
         return cls(
             vlm,
             prompt_file=prompt_file,
             max_new_tokens=max_new_tokens,
             allow_other_prompt=allow_other_prompt,
-            domain=read_domain(model),
+            domain=domain,
             allow_out_of_domain=allow_out_of_domain,
         )
 
@@ -234,15 +262,17 @@ def _read(reply: Reply, provenance: Mapping[str, str]) -> Score:
 
 def _load_template(prompt_file: Path | None, allow_other_prompt: bool) -> tuple[str, str]:
     """The prompt text with its open slot, and the provenance's entry about it."""
-    if prompt_file is None:
+    if prompt_file is None or not (allow_other_prompt or Path(prompt_file).exists()):
         text = own_prompt()
-        return text, f"own wording, sha256 {_digest(text)}"
+        missing = "" if prompt_file is None else f" ({Path(prompt_file).name} is missing)"
+        return text, f"own wording{missing}, sha256 {_digest(text)}"
     try:
         text = Path(prompt_file).read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{prompt_file}: the prompt file cannot be read as UTF-8 text: {error}") from error
     # Editors add a final newline, which upstream's literal does not have.
-    upstream = next((form for form in (text, text.removesuffix("\n")) if _digest(form) == UPSTREAM_SHA256), None)
+    forms = [text, text.removesuffix("\n"), *(_texts_in(text) if Path(prompt_file).suffix == ".py" else ())]
+    upstream = next((form for form in forms if _digest(form) == UPSTREAM_SHA256), None)
     if upstream is not None:
         return upstream, f"upstream, sha256 {UPSTREAM_SHA256}"
     if not allow_other_prompt:
@@ -254,6 +284,38 @@ def _load_template(prompt_file: Path | None, allow_other_prompt: bool) -> tuple[
     if _SLOT not in text:
         raise ValueError(f"{prompt_file}: no slot {_SLOT} for the caption; write it where the caption belongs")
     return text, f"other text ({Path(prompt_file).name}), sha256 {_digest(text)}, not upstream's {UPSTREAM_SHA256}"
+
+
+def warn_about_wording(prompt_file: Path | None) -> None:
+    """Say once per process on stderr that a full-size scorer is asked in our words and not as it was trained."""
+    global _warned
+    if not _warned and (prompt_file is None or not Path(prompt_file).exists()):
+        _warned = True
+        lacking = "no prompt_file is named" if prompt_file is None else f"{prompt_file} does not exist"
+        print(
+            f"UnifiedReward is asked in our own words, which is another reward than the published one: {lacking}. "
+            f"Fetch {UPSTREAM_FILE} (sha256 of its prompt {UPSTREAM_SHA256}) from {UPSTREAM_REPOSITORY} and name it as "
+            "prompt_file.",
+            file=sys.stderr,
+        )
+
+
+def _texts_in(source: str) -> list[str]:
+    """The texts in a Python file, with f-string fields written as slots: upstream keeps its prompt in one."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError, RecursionError):
+        return []
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    for node in nodes:
+        if isinstance(node, ast.JoinedStr):
+            parts = (
+                str(part.value) if isinstance(part, ast.Constant) else "{" + ast.unparse(part.value) + "}"
+                for part in node.values
+                if isinstance(part, ast.Constant | ast.FormattedValue)
+            )
+            texts.append("".join(parts))
+    return texts
 
 
 def _digest(text: str) -> str:

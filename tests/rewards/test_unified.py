@@ -207,7 +207,9 @@ def test_the_upstream_text_is_known_by_its_hash(tmp_path, monkeypatch):
 def test_a_prompt_file_without_a_slot_or_unreadable_is_refused(tmp_path):
     path = tmp_path / "prompt.txt"
     with pytest.raises(ValueError, match="cannot be read"):
-        UnifiedReward(Scripted([]), prompt_file=path)
+        UnifiedReward(Scripted([]), prompt_file=path, allow_other_prompt=True)
+    with pytest.raises(ValueError, match="cannot be read"):
+        UnifiedReward(Scripted([]), prompt_file=tmp_path)
     path.write_text("Rate it.")
     with pytest.raises(ValueError, match=r"no slot \{prompt\}"):
         UnifiedReward(Scripted([]), prompt_file=path, allow_other_prompt=True)
@@ -258,7 +260,9 @@ def test_a_server_gets_the_images_first_the_text_last_and_temperature_zero():
 
     class OpenAi(BaseHTTPRequestHandler):
         def do_POST(self):
-            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path.endswith("/chat/completions"):
+                bodies.append(body)
             choice = {"index": 0, "message": {"role": "assistant", "content": ANSWER}, "finish_reason": "stop"}
             body = json.dumps({"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 30}}).encode()
             self.send_response(200)
@@ -303,3 +307,47 @@ def test_a_checkpoint_that_changed_during_the_call_gives_no_score(named, told):
     assert not lost.scored and told in lost.error
     (kept,) = UnifiedReward(Served(["no numbers"]))(["a red ball"], [video()])
     assert not kept.scored and told not in kept.error, "its own reason stays"
+
+
+@pytest.mark.parametrize(
+    ("declared", "written", "expected"),
+    [("1.0-10.0", "4.8", 1 + 3.8 / 9 * 4), ("0 – 100", "50", 3.0), ("1-5", "4/5", 4.0)],
+)
+def test_a_declared_range_is_read_and_rescaled(declared, written, expected):
+    text = "\n".join(f"{axis} Score ({declared}): {written}" for axis in ("Alignment", "Physics", "Style"))
+    assert read_axes(text) == pytest.approx(dict.fromkeys(("alignment", "physics", "style"), expected))
+
+
+@pytest.mark.parametrize("declared", ["out of ten", "5-1", "1-1", ""])
+def test_a_range_that_is_none_is_refused_by_name(declared):
+    text = "\n".join(f"{axis} Score ({declared}): 3" for axis in ("Alignment", "Physics", "Style"))
+    with pytest.raises(ValueError, match=rf"Alignment Score declares the range \({declared}\)"):
+        read_axes(text)
+
+
+def test_headings_are_searched_in_linear_time():
+    import time
+
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="no Alignment Score"):
+        read_axes("alignment score" + " " * 200_000 + "x" + " *" * 50_000)
+    assert time.monotonic() - started < 2
+
+
+def test_a_missing_prompt_file_is_said_once_and_stands_in_the_provenance(tmp_path, capsys, monkeypatch):
+    from cac_align.rewards import unified
+
+    monkeypatch.setattr(unified, "_warned", False)
+    missing = tmp_path / "point_score_APS_video_generation.py"
+    rewards = [UnifiedReward.load("http://127.0.0.1:9", prompt_file=missing) for _ in range(2)]
+    assert capsys.readouterr().err.count("asked in our own words") == 1
+    assert "own wording (point_score_APS_video_generation.py is missing)" in rewards[0]._prompt_entry
+
+
+def test_upstreams_prompt_is_found_in_its_python_file(tmp_path, monkeypatch):
+    from cac_align.rewards import unified
+
+    file = tmp_path / "upstream.py"
+    file.write_text('prompt = ""\nproblem = (\n    "Rate it.\\n"\n    f"Text Caption: [{prompt}]"\n)\n')
+    monkeypatch.setattr(unified, "UPSTREAM_SHA256", unified._digest("Rate it.\nText Caption: [{prompt}]"))
+    assert UnifiedReward(Scripted([]), prompt_file=file).template == "Rate it.\nText Caption: [{prompt}]"

@@ -151,3 +151,12 @@ def served_checkpoint(response: httpx.Response, model: str) -> str:
         return str(card.get("root") or model)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return model
+
+
+def served_names(response: httpx.Response) -> list[str]:
+    """The names that ``/models`` lists; none where it does not say."""
+    try:
+        cards = response.json()["data"] if response.status_code == 200 else []
+        return [str(card["id"]) for card in cards]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []

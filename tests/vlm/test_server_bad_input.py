@@ -1,0 +1,124 @@
+"""Servers that cannot do what is asked, and replies that are malformed: one sentence with the flag or setting, one video's error."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+import pytest
+
+from cac_align.plugins.doctor.server import check_server
+from cac_align.rewards.cac import CaC
+from cac_align.rewards.combine import combine
+from cac_align.rewards.reachable import check_reachable
+from cac_align.vlm.server.server import ServerVlm
+from tests.support.chat_server import Answer, completion, some_frames, user, vlm_for
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "named"),
+    [
+        (
+            400,
+            "Per-request mm_processor_kwargs are disabled by default because they can change",
+            "--trust-request-mm-kwargs",
+        ),
+        (400, "Per-request media_io_kwargs are disabled by default because", "--trust-request-mm-kwargs"),
+        (400, "At most 0 video(s) may be provided in one prompt.", "--limit-mm-per-prompt '{\"video\": 1}'"),
+        (400, "Unknown part type: video_url", "frames: images"),
+        (400, "At most 1 image(s) may be provided in one prompt.", "--limit-mm-per-prompt"),
+        (400, "This model's maximum context length is 4096 tokens. However, you requested", "--max-model-len"),
+        (404, "The model `cac` does not exist.", "--served-model-name"),
+        (404, "Not Found", "served_model"),
+        (401, "Unauthorized", "api_key_env"),
+    ],
+)
+def test_a_refused_request_names_the_flag_or_setting(serve: Any, status: int, message: str, named: str) -> None:
+    server = serve(lambda body, number: Answer({"error": {"message": message}}, status=status))
+    (reply,) = vlm_for(server).answer([user("look", some_frames(8, 8, 4))], max_new_tokens=5)
+    assert reply.error is not None and named in reply.error and message in reply.error and "\n" not in reply.error
+    assert len(server.requests) == 1
+
+
+GOOD = completion("fine")
+NESTED = b"[" * 2000 + b"]" * 2000
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        json.dumps({**GOOD, "usage": [1, 2]}).encode(),
+        json.dumps({**GOOD, "usage": {"prompt_tokens": "many"}}).encode(),
+        json.dumps({**GOOD, "usage": {"prompt_tokens": [1]}}).encode(),
+        json.dumps({**GOOD, "usage": {"prompt_tokens": float("inf")}}).encode(),
+        json.dumps({**GOOD, "usage": {"completion_tokens": 10**400}}).encode(),
+        b'{"choices": ' + NESTED + b"}",
+        NESTED,
+        b"",
+        b"<html>",
+        b"null",
+        json.dumps({"choices": [{"message": {"content": 5}}]}).encode(),
+        json.dumps({"choices": []}).encode(),
+    ],
+)
+def test_a_malformed_reply_is_its_own_videos_error(serve: Any, raw: bytes) -> None:
+    server = serve(lambda body, number: Answer(raw=raw) if body["messages"][0]["content"] == "bad" else Answer(GOOD))
+    first, bad, last = vlm_for(server).answer([user("a"), user("bad"), user("b")], max_new_tokens=5)
+    assert (first.text, last.text, bad.text) == ("fine", "fine", "") and bad.error
+
+
+@pytest.mark.parametrize("top", [5, "x", [5], [[]], [{"token": 3}], {"a": 1}, None])
+def test_malformed_log_probabilities_are_no_probabilities(serve: Any, top: Any) -> None:
+    from cac_align.cac.readout import STATUS_READOUT
+
+    text = '{"status": "normal"}'
+    content = [
+        {"token": text[:12], "logprob": 0.0},
+        {"token": "normal", "logprob": -0.1, "top_logprobs": top},
+        {"token": '"}', "logprob": 0.0},
+    ]
+    server = serve(lambda body, number: Answer(completion(text, {"content": content})))
+    (reply,) = vlm_for(server, dialect="openai").answer([user()], max_new_tokens=5, readout=STATUS_READOUT)
+    assert reply.error is None and reply.log_p is None and reply.readout_error
+
+
+def test_all_servers_are_asked_at_once_before_the_first_video() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    reward = combine({name: CaC(ServerVlm(dead, f"judge-{name}")) for name in ("a", "b")})
+    with pytest.raises(ValueError) as error:
+        check_reachable(reward)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2 and all(dead in line and "vllm serve" in line for line in lines)
+    assert "judge-a" in lines[0] and "judge-b" in lines[1]
+
+
+def test_a_server_with_another_model_is_named_before_the_first_video(serve: Any) -> None:
+    server = serve(lambda body, number: Answer(GOOD))
+    assert ServerVlm(server.url, "cac").why_unreachable() is None
+    why = ServerVlm(server.url, "wrong").why_unreachable()
+    assert why is not None and "serves cac, other" in why and "served_model" in why
+
+
+def test_waiting_is_announced_with_a_countdown(serve: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    busy = Answer({"error": {"message": "loading"}}, status=503)
+    server = serve(lambda body, number: busy if number < 2 else Answer(GOOD))
+    (reply,) = vlm_for(server, backoff_s=0.6).answer([user()], max_new_tokens=5)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "attempt" in line]
+    assert reply.text == "fine" and server.url in lines[0] and "503: loading" in lines[0] and "giving up in" in lines[0]
+
+
+@pytest.mark.parametrize("kept", [2, 16, 32])
+def test_the_doctor_finds_a_server_that_drops_frames(serve: Any, kept: int) -> None:
+    def respond(body: dict[str, Any], number: int) -> Answer:
+        content = body["messages"][0]["content"]
+        parts = content if isinstance(content, list) else []
+        frames = sum(part["video_url"]["url"].count(",") for part in parts if part["type"] == "video_url")
+        answer = completion("fine")
+        answer["usage"]["prompt_tokens"] = 10 + 8 * (min(frames, kept) // 2)
+        return Answer(answer)
+
+    wrong = [check for check in check_server(serve(respond).url) if check.ok is False]
+    assert any("num_frames" in check.fix or "frames" in check.name for check in wrong)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cac_align.cli.options import add_verb, progress_bar
+from cac_align.cli.options import add_verb, check_positive, progress_bar
 
 
 def add_demo(verbs: Any) -> None:
@@ -29,6 +29,8 @@ def run_demo(options: argparse.Namespace) -> int:
     """Run the demo and print its summary. Returns 1 where no prompt has a chosen candidate."""
     from cac_align.miniature.demo import demo
 
+    check_positive("--n", options.n)
+    check_positive("--prompts", options.prompts)
     settings = {
         "n": options.n,
         "num_prompts": options.prompts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -98,6 +99,12 @@ def unknown_argument_message(unknown: Sequence[str], arguments: Sequence[str], t
         following = list(arguments)[list(arguments).index(first) + 1 :][:1]
         value = following[0] if following and not following[0].startswith("-") else "VALUE"
     return f"{message}; to override a recipe key write --set {key.replace('-', '_')}={value}"
+
+
+def check_positive(name: str, value: float | None) -> None:
+    """Raise ``ValueError`` for a given value that is not a positive, finite number."""
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive number, received {value:g}")
 
 
 def port_number(text: str) -> int:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cac_align.cli.options import add_reward_options, add_verb, port_number
+from cac_align.cli.options import add_reward_options, add_verb, port_number, stated_domain
 
 
 def add_serve(verbs: Any) -> None:
@@ -36,5 +36,6 @@ def run_serve(options: argparse.Namespace) -> int:
 
     reward = load_reward(options.reward, options.overrides)
     settings = ServiceSettings(token=os.environ.get("CAC_ALIGN_TOKEN"), roots=tuple(options.roots), fps=options.fps)
-    serve(reward, host=options.host, port=options.port, settings=settings, ledger=options.ledger)
+    with stated_domain(reward):
+        serve(reward, host=options.host, port=options.port, settings=settings, ledger=options.ledger)
     return 0

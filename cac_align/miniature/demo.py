@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cac_align.cac.augmentations import FOUR_PHASES
 from cac_align.core.video import Video
 from cac_align.evaluation.pages.selection_page import write_selection_page
 from cac_align.evaluation.statistics import mcnemar, mean_interval
@@ -26,12 +25,10 @@ from cac_align.miniature.oracle.oracle import OracleVerdict, judge_clip
 from cac_align.miniature.oracle.rates import OracleRates, is_anomalous, rates_of
 from cac_align.miniature.world.settings import PLAYGROUND, PROMPT_SEEDS
 from cac_align.miniature.world.world import make_prompts
-from cac_align.rewards.build import RewardRecipe, load_reward
+from cac_align.rewards.build import load_reward
 from cac_align.rewards.normalise import quantise
 from cac_align.vlm.local import set_threads
 
-TTA = FOUR_PHASES
-"""How CaC is shown each candidate."""
 CARDS = 40  # prompts shown on the page; all of them are in selection.jsonl
 
 
@@ -74,10 +71,8 @@ def demo(
     )  # the small judges' matrices are too small to share: two threads cost ten times the time on a busy machine
     prompts = playground_prompts(num_prompts)
     generator = load_generator(GeneratorRecipe(guidance_scale=guidance_scale))
-    reward = RewardRecipe()
-    reward.components["cac"].tta = list(TTA)
     selections = best_of_n(
-        prompts, generator, load_reward(reward), n=n, seed=seed, distinct_seeds=True, out=out, progress=progress
+        prompts, generator, load_reward(), n=n, seed=seed, distinct_seeds=True, out=out, progress=progress
     )
     choices, comparison = compare_choices(selections, oracle_verdicts(selections))
     summary = {

@@ -171,7 +171,9 @@ def test_hostile_prompts_pass_through(clip):
         (["world", "--n", "2", "--out", "/proc/nowhere"], "/proc/nowhere"),
     ],
 )
-def test_wrong_input_is_one_sentence_and_status_2(arguments, message, capsys):
+def test_wrong_input_is_one_sentence_and_status_2(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.mp4").write_text("not a video")
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith(f"cac-align {arguments[0]}") and "Traceback" not in error
@@ -531,3 +533,31 @@ def test_an_exit_status_is_the_verbs(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main_module.program()
     assert ended.value.code == 2 and "nowhere.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["score", "CLIP", "--prompt", " "], "--prompt is empty"),
+        (["score", "nowhere.mp4", "--prompt", "p"], "nowhere.mp4: no such file"),
+        (["score", "CLIP", "--prompt", "p", "--fps", "0"], "--fps must be a positive number, received 0"),
+        (["score", "CLIP", "--prompts", "TABLE"], "a table is no prompt file"),
+        (["best-of-n", "--prompts", "TABLE", "--out", "out"], "a table is no prompt file"),
+        (["best-of-n", "--prompts", "TABLE", "--out", "out", "--n", "0"], "--n must be a positive number, received 0"),
+        (["demo", "--out", "out", "--n", "0"], "--n must be a positive number, received 0"),
+        (["demo", "--out", "out", "--prompts", "-1"], "--prompts must be a positive number, received -1"),
+    ],
+)
+def test_wrong_input_is_said_before_a_model_is_loaded(arguments, message, clip, tmp_path, monkeypatch, capsys):
+    def loaded(*_, **__):
+        raise AssertionError("a model was loaded first")
+
+    monkeypatch.setattr("cac_align.rewards.build.load_reward", loaded)
+    monkeypatch.setattr("cac_align.miniature.demo.load_reward", loaded)
+    monkeypatch.setattr("cac_align.miniature.demo.load_generator", loaded)
+    monkeypatch.chdir(tmp_path)
+    table = tmp_path / "prompts.csv"
+    table.write_text("video,prompt\nclip.mp4,a red ball bounces on grass\n")
+    given = [{"CLIP": str(clip), "TABLE": str(table)}.get(argument, argument) for argument in arguments]
+    assert main(given) == 2
+    assert message in capsys.readouterr().err

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from cac_align.cac.augmentations import FOUR_PHASES
 from cac_align.cac.judge_settings import write_settings
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.config import import_name, read_recipe
 from cac_align.core.weights import shipped
+from cac_align.generation.build import BestOfNRecipe
 from cac_align.rewards.build import JudgeRecipe, RewardRecipe, load_reward
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -143,3 +145,12 @@ def test_the_mode_of_a_cac_component_decides_which_reward_it_is():
     assert full.name == "cac" and full.provenance["reward"] != read.provenance["reward"]
     with pytest.raises(ValueError, match="mode must be two_turn, single_turn, readout or json, received 'quick'"):
         load_reward(RewardRecipe(components={"cac": JudgeRecipe(mode="quick")}))
+
+
+def test_the_miniature_has_one_default():
+    """score, best-of-n and demo judge alike, and the recipes that state the default are the default."""
+    root = RECIPES
+    default = RewardRecipe()
+    assert read_recipe(RewardRecipe, root / "reward/miniature_tta.yaml") == default
+    assert read_recipe(BestOfNRecipe, root / "best_of_n/miniature.yaml").reward == default
+    assert BestOfNRecipe().reward == default and tuple(default.components["cac"].tta) == FOUR_PHASES

@@ -71,10 +71,10 @@ def confusion_metrics(counts: ConfusionCounts, *, resamples: int = 1000, seed: i
     drawn = [n * rng.beta(hits + 0.5, n - hits + 0.5, size=resamples) for hits, n in zip(right, sizes, strict=True)]
     spread = _metrics(drawn[0], drawn[1], *sizes)
     for name in ("anomalous.precision", "anomalous.f1", "normal.precision", "normal.f1", "accuracy"):
-        if values[name] is None or (name != "accuracy" and not (counts.anomalous and counts.normal)):
+        value = values[name]
+        if value is None or (name != "accuracy" and not (counts.anomalous and counts.normal)):
             metrics[name] = NO_ESTIMATE
             continue
         low, high = np.nanquantile(spread[name], [0.025, 0.975])
-        value = float(values[name])
         metrics[name] = Estimate(value, min(float(low), value), max(float(high), value), counts.n)
     return metrics

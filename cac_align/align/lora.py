@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cac_align.runs.files import make_weights_readable
+
 ATTENTION_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD_LAYERS = ("ffn.net.0.proj", "ffn.net.2")
 
@@ -111,3 +113,4 @@ def save_lora(folder: Path, weights: Weights, config: Any) -> None:
     WanPipeline.save_lora_weights(
         folder, transformer_lora_layers={**layers}, transformer_lora_adapter_metadata=metadata
     )
+    make_weights_readable(folder)

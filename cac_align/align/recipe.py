@@ -73,7 +73,7 @@ class AlignRecipe:
     prompt_first: int = 3_000_000
     # How many seeds are given to a prompt function. 240: as many prompts as in the paper.
     prompt_count: int = 240
-    # The reward: a recipe file, or "module:Name".
+    # The reward: a recipe file, the URL of `cac-align serve`, or "module:Name".
     reward: str = "recipes/reward/miniature.yaml"
     # The seed of everything random in the run.
     seed: int = 0
@@ -142,7 +142,8 @@ class AlignRecipe:
     local_others_weight: float = 0.5
     # β of the nft loss: how far the positive and negative policies lie from the old one. 1: as its authors.
     nft_beta: float = 1.0
-    # Noise levels per video and update (nft only), drawn for each video by itself. Each costs two forward passes and a backward pass.
+    # Noise levels per video and update (nft only), drawn for each video by itself. Each costs two forward passes and
+    # a backward pass.
     nft_timesteps: int = 4
     # Decay of the old policy (nft only): the share that it keeps per step. 0: it is the policy of the last step.
     nft_decay: float = 0.0

@@ -34,3 +34,11 @@ def atomic_folder(place: Path, fill: Callable[[Path], Any]) -> None:
         shutil.rmtree(part, ignore_errors=True)
         raise
     shutil.rmtree(former, ignore_errors=True)
+
+
+def make_weights_readable(folder: Path) -> None:
+    """Let group and others read the weights in a folder (mode 0644): safetensors writes them for
+    their owner only, and a server often runs as somebody else.
+    """
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)

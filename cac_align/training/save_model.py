@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cac_align.runs.files import make_weights_readable
 from cac_align.training.policy import AnswerLogProbs, base_model
 
 
@@ -21,6 +22,7 @@ def save_model(scorer: AnswerLogProbs, state: Mapping[str, Tensor], processor: A
         state = merge_lora(state, model.peft_config["default"])
     base_model(model).save_pretrained(folder, state_dict={name: tensor.contiguous() for name, tensor in state.items()})
     processor.save_pretrained(folder)
+    make_weights_readable(folder)
 
 
 def merge_lora(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:

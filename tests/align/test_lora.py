@@ -39,6 +39,8 @@ def test_copies_of_the_lora(tmp_path):
     ema_update(average, parameters, 0.75)
     torch.testing.assert_close(average, {name: 0.25 * value for name, value in before.items()})
     save_lora(tmp_path / "lora", before, transformer.peft_config["default"])
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "lora").iterdir()}
+    assert modes == {"pytorch_lora_weights.safetensors": 0o644}  # safetensors leaves 0600
     fresh = Wan.load(tmp_path, device="cpu")
     fresh.pipeline.load_lora_weights(str(tmp_path / "lora"))
     torch.testing.assert_close(guided_velocity(flow_of(fresh), x, 1, embeds), tuned)

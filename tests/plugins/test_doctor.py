@@ -11,8 +11,17 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from cac_align.core.weights import shipped
 from cac_align.plugins.doctor import checklist as doctor_module
-from cac_align.plugins.doctor.checklist import CONFIG_CHECKS, HOSTS, checklist, doctor, to_json, torchvision_check
+from cac_align.plugins.doctor.checklist import (
+    CONFIG_CHECKS,
+    HOSTS,
+    checklist,
+    doctor,
+    host_name,
+    to_json,
+    torchvision_check,
+)
 from cac_align.plugins.doctor.config_lines import CONFIG_LINES
 from cac_align.plugins.doctor.flow_factory import check_flow_factory
 from cac_align.plugins.doctor.flow_grpo import check_flow_grpo
@@ -86,6 +95,24 @@ def test_a_torchvision_that_does_not_match_torch_is_named(torch, vision, require
 def test_this_environment_passes():
     checks = {check.name: check for check in doctor()}
     assert checks["torchvision"].ok is True and checks["python"].ok is True and checks["transformers"].ok is True
+
+
+def test_without_a_host_the_machine_is_checked(monkeypatch):
+    names = [check.name for check in doctor()]
+    assert {"GPU", "disk", "packages", "FFmpeg", "weights"} <= set(names) and names.count("weights") == 3
+    assert "GPU" not in [check.name for check in doctor("trl")]
+    monkeypatch.setattr("cac_align.core.weights.weights_folder", lambda: Path("nowhere"))
+    shipped.cache_clear()
+    monkeypatch.setattr("cac_align.plugins.doctor.machine.read_manifest", lambda: {"cac": {}})
+    assert [check.ok for check in doctor() if check.name == "weights"] == [False]
+
+
+@pytest.mark.parametrize("text", ["flow-grpo", "flow_grpo", "Flow-GRPO"])
+def test_a_hosts_name_with_hyphens_or_underscores(text):
+    assert host_name(text) == "flow_grpo" and [check.name for check in doctor(text)] == [
+        check.name for check in doctor("flow_grpo")
+    ]
+    assert checklist(text, []) == checklist("flow_grpo", [])
 
 
 def test_unknown_hosts_and_files_are_errors(tmp_path):

@@ -24,6 +24,7 @@ from cac_align.plugins.doctor.config_lines import CONFIG_LINES, VIDEO_LAYOUTS
 from cac_align.plugins.doctor.flow_factory import check_flow_factory
 from cac_align.plugins.doctor.flow_grpo import check_flow_grpo
 from cac_align.plugins.doctor.host_configs import read_config
+from cac_align.plugins.doctor.machine import check_machine
 from cac_align.plugins.doctor.unirl import check_unirl
 from cac_align.plugins.doctor.verl_omni import check_verl_omni
 
@@ -47,7 +48,8 @@ CONFIG_CHECKS: dict[str, Callable[[Mapping[str, Any]], Iterator[Check]]] = {
 
 
 def doctor(host: str | None = None, config: Path | None = None) -> list[Check]:
-    """Every check that can be made for this host (None: this environment only) and its config file.
+    """Every check that can be made for this host (None: this environment and machine) and its config
+    file.
 
     config: YAML for Flow-Factory and UniRL; YAML or a file of ``key=value`` overrides for
     verl-omni; ``file.py`` or ``file.py:function`` for flow_grpo. Raises ``ValueError`` for an
@@ -55,11 +57,10 @@ def doctor(host: str | None = None, config: Path | None = None) -> list[Check]:
     """
     if host is None and config is not None:
         raise ValueError(f"{config}: whose config is it? Name the host: {', '.join(HOSTS)}")
-    if host is not None and host not in HOSTS:
-        raise ValueError(f"unknown host {host!r}; expected one of {', '.join(HOSTS)}")
+    host = None if host is None else host_name(host)
     checks = list(_environment())
     if host is None:
-        return checks
+        return [*checks, *check_machine(Path())]
     package = HOSTS[host]
     if package:
         found = importlib.util.find_spec(package) is not None
@@ -79,6 +80,15 @@ def doctor(host: str | None = None, config: Path | None = None) -> list[Check]:
     return checks
 
 
+def host_name(text: str) -> str:
+    """The host that a text names, with hyphens or underscores in any place. Raises ``ValueError``."""
+    plain = text.lower().replace("-", "").replace("_", "")
+    for name in HOSTS:
+        if plain == name.replace("-", "").replace("_", ""):
+            return name
+    raise ValueError(f"unknown host {text!r}; expected one of {', '.join(HOSTS)}")
+
+
 def _remarks(host: str) -> Iterator[Check]:
     """What is true for this host whatever its config says."""
     yield Check("layout and range", None, VIDEO_LAYOUTS[host])
@@ -95,6 +105,7 @@ def checklist(host: str | None, checks: list[Check]) -> str:
         if check.fix:
             lines += [f"         → {line}" for line in check.fix.splitlines()]
     if host is not None:
+        host = host_name(host)
         lines += [
             "",
             f"The lines that make {host} use our reward:",

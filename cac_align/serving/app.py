@@ -18,23 +18,31 @@ import hmac
 import logging
 import math
 from base64 import b64decode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
+from cac_align.rewards.combine import bounds_of
 from cac_align.rewards.reward import Reward
-from cac_align.serving.incoming import FlowFactoryRequest, UniRLRequest, flow_factory_part, unirl_part
+from cac_align.serving.incoming import (
+    FlowFactoryRequest,
+    UniRLRequest,
+    flow_factory_part,
+    read_score_request,
+    unirl_part,
+)
 from cac_align.serving.service import Service, ServiceSettings, scores_of_one_judge
-from cac_align.serving.wire import PACKED, Health, ScoreRequest, ScoreResponse, ScoreResult, unpack
+from cac_align.serving.wire import PACKED, Health, ScoreRequest, ScoreResponse, ScoreResult, encode, unpack
 
 log = logging.getLogger(__name__)
 
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M")
 
 router = APIRouter()
 
@@ -128,8 +136,13 @@ async def read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-async def read_message(request: Request, kind: type[M]) -> M:
-    """The request's body as a message of this kind.
+def read_typed(body: bytes, content_type: str) -> ScoreRequest:
+    """Our own message, packed or as JSON."""
+    return unpack(body, read_score_request) if content_type == PACKED else read_score_request(body)
+
+
+async def read_message(request: Request, read: Callable[[bytes, str], M]) -> M:
+    """The request's body as a message. read: makes it of the body and its content type.
 
     Raises ``HTTPException``: 408 when it does not arrive in time, 422 for a wrong message, and as
     ``read_body`` does.
@@ -138,9 +151,7 @@ async def read_message(request: Request, kind: type[M]) -> M:
     try:
         async with asyncio.timeout(timeout_s):
             body = await read_body(request)
-        if kind is ScoreRequest and request.headers.get("Content-Type") == PACKED:
-            return await asyncio.to_thread(unpack, body)  # pyright: ignore[reportReturnType]
-        return await asyncio.to_thread(lambda: kind.model_validate_json(body))
+        return await asyncio.to_thread(read, body, request.headers.get("Content-Type", ""))
     except TimeoutError as error:
         raise HTTPException(408, f"the request's body did not arrive within {timeout_s:g} s") from error
     except ValidationError as error:
@@ -148,6 +159,9 @@ async def read_message(request: Request, kind: type[M]) -> M:
         raise HTTPException(422, [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in items]) from error
     except ValueError as error:
         raise HTTPException(422, [str(error)]) from error
+    except ClientDisconnect as error:
+        log.info("%s: the client went away before its request had arrived", request.url.path)
+        raise HTTPException(499, "the client went away") from error
 
 
 # ---- the routes ----------------------------------------------------------------------------------------------------
@@ -157,7 +171,7 @@ async def read_message(request: Request, kind: type[M]) -> M:
 async def score_typed(request: Request) -> Response:
     """Our own format: one score per item, and the provenance that holds for all of them."""
     service = service_of(request)
-    message = await read_message(request, ScoreRequest)
+    message = await read_message(request, read_typed)
     name = message.reward or service.default
     before = await service.provenance_of(name) if name in service.rewards else {}
     answers = await service.judge(name, [item.prompt for item in message.items], [item.video for item in message.items])
@@ -168,7 +182,7 @@ async def score_typed(request: Request) -> Response:
         for score, (_, missing) in zip(scores, answers, strict=True)
     ]
     answer = ScoreResponse(scores=results, provenance=provenance)
-    return Response(answer.model_dump_json(), media_type="application/json")
+    return Response(encode(answer), media_type="application/json")
 
 
 @router.post("/score")
@@ -177,7 +191,7 @@ async def score_for_unirl(request: Request) -> dict[str, Any]:
     trains on.
     """
     service = service_of(request)
-    message = await read_message(request, UniRLRequest)
+    message = await read_message(request, lambda body, _: UniRLRequest.model_validate_json(body))
     results: list[dict[str, Any]] = [{} for _ in message.requests]
     errors: list[dict[str, str]] = [{} for _ in message.requests]
     items_by_reward: dict[str, list[int]] = {}
@@ -209,7 +223,7 @@ async def score_for_flow_factory(request: Request, name: str | None = None) -> d
     "error" makes its client raise at once.
     """
     service = service_of(request)
-    message = await read_message(request, FlowFactoryRequest)
+    message = await read_message(request, lambda body, _: FlowFactoryRequest.model_validate_json(body))
     if not message.video:
         return {
             "rewards": None,
@@ -227,22 +241,26 @@ async def score_for_flow_factory(request: Request, name: str | None = None) -> d
 async def health(request: Request) -> Response:
     """Whether the service works, and with the token, what it offers.
 
-    Status 503 when it is stopping or stuck.
+    Status 503 when it is stopping or stuck, or a judge's server does not answer.
     """
     service = service_of(request)
     stuck = service.batcher.busy_s > service.settings.timeout_s
-    status = "stopping" if service.batcher.stopping else "stuck" if stuck else "ok"
-    answer = Health(status=status)
+    unready = await asyncio.to_thread(service.unready)
+    status = "stopping" if service.batcher.stopping else "stuck" if stuck else "unready" if unready else "ok"
+    answer = Health(status=status, ready=status == "ok")
     if has_access(request):
         answer = Health(
             status=status,
-            rewards={name: ["ready"] for name in service.rewards},
+            ready=status == "ok",
+            unready=unready,
+            rewards={name: ["unready" if name in unready else "ready"] for name in service.rewards},
             default=service.default,
             provenances={name: await service.provenance_of(name) for name in service.rewards},
+            bounds={name: bounds_of(each) for name, each in service.rewards.items()},
             frame_plans=service.frame_plans,
             limits=service.settings.limits,
         )
-    return Response(answer.model_dump_json(), 200 if status == "ok" else 503, media_type="application/json")
+    return Response(encode(answer), 200 if status == "ok" else 503, media_type="application/json")
 
 
 @router.get("/metrics")

@@ -9,6 +9,8 @@ name, a refused token) is a ``ValueError``, because trying again does not help.
 
 from __future__ import annotations
 
+import json
+import math
 import random
 import threading
 import time
@@ -19,8 +21,8 @@ from typing import Any, Literal
 
 import httpx
 
-from cac_align.core.video import Video
-from cac_align.rewards.reward import Score, check_pairs
+from cac_align.core.video import Video, VideoInput, as_pairs
+from cac_align.rewards.reward import Score
 from cac_align.serving.frame_plan import FramePlan
 from cac_align.serving.video_parts import JPEG_QUALITY, file_part, frames_part, path_part
 from cac_align.serving.wire import (
@@ -28,10 +30,11 @@ from cac_align.serving.wire import (
     Health,
     ScoreItem,
     ScoreRequest,
-    ScoreResponse,
     ScoreResult,
     VideoPart,
     pack,
+    read_health,
+    read_score_response,
 )
 from cac_align.vlm.protocol import unidentified
 
@@ -52,6 +55,7 @@ class _ServedReward:
     name: str
     provenance: Mapping[str, str]
     plan: FramePlan | None
+    bounds: tuple[float, float] | None
 
 
 class RemoteReward:
@@ -135,13 +139,13 @@ class RemoteReward:
         except _NoScore as error:
             raise ValueError(f"service {self.url}: {error}") from error
 
-    def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
+    def __call__(self, prompts: str | Sequence[str], videos: VideoInput | Sequence[VideoInput]) -> list[Score]:
         """One Score per video, in order, within ``timeout_s``.
 
         Raises ``ValueError`` when ``prompts`` and ``videos`` differ in length, the service does not
         know the reward, or it refuses the token.
         """
-        check_pairs(prompts, videos)
+        prompts, videos = as_pairs(prompts, videos)
         if not videos:
             return []
         deadline = time.monotonic() + self.timeout_s
@@ -174,10 +178,10 @@ class RemoteReward:
         request = ScoreRequest(items=(ScoreItem(prompt=prompt, video=part),), reward=self.reward)
         answer = self._request("POST", "/v1/score", deadline, pack(request))
         try:
-            response = ScoreResponse.model_validate_json(answer)
+            response = read_score_response(answer)
             if len(response.scores) != 1:
                 raise ValueError(f"{len(response.scores)} scores for one video")
-            response.scores[0].to_score()
+            _check_score(response.scores[0].to_score(), self._served_reward(deadline).bounds)
         except ValueError as error:
             raise _NoScore(f"answered what is no score: {str(error)[:200]}") from error
         if response.scores[0].score is not None and response.provenance != dict(
@@ -204,7 +208,9 @@ class RemoteReward:
                 raise ValueError(
                     f"{self.url} serves {', '.join(health.rewards) or 'no reward'}; received reward {name!r}"
                 )
-            known = _ServedReward(name, health.provenances.get(name, {}), health.frame_plans.get(name))
+            known = _ServedReward(
+                name, health.provenances.get(name, {}), health.frame_plans.get(name), health.bounds.get(name)
+            )
             if not unidentified(known.provenance):  # otherwise its judge is not ready and is asked again next time
                 with self._lock:
                     self._served = known
@@ -219,7 +225,7 @@ class RemoteReward:
     def _get_health(self, deadline: float) -> Health:
         answer = self._request("GET", "/health", deadline)
         try:
-            return Health.model_validate_json(answer)
+            return read_health(answer)
         except ValueError as error:
             raise _NoScore(f"/health answered what is no health message: {str(error)[:200]}") from error
 
@@ -280,6 +286,28 @@ class RemoteReward:
                 headers={"Retry-After": answer.headers.get("Retry-After", "")},
                 content=bytes(content),
             )
+
+
+_TOLERANCE = 1e-6
+
+
+def _check_score(score: Score, bounds: tuple[float, float] | None) -> None:
+    """Raise ``ValueError`` for a score outside its reward's bounds, or that is not the weighted mean of the
+    normalised parts that a combination sends along.
+    """
+    if not score.scored:
+        return
+    if bounds is not None and not bounds[0] - _TOLERANCE <= score.value <= bounds[1] + _TOLERANCE:
+        raise ValueError(f"score {score.value:g} lies outside the reward's bounds {bounds}")
+    if not score.provenance.get("reward", "").startswith("combine "):
+        return
+    try:
+        weights = json.loads(score.provenance["weights"])
+        mean = math.fsum(weight * score.parts[f"normalised/{name}"] for name, weight in weights.items())
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"a combined score without its weighted parts: {error!r}") from error
+    if not abs(mean - score.value) <= _TOLERANCE:
+        raise ValueError(f"score {score.value:g} is not the weighted mean {mean:g} of its own parts")
 
 
 def _retry_after_s(value: str | None) -> float:

@@ -10,21 +10,16 @@ odd.
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from dataclasses import dataclass
 
-from cac_align.cac.two_turn import TwoTurn
 from cac_align.core.judgement import Window
 from cac_align.core.video import Video
-from cac_align.rewards.cac import CaC
-from cac_align.rewards.combine import Combined
 from cac_align.rewards.reward import Reward
-from cac_align.rewards.unified import NUM_FRAMES, UnifiedReward
 
 
-class FramePlan(BaseModel):
+@dataclass(frozen=True)
+class FramePlan:
     """The frames that a reward may ask for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     # Rates, in frames per second, at which the whole video is sampled (CaC's first turn: 4).
     scan_fps: tuple[float, ...] = (4.0,)
@@ -54,6 +49,12 @@ def frame_plan_of(reward: Reward) -> FramePlan | None:
     """The plan of CaC, UnifiedReward, or a combination of these; None for any other reward, which gets
     every frame.
     """
+    # Only a service makes plans; a client has no judge and needs none of these modules.
+    from cac_align.cac.two_turn import TwoTurn
+    from cac_align.rewards.cac import CaC
+    from cac_align.rewards.combine import Combined
+    from cac_align.rewards.unified import NUM_FRAMES, UnifiedReward
+
     components = list(reward.components.values()) if isinstance(reward, Combined) else [reward]
     scan_fps: set[float] = set()
     look_fps: set[float] = set()

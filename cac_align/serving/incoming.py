@@ -16,7 +16,6 @@ from cac_align.core.video import Video
 from cac_align.serving.video_parts import media_bytes, video_from_frames
 from cac_align.serving.wire import FilePart, FramesPart, Limits, PathPart, ScoreRequest, VideoPart
 
-
 _SCORE_REQUEST = TypeAdapter(ScoreRequest)
 
 

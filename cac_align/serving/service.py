@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from cac_align.core.video import Video
 from cac_align.rewards.build import reward_choices
+from cac_align.rewards.reachable import check_reachable
 from cac_align.rewards.reward import Reward, Score
 from cac_align.serving.batcher import Batcher, QueueFull
 from cac_align.serving.frame_plan import frame_plan_of
@@ -157,6 +159,20 @@ class Service:
         for index in range(len(parts)):
             self.metrics.videos.labels(name, "scored" if scores[index].scored else "unscored").inc()
         return [(scores[index], missing_frames(videos.get(index))) for index in range(len(parts))]
+
+    def unready(self) -> dict[str, str]:
+        """Per reward whose judges' servers do not all answer within two seconds, why; asked together."""
+        reasons: dict[str, str] = {}
+
+        def ask(item: tuple[str, Reward]) -> None:
+            try:
+                check_reachable(item[1])
+            except ValueError as error:
+                reasons[item[0]] = str(error)
+
+        with ThreadPoolExecutor(len(self.rewards)) as pool:
+            list(pool.map(ask, self.rewards.items()))
+        return {name: reasons[name] for name in self.rewards if name in reasons}
 
     async def provenance_of(self, name: str) -> dict[str, str]:
         """What identifies the scores of one reward now; a server may have to be asked.

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from cac_align.core.shapes import UInt8
 from cac_align.core.video import Video
 from cac_align.serving.wire import EncodedMedia, FilePart, FramesPart, Limits, PathPart

@@ -191,9 +191,7 @@ class Limits:
     @property
     def video(self) -> VideoLimits:
         """The limits that hold for one video."""
-        return VideoLimits(
-            self.max_frames, self.max_duration_s, self.max_fps, self.max_pixels, self.max_decoded_pixels
-        )
+        return VideoLimits(self.max_frames, self.max_duration_s, self.max_fps, self.max_pixels, self.max_decoded_pixels)
 
 
 @dataclass(frozen=True)
@@ -203,7 +201,12 @@ class Health:
     Everything but the status is left out for a caller without the token.
     """
 
-    status: Literal["ok", "stopping", "stuck"]
+    # unready: a server that a judge runs on does not answer.
+    status: Literal["ok", "stopping", "stuck", "unready"]
+    # Whether a request would be scored now.
+    ready: bool = True
+    # Per reward that would not, why.
+    unready: Mapping[str, str] = field(default_factory=dict)
     # Names of the rewards that can be asked for, each with its readiness, as UniRL reads it.
     rewards: Mapping[str, Sequence[str]] = field(default_factory=dict)
     # The reward of a request that names none.
@@ -256,7 +259,9 @@ def read_score_response(body: bytes) -> ScoreResponse:
                 None if one.get("judgement") is None else _object(one["judgement"], "judgement"),
                 None if one.get("error") is None else _text(one["error"], "error"),
                 _texts(one.get("provenance", {}), "provenance"),
-                tuple(int(_number(index, "missing_frames")) for index in _list(one.get("missing_frames", []), "frames")),
+                tuple(
+                    int(_number(index, "missing_frames")) for index in _list(one.get("missing_frames", []), "frames")
+                ),
             )
         )
     return ScoreResponse(results, _texts(row.get("provenance"), "provenance"))

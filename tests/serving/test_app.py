@@ -3,8 +3,10 @@
 import base64
 import io
 import json
+import logging
 import math
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -17,11 +19,16 @@ from PIL import Image
 
 from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
+from cac_align.plugins.doctor.checks import check_options
+from cac_align.rewards.cac import CaC
+from cac_align.rewards.combine import combine
+from cac_align.rewards.unified import UnifiedReward
 from cac_align.serving.app import create_app, token_matches
 from cac_align.serving.server import listening_socket, serve
 from cac_align.serving.service import ServiceSettings
 from cac_align.serving.video_parts import frames_part
-from cac_align.serving.wire import Limits
+from cac_align.serving.wire import Limits, to_json
+from cac_align.vlm.server.server import ServerVlm
 from tests.support.hosting import Brightness, clip, group_normalised, occupied, scripted, serving
 
 
@@ -32,7 +39,7 @@ def b64(data):
 def frames_item(prompt="a ball", level=200, num_frames=17, indices=None):
     video = Video.open(clip(level, num_frames), fps=16)
     part = frames_part(video, tuple(range(num_frames)) if indices is None else indices)
-    return {"prompt": prompt, "video": part.model_dump(mode="json")}
+    return {"prompt": prompt, "video": to_json(part)}
 
 
 def png_frames(level=200, num_frames=5):
@@ -133,7 +140,8 @@ def test_wrong_messages_are_typed_errors(url):
     assert "offers brightness" in ask(url, reward="beauty").json()["detail"]
     wrong = httpx.post(f"{url}/v1/score", content=b"{", timeout=20)
     assert wrong.status_code == 422
-    wrong = ask(url, {"prompt": "p", "video": {"kind": "frames", "fps": "nan"}})
+    frames = {"kind": "frames", "fps": "nan", "times_s": [0], "indices": [0], "images": [""]}
+    wrong = ask(url, {"prompt": "p", "video": frames})
     assert wrong.status_code == 422 and any("fps" in line for line in wrong.json()["detail"])
     assert ask(url, {"prompt": "p", "video": {"kind": "path", "path": "x", "surprise": 1}}).status_code == 422
     assert ask(url).json()["scores"] == []
@@ -144,7 +152,7 @@ def test_limits_bound_bodies_items_frames_and_pixels():
     with serving(Brightness(), ServiceSettings(limits=limits)) as (url, _):
         small = {"prompt": "p", "video": frames_item(num_frames=9)["video"]}
         small_video = Video.open(clip(num_frames=9, height=32, width=32), fps=16)
-        fits = {"prompt": "p", "video": frames_part(small_video, tuple(range(9))).model_dump(mode="json")}
+        fits = {"prompt": "p", "video": to_json(frames_part(small_video, tuple(range(9))))}
         many, wide, good = (
             ask(url, frames_item(num_frames=17), small).json()["scores"] + ask(url, fits).json()["scores"]
         )
@@ -256,6 +264,34 @@ def test_health_names_rewards_components_provenances_and_plans():
     assert health["provenances"]["cac"]["normalise"].startswith("range")
 
 
+def test_health_is_not_ready_while_a_judges_server_is_down():
+    """Two judges behind addresses where nobody listens: 503 at once, and every reward says which one is missing."""
+    down = [f"http://127.0.0.1:{free_port()}/v1" for _ in range(2)]
+    cac = CaC(ServerVlm(down[0], "cac", retries=0))
+    unified = UnifiedReward(ServerVlm(down[1], "unified", retries=0))
+    with serving(combine({"unified": unified, "cac": cac})) as (url, _):
+        answer = httpx.get(f"{url}/health", timeout=30)
+    health = answer.json()
+    assert answer.status_code == 503 and health["status"] == "unready" and health["ready"] is False
+    assert health["rewards"]["cac"] == ["unready"]
+    assert down[0] in health["unready"]["cac"] and down[1] in health["unready"]["unified"]
+    assert all(one in health["unready"]["unified+cac"] for one in down)
+
+
+def test_doctor_fails_on_a_service_whose_judge_is_down():
+    reward = CaC(ServerVlm(f"http://127.0.0.1:{free_port()}/v1", "cac", retries=0))
+    with serving(reward) as (url, _):
+        checks = list(check_options("r", {"reward": url, "fps": 16}, whole_groups=False))
+    assert [check.ok for check in checks if check.name == "r service"] == [False]
+
+
+def free_port():
+    """A port of this machine where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def test_metrics_count_requests_and_videos(url):
     before = httpx.get(f"{url}/metrics").text
     ask(url, frames_item(), frames_item("unscorable"))
@@ -365,3 +401,17 @@ def test_the_ledger_keeps_every_judgement_and_serves_it_again(tmp_path):
     assert len(reward.components["cac"].vlm.asked) == 2  # turn 1 and turn 2, once
     rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert [row["kind"] for row in rows] == ["score", "score", "combined"]
+
+
+def test_a_client_that_goes_away_in_mid_body_leaves_one_line_and_no_traceback(caplog):
+    with serving(Brightness()) as (url, _), caplog.at_level(logging.INFO):
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+            time.sleep(0.3)  # the service has begun to read the body
+        ends = time.monotonic() + 10
+        while not any("went away" in record.getMessage() for record in caplog.records) and time.monotonic() < ends:
+            time.sleep(0.02)
+        assert httpx.get(f"{url}/health").status_code == 200
+    assert sum("went away" in record.getMessage() for record in caplog.records) == 1
+    assert not any(record.exc_info for record in caplog.records)

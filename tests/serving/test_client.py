@@ -2,14 +2,18 @@
 
 import base64
 import io
+import os
 import pickle
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -29,7 +33,7 @@ from cac_align.serving.video_parts import frames_part, video_from_frames
 from cac_align.serving.wire import FramesPart, Limits
 from cac_align.vlm.protocol import Message
 from cac_align.vlm.scripted import ScriptedVlm
-from cac_align.vlm.server.chat import chat
+from cac_align.vlm.server.chat import chat_fields
 from tests.support.hosting import Brightness, clip, scripted, serving
 
 
@@ -344,7 +348,7 @@ def test_sent_frames_are_decoded_on_first_use_and_once():
 def test_jpegs_reach_a_remote_judge_as_they_came():
     part, images = noisy()
     frames = video_from_frames(part, Limits()).frames((0, 1))
-    sent = chat((Message("user", "look", frames, as_images=True),), as_video=False, quality=20)["messages"][0][
+    sent = chat_fields((Message("user", "look", frames, as_images=True),), as_video=False, quality=20)["messages"][0][
         "content"
     ]
     urls = [item["image_url"]["url"].removeprefix("data:image/jpeg;base64,") for item in sent[:2]]
@@ -369,13 +373,13 @@ def test_a_frame_of_another_size_is_named_on_arrival():
     part, images = noisy()
     _, small = noisy(height=32)
     with pytest.raises(ValueError, match="frame 3 is 32×64 px"):
-        video_from_frames(part.model_copy(update={"images": (*images[:3], small[3], images[4])}), Limits())
+        video_from_frames(replace(part, images=(*images[:3], small[3], images[4])), Limits())
 
 
 def cut_short(part):
     """The same with frame 4 cut in the middle: its header is intact."""
     images = [*part.images[:4], part.images[4][: len(part.images[4]) // 2], *part.images[5:]]
-    return part.model_copy(update={"images": tuple(images)})
+    return replace(part, images=tuple(images))
 
 
 class Exchanged(Brightness):
@@ -460,3 +464,83 @@ def test_two_videos_in_flight_do_not_share_what_was_sent():
     one, other = Video.open(clip(200), fps=16), Video.open(clip(90), fps=16)
     first, second = (video_from_frames(frames_part(video, (0, 4)), Limits()).frames((0, 4)) for video in (one, other))
     assert first.pixels[0, 0, 0, 0] == 200 and second.pixels[0, 0, 0, 0] == 90
+
+
+# ---- what a score has to agree with ---------------------------------------------------------------------------------
+
+
+class Beyond(Brightness):
+    """States bounds and does not keep them."""
+
+    def one(self, prompt, video):
+        return Score(7.5, {}, None, None, self.provenance)
+
+
+def test_a_score_outside_the_bounds_that_health_publishes_is_missing():
+    with serving(Beyond()) as (url, _):
+        remote = RemoteReward(url)
+        assert remote.health().bounds == {"brightness": (0.0, 1.0)}
+        (score,) = remote(["p"], videos(200))
+    assert not score.scored and "7.5 lies outside the reward's bounds (0.0, 1.0)" in score.error
+
+
+class Inflated:
+    """A combination whose value is not that of its own parts."""
+
+    name, bounds = "unified+cac", (0.0, 1.0)
+
+    def __init__(self):
+        self.whole = scripted()
+
+    @property
+    def provenance(self):
+        return self.whole.provenance
+
+    def __call__(self, prompts, videos):
+        return [replace(score, value=score.value + 0.1) for score in self.whole(prompts, videos)]
+
+
+def test_a_whole_that_is_not_the_mean_of_its_parts_is_missing():
+    with serving(Inflated()) as (url, _):
+        (score,) = RemoteReward(url)(["p"], videos(240, num_frames=17))
+    assert not score.scored and "0.925 is not the weighted mean 0.825" in score.error
+    with serving(scripted()) as (url, _):
+        assert RemoteReward(url)(["p"], videos(240, num_frames=17))[0].value == pytest.approx(0.825)
+
+
+# ---- a host's environment -------------------------------------------------------------------------------------------
+
+HOST_ENVIRONMENT = """
+import sys
+BLOCKED = {"pydantic", "jaxtyping", "torch", "transformers", "omegaconf", "fastapi", "scipy", "decord", "av"}
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in BLOCKED:
+            raise ImportError(name + " is not in this environment")
+sys.meta_path.insert(0, Block())
+import numpy as np
+import cac_align.plugins.verl_omni, cac_align.plugins.flow_grpo, cac_align.plugins.videoalign, cac_align.plugins.trl
+from cac_align.plugins.host import HostOptions, host_reward
+clip = np.full((17, 32, 48, 3), 240, np.uint8)
+options = HostOptions(reward=sys.argv[1], ledger=sys.argv[2])
+reward = host_reward(options, "test")
+print(*reward.values(["p", "p"], [clip, clip[:, ::2]]), sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("python", [sys.executable, os.environ.get("CLIENT_PYTHON", "")])
+def test_the_client_needs_numpy_pillow_and_httpx_only(tmp_path, python):
+    """CLIENT_PYTHON: an interpreter, e.g. of Python 3.10, that has these three and nothing else."""
+    if not python:
+        pytest.skip("CLIENT_PYTHON names no interpreter")
+    ledger = tmp_path / "ledger.jsonl"
+    with serving(scripted()) as (url, _):
+        done = subprocess.run(
+            [python, "-c", HOST_ENVIRONMENT, url, str(ledger)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+    assert done.returncode == 0, done.stderr
+    assert [float(line) for line in done.stdout.split()] == pytest.approx([0.825, 0.825])
+    assert Ledger(ledger).num_scores == 2

@@ -4,8 +4,9 @@ import httpx
 import pytest
 
 from cac_align.core.video import Video
+from cac_align.serving.incoming import read_score_request
 from cac_align.serving.video_parts import frames_part
-from cac_align.serving.wire import PACKED, FilePart, ScoreItem, ScoreRequest, pack, unpack
+from cac_align.serving.wire import PACKED, FilePart, ScoreItem, ScoreRequest, encode, pack, unpack
 from tests.support.hosting import Brightness, clip, serving
 
 
@@ -18,10 +19,10 @@ def test_packed_bodies_round_trip_and_refuse_wrong_counts():
         )
     )
     body = pack(request)
-    assert unpack(body) == request
-    for wrong in (b"", body[:2], body[:40], body[:-1], body + b"x", request.model_dump_json().encode()):
+    assert unpack(body, read_score_request) == request
+    for wrong in (b"", body[:2], body[:40], body[:-1], body + b"x", encode(request)):
         with pytest.raises(ValueError):
-            unpack(wrong)
+            unpack(wrong, read_score_request)
     with serving(Brightness()) as (url, _):
         refused = httpx.post(f"{url}/v1/score", content=body[:-1], headers={"Content-Type": PACKED})
         assert refused.status_code == 422 and "expected a byte count" in refused.json()["detail"][0]

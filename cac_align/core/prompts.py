@@ -11,13 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cac_align.core.text import check_prompt
+
 
 def read_prompts(file: Path) -> list[dict[str, Any]]:
     """Rows with at least a ``prompt``: JSON Lines where a line is a JSON object, else one prompt
     per line. Blank lines are skipped.
 
-    Raises ``ValueError`` naming the file and what is wrong.
+    Raises ``ValueError`` naming the file and what is wrong. A table (CSV or TSV) is refused: its
+    header and its commas would be taken for prompts.
     """
+    if file.suffix.lower() in (".csv", ".tsv"):
+        raise ValueError(
+            f"{file}: a table is no prompt file; expected one prompt per line, or JSON Lines such as "
+            '{"video": "a.mp4", "prompt": "a red ball bounces on grass"}'
+        )
     rows = [row for row in rows_of(read_lines(file), str(file)) if row is not None]
     if not rows:
         raise ValueError(f"{file}: holds no prompts")
@@ -44,6 +52,8 @@ def rows_of(lines: Sequence[str], where: str) -> list[dict[str, Any] | None]:
     objects = [_object(line) for line in lines]
     begun = [line.startswith("{") for line in lines if line]
     if not (any(found is not None for found in objects) or (begun and all(begun))):
+        for number, line in enumerate(lines, 1):
+            check_prompt(line, f"{where}:{number}")
         return [{"prompt": line} if line else None for line in lines]
     rows: list[dict[str, Any] | None] = []
     for number, (line, found) in enumerate(zip(lines, objects, strict=True), 1):
@@ -52,6 +62,8 @@ def rows_of(lines: Sequence[str], where: str) -> list[dict[str, Any] | None]:
             raise ValueError(
                 f"{where}:{number}: expected a JSON object with a prompt, as in its other lines; received {line[:80]!r}"
             )
+        if prompt is not None:
+            check_prompt(prompt, f"{where}:{number}")
         rows.append({**found, "prompt": prompt.strip()} if found is not None and prompt is not None else None)
     return rows
 

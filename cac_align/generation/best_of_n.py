@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from cac_align.core.text import check_prompt
 from cac_align.generation.candidates import (
     Candidate,
     Generate,
@@ -95,6 +96,8 @@ def best_of_n(
         raise ValueError(
             "expected at least one prompt, received none" if blank is None else f"prompt {blank} is blank; remove it"
         )
+    for prompt in prompts:
+        check_prompt(prompt, "best_of_n")
     if n < 1:
         raise ValueError(f"n must be at least 1, received {n}")
     if not 0 <= share[0] < share[1]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from cac_align.core.text import well_formed
 from cac_align.core.video import Frames
 
 
@@ -97,6 +98,10 @@ class Reply:
     bounded: tuple[str, ...] = ()
     # Why ``log_p`` is None although the answer has the readout's place.
     readout_error: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.text, str):
+            object.__setattr__(self, "text", well_formed(self.text))
 
 
 # In a provenance: the server could not be asked which checkpoint it runs, so the provenance identifies nothing.

@@ -72,7 +72,8 @@ APPEARANCE = ("Abnormal Object Disappearance", "Abnormal Object Appearance")
 LIGHTING = "Lighting Inconsistency"
 
 _FINDING = re.compile(
-    r"(?:<type>\s*(?P<label>[^<]+?)\s*</type>\s*in\s*)?<t>\s*\[\s*(?P<start>[\d.]+)\s*,\s*(?P<end>[\d.]+)\s*\]\s*</t>"
+    r"(?:<type>\s*+(?P<label>[^<\s]++(?:\s++[^<\s]++)*+)\s*</type>\s*in\s*)?"
+    r"<t>\s*\[\s*(?P<start>[\d.]+)\s*,\s*(?P<end>[\d.]+)\s*\]\s*</t>"
     r"\s*at\s*<bbox>\s*\[(?P<box>[^\]]*)\]\s*</bbox>"
 )
 _TAGS = re.compile(r"</?(?:type|t|bbox|think|answer)>")

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cac_align.core.judgement import Anomaly, Box, Judgement, Window
+from cac_align.core.text import well_formed
 from cac_align.core.video import Video
 from cac_align.runs.files import atomic_write
 
@@ -173,5 +174,5 @@ def write_page(path: Path, template: str, *, package: str = PAGES, **values: Any
     """Render a template and write it atomically to ``path``; return the path. package: see
     ``environment``.
     """
-    atomic_write(path, environment(package).get_template(template).render(**values))
+    atomic_write(path, well_formed(environment(package).get_template(template).render(**values)))
     return path

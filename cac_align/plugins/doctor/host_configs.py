@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_OVERRIDE = re.compile(r"^\s*\\?\s*(?:\+\+|\+)?([A-Za-z_][\w.@/]*)=(\S+)\s*\\?\s*$")
+_OVERRIDE = re.compile(r"^\s*+(?:\\\s*+)?(?:\+\+|\+)?([A-Za-z_][\w.@/]*)=(\S+)\s*+(?:\\\s*+)?$")
 
 
 def read_config(host: str, path: Path) -> Mapping[str, Any]:

@@ -65,7 +65,7 @@ class SftRecipe:
     lora_alpha: int = 64
     # Held-out micro-batches per evaluation and process.
     eval_batches: int = 16
-    # Whether the next step's samples are decoded and encoded while this one runs; they take the memory of one more step.
+    # Whether the next step's samples are decoded and encoded while this one runs, in the memory of one more step.
     overlap: bool = True
     model: ModelRecipe = field(default_factory=ModelRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)

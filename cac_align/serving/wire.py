@@ -203,10 +203,6 @@ class Health:
 
     # unready: a server that a judge runs on does not answer.
     status: Literal["ok", "stopping", "stuck", "unready"]
-    # Whether a request would be scored now.
-    ready: bool = True
-    # Per reward that would not, why.
-    unready: Mapping[str, str] = field(default_factory=dict)
     # Names of the rewards that can be asked for, each with its readiness, as UniRL reads it.
     rewards: Mapping[str, Sequence[str]] = field(default_factory=dict)
     # The reward of a request that names none.
@@ -218,6 +214,10 @@ class Health:
     # Per reward, the frames it reads; None where a client has to send them all.
     frame_plans: Mapping[str, FramePlan | None] = field(default_factory=dict)
     limits: Limits = Limits()
+    # Whether a request would be scored now.
+    ready: bool = True
+    # Per reward that would not, why.
+    unready: Mapping[str, str] = field(default_factory=dict)
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------
@@ -270,8 +270,8 @@ def read_score_response(body: bytes) -> ScoreResponse:
 def read_health(body: bytes) -> Health:
     """The answer of GET /health. Raises ``ValueError`` for anything else; unknown keys are ignored."""
     row = _object(_parse(body), "the answer")
-    if row.get("status") not in ("ok", "stopping", "stuck"):
-        raise ValueError(f"status must be ok, stopping or stuck, received {row.get('status')!r}")
+    if row.get("status") not in ("ok", "stopping", "stuck", "unready"):
+        raise ValueError(f"status must be ok, stopping, stuck or unready, received {row.get('status')!r}")
     bounds: dict[str, tuple[float, float] | None] = {}
     for name, given in _object(row.get("bounds", {}), "bounds").items():
         ends = None if given is None else [_number(end, "bounds") for end in _list(given, "bounds")]
@@ -294,6 +294,8 @@ def read_health(body: bytes) -> Health:
         bounds,
         plans,
         Limits(**{key: cast(Any, value) for key, value in limits.items() if key in known}),
+        row["status"] == "ok",
+        _texts(row.get("unready", {}), "unready"),
     )
 
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import atexit
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from cac_align import __version__
@@ -31,6 +33,7 @@ from cac_align.cli.score import add_score
 from cac_align.cli.serve import add_serve
 from cac_align.cli.train import add_train
 from cac_align.cli.world import add_world
+from cac_align.runs.disk import disk_full_message
 
 VERBS = (
     add_demo,
@@ -99,6 +102,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = " ".join(filter(None, (options.verb, getattr(options, "kind", None))))
     try:
         return options.run(options)
+    except Exception as error:
+        command = shlex.join(["cac-align", *(sys.argv[1:] if arguments is None else arguments)])
+        out = next((Path(value) for name in ("out", "ledger") if (value := getattr(options, name, None))), None)
+        full = disk_full_message(error, out, command)
+        if full is None:
+            return _explain(error, options, verb)
+        print(f"cac-align {verb}: {full}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\ncac-align {verb}: interrupted; the same command resumes", file=sys.stderr)
+        return 130
+
+
+def _explain(error: Exception, options: argparse.Namespace, verb: str) -> int:
+    """Print what a user can do about an error and return the exit status; raise it again where that is unknown."""
+    try:
+        raise error
     except ValueError as error:
         print(f"cac-align {verb}: {error}", file=sys.stderr)
         return 2
@@ -110,9 +130,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         install = f"pip install -c constraints.txt -e '.[{extra}]'"
         print(f"cac-align {verb} needs the package {error.name}: in its checkout: {install}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"\ncac-align {verb}: interrupted; the same command resumes", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader (head, less) went away; nothing more can be said
         return 141

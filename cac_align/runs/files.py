@@ -12,10 +12,20 @@ from typing import Any
 
 
 def atomic_write(path: Path, text: str) -> None:
-    """Write a small text file beside its place, then move it there."""
+    """Write a small text file beside its place, then move it there.
+
+    Raises ``OSError`` with the path and ``needed_bytes`` when that fails; nothing of the new file stays.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    data = text.encode("utf-8")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as error:
+        error.filename, error.needed_bytes = str(path), len(data)  # pyright: ignore[reportAttributeAccessIssue]
+        raise
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def atomic_folder(place: Path, fill: Callable[[Path], Any]) -> None:

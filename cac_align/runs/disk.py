@@ -1,0 +1,51 @@
+"""A full disk, recognised behind whatever error a library made of it, and said in one sentence."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a full disk, a used-up quota and a file that grew beyond its limit."""
+
+_SMALL = 64 * 2**10  # a disk with less free space is full
+
+
+def disk_full_message(error: BaseException, out: Path | None, command: str) -> str | None:
+    """One sentence with the path, the space and the command that resumes; None for another error.
+
+    out: where the command writes. Libraries such as torch and sqlite tell of a full disk without its
+    error number; then the free space under ``out`` decides.
+    """
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in links:
+        links.append(link)
+        link = link.__cause__ or link.__context__
+    found = next((each for each in links if isinstance(each, OSError) and each.errno in FULL), None)
+    name = found.filename if found is not None else None
+    path = Path(os.fsdecode(name)) if isinstance(name, (str, bytes)) else out
+    if path is not None and path.name.endswith(".part"):  # the file's name until it is whole
+        stem, _, process = path.name.removesuffix(".part").removeprefix(".").rpartition(".")
+        path = path.with_name(stem if stem and process.isdecimal() else f"{stem}.{process}".lstrip("."))
+    free = free_bytes(path)
+    if found is None and not (isinstance(error, (RuntimeError, OSError)) or type(error).__module__ == "sqlite3"):
+        return None
+    if found is None and (free is None or free >= _SMALL):
+        return None
+    needed = getattr(found, "needed_bytes", None)
+    room = "" if free is None else f" ({free} bytes are free" + (f", {needed} are needed)" if needed else ")")
+    return f"{path or 'the output'}: the disk is full{room}; free space, then resume with: {command}"
+
+
+def free_bytes(path: Path | None) -> int | None:
+    """Free bytes where ``path`` lies or would lie; None where that cannot be told."""
+    place = None if path is None else path.absolute()
+    while place is not None and not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        return None if place is None else shutil.disk_usage(place).free
+    except OSError:
+        return None

@@ -393,7 +393,40 @@ def _axes(shape: tuple[int, ...], layout: Layout | None) -> tuple[int, int, int,
     return readings[possible[0]]
 
 
-def check_pairs(prompts: Sequence[str], videos: Sequence[Video]) -> None:
+VideoInput = Video | str | os.PathLike[str]
+"""What a reward takes as one video: the video, or the path of its file."""
+
+
+def check_pairs(prompts: Sequence[str], videos: Sequence[Any]) -> None:
     """Raise ``ValueError`` unless there is exactly one prompt per video."""
     if len(prompts) != len(videos):
         raise ValueError(f"expected one prompt per video, received {len(prompts)} prompts and {len(videos)} videos")
+
+
+def as_pairs(prompts: str | Sequence[str], videos: VideoInput | Sequence[VideoInput]) -> tuple[list[str], list[Video]]:
+    """Prompts and videos as lists of equal length. One text stands for one prompt, one video or path
+    for one video, and paths are opened.
+
+    Raises ``ValueError`` that names the argument which is neither, cannot be opened, or is missing.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    given = [videos] if isinstance(videos, (str, os.PathLike, Video)) else list(videos)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"prompts[{number}]: expected a text, received {type(text).__name__}")
+    check_pairs(texts, given)
+    return texts, [_opened(video, number) for number, video in enumerate(given)]
+
+
+def _opened(video: VideoInput, number: int) -> Video:
+    if isinstance(video, (str, os.PathLike)):
+        try:
+            return Video.open(video)
+        except ValueError as error:
+            raise ValueError(f"videos[{number}]: {error}") from error
+    if not hasattr(video, "frames"):
+        raise ValueError(
+            f"videos[{number}]: expected a Video or the path of a file, received {type(video).__name__}; "
+            "Video.open(frames, fps=…) makes a Video of frames"
+        )
+    return video

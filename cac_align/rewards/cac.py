@@ -30,10 +30,10 @@ from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.cac.verdict_only import VerdictOnly
 from cac_align.core.judgement import Judgement, tempered
-from cac_align.core.video import Video
+from cac_align.core.video import Video, VideoInput, as_pairs
 from cac_align.core.weights import shipped
 from cac_align.rewards.domain import Domain, domain_provenance, read_domain, score_inside_domain
-from cac_align.rewards.reward import Score, check_pairs
+from cac_align.rewards.reward import Score
 from cac_align.vlm.connect import connect
 from cac_align.vlm.dialogue import Dialogue
 from cac_align.vlm.protocol import Vlm, checkpoint_uncertainty
@@ -167,7 +167,11 @@ class CaC:
         return tempered(self.threshold, self.temperature)
 
     def judge(
-        self, prompts: Sequence[str], videos: Sequence[Video], *, progress: Callable[[int], None] | None = None
+        self,
+        prompts: str | Sequence[str],
+        videos: VideoInput | Sequence[VideoInput],
+        *,
+        progress: Callable[[int], None] | None = None,
     ) -> list[Judgement]:
         """One judgement per video, in order: the consensus of its augmentations, or the first that
         failed.
@@ -178,13 +182,13 @@ class CaC:
             for judgements in self._judge_augmented(prompts, videos, progress)
         ]
 
-    def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
+    def __call__(self, prompts: str | Sequence[str], videos: VideoInput | Sequence[VideoInput]) -> list[Score]:
         """One Score per video, in order.
 
         A video outside the judge's domain has none. All are missing when it is unknown which
         checkpoint judged, because the server changed it during the call or does not say what it runs.
         """
-        check_pairs(prompts, videos)
+        prompts, videos = as_pairs(prompts, videos)
         domain = None if self.allow_out_of_domain else self.domain
         return score_inside_domain(domain, prompts, videos, self._score_all, lambda: self.provenance)
 
@@ -203,12 +207,15 @@ class CaC:
         ]
 
     def _judge_augmented(
-        self, prompts: Sequence[str], videos: Sequence[Video], progress: Callable[[int], None] | None
+        self,
+        prompts: str | Sequence[str],
+        videos: VideoInput | Sequence[VideoInput],
+        progress: Callable[[int], None] | None,
     ) -> list[list[Judgement]]:
         """Per video one judgement per augmentation, in the video's own frames and boxes; all are
         judged together.
         """
-        check_pairs(prompts, videos)
+        prompts, videos = as_pairs(prompts, videos)
         _, make_dialogue = _METHODS[type(self.settings)]
         count = len(self.tta)
         judgements = two_turn.judge_each(

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cac_align.core.video import Video
+from cac_align.core.video import Video, VideoInput, as_pairs
 from cac_align.rewards.combine import Combined, bounds_of
 from cac_align.rewards.ledger import Ledger, score_key, unreadable_key
-from cac_align.rewards.reward import Reward, Score, check_pairs
+from cac_align.rewards.reward import Reward, Score
 from cac_align.vlm.protocol import served
 
 
@@ -59,9 +59,9 @@ class CachedReward(_WithLedger):
 
     videos_at_once: int = 16
 
-    def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
+    def __call__(self, prompts: str | Sequence[str], videos: VideoInput | Sequence[VideoInput]) -> list[Score]:
         """One Score per video, in order. Equal videos with equal prompts are scored once."""
-        check_pairs(prompts, videos)
+        prompts, videos = as_pairs(prompts, videos)
         provenance = dict(self.reward.provenance)
         keys = [_key(prompt, video, provenance) for prompt, video in zip(prompts, videos, strict=True)]
         scores: dict[str, Score] = {}
@@ -114,7 +114,8 @@ def _checked_against(provenance: Mapping[str, str], score: Score) -> Score:
 class CachedCombination(_WithLedger):
     """A combination of cached components that writes its combined scores. Made by ``cached``."""
 
-    def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
+    def __call__(self, prompts: str | Sequence[str], videos: VideoInput | Sequence[VideoInput]) -> list[Score]:
+        prompts, videos = as_pairs(prompts, videos)
         scores = self.reward(prompts, videos)
         rows = []
         for prompt, video, score in zip(prompts, videos, scores, strict=True):

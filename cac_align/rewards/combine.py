@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from cac_align.core.judgement import Judgement
-from cac_align.core.video import Video
+from cac_align.core.video import VideoInput, as_pairs
 from cac_align.rewards.normalise import (
     NEEDS_GROUP,
     NORMALISERS,
@@ -41,7 +41,7 @@ from cac_align.rewards.normalise import (
     read_statistics,
     variance_shares,
 )
-from cac_align.rewards.reward import Reward, Score, check_pairs
+from cac_align.rewards.reward import Reward, Score
 
 _RESERVED = ("share", "normalised")
 
@@ -87,13 +87,13 @@ class Combined:
         assert list(components) == list(self.components)
         return replace(self, components=dict(components))
 
-    def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
+    def __call__(self, prompts: str | Sequence[str], videos: VideoInput | Sequence[VideoInput]) -> list[Score]:
         """One combined Score per video, in order.
 
         Raises ``ValueError`` when ``prompts`` and ``videos`` differ in length or a component
         returns another number of scores.
         """
-        check_pairs(prompts, videos)
+        prompts, videos = as_pairs(prompts, videos)
         if not videos:
             return []
         columns: dict[str, list[Score]] = {}

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cac_align.core.video import Video
-from cac_align.rewards.reward import Score, check_pairs
+from cac_align.core.video import Video, VideoInput, as_pairs
+from cac_align.rewards.reward import Score
 
 # Smaller changes of brightness (of 1) are flicker of compression and the VAE decoder, not motion. With 2/255, a model
 # that moved a fifth less measured the same as before, because its background flickered more (``docs/lab/LOG.md``).
@@ -73,8 +73,8 @@ class NormalFlowSpeed:
     def provenance(self) -> Mapping[str, str]:
         return {"reward": "normal-flow speed", "full_speed": repr(self.full_speed), "min_change": repr(MIN_CHANGE)}
 
-    def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
-        check_pairs(prompts, videos)
+    def __call__(self, prompts: str | Sequence[str], videos: VideoInput | Sequence[VideoInput]) -> list[Score]:
+        prompts, videos = as_pairs(prompts, videos)
         return [self._score(video) for video in videos]
 
     def _score(self, video: Video) -> Score:

@@ -24,9 +24,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cac_align.core.video import Video
+from cac_align.core.video import Video, VideoInput, as_pairs
 from cac_align.rewards.domain import Domain, domain_provenance, read_domain, score_inside_domain
-from cac_align.rewards.reward import Score, check_pairs
+from cac_align.rewards.reward import Score
 from cac_align.vlm.protocol import Conversation, Message, Reply, Vlm, checkpoint_uncertainty
 
 NUM_FRAMES = 16
@@ -210,11 +210,11 @@ class UnifiedReward:
         frames = video.frames(sample_indices(len(video)))
         return (Message("user", fill_prompt(self.template, prompt), frames, as_images=True),)
 
-    def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
+    def __call__(self, prompts: str | Sequence[str], videos: VideoInput | Sequence[VideoInput]) -> list[Score]:
         """One Score per video, in order; parts ``alignment``, ``physics``, ``style``. A failure
         affects its own video only.
         """
-        check_pairs(prompts, videos)
+        prompts, videos = as_pairs(prompts, videos)
         domain = None if self.allow_out_of_domain else self.domain
         return score_inside_domain(domain, prompts, videos, self._score_all, lambda: self.provenance)
 

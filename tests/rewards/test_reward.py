@@ -7,8 +7,13 @@ import pickle
 import numpy as np
 import pytest
 
+from cac_align.core.encoding import write_mp4
 from cac_align.core.judgement import Anomaly, Box, Judgement, Turn, Window
 from cac_align.core.video import Video
+from cac_align.rewards.cached import cached
+from cac_align.rewards.combine import combine
+from cac_align.rewards.ledger import Ledger
+from cac_align.rewards.normal_flow_speed import NormalFlowSpeed
 from cac_align.rewards.reward import Reward, Score, check_pairs
 
 JUDGEMENT = Judgement(
@@ -76,3 +81,31 @@ def test_anything_of_that_shape_is_a_reward():
 
     assert isinstance(Brightness(), Reward)
     assert not isinstance(object(), Reward)
+
+
+@pytest.mark.parametrize("wrap", ["alone", "combined", "cached"])
+def test_rewards_open_paths_and_take_one_prompt_and_one_video(wrap, tmp_path):
+    path = tmp_path / "a.mp4"
+    write_mp4(path, np.full((8, 32, 32, 3), 128, np.uint8), 16)
+    reward = NormalFlowSpeed(0.1)
+    if wrap == "combined":
+        reward = combine({"speed": reward})
+    elif wrap == "cached":
+        reward = cached(combine({"speed": reward}), Ledger(tmp_path / "ledger.jsonl"))
+    (expected,) = reward(["p"], [Video.open(path)])
+    for prompts, videos in (
+        (["p"], [str(path)]),
+        (["p"], [path]),
+        ("p", path),
+        ("p", str(path)),
+        ("p", Video.open(path)),
+    ):
+        assert [score.value for score in reward(prompts, videos)] == [expected.value] and expected.scored
+    with pytest.raises(ValueError, match=r"videos\[1\]: .*none\.mp4"):
+        reward(["p", "q"], [path, tmp_path / "none.mp4"])
+    with pytest.raises(ValueError, match=r"videos\[0\]: expected a Video or the path.*ndarray.*Video\.open"):
+        reward("p", [np.zeros((8, 32, 32, 3), np.uint8)])
+    with pytest.raises(ValueError, match=r"prompts\[0\]: expected a text, received NoneType"):
+        reward([None], [path])
+    with pytest.raises(ValueError, match="1 prompts and 2 videos"):
+        reward("p", [path, path])

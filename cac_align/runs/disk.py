@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, a used-up quota and a file that grew beyond its limit."""
 
 _SMALL = 64 * 2**10  # a disk with less free space is full
@@ -24,7 +24,7 @@ def disk_full_message(error: BaseException, out: Path | None, command: str) -> s
     while link is not None and link not in links:
         links.append(link)
         link = link.__cause__ or link.__context__
-    found = next((each for each in links if isinstance(each, OSError) and each.errno in FULL), None)
+    found = next((each for each in links if isinstance(each, OSError) and each.errno in _FULL), None)
     name = found.filename if found is not None else None
     path = Path(os.fsdecode(name)) if isinstance(name, (str, bytes)) else out
     if path is not None and path.name.endswith(".part"):  # the file's name until it is whole

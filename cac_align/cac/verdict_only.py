@@ -88,8 +88,21 @@ def _read(reply: Reply, frames: Frames, settings: VerdictOnly) -> Judgement:
 
 
 def _written_status(text: str) -> Literal["normal", "abnormal"] | None:
+    """The verdict in the object that was asked for; None for any other text.
+
+    Two keys of one name, NaN or Infinity, which Python's reader lets pass, are no such object.
+    """
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is no JSON number")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a key occurs twice")
+        return dict(pairs)
+
     try:
-        status = json.loads(text)["status"]
-    except (ValueError, KeyError, TypeError):
+        status = json.loads(text, parse_constant=refuse, object_pairs_hook=once)["status"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return status if status in STATUS_WORDS else None
+    return status if status in ("normal", "abnormal") else None

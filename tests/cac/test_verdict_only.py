@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.cac.verdict_only import ANSWER_PREFIX, VerdictOnly
+from cac_align.cac.verdict_only import ANSWER_PREFIX, VerdictOnly, _written_status
 from cac_align.core.judgement import LENGTH_UNVERIFIED
 from cac_align.core.video import Video
 from cac_align.rewards.cac import CaC
@@ -92,3 +92,18 @@ def test_the_evidence_says_that_a_videos_length_is_unverified(tmp_path):
         assert score.scored and score.evidence.warnings == (LENGTH_UNVERIFIED,)
     (score,) = CaC(vlm, VerdictOnly())(["a"], videos(1))
     assert score.evidence.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"COT": "", "status": "abnormal", "status": "normal"}',
+        '{"COT": NaN, "status": "normal"}',
+        '{"COT": Infinity, "status": "normal"}',
+        '{"COT": "", "status": ["normal"]}',
+        "[" * 100_000,
+    ],
+)
+def test_the_written_verdict_is_read_strictly(text):
+    assert _written_status(text) is None
+    assert _written_status('{"COT": "", "status": "normal"}') == "normal"

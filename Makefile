@@ -40,6 +40,10 @@ SLICE = tests/core tests/rewards tests/cli tests/test_config.py tests/test_packa
 test-slice: install
 	$(BIN)/python -m pytest -n 2 $(SLICE)
 
+# Hostile inputs, kills and full disks, for half an hour; by hand, and before a release (docs/reliability.md).
+campaign: install
+	$(BIN)/python -m tests.campaign.run --minutes 30 --seed $(or $(SEED),1)
+
 # Pins every dependency anew, for every Python and system at once (markers tell them apart): the newest versions that setup.cfg allows.
 lock: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv

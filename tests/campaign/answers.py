@@ -303,7 +303,8 @@ _reward_case = st.tuples(
 )
 PROMISES = (
     Promise("unusable answers", "An answer that cannot be used gives no score", _video, _unusable, _check_unusable),
-    Promise("any answer", "Any text is read in time, and a score lies within its bounds", _video, _any_text, _check_any_answer, 2.0),
+    Promise("any answer", "Any text is read in time, and a score lies within its bounds",
+            _video, _any_text, _check_any_answer, 2.0),
     Promise("log-probabilities", "Only usable log-probabilities that agree with the verdict give a score",
             _video, st.tuples(st.sampled_from(["normal", "abnormal"]), _log_p, st.booleans()), _check_log_p, 2.0),
     Promise("third-party Vlm", "A Vlm that breaks its protocol costs its own video's score and no other's",

@@ -200,5 +200,6 @@ _text = st.one_of(
 PROMISES = (
     Promise("arrays", "Arrays, tensors, images and clocks of any kind are read as uint8 frames or refused",
             _import_readers, _array, _check_array, 3.0),
-    Promise("prompts", "No prompt harms its neighbour, the ledger or a file name", _prepare_prompts, _text, _check_prompt),
+    Promise("prompts", "No prompt harms its neighbour, the ledger or a file name",
+            _prepare_prompts, _text, _check_prompt),
 )  # fmt: skip

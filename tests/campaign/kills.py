@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments, meet each other, or meet a full disk: the same command ends in the same state.
+"""Runs that are killed, meet each other, or meet a full disk: the same command ends in the same state.
 
 A run is a forked child of a process that has loaded everything, so that a kill costs the run and not the imports.
 """
@@ -295,7 +295,7 @@ def killed(made: Reference, folder: Path, rng: random.Random) -> Iterator[Outcom
 
 
 def two_at_once(made: Reference, folder: Path, rng: random.Random) -> Iterator[Outcome]:
-    """Two processes with one command and one folder; one of them may be killed. Then the command runs once more."""
+    """Two processes with one command and folder; one may be killed. Then the command runs again."""
     out, log = folder / "out", folder / "log"
     shutil.rmtree(out, ignore_errors=True)
     log.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """The campaign: ``python -m tests.campaign.run --minutes 30 --seed 1``.
 
-It prints promise, cases and failures as a table, and leaves each failed input in ``<out>/failures`` (``--replay FILE`` puts it again).
-Half of the time goes to inputs, half to runs, at the same time, in two processes.
+It prints promise, cases and failures as a table, and leaves failed inputs in ``<out>/failures``, which
+``--replay FILE`` puts again. Inputs and runs have a process each, at the same time.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def child(work: Callable[[Callable[[Row], None]], None]) -> tuple[int, int]:
 
 
 def read_lines(end: int, first_s: float, then_s: float) -> Iterator[Row | None]:
-    """The rows of a child; None, and then no more, where none came for ``first_s`` (of the first) or ``then_s`` seconds."""
+    """The rows of a child; None ends them where none came for ``first_s``, later ``then_s`` seconds."""
     held, seconds = b"", first_s
     while True:
         if not select.select([end], [], [], seconds)[0]:
@@ -149,7 +149,7 @@ def put_runs(seed: int, seconds: float, report: Callable[[Row], None]) -> None:
     """Kill runs, let them meet, and fill their disks, one after another, until the time is over."""
     from tests.campaign import kills
 
-    rng, until = random.Random(seed), time.monotonic() + seconds
+    rng = random.Random(seed)
     sentences = {
         kills.killed: "A run killed at any moment ends, by the same command, in the same state",
         kills.two_at_once: "Two runs in one folder leave the state of one",
@@ -174,7 +174,7 @@ def put_runs(seed: int, seconds: float, report: Callable[[Row], None]) -> None:
             report({"kind": "note", "text": "no tmpfs can be mounted here: full disks were left out"})
         plan = [(kind, one, place) for one, place in made for kind in sentences if kind is not kills.disk_full or disk]
         plan = [entry for entry in plan if entry[0] is not kills.two_at_once or entry[1].verb.name == "best-of-n"]
-        turn = 0
+        turn, until = 0, time.monotonic() + seconds  # what all runs share is made by now
         while time.monotonic() < until:
             kind, one, place = plan[turn % len(plan)]
             turn += 1

@@ -75,7 +75,8 @@ class _Context:
 def _disconnect(url: str, sent: int, body: bytes) -> None:
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
-        head = f"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = "POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
         connection.sendall((head.encode() + body)[:sent])
 
 
@@ -161,6 +162,6 @@ _case = st.one_of(
     st.tuples(st.just("disconnect"), _share),
 )
 PROMISES = (
-    Promise("service clients", "A faulty client harms no other: no HTTP 500, no traceback, no score for what is outside the roots",
+    Promise("service clients", "A faulty client harms no other: no HTTP 500, traceback or score from outside the roots",
             _Context, _case, _check, 2.0),
 )  # fmt: skip

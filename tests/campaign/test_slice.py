@@ -1,4 +1,4 @@
-"""A minute of the campaign: a few seconds of every promise about inputs, and a few killed runs (the whole: ``make campaign``)."""
+"""A minute of the campaign: seconds of every promise about inputs, a few killed runs; `make campaign` has the rest."""
 
 import os
 import subprocess

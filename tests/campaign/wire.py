@@ -114,6 +114,7 @@ _values = st.one_of(
     st.floats(),
     st.text(max_size=5),
 )
+_headers = st.dictionaries(st.sampled_from(["Retry-After", "X-A"]), st.sampled_from(["nan", "-1", "x"]))
 _case = st.one_of(
     st.tuples(st.just("unusable"), st.tuples(st.sampled_from([_WORD, _RIVAL]), st.sampled_from(_UNUSABLE))),
     st.tuples(st.just("changed"), st.tuples(st.sampled_from(_PATHS), _values)),
@@ -121,9 +122,9 @@ _case = st.one_of(
     st.tuples(st.just("deep"), st.sampled_from([5, 500, 990, 5000, 200_000])),
     st.tuples(st.just("bytes"), st.binary(max_size=50)),
     st.tuples(st.just("broken"), st.booleans()),
-    st.tuples(st.just("status"), st.tuples(st.sampled_from([200, 201, 204, 301, 400, 404, 413, 418]),
-                                           st.dictionaries(st.sampled_from(["Retry-After", "X-A"]), st.sampled_from(["nan", "-1", "x"])))),
+    st.tuples(st.just("status"), st.tuples(st.sampled_from([200, 201, 204, 301, 400, 404, 413, 418]), _headers)),
 )  # fmt: skip
 PROMISES = (
-    Promise("wire replies", "A malformed reply is its own video's error; the neighbour keeps its score", _Context, _case, _check, 2.0),
+    Promise("wire replies", "A malformed reply is its own video's error; the neighbour keeps its score",
+            _Context, _case, _check, 2.0),
 )  # fmt: skip

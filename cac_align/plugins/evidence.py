@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from cac_align.core.shapes import UInt8
 
 from cac_align.core.judgement import Anomaly
 from cac_align.core.video import Video

@@ -19,6 +19,21 @@ from cac_align.runs.checkpoint import recipe_values
 
 T = TypeVar("T")
 
+# Keys at the top of a recipe that only one kind of recipe has, and what that kind is for.
+_KINDS = {
+    "components": "a reward (--reward)",
+    "generator": "cac-align best-of-n (--recipe)",
+    "objective": "cac-align align",
+    "group_size": "cac-align align",
+    "grpo": "cac-align train stage3",
+    "rollout": "cac-align train stage3",
+    "stage": "cac-align train stage1 or stage2",
+    "synthesis": "cac-align data synthesise (--recipe)",
+    "splits": "cac-align data split (--recipe)",
+    "launcher": "Flow-Factory, whose command takes it (cac-align doctor --host flow-factory --config)",
+    "stack": "UniRL, whose command takes it (cac-align doctor --host unirl --config)",
+}
+
 
 def read_recipe(
     kind: type[T], path: str | os.PathLike[str] | None, overrides: Sequence[str] = (), *, section: str | None = None
@@ -38,6 +53,7 @@ def read_recipe(
         layers = [OmegaConf.structured(kind)]
         if path is not None:
             chosen = _mapping_of(OmegaConf.load(find_recipe(path)), where, section)
+            _check_kind(kind, chosen, where)
             _drop_default_components(layers[0], chosen)
             layers.append(chosen)
         if overrides:
@@ -79,6 +95,14 @@ def _mapping_of(loaded: Any, where: str, section: str | None) -> Any:
     if under and isinstance(chosen, str):
         raise ValueError(f"{where}: its {section} is the recipe {chosen}; pass that one")
     raise ValueError(f"{where}: expected keys and values{under}, found {chosen!r:.80}")
+
+
+def _check_kind(kind: type, chosen: Any, where: str) -> None:
+    """Raise ``ValueError`` for a recipe of another kind, saying what it is for."""
+    known = {item.name for item in fields(kind)}
+    for key, use in _KINDS.items():
+        if key in chosen and key not in known:
+            raise ValueError(f"{where}: its key {key} says that this is a recipe for {use}; pass it there")
 
 
 def _drop_default_components(defaults: Any, chosen: Any) -> None:

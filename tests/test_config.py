@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from cac_align.align.recipe import AlignRecipe
 from cac_align.config import read_recipe
 from cac_align.generation.build import BestOfNRecipe
 from cac_align.rewards.build import RewardRecipe
+from cac_align.training.grpo import GrpoRecipe
+from cac_align.training.sft import SftRecipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -108,3 +111,22 @@ def test_an_empty_value_is_refused_with_the_spelling_of_an_empty_text():
     with pytest.raises(ValueError, match=r"normalise: Incompatible value 'None'.* an empty text is 'normalise=\"\"'"):
         read_recipe(RewardRecipe, None, ["normalise="])
     assert read_recipe(RewardRecipe, None, ['normalise=""']).normalise == ""
+
+
+OF_KIND = {
+    RewardRecipe: "reward/miniature.yaml",
+    BestOfNRecipe: "best_of_n/miniature.yaml",
+    AlignRecipe: "align/miniature.yaml",
+    SftRecipe: "train/stage1.yaml",
+    GrpoRecipe: "train/stage3.yaml",
+}
+
+
+@pytest.mark.parametrize("given", OF_KIND.values())
+@pytest.mark.parametrize("kind", OF_KIND)
+def test_a_recipe_of_another_kind_is_recognised_in_every_direction(kind, given):
+    section = "reward" if kind is RewardRecipe else None
+    if given in (OF_KIND[kind], "best_of_n/miniature.yaml" if section else None):
+        return
+    with pytest.raises(ValueError, match="this is a recipe for|its reward is the recipe"):
+        read_recipe(kind, RECIPES / given, section=section)

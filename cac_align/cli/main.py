@@ -13,7 +13,9 @@ import argparse
 import atexit
 import os
 import shlex
+import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -98,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The CPU threads of torch spin while they wait for each other: on a machine that does something else as well, a
     # small judge then takes fifty times as long. Before torch is loaded they can be told to sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _quiet_libraries()
     options = parse(arguments)
     verb = " ".join(filter(None, (options.verb, getattr(options, "kind", None))))
     try:
@@ -113,6 +116,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\ncac-align {verb}: interrupted; the same command resumes", file=sys.stderr)
         return 130
+
+
+def _quiet_libraries() -> None:
+    """Keep from the terminal what libraries tell those who program with them. Their variables, where
+    set, go before.
+    """
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
 
 
 def _explain(error: Exception, options: argparse.Namespace, verb: str) -> int:
@@ -141,8 +155,20 @@ def _explain(error: Exception, options: argparse.Namespace, verb: str) -> int:
 
 
 def program() -> NoReturn:
-    """What the command `cac-align` runs: ``main``, then ``leave`` with its exit status."""
-    leave(main())
+    """What the command `cac-align` runs: ``main``, then ``leave`` with its exit status.
+
+    A Ctrl-C while an interrupted verb still stops, because its threads finish what they do, ends the
+    program at once.
+    """
+    status = main()
+    if status == 130:
+        signal.signal(signal.SIGINT, _end_now)
+    leave(status)
+
+
+def _end_now(number: int, frame: object) -> NoReturn:
+    os.write(2, b"\ncac-align: ended at once; the same command resumes\n")
+    os._exit(130)
 
 
 def leave(status: int) -> NoReturn:

@@ -142,6 +142,8 @@ def validate(
         raise ValueError(f"{path}: cannot be read as records: {error}") from error
     if not count:
         raise ValueError(f"{path}: holds no records")
+    if len(found) == count and all(violation.field == "(line)" for violation in found):
+        raise ValueError(f"{path}: no line of it is a record; expected records.jsonl, one JSON object per line")
     return Validation(count, tuple(violation for violation in found if violation.rule not in skip))
 
 

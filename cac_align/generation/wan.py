@@ -96,6 +96,8 @@ class Wan:
         """
         import torch
         from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
 
         folder = _checkpoint_folder(path_or_id)
         setting = _read_setting(folder)
@@ -116,6 +118,9 @@ class Wan:
                 raise ValueError(f"dtype must be float32, bfloat16 or float16; received {dtype!r}")
             dtype = named
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        # The folder is here by now, and the bars of its parts say nothing to a user.
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
         try:
             pipeline = WanPipeline.from_pretrained(folder, dtype={"default": dtype, "vae": torch.float32})
         except OSError as error:

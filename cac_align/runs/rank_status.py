@@ -116,21 +116,26 @@ class RankStatus:
 
     @contextmanager
     def _sigterm_handled(self) -> Iterator[None]:
-        """On SIGTERM, by which a launcher that lost one process ends the others: print which one it
-        was, then end by the signal.
+        """On SIGTERM: write down that it was asked to end, or, on several processes, where a launcher
+        that lost one ends the others so, print which one it was; then end by the signal.
 
         Nothing is raised, because an exception out of a signal handler can surface in any line,
         where a library or code that turns errors into missing candidates may swallow it.
         """
-        if self.processes == 1 or threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def leave(number: int, frame: object) -> None:
             signal.signal(number, signal.SIG_IGN)
-            if lost := self._wait_for_lost():
-                os.write(2, f"{_resumable(lost)}\n".encode())  # the logger may be in the middle of a line of its own
-            self._remove()
+            if self.processes == 1:
+                self._write(ended="it was asked to end (SIGTERM)")
+            else:
+                if lost := self._wait_for_lost():
+                    os.write(
+                        2, f"{_resumable(lost)}\n".encode()
+                    )  # the logger may be in the middle of a line of its own
+                self._remove()
             signal.signal(number, former)
             os.kill(os.getpid(), number)
 

@@ -56,7 +56,10 @@ def load_model(
         )
     check_torchvision()
     from transformers import AutoConfig, AutoProcessor, Qwen3VLForConditionalGeneration
+    from transformers.utils import logging as transformers_logging
 
+    if Path(source).is_dir():  # a download shows its progress
+        transformers_logging.disable_progress_bar()
     model_class: Any = Qwen3VLForConditionalGeneration  # its stubs know neither revision=None nor output_loading_info
 
     kinds = {"text_config": "sdpa", "vision_config": usable_attention(attention, device)}

@@ -561,3 +561,49 @@ def test_wrong_input_is_said_before_a_model_is_loaded(arguments, message, clip, 
     given = [{"CLIP": str(clip), "TABLE": str(table)}.get(argument, argument) for argument in arguments]
     assert main(given) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_second_interrupt_while_threads_finish_is_one_line(tmp_path):
+    code = (
+        "import os, signal, sys, threading, time\n"
+        "from cac_align.cli import main as verbs\n"
+        "def work(): time.sleep(1); os.kill(os.getpid(), signal.SIGINT); time.sleep(60)\n"
+        "def run(options): threading.Thread(target=work).start(); raise KeyboardInterrupt\n"
+        "verbs.parse = lambda arguments: type('Options', (), {'verb': 'score', 'run': staticmethod(run)})()\n"
+        "verbs.program()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert ended.returncode == 130 and "Traceback" not in ended.stderr
+    assert [line for line in ended.stderr.splitlines() if line] == [
+        "cac-align score: interrupted; the same command resumes",
+        "cac-align: ended at once; the same command resumes",
+    ]
+
+
+def test_an_unknown_option_of_a_recipe_key_names_set(capsys):
+    with pytest.raises(SystemExit):
+        main(["align", "recipes/align/miniature.yaml", "--lr", "3"])
+    assert "write --set lr=3" in capsys.readouterr().err
+
+
+def test_lines_of_libraries_for_programmers_do_not_reach_the_terminal(tmp_path):
+    code = (
+        "import sys, warnings\n"
+        "from cac_align.cli import main as verbs\n"
+        "def run(options):\n"
+        "    import logging, huggingface_hub, transformers\n"
+        "    warnings.warn('old', FutureWarning)\n"
+        "    for name in ('huggingface_hub.utils._http', 'transformers.modeling_utils'):\n"
+        "        logging.getLogger(name).warning('Retrying in 1s')\n"
+        "    from cac_align.core.weights import shipped\n"
+        "    from cac_align.vlm.local import LocalVlm\n"
+        "    LocalVlm.load(str(shipped('cac')), device='cpu')\n"
+        "    from cac_align.generation.wan import Wan\n"
+        "    Wan.load(shipped('wan'), device='cpu')\n"
+        "    return 0\n"
+        "verbs.parse = lambda arguments: type('Options', (), {'verb': 'score', 'run': staticmethod(run)})()\n"
+        "verbs.program()\n"
+    )
+    quiet = {name: value for name, value in os.environ.items() if not name.endswith("_VERBOSITY")}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=quiet)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")

@@ -306,3 +306,10 @@ def test_the_verb_prints_each_violation_and_its_status_says_so(world, rows, caps
     assert found["records"] == 1 and found["rules"] == {"type": 1}
     with pytest.raises(ValueError, match="must be one of"):
         list(read_records(path))
+
+
+def test_a_file_of_another_kind_is_one_line(tmp_path, capsys):
+    (tmp_path / "README.md").write_text("# A title\n\nSome text.\n- a list\n")
+    assert main(["data", "validate", str(tmp_path / "README.md")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and "README.md: no line of it is a record" in printed.err

@@ -115,6 +115,20 @@ def test_a_process_told_to_stop_ends_by_the_signal_whatever_swallows_exceptions(
     assert not (tmp_path / "p" / "rank-0.json").exists() and (tmp_path / "p" / "rank-1.json").exists()
 
 
+def test_a_single_process_that_was_told_to_stop_says_so_at_the_next_start(tmp_path, caplog):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from cac_align.runs.rank_status import RankStatus\n"
+        "with RankStatus(Path(sys.argv[1])).guard():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "p")], capture_output=True, timeout=60)
+    assert ended.returncode == -signal.SIGTERM
+    with RankStatus(tmp_path / "p").guard():
+        pass
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "SIGTERM" in said and "killed without" not in said
+
+
 @pytest.mark.slow
 def test_a_killed_process_is_named_with_its_sample_and_the_same_command_goes_on(tmp_path):
     prompts = tmp_path / "prompts.txt"

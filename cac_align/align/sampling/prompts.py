@@ -13,12 +13,14 @@ import numpy as np
 from cac_align.align.recipe import AlignRecipe
 from cac_align.config import import_name
 from cac_align.core.prompts import read_lines, rows_of
+from cac_align.core.shipped_recipes import shipped_recipe
 
 
 def read_training_prompts(source: str, first: int, count: int, note: bool = True) -> list[str]:
     """The prompts of ``source`` (see ``AlignRecipe.prompts``) in order, each once.
 
-    Blank lines and repetitions are left out; with ``note`` their number is printed on stderr.
+    A file that is not there may be one that ships with the recipes. Blank lines and
+    repetitions are left out; with ``note`` their number is printed on stderr.
 
     Raises ``ValueError`` when there is no such file or function, or no prompt in it.
     """
@@ -28,7 +30,8 @@ def read_training_prompts(source: str, first: int, count: int, note: bool = True
     else:
         where = source
         try:
-            rows = rows_of(read_lines(Path(source)), source)
+            file = Path(source) if Path(source).exists() else shipped_recipe(source) or Path(source)
+            rows = rows_of(read_lines(file), source)
         except ValueError as error:
             raise ValueError(f"prompts: {error}; give a text file or module:function") from error
         lines = ["" if row is None else row["prompt"] for row in rows]

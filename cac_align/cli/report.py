@@ -35,7 +35,9 @@ def add_report(verbs: Any) -> None:
         help="the page to write; an existing one is replaced (default: report.html, of one folder in that folder, "
         "else here; where there is one, report-2.html, …)",
     )
-    parser.add_argument("--ratings", type=Path, action="append", default=[], help="ratings.jsonl or ratings.sqlite of the rating page")
+    parser.add_argument(
+        "--ratings", type=Path, action="append", default=[], help="ratings.jsonl or ratings.sqlite of the rating page"
+    )
     parser.add_argument("--max-pairs", type=int, default=50, help="pairs shown; all of them are counted")
     parser.add_argument("--seed", type=int, default=0, help="chooses the random candidates and the pairs shown")
     add_reward_options(parser, default="what the folders' ledgers hold")

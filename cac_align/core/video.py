@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-from cac_align.core.shapes import UInt8
 
 from cac_align.core.decoding import FileFrames, read_index
 from cac_align.core.judgement import Window
 from cac_align.core.limits import VideoLimits
+from cac_align.core.shapes import UInt8
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -287,7 +287,10 @@ def _nearest(times_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
 
 def _checked_fps(fps: object) -> float:
     """The rate as a float. Raises ``ValueError`` for anything but a positive number."""
-    rate = float(fps) if isinstance(fps, Real) and not isinstance(fps, bool) else math.nan
+    try:
+        rate = float(fps) if isinstance(fps, Real) and not isinstance(fps, bool) else math.nan
+    except OverflowError:  # an integer beyond every float
+        rate = math.inf
     if not (math.isfinite(rate) and rate > 0):
         raise ValueError(f"fps must be a positive number of frames per second, received {fps!r}")
     return rate

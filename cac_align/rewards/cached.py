@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cac_align.core.video import Video, VideoInput, as_pairs
+from cac_align.rewards.checked import checked_scores
 from cac_align.rewards.combine import Combined, bounds_of
 from cac_align.rewards.ledger import Ledger, score_key, unreadable_key
 from cac_align.rewards.reward import Reward, Score
@@ -72,11 +73,8 @@ class CachedReward(_WithLedger):
         todo = sorted(index for key, index in first.items() if key not in scores)
         for start in range(0, len(todo), self.videos_at_once):
             batch = todo[start : start + self.videos_at_once]
-            fresh = self.reward([prompts[index] for index in batch], [videos[index] for index in batch])
-            if len(fresh) != len(batch):
-                raise ValueError(
-                    f"reward {self.name!r} returned {len(fresh)} scores for {len(batch)} videos; expected one each"
-                )
+            returned = self.reward([prompts[index] for index in batch], [videos[index] for index in batch])
+            fresh = checked_scores(self.name, returned, len(batch))
             fresh = [_checked_against(provenance, score) for score in fresh]
             rows = []
             for index, score in zip(batch, fresh, strict=True):

@@ -27,6 +27,7 @@ import numpy as np
 
 from cac_align.core.judgement import Judgement
 from cac_align.core.video import VideoInput, as_pairs
+from cac_align.rewards.checked import checked_scores
 from cac_align.rewards.normalise import (
     NEEDS_GROUP,
     NORMALISERS,
@@ -98,11 +99,7 @@ class Combined:
             return []
         columns: dict[str, list[Score]] = {}
         for name, component in self.components.items():
-            columns[name] = list(component(prompts, videos))
-            if len(columns[name]) != len(videos):
-                raise ValueError(
-                    f"reward {name!r} returned {len(columns[name])} scores for {len(videos)} videos; expected one each"
-                )
+            columns[name] = checked_scores(name, component(prompts, videos), len(videos))
         rows = [{name: column[index] for name, column in columns.items()} for index in range(len(videos))]
         provenance = self.provenance
         combined: list[Score | None] = [None] * len(rows)

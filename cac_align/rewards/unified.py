@@ -28,6 +28,7 @@ from cac_align.core.video import Video, VideoInput, as_pairs
 from cac_align.rewards.domain import Domain, domain_provenance, read_domain, score_inside_domain
 from cac_align.rewards.reward import Score
 from cac_align.vlm.protocol import Conversation, Message, Reply, Vlm, checkpoint_uncertainty
+from cac_align.vlm.replies import checked_replies
 
 NUM_FRAMES = 16
 AXES = ("alignment", "physics", "style")
@@ -242,7 +243,8 @@ class UnifiedReward:
             except (ValueError, OSError) as error:
                 scores[index] = Score.missing(f"the video cannot be read: {error}", provenance=provenance)
         if conversations:
-            replies = self.vlm.answer(list(conversations.values()), max_new_tokens=self.max_new_tokens)
+            returned = self.vlm.answer(list(conversations.values()), max_new_tokens=self.max_new_tokens)
+            replies = checked_replies(returned, len(conversations), None)
             for index, reply in zip(conversations, replies, strict=True):
                 scores[index] = _read(reply, provenance)
         return [scores[index] for index in range(len(videos))]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from cac_align.vlm.protocol import Conversation, Readout, Reply, Vlm
+from cac_align.vlm.replies import checked_replies
 
 R = TypeVar("R")
 
@@ -77,9 +78,10 @@ def _run_in_rounds(vlm: Vlm, dialogues: Sequence[Dialogue[R]], done: Callable[[i
         for items in by_settings.values():
             asked = items[0].question
             conversations = [item.question.conversation for item in items]
-            replies = vlm.answer(
+            returned = vlm.answer(
                 conversations, max_new_tokens=asked.max_new_tokens, schema=asked.schema, readout=asked.readout
             )
+            replies = checked_replies(returned, len(items), asked.readout)
             for item, reply in zip(items, replies, strict=True):
                 queue.deliver(item, reply)
 

@@ -132,6 +132,7 @@ def test_a_video_is_a_video_already() -> None:
         (np.zeros((5, 4, 4, 3), np.uint8), {"fps": -8}, "fps must be a positive number"),
         (np.zeros((5, 4, 4, 3), np.uint8), {"fps": math.nan}, "fps must be a positive number"),
         (np.zeros((5, 4, 4, 3), np.uint8), {"fps": math.inf}, "fps must be a positive number"),
+        (np.zeros((5, 4, 4, 3), np.uint8), {"fps": 10**400}, "fps must be a positive number"),
         (np.zeros((5, 4, 4, 3), np.uint8), {"fps": "8"}, "fps must be a positive number"),
         (np.zeros((5, 4, 4, 3), np.uint8), {"fps": [8]}, "fps must be a positive number"),
         (np.zeros((5, 4, 4, 3), np.uint8), {"fps": True}, "fps must be a positive number"),

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from cac_align.core.shapes import UInt8
 
 from cac_align.core.containers import StatedLength, stated_length
 from cac_align.core.limits import VideoLimits
+from cac_align.core.shapes import UInt8
 
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,apng,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,flv,ogg,asf,nut,mxf,yuv4mpegpipe"
 _DECORD_CONTAINERS, _DECORD_CODECS = frozenset({"mp4", "matroska"}), frozenset({"h264", "vp8", "vp9"})
@@ -420,7 +420,9 @@ def _collect(source: Path | bytes, wanted: dict[int, int], max_pixels: int, seek
     last = max(wanted)
     try:
         with _open_av(source) as container:
-            stream = container.streams.video[0]
+            stream = next(iter(container.streams.video), None)
+            if stream is None or stream.codec_context is None:
+                raise _Broken("it changed since it was opened, and has no video stream that can be decoded any more")
             stream.thread_type = "AUTO"
             stream.codec_context.options = {"max_pixels": str(max_pixels)}
             if seek_to is not None:

@@ -94,6 +94,17 @@ def _check_damage(context: tuple[dict[str, bytes], Path], case: tuple[str, list[
     _whole_or_said(_read(bytes(data), kind, fps), kind)
 
 
+def _check_changed(context: tuple[dict[str, bytes], Path], case: tuple[str, float, str]) -> None:
+    kind, share, other = case
+    files, folder = context
+    path = folder / f"changed.{kind.split()[-1]}"
+    path.write_bytes(files[kind])
+    video = Video.open(path)
+    path.write_bytes(files[other][: int(share * len(files[other]))])
+    refused(video.sample, 4)
+    refused(video.frames, range(len(video)))
+
+
 def _check_bytes(context: tuple[dict[str, bytes], Path], case: tuple[str, float, float, bytes]) -> None:
     kind, begin, end, instead = case
     data = context[0][kind]
@@ -113,4 +124,6 @@ PROMISES = (
             st.tuples(_kind, _flips, st.sampled_from([None, 16.0])), _check_damage, 3.0),
     Promise("spliced files", "A video with bytes removed and put in is refused or read", _prepare,
             st.tuples(_kind, _share, _share, st.binary(max_size=64)), _check_bytes),
+    Promise("changed files", "A video whose file is cut or replaced after it was opened is refused or read", _prepare,
+            st.tuples(_kind, _share, _kind), _check_changed),
 )  # fmt: skip

@@ -259,6 +259,7 @@ def main() -> int:
         "--cases", type=int, help=f"at most so many inputs (default: {CASES_PER_MINUTE} a minute, 3000 or more)"
     )
     parser.add_argument("--only", default="", help="promises about inputs whose name holds this; no runs then")
+    parser.add_argument("--no-runs", action="store_true", help="inputs only")
     parser.add_argument("--out", type=Path, default=Path("out/campaign"))
     parser.add_argument("--replay", type=Path, help="put one stored input again")
     options = parser.parse_args()
@@ -267,7 +268,7 @@ def main() -> int:
     began, seconds = time.monotonic(), 60 * options.minutes
     cases = options.cases or max(3000, round(CASES_PER_MINUTE * options.minutes))
     children = [child(lambda told: put_inputs(options.seed, cases, seconds, options.only, told))]
-    if not options.only:
+    if not (options.only or options.no_runs):
         children.append(child(lambda told: put_runs(options.seed, seconds, told)))
     table, open_ends, held = (
         Table(options.out),

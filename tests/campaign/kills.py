@@ -14,6 +14,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -72,8 +73,11 @@ def start(arguments: list[str], log: Path) -> int:
         os.dup2(out, 1)
         os.dup2(out, 2)
         sys.stdout = sys.stderr = os.fdopen(1, "w", closefd=False)
+        from tqdm import tqdm
+
         from cac_align.cli.main import main
 
+        tqdm.set_lock(threading.RLock())  # tqdm's own is shared with the siblings, and a killed one keeps it
         status = main(arguments)
     except BaseException:
         traceback.print_exc()

@@ -260,6 +260,7 @@ def main() -> int:
     )
     parser.add_argument("--only", default="", help="promises about inputs whose name holds this; no runs then")
     parser.add_argument("--no-runs", action="store_true", help="inputs only")
+    parser.add_argument("--no-inputs", action="store_true", help="runs only")
     parser.add_argument("--out", type=Path, default=Path("out/campaign"))
     parser.add_argument("--replay", type=Path, help="put one stored input again")
     options = parser.parse_args()
@@ -267,7 +268,9 @@ def main() -> int:
         return replay(options.replay)
     began, seconds = time.monotonic(), 60 * options.minutes
     cases = options.cases or max(3000, round(CASES_PER_MINUTE * options.minutes))
-    children = [child(lambda told: put_inputs(options.seed, cases, seconds, options.only, told))]
+    children = []
+    if not options.no_inputs:
+        children.append(child(lambda told: put_inputs(options.seed, cases, seconds, options.only, told)))
     if not (options.only or options.no_runs):
         children.append(child(lambda told: put_runs(options.seed, seconds, told)))
     table, open_ends, held = (

@@ -18,12 +18,12 @@ from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
 from cac_align.serving.service import ServiceSettings
 from cac_align.serving.video_parts import frames_part
-from cac_align.serving.wire import PACKED, ScoreItem, ScoreRequest, pack, to_json
+from cac_align.serving.wire import PACKED, ScoreItem, ScoreRequest, pack, message_to_json
 from tests.campaign.promise import Broken, Promise
 from tests.campaign.wire import paths, put_at
 from tests.support.hosting import Brightness, clip, serving
 
-_ITEM = {"prompt": "a ball", "video": to_json(frames_part(Video.open(clip(200, 9), fps=16), tuple(range(9))))}
+_ITEM = {"prompt": "a ball", "video": message_to_json(frames_part(Video.open(clip(200, 9), fps=16), tuple(range(9))))}
 _REQUEST = {"items": [_ITEM]}
 _PATHS = sorted(paths(_REQUEST)[1:], key=str)
 _OUTSIDE = [

@@ -152,7 +152,9 @@ def _train_state(out: Path) -> Any:
 def _synthesis_state(out: Path) -> Any:
     attempts = [json.loads(line) for line in (out / "attempts.jsonl").read_text().splitlines()]
     texts = sorted((row["record"], row["task"], row["text"]) for row in attempts)
-    return (out / "chains.jsonl").read_text(), (out / "records.jsonl").read_text(), texts
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    # A record names its video relative to the folder, and not every run lies equally deep.
+    return (out / "chains.jsonl").read_text(), [{**row, "video": Path(row["video"]).name} for row in records], texts
 
 
 def verbs(folder: Path) -> list[Verb]:

@@ -18,7 +18,7 @@ from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
 from cac_align.serving.service import ServiceSettings
 from cac_align.serving.video_parts import frames_part
-from cac_align.serving.wire import PACKED, ScoreItem, ScoreRequest, pack, message_to_json
+from cac_align.serving.wire import PACKED, ScoreItem, ScoreRequest, message_to_json, pack
 from tests.campaign.promise import Broken, Promise
 from tests.campaign.wire import paths, put_at
 from tests.support.hosting import Brightness, clip, serving

@@ -35,14 +35,14 @@ from cac_align.serving.video_parts import frames_part
 from cac_align.serving.wire import PACKED, ScoreItem, ScoreRequest, pack
 from cac_align.vlm.protocol import Conversation
 from cac_align.vlm.scripted import ScriptedVlm
-from cac_align.vlm.server.chat import chat
+from cac_align.vlm.server.chat import chat_fields
 
 NORMAL = json.dumps({"COT": "looked", "status": "normal", "anomalies": []})
 
 
 def passing_on(conversation: Conversation) -> str:
     """A judge behind a server, but for the server: the whole request is written."""
-    json.dumps(chat(conversation, as_video=False, quality=90))
+    json.dumps(chat_fields(conversation, as_video=False, quality=90))
     return NORMAL
 
 

@@ -164,7 +164,8 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 def _inside(data: bytes, *path: bytes) -> bytes | None:
     """The content of the first box at this path."""
     for step in path:
-        data = next((content for kind, content in _boxes(data) if kind == step), None)  # pyright: ignore[reportAssignmentType]
+        inside = (content for kind, content in _boxes(data) if kind == step)
+        data = next(inside, None)  # pyright: ignore[reportAssignmentType]
         if data is None:
             return None
     return data

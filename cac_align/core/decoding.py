@@ -31,7 +31,10 @@ from cac_align.core.containers import StatedLength, stated_length
 from cac_align.core.limits import VideoLimits
 from cac_align.core.shapes import UInt8
 
-_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,apng,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,flv,ogg,asf,nut,mxf,yuv4mpegpipe"
+_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,apng,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,flv,ogg,asf,nut,"
+    "mxf,yuv4mpegpipe"
+)
 _DECORD_CONTAINERS, _DECORD_CODECS = frozenset({"mp4", "matroska"}), frozenset({"h264", "vp8", "vp9"})
 """Where decord may be trusted, unless a file has both B-frames and several key frames: then, and in
 avi and MPEG-TS, and for HEVC and MPEG-4 part 2, it hands out a neighbour in place of some frames
@@ -365,7 +368,9 @@ def _read_decord(source: Path | bytes, indices: tuple[int, ...], count: int) -> 
     decord.logging.set_level(decord.logging.QUIET)  # its complaints about one frame would bury ours about the file
     try:
         # fault_tol: decord otherwise hands out a neighbour in place of a frame that it could not decode.
-        reader = decord.VideoReader(_openable(source), ctx=decord.cpu(0), fault_tol=_NO_FAULTS)  # pyright: ignore[reportArgumentType]
+        opened: Any = _openable(source)
+        tolerance: Any = _NO_FAULTS  # decord takes a float, its stub an int
+        reader = decord.VideoReader(opened, ctx=decord.cpu(0), fault_tol=tolerance)
         if len(reader) != count:
             return None
         batch = reader.get_batch(list(indices))

@@ -14,6 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+
 from cac_align.core.shapes import UInt8
 
 CRF = 12

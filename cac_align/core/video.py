@@ -136,12 +136,16 @@ class Video:
     ) -> Video:
         """Open anything that is a video.
 
-        source: path or bytes of an mp4, webm, gif, …; a uint8 array or tensor in [0, 255] or a float one in [0, 1]; PIL frames.
-        fps: frames per second. Required for arrays, tensors and PIL frames. For files it overrides the container's clock
+        source: path or bytes of an mp4, webm, gif, …; a uint8 array or tensor in [0, 255] or a
+        float one in [0, 1]; PIL frames.
+        fps: frames per second. Required for arrays, tensors and PIL frames. For files it overrides
+        the container's clock
             (every RL stack tags its files with a wrong rate): time stamps then are index / fps.
-        layout: axis order of an array or tensor, "THWC", "TCHW" or "CTHW"; needed only where the shape leaves two readings.
+        layout: axis order of an array or tensor, "THWC", "TCHW" or "CTHW"; needed only where the
+        shape leaves two readings.
         limits: what the video may cost; None takes ``VideoLimits.default()``.
-        Raises ``ValueError`` for anything that is not a readable video, with what was expected, received and how to mend it.
+        Raises ``ValueError`` for anything that is not a readable video, with what was expected,
+        received and how to mend it.
         """
         fps = None if fps is None else _checked_fps(fps)
         if isinstance(source, Video):
@@ -333,7 +337,8 @@ def _as_pixels(source: Any, layout: Layout | None, limits: VideoLimits, name: st
         low, high = float(pixels.min()), float(pixels.max())
         if low < -1e-3 or high > 1 + 1e-3:
             raise ValueError(
-                f"float pixels must lie in [0, 1], received [{low:.3g}, {high:.3g}]; rescale, or pass uint8 for [0, 255]"
+                f"float pixels must lie in [0, 1], received [{low:.3g}, {high:.3g}]; "
+                "rescale, or pass uint8 for [0, 255]"
             )
         pixels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
     if pixels.dtype != np.uint8:

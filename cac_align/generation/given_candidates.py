@@ -80,7 +80,9 @@ def _is_table(path: Path) -> bool:
 
 
 def _table_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line, row) of a table; a row that cannot be read is its text. Raises ``ValueError`` for a file that is no text."""
+    """(line, row) of a table; a row that cannot be read is its text. Raises ``ValueError`` for a
+    file that is no text.
+    """
     with open(path, encoding="utf-8-sig", newline="") as file:
         delimiter = _DELIMITERS.get(path.suffix.lower())
         if delimiter is not None:

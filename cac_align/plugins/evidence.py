@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cac_align.core.shapes import UInt8
 
 from cac_align.core.judgement import Anomaly
+from cac_align.core.shapes import UInt8
 from cac_align.core.video import Video
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Score

@@ -109,8 +109,8 @@ class JudgeRecipe:
     backoff_s: float | None = None
     # The server's dialect: vllm, sglang or openai.
     dialect: str | None = None
-    # How frames are sent: as one "video" with time stamps (vLLM's default, which needs --trust-request-mm-kwargs), or as
-    # "images" (the default elsewhere).
+    # How frames are sent: as one "video" with time stamps (vLLM's default, which needs --trust-request-mm-kwargs), or
+    # as "images" (the default elsewhere).
     frames: str | None = None
     # Folder or hub id of the served model's tokenizer, for a vLLM server whose /tokenize cannot be reached.
     tokenizer: str | None = None

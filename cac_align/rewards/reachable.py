@@ -15,7 +15,10 @@ def servers_of(reward: Any) -> dict[str, ServerVlm]:
 
 
 def check_reachable(reward: Any, timeout_s: float = 2.0) -> None:
-    """Ask all servers at once. Raises ``ValueError`` with a line per server that does not answer, and how to start it."""
+    """Ask all servers at once.
+
+    Raises ``ValueError`` with a line per server that does not answer, and how to start it.
+    """
     servers = servers_of(reward)
     if not servers:
         return

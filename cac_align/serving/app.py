@@ -38,7 +38,7 @@ from cac_align.serving.incoming import (
     unirl_part,
 )
 from cac_align.serving.service import Service, ServiceSettings, scores_of_one_judge
-from cac_align.serving.wire import PACKED, Health, ScoreRequest, ScoreResponse, ScoreResult, encode, unpack
+from cac_align.serving.wire import PACKED, Health, ScoreRequest, ScoreResponse, ScoreResult, encode_message, unpack
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ async def score_typed(request: Request) -> Response:
         for score, (_, missing) in zip(scores, answers, strict=True)
     ]
     answer = ScoreResponse(scores=results, provenance=provenance)
-    return Response(encode(answer), media_type="application/json")
+    return Response(encode_message(answer), media_type="application/json")
 
 
 @router.post("/score")
@@ -260,7 +260,7 @@ async def health(request: Request) -> Response:
             frame_plans=service.frame_plans,
             limits=service.settings.limits,
         )
-    return Response(encode(answer), 200 if status == "ok" else 503, media_type="application/json")
+    return Response(encode_message(answer), 200 if status == "ok" else 503, media_type="application/json")
 
 
 @router.get("/metrics")

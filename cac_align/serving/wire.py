@@ -223,22 +223,22 @@ class Health:
 # ---- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def to_json(message: Any) -> Any:
+def message_to_json(message: Any) -> Any:
     """A message as JSON values: bytes become base64 text, numbers that are not finite null."""
     if is_dataclass(message) and not isinstance(message, type):
-        return {item.name: to_json(getattr(message, item.name)) for item in fields(message)}
+        return {item.name: message_to_json(getattr(message, item.name)) for item in fields(message)}
     if isinstance(message, Mapping):
-        return {key: to_json(value) for key, value in message.items()}
+        return {key: message_to_json(value) for key, value in message.items()}
     if isinstance(message, (list, tuple)):
-        return [to_json(value) for value in message]
+        return [message_to_json(value) for value in message]
     if isinstance(message, bytes):
         return base64.b64encode(message).decode("ascii")
     return None if isinstance(message, float) and not math.isfinite(message) else message
 
 
-def encode(message: Any) -> bytes:
+def encode_message(message: Any) -> bytes:
     """A message as a JSON text."""
-    return json.dumps(to_json(message), separators=(",", ":"), allow_nan=False).encode("ascii")
+    return json.dumps(message_to_json(message), separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def read_score_response(body: bytes) -> ScoreResponse:
@@ -364,7 +364,7 @@ def pack(request: ScoreRequest) -> bytes:
         blobs.append(media)
         return len(media)
 
-    header = encode(_with_media(request, counted))
+    header = encode_message(_with_media(request, counted))
     return b"".join([len(header).to_bytes(4, "little"), header, *blobs])
 
 

@@ -83,7 +83,8 @@ def stop_reason(rows: Sequence[Mapping[str, Any]], limits: EarlyStopping) -> str
         verdict = "normal" if normal > 0.5 else "abnormal"
         return (
             f"collapse: {max(normal, 1 - normal):.1%} of all rollouts say {verdict} {over}, with answers of "
-            f"{length:.0f} tokens ({first_length:.0f} at first); raise grpo.beta, lower run.lr, or start from a better stage 2"
+            f"{length:.0f} tokens ({first_length:.0f} at first); raise grpo.beta, lower run.lr, "
+            "or start from a better stage 2"
         )
     if limits.min_length_ratio and length < limits.min_length_ratio * first_length:
         return (

@@ -17,7 +17,7 @@ both turns.
 Eq. 5's F_pred is what was looked into: the frames that turn 2 was shown (single turn: those of the
 windows it names). M counts the true boxes on them, boxed or not, so that boxing the easiest frame
 alone does not pay; and where an anomaly is boxed on frames in between, as an appearance is on one,
-its box stands on the nearest frame shown, where stage 2 teaches it to be (``data.truth.seen``).
+its box stands on the nearest frame shown, where stage 2 teaches it to be (``data.visibility.visible_anomalies``).
 
 Source: CaC (arXiv 2605.11723) Sec. 3.3.
 """

@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from cac_align.cli.main import main
 from cac_align.config import read_recipe
+from cac_align.core.encoding import write_mp4
+from cac_align.core.judgement import Anomaly, Window
 from cac_align.core.shipped_recipes import find_recipe, recipes_folder, shipped_recipe, shipped_recipes
+from cac_align.data.records import Record, write_records
 from cac_align.rewards.build import RewardRecipe
 
 
@@ -103,13 +107,15 @@ def test_what_shipped_recipes_say_of_other_recipes_is_found():
 )
 def test_every_verb_looks_for_a_recipe_in_the_same_way(arguments, tmp_path, capsys):
     (tmp_path / "p.txt").write_text("a red ball\n")
-    (tmp_path / "records.jsonl").write_text("")
+    write_mp4(tmp_path / "a.mp4", np.zeros((4, 16, 16, 3), np.uint8), fps=16)
+    anomaly = Anomaly("Physical Violations", window=Window(0.0, 0.1))
+    normal = Record("a", "a.mp4", "a red ball", 16.0, 4, 16, 16, "normal")
+    abnormal = Record("b", "a.mp4", "a red ball", 16.0, 4, 16, 16, "abnormal", (anomaly,))
+    write_records(tmp_path / "records.jsonl", [normal, abnormal])
     told = []
     for name in ("qwen3vl_8b_sever", "miniature"):
         status = main([name if word == "NAME" else word for word in arguments])
         told.append((status, capsys.readouterr().err))
-    if arguments[0] == "evaluate":  # says first that there are no records
-        return
     (unknown, said), (several, both) = told
     assert unknown == several == 2
     assert (

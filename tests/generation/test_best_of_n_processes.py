@@ -17,7 +17,14 @@ def test_two_processes_choose_what_one_chooses(tmp_path):
     )
 
     def command(name):
-        settings = ["--set", "n=2", "--set", "generator.model=cac_align.miniature.world.world:Renderer"]
+        settings = [
+            "--set",
+            "n=2",
+            "--set",
+            "reward.allow_out_of_domain=true",
+            "--set",
+            "generator.model=cac_align.miniature.world.world:Renderer",
+        ]
         return ["-m", "cac_align.cli", "best-of-n", "--prompts", str(prompts), "--out", str(tmp_path / name), *settings]
 
     done = run_two(command("two"), {})

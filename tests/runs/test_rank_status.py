@@ -135,7 +135,14 @@ def test_a_killed_process_is_named_with_its_sample_and_the_same_command_goes_on(
     lines = [f"a {colour} ball rests on sand" for colour in ("red", "green", "blue", "yellow", "cyan", "purple")]
     prompts.write_text("\n".join(lines) + "\n")
     out = tmp_path / "out"
-    settings = ["--set", "n=4", "--set", "generator.model=cac_align.miniature.world.world:Renderer"]
+    settings = [
+        "--set",
+        "n=4",
+        "--set",
+        "reward.allow_out_of_domain=true",
+        "--set",
+        "generator.model=cac_align.miniature.world.world:Renderer",
+    ]
     command = [*LAUNCH, "-m", "cac_align.cli", "best-of-n", "--prompts", str(prompts), "--out", str(out), *settings]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)

@@ -27,7 +27,7 @@ from cac_align.serving.app import create_app, token_matches
 from cac_align.serving.server import listening_socket, serve
 from cac_align.serving.service import ServiceSettings
 from cac_align.serving.video_parts import frames_part
-from cac_align.serving.wire import Limits, to_json
+from cac_align.serving.wire import Limits, message_to_json
 from cac_align.vlm.server.server import ServerVlm
 from tests.support.hosting import Brightness, clip, group_normalised, occupied, scripted, serving
 
@@ -39,7 +39,7 @@ def b64(data):
 def frames_item(prompt="a ball", level=200, num_frames=17, indices=None):
     video = Video.open(clip(level, num_frames), fps=16)
     part = frames_part(video, tuple(range(num_frames)) if indices is None else indices)
-    return {"prompt": prompt, "video": to_json(part)}
+    return {"prompt": prompt, "video": message_to_json(part)}
 
 
 def png_frames(level=200, num_frames=5):
@@ -152,7 +152,7 @@ def test_limits_bound_bodies_items_frames_and_pixels():
     with serving(Brightness(), ServiceSettings(limits=limits)) as (url, _):
         small = {"prompt": "p", "video": frames_item(num_frames=9)["video"]}
         small_video = Video.open(clip(num_frames=9, height=32, width=32), fps=16)
-        fits = {"prompt": "p", "video": to_json(frames_part(small_video, tuple(range(9))))}
+        fits = {"prompt": "p", "video": message_to_json(frames_part(small_video, tuple(range(9))))}
         many, wide, good = (
             ask(url, frames_item(num_frames=17), small).json()["scores"] + ask(url, fits).json()["scores"]
         )

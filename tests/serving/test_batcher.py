@@ -10,13 +10,13 @@ from cac_align.core.video import Video
 from cac_align.serving.batcher import Batcher
 from cac_align.serving.service import ServiceSettings
 from cac_align.serving.video_parts import frames_part
-from cac_align.serving.wire import to_json
+from cac_align.serving.wire import message_to_json
 from tests.support.hosting import Brightness, clip, occupied, serving
 
 
 def frames_item(prompt, level=200, indices=tuple(range(17))):
     part = frames_part(Video.open(clip(level), fps=16), indices)
-    return {"prompt": prompt, "video": to_json(part)}
+    return {"prompt": prompt, "video": message_to_json(part)}
 
 
 def ask(url, item, timeout_s=20.0):

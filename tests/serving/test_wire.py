@@ -6,7 +6,7 @@ import pytest
 from cac_align.core.video import Video
 from cac_align.serving.incoming import read_score_request
 from cac_align.serving.video_parts import frames_part
-from cac_align.serving.wire import PACKED, FilePart, ScoreItem, ScoreRequest, encode, pack, unpack
+from cac_align.serving.wire import PACKED, FilePart, ScoreItem, ScoreRequest, encode_message, pack, unpack
 from tests.support.hosting import Brightness, clip, serving
 
 
@@ -20,7 +20,7 @@ def test_packed_bodies_round_trip_and_refuse_wrong_counts():
     )
     body = pack(request)
     assert unpack(body, read_score_request) == request
-    for wrong in (b"", body[:2], body[:40], body[:-1], body + b"x", encode(request)):
+    for wrong in (b"", body[:2], body[:40], body[:-1], body + b"x", encode_message(request)):
         with pytest.raises(ValueError):
             unpack(wrong, read_score_request)
     with serving(Brightness()) as (url, _):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cac_align.cac.readout import status_offset
 from cac_align.vlm.server import readout
 from cac_align.vlm.server.readout import (
-    Step,
+    TokenStep,
     UnreadableLogprobs,
     likeliest_steps,
     read_words,
@@ -145,8 +145,8 @@ def exact(model: dict[str, float], word: str) -> float:
     return sum(p * exact(model, word[len(piece) :]) for piece, p in model.items() if word.startswith(piece))
 
 
-def tokens_of(model: dict[str, float]) -> Step:
-    return Step(b"", {piece.encode(): math.log(p) for piece, p in model.items()}, complete=True)
+def tokens_of(model: dict[str, float]) -> TokenStep:
+    return TokenStep(b"", {piece.encode(): math.log(p) for piece, p in model.items()}, complete=True)
 
 
 @given(models())

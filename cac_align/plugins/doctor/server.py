@@ -1,6 +1,7 @@
 """Checks of a judge's server: what it must do for exact scores, tried with a synthetic clip in a few seconds.
 
-URL, reward recipe → reachable, checkpoint, frames, time stamps, limits, schema, log-probabilities, continuation → checks
+URL, reward recipe → reachable, checkpoint, frames, time stamps, limits, schema, log-probabilities,
+continuation → checks
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _TIMEOUT_S = 30.0
 
 
 def check_server(url: str, recipe: Path | None = None) -> Iterator[Check]:
-    """The checks of the server at ``url``, as the recipe's component behind this URL asks it (None: as vLLM's defaults do)."""
+    """The checks of the server at ``url``, as the recipe's component behind this URL asks it
+    (None: as vLLM's defaults do).
+    """
     component = _component(url, recipe) if recipe is not None else None
     vlm = _connect(url, component)
     if (why := vlm.why_unreachable()) is not None:
@@ -148,7 +151,9 @@ def _still(count: int) -> Frames:
 
 
 def _check_against_processor(vlm: ServerVlm, root: str) -> Iterator[Check]:
-    """The server's token count of a clip against the checkpoint's own processor, where its folder is on this machine."""
+    """The server's token count of a clip against the checkpoint's own processor, where its folder
+    is on this machine.
+    """
     if vlm.frames != "video":
         return
     if not Path(root, "config.json").is_file():

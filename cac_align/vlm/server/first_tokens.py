@@ -2,7 +2,8 @@
 
 words → first_tokens → text by token id → the ids that ``logprob_token_ids`` names
 
-For "normal" these are "n", "no", …, "normal" and the word with a quote after it, as far as the tokenizer has them as single tokens.
+For "normal" these are "n", "no", …, "normal" and the word with a quote after it, as far as the
+tokenizer has them as single tokens.
 """
 
 from __future__ import annotations

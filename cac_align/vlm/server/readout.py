@@ -2,18 +2,21 @@
 
 reported tokens at the place → complete words and short pieces → pieces followed token by token → log P(word)
 
-A word may be spelled in several tokens (Qwen: ``abnormal`` = ``ab`` + ``normal``), so nothing here searches for a token: a
-reported token counts for a word when it completes it. A token that only begins the word ("n", "no", "ab") is followed: its
-probability is multiplied by that of the rest after it, which is read at the next token of the answer or by another request.
+A word may be spelled in several tokens (Qwen: ``abnormal`` = ``ab`` + ``normal``), so nothing here
+searches for a token: a reported token counts for a word when it completes it. A token that only
+begins the word ("n", "no", "ab") is followed: its probability is multiplied by that of the rest
+after it, which is read at the next token of the answer or by another request.
 
-Where a server reports only its likeliest tokens, two upper bounds remain, and they are said to be bounds: a word none of
-whose tokens is reported gets the probability of the least likely reported one, and a word's longest reported piece counts in
-full when following it would cost a request. A shorter piece never counts as its word.
+Where a server reports only its likeliest tokens, two upper bounds remain, and they are said to be
+bounds: a word none of whose tokens is reported gets the probability of the least likely reported
+one, and a word's longest reported piece counts in full when following it would cost a request. A
+shorter piece never counts as its word.
 
-A wrong probability would be worse than none. ``UnreadableLogprobs`` is raised when no word is reported (two equal bounds would
-look like 0.5), when a bound exceeds what was found, when a piece can be neither followed nor neglected, when a reported
-value that matters is no log-probability (NaN, null, infinite, -9999, above 0), and when the reported tokens' probabilities
-add up to more than 1.
+A wrong probability would be worse than none. ``UnreadableLogprobs`` is raised when no word is
+reported (two equal bounds would look like 0.5), when a bound exceeds what was found, when a piece
+can be neither followed nor neglected, when a reported value that matters is no log-probability
+(NaN, null, infinite, -9999, above 0), and when the reported tokens' probabilities add up to more
+than 1.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ class UnreadableLogprobs(Exception):
 
 
 @dataclass(frozen=True)
-class Step:
+class TokenStep:
     """What a server reported about one token of an answer."""
 
     # Bytes of the token that was written.
@@ -79,17 +82,17 @@ class _Piece:
 
 
 def read_words(
-    first: Step,
+    first: TokenStep,
     words: Sequence[str],
     *,
-    along: Callable[[bytes], Step | None] = lambda piece: None,
-    ask: Callable[[bytes, Sequence[str]], Step] | None = None,
+    along: Callable[[bytes], TokenStep | None] = lambda piece: None,
+    ask: Callable[[bytes, Sequence[str]], TokenStep] | None = None,
 ) -> WordProbabilities:
     """log P(word) for every word at the place where ``first`` is the token.
 
-    along: the answer's own token after these bytes, if the answer goes on with them. ask: the token after these bytes by
-    another request, given the rests of the words; None where a server cannot continue an answer.
-    Raises ``UnreadableLogprobs`` when the probabilities cannot be read.
+    along: the answer's own token after these bytes, if the answer goes on with them. ask: the token
+    after these bytes by another request, given the rests of the words; None where a server cannot
+    continue an answer. Raises ``UnreadableLogprobs`` when the probabilities cannot be read.
     """
     found: dict[str, list[float]] = {word: [] for word in words}
     bounds: dict[str, list[float]] = {word: [] for word in words}
@@ -112,7 +115,8 @@ def read_words(
                 continue
             if ask is None:
                 raise UnreadableLogprobs(
-                    f"the token {shown!r} (probability {math.exp(piece.log_p):.2g}) may begin {' or '.join(piece.rests)}, "
+                    f"the token {shown!r} (probability {math.exp(piece.log_p):.2g}) "
+                    f"may begin {' or '.join(piece.rests)}, "
                     "and this server cannot be asked how it goes on"
                 )
             if num_requests == MAX_FOLLOWED:
@@ -131,14 +135,16 @@ def _matters(piece: _Piece, found: Mapping[str, Sequence[float]]) -> bool:
 
 
 def _visit(
-    step: Step,
+    step: TokenStep,
     text: bytes,
     reach: float,
     rests: Mapping[str, bytes],
     found: Mapping[str, list[float]],
     bounds: Mapping[str, list[float]],
 ) -> list[_Piece]:
-    """Add to ``found`` and ``bounds`` what this token says about the words; return the pieces that are to be followed."""
+    """Add to ``found`` and ``bounds`` what this token says about the words; return the pieces that
+    are to be followed.
+    """
     for token in step.unusable:
         if any(_begins(token, rest) or _completes(token, rest) for rest in rests.values()):
             raise UnreadableLogprobs(f"the log-probability of {token.decode('utf-8', 'replace')!r} is not usable")
@@ -213,10 +219,10 @@ def _log_sum(values: Sequence[float]) -> float:
     return top + math.log(math.fsum(math.exp(value - top) for value in values))
 
 
-# ---- the server's field "logprobs" ------------------------------------------------------------------------------------
+# ---- the server's field "logprobs" ---------------------------------------------------------------------------------
 
 
-def likeliest_steps(logprobs: Any) -> list[Step]:
+def likeliest_steps(logprobs: Any) -> list[TokenStep]:
     """A step per token of an answer, from the likeliest tokens at each. Raises ``UnreadableLogprobs`` without any."""
     steps = []
     for item in _content(logprobs):
@@ -237,11 +243,11 @@ def likeliest_steps(logprobs: Any) -> list[Step]:
             others.setdefault(chosen, float(item["logprob"]))
         elif item.get("logprob") is not None or others or unusable:
             unusable.add(chosen)
-        steps.append(Step(chosen, others, min(ranked, default=None), frozenset(unusable)))
+        steps.append(TokenStep(chosen, others, min(ranked, default=None), frozenset(unusable)))
     return steps
 
 
-def requested_step(logprobs: Any, tokens: Mapping[int, str]) -> Step:
+def requested_step(logprobs: Any, tokens: Mapping[int, str]) -> TokenStep:
     """The first token's step, from the log-probabilities of exactly these tokens (text by id), as "token_id:N" entries.
 
     Raises ``UnreadableLogprobs`` when one of them is missing or unusable.
@@ -257,7 +263,8 @@ def requested_step(logprobs: Any, tokens: Mapping[int, str]) -> Step:
     for index, text in tokens.items():
         if f"token_id:{index}" not in reported:
             raise UnreadableLogprobs(
-                f"the server did not report the log-probability of token {index} ({text!r}); logprob_token_ids needs vLLM "
+                f"the server did not report the log-probability of token {index} ({text!r}); "
+                "logprob_token_ids needs vLLM "
                 "0.32 or newer"
             )
         value = reported[f"token_id:{index}"]
@@ -265,10 +272,10 @@ def requested_step(logprobs: Any, tokens: Mapping[int, str]) -> Step:
             raise UnreadableLogprobs(f"the log-probability of {text!r} is {value!r}, which is not usable")
         spelled = text.encode()
         log_p[spelled] = _log_sum([*([log_p[spelled]] if spelled in log_p else []), float(value)])
-    return Step(b"", log_p, complete=True)
+    return TokenStep(b"", log_p, complete=True)
 
 
-def step_at(steps: Sequence[Step], text: str, place: int) -> int:
+def step_at(steps: Sequence[TokenStep], text: str, place: int) -> int:
     """Position of the token that begins at the place. Reasoning may have been cut off before the answer."""
     stream = b"".join(step.chosen for step in steps)
     answer = text.encode("utf-8", "replace")
@@ -286,7 +293,7 @@ def step_at(steps: Sequence[Step], text: str, place: int) -> int:
     raise UnreadableLogprobs("no token begins at the place", ask_again=True)
 
 
-def step_after(steps: Sequence[Step], position: int, piece: bytes) -> Step | None:
+def step_after(steps: Sequence[TokenStep], position: int, piece: bytes) -> TokenStep | None:
     """The answer's token after these bytes, where the answer goes on with them from ``position``; else None."""
     written = b""
     while position < len(steps) and len(written) < len(piece):
@@ -305,7 +312,9 @@ def _content(logprobs: Any) -> list[Mapping[str, Any]]:
 
 
 def _usable(log_p: object) -> TypeGuard[float]:
-    """Whether this is a log-probability: a finite number, at most 0 but for rounding, and not the -9999 of a masked token."""
+    """Whether this is a log-probability: a finite number, at most 0 but for rounding, and not the
+    -9999 of a masked token.
+    """
     if isinstance(log_p, bool) or not isinstance(log_p, (int, float)):
         return False
     return _IMPOSSIBLE < log_p <= _ROUNDING  # NaN and infinities compare false

@@ -32,7 +32,8 @@ class RequestFailed(Exception):
 _REMEDIES: tuple[tuple[str, str], ...] = (
     (
         r"(media_io_kwargs|mm_processor_kwargs) are disabled",
-        "start vLLM with --trust-request-mm-kwargs (each frame's own time travels in these fields), or set frames: images",
+        "start vLLM with --trust-request-mm-kwargs (each frame's own time travels in these fields), "
+        "or set frames: images",
     ),
     (
         r"at most 0 video|video.*(not support|unsupported)|(not support|unsupported).*video|unknown part type: video",

@@ -44,7 +44,7 @@ from cac_align.vlm.protocol import UNREACHABLE, Conversation, Readout, Reply
 from cac_align.vlm.server.chat import chat_fields, continuation, response_format, without_media
 from cac_align.vlm.server.first_tokens import first_tokens, first_tokens_of_table, token_ids
 from cac_align.vlm.server.readout import (
-    Step,
+    TokenStep,
     UnreadableLogprobs,
     WordProbabilities,
     likeliest_steps,
@@ -329,7 +329,8 @@ class ServerVlm:
             if self.dialect == "vllm":
                 self._warn(
                     "the server has no /tokenize, so log-probabilities are those of the 20 likeliest tokens and upper "
-                    "bounds; let the gateway pass /tokenize, or name the model's tokenizer in the recipe (tokenizer: PATH)"
+                    "bounds; let the gateway pass /tokenize, "
+                    "or name the model's tokenizer in the recipe (tokenizer: PATH)"
                 )
             return request | {"logprobs": True, "top_logprobs": TOP_LOGPROBS}, None
         prefix = prefix_of(conversation)
@@ -358,7 +359,7 @@ class ServerVlm:
         place = found - len(prefix)
         before = prefix + text[:place]
 
-        def ask(piece: bytes, rests: Sequence[str]) -> Step:
+        def ask(piece: bytes, rests: Sequence[str]) -> TokenStep:
             written = before + piece.decode("utf-8", "replace")
             return self._ask_next_token(request, written, self._tokens_of(rests, stop) if by_id else None, stop)
 
@@ -382,8 +383,10 @@ class ServerVlm:
 
     def _ask_next_token(
         self, request: Mapping[str, Any], written: str, tokens: Mapping[int, str] | None, stop: threading.Event
-    ) -> Step:
-        """What the server reports about the token after ``written``, the answer so far: these tokens, or the likeliest."""
+    ) -> TokenStep:
+        """What the server reports about the token after ``written``, the answer so far: these
+        tokens, or the likeliest.
+        """
         left_out = ("response_format", "logprobs", "top_logprobs", "logprob_token_ids", "return_tokens_as_token_ids")
         again = {name: value for name, value in request.items() if name not in left_out}
         messages = again["messages"]
@@ -410,7 +413,9 @@ class ServerVlm:
         return self._post(request, stop)
 
     def _can_ask_by_id(self, stop: threading.Event) -> bool:
-        """Whether log-probabilities can be asked for by token id: vLLM with ``/tokenize``, or with a local tokenizer."""
+        """Whether log-probabilities can be asked for by token id: vLLM with ``/tokenize``, or with
+        a local tokenizer.
+        """
         if self.dialect != "vllm" or self.tokenizer is not None:
             return self.dialect == "vllm"
         if self._exact is None:
@@ -527,7 +532,8 @@ class ServerVlm:
         if response.status_code != 200:
             message = server_message(response)
             raise RequestFailed(
-                f"the server answered {response.status_code}: {message}{remedy(response.status_code, message, self.model)}",
+                f"the server answered {response.status_code}: {message}"
+                f"{remedy(response.status_code, message, self.model)}",
                 response.status_code,
             )
         try:

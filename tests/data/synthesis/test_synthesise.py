@@ -272,7 +272,7 @@ def test_several_records_are_asked_at_once_and_progress_counts_them(world, recor
 
 def test_a_real_model_and_a_server_take_the_conversation(world, records, tmp_path):
     from cac_align.vlm.local import LocalVlm
-    from cac_align.vlm.server.chat import chat
+    from cac_align.vlm.server.chat import chat_fields
     from tests.support import tiny_qwen
 
     abnormal = [record for record in records if record.status == "abnormal"][:1]
@@ -288,7 +288,7 @@ def test_a_real_model_and_a_server_take_the_conversation(world, records, tmp_pat
     teacher = ScriptedVlm(lambda _: "<|video_pad|> no json")
     synthesise(abnormal, world.parent, teacher, tmp_path / "scripted", settings)
     first, second = teacher.asked
-    roles = [message["role"] for message in chat(second, as_video=False, quality=90)["messages"]]
+    roles = [message["role"] for message in chat_fields(second, as_video=False, quality=90)["messages"]]
     assert roles == ["system", "user", "user", "assistant", "user"] and len(first) == 3
     assert second[3].text == " no json"  # a control token would end the model's own prompt
 

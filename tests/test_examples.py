@@ -49,7 +49,7 @@ def test_best_of_five_chooses_the_highest_score_and_leaves_the_videos():
     values = ast.literal_eval(scores.removeprefix("scores: "))
     assert len(values) == 5 and reason.startswith(f"Candidate {values.index(max(values))} ")
     out = Path(place.rpartition(" ")[2])
-    assert len(list(out.rglob("*.mp4"))) == 5 and (out / "ledger.jsonl").is_file()
+    assert len(list((out / "videos").glob("*.mp4"))) == 5 and (out / "ledger.jsonl").is_file()
 
 
 def test_your_own_reward_weighs_its_two_components():

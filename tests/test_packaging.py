@@ -103,7 +103,7 @@ def test_the_installed_wheel_runs_the_demo_scores_and_makes_its_pages(installed)
     cac_align(installed, "demo", "--out", "demo", "--n", "2", "--prompts", "1")
     assert "<html" in (installed.here / "demo" / "report.html").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in (installed.here / "demo" / "selection.jsonl").read_text().splitlines()]
-    videos = sorted((installed.here / "demo").rglob("*.mp4"))
+    videos = sorted((installed.here / "demo" / "videos").glob("*.mp4"))
     assert len(rows) == 1 and len(videos) == 2
     told = cac_align(
         installed, "score", str(videos[0]), "--prompt", rows[0]["prompt"], "--json", "--reward", "reward/miniature"

@@ -65,11 +65,11 @@ class Ablations:
     ones: stage 1 would take them all, and stages 2 and 3 see none. test_clips: measured on, normal
     and broken together, from ``test_seed`` (TEST_SEEDS). seeds: of the trainings. variants: names
     from ``VARIANTS``; empty: all of them. start: the weights before stage 1 ("miniature" or a
-    folder). forget: what differs from cac_stage2.yaml in a training of them before all others, on
+    folder). forget: what differs from miniature_stage2.yaml in a training of them before all others, on
     the training clips with their annotations dealt anew among clips of one prompt (``deal``): the
     eyes, the words and the form of an answer stay, what makes a clip abnormal goes, as with the
-    paper's untrained base; empty: the start is taken as it is. recipes: folder of cac_stage1.yaml,
-    cac_stage2.yaml, cac_stage3.yaml. stage1, stage2, stage3: what differs from them. jobs: training
+    paper's untrained base; empty: the start is taken as it is. recipes: folder of miniature_stage1.yaml,
+    miniature_stage2.yaml, miniature_stage3.yaml. stage1, stage2, stage3: what differs from them. jobs: training
     seeds at a time, a process each. device: of all trainings.
     """
 
@@ -83,7 +83,7 @@ class Ablations:
     variants: list[str] = field(default_factory=list)
     start: str = "miniature"
     forget: dict[str, Any] = field(default_factory=dict)
-    recipes: str = "recipes/miniature"
+    recipes: str = "recipes/train"
     stage1: dict[str, Any] = field(default_factory=dict)
     stage2: dict[str, Any] = field(default_factory=dict)
     stage3: dict[str, Any] = field(default_factory=dict)
@@ -201,7 +201,7 @@ def stage_recipe(
     given = _dotted(getattr(recipe, f"stage{stage}") if budget is None else budget)
     made = read_recipe(
         GrpoRecipe if stage == 3 else SftRecipe,
-        Path(recipe.recipes) / f"cac_stage{stage}.yaml",
+        Path(recipe.recipes) / f"miniature_stage{stage}.yaml",
         [f"{name}={json.dumps(value)}" for name, value in given.items()],
     )
     made = replace(

@@ -49,7 +49,7 @@ def test_figures_of_several_views_are_those_of_their_mean():
     judges = [CaC.load(str(needs("cac")), tta=(augmentation,), batch_size=32) for augmentation in ("as_is", "later")]
     each = np.asarray([[score.parts["log_odds"] for score in judge(prompts, videos)] for judge in judges])
     odds, tta, normal = each.mean(0), ("as_is", "later"), np.arange(12) % 2 == 0
-    threshold = json.loads((needs("cac") / "cac_align.json").read_text())["thresholds"]["as_is, later"]
+    threshold = json.loads((needs("cac") / "cac_align.json").read_text())["tta_thresholds"]["as_is, later"]
     sound = (odds > threshold) | (each > 0).all(0)  # "abnormal" needs an augmentation that says so
     figures = evaluate(needs("cac"), "cac", 12, first_seed=2_500_100, worlds=(PLAYGROUND,), tta=tta)["playground"]
     assert figures["accuracy"] == pytest.approx(np.mean(sound == normal), abs=1e-4)

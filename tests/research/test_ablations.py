@@ -101,16 +101,16 @@ def test_variants_share_what_they_have_in_common():
 
 
 def test_each_variant_changes_one_thing_in_the_recipes():
-    shipped = read_recipe(Ablations, ROOT / "recipes" / "miniature" / "ablations.yaml")
+    shipped = read_recipe(Ablations, ROOT / "research" / "recipes" / "ablations.yaml")
     assert shipped.chosen == VARIANTS and shipped.seeds == [0, 1, 2] and shipped.test_clips == 1000
-    recipe = replace(shipped, recipes=str(ROOT / "recipes" / "miniature"))
+    recipe = replace(shipped, recipes=str(ROOT / "recipes" / "train"))
 
     def made(stage, name, seed=1):
         return stage_recipe(recipe, stage, BY_NAME[name], seed, Path("data"), "start", Path("out"))
 
     full = made(3, "full")
     assert (full.run.steps, full.run.seed, full.run.cpu, full.data.turns, full.model.path) == (30, 1, True, 2, "start")
-    assert (full.rollout.group, full.grpo.beta, full.data.samples, full.data.folder) == (
+    assert (full.rollout.group_size, full.grpo.beta, full.data.samples, full.data.folder) == (
         8,
         0.01,
         "stage3.jsonl",
@@ -189,7 +189,7 @@ def recipe():
         test_clips=4,
         seeds=[0],
         variants=["full", "untrained", "no-stage-3", "single-turn", "no-type"],
-        recipes=str(ROOT / "recipes" / "miniature"),
+        recipes=str(ROOT / "recipes" / "train"),
         forget=sft,
         stage1={**sft, "lora_rank": 4},
         stage2=sft,
@@ -199,7 +199,12 @@ def recipe():
             "eval_videos": 2,
             "rollout": {"group_size": 2, "max_new_tokens": 160},
             "run": run_for,
-            "watch": {"patience": 2, "malformed": 1.0, "one_verdict": 1.0, "zero_std_groups": 1.0},
+            "early_stopping": {
+                "patience": 2,
+                "max_malformed": 1.0,
+                "max_same_verdict": 1.0,
+                "max_zero_std_groups": 1.0,
+            },
         },
     )
 

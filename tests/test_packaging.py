@@ -124,7 +124,8 @@ def test_the_installed_wheel_knows_its_recipes_by_name(installed):
     cac_align(installed, "recipes", "copy", "qwen3vl_8b_server", "mine.yaml")
     assert (installed.here / "mine.yaml").read_text(encoding="utf-8") == text
     code = (
-        "from cac_align.config import *; from cac_align.align.recipe import AlignRecipe;"
+        "from cac_align.config import read_recipe; from cac_align.rewards.build import RewardRecipe;"
+        "from cac_align.align.recipe import AlignRecipe;"
         "said = read_recipe(AlignRecipe, 'align/wan2.1_1.3b').reward;"
         "print(','.join(read_recipe(RewardRecipe, said, section='reward').components))"
     )

@@ -61,7 +61,7 @@ from cac_align.align.sampling.rollout import Flow, RolloutBatch
 from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
 from cac_align.rewards.normalise import NEEDS_GROUP
-from cac_align.runs.checkpoint import save_checkpoint
+from cac_align.runs.checkpoint import release_folder, save_checkpoint
 from cac_align.runs.lr_schedule import learning_rate
 from cac_align.runs.metrics_log import JsonlLog, open_tracker, track
 from cac_align.runs.rank_status import RankStatus
@@ -454,4 +454,7 @@ class AlignRun:
 
 def align(recipe: AlignRecipe, notify: Callable[[str], None] = lambda line: None) -> AlignResult:
     """Run a recipe to its end, from its last checkpoint if there is one."""
-    return AlignRun(recipe, notify).train()
+    try:
+        return AlignRun(recipe, notify).train()
+    finally:
+        release_folder(Path(recipe.out))

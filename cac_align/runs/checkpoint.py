@@ -93,7 +93,7 @@ def write_claim(out: Path, kind: str, recipe: Any, facts: Mapping[str, Any]) -> 
 
 
 def _lock(out: Path) -> None:
-    """Hold ``out/.lock`` until this process ends. Raises ``ValueError`` when another process of
+    """Hold ``out/.lock`` until this process ends or releases it. Raises ``ValueError`` when another process of
     this machine holds it.
     """
     path = out / ".lock"
@@ -112,6 +112,13 @@ def _lock(out: Path) -> None:
     except OSError:  # a file system without locks
         pass
     _LOCKS[key] = file
+
+
+def release_folder(out: Path) -> None:
+    """Give up the lock of a claimed folder, for a program that goes on when its run has ended."""
+    path = out / ".lock"
+    if path.exists() and (file := _LOCKS.pop((path.stat().st_dev, path.stat().st_ino), None)):
+        file.close()
 
 
 def save_checkpoint(

@@ -34,8 +34,8 @@ $(VLLM_ENV)/.installed: tests/upstream/install_vllm.sh
 	sh tests/upstream/install_vllm.sh $(VLLM_ENV)/bin/python
 	touch $@
 
-# Two minutes of the suite, for one more Python: what reads and writes videos, what rewards them, the command line, the package itself.
-SLICE = tests/core tests/rewards tests/cli tests/test_config.py tests/test_packaging.py
+# Two minutes of the suite, for one more Python: what reads and writes videos, and what rewards them.
+SLICE = tests/core tests/rewards tests/test_config.py
 
 test-slice: install
 	$(BIN)/python -m pytest -n 2 $(SLICE)

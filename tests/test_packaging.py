@@ -130,5 +130,5 @@ def test_the_installed_wheel_knows_its_recipes_by_name(installed):
         "print(','.join(read_recipe(RewardRecipe, said, section='reward').components))"
     )
     assert installed("-c", code).stdout.strip() == "unified,cac"
-    wrong = cac_align(installed, "score", "a.mp4", "--prompt", "p", "--reward", "qwen3vl_8b_sever", status=2)
+    wrong = cac_align(installed, "serve", "--reward", "qwen3vl_8b_sever", status=2)
     assert "reward/qwen3vl_8b_server.yaml" in wrong.stderr

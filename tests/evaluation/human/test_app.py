@@ -291,7 +291,7 @@ def free_port():
 
 def serve(folder, port):
     """The real verb in a process of its own, ready to answer."""
-    code = f"from cac_align.evaluation.human.app import annotate; annotate({str(folder)!r}, rater='ann', port={port})"
+    code = f"from cac_align.evaluation.human.app import serve_rating_page; serve_rating_page({str(folder)!r}, rater='ann', port={port})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if line.startswith("rate "):

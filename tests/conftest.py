@@ -6,4 +6,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-pytest_plugins = ["tests.support.chat_server", "tests.support.judge_parts"]
+pytest_plugins = [
+    "tests.support.chat_server",
+    "tests.support.judge_parts",
+    "tests.support.rating_actions",
+    "tests.support.bench_set",
+]

@@ -7,8 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import av
-import numpy as np
 import pytest
 
 from cac_align.core.judgement import Anomaly, Judgement, Window
@@ -22,6 +20,7 @@ from cac_align.evaluation.bench.tables import to_markdown
 from cac_align.rewards.combine import combine
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Score
+from tests.support.bench_set import clip
 
 
 @dataclass(frozen=True)
@@ -42,33 +41,6 @@ class Brightness:
         if self.seen is not None:
             self.seen.extend(video.name for video in videos)
         return [Score(float(video.frames([0]).pixels.mean()) / 255, provenance=self.provenance) for video in videos]
-
-
-def clip(path, level, frames=8, size=32):
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=8)
-        stream.width = stream.height = size
-        stream.pix_fmt = "yuv420p"
-        for _ in range(frames):
-            picture = av.VideoFrame.from_ndarray(np.full((size, size, 3), level, np.uint8), format="rgb24")
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
-
-
-@pytest.fixture()
-def set_of_six(tmp_path):
-    (tmp_path / "videos").mkdir()
-    records = []
-    for number in range(6):
-        bad = number % 2 == 1
-        clip(tmp_path / "videos" / f"{number}.mp4", 40 if bad else 210)
-        anomalies = (Anomaly("Object Distortion", Window(0, 0.5)),) if bad else ()
-        status = "abnormal" if bad else "normal"
-        records.append(
-            Record(f"r{number}", f"videos/{number}.mp4", f"prompt {number}", 8, 8, 32, 32, status, anomalies)
-        )
-    write_records(tmp_path / "records.jsonl", records)
-    return tmp_path, records
 
 
 def test_two_rewards_over_files_with_a_ledger_that_resumes(set_of_six):

@@ -3,49 +3,15 @@
 import json
 
 import numpy as np
-import pytest
 
 from cac_align.cli.main import main
 from cac_align.core.encoding import write_mp4
 from cac_align.data.records import read_records, write_records
 from cac_align.evaluation.human.experts import read_ratings
 from cac_align.evaluation.human.export import export_ratings
-from cac_align.evaluation.human.store import AnnotationStore
 from cac_align.evaluation.human.tasks import RatingTask, TaskMember
 from cac_align.evaluation.pairing import read_folder
-
-LENGTHS = {"c": 10}
-
-
-def complete(frame=2):
-    """The actions of one whole anomaly."""
-    return [
-        ("start", {"anomaly": 0, "frame": frame}),
-        ("end", {"anomaly": 0, "frame": frame + 2}),
-        ("type", {"anomaly": 0, "type": "Human Distortion"}),
-        ("box", {"anomaly": 0, "frame": frame + 1, "box": [100, 200, 300, 400]}),
-        ("reason", {"anomaly": 0, "text": "  six fingers "}),
-    ]
-
-
-@pytest.fixture
-def store(tmp_path):
-    made = AnnotationStore(tmp_path / "ratings.sqlite")
-    yield made
-    made.close()
-
-
-def add(store, kind, detail, *, rater="ann", last_known, client, task="t"):
-    return store.add(
-        rater=rater,
-        task=task,
-        lengths=LENGTHS,
-        clip="c",
-        kind=kind,
-        detail=detail,
-        last_known=last_known,
-        client=client,
-    )
+from tests.support.rating_actions import add, complete
 
 
 def test_export_writes_confirmed_ratings_and_names_the_half_written(store, tmp_path):

@@ -8,6 +8,7 @@ identity in the ledger: ``REPEATABLE``.
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 from fractions import Fraction
@@ -51,5 +52,25 @@ def write_mp4(path: str | os.PathLike[str], pixels: UInt8[np.ndarray, "T H W 3"]
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
             container.mux(stream.encode())
         os.replace(part, path)
+        _remove_leftovers(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete the unfinished files of ``path`` that killed processes of this machine left behind."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        owner = part.name.split(".")[-2]
+        if owner.isdecimal() and not _is_alive(int(owner)):
+            part.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    """Whether this machine runs a process of this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

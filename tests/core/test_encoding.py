@@ -1,5 +1,9 @@
 """Frames written as mp4 come back as the same frames on the same clock, under their final name only when complete."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -77,3 +81,15 @@ def test_an_existing_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == before
     with pytest.raises(OSError):
         write_mp4(tmp_path / "absent" / "a.mp4", clip(), 16)
+
+
+def test_what_a_killed_process_left_of_a_video_goes_when_the_video_is_written(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    pixels = np.zeros((4, 16, 16, 3), np.uint8)
+    leftover = tmp_path / f".a [1].mp4.{dead.pid}.part"
+    at_work, of_another = tmp_path / f".a [1].mp4.{os.getppid()}.part", tmp_path / f".b.mp4.{dead.pid}.part"
+    for part in (leftover, at_work, of_another):
+        part.write_bytes(b"half")
+    write_mp4(tmp_path / "a [1].mp4", pixels, fps=8)
+    assert not leftover.exists() and at_work.exists() and of_another.exists()

@@ -107,7 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.run(options)
     except Exception as error:
         command = shlex.join(["cac-align", *(sys.argv[1:] if arguments is None else arguments)])
-        out = next((Path(value) for name in ("out", "ledger") if (value := getattr(options, name, None))), None)
+        named = [getattr(options, name, None) for name in ("out", "ledger")]
+        named += [item.partition("=")[2] for item in getattr(options, "overrides", []) if item.startswith("out=")]
+        out = next((Path(value) for value in named if value), None)
         full = disk_full_message(error, out, command)
         if full is None:
             return _explain(error, options, verb)

@@ -10,14 +10,17 @@ from pathlib import Path
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, a used-up quota and a file that grew beyond its limit."""
 
+_WORDS = ("No space left on device", "Disk quota exceeded", "inline_container.cc")
+"""What safetensors writes of such an error, and where torch finds that less was written than it asked for."""
+
 _SMALL = 64 * 2**10  # a disk with less free space is full
 
 
 def disk_full_message(error: BaseException, out: Path | None, command: str) -> str | None:
     """One sentence with the path, the space and the command that resumes; None for another error.
 
-    out: where the command writes. Libraries such as torch and sqlite tell of a full disk without its
-    error number; then the free space under ``out`` decides.
+    out: where the command writes. Libraries such as safetensors, torch and sqlite tell of a full disk
+    without its error number; then their words decide, or the free space under ``out``.
     """
     links: list[BaseException] = []
     link: BaseException | None = error
@@ -31,9 +34,14 @@ def disk_full_message(error: BaseException, out: Path | None, command: str) -> s
         stem, _, process = path.name.removesuffix(".part").removeprefix(".").rpartition(".")
         path = path.with_name(stem if stem and process.isdecimal() else f"{stem}.{process}".lstrip("."))
     free = free_bytes(path)
-    if found is None and not (isinstance(error, (RuntimeError, OSError)) or type(error).__module__ == "sqlite3"):
+    told = any(words in str(each) for each in links for words in _WORDS)
+    if (
+        found is None
+        and not told
+        and not (isinstance(error, (RuntimeError, OSError)) or type(error).__module__ == "sqlite3")
+    ):
         return None
-    if found is None and (free is None or free >= _SMALL):
+    if found is None and not told and (free is None or free >= _SMALL):
         return None
     needed = getattr(found, "needed_bytes", None)
     room = "" if free is None else f" ({free} bytes are free" + (f", {needed} are needed)" if needed else ")")

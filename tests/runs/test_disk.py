@@ -35,6 +35,18 @@ def test_other_errors_are_no_full_disk(tmp_path: Path) -> None:
         assert disk_full_message(error, tmp_path, "c") is None
 
 
+def test_what_tensor_libraries_say_of_a_full_disk_is_understood(tmp_path: Path) -> None:
+    class SafetensorError(Exception):
+        """safetensors' own is no OSError and has no number."""
+
+    written = "Error while serializing: I/O error: No space left on device (os error 28)"
+    short = "[enforce fail at inline_container.cc:664] . unexpected pos 128 vs 22"
+    for error in (SafetensorError(written), RuntimeError(short)):
+        said = disk_full_message(error, tmp_path / "run", "cac-align train")
+        assert said is not None and str(tmp_path / "run") in said and said.endswith("cac-align train")
+    assert disk_full_message(SafetensorError("invalid header"), tmp_path, "c") is None
+
+
 @pytest.mark.parametrize("wrap", [False, True])
 def test_the_command_line_says_path_space_and_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrap: bool

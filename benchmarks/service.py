@@ -24,7 +24,7 @@ import numpy as np
 import uvicorn
 
 from cac_align.core.video import Video
-from cac_align.plugins.host import HostOptions, HostReward, open_pixels
+from cac_align.plugins.common.host import HostOptions, HostReward, open_pixels
 from cac_align.rewards.cac import CaC
 from cac_align.rewards.reward import Score
 from cac_align.serving.app import create_app

@@ -49,7 +49,7 @@ def run_align(options: argparse.Namespace) -> int:
 
 def _log_evidence(kind: str, out: Path) -> None:
     """Log the boxed clips beside their advantages to the tracker that the run itself was logged to."""
-    from cac_align.plugins.evidence import log_evidence
+    from cac_align.plugins.common.evidence import log_evidence
     from cac_align.runs.metrics_log import open_tracker
 
     writer = open_tracker(kind, out / "evidence" if kind == "tensorboard" else out, 0)

@@ -20,7 +20,7 @@ from typing import Any
 
 from flow_factory.rewards.abc import PointwiseRewardModel, RewardModelOutput
 
-from cac_align.plugins.host import HostOptions, host_reward
+from cac_align.plugins.common.host import HostOptions, host_reward
 
 
 def _samples_have_trajectories() -> bool:

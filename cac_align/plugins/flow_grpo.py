@@ -23,7 +23,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from cac_align.plugins.host import HostOptions, host_reward
+from cac_align.plugins.common.host import HostOptions, host_reward
 
 REWARD_NAMES = {"cac": "cac", "unifiedreward_video": "unified", "cac_unified": None}
 """Our names in ``config.reward_fn``, and the component that each means (None: the whole reward)."""

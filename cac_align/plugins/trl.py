@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from cac_align.plugins.host import HostOptions, host_reward
+from cac_align.plugins.common.host import HostOptions, host_reward
 
 
 class VideoReward:

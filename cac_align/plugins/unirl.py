@@ -22,7 +22,7 @@ from typing import Any
 from unirl.reward.base import BaseRewardComponentSpec, RewardBackend
 from unirl.types.reward import RewardRequest, RewardResponse
 
-from cac_align.plugins.host import HostOptions, host_reward
+from cac_align.plugins.common.host import HostOptions, host_reward
 
 
 @dataclass

@@ -20,8 +20,8 @@ import asyncio
 import math
 from typing import Any
 
-from cac_align.plugins.host import HostOptions, host_reward
-from cac_align.plugins.missing_scores import RunStopped
+from cac_align.plugins.common.host import HostOptions, host_reward
+from cac_align.plugins.common.missing_scores import RunStopped
 
 
 async def compute_score(

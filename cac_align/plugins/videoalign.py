@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cac_align.plugins.host import HostOptions, host_reward
-from cac_align.plugins.missing_scores import MissingScoreError, RunStopped
+from cac_align.plugins.common.host import HostOptions, host_reward
+from cac_align.plugins.common.missing_scores import MissingScoreError, RunStopped
 
 
 class VideoVLMRewardInference:

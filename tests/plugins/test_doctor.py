@@ -12,6 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from cac_align.core.weights import shipped
+from cac_align.plugins.common.host import HostOptions
 from cac_align.plugins.doctor import checklist as doctor_module
 from cac_align.plugins.doctor.checklist import (
     CONFIG_CHECKS,
@@ -23,12 +24,11 @@ from cac_align.plugins.doctor.checklist import (
     torchvision_check,
 )
 from cac_align.plugins.doctor.config_lines import CONFIG_LINES
-from cac_align.plugins.doctor.flow_factory import check_flow_factory
-from cac_align.plugins.doctor.flow_grpo import check_flow_grpo
 from cac_align.plugins.doctor.host_configs import read_config
-from cac_align.plugins.doctor.unirl import check_unirl
-from cac_align.plugins.doctor.verl_omni import check_verl_omni
-from cac_align.plugins.host import HostOptions
+from cac_align.plugins.doctor.hosts.flow_factory import check_flow_factory
+from cac_align.plugins.doctor.hosts.flow_grpo import check_flow_grpo
+from cac_align.plugins.doctor.hosts.unirl import check_unirl
+from cac_align.plugins.doctor.hosts.verl_omni import check_verl_omni
 from cac_align.plugins.verl_omni import compute_score
 from tests.support.hosting import scripted, serving
 

@@ -12,7 +12,7 @@ from PIL import Image
 from cac_align.core.encoding import write_mp4
 from cac_align.core.judgement import Anomaly, Box, Judgement, Window
 from cac_align.core.video import Video
-from cac_align.plugins.evidence import (
+from cac_align.plugins.common.evidence import (
     draw_strip,
     evidence_text,
     informative_frames,
@@ -219,7 +219,7 @@ def test_nothing_scored_gives_no_mean():
 
 
 def read_item(score, **facts):
-    from cac_align.plugins.evidence import Evidence
+    from cac_align.plugins.common.evidence import Evidence
 
     return Evidence("k", "score", "p", "gone.mp4", "r", score, facts)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cac_align.plugins import host
+from cac_align.plugins.common import host
 from tests.support.hosting import clip
 
 
@@ -128,7 +128,7 @@ def test_wrong_options_and_missing_media_are_typed_errors(adapter):
 def test_the_policy_reaches_the_host(adapter):
     bad = sample()
     bad["video"] = bad["video"] * float("nan")
-    from cac_align.plugins.missing_scores import MissingScoreError
+    from cac_align.plugins.common.missing_scores import MissingScoreError
 
     with pytest.raises(MissingScoreError, match=r"policy raise.*NaN"):
         pointwise(build(adapter, on_missing="raise"), [sample(), bad], 2)
@@ -138,7 +138,7 @@ def test_the_policy_reaches_the_host(adapter):
 
 def test_an_evaluation_is_known_by_its_samples_without_a_trajectory(adapter, monkeypatch):
     """Flow-Factory's evaluations keep no trajectory; each holds one video per prompt, which is no group."""
-    from cac_align.plugins.missing_scores import MissingScoreError
+    from cac_align.plugins.common.missing_scores import MissingScoreError
 
     bad = {**sample("b"), "video": sample()["video"] * float("nan")}
     with pytest.raises(MissingScoreError, match="1 videos of the prompt"):  # a version that does not tell

@@ -7,8 +7,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from cac_align.plugins import flow_grpo, host
-from cac_align.plugins.missing_scores import MissingScoreError
+from cac_align.plugins import flow_grpo
+from cac_align.plugins.common import host
+from cac_align.plugins.common.missing_scores import MissingScoreError
 from tests.support import hosting
 from tests.support.hosting import clip, scripted
 

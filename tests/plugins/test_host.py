@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from cac_align.core.video import Video
-from cac_align.plugins import host
-from cac_align.plugins.host import HostOptions, HostReward, host_reward, open_pixels
-from cac_align.plugins.missing_scores import MissingScoreError
+from cac_align.plugins.common import host
+from cac_align.plugins.common.host import HostOptions, HostReward, host_reward, open_pixels
+from cac_align.plugins.common.missing_scores import MissingScoreError
 from cac_align.rewards.build import reward_choices
 from tests.support import hosting
 from tests.support.hosting import Brightness, clip, group_normalised, scripted, serving
@@ -213,7 +213,7 @@ def test_facts_are_each_videos_own(tmp_path):
 
 
 def test_adapters_import_nothing_heavy():
-    modules = ["flow_grpo", "verl_omni", "videoalign", "trl", "host", "missing_scores", "ranks", "doctor"]
+    modules = ["flow_grpo", "verl_omni", "videoalign", "trl", "common.host", "common.ranks", "doctor"]
     heavy = [
         "torch",
         "transformers",

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from cac_align.plugins.missing_scores import (
+from cac_align.plugins.common.missing_scores import (
     MAX_IN_A_ROW,
     MissingScoreError,
     MissingScorePolicy,

@@ -8,8 +8,8 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from cac_align.plugins.host import HostOptions, HostReward
-from cac_align.plugins.ranks import Ranks
+from cac_align.plugins.common.host import HostOptions, HostReward
+from cac_align.plugins.common.ranks import Ranks
 from tests.support.hosting import Brightness, clip
 
 GROUP, EPOCHS = 4, 3

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from cac_align.plugins import host, trl
-from cac_align.plugins.missing_scores import MissingScoreError
+from cac_align.plugins import trl
+from cac_align.plugins.common import host
+from cac_align.plugins.common.missing_scores import MissingScoreError
 from cac_align.plugins.trl import VideoReward, prompt_text
 from tests.support.hosting import clip
 

@@ -9,9 +9,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from cac_align.plugins import host
-from cac_align.plugins.evidence import _headline, read_evidence
-from cac_align.plugins.missing_scores import MissingScoreError
+from cac_align.plugins.common import host
+from cac_align.plugins.common.evidence import _headline, read_evidence
+from cac_align.plugins.common.missing_scores import MissingScoreError
 from tests.support.hosting import clip
 
 

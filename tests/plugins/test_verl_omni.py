@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from cac_align.plugins import host, verl_omni
-from cac_align.plugins.missing_scores import RunStopped
+from cac_align.plugins import verl_omni
+from cac_align.plugins.common import host
+from cac_align.plugins.common.missing_scores import RunStopped
 from tests.support.hosting import clip
 
 

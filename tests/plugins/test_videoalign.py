@@ -5,8 +5,8 @@ import inspect
 import pytest
 
 from cac_align.core.encoding import write_mp4
-from cac_align.plugins import host
-from cac_align.plugins.missing_scores import MissingScoreError
+from cac_align.plugins.common import host
+from cac_align.plugins.common.missing_scores import MissingScoreError
 from cac_align.plugins.videoalign import RunStopped, VideoVLMRewardInference
 from tests.support.hosting import clip
 

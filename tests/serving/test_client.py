@@ -520,7 +520,7 @@ class Block:
 sys.meta_path.insert(0, Block())
 import numpy as np
 import cac_align.plugins.verl_omni, cac_align.plugins.flow_grpo, cac_align.plugins.videoalign, cac_align.plugins.trl
-from cac_align.plugins.host import HostOptions, host_reward
+from cac_align.plugins.common.host import HostOptions, host_reward
 clip = np.full((17, 32, 48, 3), 240, np.uint8)
 options = HostOptions(reward=sys.argv[1], ledger=sys.argv[2])
 reward = host_reward(options, "test")

@@ -29,7 +29,7 @@ from cac_align.rewards.reward import Score
 
 
 class EvidenceVideo(Protocol):
-    """A video of a run as its ledger describes it (``plugins.evidence.Evidence``)."""
+    """A video of a run as its ledger describes it (``plugins.common.evidence.Evidence``)."""
 
     @property
     def kind(self) -> str: ...

@@ -21,12 +21,12 @@ from typing import Any
 
 from cac_align.plugins.doctor.checks import Check
 from cac_align.plugins.doctor.config_lines import CONFIG_LINES, VIDEO_LAYOUTS
-from cac_align.plugins.doctor.flow_factory import check_flow_factory
-from cac_align.plugins.doctor.flow_grpo import check_flow_grpo
 from cac_align.plugins.doctor.host_configs import read_config
+from cac_align.plugins.doctor.hosts.flow_factory import check_flow_factory
+from cac_align.plugins.doctor.hosts.flow_grpo import check_flow_grpo
+from cac_align.plugins.doctor.hosts.unirl import check_unirl
+from cac_align.plugins.doctor.hosts.verl_omni import check_verl_omni
 from cac_align.plugins.doctor.machine import check_machine
-from cac_align.plugins.doctor.unirl import check_unirl
-from cac_align.plugins.doctor.verl_omni import check_verl_omni
 
 HOSTS: dict[str, str] = {
     "flow-factory": "flow_factory",

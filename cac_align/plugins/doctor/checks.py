@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cac_align.plugins.host import HostOptions
+from cac_align.plugins.common.host import HostOptions
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def check_options(name: str, given: Mapping[str, Any], *, whole_groups: bool) ->
         options = HostOptions.read(given)
         policy = options.policy
     except (ValueError, TypeError) as error:
-        yield Check(f"{name} options", False, str(error), "see cac_align.plugins.host.HostOptions")
+        yield Check(f"{name} options", False, str(error), "see cac_align.plugins.common.host.HostOptions")
         return
     fps = float(options.fps)
     fix = "" if fps == 16 else f"fps: 16 on {name}, unless the videos really have {fps:g} frames per second"

@@ -20,14 +20,14 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from cac_align.core.video import Layout, Video
-from cac_align.plugins.missing_scores import (
+from cac_align.plugins.common.missing_scores import (
     MissingScorePolicy,
     ScoreCount,
     evaluation_values,
     training_values,
     values_or_none,
 )
-from cac_align.plugins.ranks import Ranks
+from cac_align.plugins.common.ranks import Ranks
 from cac_align.rewards.reward import Reward, Score, check_pairs
 
 if TYPE_CHECKING:

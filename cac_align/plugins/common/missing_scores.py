@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cac_align.plugins.ranks import Member, Ranks
+from cac_align.plugins.common.ranks import Member, Ranks
 from cac_align.rewards.reward import Score
 
 log = logging.getLogger(__name__)

@@ -90,6 +90,58 @@ def test_an_evaluation_sends_the_number_that_the_scripts_leave_out():
     assert details["cac"] == [pytest.approx(0.9), -10.0] and details["avg"] == [pytest.approx(0.825), -10.0]
 
 
+def world_r1(device, score_dict):
+    """World-R1's multi_score: the script trains on its "reward_total", and reads no "avg"."""
+
+    def score(images, prompts, metadata, ref_images=None, only_strict=True):
+        return {"reward_general": [0.5] * len(prompts), "reward_total": [1.0] * len(prompts)}, {}
+
+    return score
+
+
+def test_our_rewards_are_part_of_the_total_that_the_script_trains_on():
+    alone = flow_grpo.multi_score(world_r1, OPTIONS, "reward_total")("cpu", {"cac": 1.0})
+    assert alone(batch(240), ["a"], [{}])[0] == {"cac": [pytest.approx(0.9)], "reward_total": [pytest.approx(0.9)]}
+    mixed = flow_grpo.multi_score(world_r1, OPTIONS, "reward_total")("cpu", {"cac": 2.0, "reward_general": 2.0})
+    details, _ = mixed(batch(240, 90), ["a", "a"], [{}, {}])
+    assert details["reward_total"] == pytest.approx([1.0 + 1.8, 1.0 + 0.2]) and "avg" not in details
+    left_out = flow_grpo.multi_score(world_r1, OPTIONS)("cpu", {"cac": 1.0, "reward_general": 1.0})
+    with pytest.raises(ValueError, match="cac would be left out of training"):
+        left_out(batch(240), ["a"], [{}])
+
+
+def diffusion_nft(device, score_dict):
+    """A multi_score without ref_images (DiffusionNFT's): a fifth argument by position is a TypeError."""
+    return lambda images, prompts, metadata, only_strict=True: ({"avg": [float(only_strict)] * len(prompts)}, {})
+
+
+def test_an_original_without_reference_images_gets_none():
+    score = flow_grpo.multi_score(diffusion_nft, OPTIONS)("cpu", {"cac": 1.0, "theirs": 1.0})
+    assert score(batch(240), ["a"], [{}], only_strict=True)[0]["avg"] == [pytest.approx(1.9)]
+    assert score(batch(240), ["a"], [{}], only_strict=False)[0]["avg"] == [pytest.approx(0.9)]
+
+
+def test_the_launcher_takes_the_total_that_the_module_names(monkeypatch, tmp_path, capsys):
+    package, rewards = ModuleType("flow_grpo"), ModuleType("flow_grpo.rewards")
+    rewards.multi_score, rewards.REWARD_TOTAL, package.rewards = world_r1, "reward_total", rewards
+    monkeypatch.setitem(sys.modules, "flow_grpo", package)
+    monkeypatch.setitem(sys.modules, "flow_grpo.rewards", rewards)
+    monkeypatch.setattr(sys, "argv", ["x"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import torch, flow_grpo.rewards\n"
+        "score = flow_grpo.rewards.multi_score('cpu', {'cac': 1.0})\n"
+        "print(score(torch.full((1, 9, 3, 16, 16), 0.9), ['p'], [{}])[0][flow_grpo.rewards.REWARD_TOTAL])\n"
+    )
+    monkeypatch.setenv("CAC_ALIGN_REWARD", "tests.support.hosting:scripted")
+    flow_grpo.main([str(script)])
+    assert capsys.readouterr().out.startswith("[0.9")
+    monkeypatch.setenv("CAC_ALIGN_TIMEOUT_S", "soon")
+    with pytest.raises(ValueError, match="timeout_s: expected float, received 'soon'"):
+        flow_grpo.main([str(script)])
+
+
 def test_the_launcher_runs_an_untouched_script(monkeypatch, tmp_path, capsys):
     package, rewards = ModuleType("flow_grpo"), ModuleType("flow_grpo.rewards")
     rewards.multi_score, package.rewards = original, rewards

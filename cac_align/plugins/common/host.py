@@ -93,6 +93,32 @@ class HostOptions:
         )
 
 
+def environment_options() -> dict[str, Any]:
+    """The options in the environment, CAC_ALIGN_REWARD, CAC_ALIGN_LEDGER, …: for hosts whose config or script has no
+    place for them.
+
+    Raises ``ValueError`` for a value of the wrong kind.
+    """
+    given = {item.name: os.environ.get(f"CAC_ALIGN_{item.name.upper()}") for item in fields(HostOptions)}
+    return typed_options({name: text for name, text in given.items() if text is not None})
+
+
+def typed_options(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Options given as texts, as values of their kinds.
+
+    Raises ``ValueError`` for a value of the wrong kind, naming it.
+    """
+    kinds = {item.name: type(item.default) for item in fields(HostOptions) if isinstance(item.default, (int, float))}
+    kinds["group_size"] = int
+    options: dict[str, Any] = {}
+    for name, text in texts.items():
+        try:
+            options[name] = kinds.get(name, str)(text)
+        except ValueError:
+            raise ValueError(f"option {name}: expected {kinds[name].__name__}, received {text!r}") from None
+    return options
+
+
 class HostReward:
     """Our reward as one host sees it: pixels in; scores, or numbers by the options' policy, out.
 

@@ -1,6 +1,6 @@
 """Frames → mp4: one function, so that every file this package writes has the same codec, quality and clock.
 
-pixels (T, H, W, 3) uint8 → libx264, crf 12 → a temporary file beside the target → os.replace
+pixels (T, H, W, 3) uint8 → libx264, crf 12 → whole_file
 
 A file under its final name is complete: whoever resumes a run may trust it. A video's bytes are its
 identity in the ledger: ``REPEATABLE``.
@@ -8,15 +8,14 @@ identity in the ledger: ``REPEATABLE``.
 
 from __future__ import annotations
 
-import glob
 import math
 import os
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 
 from cac_align.core.shapes import UInt8
+from cac_align.core.whole_file import whole_file
 
 CRF = 12
 """Constant rate factor of x264: visually lossless, about 2 MB for 81 frames of 480P."""
@@ -31,7 +30,7 @@ def write_mp4(path: str | os.PathLike[str], pixels: UInt8[np.ndarray, "T H W 3"]
 
     Even sizes are stored as yuv420p, which every player shows; odd ones as yuv444p, which keeps
     their size. Raises ``ValueError`` for pixels that are not a uint8 video or an fps that is not
-    positive, ``OSError`` where it cannot be written.
+    positive, ``OSError`` with the path where it cannot be written.
     """
     import av
 
@@ -39,38 +38,15 @@ def write_mp4(path: str | os.PathLike[str], pixels: UInt8[np.ndarray, "T H W 3"]
         raise ValueError(f"{path}: expected uint8 pixels of shape (T, H, W, 3), received {pixels.dtype} {pixels.shape}")
     if not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"{path}: fps must be a positive number of frames per second, received {fps!r}")
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     _, height, width, _ = pixels.shape
-    try:
-        with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-            stream.width, stream.height = width, height
-            stream.pix_fmt = "yuv420p" if width % 2 == 0 and height % 2 == 0 else "yuv444p"
-            stream.options = {"crf": str(CRF), "preset": "medium", **REPEATABLE}
-            for frame in pixels:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(part, path)
-        _remove_leftovers(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Delete the unfinished files of ``path`` that killed processes of this machine left behind."""
-    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        owner = part.name.split(".")[-2]
-        if owner.isdecimal() and not _is_alive(int(owner)):
-            part.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    """Whether this machine runs a process of this number."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    with (
+        whole_file(path) as part,
+        av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuv420p" if width % 2 == 0 and height % 2 == 0 else "yuv444p"
+        stream.options = {"crf": str(CRF), "preset": "medium", **REPEATABLE}
+        for frame in pixels:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())

@@ -19,7 +19,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from cac_align.runs.files import atomic_write
+from cac_align.runs.files import atomic_write, discard_unfinished
 
 _LOCKS: dict[tuple[int, int], IO[str]] = {}
 """Lock files that this process holds, by device and inode. They stay open: closing one releases its
@@ -45,13 +45,15 @@ def claim_folder(
     recipe: Any,
     *,
     free: Collection[str] = (),
+    steps: str = "",
     facts: Mapping[str, Any] | None = None,
     write: bool = True,
 ) -> dict[str, Any]:
     """Make ``out`` the folder of this run, or make sure that the run found there is this one.
 
     free: dotted keys, or names of whole sections, that may differ between a run and its
-    continuation. facts: what else the run began with; the facts stored at the first claim are
+    continuation. steps: dotted key of the number of steps; it may be raised once the run has taken
+    them all. facts: what else the run began with; the facts stored at the first claim are
     returned, for the caller to compare. write: create the folder, its ``recipe.json`` and its lock;
     exactly one process of a run must.
 
@@ -71,17 +73,22 @@ def claim_folder(
             for key in sorted({*before, *now})
             if before.get(key) != now.get(key) and not any(key == name or key.startswith(f"{name}.") for name in free)
         ]
+        extended = steps in changed and now[steps] > before[steps] <= _last_step(out)
+        if extended:
+            changed.remove(steps)
         if changed:
             key = changed[0]
             raise ValueError(
                 f"{out}: holds a run of another recipe ({', '.join(changed)} differ; {key} was "
                 f"{before.get(key)!r}, now {now.get(key)!r}); choose another out=, or go on with the same recipe"
             )
-        facts = claim["facts"]
+        facts, claimed = claim["facts"], not extended
+    else:
+        claimed = False
     if write:
         out.mkdir(parents=True, exist_ok=True)
         _lock(out)
-        if not path.is_file():
+        if not claimed:
             write_claim(out, kind, recipe, facts or {})
     return dict(facts or {})
 
@@ -154,8 +161,8 @@ def save_checkpoint(
             os.replace(part, place)
             for old in checkpoints(out)[:-keep]:
                 shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+    except BaseException as error:
+        discard_unfinished(part, error)
         raise
     wait()
     return place
@@ -173,6 +180,12 @@ def save_state(out: Path, state: Mapping[str, Any], *, keep: int = 1) -> Path:
 def checkpoints(out: Path) -> list[Path]:
     """The complete checkpoints below ``out``, oldest first."""
     return sorted((out / "checkpoints").glob("step-*"))
+
+
+def _last_step(out: Path) -> int:
+    """The step of the newest checkpoint, 0 without one."""
+    found = checkpoints(out)
+    return int(found[-1].name.removeprefix("step-")) if found else 0
 
 
 def read_state(out: Path) -> dict[str, Any] | None:

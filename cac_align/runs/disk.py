@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, a used-up quota and a file that grew beyond its limit."""
 
-_WORDS = ("No space left on device", "Disk quota exceeded", "inline_container.cc")
-"""What safetensors writes of such an error, and where torch finds that less was written than it asked for."""
+_WORDS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "inline_container.cc",
+    "database or disk is full",
+)
+"""What safetensors and sqlite write of such an error, and where torch finds that less was written than it asked for."""
+
+_UNFINISHED = re.compile(r"^\.(.+?)(?:\.\d+)?\.part$")  # a file's or folder's name until it is whole
 
 _SMALL = 64 * 2**10  # a disk with less free space is full
 
@@ -30,21 +39,17 @@ def disk_full_message(error: BaseException, out: Path | None, command: str) -> s
     found = next((each for each in links if isinstance(each, OSError) and each.errno in _FULL), None)
     name = found.filename if found is not None else None
     path = Path(os.fsdecode(name)) if isinstance(name, (str, bytes)) else out
-    if path is not None and path.name.endswith(".part"):  # the file's name until it is whole
-        stem, _, process = path.name.removesuffix(".part").removeprefix(".").rpartition(".")
-        path = path.with_name(stem if stem and process.isdecimal() else f"{stem}.{process}".lstrip("."))
+    if path is not None:
+        path = Path(*(_UNFINISHED.sub(r"\1", component) for component in path.parts))
     free = free_bytes(path)
     told = any(words in str(each) for each in links for words in _WORDS)
-    if (
-        found is None
-        and not told
-        and not (isinstance(error, (RuntimeError, OSError)) or type(error).__module__ == "sqlite3")
-    ):
-        return None
-    if found is None and not told and (free is None or free >= _SMALL):
-        return None
-    needed = getattr(found, "needed_bytes", None)
-    room = "" if free is None else f" ({free} bytes are free" + (f", {needed} are needed)" if needed else ")")
+    if found is None and not told:
+        if not isinstance(error, (RuntimeError, OSError)) and type(error).__module__ != "sqlite3":
+            return None
+        if free is None or free >= _SMALL:
+            return None
+    needed = max(getattr(each, "needed_bytes", 0) for each in links)
+    room = "" if free is None else f" ({free} bytes are free" + (f", at least {needed} are needed)" if needed else ")")
     return f"{path or 'the output'}: the disk is full{room}; free space, then resume with: {command}"
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cac_align.runs.files import atomic_write
+from cac_align.runs.files import append_lines, atomic_write
 
 TRACKERS = ("", "tensorboard", "wandb")
 
@@ -54,12 +54,13 @@ class JsonlLog:
         self.rows = cut_rows(path, before)
 
     def add(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Append a row with one write, and return it as it was written."""
+        """Append a row with one write, and return it as it was written. Raises ``OSError`` when it cannot
+        be written whole.
+        """
         plain = json_values(row, self.digits)
         self.rows.append(plain)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab", buffering=0) as file:
-            file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
+        append_lines(self.path, json.dumps(plain, allow_nan=False) + "\n")
         return plain
 
 

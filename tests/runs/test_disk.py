@@ -26,7 +26,12 @@ def test_an_atomic_write_names_the_file_and_its_size_and_leaves_no_part(
     with pytest.raises(OSError) as caught:
         atomic_write(path, "é" * 500)
     said = disk_full_message(caught.value, None, "cac-align world")
-    assert said is not None and str(path) in said and "1000 are needed" in said and said.endswith("cac-align world")
+    assert (
+        said is not None
+        and str(path) in said
+        and "at least 1000 are needed" in said
+        and said.endswith("cac-align world")
+    )
     assert path.read_text() == "former" and os.listdir(tmp_path) == ["recipe.json"]
 
 

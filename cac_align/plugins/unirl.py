@@ -64,7 +64,7 @@ class CaCBackend(RewardBackend):
     def compute_rewards(self, request: RewardRequest) -> RewardResponse:
         """UniRL's response, with one reward per video.
 
-        request.videos: (C, T, H, W) tensors in [0, 1]. request.prompts: one text each.
+        request.videos: (C, T, H, W) tensors in [0, 1], with one prompt each.
         request.group_ids: one each, or none; they go to the ledger. Raises ``ValueError`` where
         these differ in length or there is no video.
         """
@@ -73,7 +73,9 @@ class CaCBackend(RewardBackend):
             raise ValueError(
                 "UniRL passed no video: this backend judges video, set input_kind: video and use a video model"
             )
-        prompts, videos = list(request.prompts), request.videos or []
+        # A request has either its prompts, or two sets of them, of which the backend picks one.
+        picked = self.prompts(request) if hasattr(RewardBackend, "prompts") else request.prompts
+        prompts, videos = list(picked), request.videos or []
         each = None if request.group_ids is None else [{"group": group} for group in request.group_ids]
         scores = self.host_reward.scores(prompts, videos, each=each or None)
         neutral = self.host_reward.options.on_missing == "neutral"

@@ -1,14 +1,17 @@
 """VideoAlign's class ``VideoVLMRewardInference``, which DanceGRPO and others import, with our
-scores in its keys.
+reward in its keys.
 
     from cac_align.plugins.videoalign import VideoVLMRewardInference
 
-This line replaces the import from ``fastvideo.models.videoalign.inference``.
+This line replaces the import from ``fastvideo.models.videoalign.inference``. Nothing else of the
+script changes: the checkpoint folder that its next line passes ("./videoalign_ckpt") is not read,
+and the reward then comes from the environment, CAC_ALIGN_REWARD=http://… of `cac-align serve`.
 
-    VQ = CaC, MQ = TA = UnifiedReward, Overall = the whole reward (their mean, not VideoAlign's sum VQ + MQ + TA)
+    VQ = MQ = TA = Overall = the whole reward
 
-VQ and MQ with equal coefficients are therefore the paper's mean. ``use_norm=True`` gives normalised
-values, False raw ones.
+Which keys count differs between scripts: DanceGRPO's SkyReels script reads MQ only, its Hunyuan
+script adds VQ and MQ with ``--vq_coef 1.0 --mq_coef 0.0``. With the same number under every key,
+each of them trains on the whole reward; the components stand in the ledger.
 
 DanceGRPO's trainer catches every ``Exception`` around ``reward`` and goes on with VQ = MQ = -1.0, a
 score that no judge gave and the worst of its group. Therefore everything that stops a call (the
@@ -21,16 +24,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cac_align.plugins.common.host import HostOptions, host_reward
-from cac_align.plugins.common.missing_scores import MissingScoreError, RunStopped
+from cac_align.plugins.common.host import HostOptions, environment_options, host_reward
+from cac_align.plugins.common.missing_scores import RunStopped
 
 
 class VideoVLMRewardInference:
     """VideoAlign's interface to our reward.
 
-    load_from_pretrained: a recipe file, "module:Name" or our service's URL; None for the shipped
-    miniature. Further keywords are options of ``HostOptions``; ``fps`` (16) is the videos' true
-    rate, whatever their files say.
+    load_from_pretrained: our service's URL, a recipe file or "module:Name". Anything else is taken
+    for the path of a VideoAlign checkpoint, which is not read: the option ``reward`` then names the
+    reward, here or in the environment. Further keywords are options of ``HostOptions``, which go
+    before those of the environment; ``fps`` (16) is the videos' true rate, whatever their files say.
+
+    Raises ``ValueError`` for wrong options, and where no reward is named.
     """
 
     def __init__(
@@ -42,7 +48,9 @@ class VideoVLMRewardInference:
         **options: Any,
     ) -> None:
         del load_from_pretrained_step, device, dtype  # the recipe says which weights, where and how
-        given = {"reward": load_from_pretrained, **options}
+        given = environment_options() | options
+        if load_from_pretrained is not None and _names_a_reward(load_from_pretrained):
+            given["reward"] = load_from_pretrained
         # DanceGRPO asks for one video per call, which holds no group.
         self.host_reward = host_reward(HostOptions.read(given, on_missing="raise"), "videoalign")
 
@@ -55,33 +63,20 @@ class VideoVLMRewardInference:
         max_pixels: int | None = None,
         use_norm: bool = True,
     ) -> list[dict[str, float]]:
-        """One {"VQ", "MQ", "TA", "Overall"} per file.
+        """One {"VQ", "MQ", "TA", "Overall"} per file, all of them the whole reward.
 
-        ``fps``, ``num_frames`` and ``max_pixels`` are VideoAlign's sampling and are ignored: the
-        recipe decides how videos are sampled. Raises ``RunStopped`` for every failure, with its
-        cause.
+        ``fps``, ``num_frames`` and ``max_pixels`` are VideoAlign's sampling, ``use_norm`` its
+        statistics; they are ignored: the recipe decides how videos are sampled and how scores are
+        normalised. Raises ``RunStopped`` for every failure, with its cause.
         """
-        del fps, num_frames, max_pixels
+        del fps, num_frames, max_pixels, use_norm
         try:
-            return self._rows(video_paths, prompts, use_norm)
+            values = self.host_reward.values(list(prompts), [str(path) for path in video_paths])
         except Exception as error:
             raise RunStopped(f"{type(error).__name__}: {error}") from error
+        return [dict.fromkeys(("VQ", "MQ", "TA", "Overall"), value) for value in values]
 
-    def _rows(self, video_paths: Sequence[str], prompts: Sequence[str], use_norm: bool) -> list[dict[str, float]]:
-        scores = self.host_reward.scores(list(prompts), [str(path) for path in video_paths])
-        overall = self.host_reward.apply_policy(list(prompts), scores)
-        rows = []
-        for score, value in zip(scores, overall, strict=True):
-            prefix = "normalised/" if use_norm else ""
-            if not score.scored:  # policy "neutral": the same value under every key
-                rows.append({"VQ": value, "MQ": value, "TA": value, "Overall": value})
-                continue
-            try:
-                cac, unified = score.parts[f"{prefix}cac"], score.parts[f"{prefix}unified"]
-            except KeyError as error:
-                raise MissingScoreError(
-                    f"reward {self.host_reward.reward.name!r} has no part {error}; "
-                    "VQ and MQ need components cac and unified"
-                ) from error
-            rows.append({"VQ": cac, "MQ": unified, "TA": unified, "Overall": value})
-        return rows
+
+def _names_a_reward(text: str) -> bool:
+    """Whether this is a URL, a recipe or "module:Name", and not the path of a checkpoint folder."""
+    return ("/" not in text.partition(":")[0] and ":" in text) or text.endswith((".yaml", ".yml"))

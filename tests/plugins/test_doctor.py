@@ -279,6 +279,7 @@ def test_verl_omni_traps(tmp_path):
     script.write_text(
         "python -m verl_omni.main \\\n"
         "    reward.reward_manager.name=VisualRewardManager \\\n"
+        "    reward.custom_reward_function.path=verl_omni/utils/reward_score/hpsv3_reward.py \\\n"
         "    +reward.reward_functions.cac.path=pkg://cac_align.plugins.verl_omni \\\n"
         "    +reward.reward_functions.cac.name=compute_score \\\n"
         "    +reward.reward_functions.cac.fps=8 +not a line\n"
@@ -287,8 +288,10 @@ def test_verl_omni_traps(tmp_path):
     config = read_config("verl-omni", script)
     assert config["reward"]["reward_functions"]["cac"]["on_missing"] == "neutral"
     found = wrong(check_verl_omni(config))
-    assert set(found) == {"cac failures", "cac on_missing", "cac reward", "manager"}
+    assert set(found) == {"cac failures", "cac on_missing", "cac reward", "manager", "custom_reward_function"}
     assert "required=true" in found["cac failures"].fix
+    script.write_text(script.read_text() + "    reward.custom_reward_function.path=null\n")  # the later override counts
+    assert "custom_reward_function" not in wrong(check_verl_omni(read_config("verl-omni", script)))
     assert "reward" in wrong(check_verl_omni({"reward": {"reward_functions": {}}}))
 
 

@@ -122,6 +122,24 @@ def test_wrong_requests_are_typed_errors(adapter):
         backend(adapter).compute_rewards(RewardRequest([], [video()]))
 
 
+def test_the_prompts_of_a_request_that_has_two_sets_of_them(adapter, monkeypatch, tmp_path):
+    """Since its pull request 477 a request holds the user's and the rewritten prompt, and the backend picks one."""
+
+    @dataclass
+    class TwoPrompts:
+        original_prompt: list
+        generation_prompt: list
+        videos: list
+        group_ids: list | None = None
+        is_video = True
+
+    monkeypatch.setattr(RewardBackend, "prompts", lambda self, request: request.generation_prompt, raising=False)
+    here = backend(adapter, ledger=str(tmp_path / "ledger.jsonl"))
+    response = here.compute_rewards(TwoPrompts(["a"], ["a, in detail"], [video(240)]))
+    assert response.rewards == pytest.approx([0.825])
+    assert [item.prompt for item in read_evidence(tmp_path / "ledger.jsonl")] == ["a, in detail"]
+
+
 def test_a_service_that_is_down_is_not_available(adapter):
     spec = adapter.CaCSpec(reward="http://127.0.0.1:9", timeout_s=0.3)
     assert adapter.CaCBackend(config=spec, base_device="cpu").is_available() is False

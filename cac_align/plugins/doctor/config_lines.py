@@ -21,15 +21,16 @@ accelerate launch … -m cac_align.plugins.flow_grpo --reward http://127.0.0.1:8
     base_device: cpu
     config: {_target_: cac_align.plugins.unirl.CaCSpec, reward: "http://127.0.0.1:8000", fps: 16, ledger: ledger.jsonl}
 reward: ${cac_reward}""",
-    "verl-omni": """reward.reward_manager.name=MultiVisualRewardManager
+    "verl-omni": """reward.custom_reward_function.path=null
+reward.reward_manager.name=MultiVisualRewardManager
 +reward.reward_functions.cac.path=pkg://cac_align.plugins.verl_omni
 +reward.reward_functions.cac.name=compute_score
 +reward.reward_functions.cac.weight=1.0
 +reward.reward_functions.cac.required=true
 +reward.reward_functions.cac.reward=http://127.0.0.1:8000
 +reward.reward_functions.cac.fps=16""",
-    "videoalign": """from cac_align.plugins.videoalign import VideoVLMRewardInference
-inferencer = VideoVLMRewardInference("http://127.0.0.1:8000", fps=16, ledger="ledger.jsonl")""",
+    "videoalign": """export CAC_ALIGN_REWARD=http://127.0.0.1:8000 CAC_ALIGN_FPS=16 CAC_ALIGN_LEDGER=ledger.jsonl
+from cac_align.plugins.videoalign import VideoVLMRewardInference      # in place of the script's own import""",
     "trl": """from cac_align.plugins.trl import VideoReward
 reward = VideoReward(reward="http://127.0.0.1:8000", fps=16, ledger="ledger.jsonl")
 trainer = GRPOTrainer(..., reward_funcs=[reward])""",
@@ -40,7 +41,8 @@ VIDEO_LAYOUTS: dict[str, str] = {
     "flow_grpo": "(B, T, C, H, W) float [0, 1]; anything else, NaN or out of range has no score",
     "unirl": "(C, T, H, W) float [0, 1]; anything else, NaN or out of range has no score",
     "verl-omni": "uint8 (T, C, H, W) or (C, T, H, W); state layout= where both could be 3",
-    "videoalign": "files on disk; their frame rate is taken from fps=, never from the file; a failure ends the run "
+    "videoalign": "files on disk; their frame rate is taken from fps=, never from the file; VQ, MQ, TA and Overall are "
+    "all the whole reward, because DanceGRPO's scripts read different ones; a failure ends the run "
     "(RunStopped), because DanceGRPO turns every Exception into VQ = MQ = -1.0",
     "trl": "tensors, arrays, PIL frames or paths; a missing score raises "
     "(None only with leave_out=True on trl >= 1.10)",

@@ -33,6 +33,14 @@ def check_verl_omni(config: Mapping[str, Any]) -> Iterator[Check]:
             key, options, policy, "one call holds one video: neutral has no group, and a missing score ends the run"
         )
         yield from check_options(key, {**options, "on_missing": "raise"}, whole_groups=True)
+    single = (section.get("custom_reward_function") or {}).get("path")
+    if single is not None:
+        yield Check(
+            "custom_reward_function",
+            False,
+            f"the launch script also sets {single}, which excludes reward_functions",
+            "reward.custom_reward_function.path=null",
+        )
     manager = (section.get("reward_manager") or {}).get("name")
     fits = manager == "MultiVisualRewardManager"
     yield Check(

@@ -1,0 +1,1 @@
+"""The injectors, one file per family."""

@@ -1,0 +1,67 @@
+"""The recipe of `cac-align data inject`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Injection:
+    """What is injected into which clips. Raises ``ValueError`` for values that make no sense."""
+
+    # Injectors to use, by name; empty: all of the tiers below that are installed.
+    injectors: list[str] = field(default_factory=list)
+    # Tiers to use: core, inject (the extra), gpu.
+    tiers: list[str] = field(default_factory=lambda: ["core", "inject"])
+    # Length of a clip in seconds; a source shorter than min_seconds is skipped.
+    seconds: float = 2.0
+    min_seconds: float = 1.0
+    # Frames per second to come near: a source's own rate is divided by a whole number, so that its motion stays even.
+    fps: float = 16.0
+    # Longest shorter side in px; larger sources are scaled down, none is scaled up.
+    short_side: int = 480
+    # Longest ratio of the sides; a wider or taller frame is cropped about its middle.
+    max_aspect: float = 2.0
+    # Severities are drawn from this range of (0, 1].
+    min_severity: float = 0.3
+    max_severity: float = 1.0
+    # The judge that must be able to see the defect: frames per second of its two turns, and its frames' shorter side.
+    scan_fps: float = 4.0
+    look_fps: float = 8.0
+    judge_short_side: int = 256
+    # At the judge's size, a defect must change at least this share of the frame's pixels on a sampled frame, …
+    min_area: float = 0.0004
+    # … by at least this many grey levels on average …
+    min_contrast: float = 12.0
+    # … and at most this share: more is absurd.
+    max_area: float = 0.4
+    # Severities tried per injector, and injectors tried per source, before the source is skipped.
+    tries: int = 3
+    max_injectors: int = 8
+    # Records of normal clips that look unusual (true exits, blur, exposure jumps, dropped frames, …) per pair.
+    hard_normals: float = 0.25
+    # An AutoencoderKLWan folder for hard normals that went through its encoder and decoder; empty: none.
+    vae: str = ""
+    # How clips are stored: "rgb" is lossless; "yuv420p" is lossless but for the colours' resolution, and smaller.
+    pixel_format: str = "yuv420p"
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "min_seconds", "fps", "scan_fps", "look_fps", "max_aspect"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"injection.{name} must be a positive number, received {value!r}")
+        if not 0 < self.min_severity <= self.max_severity <= 1:
+            raise ValueError(
+                "injection needs 0 < min_severity <= max_severity <= 1, received "
+                f"{self.min_severity} and {self.max_severity}"
+            )
+        if not 0 <= self.hard_normals <= 1:
+            raise ValueError(f"injection.hard_normals must lie in [0, 1], received {self.hard_normals}")
+        if self.pixel_format not in ("rgb", "yuv420p"):
+            raise ValueError(f"injection.pixel_format must be rgb or yuv420p, received {self.pixel_format!r}")
+        if self.short_side < 64 or self.judge_short_side < 32 or self.tries < 1 or self.max_injectors < 1:
+            raise ValueError(
+                "injection needs short_side >= 64, judge_short_side >= 32, tries >= 1 and max_injectors >= 1, received "
+                f"{self.short_side}, {self.judge_short_side}, {self.tries} and {self.max_injectors}"
+            )

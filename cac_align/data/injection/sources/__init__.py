@@ -1,0 +1,1 @@
+"""From video files to clips that an injector can work on: shots, one clock, background, moving objects."""

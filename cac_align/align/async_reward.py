@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from cac_align.align.advantages.local import LatentGrid, anomaly_mask
 from cac_align.core.video import Video
+from cac_align.generation.latent_masks import LatentGrid, anomaly_mask
 from cac_align.rewards.cached import cached
 from cac_align.rewards.combine import Combined
 from cac_align.rewards.ledger import Ledger

@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, DynamoBackend, InitProcessGroupKwargs
 
-from cac_align.align.advantages.local import LatentGrid
 from cac_align.align.async_reward import AsyncReward
 from cac_align.align.lora import add_lora
 from cac_align.align.recipe import AlignRecipe, check_align_recipe
@@ -142,13 +141,6 @@ def load_wan(recipe: AlignRecipe, device: torch.device | None = None) -> Wan:
 def model_folder(model: str) -> str:
     """A folder or hub id as it is; the folder of the shipped small Wan for "miniature"."""
     return str(shipped("wan")) if model == "miniature" else model
-
-
-def latent_grid(wan: Wan) -> LatentGrid:
-    """The latent grid of the videos that this Wan makes."""
-    pipeline, setting = wan.pipeline, wan.setting
-    strides = int(pipeline.vae_scale_factor_temporal), int(pipeline.vae_scale_factor_spatial)
-    return LatentGrid(setting.num_frames, setting.height, setting.width, *strides)
 
 
 def build_async_reward(recipe: AlignRecipe, out: Path, processes: int) -> AsyncReward:

@@ -60,6 +60,7 @@ from cac_align.align.sampling.prompts import eval_prompts, step_prompts
 from cac_align.align.sampling.rollout import Flow, RolloutBatch
 from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
+from cac_align.generation.latent_masks import latent_grid
 from cac_align.rewards.normalise import NEEDS_GROUP
 from cac_align.runs.checkpoint import release_folder, save_checkpoint
 from cac_align.runs.lr_schedule import learning_rate
@@ -105,7 +106,7 @@ class AlignRun:
         self.flow = Flow.of(wan, model, self.accelerator.device)
         if recipe.objective == "grpo":  # refuse a window that does not fit before the first step
             draw_sde_steps(recipe.sde_window, len(self.flow.schedule), np.random.default_rng(0))
-        self.grid = setup.latent_grid(wan) if recipe.advantages == "local" else None
+        self.grid = latent_grid(wan) if recipe.advantages == "local" else None
         self.lora = lora_parameters(model)
         self.ema = copy_weights(self.lora) if recipe.ema_decay else None
         self.old_policy = copy_weights(self.lora) if recipe.objective == "nft" else None

@@ -17,88 +17,18 @@ advantages with both seeds tried; multiplying one advantage by the mask did not.
 everywhere r_i(p) = R_i, s is the std of R, and A_i(p) is the plain advantage of R. The losses split
 A(p) into a mean and a deviation (``grpo_loss``, ``nft_loss``).
 
-The latent grid: Wan's causal VAE keeps frame 0 alone and folds every ``temporal`` frames after it:
-frame f lies in latent frame 0 if f = 0, else (f − 1) // temporal + 1. A box covers every latent
-cell that it touches. Source: CaC (arXiv 2605.11723), conclusion; Wan (arXiv 2503.20314) Sec. 4.1.
+The masks are those of ``generation.latent_masks``. Source: CaC (arXiv 2605.11723), conclusion.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from cac_align.align.advantages.uniform import normalise_in_group
-from cac_align.core.judgement import Anomaly, Box, Judgement, shown_frames
-from cac_align.core.video import Video
 from cac_align.rewards.normalise import QUANTUM
-
-
-@dataclass(frozen=True)
-class LatentGrid:
-    """The latent grid of a video.
-
-    num_frames, height_px, width_px: of the video. temporal, spatial: the VAE's strides (Wan: 4
-    frames and 8 pixels).
-    """
-
-    num_frames: int
-    height_px: int
-    width_px: int
-    temporal: int = 4
-    spatial: int = 8
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(t, h, w): latent frames, rows and columns."""
-        return (
-            (self.num_frames - 1) // self.temporal + 1,
-            self.height_px // self.spatial,
-            self.width_px // self.spatial,
-        )
-
-    def latent_frame(self, frame: int) -> int:
-        """The latent frame that holds source frame ``frame``."""
-        return 0 if frame == 0 else (frame - 1) // self.temporal + 1
-
-    def cells(self, box: Box) -> tuple[slice, slice]:
-        """(rows, columns) of the latent cells that a box touches."""
-        left, top, right, bottom = (edge / self.spatial for edge in box.to_pixels(self.width_px, self.height_px))
-        return _touched_cells(top, bottom), _touched_cells(left, right)
-
-
-def _touched_cells(first: float, last: float) -> slice:
-    return slice(math.floor(first + 1e-9), math.ceil(last - 1e-9))
-
-
-def anomaly_mask(judgement: Judgement | None, video: Video, grid: LatentGrid) -> Bool[np.ndarray, "t h w"]:
-    """The latent positions that the judgement calls anomalous; all of them when it names no place
-    or is normal.
-
-    A frame of an anomaly's window without boxes takes the boxes of the nearest frame that has some.
-    A window without any box covers whole frames. Boxes without a window cover their own frames.
-    """
-    mask = np.zeros(grid.shape, bool)
-    if judgement is not None and judgement.status == "abnormal":
-        for anomaly in judgement.anomalies:
-            _cover_anomaly(mask, anomaly, video, grid)
-    return mask if mask.any() else np.ones(grid.shape, bool)
-
-
-def _cover_anomaly(mask: Bool[np.ndarray, "t h w"], anomaly: Anomaly, video: Video, grid: LatentGrid) -> None:
-    boxed = sorted(frame for frame, boxes in anomaly.boxes.items() if boxes and frame < grid.num_frames)
-    inside = list(shown_frames(anomaly.window, video.times_s)) if anomaly.window is not None else []
-    for frame in sorted({*inside, *boxed}):
-        time = grid.latent_frame(frame)
-        if not boxed:
-            mask[time] = True
-            continue
-        nearest = min(boxed, key=lambda other: abs(other - frame))
-        for box in anomaly.boxes[nearest]:
-            rows, columns = grid.cells(box)
-            mask[time, rows, columns] = True
 
 
 def local_advantages(

@@ -1,54 +1,13 @@
-"""Local advantages: the latent grid, masks from judgements, and advantages by position."""
+"""Local advantages: advantages by position, from masks of the latent grid."""
 
 import math
 
 import numpy as np
 
-from cac_align.align.advantages.local import LatentGrid, anomaly_mask, local_advantages
+from cac_align.align.advantages.local import local_advantages
 from cac_align.align.advantages.uniform import summed_advantages
-from cac_align.core.judgement import Anomaly, Box, Judgement, Window
-from cac_align.core.video import Video
 
 NAN = math.nan
-
-
-def judged(*anomalies, status="abnormal"):
-    return Judgement(status, tuple(anomalies))
-
-
-def clip(frames, height, width, fps=16):
-    return Video.open(np.zeros((frames, height, width, 3), np.uint8), fps=fps)
-
-
-def test_the_latent_grid_by_hand():
-    wan = LatentGrid(81, 480, 832)
-    assert wan.shape == (21, 60, 104)
-    assert [wan.latent_frame(frame) for frame in (0, 1, 4, 5, 8, 9, 80)] == [0, 1, 1, 2, 2, 3, 20]
-    assert wan.cells(Box(0, 0, 1000, 1000)) == (slice(0, 60), slice(0, 104))
-    # x: 250/1000 · 832 = 208 px = cell 26, 300/1000 · 832 = 249.6 px inside cell 31; y: 100 → 48 px = 6, 117 → 56.16 px inside cell 7
-    assert wan.cells(Box(250, 100, 300, 117)) == (slice(6, 8), slice(26, 32))
-    small = LatentGrid(33, 64, 64, temporal=2, spatial=4)
-    assert small.shape == (17, 16, 16)
-    assert [small.latent_frame(frame) for frame in (0, 1, 2, 3, 32)] == [0, 1, 1, 2, 16]
-
-
-def test_boxes_and_windows_become_a_mask():
-    grid, video = LatentGrid(33, 64, 64, 2, 4), clip(33, 64, 64)
-    box = Box(0, 0, 250, 125)  # 16 × 8 px: 2 rows, 4 columns of cells
-    window = Window(4 / 16, 8 / 16)  # frames 4 … 8: latent times 2, 3, 4
-    mask = anomaly_mask(judged(Anomaly("Object Distortion", window, boxes={6: (box,)})), video, grid)
-    expected = np.zeros(grid.shape, bool)
-    expected[2:5, :2, :4] = True
-    assert np.array_equal(mask, expected)
-    later = Box(500, 500, 750, 750)
-    mask = anomaly_mask(judged(Anomaly("Object Distortion", window, boxes={4: (box,), 8: (later,)})), video, grid)
-    assert mask[2, 0, 0] and not mask[2, 8, 8] and mask[4, 8, 8] and not mask[4, 0, 0]
-    whole = anomaly_mask(judged(Anomaly("Motion Anomalies", window)), video, grid)
-    assert whole[2:5].all() and whole.sum() == 3 * 256
-    alone = anomaly_mask(judged(Anomaly("Motion Anomalies", None, boxes={0: (box,)})), video, grid)
-    assert alone[0, :2, :4].all() and alone.sum() == 8
-    for nowhere in (judged(status="normal"), judged(), None):
-        assert anomaly_mask(nowhere, video, grid).all()
 
 
 def test_the_advantage_map_by_hand():

@@ -9,6 +9,7 @@ from typing import Any
 
 from cac_align.cli.options import add_verb
 from cac_align.core.shipped_recipes import find_recipe, shipped_recipe, shipped_recipes
+from cac_align.core.whole_file import whole_file
 
 
 def add_recipes(verbs: Any) -> None:
@@ -48,7 +49,9 @@ def run_copy(options: argparse.Namespace) -> int:
     if target.exists():
         raise ValueError(f"{target} exists already; give another name, or move it away")
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(source.read_bytes())
+    text = source.read_bytes()
+    with whole_file(target, len(text)) as part:
+        part.write_bytes(text)
     print(target)
     return 0
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cac_align.core.judgement import Anomaly, Status
+from cac_align.core.whole_file import whole_file
 
 Review = Literal["draft", "returned", "accepted", "audited"]
 
@@ -90,9 +91,9 @@ def all_records(path: str | Path) -> list[Record]:
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
-    """Write records as JSON Lines; return their number."""
+    """Write records as JSON Lines and return their number; the file appears when it is whole."""
     count = 0
-    with open(path, "w", encoding="utf-8") as lines:
+    with whole_file(path) as part, open(part, "w", encoding="utf-8") as lines:
         for record in records:
             lines.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
             count += 1

@@ -22,6 +22,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from cac_align.core.judgement import Window
+from cac_align.core.whole_file import whole_file
 from cac_align.data.perceptual_hash import NEAR_DUPLICATE, duplicate_groups, near_duplicates, perceptual_hash
 from cac_align.data.record_video import open_record_video
 from cac_align.data.records import Record, moved_record, read_records, write_records
@@ -136,11 +138,11 @@ def split_stages(
     }
     out.mkdir(parents=True, exist_ok=True)
     texts = {f"{name}.jsonl": "".join(json.dumps(row) + "\n" for row in rows) for name, rows in stages.items()}
-    write_records(out / ".records.jsonl.part", (moved_record(records[name], folder, out) for name in used))
-    for name, text in {**texts, "report.json": json.dumps(report, indent=1) + "\n"}.items():
-        (out / f".{name}.part").write_text(text, encoding="utf-8")
-    for name in (*texts, "records.jsonl", "report.json"):
-        os.replace(out / f".{name}.part", out / name)
+    texts["report.json"] = json.dumps(report, indent=1) + "\n"
+    with ExitStack() as files:  # all of them appear when all are written
+        for name, text in texts.items():
+            files.enter_context(whole_file(out / name, len(text))).write_text(text, encoding="utf-8")
+        write_records(out / "records.jsonl", (moved_record(records[name], folder, out) for name in used))
     return report
 
 

@@ -6,12 +6,12 @@ selections → ``write_chosen`` → ``<file stem of the prompt>.mp4`` and ``prom
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from cac_align.core.encoding import write_mp4
+from cac_align.core.whole_file import whole_file
 from cac_align.generation.candidates import file_stem
 from cac_align.generation.selection import Selection
 from cac_align.runs.files import atomic_write
@@ -35,12 +35,11 @@ def write_chosen(selections: Sequence[Selection], out: Path) -> Path:
         if selection.chosen is not None and selection.video is not None:
             source = selection.video.path
             new = file_stem(selection.prompt) + (".mp4" if source is None else Path(source).suffix)
-            part = folder / f".{os.getpid()}.{new}"
             if source is None:
-                write_mp4(part, selection.video.frames(range(len(selection.video))).pixels, selection.video.fps)
+                write_mp4(folder / new, selection.video.frames(range(len(selection.video))).pixels, selection.video.fps)
             else:
-                shutil.copyfile(source, part)
-            os.replace(part, folder / new)
+                with whole_file(folder / new) as part:
+                    shutil.copyfile(source, part)
             names[selection.prompt] = new
         if former is not None and former != new:
             (folder / former).unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cac_align.generation.selection import Selection
-from cac_align.runs.files import atomic_write
+from cac_align.runs.files import append_lines, atomic_write
 
 
 class SelectionLog:
@@ -34,8 +34,7 @@ class SelectionLog:
         """Append the line of a prompt unless the file has it already."""
         line = json.dumps(selection.to_json(), ensure_ascii=True)
         if self._known.get(selection.prompt) != line:
-            with open(self.path, "ab", buffering=0) as file:
-                file.write(line.encode() + b"\n")
+            append_lines(self.path, line + "\n")
             self._known[selection.prompt] = line
 
     def finish(self, selections: Sequence[Selection]) -> None:

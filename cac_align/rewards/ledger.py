@@ -23,7 +23,6 @@ in the last digits. A damaged line elsewhere is described in ``faults`` and skip
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -39,6 +38,7 @@ from typing import Any
 
 from cac_align.core.video import Video
 from cac_align.rewards.reward import Score
+from cac_align.runs.files import append_whole
 
 _HEAD = re.compile(
     rb'\{"key": "([0-9a-f]{64})", "kind": "(score|missing|combined|extra)"(?:, "rest": ([0-9]{1,9})(?=[,}]))?'
@@ -260,16 +260,8 @@ class Ledger:
         data = "".join(lines).encode("ascii")
         with self._lock, self._file() as fd:
             self._repair_tail()
-            start = os.fstat(fd).st_size
-            try:
-                written = os.write(fd, data)
-            except OSError as error:
-                raise OSError(error.errno, f"the ledger cannot be written: {error.strerror}", str(self.path)) from error
-            if written != len(data):
-                os.ftruncate(fd, start)
-                reason = f"only {written} of {len(data)} bytes of a row were written; free disk space and run again"
-                raise OSError(errno.ENOSPC, reason, str(self.path))
-            self._whole = start + written
+            append_whole(fd, data, self.path)
+            self._whole = os.fstat(fd).st_size
             self._catch_up()
 
     def _refuse_another_kind(self) -> None:

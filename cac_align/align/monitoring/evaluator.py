@@ -31,7 +31,7 @@ from cac_align.generation.candidates import file_stem
 from cac_align.rewards.build import load_reward
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Reward
-from cac_align.runs.files import atomic_folder
+from cac_align.runs.files import atomic_folder, atomic_write
 from cac_align.runs.metrics_log import JsonlLog, track
 
 
@@ -138,7 +138,7 @@ class Evaluator:
                 {"video": f"{file_stem(prompt)}-{n}.mp4", "prompt": prompt, "seed": n}
                 for n, prompt in enumerate(self.prompts)
             ]
-            (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listing), encoding="utf-8")
+            atomic_write(folder / "prompts.jsonl", "".join(json.dumps(row) + "\n" for row in listing))
         rows = sorted({row["seed"]: row for row in gather_object(own)}.values(), key=lambda row: row["seed"])
         return _summarise(step, rows)
 

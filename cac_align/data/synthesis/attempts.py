@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cac_align.runs.files import atomic_write
+from cac_align.runs.files import append_whole, atomic_write
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,7 @@ class AttemptLog:
         # ASCII, because a teacher's text may hold U+2028 and its like, at which many a reader splits lines.
         line = (json.dumps(asdict(attempt)) + "\n").encode("ascii")
         with self._lock:
-            start = os.fstat(self._fd).st_size
-            if os.write(self._fd, line) != len(line):
-                os.ftruncate(self._fd, start)
-                raise OSError(
-                    f"{self.path}: a line could not be written whole; is the disk full? Free space and run again"
-                )
+            append_whole(self._fd, line, self.path)
             self._keep(attempt)
 
     def totals(self) -> dict[str, int]:

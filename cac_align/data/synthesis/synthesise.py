@@ -185,9 +185,7 @@ def _write(
         {"record": item.record.id, "task": task, "reason": reason} for item in outcomes for task, reason in item.lost
     ]
     atomic_write(out / "discarded.jsonl", "".join(json.dumps(row) + "\n" for row in lost))
-    part = out / ".records.jsonl.part"
-    write_records(part, (moved_record(_with_saliency(item, settings), root, out) for item in accepted))
-    os.replace(part, out / "records.jsonl")
+    write_records(out / "records.jsonl", (moved_record(_with_saliency(item, settings), root, out) for item in accepted))
     atomic_write(out / "report.json", json.dumps(report, indent=1) + "\n")
 
 

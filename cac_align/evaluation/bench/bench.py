@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cac_align.core.video import Video
+from cac_align.core.whole_file import whole_file
 from cac_align.data.records import Record, all_records
 from cac_align.evaluation.bench.detection import check_threshold, evaluate_judge
 from cac_align.evaluation.bench.figures import draw_figures
@@ -22,6 +23,7 @@ from cac_align.rewards.cached import cached
 from cac_align.rewards.combine import bounds_of
 from cac_align.rewards.normalise import NEEDS_GROUP
 from cac_align.rewards.reward import Reward, Score
+from cac_align.runs.files import atomic_write
 
 if TYPE_CHECKING:
     from cac_align.rewards.ledger import Ledger
@@ -159,13 +161,12 @@ def write_bench(found: Bench, out: str | Path) -> list[Path]:
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "bench.json", folder / "bench.md"]
-    written[0].write_text(
-        json.dumps(found.to_json(videos=True), ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8"
-    )
+    atomic_write(written[0], json.dumps(found.to_json(videos=True), ensure_ascii=False, indent=1, allow_nan=False))
     figures = draw_figures(found)
     pictures = "\n".join(f"![{name}]({name}.png)" for name in figures)
-    written[1].write_text(to_markdown(found) + "\n" + pictures + "\n", encoding="utf-8")
+    atomic_write(written[1], to_markdown(found) + "\n" + pictures + "\n")
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=110)
         written.append(folder / f"{name}.png")
+        with whole_file(written[-1]) as part:
+            figure.savefig(part, dpi=110, format="png")
     return written

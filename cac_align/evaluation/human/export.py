@@ -126,9 +126,7 @@ def write_export(store: AnnotationStore, tasks: Sequence[RatingTask], database: 
     """Write the export of a database beside it, atomically, and return it."""
     target = export_path(database)
     exported = export_ratings(store, tasks, target.parent)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    write_records(part, exported.records)
-    part.replace(target)
+    write_records(target, exported.records)
     return exported
 
 

@@ -32,7 +32,10 @@ def add_best_of_n(verbs: Any) -> None:
         "--candidates",
         type=Path,
         help="choose among these instead of generating: a table (JSON Lines or CSV of prompt and video), or a folder "
-        "with one, with a sub-folder per prompt, or with videos named by prompt",
+        "with one, with a sub-folder per prompt, or with videos named by prompt; folders of images are videos too",
+    )
+    parser.add_argument(
+        "--fps", type=float, help="true frame rate of --candidates: of images, or where their container is wrong"
     )
     parser.add_argument("--json", action="store_true", help="print selection.jsonl instead of a table")
     add_set_option(parser)
@@ -54,12 +57,15 @@ def run_best_of_n(options: argparse.Namespace) -> int:
     recipe = read_recipe(BestOfNRecipe, options.recipe, own)
     check_positive("--n", options.n)
     prompts, given = _prompts_and_candidates(options)
+    check_positive("--fps", options.fps)
+    if options.fps is not None and options.candidates is None:
+        raise ValueError("--fps goes with --candidates; the generator states the rate of what it makes")
     rank_status = RankStatus(options.out / "processes", *_share())
     with rank_status.guard():  # around the loading too: that is where memory runs out first
         selections = _selections(options, recipe, prompts, given, rank_status)
     if selections is None:  # one of several processes, of which the first one prints
         return 0
-    page = write_selection_page(selections, options.out / "report.html", title=_title(selections))
+    page = write_selection_page(selections, options.out / "report.html", title=_title(selections), fps=options.fps)
     if options.json:
         for selection in {each.prompt: each for each in selections}.values():  # the file may hold former calls' as well
             print(json.dumps(selection.to_json(), ensure_ascii=True))
@@ -147,6 +153,7 @@ def _selections(
         "distinct_seeds": recipe.distinct_seeds,
         "overlap": recipe.overlap,
         "out": options.out,
+        "fps": options.fps,
         "report": rank_status.report,
     }
     bar = progress_bar if index == 0 else None

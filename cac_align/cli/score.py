@@ -29,13 +29,19 @@ _CHUNK = 16
 def add_score(verbs: Any) -> None:
     """The options of `cac-align score`."""
     parser = add_verb(verbs, "score", run_score, "score videos with a reward")
-    parser.add_argument("videos", type=input_path, nargs="+", metavar="VIDEO", help="video files, folders or patterns")
+    parser.add_argument(
+        "videos",
+        type=input_path,
+        nargs="+",
+        metavar="VIDEO",
+        help="video files, folders of them or of one video's numbered images (with --fps), or patterns",
+    )
     parser.add_argument("--prompt", help="the prompt that all these videos were made from")
     parser.add_argument(
         "--prompts", type=Path, help="prompts per video: one line per video, or JSON Lines with video and prompt"
     )
     parser.add_argument(
-        "--fps", type=float, help="the videos' true frame rate, where their container is wrong (Wan: 16)"
+        "--fps", type=float, help="the videos' true frame rate: of images, or where their container is wrong (Wan: 16)"
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="JSON Lines instead of a table")

@@ -1,4 +1,4 @@
-"""Video files from a command line: files, folders and patterns, and the prompts that folders state.
+"""Videos from a command line: files, folders and patterns, and the prompts that folders state.
 
 VIDEO… → ``expand_videos`` → files → ``listed_prompts`` → the prompt of each
 """
@@ -10,19 +10,20 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from cac_align.core.images import is_image_folder
+
 
 def expand_videos(arguments: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """The files behind the arguments, in order: those of a folder, those that a pattern such as
-    ``'clips/*.mp4'`` matches, and any other argument as it is.
+    """The videos behind the arguments, in order: the files of a folder, those that a pattern such as
+    ``'clips/*.mp4'`` matches, and any other argument as it is. A folder without video files stands for
+    the folders of images in it, or, where images lie directly in it, for one video.
 
-    Raises ``ValueError`` for a folder without videos or a pattern that matches nothing.
+    Raises ``ValueError`` for a folder without either or a pattern that matches nothing.
     """
-    from cac_align.evaluation.pairing import video_files
-
     files: list[str] = []
     for argument in (os.fspath(one) for one in arguments):
         if Path(argument).is_dir():
-            files += map(str, video_files(Path(argument)))
+            files += map(str, _videos_below(Path(argument)))
         elif glob.has_magic(argument) and not Path(argument).exists():
             matches = sorted(glob.glob(argument, recursive=True))
             if not matches:
@@ -31,6 +32,19 @@ def expand_videos(arguments: Iterable[str | os.PathLike[str]]) -> list[str]:
         else:
             files.append(argument)
     return files
+
+
+def _videos_below(folder: Path) -> list[Path]:
+    from cac_align.evaluation.pairing import video_files
+
+    try:
+        return video_files(folder)
+    except ValueError:
+        below = (path for path in sorted(folder.rglob("*")) if not path.name.startswith("."))
+        folders = [path for path in (folder, *below) if is_image_folder(path)]
+        if not folders:
+            raise
+        return folders[:1] if folders[0] == folder else folders
 
 
 def listed_prompts(videos: Sequence[str]) -> list[str] | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -28,6 +29,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cac_align.core.containers import StatedLength, stated_length
+from cac_align.core.images import is_webp, read_webp, webp_index
 from cac_align.core.limits import VideoLimits
 from cac_align.core.shapes import UInt8
 
@@ -59,13 +61,15 @@ class Index:
 @dataclass(frozen=True)
 class _Table:
     """``stamps``: presentation times in the container's own unit, ascending. ``decord_is_right``:
-    it may be trusted with this file. ``length_verified``: a cut would have shown.
+    it may be trusted with this file. ``length_verified``: a cut would have shown. ``webp``: an
+    animated WebP, which Pillow reads.
     """
 
     stamps: tuple[int, ...]
     index: Index
     decord_is_right: bool
     length_verified: bool
+    webp: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,12 @@ class FileFrames:
         name, stamps = self._name, self._table.stamps
         if any(not 0 <= index < len(stamps) for index in indices):
             raise ValueError(f"{name}: asked for frames {indices}, but the file has frames 0 to {len(stamps) - 1}")
+        pixels = None
         try:
-            pixels = _read_decord(self.source, indices, len(stamps)) if self._table.decord_is_right else None
+            if self._table.webp:
+                pixels = _read_webp(self.source, indices, len(stamps))
+            elif self._table.decord_is_right:
+                pixels = _read_decord(self.source, indices, len(stamps))
             if pixels is None:
                 pixels = _read_av(self.source, indices, stamps, self.limits.max_pixels)
         except _Broken as error:
@@ -148,6 +156,9 @@ class _Broken(Exception):
 
 
 def _demux(source: Path | bytes, name: str, limits: VideoLimits) -> _Table:
+    with _open_regular(source, name) as file:
+        if is_webp(file.read(16)):
+            return _webp_table(file, name, limits)
     stated = _check_container(source, name, limits)
     import av.error
 
@@ -167,10 +178,7 @@ def _demux(source: Path | bytes, name: str, limits: VideoLimits) -> _Table:
             f"{name}: not a readable video ({error.strerror}); expected a whole mp4, webm, gif, …"
         ) from error
     stamps = sorted(stamps)
-    if len(set(stamps)) != len(stamps):
-        raise ValueError(
-            f"{name}: {len(stamps) - len(set(stamps))} frames repeat another's time stamp; re-encode the file"
-        )
+    _check_repeats(stamps, name)
     times_s = tuple((stamp - stamps[0]) * scan.unit.numerator / scan.unit.denominator for stamp in stamps)
     longest_s = max(
         (later - earlier for earlier, later in pairwise(times_s)), default=max(scan.stated_s, stated.duration_s)
@@ -197,6 +205,22 @@ def _demux(source: Path | bytes, name: str, limits: VideoLimits) -> _Table:
     return _Table(tuple(stamps), index, trusted and scan.eight_bit is not False, verified)
 
 
+def _webp_table(file: BinaryIO, name: str, limits: VideoLimits) -> _Table:
+    webp = webp_index(file, file.seek(0, os.SEEK_END), limits, name)
+    stamps = webp.stamps_ms
+    _check_repeats(stamps, name)
+    lasting_ms = stamps[-1] / (len(stamps) - 1) if len(stamps) > 1 else webp.duration_ms
+    times_s = tuple(stamp / 1000 for stamp in stamps)
+    index = Index(times_s, 1000 / lasting_ms if lasting_ms else 1.0, webp.height, webp.width)
+    return _Table(stamps, index, decord_is_right=False, length_verified=True, webp=True)
+
+
+def _check_repeats(stamps: Sequence[int], name: str) -> None:
+    """Raise ``ValueError`` where two frames have the same time stamp."""
+    if repeats := len(stamps) - len(set(stamps)):
+        raise ValueError(f"{name}: {repeats} frames repeat another's time stamp; re-encode the file")
+
+
 def _check_container(source: Path | bytes, name: str, limits: VideoLimits) -> StatedLength:
     """What the container states. Raises ``ValueError`` for what is no video file, and for one that was cut."""
     with _open_regular(source, name) as file:
@@ -204,7 +228,9 @@ def _check_container(source: Path | bytes, name: str, limits: VideoLimits) -> St
         file.seek(0)
         head = file.read(4096)
         if size == 0:
-            raise ValueError(f"{name}: the file is empty (0 bytes); expected mp4, webm, gif or another video container")
+            raise ValueError(
+                f"{name}: the file is empty (0 bytes); expected mp4, webm, gif, animated WebP or another video"
+            )
         for magic, still in _STILLS.items():
             if head.startswith(magic) and b"acTL" not in head:  # acTL: an animated PNG
                 raise ValueError(
@@ -355,6 +381,13 @@ def _open_av(source: Path | bytes, **options: str) -> Any:
     # Text that is not UTF-8 is no reason to refuse a video. PyAV 19 has no switch for that any more.
     lenient: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
     return av.open(_openable(source), options={"format_whitelist": _CONTAINERS, **options}, **lenient)
+
+
+def _read_webp(source: Path | bytes, indices: tuple[int, ...], count: int) -> np.ndarray:
+    try:
+        return read_webp(source, indices, count)
+    except ValueError as error:
+        raise _Broken(str(error)) from error
 
 
 def _read_decord(source: Path | bytes, indices: tuple[int, ...], count: int) -> np.ndarray | None:

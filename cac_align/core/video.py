@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from cac_align.core.decoding import FileFrames, read_index
+from cac_align.core.images import is_animated_webp, open_image_folder
 from cac_align.core.judgement import Window
 from cac_align.core.limits import VideoLimits
 from cac_align.core.shapes import UInt8
@@ -37,7 +38,7 @@ _SAMPLES_AT_ONCE = 65_536  # sampling times in memory at one time
 
 Layout = Literal["THWC", "TCHW", "CTHW"]
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".avi")
-"""Endings by which video files are found in a folder."""
+"""Endings by which video files are found in a folder; WebP, which may be a still image, is told by its head."""
 
 
 class Encoded(Protocol):
@@ -136,10 +137,10 @@ class Video:
     ) -> Video:
         """Open anything that is a video.
 
-        source: path or bytes of an mp4, webm, gif, …; a uint8 array or tensor in [0, 255] or a
-        float one in [0, 1]; PIL frames.
-        fps: frames per second. Required for arrays, tensors and PIL frames. For files it overrides
-        the container's clock
+        source: path or bytes of an mp4, webm, gif, animated WebP, …; path of a folder with numbered
+        images; a uint8 array or tensor in [0, 255] or a float one in [0, 1]; PIL frames.
+        fps: frames per second. Required for arrays, tensors, PIL frames and folders of images. For
+        files it overrides the container's clock
             (every RL stack tags its files with a wrong rate): time stamps then are index / fps.
         layout: axis order of an array or tensor, "THWC", "TCHW" or "CTHW"; needed only where the
         shape leaves two readings.
@@ -300,7 +301,24 @@ def _checked_fps(fps: object) -> float:
     return rate
 
 
+def is_video_file(path: Path) -> bool:
+    """Whether a file is taken for a video by its ending, or by its head where it is WebP."""
+    suffix = path.suffix.lower()
+    return suffix in VIDEO_SUFFIXES or (suffix == ".webp" and is_animated_webp(path))
+
+
+def _open_folder(folder: Path, fps: float | None, name: str, limits: VideoLimits) -> Video:
+    images = open_image_folder(folder, limits, name)
+    if fps is None:
+        raise ValueError(f"{name}: a folder of images carries no clock; pass fps (--fps 16 for Wan)")
+    times_s = tuple(index / fps for index in range(len(images.files)))
+    limits.check_clock(times_s[-1], fps, name)
+    return Video(fps, times_s, images.height, images.width, name, images, limits)
+
+
 def _open_file(source: Path | bytes, fps: float | None, name: str | None, limits: VideoLimits) -> Video:
+    if isinstance(source, Path) and source.is_dir():
+        return _open_folder(source, fps, name or str(source), limits)
     frames = FileFrames(source, limits)
     label = name or (str(source) if isinstance(source, Path) else f"{len(source)} bytes")
     index = read_index(frames, label)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cac_align.core.video import VIDEO_SUFFIXES, Video
+from cac_align.core.video import VIDEO_SUFFIXES, Video, is_video_file
 from cac_align.generation.candidates import file_stem
 from cac_align.generation.chosen import CHOSEN
 
@@ -134,10 +134,12 @@ def video_files(folder: Path) -> list[Path]:
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         visible = path.is_file() and parts[0] != copies and not any(part.startswith(".") for part in parts)
-        if path.suffix.lower() in VIDEO_SUFFIXES and visible:
+        if visible and is_video_file(path):
             found.append(path)
     if not found:
-        raise ValueError(f"{folder}: no videos in it; expected files ending in {', '.join(VIDEO_SUFFIXES)}")
+        raise ValueError(
+            f"{folder}: no videos in it; expected files ending in {', '.join(VIDEO_SUFFIXES)}, or animated WebP"
+        )
     return found
 
 

@@ -64,6 +64,7 @@ def best_of_n(
     distinct_seeds: bool = False,
     out: Path | None = None,
     share: tuple[int, int] = (0, 1),
+    fps: float | None = None,
     overlap: bool = True,
     progress: MakeProgressBar | None = None,
     report: Callable[[str], None] | None = None,
@@ -79,6 +80,7 @@ def best_of_n(
     out: the folder to write to and to resume from.
     share: (i, k) for process i of k that fill one ``out`` together. It decides every k-th prompt and writes
     ``selection-i.jsonl``. After all of them, a call without ``share`` finds everything made and scored.
+    fps: the true frame rate of given candidates, where their files state a wrong one or, as folders of images, none.
     overlap: whether one prompt's candidates are judged while the next one's are generated. False where
     both at once do not fit into memory; the results are the same.
     progress: makes the progress bar, for example ``lambda total, about: tqdm(total=total, desc=about)``.
@@ -149,7 +151,7 @@ def best_of_n(
                 if callable(candidates):
                     group = generate_candidates(candidates, prompt, seeds, out)
                 else:
-                    group = [open_candidate(source) for source in candidates.get(prompt, ())]
+                    group = [open_candidate(source, fps) for source in candidates.get(prompt, ())]
                 judging = _Judging(prompt, group, thread.submit(judge, prompt, group, seeds))
                 if before:
                     finish(before)

@@ -54,12 +54,14 @@ def file_stem(prompt: str) -> str:
     return f"{words}-{digest}" if words else digest
 
 
-def open_candidate(source: Path | Video) -> Candidate:
-    """The candidate of a video or a file. An unreadable file gives a candidate without a video."""
-    if isinstance(source, Video):
-        return Candidate(source.name, source, None)
+def open_candidate(source: Path | Video, fps: float | None = None) -> Candidate:
+    """The candidate of a video, a file or a folder of images. An unreadable one gives a candidate
+    without a video. fps: its true frame rate, which a folder of images needs.
+    """
     try:
-        return Candidate(str(source), Video.open(source), None)
+        if isinstance(source, Video):
+            return Candidate(source.name, Video.open(source, fps=fps), None)
+        return Candidate(str(source), Video.open(source, fps=fps), None)
     except ValueError as error:
         return Candidate(str(source), None, str(error))
 

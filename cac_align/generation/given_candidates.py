@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cac_align.core.video import VIDEO_SUFFIXES
+from cac_align.core.images import is_image_folder
+from cac_align.core.video import is_video_file
 from cac_align.generation.candidates import file_stem
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -28,9 +29,9 @@ def read_candidates(source: Path, prompts: Sequence[str] | None = None) -> dict[
     The folder holds ``candidates.jsonl`` or one other such table; or one sub-folder per prompt,
     which is named by the prompt (also with other signs between its words), or holds ``prompt.txt``,
     or is numbered, in the order of ``prompts`` and as many as these; or videos named ``<file stem of
-    the prompt>-<number>.<mp4|webm|…>``. prompts: read only the candidates of these; None: of all,
-    which a table, ``prompt.txt`` or the sub-folders' names must then state. Raises ``ValueError``
-    when the source does not exist, a row is wrong, or no candidate fits a prompt.
+    the prompt>-<number>.<mp4|webm|…>``. A folder of images is a video. prompts: read only the
+    candidates of these; None: of all, which a table, ``prompt.txt`` or the sub-folders' names must
+    then state. Raises ``ValueError`` when the source does not exist, a row is wrong, or no candidate fits a prompt.
     """
     source = Path(source)
     if not source.exists():
@@ -152,7 +153,9 @@ def _named_pairs(source: Path, prompts: Sequence[str]) -> list[tuple[str, Path]]
 
 
 def _videos_in(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES), key=_natural)
+    """The video files in a folder, and its sub-folders that hold the images of one."""
+    paths = (path for path in folder.iterdir() if is_video_file(path) or is_image_folder(path))
+    return sorted(paths, key=_natural)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

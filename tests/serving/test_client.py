@@ -134,6 +134,20 @@ def test_files_travel_as_files_or_paths(tmp_path):
         assert "roots" in RemoteReward(url, send="path")(["p"], [video])[0].error
 
 
+def test_animated_webp_travels_as_a_file_and_a_folder_of_images_as_frames(tmp_path):
+    images = [Image.fromarray(frame) for frame in np.random.default_rng(3).integers(0, 256, (9, 48, 64, 3), np.uint8)]
+    images[0].save(tmp_path / "clip.webp", save_all=True, append_images=images[1:], duration=50, lossless=True)
+    (tmp_path / "clip").mkdir()
+    for number, image in enumerate(images):
+        image.save(tmp_path / "clip" / f"{number}.png")
+    webp, folder = Video.open(tmp_path / "clip.webp"), Video.open(tmp_path / "clip", fps=20)
+    expected = Brightness()(["p"], [webp])[0].value
+    with serving(Brightness(), ServiceSettings(roots=(tmp_path,))) as (url, _):
+        for send in ("frames", "file", "path"):
+            scores = RemoteReward(url, send=send)(["p", "p"], [webp, folder])
+            assert [score.value for score in scores] == pytest.approx([expected] * 2, abs=0.002)
+
+
 def test_a_failure_touches_its_own_video_only(tmp_path):
     gone = tmp_path / "gone.mp4"
     write_mp4(gone, clip(200, 17, 64, 64), fps=16)

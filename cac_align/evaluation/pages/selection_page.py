@@ -55,10 +55,15 @@ class CandidateRow:
 
 
 def write_selection_page(
-    selections: Sequence[Selection], path: Path, *, title: str = "Best of N", tiles: Sequence[tuple[str, str]] = ()
+    selections: Sequence[Selection],
+    path: Path,
+    *,
+    title: str = "Best of N",
+    tiles: Sequence[tuple[str, str]] = (),
+    fps: float | None = None,
 ) -> Path:
     """Write the page and return its path. tiles: (figure, caption) shown at the top, before those
-    of every run.
+    of every run. fps: the candidates' true frame rate, as it was given to ``best_of_n``.
     """
     undecided = sum(selection.chosen is None for selection in selections)
     unscored = sum(not score.scored for selection in selections for score in selection.scores)
@@ -77,13 +82,13 @@ def write_selection_page(
             (str(undecided), "undecided"),
         ],
         unscored=unscored,
-        notice=page_notice(provenance),
-        cards=[_card(selection, path.parent) for selection in selections],
-        provenance=sorted(provenance.items()),
+        cards=[_card(selection, path.parent, fps) for selection in selections],
+        self_contained=False,
+        provenances=[provenance] if provenance else [],
     )
 
 
-def _card(selection: Selection, folder: Path) -> dict[str, object]:
+def _card(selection: Selection, folder: Path, fps: float | None) -> dict[str, object]:
     scored = [index for index, score in enumerate(selection.scores) if score.scored]
     rejected = [index for index in scored if index != selection.chosen]
     sides = []
@@ -91,9 +96,9 @@ def _card(selection: Selection, folder: Path) -> dict[str, object]:
     if selection.chosen is not None:
         best = selection.scores[selection.chosen].value
         tied = worst is not None and best - selection.scores[worst].value < TIE
-        sides.append(_side(selection, selection.chosen, "tied" if tied else "chosen", folder))
+        sides.append(_side(selection, selection.chosen, "tied" if tied else "chosen", folder, fps))
         if worst is not None:
-            sides.append(_side(selection, worst, "tied" if tied else "rejected", folder))
+            sides.append(_side(selection, worst, "tied" if tied else "rejected", folder, fps))
     columns = list(dict.fromkeys(name for score in selection.scores for name in _parts(score)))
     rows = [
         CandidateRow(index, index == selection.chosen, score, _parts(score), _verdict(score))
@@ -102,13 +107,13 @@ def _card(selection: Selection, folder: Path) -> dict[str, object]:
     return {"selection": selection, "sides": sides, "columns": columns, "rows": rows}
 
 
-def _side(selection: Selection, index: int, kind: str, folder: Path) -> CandidateView:
+def _side(selection: Selection, index: int, kind: str, folder: Path, fps: float | None) -> CandidateView:
     score = selection.scores[index]
     anomalies = confirmed_anomalies(score.evidence)
     video = (
         selection.video
         if index == selection.chosen and selection.video is not None
-        else Video.open(selection.candidates[index])
+        else Video.open(selection.candidates[index], fps=fps)
     )
     source = os.path.relpath(video.path, folder) if video.path is not None else None
     return CandidateView(

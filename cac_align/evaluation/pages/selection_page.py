@@ -82,9 +82,9 @@ def write_selection_page(
             (str(undecided), "undecided"),
         ],
         unscored=unscored,
+        notice=page_notice(provenance),
         cards=[_card(selection, path.parent, fps) for selection in selections],
-        self_contained=False,
-        provenances=[provenance] if provenance else [],
+        provenance=sorted(provenance.items()),
     )
 
 

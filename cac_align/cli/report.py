@@ -118,6 +118,7 @@ def _report_run(ledger: Path, options: argparse.Namespace) -> Path:
     """
     from cac_align.evaluation.pages.evidence_page import Step, write_evidence_page
     from cac_align.evaluation.pages.page import evenly_spaced
+    from cac_align.evaluation.pages.run_record import read_run
     from cac_align.plugins.common.evidence import most_informative, read_evidence
 
     if options.clips_per_step < 1 or options.max_steps < 1:
@@ -136,4 +137,4 @@ def _report_run(ledger: Path, options: argparse.Namespace) -> Path:
         )
         for place, number in enumerate(numbers)
     ]
-    return write_evidence_page(steps, options.out, root=ledger.parent)
+    return write_evidence_page(steps, options.out, root=ledger.parent, run=read_run(ledger.parent))

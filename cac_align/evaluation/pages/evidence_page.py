@@ -1,14 +1,14 @@
-"""The page of a training run: each shown clip with its boxes beside its advantage, step by step,
-from the run's ledger.
+"""The page of a training run: its curves, alarms and settings, then each shown clip with its boxes
+beside its advantage, the latest step first.
 
-A clip's frames are drawn where its row names a file that still exists (hosts that score tensors
-name none). A missing score is a dash with its reason.
+A clip is shown where its row names a file that still exists (hosts that score tensors name none).
+A missing score is a dash with its reason. The page embeds small copies of the clips; those that do
+not fit into ``MAX_BYTES`` are shown as frames.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +17,16 @@ from typing import Any, Protocol
 from cac_align.core.judgement import Anomaly
 from cac_align.core.video import Video
 from cac_align.evaluation.pages.page import (
-    Picture,
-    TimelineSpan,
     confirmed_anomalies,
-    frame_strip,
     lasting_a_frame,
-    timeline_spans,
     write_page,
 )
+from cac_align.evaluation.pages.player import Player, embedded_player
+from cac_align.evaluation.pages.run_record import RunRecord
 from cac_align.rewards.reward import Score
+
+MAX_BYTES = 28_000_000
+"""Bytes for all clips of a page."""
 
 
 class EvidenceVideo(Protocol):
@@ -64,27 +65,32 @@ class Step:
 
 @dataclass(frozen=True)
 class EvidenceCard:
-    """One clip as the page shows it. bar: its advantage as (left, width) in per cent. source: the
-    file, relative to the page.
+    """One clip as the page shows it. bar: its advantage as (left, width) in per cent. not_drawn: why
+    there is no player.
     """
 
     item: EvidenceVideo
     anomalies: tuple[Anomaly, ...]
-    pictures: tuple[Picture, ...]
-    spans: tuple[TimelineSpan, ...]
-    duration_s: float
-    source: str | None
+    player: Player | None
     not_drawn: str | None
     bar: tuple[float, float] | None
     facts: tuple[tuple[str, str], ...]
     parts: Mapping[str, float]
 
 
-def write_evidence_page(steps: Sequence[Step], path: Path, *, root: Path, title: str = "What was rewarded") -> Path:
+def write_evidence_page(
+    steps: Sequence[Step],
+    path: Path,
+    *,
+    root: Path,
+    run: RunRecord | None = None,
+    title: str = "What was rewarded",
+) -> Path:
     """Write the page and return its path. Steps are given in order of time; the latest is shown
     first.
 
-    root: the folder that relative video names belong to. Raises ``ValueError`` when there is no
+    root: the folder that relative video names belong to. run: what the run's other files tell; None
+    where a host trained. Raises ``ValueError`` when there is no
     video at all.
     """
     videos = [item for step in steps for item in step.videos]
@@ -94,6 +100,8 @@ def write_evidence_page(steps: Sequence[Step], path: Path, *, root: Path, title:
     given = [abs(item.advantage) for item in videos if item.advantage is not None]
     reach = max(given, default=0.0) or 1.0
     unscored = sum(not item.score.scored for item in videos)
+    each_bytes = MAX_BYTES // max(sum(len(step.shown) for step in steps), 1)
+    provenance = next((dict(item.score.provenance) for item in videos if item.score.provenance), None)
     return write_page(
         path,
         "evidence.html.jinja",
@@ -107,12 +115,14 @@ def write_evidence_page(steps: Sequence[Step], path: Path, *, root: Path, title:
         without_advantage=not given,
         rows=[_row(step) for step in steps],
         steps=[
-            (step, [_card(item, path.parent, root, reach) for item in step.shown])
+            (step, [_card(item, root, reach, each_bytes) for item in step.shown])
             for step in reversed(steps)
             if step.shown
         ],
         hidden=len(videos) - sum(len(step.shown) for step in steps),
-        provenance=sorted(next((dict(item.score.provenance) for item in videos if item.score.provenance), {}).items()),
+        run=run,
+        self_contained=True,
+        provenances=[] if provenance is None else [provenance],
     )
 
 
@@ -132,13 +142,13 @@ def _row(step: Step) -> dict[str, Any]:
     }
 
 
-def _card(item: EvidenceVideo, folder: Path, root: Path, reach: float) -> EvidenceCard:
+def _card(item: EvidenceVideo, root: Path, reach: float, max_bytes: int) -> EvidenceCard:
     anomalies = confirmed_anomalies(item.score.evidence)
     video, why = _open_clip(item, root)
-    pictures: tuple[Picture, ...] = ()
+    player: Player | None = None
     if video is not None:
         try:
-            pictures = frame_strip(video, anomalies)
+            player = embedded_player(video, anomalies, max_bytes)
         except ValueError as error:
             video, why = None, str(error)
     advantage = item.advantage
@@ -146,10 +156,7 @@ def _card(item: EvidenceVideo, folder: Path, root: Path, reach: float) -> Eviden
     return EvidenceCard(
         item=item,
         anomalies=anomalies if video is None else lasting_a_frame(anomalies, video),
-        pictures=pictures,
-        spans=timeline_spans(video, anomalies) if video is not None else (),
-        duration_s=video.duration_s if video is not None else 0.0,
-        source=os.path.relpath(video.path, folder) if video is not None and video.path is not None else None,
+        player=player,
         not_drawn=why,
         bar=None if advantage is None else (50 - width if advantage < 0 else 50.0, max(width, 0.5)),
         facts=tuple((name, str(value)) for name, value in item.facts.items() if name != "advantage"),

@@ -8,6 +8,7 @@ elsewhere.
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from jaxtyping import UInt8
 from cac_align.core.judgement import Anomaly, Box, Judgement, Window
 from cac_align.core.text import well_formed
 from cac_align.core.video import Video
+from cac_align.rewards.domain import page_notice
 from cac_align.runs.files import atomic_write
 
 TYPE_COLOURS: Mapping[str, str] = {
@@ -167,12 +169,31 @@ def environment(package: str = PAGES) -> Any:
     )
     made.filters["number"] = format_number
     made.globals["type_colours"] = TYPE_COLOURS
+    script = Path(__file__).with_name("templates").joinpath("player.js").read_text(encoding="utf-8")
+    made.globals["player_script"] = script
+    made.globals["player_hash"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return made
 
 
-def write_page(path: Path, template: str, *, package: str = PAGES, **values: Any) -> Path:
-    """Render a template and write it atomically to ``path``; return the path. package: see
-    ``environment``.
+def write_page(
+    path: Path,
+    template: str,
+    *,
+    title: str,
+    self_contained: bool,
+    provenances: Sequence[Mapping[str, Any]] = (),
+    package: str = PAGES,
+    **values: Any,
+) -> Path:
+    """Render a template that extends ``base.html.jinja``, write it atomically to ``path`` and return
+    the path.
+
+    self_contained: whether the page is one file, or plays the videos beside it; it says which.
+    provenances: of the rewards whose scores it shows. Where one states a domain, the template's
+    ``notices`` say so. package: see ``environment``.
     """
-    atomic_write(path, well_formed(environment(package).get_template(template).render(**values)))
+    notices = [text for text in dict.fromkeys(page_notice(provenance) for provenance in provenances) if text]
+    page = environment(package).get_template(template)
+    shared = {"title": title, "self_contained": self_contained, "provenances": provenances, "notices": notices}
+    atomic_write(path, well_formed(page.render(**shared, **values)))
     return path

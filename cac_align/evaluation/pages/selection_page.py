@@ -13,34 +13,25 @@ from pathlib import Path
 from cac_align.core.judgement import Anomaly
 from cac_align.core.video import Video
 from cac_align.evaluation.pages.page import (
-    Picture,
-    TimelineSpan,
     confirmed_anomalies,
-    frame_strip,
     lasting_a_frame,
-    timeline_spans,
     write_page,
 )
+from cac_align.evaluation.pages.player import Player, file_player
 from cac_align.generation.selection import Selection
-from cac_align.rewards.domain import page_notice
 from cac_align.rewards.normalise import TIE
 from cac_align.rewards.reward import Score
 
 
 @dataclass(frozen=True)
 class CandidateView:
-    """One candidate as the page shows it. source: the video file relative to the page, None without
-    a file.
-    """
+    """One candidate as the page shows it."""
 
     title: str
     kind: str
     score: Score
     anomalies: tuple[Anomaly, ...]
-    pictures: tuple[Picture, ...]
-    spans: tuple[TimelineSpan, ...]
-    duration_s: float
-    source: str | None
+    player: Player
 
 
 @dataclass(frozen=True)
@@ -82,9 +73,9 @@ def write_selection_page(
             (str(undecided), "undecided"),
         ],
         unscored=unscored,
-        notice=page_notice(provenance),
         cards=[_card(selection, path.parent, fps) for selection in selections],
-        provenance=sorted(provenance.items()),
+        self_contained=False,
+        provenances=[provenance] if provenance else [],
     )
 
 
@@ -122,10 +113,7 @@ def _side(selection: Selection, index: int, kind: str, folder: Path, fps: float 
         kind=kind,
         score=score,
         anomalies=lasting_a_frame(anomalies, video),
-        pictures=frame_strip(video, anomalies),
-        spans=timeline_spans(video, anomalies),
-        duration_s=video.duration_s,
-        source=source,
+        player=file_player(video, anomalies, source),
     )
 
 

@@ -1,4 +1,4 @@
-"""How much a picture changes over time, and small copies of frames.
+"""How much a picture changes over time: the luminance change.
 
 The luminance change is the mean absolute difference of luminance between samples 1/8 s apart, as a
 share of the full range. It is computed on frames of at most 64 pixels a side, which averages noise
@@ -8,46 +8,16 @@ of one prompt, not two prompts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import UInt8
 
 from cac_align.core.video import Video
+from cac_align.evaluation.pages.player import PREVIEW_PX, shrink_frames
 
 LUMINANCE_FPS = 8.0
 
 
 LUMINANCE_SIDE_PX = 64
-
-
-PREVIEW_PX = 320
-"""Longest side of the frames that a page embeds, in pixels."""
-
-
-_CHUNK = 32  # frames decoded at one time
-
-
-def shrink_frames(video: Video, side_px: int, indices: Sequence[int] | None = None) -> UInt8[np.ndarray, "T H W 3"]:
-    """Frames scaled down by area to at most ``side_px`` a side, never up, with even sizes: uint8
-    (T, H, W, 3).
-
-    indices: which frames; None takes all. Frames are decoded a few at a time, so memory stays
-    small. Raises ``ValueError`` when the video cannot be decoded.
-    """
-    import PIL.Image
-
-    indices = range(len(video)) if indices is None else indices
-    scale = min(side_px / max(video.width, video.height), 1.0)
-    size = (max(round(video.width * scale / 2) * 2, 2), max(round(video.height * scale / 2) * 2, 2))
-    small = np.empty((len(indices), size[1], size[0], 3), dtype=np.uint8)
-    for start in range(0, len(indices), _CHUNK):
-        pixels = video.frames(indices[start : start + _CHUNK]).pixels
-        for offset, frame in enumerate(pixels):
-            if frame.shape[:2] != small.shape[1:3]:
-                frame = np.asarray(PIL.Image.fromarray(frame).resize(size, PIL.Image.Resampling.BOX))
-            small[start + offset] = frame
-    return small
 
 
 def luminance_change(video: Video, pixels: UInt8[np.ndarray, "T H W 3"] | None = None) -> float | None:

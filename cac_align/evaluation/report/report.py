@@ -9,8 +9,6 @@ that are unpaired, unreadable or unscored are listed by name.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -186,9 +184,6 @@ def _both_ends(ranked: Sequence[int], count: int) -> list[int]:
     return [*ranked[:top], *ranked[len(ranked) - (count - top) :]]
 
 
-# ---- one clip -----------------------------------------------------------------------------------------------------
-
-
 # ---- the page -----------------------------------------------------------------------------------------------------
 
 
@@ -202,11 +197,12 @@ def _write(
     groups: dict[str, list[Fault]] = defaultdict(list)
     for fault in made.faults:
         groups[fault.kind].append(fault)
-    script = Path(__file__).with_name("templates").joinpath("report.js").read_text(encoding="utf-8")
     write_page(
         out,
         "report.html.jinja",
         package="cac_align.evaluation.report",
+        title=f"{made.before} → {made.after}",
+        self_contained=True,
         made=made,
         lead=summary_sentence(made),
         tiles=_tiles(made),
@@ -233,8 +229,6 @@ def _write(
         provenances=distinct_provenances(
             [clip_record for row in made.pairs for clip_record in (row.before, row.after)]
         ),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 

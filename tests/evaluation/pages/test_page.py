@@ -82,5 +82,5 @@ def test_templates_escape_and_refuse_unknown_names(tmp_path):
     with pytest.raises(jinja2.UndefinedError):
         environment().from_string("{{ missing }}").render()
     with pytest.raises(jinja2.UndefinedError):
-        write_page(tmp_path / "page.html", "selection.html.jinja")
+        write_page(tmp_path / "page.html", "selection.html.jinja", title="t", self_contained=True)
     assert list(tmp_path.iterdir()) == []  # half a page is no page

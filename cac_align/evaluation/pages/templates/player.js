@@ -1,15 +1,14 @@
-// Plays the two videos of a pair together while they are in view, and draws the boxes over them. Nothing is loaded from anywhere.
+// Plays the videos of a group together while they are in view, and draws the boxes over them. Nothing is loaded from anywhere.
 "use strict";
 const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
 
-for (const pair of document.querySelectorAll(".pair")) {
-  const videos = [...pair.querySelectorAll("video")];
-  const sides = [...pair.querySelectorAll(".side")];
-  const button = pair.querySelector("button.play");
+for (const group of document.querySelectorAll("[data-players]")) {
+  const videos = [...group.querySelectorAll("video")];
+  const sides = [...group.querySelectorAll("[data-boxes]")];
+  const button = group.querySelector("button.play");
   if (!videos.length) { if (button) button.hidden = true; continue; }
   let wanted = false;
-  const longest = () => videos.reduce((a, b) => ((b.duration || 0) > (a.duration || 0) ? b : a));
-  const label = () => { button.textContent = wanted ? "❚❚ pause" : "▶ play both"; };
+  const label = () => { button.textContent = wanted ? "❚❚ pause" : videos.length > 1 ? "▶ play both" : "▶ play"; };
   const start = () => { wanted = true; label(); for (const video of videos) if (!video.ended) video.play().catch(() => {}); };
   const stop = () => { wanted = false; label(); for (const video of videos) video.pause(); };
   const seek = (time) => { for (const video of videos) video.currentTime = Math.min(time, Math.max((video.duration || time) - 0.001, 0)); };
@@ -55,5 +54,5 @@ for (const pair of document.querySelectorAll(".pair")) {
     video.addEventListener("loadeddata", draw);
   }
   label();
-  if (!still) new IntersectionObserver(([entry]) => (entry.isIntersecting ? start() : stop()), { threshold: 0.35 }).observe(pair);
+  if (!still) new IntersectionObserver(([entry]) => (entry.isIntersecting ? start() : stop()), { threshold: 0.35 }).observe(group);
 }

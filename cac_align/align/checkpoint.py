@@ -44,7 +44,7 @@ _FREE = (
     "eval.stop",
 )
 """Recipe keys that may differ between a run and its continuation; so may ``steps`` while the
-learning rate is constant.
+learning rate is constant, and once all steps were taken.
 """
 
 
@@ -69,7 +69,7 @@ def take_up(
     digest = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
     facts = {"prompts_sha256": digest, "reward": stable_provenance(provenance)}
     free = _FREE if recipe.min_lr_ratio != 1 else (*_FREE, "steps")
-    found = claim_folder(out, "align", recipe, free=free, facts=facts, write=write)
+    found = claim_folder(out, "align", recipe, free=free, steps="steps", facts=facts, write=write)
     if found["prompts_sha256"] != digest:
         raise ValueError(
             f"{out}: began with other prompts than {recipe.prompts} gives now; put them back, or choose another out="

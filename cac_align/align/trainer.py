@@ -22,7 +22,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +62,14 @@ from cac_align.align.sampling.prompts import eval_prompts, step_prompts
 from cac_align.align.sampling.rollout import Flow, RolloutBatch
 from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
+from cac_align.core.whole_file import whole_file
 from cac_align.generation.latent_masks import latent_grid
+from cac_align.rewards.domain import domain_notice
 from cac_align.rewards.normalise import NEEDS_GROUP
 from cac_align.runs.checkpoint import release_folder, save_checkpoint
 from cac_align.runs.lr_schedule import learning_rate
 from cac_align.runs.metrics_log import JsonlLog, open_tracker, track
+from cac_align.runs.progress import show_note
 from cac_align.runs.rank_status import RankStatus
 
 
@@ -84,13 +89,18 @@ class AlignResult:
 
 class AlignRun:
     """One alignment; ``train`` takes the steps that remain. notify: called with every line of
-    progress.
+    progress. progress: makes the bar of the steps, as ``runs.progress.progress_bar`` does.
 
     Raises ``ValueError`` for a recipe, model, prompts or reward that cannot be used.
     """
 
-    def __init__(self, recipe: AlignRecipe, notify: Callable[[str], None] = lambda line: None) -> None:
-        self.recipe, self.out, self.notify = recipe, Path(recipe.out), notify
+    def __init__(
+        self,
+        recipe: AlignRecipe,
+        notify: Callable[[str], None] = lambda line: None,
+        progress: Callable[..., Any] | None = None,
+    ) -> None:
+        self.recipe, self.out, self.notify, self.progress = recipe, Path(recipe.out), notify, progress
         self.accelerator, wan, self.prompts, self.chunk_size = setup.prepare(recipe)
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
@@ -114,6 +124,7 @@ class AlignRun:
         self.rank_status = RankStatus(self.out / "processes", self.rank, self.processes)
         self._restore()
         self.first_step = self.step  # of this call
+        self._advance: Callable[[], Any] = lambda: None
         self.log = JsonlLog(self.out / "log.jsonl", before=self.step) if self.main else None
         self.tracker = open_tracker(recipe.track, self.out, self.step) if self.main else None
         self.evaluator = Evaluator(
@@ -152,10 +163,16 @@ class AlignRun:
         be written, or too many videos have no score or steps are skipped. The same recipe then
         resumes.
         """
-        with self.rank_status.guard():
+        notice = domain_notice(self.async_reward.reward)
+        with self.rank_status.guard(), self._bar():
             try:
+                if notice:
+                    self.notify(f"note: {notice}")
                 with self.async_reward:
-                    return self._train(stop_after)
+                    result = self._train(stop_after)
+                if notice:
+                    self.notify(f"note: {notice}")
+                return result
             except OSError as error:
                 raise ValueError(
                     f"{self.out}: {error}; free space or repair the path, then run the same command: it resumes"
@@ -164,14 +181,27 @@ class AlignRun:
                 if self.tracker is not None and hasattr(self.tracker, "close"):
                     self.tracker.close()
 
+    @contextmanager
+    def _bar(self) -> Iterator[None]:
+        """The bar of the steps, where one is wanted; it says what is being done within a step."""
+        if self.progress is None or not self.main:
+            yield
+            return
+        with self.progress(self.recipe.steps, "aligning", "step", initial=self.step) as bar:
+            self.rank_status.listener = partial(show_note, bar)
+            self._advance = bar.update
+            yield
+
     def _train(self, stop_after: int | None) -> AlignResult:
         recipe = self.recipe
         alarms, last_raised = self.evaluator.alarms_until(self.step)
+        self.rank_status.report(f"step {self.step}, evaluating")
         alarms += (new := self.evaluator.run(self.step))
         stop = recipe.eval.stop and bool(last_raised or new)
         while not stop and self.step < recipe.steps and (stop_after is None or self.step < stop_after):
             row = self._train_step()
             self.step += 1
+            self._advance()
             if self.log is not None:
                 self.log.add(row)
                 track(self.tracker, row)
@@ -179,6 +209,7 @@ class AlignRun:
             self._stop_on_failures()
             if self.step % recipe.save_every == 0 or self.step == recipe.steps:
                 self.save()
+            self.rank_status.report(f"step {self.step}, evaluating")
             alarms += (new := self.evaluator.run(self.step))
             stop = recipe.eval.stop and bool(new)
         if stop:
@@ -406,7 +437,8 @@ class AlignRun:
             for chunk in chunks
             for rollout in chunk.rollouts
         ]
-        torch.save({"step": step, "why": why, "rollouts": rollouts}, folder / f"step-{step:06d}-{self.rank}.pt")
+        with whole_file(folder / f"step-{step:06d}-{self.rank}.pt") as part:
+            torch.save({"step": step, "why": why, "rollouts": rollouts}, part)
         return why
 
     def _stop_on_failures(self) -> None:
@@ -453,9 +485,13 @@ class AlignRun:
         return self.out / "lora"
 
 
-def align(recipe: AlignRecipe, notify: Callable[[str], None] = lambda line: None) -> AlignResult:
-    """Run a recipe to its end, from its last checkpoint if there is one."""
+def align(
+    recipe: AlignRecipe,
+    notify: Callable[[str], None] = lambda line: None,
+    progress: Callable[..., Any] | None = None,
+) -> AlignResult:
+    """Run a recipe to its end, from its last checkpoint if there is one. Arguments: see ``AlignRun``."""
     try:
-        return AlignRun(recipe, notify).train()
+        return AlignRun(recipe, notify, progress).train()
     finally:
         release_folder(Path(recipe.out))

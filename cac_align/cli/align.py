@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +35,21 @@ def run_align(options: argparse.Namespace) -> int:
     recipe = read_recipe(AlignRecipe, options.recipe, options.overrides)
     check_align_recipe(recipe)
     main = int(os.environ.get("RANK", "0")) == 0
+    from cac_align.align.monitoring.closing import closing_lines
     from cac_align.align.trainer import align
+    from cac_align.runs.progress import progress_bar, say
 
-    result = align(recipe, notify=lambda line: print(line, file=sys.stderr, flush=True) if main else None)
+    def notify(line: str) -> None:
+        if main and not (options.quiet and line.startswith("step ")):
+            say(line)
+
+    result = align(recipe, notify, progress_bar)
     if not main:
         return 0
     if recipe.track:
         _log_evidence(recipe.track, Path(recipe.out))
+    for line in closing_lines(Path(recipe.out), result.step, recipe.steps, result.alarms):
+        say(line)
     print(result.lora)
     return 1 if result.alarms else 0
 

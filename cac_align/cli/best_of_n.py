@@ -7,10 +7,11 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cac_align.cli.options import add_set_option, add_verb, check_positive, progress_bar, stated_domain
+from cac_align.cli.options import add_set_option, add_verb, check_positive, stated_domain
 from cac_align.core.prompts import read_prompts
 
 
@@ -56,10 +57,10 @@ def run_best_of_n(options: argparse.Namespace) -> int:
     own = [item for item in options.overrides if options.reward is None or not item.startswith("reward.")]
     recipe = read_recipe(BestOfNRecipe, options.recipe, own)
     check_positive("--n", options.n)
-    prompts, given = _prompts_and_candidates(options)
     check_positive("--fps", options.fps)
     if options.fps is not None and options.candidates is None:
         raise ValueError("--fps goes with --candidates; the generator states the rate of what it makes")
+    prompts, given = _prompts_and_candidates(options)
     rank_status = RankStatus(options.out / "processes", *_share())
     with rank_status.guard():  # around the loading too: that is where memory runs out first
         selections = _selections(options, recipe, prompts, given, rank_status)
@@ -136,6 +137,7 @@ def _selections(
     from cac_align.generation.best_of_n import best_of_n
     from cac_align.generation.build import GeneratorRecipe, load_generator
     from cac_align.rewards.reachable import check_reachable
+    from cac_align.runs.progress import progress_bar, show_note
 
     index, count = _share()
     if count > 1:
@@ -151,12 +153,17 @@ def _selections(
         "n": _given(options.n, recipe.n),
         "seed": _given(options.seed, recipe.seed),
         "distinct_seeds": recipe.distinct_seeds,
+        "fps": options.fps,
         "overlap": recipe.overlap,
         "out": options.out,
-        "fps": options.fps,
         "report": rank_status.report,
     }
-    bar = progress_bar if index == 0 else None
+
+    def bar(total: int, about: str) -> Any:
+        made = progress_bar(total, about, "video", shown=index == 0)
+        rank_status.listener = partial(show_note, made)
+        return made
+
     if count > 1 and index < len(set(prompts)):
         best_of_n(prompts, source, reward, share=(index, count), progress=bar, **settings)
     if count > 1:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cac_align.cli.options import add_set_option, add_verb, input_path, progress_bar
+from cac_align.cli.options import add_set_option, add_verb, input_path
 
 EXTERNAL = ("vif-cot", "geneva", "broken-videos", "videophy2", "spotlight")
 """Data sets of other people that have a loader."""
@@ -84,8 +84,9 @@ def add_data(verbs: Any) -> None:
 def run_validate(options: argparse.Namespace) -> int:
     """Print every violation. Returns 1 where there is one."""
     from cac_align.data.validate import validate
+    from cac_align.runs.progress import progress_bar
 
-    with progress_bar(None, "records") as bar:
+    with progress_bar(None, "checking", "record") as bar:
         found = validate(options.records, skip=options.skip, videos=not options.no_videos, progress=bar.update)
     if options.json:
         print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
@@ -128,9 +129,7 @@ def run_import(options: argparse.Namespace) -> int:
         print(f"left out: {name}: {reason}", file=sys.stderr)
     out.parent.mkdir(parents=True, exist_ok=True)
     root = out.parent.resolve()
-    part = out.with_name(f".{out.name}.part")
-    write_records(part, (_relative(record, root) for record in loaded.records))
-    part.replace(out)
+    write_records(out, (_relative(record, root) for record in loaded.records))
     print(f"{loaded.summary()}: {out}; check them with `cac-align data validate {out}`", file=sys.stderr)
     print(out)
     return 0
@@ -173,14 +172,13 @@ def run_export(options: argparse.Namespace) -> int:
     """Write records in another format and print the file."""
     from cac_align.data.convert import to_coco
     from cac_align.data.records import moved_record, read_records
+    from cac_align.runs.files import atomic_write
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     records = (
         moved_record(record, options.records.parent, options.out.parent) for record in read_records(options.records)
     )
-    part = options.out.with_name(f".{options.out.name}.part")
-    part.write_text(json.dumps(to_coco(records), ensure_ascii=False), encoding="utf-8")
-    part.replace(options.out)
+    atomic_write(options.out, json.dumps(to_coco(records), ensure_ascii=False))
     print(options.out)
     return 0
 
@@ -197,6 +195,7 @@ def run_synthesise(options: argparse.Namespace) -> int:
     from cac_align.data.records import all_records
     from cac_align.data.synthesis.settings import Synthesis
     from cac_align.data.synthesis.synthesise import synthesise
+    from cac_align.runs.progress import progress_bar
 
     records = all_records(options.records)
     teacher_overrides = [item.removeprefix("teacher.") for item in options.overrides if item.startswith("teacher.")]
@@ -207,7 +206,7 @@ def run_synthesise(options: argparse.Namespace) -> int:
         section="synthesis",
     )  # fmt: skip
     teacher = load_teacher(options.teacher, options.recipe, teacher_overrides, records)
-    with progress_bar(len(records), "records") as bar:
+    with progress_bar(len(records), "explaining", "record") as bar:
 
         def show(done: int, total: int, counts: Mapping[str, Any]) -> None:
             bar.total = total
@@ -282,9 +281,10 @@ def run_split(options: argparse.Namespace) -> int:
     """Write, or with ``--check`` prove, the three stages. Returns 1 where a check found something."""
     from cac_align.config import read_recipe
     from cac_align.data.splits import Splits, check_split_folder, split_stages
+    from cac_align.runs.progress import progress_bar
 
     settings = read_recipe(Splits, options.recipe, options.overrides, section="splits")
-    with progress_bar(None, "videos") as bar:
+    with progress_bar(None, "hashing") as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cac_align.cli.options import add_verb, check_positive, progress_bar
+from cac_align.cli.options import add_verb, check_positive, stated_domain
 
 
 def add_demo(verbs: Any) -> None:
@@ -28,6 +28,8 @@ def add_demo(verbs: Any) -> None:
 def run_demo(options: argparse.Namespace) -> int:
     """Run the demo and print its summary. Returns 1 where no prompt has a chosen candidate."""
     from cac_align.miniature.demo import demo
+    from cac_align.rewards.build import load_reward
+    from cac_align.runs.progress import progress_bar
 
     check_positive("--n", options.n)
     check_positive("--prompts", options.prompts)
@@ -37,7 +39,9 @@ def run_demo(options: argparse.Namespace) -> int:
         "seed": options.seed,
         "guidance_scale": options.guidance_scale,
     }
-    for line in demo(options.out, progress=progress_bar, **settings):
-        print(line, flush=True)
+    reward = load_reward()
+    with stated_domain(reward):
+        for line in demo(options.out, reward=reward, progress=progress_bar, **settings):
+            print(line, flush=True)
     undecided = json.loads((options.out / "summary.json").read_text(encoding="utf-8"))["undecided"]
     return 1 if undecided == options.prompts else 0

@@ -133,7 +133,7 @@ def run_bench(options: argparse.Namespace) -> int:
                 ledger=ledger,
                 out=options.out,
                 threshold=options.threshold,
-                progress=_progress("videos"),
+                progress=_progress("video"),
             )
     print(json.dumps(found.to_json(videos=options.videos), indent=1) if options.json else to_markdown(found), end="\n")
     unscored = sum(report.unscored for report in found.reports)
@@ -178,7 +178,7 @@ def run_calibrate(options: argparse.Namespace) -> int:
         load_cac(options.reward, options.overrides), temperature=1.0, threshold=0.0
     )  # log-odds do not depend on them
     judge = cached(reward, Ledger(options.ledger)) if options.ledger else reward
-    show = _progress("videos")
+    show = _progress("video")
     scores, notes = score_records(options.records, records, judge, lambda done: show("", done, len(records)))
     fit = fit_scores(scores, [record.status == "normal" for record in records], num_augmentations=len(reward.tta))
     if options.write is not None:
@@ -214,7 +214,7 @@ def run_vbench(options: argparse.Namespace) -> int:
         rows=options.rows,
         python=options.python,
         device=options.device,
-        progress=_progress("results"),
+        progress=_progress("result"),
     )
     print(json.dumps(report.to_json(), indent=1) if options.json else report.to_markdown(), end="\n")
     return 1 if report.unscored else 0
@@ -240,15 +240,15 @@ def run_experts(options: argparse.Namespace) -> int:
 
 def _progress(unit: str) -> Callable[[Any, Any, Any], None]:
     """A progress bar as a callback of (name, done, total) or (done, total, name)."""
-    from tqdm import tqdm
+    from cac_align.runs.progress import progress_bar
 
     bars: dict[str, Any] = {}
 
     def show(first: Any, second: Any, third: Any) -> None:
         name, done, total = (first, second, third) if isinstance(first, str) else ("", first, second)
-        bar = bars.setdefault(
-            name, tqdm(total=total, unit=f" {unit}", desc=name or None, file=sys.stderr, disable=None)
-        )
+        if name not in bars:
+            bars[name] = progress_bar(total, name or "judging", unit)
+        bar = bars[name]
         bar.update(done - bar.n)
         if done >= total:
             bar.close()

@@ -102,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _quiet_libraries()
     options = parse(arguments)
+    if getattr(options, "quiet", False):
+        _silence_progress()
     verb = " ".join(filter(None, (options.verb, getattr(options, "kind", None))))
     try:
         return options.run(options)
@@ -118,6 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\ncac-align {verb}: interrupted; the same command resumes", file=sys.stderr)
         return 130
+
+
+def _silence_progress() -> None:
+    from cac_align.runs.progress import silence
+
+    silence()
 
 
 def _quiet_libraries() -> None:

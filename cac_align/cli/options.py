@@ -38,6 +38,7 @@ def add_verb(
     )
     if run is not None:
         parser.set_defaults(run=run)
+        parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return parser
 
 
@@ -115,10 +116,3 @@ def port_number(text: str) -> int:
     if not (text.isdecimal() and int(text) < 2**16):
         raise argparse.ArgumentTypeError(f"{text} is not a port; expected a number from 0 to 65535")
     return int(text)
-
-
-def progress_bar(total: int | None, about: str) -> Any:
-    """A progress bar on stderr. total: the number of steps, where it is known. about: its label."""
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=about, file=sys.stderr, disable=None)

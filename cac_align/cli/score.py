@@ -46,6 +46,7 @@ def add_score(verbs: Any) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="JSON Lines instead of a table")
     form.add_argument("--csv", action="store_true", help="CSV instead of a table, one row per video")
+    parser.add_argument("--html", type=Path, help="also write one page with every clip, its boxes, window and reason")
     parser.add_argument("--ledger", type=Path, help="file that keeps scores; videos in it are not judged again")
     add_reward_options(parser)
 
@@ -55,13 +56,12 @@ def run_score(options: argparse.Namespace) -> int:
 
     Returns 1 where a video has no score.
     """
-    from tqdm import tqdm
-
     from cac_align.rewards.build import load_reward
     from cac_align.rewards.cached import cached
     from cac_align.rewards.ledger import Ledger
     from cac_align.rewards.normalise import NEEDS_GROUP
     from cac_align.rewards.reachable import check_reachable
+    from cac_align.runs.progress import progress_bar
 
     videos = expand_videos(options.videos)
     check_positive("--fps", options.fps)
@@ -77,7 +77,7 @@ def run_score(options: argparse.Namespace) -> int:
         judge = cached(reward, Ledger(options.ledger))
     found: dict[int, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
-    with stated_domain(reward), tqdm(total=len(videos), unit="video", file=sys.stderr, disable=None) as bar:
+    with stated_domain(reward), progress_bar(len(videos), "judging") as bar:
         for chunk in chunks(prompts, whole_prompts=whole_prompts):
             paths, texts = [videos[n] for n in chunk], [prompts[n] for n in chunk]
             found.update(zip(chunk, score_files(judge, paths, texts, options.fps), strict=True))
@@ -90,6 +90,10 @@ def run_score(options: argparse.Namespace) -> int:
         print(score_csv(rows), end="")
     elif not options.json:
         print(score_table(rows, scale_texts(reward)))
+    if options.html is not None:
+        from cac_align.evaluation.pages.score_page import write_score_page
+
+        print(f"page: {write_score_page(rows, options.html, scales=scale_texts(reward))}", file=sys.stderr)
     missing = [row for row in rows if row["score"] is None]
     if missing:
         print(f"{len(missing)} of {len(rows)} videos have no score", file=sys.stderr)

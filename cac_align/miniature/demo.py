@@ -26,7 +26,10 @@ from cac_align.miniature.oracle.rates import OracleRates, is_anomalous, rates_of
 from cac_align.miniature.world.settings import PLAYGROUND, PROMPT_SEEDS
 from cac_align.miniature.world.world import make_prompts
 from cac_align.rewards.build import load_reward
+from cac_align.rewards.domain import domain_name
 from cac_align.rewards.normalise import quantise
+from cac_align.rewards.reward import Reward
+from cac_align.runs.files import atomic_write
 from cac_align.vlm.local import set_threads
 
 CARDS = 40  # prompts shown on the page; all of them are in selection.jsonl
@@ -57,12 +60,14 @@ def demo(
     num_prompts: int = 8,
     seed: int = 0,
     guidance_scale: float | None = None,
+    reward: Reward | None = None,
     progress: Callable[[int, str], Any] | None = None,
 ) -> Iterator[str]:
     """Run (or resume) the demo in ``out`` and yield the lines to print. No two candidates share a
     noise.
 
-    ``guidance_scale`` is the small Wan's; None keeps its default.
+    ``guidance_scale`` is the small Wan's; None keeps its default. reward: None loads UnifiedReward +
+    CaC on the miniature.
 
     Raises ``ValueError`` when the shipped weights are missing or damaged.
     """
@@ -71,18 +76,18 @@ def demo(
     )  # the small judges' matrices are too small to share: two threads cost ten times the time on a busy machine
     prompts = playground_prompts(num_prompts)
     generator = load_generator(GeneratorRecipe(guidance_scale=guidance_scale))
-    selections = best_of_n(
-        prompts, generator, load_reward(), n=n, seed=seed, distinct_seeds=True, out=out, progress=progress
-    )
+    reward = reward or load_reward()
+    selections = best_of_n(prompts, generator, reward, n=n, seed=seed, distinct_seeds=True, out=out, progress=progress)
     choices, comparison = compare_choices(selections, oracle_verdicts(selections))
     summary = {
         "prompts": len(prompts),
         "n": n,
         "seed": seed,
+        "domain": domain_name(reward.provenance),
         "choices": [choice.to_json() for choice in choices],
         **comparison,
     }
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    atomic_write(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     rates = [choice.anomaly_rate.value for choice in choices]
     tiles = [
         ("–" if rate is None else f"{100 * rate:.0f} %", f"anomalous by the miniature's oracle: {choice.name}")

@@ -17,7 +17,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,16 @@ class RankStatus:
 
     def __init__(self, folder: Path, rank: int = 0, processes: int = 1) -> None:
         self.folder, self.rank, self.processes = folder, rank, processes
+        self.listener: Callable[[str], None] | None = None
         self._guarded = self._made = False
         self._facts: dict[str, Any] = {"rank": rank, "pid": os.getpid(), "host": socket.gethostname()}
 
     def report(self, doing: str) -> None:
         """Write down what this process does from now on: the step and the sample. Outside ``guard``
-        nothing is written.
+        nothing is written. ``listener``, where there is one, is called with it as well.
         """
+        if self.listener is not None:
+            self.listener(doing)
         if self._guarded:
             self._write(doing=doing, ended=None)
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from cac_align.cac.two_turn import TwoTurn
+from cac_align.runs.files import append_lines
 from cac_align.runs.metrics_log import cut_rows
 from cac_align.training import objective
 from cac_align.training.early_stopping import EarlyStopping, Stopped, stop_reason
@@ -125,13 +126,14 @@ def train_grpo(recipe: GrpoRecipe) -> Path:
     table = run.out / "rollouts.jsonl"
     if run.log is not None:
         cut_rows(table, before=run.step + 1)
-    with run.rank_status.guard():
-        _steps(run, stage, recipe, reference, table)
+    with run.rank_status.guard(), run.progress_bar("stage 3") as bar:
+        _steps(run, stage, recipe, reference, table, bar)
         return run.save_model("final")
 
 
-def _steps(run: TrainingRun, stage: Stage, recipe: GrpoRecipe, reference: AnswerLogProbs | None, table: Path) -> None:
-    progress = run.progress_bar("stage 3")
+def _steps(
+    run: TrainingRun, stage: Stage, recipe: GrpoRecipe, reference: AnswerLogProbs | None, table: Path, bar: Any
+) -> None:
     while run.step < recipe.run.last_step:
         began = time.time()
         batch = _collect(stage, recipe, run)
@@ -139,10 +141,10 @@ def _steps(run: TrainingRun, stage: Stage, recipe: GrpoRecipe, reference: Answer
         stage.leave_out_all(gather_reasons(run.accelerator, stage.bad))
         row = _update(batch, recipe, run, reference)
         run.step += 1
-        progress.update(1)
+        bar.update(1)
         everyone = sorted(gather_all(run.accelerator, batch.rows), key=lambda row: (row["slot"], row["rollout"]))
         figures = summary(everyone)
-        progress.set_postfix(reward=f"{figures['reward']:.3f}", normal=f"{figures['normal_rate']:.2f}", refresh=False)
+        bar.set_description(f"stage 3, reward {figures['reward']:.3f}", refresh=False)
         run.write_row(
             {
                 **figures,
@@ -154,12 +156,12 @@ def _steps(run: TrainingRun, stage: Stage, recipe: GrpoRecipe, reference: Answer
         )
         stop = None
         if run.log is not None:
-            with table.open("a", encoding="utf-8") as lines:
-                lines.writelines(json.dumps({"step": run.step, **one}) + "\n" for one in everyone)
+            append_lines(table, "".join(json.dumps({"step": run.step, **one}) + "\n" for one in everyone))
             stop = stop_reason(run.log.rows, recipe.early_stopping)
         stop = gather_all(run.accelerator, [stop])[0]
         due = recipe.run.eval_every and (run.step % recipe.run.eval_every == 0 or run.step == recipe.run.steps)
         if due and stage.held_out:
+            run.rank_status.report(f"step {run.step}, evaluating")
             settings = _settings(recipe, run.step)
             measured = evaluate(
                 run, stage, settings, recipe.weights, videos=recipe.eval_videos, together=recipe.rollout_videos
@@ -170,7 +172,6 @@ def _steps(run: TrainingRun, stage: Stage, recipe: GrpoRecipe, reference: Answer
             run.save()
         if stop:
             raise Stopped(f"stopped after step {run.step}: {stop}", run.out)
-    progress.close()
 
 
 def _reference(recipe: GrpoRecipe, run: TrainingRun) -> AnswerLogProbs:

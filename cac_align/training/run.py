@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from cac_align.runs.checkpoint import checkpoints, claim_folder, recipe_values, 
 from cac_align.runs.files import atomic_folder, atomic_write
 from cac_align.runs.lr_schedule import learning_rate
 from cac_align.runs.metrics_log import TRACKERS, JsonlLog, open_tracker, track
+from cac_align.runs.progress import progress_bar, show_note
 from cac_align.runs.rank_status import RankStatus
 from cac_align.training.early_stopping import Stopped
 from cac_align.training.policy import AnswerLogProbs
@@ -102,7 +103,7 @@ _FREE = (
     "early_stopping",
     *(f"run.{name}" for name in ("stop_after", "threads", "save_every", "log_every", "track", "cpu")),
 )
-"""Recipe keys that may differ between a run and its continuation."""
+"""Recipe keys that may differ between a run and its continuation; so may ``run.steps`` once all were taken."""
 
 
 class TrainingRun:
@@ -119,7 +120,7 @@ class TrainingRun:
         start = read_two_turn(recipe.model.source, recipe.model.revision)
         # How long an answer may be is no matter of training: the start's own limit goes on.
         self.two_turn = replace(recipe.two_turn, max_new_tokens=start.max_new_tokens)
-        claim_folder(self.out, "stage", recipe, free=_FREE, write=accelerator.is_main_process)
+        claim_folder(self.out, "stage", recipe, free=_FREE, steps="run.steps", write=accelerator.is_main_process)
         accelerator.wait_for_everyone()
         self.rank_status = RankStatus(self.out / "processes", accelerator.process_index, accelerator.num_processes)
         self.module, self.optimizer = self._prepare()
@@ -174,11 +175,12 @@ class TrainingRun:
         return self.accelerator.autocast()
 
     def progress_bar(self, title: str) -> Any:
-        """A bar on stderr that stands at this step; on the main process and on a terminal only."""
-        from tqdm import tqdm
-
-        hidden = None if self.accelerator.is_main_process else True
-        return tqdm(total=self.config.last_step, initial=self.step, desc=title, file=sys.stderr, disable=hidden)
+        """A bar on stderr that stands at this step, with what is being done; on the main process only."""
+        bar = progress_bar(
+            self.config.last_step, title, "step", initial=self.step, shown=self.accelerator.is_main_process
+        )
+        self.rank_status.listener = partial(show_note, bar)
+        return bar
 
     def descend(self, losses: Iterable[Callable[[], Tensor]]) -> float:
         """Take one optimizer step and return the gradient's norm.

@@ -118,9 +118,9 @@ def train_sft(recipe: SftRecipe) -> Path:
 
 def _steps(run: TrainingRun, stage: Stage, recipe: SftRecipe) -> None:
     """Take the steps that remain. The samples of the next step are read while this one runs."""
-    progress, began = run.progress_bar(f"stage {recipe.stage}"), time.time()
+    began = time.time()
     last = recipe.run.last_step
-    with BackgroundThread("reading") as reader:
+    with run.progress_bar(f"stage {recipe.stage}") as progress, BackgroundThread("reading") as reader:
         ahead: Future[StepSamples] | None = None
         while run.step < last:
             ahead = ahead or reader.submit(_read, stage, run.step, recipe, run)
@@ -134,7 +134,7 @@ def _steps(run: TrainingRun, stage: Stage, recipe: SftRecipe) -> None:
             norm, loss = _descend(run, samples.batches, count)
             run.step += 1
             progress.update(1)
-            progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            progress.set_description(f"stage {recipe.stage}, loss {loss:.4f}", refresh=False)
             if run.step % recipe.run.log_every == 0 or run.step == last:
                 row = {"loss": loss, "norm": norm, "lr": run.optimizer.param_groups[0]["lr"], "tokens": int(count)}
                 times = {"seconds": time.time() - began, "waited_for_samples": reader.waited_s}
@@ -144,12 +144,12 @@ def _steps(run: TrainingRun, stage: Stage, recipe: SftRecipe) -> None:
             if due and stage.held_out:
                 if ahead is not None:
                     wait([ahead])  # the processor is not to be used by two threads at once
+                run.rank_status.report(f"step {run.step}, evaluating")
                 loss_now = held_out_loss(run, stage, recipe)
                 best = run.keep_best(-loss_now, "-held_out_loss")
                 run.write_row({"held_out_loss": loss_now, "best": best})
             if due or run.step % recipe.run.save_every == 0 or run.step == last:
                 run.save()
-    progress.close()
 
 
 Named = tuple[str, dict[str, Any]]

@@ -17,6 +17,7 @@ from diffusers import WanPipeline
 from safetensors.torch import load_file, save_file
 
 from cac_align.align.lora import copy_weights
+from cac_align.align.monitoring.closing import closing_lines
 from cac_align.align.recipe import EvalRecipe, SdeWindow
 from cac_align.align.sampling.rollout import guided_velocity, sample_with_lora
 from cac_align.align.sampling.sde import log_prob, transition
@@ -338,8 +339,30 @@ def test_a_step_at_learning_rate_zero_teaches_nothing_and_other_steps_are_anothe
     align(falling)
     align(recipe(model, tmp_path / "one", steps=1))
     assert same(lora(tmp_path / "one"), lora(tmp_path / "two"))
+    AlignRun(replace(falling, out=str(tmp_path / "cut"), save_every=1)).train(stop_after=1)
     with pytest.raises(ValueError, match="another recipe \\(steps differ; steps was 2, now 3\\)"):
-        align(replace(falling, steps=3))
+        align(replace(falling, out=str(tmp_path / "cut"), steps=3))
+
+
+def test_a_finished_run_takes_more_steps(model, tmp_path):
+    falling = recipe(model, tmp_path / "more", steps=1, min_lr_ratio=0.5)
+    align(falling)
+    extended = align(replace(falling, steps=2))
+    assert extended.step == 2 and [row["step"] for row in rows(tmp_path / "more")] == [0, 1]
+    with pytest.raises(ValueError, match="steps was 2, now 1"):
+        align(falling)
+
+
+def test_a_run_ends_with_its_guards_and_where_the_lora_lies(model, tmp_path):
+    result = align(recipe(model, tmp_path, steps=1, eval=EvalRecipe(every=1, prompts=2)))
+    rows_before = rows(tmp_path)
+    lines = closing_lines(tmp_path, result.step, 1, result.alarms)
+    assert f"0 of {rows_before[0]['videos']} videos without a score" in lines[0] and lines[0].startswith("1 of 1 steps")
+    assert "step 0 → 1" in lines[1] and "normal-flow speed" in lines[1]
+    assert any(str(tmp_path / "lora") in line for line in lines)
+    (tmp_path / "log.jsonl").write_text(json.dumps({**rows_before[0], "unscored": 3}) + "\n")
+    assert "3 of " in closing_lines(tmp_path, 1, 1, ["the videos stand still"])[0]
+    assert "alarm: the videos stand still" in closing_lines(tmp_path, 1, 1, ["the videos stand still"])
 
 
 def test_a_run_without_a_checkpoint_keeps_its_folder_to_itself(model, tmp_path):

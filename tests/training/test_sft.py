@@ -266,6 +266,18 @@ def test_another_recipe_in_the_same_folder_is_refused(root):
         train_sft(replace(made, run=replace(made.run, lr=0.1)))
 
 
+def test_a_finished_run_takes_more_steps_and_equals_one_that_took_them_at_once(root):
+    constant = replace(recipe(root, "").run, steps=2, warmup_steps=0, min_lr_ratio=1.0, eval_every=0)
+    made = recipe(root, "extended", run=constant)
+    train_sft(replace(made, run=replace(constant, stop_after=1)))
+    with pytest.raises(ValueError, match="run.steps was 2, now 3"):  # its schedule is not at its end
+        train_sft(replace(made, run=replace(constant, steps=3)))
+    train_sft(made)
+    train_sft(replace(made, run=replace(constant, steps=3)))
+    train_sft(replace(made, out=str(root / "extended-whole"), run=replace(constant, steps=3)))
+    assert same(root / "extended" / "final", root / "extended-whole" / "final")
+
+
 def test_a_nan_loss_stops_before_anything_is_applied(root, tmp_path):
     folder = tiny_stage.model_folder(tmp_path / "model")
     model, _ = load(ModelRecipe(path=str(folder)))

@@ -54,7 +54,8 @@ def sample_chunk(
     for start in range(numbers.start, numbers.stop, recipe.micro_batch):
         members = range(start, min(start + recipe.micro_batch, numbers.stop))
         batch = [prompts[n // recipe.group_size] for n in members]
-        report(f"step {step}, sampling {batch[0]!r} (video {first_video + start} of the step)")
+        total = recipe.group_size * recipe.prompts_per_step
+        report(f"step {step}, sampling video {first_video + start + 1} of {total}: {batch[0]!r}")
         noise_seeds = None
         if recipe.shared_noise:
             noise_seeds = [sample_seed(recipe.seed, 6, step, first_group + n // recipe.group_size) for n in members]

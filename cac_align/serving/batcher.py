@@ -191,7 +191,11 @@ class Batcher:
             return scores
         except Exception as error:
             # The error becomes the reason of exactly those videos that it belongs to.
-            log.exception("reward %s raised for %d videos", batch[0].reward, len(batch))
+            if isinstance(error, ValueError):  # a video or prompt that cannot be used, such as a broken JPEG
+                log.warning("reward %s: no score of %d videos together: %s", batch[0].reward, len(batch), error)
+                log.debug("", exc_info=error)
+            else:
+                log.exception("reward %s raised for %d videos", batch[0].reward, len(batch))
             if len(batch) == 1:
                 return [Score.missing(f"reward {batch[0].reward!r} raised {type(error).__name__}: {error}")]
             return [self._score([job])[0] for job in batch]

@@ -281,6 +281,8 @@ class RemoteReward:
                 content += chunk
                 if time.monotonic() > ends:
                     raise httpx.ReadTimeout("the answer did not end in time")
+            if answer.status_code in (204, 304):  # a body sent all the same would be read as the next request's answer
+                answer.extensions["network_stream"].close()
             return httpx.Response(
                 answer.status_code,
                 headers={"Retry-After": answer.headers.get("Retry-After", "")},

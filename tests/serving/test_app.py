@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -26,8 +27,9 @@ from cac_align.rewards.unified import UnifiedReward
 from cac_align.serving.app import create_app, token_matches
 from cac_align.serving.server import listening_socket, serve
 from cac_align.serving.service import ServiceSettings
-from cac_align.serving.video_parts import frames_part
-from cac_align.serving.wire import Limits, message_to_json
+from cac_align.serving.video_parts import file_part, frames_part
+from cac_align.serving.wire import PACKED, Limits, ScoreItem, ScoreRequest, message_to_json, pack
+from cac_align.vlm.scripted import ScriptedVlm
 from cac_align.vlm.server.server import ServerVlm
 from tests.support.hosting import Brightness, clip, group_normalised, occupied, scripted, serving
 
@@ -162,6 +164,70 @@ def test_limits_bound_bodies_items_frames_and_pixels():
         assert httpx.post(f"{url}/v1/score", content=b" " * 200_001, timeout=20).status_code == 413
         chunks = (b" " * 50_000 for _ in range(5))  # no Content-Length: counted while it arrives
         assert httpx.post(f"{url}/v1/score", content=chunks, timeout=20).status_code == 413
+
+
+@pytest.mark.parametrize(
+    "limits, over, named",
+    [
+        ({"max_duration_s": 0.9}, {}, "at most 0.9 s"),
+        ({"max_fps": 15.0}, {}, "at most 15 "),
+        ({"max_decoded_pixels": 3 * 48 * 64}, {"level": 100}, f"more than {3 * 48 * 64}"),
+        ({"max_frames": 16}, {}, "17 frames"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["frames", "file"])
+def test_a_video_beyond_a_limit_of_its_service_is_refused_by_the_limits_name(limits, over, named, kind, tmp_path):
+    """17 frames of 48 × 64 px at 16 fps last 1 s, and five of them are decoded together at 4 fps."""
+    write_mp4(tmp_path / "a.mp4", clip(200, 17, 48, 64), fps=16)
+    video = Video.open(tmp_path / "a.mp4")
+    part = frames_part(video, tuple(range(17))) if kind == "frames" else file_part(video)
+    item = {"prompt": "p", "video": message_to_json(part)}
+    with serving(Brightness(), ServiceSettings(limits=Limits(**limits))) as (url, _):
+        told = httpx.get(f"{url}/health", timeout=20).json()["limits"]
+        (refused,) = ask(url, item).json()["scores"]
+    assert told.items() >= limits.items()
+    assert refused["score"] is None and named in refused["error"]
+    with serving(Brightness(), ServiceSettings()) as (url, _):
+        assert ask(url, item).json()["scores"][0]["score"] is not None
+
+
+def test_a_broken_jpeg_in_a_packed_request_is_one_line_of_the_log_and_costs_its_own_video(url, caplog):
+    video = Video.open(clip(200), fps=16)
+    part = frames_part(video, tuple(range(17)))
+    head, scan = part.images[4][:-40], bytes(40)
+    broken = replace(part, images=(*part.images[:4], head + scan, *part.images[5:]))
+    with pytest.raises(OSError):
+        Image.open(io.BytesIO(head + scan)).load()  # its header can be read, its body cannot
+    body = pack(ScoreRequest((ScoreItem("p", broken), ScoreItem("q", part))))
+    with caplog.at_level(logging.INFO):
+        answer = httpx.post(f"{url}/v1/score", content=body, headers={"Content-Type": PACKED}, timeout=20)
+    bad, good = answer.json()["scores"]
+    assert bad["score"] is None and "frame 4 is not a readable JPEG" in bad["error"]
+    assert good["score"] == pytest.approx(192 / 255, abs=1e-6)
+    told = [record for record in caplog.records if "frame 4" in record.getMessage()]
+    assert told and not any(record.exc_info for record in caplog.records)
+    assert all("\n" not in record.getMessage() for record in told)
+
+
+def test_half_of_a_surrogate_pair_over_http_is_its_own_items_error_and_no_500(url):
+    items = [frames_item("a ball \ud800 rolls"), frames_item("good")]
+    body = json.dumps({"items": items}).encode()  # as the escape \\ud800, which is JSON
+    answer = httpx.post(f"{url}/v1/score", content=body, timeout=20)
+    assert answer.status_code in (200, 422)
+    raw = body.replace(b"\\ud800", b"\xed\xa0\x80")  # as bytes that are no UTF-8
+    assert raw != body and httpx.post(f"{url}/v1/score", content=raw, timeout=20).status_code == 422
+    assert ask(url, frames_item("good")).json()["scores"][0]["score"] == pytest.approx(192 / 255, abs=1e-6)
+
+
+def test_half_of_a_surrogate_pair_in_a_judges_text_reaches_the_client_as_a_replacement():
+    text = '{"COT": "it \\ud800 melts \ud800", "status": "normal", "anomalies": []}'
+    judge = CaC(ScriptedVlm(lambda _: text))
+    with serving(judge, ServiceSettings()) as (url, _):
+        answer = ask(url, frames_item(), frames_item("another"))
+    assert answer.status_code == 200
+    scores = answer.json()["scores"]
+    assert [score["score"] for score in scores] == [pytest.approx(0.9)] * 2
+    assert "\ufffd" in json.dumps(scores, ensure_ascii=False) and "\ud800" not in answer.text
 
 
 def test_a_full_queue_answers_429_with_retry_after_and_loses_nothing():

@@ -246,6 +246,14 @@ GOOD = (
 )
 
 
+@pytest.mark.parametrize("status", [204, 304])
+def test_the_body_of_a_reply_without_one_is_not_read_as_the_next_answer(status):
+    with impostor(lambda handler, before: handler.send(200 if before else status, GOOD)) as (url, _):
+        reward = brief(url, retries=0)
+        scores = [reward(["p"], videos(200))[0] for _ in range(3)]
+    assert [score.scored for score in scores] == [False, True, True] and f"HTTP {status}" in scores[0].error
+
+
 def test_a_service_that_is_down_gives_a_reason():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -52,6 +52,15 @@ def test_passing_failures_are_retried(serve: Any, status: int) -> None:
     assert len(server.requests) == 3 and server.requests[0] == server.requests[2]
 
 
+@pytest.mark.parametrize("status", [204, 304])
+def test_the_body_of_a_reply_without_one_is_not_read_as_the_next_answer(serve: Any, status: int) -> None:
+    server = serve(lambda body, number: Answer(completion("fine"), status=status if number == 0 else 200))
+    vlm = vlm_for(server, retries=0)
+    replies = [vlm.answer([user()], max_new_tokens=5)[0] for _ in range(3)]
+    assert [reply.text for reply in replies] == ["", "fine", "fine"]
+    assert str(status) in (replies[0].error or "")
+
+
 def test_retries_are_bounded_and_the_reason_is_kept(serve: Any) -> None:
     server = serve(lambda body, number: Answer({"error": {"message": "out of memory"}}, status=500))
     reply = one(server, retries=2)

@@ -522,6 +522,8 @@ class ServerVlm:
         except httpx.RequestError as error:
             self._forget_checkpoint()
             return _Retry(f"the connection to the server failed: {error or type(error).__name__}")
+        if response.status_code in (204, 304):  # a body sent all the same would be read as the next request's answer
+            response.extensions["network_stream"].close()
         if response.status_code in _AWAY:
             self._forget_checkpoint()
         self._root_read_s, self._answered = time.monotonic(), True

@@ -11,14 +11,17 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,9 @@ from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Score
 
 LIMIT_S = 120.0
+_SENTENCE = (
+    r"cac-align [a-z0-9 -]+: ({disk}\S*|the output): the disk is full \(\d+ bytes .*; .* resume with: cac-align .*"
+)
 Outcome = tuple[str, str | None]  # (what was done, why it failed; None where it held)
 
 
@@ -60,24 +66,42 @@ class Verb:
     name: str
     command: Callable[[Path, Path], list[str]]
     state: Callable[[Path], Any]
+    # The file in the out folder that takes what it prints.
+    prints_to: str = ""
+    # Ctrl-C after so many seconds, for a verb that serves.
+    interrupt_s: float = 0.0
 
 
-def start(arguments: list[str], log: Path) -> int:
-    """``cac-align`` with these arguments in a forked child; returns its process id."""
+def start(
+    arguments: list[str],
+    log: Path | int,
+    *,
+    printed: Path | None = None,
+    interrupt_s: float = 0.0,
+    file_bytes: int | None = None,
+) -> int:
+    """``cac-align`` with these arguments in a forked child; returns its process id.
+
+    log: a file, or the descriptor of a pipe. printed: takes its standard output in place of ``log``. file_bytes: no file grows beyond it.
+    """
     child = os.fork()
     if child:
         return child
     status = 99
     try:
-        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(out, 1)
-        os.dup2(out, 2)
-        sys.stdout = sys.stderr = os.fdopen(1, "w", closefd=False)
+        for number, path in ((1, printed or log), (2, log)):
+            opened = path if isinstance(path, int) else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(opened, number)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
         from tqdm import tqdm
 
         from cac_align.cli.main import main
 
         tqdm.set_lock(threading.RLock())  # tqdm's own is shared with the siblings, and a killed one keeps it
+        if interrupt_s:
+            threading.Timer(interrupt_s, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        if file_bytes is not None:
+            limit_file_size(file_bytes)
         status = main(arguments)
     except BaseException:
         traceback.print_exc()
@@ -105,13 +129,29 @@ def kill(child: int) -> None:
     os.waitpid(child, 0)
 
 
-def run(arguments: list[str], log: Path) -> int:
-    """Run to the end; a run that does not end is killed, and its status is -9."""
-    child = start(arguments, log)
-    status = wait(child, LIMIT_S)
-    if status is None:
-        kill(child)
-        return -9
+def limit_file_size(most: int) -> None:
+    """Let no file of this process grow beyond ``most`` bytes."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def run(verb: Verb, out: Path, folder: Path, log: Path, *, file_bytes: int | None = None) -> int:
+    """Run a verb to the end; a run that does not end is killed, and its status is -9."""
+    printed = out / verb.prints_to if verb.prints_to else None
+    if printed is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        printed.unlink(missing_ok=True)
+    arguments = verb.command(out, folder)
+    with open(log, "ab") as file, subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file) as pipe:
+        assert pipe.stdin is not None  # what a limited process writes to a pipe is not limited
+        child = start(
+            arguments, pipe.stdin.fileno(), printed=printed, interrupt_s=verb.interrupt_s, file_bytes=file_bytes
+        )
+        status = wait(child, LIMIT_S)
+        if status is None:
+            kill(child)
+            status = -9
     return status
 
 
@@ -193,7 +233,7 @@ def verbs(folder: Path) -> list[Verb]:
             )
             for name in recipes
         ),
-        Verb("train stage2", lambda out, tmp: _train_command(folder, out), _train_state),
+        Verb("train stage2", lambda out, tmp: train_command(folder, 2, out), _train_state),
         Verb(
             "data synthesise",
             lambda out, tmp: [
@@ -230,16 +270,23 @@ def best_of_n(folder: Path) -> Verb:
     return Verb("best-of-n", lambda out, tmp: ["best-of-n", *given, "--n", "4", "--out", str(out)], _best_of_n_state)
 
 
-def _train_command(folder: Path, out: Path) -> list[str]:
+def train_command(folder: Path, stage: int, out: Path) -> list[str]:
+    """The command line of a training stage on ``tiny_stage``'s model and data in ``folder``."""
     values = [
         f"out={out}",
         f"model.path={folder / 'model'}",
         f"data.folder={folder / 'data'}",
-        "data.samples=stage2.jsonl",
+        f"data.samples=stage{stage}.jsonl",
     ]
-    values += ["batch=4", "micro_batch=2", "lora_rank=0", "data.wording=brief", "data.held_out=0.3", "run.cpu=true"]
-    values += ["run.steps=8", "run.save_every=1", "run.eval_every=4", "run.warmup_steps=1", "run.lr=1e-3"]
-    return ["train", "stage2", str(folder / "stage2.yaml"), *(word for value in values for word in ("--set", value))]
+    values += ["micro_batch=2", "data.wording=brief", "data.held_out=0.3", "run.cpu=true"]
+    values += ["run.save_every=1", "run.warmup_steps=1", "run.lr=1e-3"]
+    if stage == 3:
+        values += ["batch=2", "rollout_videos=2", "eval_videos=2", "rollout.group_size=4", "rollout.max_new_tokens=4"]
+        values += ["run.steps=2", "run.eval_every=2"]
+    else:
+        values += ["batch=4", "lora_rank=0", "run.steps=8", "run.eval_every=4"]
+    recipe = str(folder / f"stage{stage}.yaml")
+    return ["train", f"stage{stage}", recipe, *(word for value in values for word in ("--set", value))]
 
 
 @dataclass
@@ -249,18 +296,22 @@ class Reference:
     verb: Verb
     state: Any
     seconds: float
+    # Bytes of whole pages of 4096 that its files take, and the size of the largest.
     size: int
+    largest: int
 
 
 def reference(verb: Verb, folder: Path) -> Reference:
     """Run a verb undisturbed. Raises ``RuntimeError`` with its output where it does not end well."""
     out, log = folder / "reference", folder / "reference.log"
     began = time.monotonic()
-    status = run(verb.command(out, folder), log)
+    status = run(verb, out, folder, log)
     if status not in (0, 1):
         raise RuntimeError(f"{verb.name} ended with {status}: {log.read_text()[-1500:]}")
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return Reference(verb, verb.state(out), time.monotonic() - began, size)
+    sizes = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
+    return Reference(
+        verb, verb.state(out), time.monotonic() - began, sum(-(-size // 4096) * 4096 for size in sizes), max(sizes)
+    )
 
 
 def _last(log: Path) -> str:
@@ -292,7 +343,7 @@ def killed(made: Reference, folder: Path, rng: random.Random) -> Iterator[Outcom
             break
         kill(child)
         moments.append(moment)
-    status = run(made.verb.command(out, folder), log)
+    status = run(made.verb, out, folder, log)
     why = f"ended with {status}: {_last(log)}" if status not in (0, 1) else _differs(made, out)
     at = ", ".join(f"{moment:.2f}" for moment in moments)
     yield from (
@@ -316,7 +367,7 @@ def two_at_once(made: Reference, folder: Path, rng: random.Random) -> Iterator[O
         why = None if wait(first, LIMIT_S) in (0, 1, 2) else f"the first one: {_last(log)}"
     if wait(second, LIMIT_S) not in (0, 1, 2):
         why = why or f"the second one: {_last(log)}"
-    status = run(made.verb.command(out, folder), log)
+    status = run(made.verb, out, folder, log)
     why = why or (f"ended with {status}: {_last(log)}" if status not in (0, 1) else _differs(made, out))
     why = why or ("a traceback was printed" if "Traceback" in log.read_text(errors="replace") else None)
     yield f"{made.verb.name}: two at once", why
@@ -347,34 +398,51 @@ def _mount(folder: Path, size: int, *, remount: bool = False) -> bool:
 
 def disk_full(made: Reference, folder: Path, rng: random.Random) -> Iterator[Outcome]:
     """A disk that is too small: one sentence, nothing half written; with more space the same command ends well."""
-    disk, log = folder / "disk", folder / "log"
+    disk = folder / "disk"
     disk.mkdir(exist_ok=True)
-    log.unlink(missing_ok=True)
-    size = 4096 * max(1, int(rng.uniform(0.02, 0.9) * made.size / 4096))
-    if not _mount(disk, size):
+    free = 4096 * int(rng.uniform(0, 0.9) * made.size / 4096)
+    if not _mount(disk, free + 4096):
         raise RuntimeError("no tmpfs could be mounted")
     try:
-        out = disk / "out"
-        status, why = run(made.verb.command(out, folder), log), None
-        text = log.read_text(errors="replace")
-        left = [path.name for path in disk.rglob("*.part")]
-        if status in (0, 1):
-            return  # there was room enough after all
-        if "Traceback" in text or status not in (2, 3):
-            why = f"a traceback, exit status {status}: {_last(log)}"
-        elif str(disk) not in text.splitlines()[-1]:
-            why = f"the sentence does not name the path: {_last(log)}"
-        elif left:
-            why = f"left behind: {left}"
-        _mount(disk, 2**30, remount=True)
-        status = run(made.verb.command(out, folder), log)
-        if status not in (0, 1):
-            why = f"does not resume with more space: {_last(log)}" + (f"; before: {why}" if why else "")
-        elif (other := _differs(made, out)) is not None:
-            why = f"{other} after more space" + (f"; before: {why}" if why else "")
-        yield f"{made.verb.name}: disk of {size} bytes", why
+        (disk / "filler").write_bytes(bytes(4096))
+        enlarge = partial(_mount, disk, 2**30, remount=True)
+        yield from _until_full(made, disk, folder, f"{free} bytes are free", enlarge)
     finally:
         _libc().umount2(str(disk).encode(), 2)
+
+
+def files_limited(made: Reference, folder: Path, rng: random.Random) -> Iterator[Outcome]:
+    """As ``disk_full`` where nothing can be mounted: no file may grow beyond a size."""
+    out = folder / "limited"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    most = rng.choice([0, made.largest // 2, made.largest - 1])
+    yield from _until_full(made, out, folder, f"files of {most} bytes at most", lambda: None, file_bytes=most)
+
+
+def _until_full(
+    made: Reference, disk: Path, folder: Path, what: str, enlarge: Callable[[], Any], *, file_bytes: int | None = None
+) -> Iterator[Outcome]:
+    out, log = disk / "out", folder / "log"
+    log.unlink(missing_ok=True)
+    status, why = run(made.verb, out, folder, log, file_bytes=file_bytes), None
+    text = log.read_text(errors="replace")
+    left = [path.name for path in disk.rglob(".*") if path.name.endswith(".part")]
+    if status in (0, 1):
+        return  # there was room enough after all
+    if "Traceback" in text or "Exception ignored" in text or status not in (2, 3):
+        why = f"a traceback, exit status {status}: {_last(log)}"
+    elif not re.fullmatch(_SENTENCE.format(disk=re.escape(str(disk))), text.splitlines()[-1]):
+        why = f"the sentence does not name path, space and command: {_last(log)}"
+    elif left:
+        why = f"left behind: {left}"
+    enlarge()
+    status = run(made.verb, out, folder, log)
+    if status not in (0, 1):
+        why = f"does not resume with more space: {_last(log)}" + (f"; before: {why}" if why else "")
+    elif (other := _differs(made, out)) is not None:
+        why = f"{other} after more space" + (f"; before: {why}" if why else "")
+    yield f"{made.verb.name}: {what}", why
 
 
 # ---- ledger writers -------------------------------------------------------------------------------------------------

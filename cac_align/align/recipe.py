@@ -46,7 +46,7 @@ class EvalRecipe:
 
     # Steps between evaluations; 0: never. The first and the last step are always among them.
     every: int = 10
-    # How many prompts, with one video each. 64 videos show a 5 % loss of motion, 16 do not.
+    # How many prompts, with one video each. 64 videos show a 5 % loss of normal-flow speed, 16 do not.
     prompts: int = 16
     # Where the prompts come from, as the recipe's `prompts`. Empty: the seeds after the training prompts where a
     # function makes them, else the first training prompts.

@@ -69,7 +69,7 @@ def run_score(options: argparse.Namespace) -> int:
     prompts = listed or video_prompts(videos, options.prompt, options.prompts)
     if not any(Path(video).exists() for video in videos):  # said before a model is loaded
         raise ValueError(f"{videos[0]}: no such file" + (", nor any of the others" if len(videos) > 1 else ""))
-    reward = load_reward(options.reward, options.overrides)
+    reward = load_reward(options.reward, options.overrides, deferred=options.ledger is not None)
     check_reachable(reward)
     judge = reward
     whole_prompts = getattr(reward, "normalise", None) in NEEDS_GROUP

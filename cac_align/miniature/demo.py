@@ -161,7 +161,7 @@ def summary_lines(choices: Sequence[OracleRates], comparison: dict[str, Any], pr
             continue
         moved = "no entity found"
         if displacement.value is not None:
-            moved = f"displacement {displacement.value:.1f} px/s"
+            moved = f"oracle displacement {displacement.value:.1f} px/s"
         yield (
             f"  {choice.name:<30} anomalous {rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}]   {moved}   "
             f"follows the prompt {follows.value:.3f}"

@@ -3,8 +3,8 @@
 video → ``normal_flow_speed`` (frame heights per second) → min(1, speed / full_speed) → Score
 
 A reward that only penalises defects is satisfied by a scene that hardly moves: in DiffusionNFT with
-UR + CaC alone the anomaly rate fell from 46 % to 15 % and the motion by 14 % (``docs/table2.md``).
-As a third component of ``combine`` this reward pays for motion up to ``full_speed`` and for nothing
+UR + CaC alone the anomaly rate fell from 46 % to 15 % and the oracle displacement by 14 % (``docs/table2.md``).
+As a third component of ``combine`` this reward pays for speed up to ``full_speed`` and for nothing
 beyond it.
 
 The normal-flow speed needs no optical-flow network. Brightness constancy, I_t = −u·∇I, says that a
@@ -54,7 +54,7 @@ class NormalFlowSpeed:
 
     Choose a ``full_speed`` that few clips of the base model exceed (the evaluation log of an
     alignment run has their mean) and a weight well below the other components': this reward does
-    not know the prompt and pays for motion of a thing that should rest. A video of one frame has no
+    not know the prompt and pays for movement of a thing that should rest. A video of one frame has no
     score.
     """
 

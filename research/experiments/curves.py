@@ -1,7 +1,7 @@
 """The picture beside Table 2 in miniature: how often each model's clips break, and how its training
 went.
 
-verdicts by model, log.jsonl by model → three panels (anomaly rate with intervals; score; motion) →
+verdicts by model, log.jsonl by model → three panels (anomaly rate with intervals; score; normal-flow speed) →
 one SVG
 """
 
@@ -30,7 +30,7 @@ def draw(anomalous: Mapping[str, Sequence[Sequence[bool]]], logs: Mapping[str, S
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")
-    rates, score, motion = figure.subplots(1, 3)
+    rates, score, speed = figure.subplots(1, 3)
     colours = {name: f"C{number}" for number, name in enumerate(anomalous)}
     for at, (name, runs) in enumerate(anomalous.items()):
         clips = [clip for run in runs for clip in run]
@@ -43,19 +43,19 @@ def draw(anomalous: Mapping[str, Sequence[Sequence[bool]]], logs: Mapping[str, S
     rates.set_title("anomaly rate (oracle)", loc="left", fontsize=10)
     for axes, key, title in (
         (score, "score", "reward of the sampled videos"),
-        (motion, "motion", "motion against step 1"),
+        (speed, "normal_flow_speed", "normal-flow speed against step 1"),
     ):
         for name, paths in logs.items():
             for number, log in enumerate(paths):
                 steps, values = running_means(log, key)
-                values = values / values[0] if key == "motion" and len(values) else values
+                values = values / values[0] if key == "normal_flow_speed" and len(values) else values
                 axes.plot(steps, values, color=colours[name], label=name if number == 0 else None, linewidth=1.5)
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("step", fontsize=9)
-    motion.axhline(0.95, color="0.5", linewidth=0.8, linestyle=":")
+    speed.axhline(0.95, color="0.5", linewidth=0.8, linestyle=":")
     if logs:
         score.legend(frameon=False, fontsize=8)
-    for axes in (rates, score, motion):
+    for axes in (rates, score, speed):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
     with matplotlib.rc_context({"svg.hashsalt": "cac-align"}):  # the same numbers give the same file

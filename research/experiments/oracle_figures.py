@@ -20,7 +20,7 @@ from cac_align.evaluation.pairing import read_folder
 from cac_align.miniature.oracle.oracle import OracleVerdict, judge_clip
 from cac_align.miniature.oracle.rates import rates_of
 
-HEAD = "| clips | judged | anomaly rate (95 %) | by kind | motion, px/s | follows the prompt | missed of it | not judged |\n|---|---|---|---|---|---|---|---|"
+HEAD = "| clips | judged | anomaly rate (95 %) | by kind | oracle displacement, px/s | follows the prompt | missed of it | not judged |\n|---|---|---|---|---|---|---|---|"
 
 
 def folders_of(path: Path) -> list[Path]:
@@ -47,7 +47,7 @@ def verdicts_of(folder: Path) -> tuple[list[OracleVerdict], int]:
 
 def row(name: str, verdicts: Sequence[OracleVerdict], left: int) -> str:
     """One line of the table. A clip with two kinds of defect counts in both; rates are over the
-    clips that could be judged, motion over those whose entity was seen.
+    clips that could be judged, oracle displacement over those whose entity was seen.
     """
     n = len(verdicts)
     if n == 0:

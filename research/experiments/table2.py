@@ -2,7 +2,7 @@
 oracle as the expert.
 
 LoRA folders by name → prompts that no alignment trains on, the same first noises for each → oracle
-→ anomaly rate, motion, prompt following → table2.md, table2.svg
+→ anomaly rate, oracle displacement, prompt following → table2.md, table2.svg
 
     python -m research.experiments.table2 OUT ur=RUN ur=RUN2 ur+cac=RUN …
 
@@ -100,7 +100,7 @@ def table(found: Mapping[str, Sequence[Sequence[Judged]]]) -> str:
         raise ValueError(f"the table needs the base, received {', '.join(found)}")
     base = found["base"][0]
     lines = [
-        "| model | seeds | anomaly rate | minus base, paired (95 %) | motion, px/s | follows the prompt |",
+        "| model | seeds | anomaly rate | minus base, paired (95 %) | oracle displacement, px/s | follows the prompt |",
         "|---|---|---|---|---|---|",
     ]
     for name, runs in found.items():
@@ -108,11 +108,11 @@ def table(found: Mapping[str, Sequence[Sequence[Judged]]]) -> str:
             if [row.prompt for row in run] != [row.prompt for row in base]:
                 raise ValueError(f"{name} was judged on other prompts than the base; start with an empty folder")
         rates = [np.mean([row.anomalous for row in run]) for run in runs]
-        motion = [np.nanmean([row.displacement_px_s for row in run]) for run in runs]
+        displacement = [np.nanmean([row.displacement_px_s for row in run]) for run in runs]
         follows = [np.mean([row.follows for row in run]) for run in runs]
         apart = "–" if name == "base" else str(_difference(runs, base))
         lines.append(
-            f"| {name} | {len(runs)} | {_spread(rates)} | {apart} | {_spread(motion, 1)} | {_spread(follows)} |"
+            f"| {name} | {len(runs)} | {_spread(rates)} | {apart} | {_spread(displacement, 1)} | {_spread(follows)} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -111,8 +111,8 @@ def find_alarms(results: Sequence[EvalResult], tolerance: float, max_unscored: f
     """What is wrong with the last result compared with the first, in sentences; empty when nothing
     is.
 
-    tolerance: how far a number may fall, as a share of its first value. Lost motion is an alarm
-    even when the total does not rise. max_unscored: the share of videos without a score above which
+    tolerance: how far a number may fall, as a share of its first value. A lost normal-flow speed is an
+    alarm even when the total does not rise. max_unscored: the share of videos without a score above which
     there is an alarm.
     """
     if len(results) < 2:
@@ -129,10 +129,9 @@ def find_alarms(results: Sequence[EvalResult], tolerance: float, max_unscored: f
     (old, new), (before, after) = _means_in_both(first, last, "total"), _means_in_both(first, last, "normal_flow_speed")
     if _fell(before, after, tolerance):
         found.append(
-            f"Step {last.step}: the evaluation videos move {1 - after / before:.0%} less than before training "
-            f"({before:.3f} → {after:.3f} frame heights per second) while the reward goes from {old:.4f} "
-            f"to {new:.4f}: the "
-            "reward may prefer videos that stand still."
+            f"Step {last.step}: the normal-flow speed of the evaluation videos is {1 - after / before:.0%} lower than "
+            f"before training ({before:.3f} → {after:.3f} frame heights per second) while the reward goes from "
+            f"{old:.4f} to {new:.4f}: the reward may prefer videos that stand still."
         )
     falling = {"held_out": "the held-out reward"}
     falling |= {name: f"prompt alignment ({name})" for name in first.parts or {} if is_alignment(name)}

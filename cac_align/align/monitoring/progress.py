@@ -39,11 +39,9 @@ def step_seconds(step_s: float, seconds: Mapping[str, float], reward_s: float, w
 
 def progress_line(row: Mapping[str, Any], step: int, steps: int) -> str:
     """A row of the log as one line. step: how many steps are done."""
-    numbers = " ".join(
-        f"{name} {row[name]:.4f}"
-        for name in ("score", "loss", "ratio", "normal_flow_speed", "grad_norm")
-        if row.get(name) is not None
-    )
+    names = {name: name for name in ("score", "loss", "ratio", "normal_flow_speed", "grad_norm")}
+    names["normal_flow_speed"] = "normal-flow speed (frame heights/s)"
+    numbers = " ".join(f"{words} {row[name]:.4f}" for name, words in names.items() if row.get(name) is not None)
     return (
         f"step {step}/{steps}  {numbers}  zero-std {row.get('zero_std_groups', 0)} unscored {row.get('unscored', 0)}  "
         f"{row['seconds']['step']:.1f} s" + (f"  skipped: {row['skipped']}" if row.get("skipped") else "")

@@ -21,12 +21,9 @@ from cac_align.evaluation.pages.page import (
     lasting_a_frame,
     write_page,
 )
-from cac_align.evaluation.pages.player import Player, embedded_player
+from cac_align.evaluation.pages.player import MAX_BYTES, Player, embedded_player
 from cac_align.evaluation.pages.run_record import RunRecord
 from cac_align.rewards.reward import Score
-
-MAX_BYTES = 28_000_000
-"""Bytes for all clips of a page."""
 
 
 class EvidenceVideo(Protocol):
@@ -155,7 +152,7 @@ def _card(item: EvidenceVideo, root: Path, reach: float, max_bytes: int) -> Evid
     width = 50 * abs(advantage) / reach if advantage is not None else 0.0
     return EvidenceCard(
         item=item,
-        anomalies=anomalies if video is None else lasting_a_frame(anomalies, video),
+        anomalies=anomalies if video is None else lasting_a_frame(anomalies, video.fps),
         player=player,
         not_drawn=why,
         bar=None if advantage is None else (50 - width if advantage < 0 else 50.0, max(width, 0.5)),

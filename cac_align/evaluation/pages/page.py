@@ -139,11 +139,9 @@ def confirmed_anomalies(judgement: Judgement | None) -> tuple[Anomaly, ...]:
     return judgement.anomalies if judgement is not None and judgement.status == "abnormal" else ()
 
 
-def lasting_a_frame(anomalies: Sequence[Anomaly], video: Video) -> tuple[Anomaly, ...]:
+def lasting_a_frame(anomalies: Sequence[Anomaly], fps: float) -> tuple[Anomaly, ...]:
     """The anomalies as a page writes them: no window is shorter than one frame."""
-    return tuple(
-        replace(anomaly, window=anomaly.window and anomaly.window.lasting(1 / video.fps)) for anomaly in anomalies
-    )
+    return tuple(replace(anomaly, window=anomaly.window and anomaly.window.lasting(1 / fps)) for anomaly in anomalies)
 
 
 def format_number(value: float | None, digits: int = 3) -> str:

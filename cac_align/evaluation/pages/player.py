@@ -19,6 +19,10 @@ from cac_align.core.judgement import Anomaly
 from cac_align.core.video import Video
 from cac_align.evaluation.pages.page import TYPE_COLOURS, Picture, TimelineSpan, frame_strip, timeline_spans
 
+MAX_BYTES = 28_000_000
+"""Bytes for all clips of a page that is one file; plots, tables and rounding take the rest of 30 MB."""
+
+
 PREVIEW_PX = 320
 """Longest side of the frames that a page embeds, in pixels."""
 

@@ -112,7 +112,7 @@ def _side(selection: Selection, index: int, kind: str, folder: Path, fps: float 
         + (" (a tie)" if kind == "tied" else ""),
         kind=kind,
         score=score,
-        anomalies=lasting_a_frame(anomalies, video),
+        anomalies=lasting_a_frame(anomalies, video.fps),
         player=file_player(video, anomalies, source),
     )
 

@@ -58,8 +58,8 @@ def view_clip(clip_record: ClipRecord, max_bytes: int, faults: list[Fault]) -> C
     return ClipView(
         record=clip_record,
         title=clip.group,
-        anomalies=lasting_a_frame(anomalies, video),
-        expert_anomalies=lasting_a_frame(by_experts, video),
+        anomalies=lasting_a_frame(anomalies, video.fps),
+        expert_anomalies=lasting_a_frame(by_experts, video.fps),
         verdict=_verdict(clip_record),
         pictures=pictures,
         spans=timeline_spans(video, anomalies),

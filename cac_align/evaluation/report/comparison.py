@@ -162,7 +162,7 @@ def _measures(rows: Sequence[ClipRecordPair], seed: int) -> list[Measure]:
         )
     add(
         "luminance_change",
-        "Luminance change",
+        "Luminance change per ⅛ s",
         "Luminance change",
         None,
         lambda row: _both(row, lambda r: r.luminance_change, "luminance_change"),

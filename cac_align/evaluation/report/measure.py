@@ -16,7 +16,12 @@ from cac_align.evaluation.statistics import (
     PairedTest,
 )
 
-COMPONENT_TITLES: Mapping[str, str] = {"cac": "CaC score", "unified": "UnifiedReward", "reward": "Combined reward"}
+COMPONENT_TITLES: Mapping[str, str] = {
+    "cac": "CaC score",
+    "unified": "UnifiedReward",
+    "normal_flow_speed": "Normal-flow speed, as a share of the recipe's full_speed",
+    "reward": "Combined reward",
+}
 """How a page calls the components of a reward."""
 
 
@@ -47,6 +52,12 @@ class Measure:
     no_interval: str | None = None
 
     @property
+    def unit(self) -> str:
+        """What its values count, in words."""
+        units = {"luminance_change": "share of the full range per 1/8 s", "normal_flow_speed": "share of full_speed"}
+        return "share of videos" if self.rate else units.get(self.key, "score")
+
+    @property
     def verdict(self) -> str:
         """ "better", "worse" or "changed" when interval and paired test both exclude no change, else
         "open".
@@ -72,7 +83,7 @@ class Measure:
         return f"{n} {'pair' if n == len(self.values) else 'prompt'}{'s' if n > 1 else ''}"
 
     def to_json(self) -> dict[str, Any]:
-        names = ("key", "label", "section", "missing", "verdict", "no_interval")
+        names = ("key", "label", "section", "unit", "missing", "verdict", "no_interval")
         row: dict[str, Any] = {name: getattr(self, name) for name in names} | {"pairs": len(self.values)}
         row |= {name: getattr(self, name).to_json() for name in ("before", "after", "difference", "test")}
         return row

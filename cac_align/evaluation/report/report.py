@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cac_align.evaluation.pages.page import (
-    write_page,
-)
+from cac_align.evaluation.pages.page import write_page
+from cac_align.evaluation.pages.player import MAX_BYTES
 from cac_align.evaluation.pairing import Fault, Pairing, pair_selection, pair_up, read_folder
 from cac_align.evaluation.report.clip_record import ClipRecord, ClipRecordPair, ReportProgress
 from cac_align.evaluation.report.clip_scores import distinct_provenances
@@ -33,8 +32,6 @@ from cac_align.evaluation.vbench.run import VBenchRow
 from cac_align.rewards.normalise import TIE
 from cac_align.rewards.reward import Reward
 
-MAX_BYTES = 28_000_000
-"""Bytes for all clips of a page; plots, tables and rounding take the rest of 30 MB."""
 TOP = 3
 """Number of wins and of losses shown first."""
 

@@ -27,7 +27,7 @@ def test_a_scene_slowed_by_a_quarter_raises_an_alarm():
     after = EvalResult(30, 0.95, np.mean([normal_flow_speed(moving(0.75 * s)) for s in (0.8, 1.2, 1.6)]))
     (alarm,) = find_alarms([before, after], 0.05)
     assert re.match(
-        r"Step 30: the evaluation videos move 2\d% less than before training \(.* may prefer videos that stand still",
+        r"Step 30: the normal-flow speed of the evaluation videos is 2\d% lower than before training \(.* may prefer videos that stand still",
         alarm,
     )
     assert find_alarms([before, replace(after, normal_flow_speed=before.normal_flow_speed * 0.96)], 0.05) == []

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cac_align.plugins.doctor.server import check_server
+from cac_align.core.weights import shipped
+from cac_align.plugins.doctor.server import _LocalProcessor, check_server, expected_tokens
 from cac_align.rewards.cac import CaC
 from cac_align.rewards.combine import combine
 from cac_align.rewards.reachable import check_reachable
@@ -122,3 +123,46 @@ def test_the_doctor_finds_a_server_that_drops_frames(serve: Any, kept: int) -> N
 
     wrong = [check for check in check_server(serve(respond).url) if check.ok is False]
     assert any("num_frames" in check.fix or "frames" in check.name for check in wrong)
+
+
+def spelled_out(text: str) -> list[int]:
+    """A tokenizer with one token per character."""
+    return [ord(character) for character in text]
+
+
+def counting(body: dict[str, Any], *, honours_times: bool) -> Answer:
+    """A server that counts 8 tokens per pair of frames and one per character of its time stamp, as if times were 0 to 9 s
+    unless it honours those of the request.
+    """
+    content = body["messages"][0]["content"]
+    urls = [part["video_url"]["url"] for part in content if part["type"] == "video_url"] if content[0] != "I" else []
+    answer = completion('{"COT": "", "status": "normal"}')
+    count = 10
+    for url in urls:
+        clock = body["media_io_kwargs"]["video"]
+        times_s = [index / clock["fps"] for index in clock["frames_indices"]]
+        assert len(times_s) == url.count(",")
+        for first, second in zip(times_s[::2], times_s[1::2], strict=True):
+            count += 8 + len(f"<{(first + second) / 2 if honours_times else 0:.1f} seconds>")
+    answer["usage"]["prompt_tokens"] = count
+    return Answer(answer)
+
+
+@pytest.mark.parametrize("honours_times", [True, False])
+def test_the_doctor_finds_a_server_that_stamps_frames_itself(serve: Any, honours_times: bool) -> None:
+    server = serve(lambda body, number: counting(body, honours_times=honours_times), tokenize=spelled_out)
+    checks = {check.name: check for check in check_server(server.url)}
+    assert checks["frames"].ok is True and checks["structured output"].ok is True
+    assert checks["time stamps"].ok is honours_times
+    assert honours_times or "--trust-request-mm-kwargs" in checks["time stamps"].fix
+    assert checks["processor"].ok is None and "not on this machine" in checks["processor"].text
+    assert len(server.requests) < 12
+
+
+def test_the_processor_of_a_checkpoint_on_this_machine_is_asked_and_waited_for_no_longer_than_said(serve: Any) -> None:
+    assert expected_tokens(str(shipped("cac"))) == 423  # as a real vLLM 0.32 counted
+    checkpoint = {"data": [{"id": "cac", "root": str(shipped("cac"))}]}
+    server = serve(lambda body, number: Answer(GOOD), models=Answer(checkpoint))
+    processor = _LocalProcessor(str(shipped("cac")))
+    found = processor.check(ServerVlm(server.url, "cac"), timeout_s=0.01)
+    assert found.ok is None and "longer to load" in found.text and processor._process.poll() is not None

@@ -7,15 +7,17 @@ continuation → checks
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 
-from cac_align.cac.answer_schema import answer_schema
 from cac_align.cac.judge_settings import FILE_NAME
 from cac_align.cac.verdict_only import ANSWER_PREFIX, VERDICT_SCHEMA
 from cac_align.core.video import Frames
@@ -25,13 +27,18 @@ from cac_align.vlm.server.reply import RequestFailed, served_names
 from cac_align.vlm.server.server import ServerVlm
 
 _NUM_FRAMES = 40  # more than the 32 that vLLM keeps unless it is told otherwise
+_NUM_TIMED = 12
+_QUESTION = "Is it fine?"
 _TIMEOUT_S = 30.0
+# Seconds for everything, as far as it is ours: the checkpoint's processor may be waited for until then.
+_WITHIN_S = 9.0
 
 
 def check_server(url: str, recipe: Path | None = None) -> Iterator[Check]:
     """The checks of the server at ``url``, as the recipe's component behind this URL asks it
     (None: as vLLM's defaults do).
     """
+    began_s = time.monotonic()
     component = _component(url, recipe) if recipe is not None else None
     vlm = _connect(url, component)
     if (why := vlm.why_unreachable()) is not None:
@@ -41,12 +48,18 @@ def check_server(url: str, recipe: Path | None = None) -> Iterator[Check]:
     root = str(card.get("root") or "")
     yield Check("server", True, f"{vlm.url} serves {vlm.model!r}, checkpoint {root or 'not named'}")
     yield from _check_length(card)
-    video = yield from _check_frames(vlm, root)
-    if component is None or component.kind == "cac":
-        conversation: Conversation = (Message("user", "Is it fine?", _clip(4, vlm.frames == "images" or not video)),)
-        yield from _check_schema(vlm, conversation)
-        yield from _check_readout(vlm, conversation)
-        yield from _check_settings(root, component)
+    processor = _LocalProcessor(root if vlm.frames == "video" else "")
+    try:
+        arrives = yield from _check_frames(vlm)
+        if component is None or component.kind == "cac":
+            conversation: Conversation = (Message("user", _QUESTION, _clip(4) if arrives else None),)
+            yield from _check_schema(vlm, conversation)
+            yield from _check_readout(vlm, conversation)
+            yield from _check_settings(root, component)
+        if arrives and vlm.frames == "video":
+            yield processor.check(vlm, began_s + _WITHIN_S - time.monotonic())
+    finally:
+        processor.close()
 
 
 def _component(url: str, recipe: Path) -> Any:
@@ -103,28 +116,31 @@ def _check_length(card: Mapping[str, Any]) -> Iterator[Check]:
         yield Check("length", True, f"a conversation may have {length} tokens")
 
 
-def _clip(num_frames: int, as_images: bool = False, fps: float = 8.0) -> Frames:
-    """Grey frames whose brightness grows, with their own clock."""
+def _clip(num_frames: int, fps: float = 8.0, begin_s: float = 0.0) -> Frames:
+    """Grey frames whose brightness grows, with their own clock, the first at ``begin_s``."""
     pixels = np.full((num_frames, 64, 64, 3), 64, np.uint8) + np.arange(num_frames, dtype=np.uint8)[:, None, None, None]
-    indices = tuple(range(0, 2 * num_frames, 2))
-    return Frames(pixels, indices, tuple(index / (2 * fps) for index in indices), fps, 2 * num_frames)
+    first = round(2 * fps * begin_s)
+    indices = tuple(range(first, first + 2 * num_frames, 2))
+    return Frames(pixels, indices, tuple(index / (2 * fps) for index in indices), fps, first + 2 * num_frames)
 
 
-def _prompt_tokens(vlm: ServerVlm, frames: Frames | None) -> int:
-    """How many tokens the server counts. Raises ``ValueError`` with what it says instead."""
-    (reply,) = vlm.answer([(Message("user", "Is it fine?", frames),)], max_new_tokens=1)
-    if reply.error is not None:
-        raise ValueError(reply.error)
-    return reply.num_prompt_tokens
+def _prompt_tokens(vlm: ServerVlm, clips: Sequence[Frames | None]) -> list[int]:
+    """How many tokens the server counts of each clip's request, all asked at once. Raises ``ValueError`` with what it
+    says instead.
+    """
+    replies = vlm.answer([(Message("user", _QUESTION, frames),) for frames in clips], max_new_tokens=1)
+    for reply in replies:
+        if reply.error is not None:
+            raise ValueError(reply.error)
+    return [reply.num_prompt_tokens for reply in replies]
 
 
-def _check_frames(vlm: ServerVlm, root: str) -> Iterator[Check]:
+def _check_frames(vlm: ServerVlm) -> Iterator[Check]:
     """Whether every frame and every time stamp arrives; returns whether the server takes the frames at all."""
     name = "frames"
     try:
-        none, two, four, all_ = (
-            _prompt_tokens(vlm, None if count == 0 else _still(count)) for count in (0, 2, 4, _NUM_FRAMES)
-        )
+        clips = [None, _still(2), _still(4), _still(_NUM_FRAMES), _clip(_NUM_TIMED), _clip(_NUM_TIMED, begin_s=1000.0)]
+        none, two, four, all_, near, far = _prompt_tokens(vlm, clips)
     except ValueError as error:
         fix = str(error).split("; ", 1)[1] if "; " in str(error) else ""
         yield Check(name, False, f"a clip was refused: {error}", fix)
@@ -141,8 +157,35 @@ def _check_frames(vlm: ServerVlm, root: str) -> Iterator[Check]:
         return False
     how = "one video part" if vlm.frames == "video" else "images behind their time stamps"
     yield Check(name, True, f"all {_NUM_FRAMES} frames arrive as {how}, {per_pair} tokens per pair of 64×64 frames")
-    yield from _check_against_processor(vlm, root)
+    if vlm.frames == "video":
+        yield _check_times(vlm, far - near)
     return True
+
+
+def _check_times(vlm: ServerVlm, found: int) -> Check:
+    """Whether the frames' own times arrive: a clip that begins 1000 s later has longer time stamps.
+
+    found: by how many tokens its prompt is longer.
+    """
+    name = "time stamps"
+    try:
+        lengths = [
+            len(vlm._tokenize(_stamps(_clip(_NUM_TIMED, begin_s=begin_s)), stop=threading.Event()))
+            for begin_s in (0.0, 1000.0)
+        ]
+    except RequestFailed as error:
+        return Check(name, None, f"the server's tokenizer cannot be asked how long they are: {error}")
+    expected = lengths[1] - lengths[0]
+    if found == expected > 0:
+        return Check(name, True, f"a clip that begins 1000 s later is {found} tokens longer, as its time stamps are")
+    text = f"a clip that begins 1000 s later is {found} tokens longer, its time stamps are {expected}"
+    return Check(name, False, text, "vLLM 0.32 or newer with --trust-request-mm-kwargs, or frames: images")
+
+
+def _stamps(frames: Frames) -> str:
+    """The time stamps that Qwen3-VL's processor writes for a clip, one per pair of frames."""
+    middles = [(first + second) / 2 for first, second in zip(frames.times_s[::2], frames.times_s[1::2], strict=True)]
+    return "<|vision_start|>".join(f"<{middle_s:.1f} seconds>" for middle_s in middles)
 
 
 def _still(count: int) -> Frames:
@@ -150,42 +193,60 @@ def _still(count: int) -> Frames:
     return Frames(np.full((count, 64, 64, 3), 99, np.uint8), (0,) * count, (0.0,) * count, 8.0, count)
 
 
-def _check_against_processor(vlm: ServerVlm, root: str) -> Iterator[Check]:
-    """The server's token count of a clip against the checkpoint's own processor, where its folder
-    is on this machine.
+class _LocalProcessor:
+    """The checkpoint's own processor in a process of its own, which loads torch and transformers while the server is
+    asked. ``root``: the checkpoint's folder.
     """
-    if vlm.frames != "video":
-        return
-    if not Path(root, "config.json").is_file():
-        yield Check(
-            "time stamps", None, "the checkpoint's folder is not on this machine, so its processor cannot be asked"
-        )
-        return
+
+    def __init__(self, root: str) -> None:
+        here = Path(root, "config.json").is_file()
+        code = f"import sys; from {__name__} import expected_tokens; print(expected_tokens(sys.argv[1]))"
+        command = [sys.executable, "-c", code, root]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) if here else None
+
+    def check(self, vlm: ServerVlm, timeout_s: float) -> Check:
+        """The server's token count of a clip against the processor's, if that is there in time."""
+        name = "processor"
+        if self._process is None:
+            text = "the checkpoint's folder is not on this machine, so its processor cannot be asked"
+            return Check(name, None, text)
+        try:
+            printed = self._process.communicate(timeout=max(timeout_s, 0.01))[0]
+            expected = int(printed)
+        except subprocess.TimeoutExpired:
+            return Check(name, None, "the checkpoint's processor takes longer to load here than this check waits")
+        except ValueError:
+            return Check(name, None, "the checkpoint's processor cannot be loaded here")
+        finally:
+            self.close()
+        try:
+            (found,) = _prompt_tokens(vlm, [_clip(_NUM_TIMED)])
+        except ValueError as error:
+            return Check(name, False, str(error))
+        if found == expected:
+            return Check(name, True, f"{found} tokens for {_NUM_TIMED} frames, as the checkpoint's processor gives")
+        text = f"{found} tokens for {_NUM_TIMED} frames; the checkpoint's processor gives {expected}"
+        return Check(name, False, text, "the same transformers on both sides; no --mm-processor-kwargs on the server")
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+def expected_tokens(root: str) -> int:
+    """How many tokens the processor of the checkpoint in folder ``root`` makes of a timed clip."""
     from transformers import AutoProcessor
 
     from cac_align.vlm.inputs import encode_one
 
-    message = Message("user", "Is it fine?", _clip(12))
-    expected = encode_one(AutoProcessor.from_pretrained(root), (message,))["input_ids"].shape[1]
-    try:
-        found = _prompt_tokens(vlm, message.frames)
-    except ValueError as error:
-        yield Check("time stamps", False, str(error))
-        return
-    if found == expected:
-        yield Check(
-            "time stamps", True, f"{found} tokens for 12 frames with their times, as the checkpoint's processor gives"
-        )
-    else:
-        text = f"{found} tokens for 12 frames with their times; the checkpoint's processor gives {expected}"
-        yield Check(
-            "time stamps", False, text, "the same transformers on both sides; no --mm-processor-kwargs on the server"
-        )
+    message = Message("user", _QUESTION, _clip(_NUM_TIMED))
+    return encode_one(AutoProcessor.from_pretrained(root), (message,))["input_ids"].shape[1]
 
 
 def _check_schema(vlm: ServerVlm, conversation: Conversation) -> Iterator[Check]:
-    answer_schema(1)
-    (reply,) = vlm.answer([conversation], max_new_tokens=64, schema=VERDICT_SCHEMA)
+    (reply,) = vlm.answer([conversation], max_new_tokens=32, schema=VERDICT_SCHEMA)
     try:
         held = reply.error is None and json.loads(reply.text)["status"] in ("normal", "abnormal")
     except (ValueError, KeyError, TypeError):

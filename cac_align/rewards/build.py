@@ -137,13 +137,19 @@ class RewardRecipe:
     )
 
 
-def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, overrides: Sequence[str] = ()) -> Reward:
+def load_reward(
+    recipe: str | os.PathLike[str] | RewardRecipe | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    deferred: bool = False,
+) -> Reward:
     """The reward that a recipe describes.
 
     recipe: a YAML file, a ``RewardRecipe``, the URL of ``cac-align serve``, or "module:Name" (called
     without arguments); None for UnifiedReward + CaC on the shipped miniature. overrides:
-    ``key=value`` texts. Raises ``ValueError`` when the recipe is wrong, a model cannot be loaded or
-    the service does not answer.
+    ``key=value`` texts. deferred: models that were loaded here before are loaded when a video is
+    first judged, which never happens where a ledger holds all scores. Raises ``ValueError`` when the
+    recipe is wrong, a model cannot be loaded or the service does not answer.
     """
     if isinstance(recipe, str) and recipe.startswith(("http://", "https://")):
         return _load_remote(recipe, overrides)
@@ -168,7 +174,7 @@ def load_reward(recipe: str | os.PathLike[str] | RewardRecipe | None = None, ove
             )
         refuse_unread(f"component {name!r}: kind {component.kind}", component, _keys_read_by(component))
     allow = recipe.allow_out_of_domain
-    rewards = {name: _load_component(component, allow) for name, component in recipe.components.items()}
+    rewards = {name: _load_component(component, allow, deferred) for name, component in recipe.components.items()}
     if len(rewards) == 1 and recipe.normalise == "range":  # a single component keeps its own scale
         return next(iter(rewards.values()))
     from cac_align.rewards.combine import combine
@@ -191,8 +197,13 @@ def _load_remote(url: str, overrides: Sequence[str]) -> Reward:
     return cast(Reward, remote(url, token=os.environ.get(SERVICE_TOKEN_ENV)))
 
 
-def load_cac(recipe: str | os.PathLike[str] | RewardRecipe | None = None, overrides: Sequence[str] = ()) -> CaC:
-    """The two-turn CaC of a reward recipe, without the other components.
+def load_cac(
+    recipe: str | os.PathLike[str] | RewardRecipe | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    deferred: bool = False,
+) -> CaC:
+    """The two-turn CaC of a reward recipe, without the other components. Arguments: see ``load_reward``.
 
     Raises ``ValueError`` when the recipe has none or several.
     """
@@ -203,7 +214,7 @@ def load_cac(recipe: str | os.PathLike[str] | RewardRecipe | None = None, overri
         raise ValueError(f"expected one component of kind cac, mode two_turn, received {', '.join(chosen) or 'none'}")
     from cac_align.rewards.cac import CaC
 
-    reward = load_reward(RewardRecipe(components=chosen))
+    reward = load_reward(RewardRecipe(components=chosen), deferred=deferred)
     assert isinstance(reward, CaC)
     return reward
 
@@ -246,8 +257,9 @@ def _keys_read_by(recipe: JudgeRecipe) -> tuple[str, ...]:
     return ("full_speed",) if recipe.kind == "normal_flow_speed" else ()
 
 
-def _load_component(recipe: JudgeRecipe, allow_out_of_domain: bool) -> Reward:
+def _load_component(recipe: JudgeRecipe, allow_out_of_domain: bool, deferred: bool) -> Reward:
     backend: dict[str, Any] = _backend_options(recipe) | {"allow_out_of_domain": allow_out_of_domain}
+    backend["deferred"] = deferred
     if recipe.kind == "cac":
         from cac_align.cac.judge_settings import read_two_turn
         from cac_align.cac.single_turn import SingleTurn

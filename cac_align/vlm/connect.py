@@ -4,16 +4,18 @@ here.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from cac_align.vlm.protocol import Vlm
 
 
-def connect(model: str, **backend: Any) -> Vlm:
+def connect(model: str, *, deferred: bool = False, **backend: Any) -> Vlm:
     """The vision-language model at ``model``: "http(s)://host:port[/v1]"
         → ServerVlm, else LocalVlm.load (folder or hub id).
 
-    backend: keyword arguments of that backend; for a server, ``served_model`` is the name the
+    deferred: a folder that was loaded here before is loaded when it is first asked
+    (``vlm.deferred``). backend: keyword arguments of that backend; for a server, ``served_model`` is the name the
     server knows it by. Raises ``ValueError`` when it cannot be loaded.
     """
     if model.startswith(("http://", "https://")):
@@ -23,6 +25,14 @@ def connect(model: str, **backend: Any) -> Vlm:
         if not served:
             raise ValueError(f"{model} is a server: pass served_model=, the name under which it serves the model")
         return ServerVlm(model, served, **backend)
-    from cac_align.vlm.local import LocalVlm
 
-    return LocalVlm.load(model, **backend)
+    def load() -> Vlm:
+        from cac_align.vlm.local import LocalVlm
+
+        return LocalVlm.load(model, **backend)
+
+    if deferred and Path(model).is_dir():
+        from cac_align.vlm.deferred import deferred_vlm
+
+        return deferred_vlm(model, load, backend)
+    return load()

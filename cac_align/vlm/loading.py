@@ -20,26 +20,6 @@ log = logging.getLogger(__name__)
 # Attention of the vision encoder. The language model always uses sdpa, because its slots need a mask.
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 
-# Files beside the weights that change a judge's answers: frame sizes, tokens, chat template. ``cac_align.json`` is not
-# among them, because its content is part of the provenance anyway.
-_HASHED_FILES = frozenset(
-    [
-        "config.json",
-        "generation_config.json",
-        "preprocessor_config.json",
-        "video_preprocessor_config.json",
-        "processor_config.json",
-        "chat_template.jinja",
-        "chat_template.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "merges.txt",
-    ]
-)
-
 
 def load_model(
     source: str, *, device: str, dtype: torch.dtype, revision: str | None, attention: str = "sdpa"
@@ -161,20 +141,4 @@ def hash_weights(model: Any) -> str:
     for key, value in sorted(model.state_dict().items()):
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def hash_files(folder: Path) -> str:
-    """sha256 over names, sizes and contents of a folder's weights, configuration, tokenizer and
-    template.
-    """
-    digest = hashlib.sha256()
-    files = sorted(
-        path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin") or path.name in _HASHED_FILES
-    )
-    for path in files:
-        digest.update(f"{path.name} {path.stat().st_size} ".encode())
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 24):
-                digest.update(block)
     return digest.hexdigest()

@@ -24,12 +24,13 @@ from typing import Any
 import torch
 
 from cac_align.runs.device import pick_device
+from cac_align.vlm.checkpoint_hash import hash_files
 from cac_align.vlm.dialogue import Dialogue, DialogueQueue, Question, run_dialogues
 from cac_align.vlm.engine.engine import Engine
 from cac_align.vlm.engine.row import Answer, Prompt
 from cac_align.vlm.engine.spelling import vocabulary
 from cac_align.vlm.inputs import encode, encode_each, encode_one, video_layout
-from cac_align.vlm.loading import check_torchvision, hash_files, hash_weights, load_model, usable_dtype
+from cac_align.vlm.loading import check_torchvision, hash_weights, load_model, usable_dtype
 from cac_align.vlm.protocol import Conversation, Readout, Reply
 
 __all__ = ["LocalVlm", "check_torchvision", "encode", "encode_one", "set_threads"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cac_align.vlm import loading
+from cac_align.vlm.checkpoint_hash import hash_files
 from cac_align.vlm.local import LocalVlm
 from tests.support import tiny_qwen
 from tests.support.tiny_qwen import ask, frames
@@ -47,19 +48,19 @@ def test_the_identity_of_a_folder_holds_all_that_decides_what_the_judge_sees(tmp
 )
 def test_every_file_that_a_judge_reads_is_in_its_hash(tmp_path, name):
     (tmp_path / "a.safetensors").write_bytes(b"weights")
-    hashes = {loading.hash_files(tmp_path)}
+    hashes = {hash_files(tmp_path)}
     for content in ("one", "two"):
         (tmp_path / name).write_text(content)
-        hashes.add(loading.hash_files(tmp_path))
+        hashes.add(hash_files(tmp_path))
     assert len(hashes) == 3
 
 
 def test_how_a_judge_is_asked_is_no_part_of_its_hash(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"weights")
-    before = loading.hash_files(tmp_path)
+    before = hash_files(tmp_path)
     for name in ("cac_align.json", "README.md", "trainer_state.json"):
         (tmp_path / name).write_text("{}")
-    assert loading.hash_files(tmp_path) == before
+    assert hash_files(tmp_path) == before
 
 
 def test_a_dtype_that_the_cpu_lacks_becomes_float32_with_a_warning(monkeypatch, caplog):

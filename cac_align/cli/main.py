@@ -106,20 +106,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _silence_progress()
     verb = " ".join(filter(None, (options.verb, getattr(options, "kind", None))))
     try:
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()  # what is printed may be redirected to a full disk
+        return status
     except Exception as error:
         command = shlex.join(["cac-align", *(sys.argv[1:] if arguments is None else arguments)])
-        named = [getattr(options, name, None) for name in ("out", "ledger")]
+        named = [getattr(options, name, None) for name in ("out", "ledger", "database", "dest")]
         named += [item.partition("=")[2] for item in getattr(options, "overrides", []) if item.startswith("out=")]
         out = next((Path(value) for value in named if value), None)
         full = disk_full_message(error, out, command)
         if full is None:
             return _explain(error, options, verb)
         print(f"cac-align {verb}: {full}", file=sys.stderr)
+        _drop_unwritten_output()
         return 2
     except KeyboardInterrupt:
         print(f"\ncac-align {verb}: interrupted; the same command resumes", file=sys.stderr)
         return 130
+
+
+def _drop_unwritten_output() -> None:
+    """Forget what cannot be written to stdout, which Python would try again, and fail, at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _silence_progress() -> None:

@@ -16,9 +16,11 @@ _WORDS = (
     "Disk quota exceeded",
     "File too large",
     "inline_container.cc",
-    "database or disk is full",
 )
-"""What safetensors and sqlite write of such an error, and where torch finds that less was written than it asked for."""
+"""What safetensors writes of such an error, and where torch finds that less was written than it asked for."""
+
+_SQLITE = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE")
+"""Names that sqlite gives to such an error."""
 
 _UNFINISHED = re.compile(r"^\.(.+?)(?:\.\d+)?\.part$")  # a file's or folder's name until it is whole
 
@@ -43,6 +45,7 @@ def disk_full_message(error: BaseException, out: Path | None, command: str) -> s
         path = Path(*(_UNFINISHED.sub(r"\1", component) for component in path.parts))
     free = free_bytes(path)
     told = any(words in str(each) for each in links for words in _WORDS)
+    told = told or any(getattr(each, "sqlite_errorname", "") in _SQLITE for each in links)
     if found is None and not told:
         if not isinstance(error, (RuntimeError, OSError)) and type(error).__module__ != "sqlite3":
             return None

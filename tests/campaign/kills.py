@@ -68,8 +68,8 @@ class Verb:
     state: Callable[[Path], Any]
     # The file in the out folder that takes what it prints.
     prints_to: str = ""
-    # Ctrl-C after so many seconds, for a verb that serves.
-    interrupt_s: float = 0.0
+    # Whether it serves until Ctrl-C, which it then gets as soon as it does.
+    serves: bool = False
 
 
 def start(
@@ -77,7 +77,7 @@ def start(
     log: Path | int,
     *,
     printed: Path | None = None,
-    interrupt_s: float = 0.0,
+    serves: bool = False,
     file_bytes: int | None = None,
 ) -> int:
     """``cac-align`` with these arguments in a forked child; returns its process id.
@@ -98,8 +98,8 @@ def start(
         from cac_align.cli.main import main
 
         tqdm.set_lock(threading.RLock())  # tqdm's own is shared with the siblings, and a killed one keeps it
-        if interrupt_s:
-            threading.Timer(interrupt_s, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        if serves:
+            threading.Thread(target=_interrupt_when_serving, daemon=True).start()
         if file_bytes is not None:
             limit_file_size(file_bytes)
         status = main(arguments)
@@ -111,6 +111,13 @@ def start(
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
+
+
+def _interrupt_when_serving() -> None:
+    while signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def wait(child: int, seconds: float) -> int | None:
@@ -145,9 +152,7 @@ def run(verb: Verb, out: Path, folder: Path, log: Path, *, file_bytes: int | Non
     arguments = verb.command(out, folder)
     with open(log, "ab") as file, subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file) as pipe:
         assert pipe.stdin is not None  # what a limited process writes to a pipe is not limited
-        child = start(
-            arguments, pipe.stdin.fileno(), printed=printed, interrupt_s=verb.interrupt_s, file_bytes=file_bytes
-        )
+        child = start(arguments, pipe.stdin.fileno(), printed=printed, serves=verb.serves, file_bytes=file_bytes)
         status = wait(child, LIMIT_S)
         if status is None:
             kill(child)

@@ -27,20 +27,21 @@ def writers(folder: Path) -> list[Verb]:
     for stage, text in ((1, "stage: 1\n"), (3, "{}\n")):
         (folder / f"stage{stage}.yaml").write_text(text)
     world = folder / "world" / "records.jsonl"
-    videos = _videos(folder)
+    videos = _videos(folder / "some")
+    others = _videos(folder / "others")[0].parent
     _rate(folder / "rated")
     chains = make(folder / "chains")
     level = ["--reward", f"{kills.__name__}:Level"]
     recipe = ["recipes", "copy", "reward/miniature"]
 
-    def verb(name: str, *words: Any, prints_to: str = "", interrupt_s: float = 0.0) -> Verb:
+    def verb(name: str, *words: Any, prints_to: str = "", serves: bool = False) -> Verb:
         """The verb with these words; ``{out}`` in them is its folder."""
         return Verb(
             name,
             lambda out, tmp: [*name.split(), *(str(word).replace("{out}", str(out)) for word in words)],
             _names,
             prints_to,
-            interrupt_s,
+            serves,
         )
 
     coco = folder / "coco.json"
@@ -59,8 +60,8 @@ def writers(folder: Path) -> list[Verb]:
         verb("data export", "coco", world, "{out}/coco.json"),
         verb("data validate", world, "--json", prints_to="report.json"),
         verb("evaluate bench", world, *level, "--out", "{out}"),
-        verb("report", videos[0].parent, videos[0].parent, *level, "--out", "{out}/report.html"),
-        verb("annotate", videos[0].parent, "--database", "{out}/r.sqlite", "--port", 0, interrupt_s=1.5),
+        verb("report", videos[0].parent, others, *level, "--out", "{out}/report.html"),
+        verb("annotate", videos[0].parent, "--database", "{out}/r.sqlite", "--port", 0, serves=True),
         verb("world", "--n", 2, "--world", "playground", "--out", "{out}"),
         Verb("recipes copy", lambda out, tmp: [*recipe, str(out / "mine.yaml")], _names),
     ]
@@ -73,9 +74,8 @@ def _names(out: Path) -> list[str]:
 
 
 def _videos(folder: Path) -> list[Path]:
-    place = folder / "some"
-    place.mkdir()
-    paths = [place / f"{number}.mp4" for number in range(2)]
+    folder.mkdir()
+    paths = [folder / f"{number}.mp4" for number in range(2)]
     for number, path in enumerate(paths):
         noise = np.random.default_rng(number).integers(0, 256, (9, 32, 32, 3), np.uint8)
         write_mp4(path, noise, 16)

@@ -6,9 +6,18 @@ from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 
 from cac_align.data.injection.injector import Injector, Tier
+from cac_align.data.injection.injectors.motion import MOTION_INJECTORS
 from cac_align.data.injection.injectors.presence import PRESENCE_INJECTORS
+from cac_align.data.injection.injectors.shape import SHAPE_INJECTORS
 
-INJECTORS: Mapping[str, Injector] = {injector.name: injector for injector in (*PRESENCE_INJECTORS,)}
+INJECTORS: Mapping[str, Injector] = {
+    injector.name: injector
+    for injector in (
+        *SHAPE_INJECTORS,
+        *PRESENCE_INJECTORS,
+        *MOTION_INJECTORS,
+    )
+}
 """The injectors that need no weights of the user's, by name."""
 
 

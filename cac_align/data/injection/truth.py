@@ -18,7 +18,7 @@ import numpy as np
 
 from cac_align.core.judgement import Anomaly, Box, Window
 from cac_align.data.injection.injector import Edit
-from cac_align.data.injection.sources.masks import components, dilated
+from cac_align.data.injection.sources.masks import components, difference, dilated
 
 THRESHOLD = 8
 """Levels of 255 above which a pixel of the twins counts as different."""
@@ -55,14 +55,14 @@ class Truth:
         return float(np.mean(areas)) / (height * width) if areas else 0.0
 
 
-def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The largest difference of the three channels at every pixel, uint8 (T, H, W)."""
-    return np.stack([(np.maximum(a, b) - np.minimum(a, b)).max(-1) for a, b in zip(one, other, strict=True)])
+def twin_difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The largest difference of the three channels at every pixel of two videos, uint8 (T, H, W)."""
+    return np.stack([difference(a, b) for a, b in zip(one, other, strict=True)])
 
 
 def measure(edit: Edit, threshold: int = THRESHOLD) -> Truth | None:
     """The truth of an edit, or None where the twins do not differ."""
-    levels = difference(edit.anomalous, edit.sham)
+    levels = twin_difference(edit.anomalous, edit.sham)
     changed = levels > threshold
     radius = round(changed.shape[1] / 160)
     if edit.vacated is not None:

@@ -12,7 +12,7 @@ from cac_align.core.judgement import SINGLE_FRAME_TYPES
 from cac_align.core.video import Video
 from cac_align.data.injection.injector import Edit
 from cac_align.data.injection.settings import Injection
-from cac_align.data.injection.truth import THRESHOLD, Truth, difference
+from cac_align.data.injection.truth import THRESHOLD, Truth, twin_difference
 
 
 def why_rejected(edit: Edit, truth: Truth | None, fps: float, settings: Injection) -> str | None:
@@ -31,7 +31,7 @@ def why_rejected(edit: Edit, truth: Truth | None, fps: float, settings: Injectio
     if edit.type not in SINGLE_FRAME_TYPES and len(in_window[settings.look_fps]) < 2:
         return f"invisible: fewer than two frames of its window are sampled at {settings.look_fps:g} fps"
     step = max(min(edit.anomalous.shape[1:3]) // settings.judge_short_side, 1)
-    small = difference(*(_shrunk(twin[seen], step) for twin in (edit.anomalous, edit.sham)))
+    small = twin_difference(*(_shrunk(twin[seen], step) for twin in (edit.anomalous, edit.sham)))
     clear = small > THRESHOLD
     area = clear.mean((1, 2))
     if area.max() < max(settings.min_area, 6 / small[0].size):

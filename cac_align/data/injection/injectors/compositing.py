@@ -25,7 +25,8 @@ class Placement:
     """How a cut-out is put back on one frame.
 
     ``dx`` and ``dy`` in px; ``source`` is the frame whose pixels are pasted (None: the same one);
-    ``opacity`` 0 leaves it away. ``keep``: bool (H, W) of the frame; the paste is cut off elsewhere.
+    ``opacity`` 0 leaves it away. ``keep``: (H, W), how much of the paste is kept at every pixel of the
+    frame, in [0, 1].
     """
 
     dx: int = 0
@@ -33,7 +34,6 @@ class Placement:
     source: int | None = None
     opacity: float = 1.0
     keep: np.ndarray | None = None
-    recoloured: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 IDENTITY = Placement()
@@ -73,6 +73,35 @@ def choose_span(rng: np.random.Generator, frames: Sequence[int] | np.ndarray, le
     length = int(rng.integers(least, min(most, len(run) - 2) + 1))
     first = int(run[1]) + int(rng.integers(len(run) - 1 - length))
     return first, first + length - 1
+
+
+def clear_of_border(thing: MovingObject, first: int, last: int) -> bool:
+    """Whether the whole object is in the picture on these frames, so that it can be put elsewhere."""
+    _, height, width = thing.masks.shape
+    boxes = thing.boxes[first : last + 1]
+    return bool(np.nanmin(boxes[:, :2]) >= 2 and np.all(np.nanmax(boxes[:, 2:], axis=0) <= (width - 2, height - 2)))
+
+
+def choose_offset(
+    source: SourceClip, thing: MovingObject, rng: np.random.Generator, distance: float, first: int, last: int
+) -> tuple[int, int]:
+    """A direction in which the object, moved by ``distance`` px, stays in the picture on these frames
+    and meets no other one; dx and dy in whole px.
+
+    Raises ``NotApplicable`` where there is none.
+    """
+    _, height, width = source.shape
+    others = [other.masks[first : last + 1] for other in source.objects if other is not thing]
+    boxes = thing.boxes[first : last + 1]
+    for angle in rng.uniform(0, 2 * np.pi, 12):
+        dx, dy = round(distance * float(np.cos(angle))), round(distance * float(np.sin(angle)))
+        edges = np.nanmin(boxes[:, :2], axis=0) + (dx, dy), np.nanmax(boxes[:, 2:], axis=0) + (dx, dy)
+        if min(edges[0]) < 0 or edges[1][0] > width or edges[1][1] > height:
+            continue
+        middle = thing.masks[(first + last) // 2]
+        if all(not (moved(middle, dx, dy) & other[len(other) // 2]).any() for other in others):
+            return dx, dy
+    raise NotApplicable("there is no room around the object to put it elsewhere")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +150,7 @@ class Cutout:
                 alpha = place.opacity * moved(soft(self.mask[origin], radius), place.dx, place.dy)
                 if place.keep is not None:
                     alpha = alpha * place.keep
-                piece = pixels[origin] if place.recoloured is None else place.recoloured(pixels[origin])
-                canvas += alpha[..., None] * (moved(piece, place.dx, place.dy) - canvas)
+                canvas += alpha[..., None] * (moved(pixels[origin], place.dx, place.dy) - canvas)
             out[frame] = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
         return out
 
@@ -136,7 +164,7 @@ class Cutout:
         for frame in range(first, last + 1):
             for place in placements(frame):
                 part = moved(self.mask[_from(place, frame)], place.dx, place.dy)
-                found[frame] |= part if place.keep is None else part & place.keep
+                found[frame] |= part if place.keep is None else part & (place.keep > 0)
         return found
 
     def vacated(self, first: int, last: int) -> np.ndarray:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from cac_align.data.injection.injector import Edit, Injector, SourceClip
+from cac_align.data.injection.injector import Edit, Injector, MovingObject, SourceClip
 from cac_align.data.injection.injectors.compositing import (
     IDENTITY,
     Cutout,
     Placement,
     choose_object,
     choose_span,
+    radius_of,
 )
+from cac_align.data.injection.sources.masks import soft
 
 _TYPE = "Motion Anomalies"
 
@@ -52,8 +56,96 @@ def _absence(cutout: Cutout, noun: str, first: int, last: int, subtype: str, rea
     )
 
 
+def flicker(source: SourceClip, rng: np.random.Generator, severity: float) -> Edit:
+    """The object's brightness jumps from frame to frame while that of everything else stays."""
+    thing = choose_object(source, rng)
+    first, last = choose_span(rng, thing.frames, 5, 16)
+    depth = 0.25 + 0.6 * severity
+    gains = np.where(rng.random(last - first + 1) < 0.5, 1 - depth, 1 + 0.5 * depth)
+    gains[rng.random(len(gains)) < 0.25] = 1.0
+
+    def painted(strength: float) -> np.ndarray:
+        return _repainted(
+            source, thing, first, last, lambda piece, frame: piece * (1 + strength * (gains[frame - first] - 1))
+        )
+
+    return Edit(
+        painted(1.0),
+        painted(0.0),
+        _TYPE,
+        "flicker",
+        f"the {thing.noun} flickers while everything around it keeps its light",
+        thing.noun,
+        _on(thing.masks, first, last),
+    )
+
+
+def change_identity(source: SourceClip, rng: np.random.Generator, severity: float) -> Edit:
+    """From some frame on the object has other colours and shades: it becomes another thing."""
+    thing = choose_object(source, rng)
+    first, last = choose_span(rng, thing.frames, 6, len(source.pixels))
+    last = int(thing.frames[-1]) if rng.random() < 0.5 else last
+    angle = (np.pi / 3 + 2 * np.pi / 3 * severity) * (1 if rng.random() < 0.5 else -1)
+    turn, negative = _hue_turn(angle), 0.2 + 0.6 * severity * float(rng.random())
+    level = float(source.pixels[thing.masks].mean())
+
+    def painted(strength: float) -> np.ndarray:
+        def other(piece: np.ndarray, frame: int) -> np.ndarray:
+            ramp = strength * min((frame - first + 1) / 3, 1.0)
+            turned = piece @ turn.T
+            turned = turned + negative * (2 * level - 2 * turned.mean(-1, keepdims=True))
+            return piece + ramp * (turned - piece)
+
+        return _repainted(source, thing, first, last, other)
+
+    return Edit(
+        painted(1.0),
+        painted(0.0),
+        _TYPE,
+        "identity change",
+        f"the {thing.noun} turns into something of another colour and texture",
+        thing.noun,
+        _on(thing.masks, first, last),
+    )
+
+
+def _hue_turn(angle: float) -> np.ndarray:
+    """The rotation of RGB about the grey axis, (3, 3)."""
+    axis = np.full(3, 3**-0.5)
+    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    return np.cos(angle) * np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * np.outer(axis, axis)
+
+
+def _repainted(
+    source: SourceClip,
+    thing: MovingObject,
+    first: int,
+    last: int,
+    other: Callable[[np.ndarray, int], np.ndarray],
+) -> np.ndarray:
+    """The frames with the object's pixels, float32 (…, 3), replaced by ``other(pixels, frame)`` on the
+    frames ``first`` to ``last``, through a soft matte.
+    """
+    out, radius = source.pixels.copy(), radius_of(source)
+    for frame in range(first, last + 1):
+        alpha = soft(thing.masks[frame], radius)
+        inside = alpha > 0
+        piece = out[frame][inside].astype(np.float32)
+        painted = piece + alpha[inside][:, None] * (other(piece, frame) - piece)
+        out[frame][inside] = np.clip(painted + 0.5, 0, 255).astype(np.uint8)
+    return out
+
+
+def _on(masks: np.ndarray, first: int, last: int) -> np.ndarray:
+    subject = np.zeros_like(masks)
+    subject[first : last + 1] = masks[first : last + 1]
+    return subject
+
+
 PRESENCE_INJECTORS = (
     Injector("vanish", "core", vanish),
     Injector("appear", "core", appear),
+    Injector("flicker", "core", flicker),
+    Injector("identity_change", "core", change_identity),
 )
-"""What makes things come and go."""
+"""What makes things come, go, flicker and become other things."""

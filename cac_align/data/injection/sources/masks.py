@@ -1,8 +1,23 @@
-"""Operations on bool masks, with scipy."""
+"""Differences of frames and operations on bool masks, with numpy and scipy."""
 
 from __future__ import annotations
 
 import numpy as np
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The largest difference of the three channels at every pixel of two frames, uint8 (H, W)."""
+    levels = np.maximum(one, other) - np.minimum(one, other)
+    return np.maximum(np.maximum(levels[..., 0], levels[..., 1]), levels[..., 2])
+
+
+def grey(frames: np.ndarray) -> np.ndarray:
+    """The mean of the three channels, float32 (…, H, W)."""
+    total = frames[..., 0].astype(np.float32)
+    total += frames[..., 1]
+    total += frames[..., 2]
+    total /= 3
+    return total
 
 
 def dilated(mask: np.ndarray, radius: int) -> np.ndarray:

@@ -5,8 +5,8 @@
 shapes: flat shapes on flat ground. photo: a photograph (matplotlib's sample), seven times the bytes. Their judge is scripted and looks at
 no frame. forwarded: the photograph, with a judge that also writes the chat request a remote model would be sent, of the JPEGs as they
 came. decoded: the photograph, with a judge that reads every pixel, as a model in this process does. Clients run in a process of their own. Also measured: bytes of one
-81 × 480 × 832 video on the wire, and what an adapter adds per sample beyond turning floats into pixels.
-Target (two cores): ≥ 50 requests/s, none lost; ≤ 5 MB per video; ≤ 20 ms per sample.
+81 × 480 × 832 video on the wire. What a host adapter adds per video: benchmarks/adapter.py.
+Target (two cores): ≥ 50 requests/s, none lost; ≤ 5 MB per video.
 """
 
 from __future__ import annotations
@@ -17,16 +17,13 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Sequence
 
 import httpx
 import numpy as np
 import uvicorn
 
 from cac_align.core.video import Video
-from cac_align.plugins.common.host import HostOptions, HostReward, open_pixels
 from cac_align.rewards.cac import CaC
-from cac_align.rewards.reward import Score
 from cac_align.serving.app import create_app
 from cac_align.serving.frame_plan import FramePlan
 from cac_align.serving.server import listening_socket, uvicorn_config
@@ -50,15 +47,6 @@ def looking(conversation: Conversation) -> str:
     """A judge that runs here: it needs pixels."""
     assert all(message.frames is None or message.frames.pixels.any() for message in conversation)
     return NORMAL
-
-
-class Blind:
-    """A reward that looks at no pixel."""
-
-    name, bounds, provenance = "blind", (0.0, 1.0), {"reward": "blind"}
-
-    def __call__(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
-        return [Score(0.5) for _ in videos]
 
 
 def clip(kind: str) -> Video:
@@ -146,29 +134,11 @@ def throughput(kind: str, count: int, seconds: float) -> None:
     print(f"  {1e3 * cpu / max(done, 1):.1f} ms of processor time per request in the service")
 
 
-def bytes_and_overhead() -> None:
+def wire_bytes() -> None:
     video = clip("photo")
     indices = FramePlan().indices(video)
     size = len(pack(ScoreRequest(items=(ScoreItem(prompt="a portrait", video=frames_part(video, indices)),))))
     print(f"wire: {len(indices)} of 81 frames of a photograph, {size / 1e6:.2f} MB (target 5)")
-    try:
-        import torch
-    except ImportError:
-        return
-    pixels = torch.from_numpy(video.frames(range(81)).pixels).permute(0, 3, 1, 2).float() / 255
-    host_reward, repeats = HostReward(Blind(), HostOptions(), "benchmark"), 5
-    converted, whole = [], []
-    for _ in range(repeats):
-        started = time.process_time()
-        open_pixels(pixels, 16.0, "TCHW", "video")
-        converted.append(time.process_time() - started)
-        started = time.process_time()
-        host_reward.values(["a portrait"], [pixels])
-        whole.append(time.process_time() - started)
-    extra = 1e3 * (min(whole) - min(converted))
-    print(
-        f"adapter: {extra:.1f} ms per sample beyond turning 388 MB of floats into pixels, which takes {1e3 * min(converted):.0f} ms (target 20)"
-    )
 
 
 if __name__ == "__main__":
@@ -179,4 +149,4 @@ if __name__ == "__main__":
     options = parser.parse_args()
     for kind in options.frames or ("shapes", "photo", "forwarded", "decoded"):
         throughput(kind, options.clients, options.seconds)
-    bytes_and_overhead()
+    wire_bytes()

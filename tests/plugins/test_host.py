@@ -93,6 +93,7 @@ def test_a_url_means_the_service(monkeypatch):
         (floats().permute(1, 0, 2, 3)[None], None),
         (floats().requires_grad_(), None),
         (torch.from_numpy(clip()).permute(0, 3, 1, 2), None),
+        (torch.from_numpy(clip()).permute(3, 0, 1, 2), "CTHW"),
         (clip(), None),
         (floats(num_frames=3), "TCHW"),
     ],
@@ -122,6 +123,8 @@ def test_rounding_equals_videos_own():
         (torch.rand(5, 4, 8, 8), "no axis"),
         (torch.rand(2, 5, 3, 8, 8), "expected 4 axes"),
         (torch.rand(3, 8, 8), "expected 4 axes"),
+        (torch.ones(5, 3, 8, 8, dtype=torch.bool), "must be uint8"),
+        (torch.ones(3, 4, 8, 8, dtype=torch.uint8), "pass layout="),
         ("/no/such.mp4", "no such|cannot|not|No such"),
     ],
 )

@@ -3,8 +3,7 @@ the ledger.
 
 a host's options → HostOptions → host_reward (built once per process) → scores or numbers, evidence in the ledger
 
-Adapters only translate names. Pixels become uint8 on the device where they are and are copied to
-the CPU at once, so that no tensor of the host is kept.
+Adapters only translate names.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from cac_align.plugins.common.missing_scores import (
     training_values,
     values_or_none,
 )
+from cac_align.plugins.common.pixels import open_pixels
 from cac_align.plugins.common.ranks import Ranks
 from cac_align.rewards.reward import Reward, Score, check_pairs
 
@@ -331,46 +331,3 @@ def _build_reward(options: HostOptions) -> Reward:
     if name not in choices:
         raise ValueError(f"reward {_rewards[key].name!r} has no component {name!r}; it offers {', '.join(choices)}")
     return choices[name]
-
-
-# ---- pixels --------------------------------------------------------------------------------------------------------
-
-
-def open_pixels(pixels: Any, fps: float, layout: Layout | None, name: str) -> Video:
-    """A host's video as a ``Video`` at ``fps``; a leading batch axis of one is dropped.
-
-    Raises ``ValueError`` as ``Video.open`` does.
-    """
-    if getattr(pixels, "ndim", 0) == 5 and pixels.shape[0] == 1:
-        pixels = pixels[0]
-    if hasattr(pixels, "detach") and pixels.is_floating_point() and pixels.ndim == 4:
-        channels = ["THWC", "TCHW", "CTHW"] if layout is None else [layout]
-        axes = [order.index("C") for order in channels if pixels.shape[order.index("C")] == 3]
-        if len(axes) == 1:  # otherwise Video.open says what is wrong with the shape
-            pixels, layout = _to_uint8(pixels, axes[0]), "THWC"
-    return Video.open(pixels, fps=fps, layout=layout, name=None if isinstance(pixels, str) else name)
-
-
-def _to_uint8(pixels: Any, channel_axis: int) -> Any:
-    """A float tensor in [0, 1] as uint8 (T, H, W, 3) on the CPU.
-
-    It is converted frame by frame on its own device, so that only a quarter of the bytes are copied
-    and there is never a second float copy of the whole video.
-    """
-    import torch
-
-    channels = pixels.detach().movedim(channel_axis, 0)  # (3, T, H, W)
-    if channels.numel() == 0:
-        raise ValueError(f"pixels are empty, shape {tuple(pixels.shape)}")
-    low, high = (float(end) for end in torch.aminmax(channels))  # NaN comes through both
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("pixels hold NaN or infinite values; the generator diverged")
-    if low < -1e-3 or high > 1 + 1e-3:
-        raise ValueError(
-            f"float pixels must lie in [0, 1], received [{low:.3g}, {high:.3g}]; rescale, or pass uint8 for [0, 255]"
-        )
-    out = torch.empty((*channels.shape[1:], 3), dtype=torch.uint8)
-    for index in range(len(out)):
-        frame = channels[:, index].float().mul(255).round_().clamp_(0, 255).to(torch.uint8)
-        out[index] = torch.stack(list(frame), dim=-1)
-    return out

@@ -73,7 +73,7 @@ def clip(kind: str) -> Video:
 
 def clients(url: str, body: bytes, count: int, seconds: float, results: multiprocessing.Queue) -> None:
     """``count`` threads that post and wait, again and again; (answered with a score, refused with 429, anything else)."""
-    count = {"scored": 0, "busy": 0, "lost": 0}
+    answers = {"scored": 0, "busy": 0, "lost": 0}
     for _ in range(3):  # both sides warm before the clock starts
         httpx.post(f"{url}/v1/score", content=body, headers={"Content-Type": PACKED}, trust_env=False, timeout=60)
     results.put("ready")
@@ -89,14 +89,14 @@ def clients(url: str, body: bytes, count: int, seconds: float, results: multipro
                 except httpx.HTTPError:
                     what = "lost"
                 with lock:
-                    count[what] += 1
+                    answers[what] += 1
 
     threads = [threading.Thread(target=one) for _ in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    results.put(count)
+    results.put(answers)
 
 
 def throughput(kind: str, count: int, seconds: float) -> None:
@@ -119,17 +119,17 @@ def throughput(kind: str, count: int, seconds: float) -> None:
         process.start()
         assert results.get() == "ready"
         started, cpu = time.monotonic(), time.process_time()
-        count = results.get()
+        answers = results.get()
         elapsed, cpu = time.monotonic() - started, time.process_time() - cpu
         process.join()
         server.should_exit = True
         thread.join(30)
-    done = count["scored"]
+    done = answers["scored"]
     print(
         f"{kind}: {len(body) / 1e6:.2f} MB per request of 21 frames, {count} clients, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     )
     print(
-        f"  {done / elapsed:.1f} requests/s ({done} in {elapsed:.1f} s); lost {count['lost']}, refused with 429 {count['busy']}"
+        f"  {done / elapsed:.1f} requests/s ({done} in {elapsed:.1f} s); lost {answers['lost']}, refused with 429 {answers['busy']}"
     )
     print(f"  {1e3 * cpu / max(done, 1):.1f} ms of processor time per request in the service")
 

@@ -86,8 +86,8 @@ def anomaly_mask(judgement: Judgement | None, video: Video, grid: LatentGrid) ->
     """The latent positions that the judgement calls anomalous; all of them when it names no place
     or is normal.
     """
-    abnormal = judgement is not None and judgement.status == "abnormal"
-    mask = marked_cells(judgement.anomalies if abnormal else (), video, grid)
+    anomalies = judgement.anomalies if judgement is not None and judgement.status == "abnormal" else ()
+    mask = marked_cells(anomalies, video, grid)
     return mask if mask.any() else np.ones(grid.shape, bool)
 
 

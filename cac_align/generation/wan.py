@@ -127,6 +127,7 @@ class Wan:
             raise ValueError(
                 f"{path_or_id}: the Wan checkpoint is incomplete or unreadable; fetch it again ({error})"
             ) from error
+        _check_complete(pipeline, path_or_id)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_slicing()  # decodes one video at a time: five of 480 × 832 × 81 at once would take 38 GiB
         if lora is not None:
@@ -224,6 +225,17 @@ def check_setting(pipeline: WanPipeline, setting: Setting) -> None:
         raise ValueError(f"num_inference_steps must be at least 1, received {setting.num_inference_steps}")
     if not (math.isfinite(setting.fps) and setting.fps > 0):
         raise ValueError(f"fps must be a positive number of frames per second, received {setting.fps!r}")
+
+
+def _check_complete(pipeline: Any, model: str | os.PathLike[str]) -> None:
+    """Raise ``ValueError`` for a checkpoint whose files lack weights; diffusers leaves those without a value."""
+    for part in ("vae", "text_encoder", "transformer"):
+        for name, weight in getattr(pipeline, part).named_parameters():
+            if weight.is_meta:
+                raise ValueError(
+                    f"{model}: weights are missing, the first is {part}.{name}; fetch the whole checkpoint "
+                    "(a VAE needs its encoder as well)"
+                )
 
 
 def _add_lora(pipeline: Any, folder: Path, model: str | os.PathLike[str]) -> None:

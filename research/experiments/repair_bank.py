@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Fill the bank, in the order in which its parts are needed most."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--arms", nargs="*", default=[arm.name for arm in ARMS])
     parser.add_argument("--lengths", type=int, default=0, help="prompts for clips of 33 and 65 frames")

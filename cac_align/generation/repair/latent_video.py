@@ -35,33 +35,13 @@ def fit_to_video(wan: Wan, video: Video) -> Wan:
     return wan.with_setting(height=setting.height, width=setting.width, num_frames=setting.num_frames, fps=setting.fps)
 
 
-def check_encoder(wan: Wan) -> None:
-    """Raise ``ValueError`` for a checkpoint whose VAE has a decoder only.
-
-    diffusers fills missing weights with random numbers and warns; what such an encoder gives is
-    noise.
-    """
-    from safetensors import safe_open
-
-    folder = wan.folder / "vae"
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as weights:
-            if any(name.startswith("encoder.") for name in weights.keys()):  # noqa: SIM118
-                return
-    raise ValueError(
-        f"{folder}: the VAE has no encoder weights, so a video from a file cannot be turned into latents; "
-        "use a checkpoint with the whole VAE, or pass the latents of a video that was generated here"
-    )
-
-
 def encode_latents(wan: Wan, video: Video) -> Float[Tensor, "C t h w"]:
     """The latents of a video, on the CPU in float32.
 
-    Raises ``ValueError`` where the checkpoint has no encoder or cannot make a video of this form.
+    Raises ``ValueError`` where the checkpoint cannot make a video of this form.
     """
     import torch
 
-    check_encoder(wan)
     fit_to_video(wan, video)
     vae: Any = wan.pipeline.vae
     pixels = torch.from_numpy(np.ascontiguousarray(video.frames(range(len(video))).pixels))

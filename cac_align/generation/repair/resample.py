@@ -169,10 +169,9 @@ def resample(
         return (1 - sigmas[index]) * original + sigmas[index] * noise
 
     def hold(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        done = (index + 1) / count
-        free = weights > 0 if index + 1 == count else weights > 1 - done - 1e-6
-        free &= weights > 0
-        kept = original if index + 1 == count else at_level(index + 1)
+        last = index + 1 == count
+        free = weights > (0 if last else 1 - (index + 1) / count + 1e-6)
+        kept = original if last else at_level(index + 1)
         return {"latents": torch.where(free, tensors["latents"], kept)}
 
     guided = setting.guidance_scale > 1

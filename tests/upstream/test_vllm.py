@@ -18,6 +18,8 @@ from cac_align.cac.answer_schema import answer_schema
 from cac_align.cac.prompts import turn_one_conversation
 from cac_align.cac.readout import STATUS_READOUT
 from cac_align.cac.two_turn import TwoTurn
+from cac_align.cli.main import main
+from cac_align.core.judgement import Judgement, Turn
 from cac_align.core.video import Frames, Video
 from cac_align.core.weights import shipped
 from cac_align.miniature.world.settings import PLAYGROUND
@@ -25,7 +27,7 @@ from cac_align.miniature.world.world import write_world
 from cac_align.plugins.doctor.server import check_server
 from cac_align.rewards.cac import CaC
 from cac_align.vlm.local import LocalVlm
-from cac_align.vlm.protocol import Conversation
+from cac_align.vlm.protocol import Conversation, Reply
 from cac_align.vlm.server.server import ServerVlm
 from tests.support.padded_judge import write_padded_judge
 from tests.support.vllm_server import FLAGS, PYTHON, VllmServer
@@ -81,6 +83,11 @@ def turn_one(prompt: str, frames: Frames) -> Conversation:
     return turn_one_conversation(prompt, frames, wording="brief")
 
 
+def log_odds(reply: Reply) -> float:
+    assert reply.log_p is not None
+    return reply.log_p["normal"] - reply.log_p["abnormal"]
+
+
 @pytest.mark.parametrize("constrained", [False, True])
 def test_texts_are_equal_and_log_odds_within_a_thousandth(server, local, clips, constrained) -> None:
     asked = [(turn_one(p, as_jpeg(video.sample(4))), turn_one(p, video.sample(4))) for p, video, _ in clips]
@@ -90,32 +97,53 @@ def test_texts_are_equal_and_log_odds_within_a_thousandth(server, local, clips, 
     there = ServerVlm(server.url, "cac", concurrency=8).answer([theirs for _, theirs in asked], **settings)
     assert [reply.error for reply in there] == [None] * len(clips)
     assert [reply.text for reply in there] == [reply.text for reply in here]
-    log_odds = [[r.log_p["normal"] - r.log_p["abnormal"] for r in replies] for replies in (here, there)]
-    assert np.abs(np.subtract(*log_odds)).max() < 1e-3
-    assert max(log_odds[1]) > 10 and min(log_odds[1]) < -5  # confident normals and anomalies alike
+    ours, theirs = (np.array([log_odds(reply) for reply in replies]) for replies in (here, there))
+    assert np.abs(ours - theirs).max() < 1e-3
+    assert max(theirs) > 10 and min(theirs) < -5  # confident normals and anomalies alike
     assert not any(reply.bounded for reply in there)
 
 
-@pytest.mark.parametrize("context", ["fresh", "continued"])
-def test_two_turns_are_those_of_the_local_judge(server, local, clips, context) -> None:
-    settings = replace(BRIEF, context=context)
+def judge_both(server, local, clips, settings: TwoTurn) -> tuple[list[Judgement], list[Judgement], ServerVlm]:
+    """The judgements of the local judge on frames as the server decodes them, and of the served one."""
     prompts, videos = [prompt for prompt, _, _ in clips], [video for _, video, _ in clips]
     as_decoded = [
         Video.open(as_jpeg(video.frames(range(len(video)))).pixels, fps=video.fps, layout="THWC") for video in videos
     ]
-    here = CaC(local, settings).judge(prompts, as_decoded)
-    there = CaC(ServerVlm(server.url, "cac", concurrency=8), settings).judge(prompts, videos)
-    if context == "fresh":
-        assert [judgement.error for judgement in there] == [judgement.error for judgement in here]
+    vlm = ServerVlm(server.url, "cac", concurrency=8)
+    return CaC(local, settings).judge(prompts, as_decoded), CaC(vlm, settings).judge(prompts, videos), vlm
+
+
+def same_turn(ours: Turn, theirs: Turn) -> bool:
+    log_p = np.array([[turn.log_p_normal, turn.log_p_abnormal] for turn in (ours, theirs)], dtype=float)
+    difference = np.subtract(*(log_p[:, 0] - log_p[:, 1]))
+    return ours.text == theirs.text and abs(difference) < 1e-3
+
+
+def test_two_turns_are_those_of_the_local_judge(server, local, clips) -> None:
+    here, there, _ = judge_both(server, local, clips, BRIEF)
+    assert [judgement.status for judgement in there] == [judgement.status for judgement in here]
+    assert [judgement.error for judgement in there] == [judgement.error for judgement in here]
+    assert {len(judgement.turns) for judgement in there} == {1, 2}
     for ours, theirs in zip(here, there, strict=True):
-        # A continued turn 2 holds two videos, which vLLM takes as images only: there turn 1 alone is the same question.
-        alike = min(len(ours.turns), len(theirs.turns)) if context == "fresh" else 1
-        for a, b in zip(ours.turns[:alike], theirs.turns[:alike], strict=True):
-            assert a.text == b.text
-            assert a.log_p_normal - a.log_p_abnormal == pytest.approx(b.log_p_normal - b.log_p_abnormal, abs=1e-3)
+        assert len(ours.turns) == len(theirs.turns) and all(map(same_turn, ours.turns, theirs.turns))
 
 
-def test_a_server_killed_in_mid_run_loses_nothing_and_two_servers_stand_behind_one_reward(folder, judge, clips) -> None:
+def test_a_continued_second_turn_is_asked_with_images_and_says_so(server, local, clips) -> None:
+    """vLLM takes one clock per request, so the second video goes as images: another question than the local
+    judge's. The shipped judge has learnt neither: most second turns are no answer, and none becomes a verdict.
+    """
+    here, there, vlm = judge_both(server, local, clips, replace(BRIEF, context="continued"))
+    assert "further ones in a request: as images" in vlm.provenance["frames"]
+    assert sum(len(judgement.turns) > 1 for judgement in there) >= 5
+    for ours, theirs in zip(here, there, strict=True):
+        assert same_turn(ours.turns[0], theirs.turns[0])
+        assert (theirs.status is None) == (theirs.error is not None) == (theirs.log_p_normal is None)
+        assert None in (ours.status, theirs.status) or ours.status == theirs.status
+
+
+def test_a_server_killed_in_mid_run_loses_nothing_and_two_servers_stand_behind_one_reward(
+    folder, judge, clips, capsys
+) -> None:
     servers = [VllmServer(judge, folder / f"pair{n}.log", *FLAGS).start().wait() for n in range(2)]
     try:
         from cac_align.rewards.combine import combine
@@ -136,6 +164,9 @@ def test_a_server_killed_in_mid_run_loses_nothing_and_two_servers_stand_behind_o
         thread.start()
         after = reward(prompts, videos)
         thread.join()
+        said = capsys.readouterr().err
+        assert f"{servers[0].url}/v1" in said and "giving up in at most" in said  # it was asked while it was away
+        assert f"{servers[1].url}/v1" not in said
         assert [score.error for score in after] == [None] * len(clips)
         assert [a.value for a in after] == pytest.approx([b.value for b in before], abs=1e-3)
     finally:
@@ -143,12 +174,24 @@ def test_a_server_killed_in_mid_run_loses_nothing_and_two_servers_stand_behind_o
             one.kill()
 
 
-def test_the_doctor_finds_nothing_wrong(server) -> None:
-    checks = list(check_server(server.url))
-    assert [check for check in checks if check.ok is False] == []
-    assert {"server", "frames", "time stamps", "structured output", "continuation", "log-probabilities"} <= {
-        check.name for check in checks
-    }
+RECIPE = """
+components:
+  cac:
+    {{kind: cac, model: "{url}", served_model: cac, wording: {wording}, max_new_tokens: 400, margin_s: 0.25,
+     temperature: 11.877}}
+"""
+
+
+def test_the_doctor_finds_nothing_wrong_and_what_the_recipe_does_not_say(server, folder, capsys) -> None:
+    (folder / "brief.yaml").write_text(RECIPE.format(url=server.url, wording="brief"))
+    assert main(["doctor", "--server", server.url, "--reward", str(folder / "brief.yaml"), "--json"]) == 0
+    checks = {check["check"]: check for check in map(json.loads, capsys.readouterr().out.splitlines())}
+    right = ("server", "frames", "time stamps", "structured output", "continuation", "log-probabilities", "settings")
+    assert [name for name in right if checks[name]["ok"] is not True] == []
+    assert checks["processor"]["ok"] is not False  # None where this machine is too busy to load it in time
+    (folder / "full.yaml").write_text(RECIPE.format(url=server.url, wording="full"))
+    assert main(["doctor", "--server", server.url, "--reward", str(folder / "full.yaml")]) == 1
+    assert "wording: brief" in capsys.readouterr().out
 
 
 def test_without_the_flag_the_doctor_and_the_reply_name_it(folder, judge, clips) -> None:

@@ -113,13 +113,19 @@ def test_one_frame_is_sent_twice_as_a_video(serve: Any) -> None:
     assert request["media_io_kwargs"]["video"]["frames_indices"] == [0, 0]
 
 
-def test_two_videos_in_one_request_go_out_as_images(serve: Any) -> None:
+def test_of_two_videos_in_one_request_the_first_is_a_video_part_and_the_other_images(serve: Any) -> None:
     server = serve(lambda body, number: Answer(completion("fine")))
-    frames = some_frames(8, 8, 4)
-    chat = (*user("first", frames), Message("assistant", "so"), *user("second", frames))
-    vlm_for(server, frames="video").answer([chat], max_new_tokens=5)
-    assert {part["type"] for part in parts_of(server.requests[0], 2)} == {"text", "image_url"}
-    assert "media_io_kwargs" not in server.requests[0]
+    frames, look = some_frames(8, 8, 4), some_frames(16, 8, 8)
+    vlm = vlm_for(server, frames="video")
+    vlm.answer([user("first", frames)], max_new_tokens=5)
+    vlm.answer([(*user("first", frames), Message("assistant", "so"), *user("second", look))], max_new_tokens=5)
+    one, two = server.requests
+    assert two["messages"][0] == one["messages"][0]  # the server's prefix cache holds turn 1
+    assert one["media_io_kwargs"] == two["media_io_kwargs"] and two["media_io_kwargs"]["video"]["fps"] == 8
+    kinds = [part["type"] for part in parts_of(two, 2)]
+    assert kinds == ["text", "image_url"] * len(look) + ["text"]
+    assert parts_of(two, 2)[2]["text"] == "<0.1 seconds>"
+    assert "further ones in a request: as images" in vlm.provenance["frames"]
 
 
 @pytest.mark.parametrize(("dialect", "strict"), [("vllm", True), ("sglang", True), ("openai", False)])

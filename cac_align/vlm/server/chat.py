@@ -6,8 +6,9 @@ Conversation → messages (+ media_io_kwargs, mm_processor_kwargs for a video pa
 
 Frames are sampled and stamped here and never by the server: as single images, each after its time
 ("<0.5 seconds>", Qwen3-VL's own notation), or as one video part with frame indices and rate. vLLM
-takes one set of indices per request, so a conversation with several videos is sent as images.
-Qwen3-VL reads both alike except that frames of a video are paired.
+takes one set of indices per request, so that of several videos the first is a video part, which
+leaves turn 2's prompt beginning with turn 1's, and the others are images. Qwen3-VL reads both alike
+except that frames of a video are paired.
 """
 
 from __future__ import annotations
@@ -34,23 +35,23 @@ def chat_fields(conversation: Conversation, *, as_video: bool, quality: int, key
     """
     for message in conversation:
         refuse_control_tokens(message)
-    clips = [message.frames for message in conversation if message.frames is not None and not message.as_images]
-    as_video = as_video and len(clips) == 1
+    video: Frames | None = None
     messages = []
     for message in conversation:
         content: Any = message.text
         if message.frames is not None:
             if message.as_images:
                 parts = [_image_part(jpeg) for jpeg in _jpegs(message.frames, quality)]
-            elif as_video:
-                parts = [_video_part(message.frames, quality)]
+            elif as_video and video is None:
+                video = message.frames
+                parts = [_video_part(video, quality)]
             else:
                 parts = _stamped_parts(message.frames, quality)
             content = [*parts, {"type": "text", "text": message.text}]
         messages.append({"role": message.role, "content": content})
     fields: dict[str, Any] = {"messages": messages}
-    if as_video:
-        fields["media_io_kwargs"] = {"video": source_clock(clips[0])}
+    if video is not None:
+        fields["media_io_kwargs"] = {"video": source_clock(video)}
         fields["mm_processor_kwargs"] = {"do_sample_frames": False}
     if keyed:
         _add_keys(fields)

@@ -98,7 +98,7 @@ class ServerVlm:
     504, a lost connection or a timeout. Waits double
         from ``backoff_s`` seconds up to 30 s, are shortened at random by up to a half, and last at
         least as long as Retry-After says. Any other failure is final.
-    frames: "video" (one part with frame indices, vLLM only, its default; a request with several videos is
+    frames: "video" (one part with frame indices, vLLM only, its default; further videos of one request are
         sent as images, because vLLM takes one set of indices per request) or "images" (each after its time
         stamp; the default elsewhere).
     dialect: "vllm", "sglang", or "openai" for servers that cannot continue an answer or enforce every schema.
@@ -231,9 +231,7 @@ class ServerVlm:
         how = f"jpeg {self.image_quality}"
         if self.frames == "images":
             return f"{how}, one image per frame behind '<t seconds>'"
-        return (
-            f"{how}, one video part with frame indices (several videos in one request: as images behind '<t seconds>')"
-        )
+        return f"{how}, one video part with frame indices (further ones in a request: as images behind '<t seconds>')"
 
     def answer(
         self,

@@ -18,6 +18,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import math
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -291,7 +292,8 @@ def _load_template(prompt_file: Path | None, allow_other_prompt: bool) -> tuple[
 def warn_about_wording(prompt_file: Path | None) -> None:
     """Say once per process on stderr that a full-size scorer is asked in our words and not as it was trained."""
     global _warned
-    if not _warned and (prompt_file is None or not Path(prompt_file).exists()):
+    lacks = prompt_file is None or not Path(prompt_file).exists()
+    if lacks and not _warned and os.environ.get("RANK", "0") == "0":
         _warned = True
         lacking = "no prompt_file is named" if prompt_file is None else f"{prompt_file} does not exist"
         print(

@@ -338,6 +338,10 @@ def test_a_missing_prompt_file_is_said_once_and_stands_in_the_provenance(tmp_pat
     from cac_align.rewards import unified
 
     monkeypatch.setattr(unified, "_warned", False)
+    monkeypatch.setenv("RANK", "1")
+    UnifiedReward.load("http://127.0.0.1:9")
+    assert capsys.readouterr().err == ""  # the run's first process says it
+    monkeypatch.delenv("RANK")
     missing = tmp_path / "point_score_APS_video_generation.py"
     rewards = [UnifiedReward.load("http://127.0.0.1:9", prompt_file=missing) for _ in range(2)]
     assert capsys.readouterr().err.count("asked in our own words") == 1

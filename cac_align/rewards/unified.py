@@ -290,7 +290,9 @@ def _load_template(prompt_file: Path | None, allow_other_prompt: bool) -> tuple[
 
 
 def warn_about_wording(prompt_file: Path | None) -> None:
-    """Say once per process on stderr that a full-size scorer is asked in our words and not as it was trained."""
+    """Say once per run on stderr that a full-size scorer is asked in our words and not as it was trained. Of several
+    processes of one run the first says it.
+    """
     global _warned
     lacks = prompt_file is None or not Path(prompt_file).exists()
     if lacks and not _warned and os.environ.get("RANK", "0") == "0":

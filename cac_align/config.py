@@ -36,13 +36,19 @@ _KINDS = {
 
 
 def read_recipe(
-    kind: type[T], path: str | os.PathLike[str] | None, overrides: Sequence[str] = (), *, section: str | None = None
+    kind: type[T],
+    path: str | os.PathLike[str] | None,
+    overrides: Sequence[str] = (),
+    *,
+    section: str | None = None,
+    folder: str = "",
 ) -> T:
     """Read a YAML recipe into the dataclass ``kind``, apply overrides, and check every key and
     type.
 
     path: None for the dataclass's own defaults. overrides: ``key=value`` texts with dotted keys.
-    section: a top-level key; when the file has it, only its content is read. Raises ``ValueError``
+    section: a top-level key; when the file has it, only its content is read. folder: of the shipped
+    recipes, in which a name is looked for first; by default the section's name. Raises ``ValueError``
     that names the file, the key and the nearest valid key.
     """
     from omegaconf import OmegaConf
@@ -52,7 +58,7 @@ def read_recipe(
     try:
         layers = [OmegaConf.structured(kind)]
         if path is not None:
-            chosen = _mapping_of(OmegaConf.load(find_recipe(path)), where, section)
+            chosen = _mapping_of(OmegaConf.load(find_recipe(path, folder or section or "")), where, section)
             _check_kind(kind, chosen, where)
             _drop_default_components(layers[0], chosen)
             layers.append(chosen)

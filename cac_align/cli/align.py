@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cac_align.cli.options import add_set_option, add_verb, input_path
+from cac_align.cli.options import add_set_option, add_verb, check_writable, input_path
 
 
 def add_align(verbs: Any) -> None:
@@ -32,8 +32,9 @@ def run_align(options: argparse.Namespace) -> int:
     from cac_align.align.recipe import AlignRecipe, check_align_recipe
     from cac_align.config import read_recipe
 
-    recipe = read_recipe(AlignRecipe, options.recipe, options.overrides)
+    recipe = read_recipe(AlignRecipe, options.recipe, options.overrides, folder="align")
     check_align_recipe(recipe)
+    _check_inputs(recipe)
     main = int(os.environ.get("RANK", "0")) == 0
     from cac_align.align.monitoring.closing import closing_lines
     from cac_align.align.trainer import align
@@ -52,6 +53,22 @@ def run_align(options: argparse.Namespace) -> int:
         say(line)
     print(result.lora)
     return 1 if result.alarms else 0
+
+
+def _check_inputs(recipe: Any) -> None:
+    """Raise ``ValueError`` for prompts, rewards, checkpoints and folders that cannot be used, before
+    a model or even torch is loaded.
+    """
+    from cac_align.align.sampling.prompts import read_training_prompts, step_prompts
+    from cac_align.generation.build import GeneratorRecipe, check_generator
+    from cac_align.rewards.build import unloaded_reward
+    from cac_align.rewards.reachable import check_reachable
+
+    check_writable("out=", Path(recipe.out), folder=True)
+    step_prompts(0, read_training_prompts(recipe.prompts, recipe.prompt_first, recipe.prompt_count, note=False), recipe)
+    check_generator(GeneratorRecipe(model=recipe.model))
+    for reward in dict.fromkeys((recipe.reward, recipe.eval.reward or recipe.reward)):
+        check_reachable(unloaded_reward(reward or None))
 
 
 def _log_evidence(kind: str, out: Path) -> None:

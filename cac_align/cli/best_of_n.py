@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cac_align.cli.options import add_set_option, add_verb, check_positive, stated_domain
+from cac_align.cli.options import add_set_option, add_verb, check_positive, check_writable, stated_domain
 from cac_align.core.prompts import read_prompts
 
 
@@ -49,18 +49,23 @@ def run_best_of_n(options: argparse.Namespace) -> int:
     """
     from cac_align.config import read_recipe
     from cac_align.evaluation.pages.selection_page import write_selection_page
-    from cac_align.generation.build import BestOfNRecipe
+    from cac_align.generation.build import BestOfNRecipe, GeneratorRecipe, check_generator
     from cac_align.generation.chosen import CHOSEN
     from cac_align.runs.rank_status import RankStatus
 
     # Overrides of a reward that --reward replaces are read with that one.
     own = [item for item in options.overrides if options.reward is None or not item.startswith("reward.")]
-    recipe = read_recipe(BestOfNRecipe, options.recipe, own)
+    recipe = read_recipe(BestOfNRecipe, options.recipe, own, folder="best_of_n")
     check_positive("--n", options.n)
     check_positive("--fps", options.fps)
     if options.fps is not None and options.candidates is None:
         raise ValueError("--fps goes with --candidates; the generator states the rate of what it makes")
+    check_writable("--out", options.out, folder=True)
     prompts, given = _prompts_and_candidates(options)
+    if given is None:
+        check_generator(recipe.generator)
+        if recipe.generator == GeneratorRecipe():
+            _check_world_prompts(prompts)
     rank_status = RankStatus(options.out / "processes", *_share())
     with rank_status.guard():  # around the loading too: that is where memory runs out first
         selections = _selections(options, recipe, prompts, given, rank_status)
@@ -105,14 +110,13 @@ def _prompts_and_candidates(options: argparse.Namespace) -> tuple[list[str], dic
     return prompts or list(found), found
 
 
-def _load_reward(options: argparse.Namespace, recipe: Any) -> Any:
-    """The reward of ``--reward``, to which ``--set reward.…`` applies as well, or else of the recipe."""
-    from cac_align.rewards.build import load_reward
-
+def _reward(options: argparse.Namespace, recipe: Any) -> tuple[Any, list[str]]:
+    """The reward's recipe and overrides: of ``--reward``, to which ``--set reward.…`` applies as
+    well, or else of the recipe.
+    """
     if options.reward is None:
-        return load_reward(recipe.reward)
-    own = [item.removeprefix("reward.") for item in options.overrides if item.startswith("reward.")]
-    return load_reward(options.reward, own)
+        return recipe.reward, []
+    return options.reward, [item.removeprefix("reward.") for item in options.overrides if item.startswith("reward.")]
 
 
 def _title(selections: Sequence[Any]) -> str:
@@ -135,19 +139,16 @@ def _selections(
     same command then goes on.
     """
     from cac_align.generation.best_of_n import best_of_n
-    from cac_align.generation.build import GeneratorRecipe, load_generator
-    from cac_align.rewards.reachable import check_reachable
+    from cac_align.generation.build import load_generator
+    from cac_align.rewards.reachable import load_reachable
     from cac_align.runs.progress import progress_bar, show_note
 
     index, count = _share()
     if count > 1:
         _processes()
-    reward = _load_reward(options, recipe)
-    check_reachable(reward)
+    reward = load_reachable(*_reward(options, recipe))
     source: Any = given
     if given is None:
-        if recipe.generator == GeneratorRecipe():
-            _check_world_prompts(prompts)
         source = load_generator(recipe.generator)
     settings = {
         "n": _given(options.n, recipe.n),

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cac_align.cli.options import add_verb, check_positive, stated_domain
+from cac_align.cli.options import add_verb, check_positive, check_writable, stated_domain
 
 
 def add_demo(verbs: Any) -> None:
@@ -33,6 +33,7 @@ def run_demo(options: argparse.Namespace) -> int:
 
     check_positive("--n", options.n)
     check_positive("--prompts", options.prompts)
+    check_writable("--out", options.out, folder=True)
     settings = {
         "n": options.n,
         "num_prompts": options.prompts,

@@ -90,16 +90,19 @@ def run_bench(options: argparse.Namespace) -> int:
     """Print the tables of one or several judges. Returns 1 where a video has no score."""
     from cac_align.data.records import all_records
     from cac_align.evaluation.bench.bench import bench, write_bench
-    from cac_align.evaluation.bench.detection import evaluate_judge
+    from cac_align.evaluation.bench.detection import check_threshold, evaluate_judge
     from cac_align.evaluation.bench.results import compare_judges
     from cac_align.evaluation.bench.stored_scores import stored_scores
     from cac_align.evaluation.bench.tables import to_markdown
-    from cac_align.rewards.build import load_reward
+    from cac_align.rewards.build import unloaded_reward
+    from cac_align.rewards.combine import bounds_of
     from cac_align.rewards.ledger import Ledger
+    from cac_align.rewards.reachable import check_reachable, load_reachable
 
     if options.stored and (options.reward or options.overrides):
         raise ValueError("--stored reads scores made before, and runs no model; leave out --reward and --set")
     records = all_records(options.records)  # what is wrong with the paths is said before a judge is loaded
+    _check_some_video(options.records, records)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
     if options.stored:
@@ -124,8 +127,15 @@ def run_bench(options: argparse.Namespace) -> int:
     else:
         recipes = options.reward or [None]
         names = judge_names(recipes)
-        rewards = {name: load_reward(recipe, options.overrides) for name, recipe in zip(names, recipes, strict=True)}
         ledger = Ledger(options.ledger) if options.ledger else None
+        for name, recipe in zip(names, recipes, strict=True):  # all of them before the first is loaded
+            unloaded = unloaded_reward(recipe, options.overrides)
+            check_threshold(name, options.threshold, bounds_of(unloaded))
+            check_reachable(unloaded)
+        rewards = {
+            name: load_reachable(recipe, options.overrides, deferred=ledger is not None)
+            for name, recipe in zip(names, recipes, strict=True)
+        }
         with stated_domain(*rewards.values()):
             found = bench(
                 options.records,
@@ -140,6 +150,15 @@ def run_bench(options: argparse.Namespace) -> int:
     if unscored:
         print(f"{unscored} videos have no score", file=sys.stderr)
     return 1 if unscored else 0
+
+
+def _check_some_video(path: Path, records: Sequence[Any]) -> None:
+    """Raise ``ValueError`` where not one of the records' videos is there; a few missing ones are counted instead."""
+    if records and not any((path.parent / record.video).exists() for record in records):
+        raise ValueError(
+            f"{path}: none of its {len(records)} videos is there, for example {path.parent / records[0].video}; "
+            "videos lie relative to the records"
+        )
 
 
 def judge_names(recipes: Sequence[str | None]) -> list[str]:
@@ -163,9 +182,10 @@ def run_calibrate(options: argparse.Namespace) -> int:
     from cac_align.data.records import all_records
     from cac_align.evaluation.bench.bench import score_records
     from cac_align.evaluation.bench.fitting import fit_scores
-    from cac_align.rewards.build import load_cac
+    from cac_align.rewards.build import load_cac, unloaded_reward
     from cac_align.rewards.cached import cached
     from cac_align.rewards.ledger import Ledger
+    from cac_align.rewards.reachable import check_reachable
 
     if options.write is not None and not (options.write / "config.json").is_file():
         raise ValueError(f"--write {options.write} is no judge's folder: it has no config.json")
@@ -174,10 +194,12 @@ def run_calibrate(options: argparse.Namespace) -> int:
         raise ValueError(
             f"{options.records}: expected normal and abnormal videos, all {len(records)} are {records[0].status}"
         )
-    reward = replace(
-        load_cac(options.reward, options.overrides), temperature=1.0, threshold=0.0
-    )  # log-odds do not depend on them
-    judge = cached(reward, Ledger(options.ledger)) if options.ledger else reward
+    _check_some_video(options.records, records)
+    ledger = Ledger(options.ledger) if options.ledger else None
+    check_reachable(unloaded_reward(options.reward, options.overrides))
+    loaded = load_cac(options.reward, options.overrides, deferred=ledger is not None)
+    reward = replace(loaded, temperature=1.0, threshold=0.0)  # log-odds do not depend on them
+    judge = reward if ledger is None else cached(reward, ledger)
     show = _progress("video")
     scores, notes = score_records(options.records, records, judge, lambda done: show("", done, len(records)))
     fit = fit_scores(scores, [record.status == "normal" for record in records], num_augmentations=len(reward.tta))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -100,6 +101,27 @@ def unknown_argument_message(unknown: Sequence[str], arguments: Sequence[str], t
         following = list(arguments)[list(arguments).index(first) + 1 :][:1]
         value = following[0] if following and not following[0].startswith("-") else "VALUE"
     return f"{message}; to override a recipe key write --set {key.replace('-', '_')}={value}"
+
+
+def check_writable(option: str, path: Path | None, *, folder: bool = False) -> None:
+    """Raise ``ValueError`` where a file (or a folder) cannot be written at ``path``; None is no path.
+
+    Nothing is created. option: what the path was given as, for the message.
+    """
+    if path is None:
+        return
+    if path.exists() and path.is_dir() != folder:
+        raise ValueError(
+            f"{option} {path} is a {'file' if folder else 'folder'}; give the path of a "
+            f"{'folder' if folder else 'file'}"
+        )
+    nearest = path.absolute() if path.exists() else path.absolute().parent
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not path.exists() and not nearest.is_dir():
+        raise ValueError(f"{option} {path}: {nearest} is a file, so nothing can be written below it")
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(f"{option} {path} cannot be written: no permission in {nearest}; choose another place")
 
 
 def check_positive(name: str, value: float | None) -> None:

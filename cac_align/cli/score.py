@@ -13,7 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cac_align.cli.options import add_reward_options, add_verb, check_positive, input_path, stated_domain
+from cac_align.cli.options import (
+    add_reward_options,
+    add_verb,
+    check_positive,
+    check_writable,
+    input_path,
+    stated_domain,
+)
 from cac_align.cli.video_arguments import expand_videos, listed_prompts
 from cac_align.core.prompts import read_prompts
 from cac_align.core.text import check_prompt
@@ -56,25 +63,23 @@ def run_score(options: argparse.Namespace) -> int:
 
     Returns 1 where a video has no score.
     """
-    from cac_align.rewards.build import load_reward
     from cac_align.rewards.cached import cached
     from cac_align.rewards.ledger import Ledger
     from cac_align.rewards.normalise import NEEDS_GROUP
-    from cac_align.rewards.reachable import check_reachable
+    from cac_align.rewards.reachable import load_reachable
     from cac_align.runs.progress import progress_bar
 
     videos = expand_videos(options.videos)
     check_positive("--fps", options.fps)
     listed = listed_prompts(videos) if options.prompt is None and options.prompts is None else None
     prompts = listed or video_prompts(videos, options.prompt, options.prompts)
-    if not any(Path(video).exists() for video in videos):  # said before a model is loaded
+    if not any(Path(video).exists() for video in videos):
         raise ValueError(f"{videos[0]}: no such file" + (", nor any of the others" if len(videos) > 1 else ""))
-    reward = load_reward(options.reward, options.overrides, deferred=options.ledger is not None)
-    check_reachable(reward)
-    judge = reward
+    check_writable("--html", options.html)
+    ledger = None if options.ledger is None else Ledger(options.ledger)
+    reward = load_reachable(options.reward, options.overrides, deferred=ledger is not None)
+    judge = reward if ledger is None else cached(reward, ledger)
     whole_prompts = getattr(reward, "normalise", None) in NEEDS_GROUP
-    if options.ledger is not None:
-        judge = cached(reward, Ledger(options.ledger))
     found: dict[int, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
     with stated_domain(reward), progress_bar(len(videos), "judging") as bar:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cac_align.cli.options import add_reward_options, add_verb, port_number, stated_domain
+from cac_align.cli.options import add_reward_options, add_verb, check_positive, port_number, stated_domain
 
 
 def add_serve(verbs: Any) -> None:
@@ -31,11 +31,16 @@ def add_serve(verbs: Any) -> None:
 def run_serve(options: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
     from cac_align.rewards.build import load_reward
-    from cac_align.serving.server import serve
+    from cac_align.rewards.ledger import Ledger
+    from cac_align.serving.server import listening_socket, serve
     from cac_align.serving.service import ServiceSettings
 
-    reward = load_reward(options.reward, options.overrides)
+    check_positive("--fps", options.fps)
     settings = ServiceSettings(token=os.environ.get("CAC_ALIGN_TOKEN"), roots=tuple(options.roots), fps=options.fps)
+    listening_socket(options.host, options.port, settings).close()
+    if options.ledger is not None:
+        Ledger(options.ledger)
+    reward = load_reward(options.reward, options.overrides)  # all of this is wrong or right without a model
     with stated_domain(reward):
         serve(reward, host=options.host, port=options.port, settings=settings, ledger=options.ledger)
     return 0

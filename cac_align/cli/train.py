@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cac_align.cli.options import add_set_option, add_verb, input_path
+from cac_align.cli.options import add_set_option, add_verb, check_writable, input_path
 
 
 def add_train(verbs: Any) -> None:
@@ -26,15 +26,28 @@ def run_train(options: argparse.Namespace) -> int:
     if options.stage == "stage3":
         from cac_align.training.grpo import GrpoRecipe, train_grpo
 
-        print(train_grpo(read_recipe(GrpoRecipe, options.recipe, options.overrides)))
+        recipe = read_recipe(GrpoRecipe, options.recipe, options.overrides, folder="train")
+        _check_inputs(recipe)
+        print(train_grpo(recipe))
         return 0
     from cac_align.training.sft import SftRecipe, train_sft
 
-    recipe = read_recipe(SftRecipe, options.recipe, options.overrides)
+    recipe = read_recipe(SftRecipe, options.recipe, options.overrides, folder="train")
     if f"stage{recipe.stage}" != options.stage:
         raise ValueError(f"{options.recipe} is a recipe of stage {recipe.stage}, received {options.stage}")
+    _check_inputs(recipe)
     print(train_sft(recipe))
     return 0
+
+
+def _check_inputs(recipe: Any) -> None:
+    """Raise ``ValueError`` for a folder that cannot be written and a checkpoint that is none, before
+    one is loaded.
+    """
+    from cac_align.vlm.checkpoint_hash import check_source
+
+    check_writable("out=", Path(recipe.out), folder=True)
+    check_source(recipe.model.source)
 
 
 def _check_stage(path: Path, stage: str) -> None:
@@ -49,7 +62,7 @@ def _check_stage(path: Path, stage: str) -> None:
     from cac_align.core.shipped_recipes import find_recipe
 
     try:
-        given = OmegaConf.to_container(OmegaConf.load(find_recipe(path)))
+        given = OmegaConf.to_container(OmegaConf.load(find_recipe(path, "train")))
     except Exception:
         return
     if not isinstance(given, dict) or not ({"stage", "rollout"} & given.keys()):

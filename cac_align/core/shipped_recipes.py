@@ -28,9 +28,9 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in files}
 
 
-def shipped_recipe(name: str | os.PathLike[str]) -> Path | None:
+def shipped_recipe(name: str | os.PathLike[str], folder: str = "") -> Path | None:
     """The shipped recipe of this name; None where there is none. Raises ``ValueError`` for a name
-    that several have.
+    that several have, unless one of them lies in ``folder``.
 
     name: a path within the recipes' folder, ``recipes/`` before it or not, its suffix left out or
     not; or the file's name without suffix.
@@ -40,6 +40,8 @@ def shipped_recipe(name: str | os.PathLike[str]) -> Path | None:
     if wanted in found:
         return found[wanted]
     named = [key for key in found if _bare(key) == wanted] or [key for key in found if Path(key).stem == wanted]
+    if len(own := [key for key in named if key.startswith(f"{folder}/")]) == 1:
+        named = own
     if len(named) > 1:
         raise ValueError(
             f"{name}: several recipes that ship have this name: {', '.join(named)}; give the folder as well"
@@ -47,16 +49,16 @@ def shipped_recipe(name: str | os.PathLike[str]) -> Path | None:
     return found[named[0]] if named else None
 
 
-def find_recipe(name_or_path: str | os.PathLike[str]) -> Path:
+def find_recipe(name_or_path: str | os.PathLike[str], folder: str = "") -> Path:
     """The file behind a recipe's path, or behind the name of one that ships. A file that is there
-    goes before a name.
+    goes before a name, and of equal names the one in ``folder``.
 
     Raises ``ValueError`` that names what is nearest.
     """
     path = Path(name_or_path)
     if path.is_file():
         return path
-    shipped = shipped_recipe(name_or_path)
+    shipped = shipped_recipe(name_or_path, folder)
     if shipped is not None:
         return shipped
     near = _near(path.as_posix().removeprefix("recipes/"), list(shipped_recipes()))

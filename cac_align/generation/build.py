@@ -4,6 +4,7 @@ it describes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,13 +63,35 @@ class BestOfNRecipe:
     reward: RewardRecipe = field(default_factory=RewardRecipe)
 
 
+def check_generator(recipe: GeneratorRecipe) -> None:
+    """Raise ``ValueError`` for what can be known to be wrong before the generator is loaded."""
+    if ":" in recipe.model and not Path(recipe.model).exists():
+        refuse_unread(f"generator {recipe.model}", recipe, ("model",))
+        return
+    if (
+        recipe.model != "miniature"
+        and not Path(recipe.model).is_dir()
+        and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", recipe.model)
+    ):
+        raise ValueError(
+            f"generator.model {recipe.model}: no such folder; expected the folder of a diffusers Wan, a hub id such as "
+            "Wan-AI/Wan2.1-T2V-1.3B-Diffusers, miniature, or module:Name"
+        )
+    if recipe.lora is not None and not Path(recipe.lora).is_dir():
+        raise ValueError(f"generator.lora {recipe.lora}: no such folder; expected one that `cac-align align` wrote")
+    for name in ("height", "width", "num_frames", "num_inference_steps", "fps"):
+        value = getattr(recipe, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"generator.{name} must be positive, received {value}")
+
+
 def load_generator(recipe: GeneratorRecipe) -> Callable[[str, int], Video]:
     """The callable (prompt, seed) → Video that a recipe describes.
 
     Raises ``ValueError`` when it cannot be loaded.
     """
+    check_generator(recipe)
     if ":" in recipe.model and not Path(recipe.model).exists():
-        refuse_unread(f"generator {recipe.model}", recipe, ("model",))
         return import_name(recipe.model)()
     from cac_align.core.weights import shipped
     from cac_align.generation.wan import Wan

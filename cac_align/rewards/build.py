@@ -7,7 +7,7 @@ reward → reward_choices → the reward and each of its components, by name
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -153,13 +153,55 @@ def load_reward(
     """
     if isinstance(recipe, str) and recipe.startswith(("http://", "https://")):
         return _load_remote(recipe, overrides)
-    if isinstance(recipe, str) and ":" in recipe and not Path(recipe).exists():
-        if overrides:
-            raise ValueError(
-                f"{overrides[0]} would not be read, because {recipe} is called without arguments; "
-                "leave it out, or write a recipe"
-            )
-        return call_reward_factory(recipe)
+    if _is_factory(recipe, overrides):
+        return call_reward_factory(str(recipe))
+    recipe = _read(recipe, overrides)
+    _build(recipe, {"check_only": True})
+    return _build(recipe, {"deferred": deferred})
+
+
+def unloaded_reward(
+    recipe: str | os.PathLike[str] | RewardRecipe | None = None, overrides: Sequence[str] = ()
+) -> Reward:
+    """The reward of ``load_reward`` without its models: it names its components and the servers that
+    they ask, and scores nothing.
+
+    Raises ``ValueError`` for everything in the recipe that can be known to be wrong before a model is
+    loaded.
+    """
+    if isinstance(recipe, str) and recipe.startswith(("http://", "https://")):
+        return _Unloaded(recipe)
+    if _is_factory(recipe, overrides):
+        return _Unloaded(str(recipe))
+    return _build(_read(recipe, overrides), {"check_only": True})
+
+
+@dataclass(frozen=True)
+class _Unloaded:
+    """Stands for a reward of one's own, or one behind a service, while only the recipe is checked."""
+
+    name: str
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+    def __call__(self, prompts: object, videos: object) -> Any:
+        raise ValueError(f"{self.name} is not loaded; use load_reward")
+
+
+def _is_factory(recipe: str | os.PathLike[str] | RewardRecipe | None, overrides: Sequence[str]) -> bool:
+    """Whether this names "module:Name". Raises ``ValueError`` for overrides that it would not read."""
+    if not (isinstance(recipe, str) and ":" in recipe and not Path(recipe).exists()):
+        return False
+    if overrides:
+        raise ValueError(
+            f"{overrides[0]} would not be read, because {recipe} is called without arguments; "
+            "leave it out, or write a recipe"
+        )
+    return True
+
+
+def _read(recipe: str | os.PathLike[str] | RewardRecipe | None, overrides: Sequence[str]) -> RewardRecipe:
+    """The recipe with its components' kinds and keys checked."""
     if not isinstance(recipe, RewardRecipe):
         recipe = read_recipe(RewardRecipe, recipe, overrides, section="reward")
     if not recipe.components:
@@ -173,8 +215,13 @@ def load_reward(
                 f"'module:Name', received {component.kind!r}"
             )
         refuse_unread(f"component {name!r}: kind {component.kind}", component, _keys_read_by(component))
-    allow = recipe.allow_out_of_domain
-    rewards = {name: _load_component(component, allow, deferred) for name, component in recipe.components.items()}
+    return recipe
+
+
+def _build(recipe: RewardRecipe, loading: Mapping[str, Any]) -> Reward:
+    """The reward of a recipe. loading: how ``vlm.connect`` loads models."""
+    loading = {"allow_out_of_domain": recipe.allow_out_of_domain, **loading}
+    rewards = {name: _load_component(component, loading) for name, component in recipe.components.items()}
     if len(rewards) == 1 and recipe.normalise == "range":  # a single component keeps its own scale
         return next(iter(rewards.values()))
     from cac_align.rewards.combine import combine
@@ -214,7 +261,7 @@ def load_cac(
         raise ValueError(f"expected one component of kind cac, mode two_turn, received {', '.join(chosen) or 'none'}")
     from cac_align.rewards.cac import CaC
 
-    reward = load_reward(RewardRecipe(components=chosen), deferred=deferred)
+    reward = load_reward(replace(recipe, components=chosen), deferred=deferred)
     assert isinstance(reward, CaC)
     return reward
 
@@ -257,9 +304,8 @@ def _keys_read_by(recipe: JudgeRecipe) -> tuple[str, ...]:
     return ("full_speed",) if recipe.kind == "normal_flow_speed" else ()
 
 
-def _load_component(recipe: JudgeRecipe, allow_out_of_domain: bool, deferred: bool) -> Reward:
-    backend: dict[str, Any] = _backend_options(recipe) | {"allow_out_of_domain": allow_out_of_domain}
-    backend["deferred"] = deferred
+def _load_component(recipe: JudgeRecipe, loading: Mapping[str, Any]) -> Reward:
+    backend: dict[str, Any] = {**_backend_options(recipe), **loading}
     if recipe.kind == "cac":
         from cac_align.cac.judge_settings import read_two_turn
         from cac_align.cac.single_turn import SingleTurn
@@ -277,6 +323,7 @@ def _load_component(recipe: JudgeRecipe, allow_out_of_domain: bool, deferred: bo
         elif recipe.mode != "two_turn":
             form = cast(Literal["readout", "json"], recipe.mode)
             settings = VerdictOnly(form=form, scan_fps=two_turn.scan_fps, wording=two_turn.wording)
+        settings.provenance()  # reads the instructions, so that a wording that is not there is told before a model loads
         options = {name: getattr(recipe, name) for name in ("min_mass", "temperature", "threshold")}
         return CaC.load(model, settings=settings, tta=tuple(recipe.tta), **options, **backend)
     if recipe.kind == "unified":
@@ -292,7 +339,7 @@ def _load_component(recipe: JudgeRecipe, allow_out_of_domain: bool, deferred: bo
         from cac_align.rewards.normal_flow_speed import NormalFlowSpeed
 
         return NormalFlowSpeed(recipe.full_speed)
-    return call_reward_factory(recipe.kind)
+    return _Unloaded(recipe.kind) if loading.get("check_only") else call_reward_factory(recipe.kind)
 
 
 def call_reward_factory(name: str) -> Reward:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from cac_align.rewards.build import RewardRecipe, load_reward, unloaded_reward
+from cac_align.rewards.reward import Reward
 from cac_align.vlm.server.server import ServerVlm
 
 
@@ -27,6 +30,22 @@ def check_reachable(reward: Any, timeout_s: float = 2.0) -> None:
     lines = [f"{name}: {why}" for name, why in zip(servers, answers, strict=True) if why is not None]
     if lines:
         raise ValueError("\n".join(lines))
+
+
+def load_reachable(
+    recipe: str | os.PathLike[str] | RewardRecipe | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    deferred: bool = False,
+) -> Reward:
+    """``load_reward``, after its servers were seen to answer: before a model takes its time.
+
+    Raises ``ValueError`` as ``load_reward`` and ``check_reachable`` do.
+    """
+    check_reachable(unloaded_reward(recipe, overrides))
+    reward = load_reward(recipe, overrides, deferred=deferred)
+    check_reachable(reward)  # also the servers of a reward of one's own, which are known now
+    return reward
 
 
 def _vlms(reward: Any) -> Iterator[tuple[str, Any]]:

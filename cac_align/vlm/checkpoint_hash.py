@@ -1,8 +1,11 @@
-"""The identity of a checkpoint's folder: sha256 over the files that change a judge's answers. It needs no torch."""
+"""Where a checkpoint lies, and the identity of its folder: sha256 over the files that change a judge's answers. It needs
+no torch.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +28,15 @@ _HASHED_FILES = frozenset(
         "merges.txt",
     ]
 )
+
+
+def check_source(source: str) -> None:
+    """Raise ``ValueError`` for what is neither a folder nor the form of a hub id."""
+    if not Path(source).is_dir() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
+        raise ValueError(
+            f"{source}: no such folder; "
+            "expected the folder of a Qwen3-VL, or a hub id such as Qwen/Qwen3-VL-8B-Instruct"
+        )
 
 
 def hash_files(folder: Path) -> str:

@@ -7,15 +7,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cac_align.vlm.checkpoint_hash import check_source
 from cac_align.vlm.protocol import Vlm
+from cac_align.vlm.scripted import ScriptedVlm
 
 
-def connect(model: str, *, deferred: bool = False, **backend: Any) -> Vlm:
+def connect(model: str, *, deferred: bool = False, check_only: bool = False, **backend: Any) -> Vlm:
     """The vision-language model at ``model``: "http(s)://host:port[/v1]"
         → ServerVlm, else LocalVlm.load (folder or hub id).
 
     deferred: a folder that was loaded here before is loaded when it is first asked
-    (``vlm.deferred``). backend: keyword arguments of that backend; for a server, ``served_model`` is the name the
+    (``vlm.deferred``). check_only: return a model that answers nothing where it would run here.
+    backend: keyword arguments of that backend; for a server, ``served_model`` is the name the
     server knows it by. Raises ``ValueError`` when it cannot be loaded.
     """
     if model.startswith(("http://", "https://")):
@@ -25,6 +28,10 @@ def connect(model: str, *, deferred: bool = False, **backend: Any) -> Vlm:
         if not served:
             raise ValueError(f"{model} is a server: pass served_model=, the name under which it serves the model")
         return ServerVlm(model, served, **backend)
+
+    check_source(model)
+    if check_only:
+        return ScriptedVlm([], name=model)
 
     def load() -> Vlm:
         from cac_align.vlm.local import LocalVlm

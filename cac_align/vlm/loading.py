@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from cac_align.vlm.checkpoint_hash import check_source
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +30,7 @@ def load_model(
     Raises ``ValueError`` when torchvision does not fit torch, or when the checkpoint is not a
     Qwen3-VL, lacks weights or cannot be read.
     """
-    if not Path(source).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        raise ValueError(
-            f"{source}: no such folder; "
-            "expected the folder of a Qwen3-VL, or a hub id such as Qwen/Qwen3-VL-8B-Instruct"
-        )
+    check_source(source)
     check_torchvision()
     from transformers import AutoConfig, AutoProcessor, Qwen3VLForConditionalGeneration
     from transformers.utils import logging as transformers_logging

@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = shlex.join(["cac-align", *(sys.argv[1:] if arguments is None else arguments)])
         named = [getattr(options, name, None) for name in ("out", "ledger", "database", "dest")]
         named += [item.partition("=")[2] for item in getattr(options, "overrides", []) if item.startswith("out=")]
-        out = next((Path(value) for value in named if value), None)
+        out = next((Path(value) for value in named if value), None) or _output_file()
         full = disk_full_message(error, out, command)
         if full is None:
             return _explain(error, options, verb)
@@ -123,6 +123,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\ncac-align {verb}: interrupted; the same command resumes", file=sys.stderr)
         return 130
+
+
+def _output_file() -> Path | None:
+    """The file that stdout is redirected to, if any, where the system can tell."""
+    try:
+        path = Path(os.readlink(f"/proc/self/fd/{sys.stdout.fileno()}"))
+    except (OSError, ValueError):
+        return None
+    return path if path.is_file() else None
 
 
 def _drop_unwritten_output() -> None:

@@ -19,7 +19,7 @@ _WORDS = (
 )
 """What safetensors writes of such an error, and where torch finds that less was written than it asked for."""
 
-_SQLITE = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE")
+_SQLITE = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMOPEN", "SQLITE_IOERR_SHMSIZE")
 """Names that sqlite gives to such an error."""
 
 _UNFINISHED = re.compile(r"^\.(.+?)(?:\.\d+)?\.part$")  # a file's or folder's name until it is whole

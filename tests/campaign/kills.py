@@ -66,6 +66,8 @@ class Verb:
     name: str
     command: Callable[[Path, Path], list[str]]
     state: Callable[[Path], Any]
+    # Whether it goes on where it was killed.
+    resumes: bool = False
     # The file in the out folder that takes what it prints.
     prints_to: str = ""
     # Whether it serves until Ctrl-C, which it then gets as soon as it does.
@@ -235,10 +237,11 @@ def verbs(folder: Path) -> list[Verb]:
                 name,
                 lambda out, tmp, name=name: ["align", str(folder / f"{name}.yaml"), "--set", f"out={out}"],
                 _align_state,
+                resumes=True,
             )
             for name in recipes
         ),
-        Verb("train stage2", lambda out, tmp: train_command(folder, 2, out), _train_state),
+        Verb("train stage2", lambda out, tmp: train_command(folder, 2, out), _train_state, resumes=True),
         Verb(
             "data synthesise",
             lambda out, tmp: [
@@ -253,6 +256,7 @@ def verbs(folder: Path) -> list[Verb]:
                 "workers=2",
             ],
             _synthesis_state,
+            resumes=True,
         ),
     ]
 
@@ -272,7 +276,12 @@ def best_of_n(folder: Path) -> Verb:
         "--reward",
         f"{__name__}:Level",
     ]
-    return Verb("best-of-n", lambda out, tmp: ["best-of-n", *given, "--n", "4", "--out", str(out)], _best_of_n_state)
+    return Verb(
+        "best-of-n",
+        lambda out, tmp: ["best-of-n", *given, "--n", "4", "--out", str(out)],
+        _best_of_n_state,
+        resumes=True,
+    )
 
 
 def train_command(folder: Path, stage: int, out: Path) -> list[str]:

@@ -84,7 +84,9 @@ def put(
             if time.monotonic() > until:
                 raise _TimeIsUp
             report({"begin": pickle.dumps(value).hex()})
-            report({"end": failure_of(promise, context, value)})
+            began = time.monotonic()
+            why = failure_of(promise, context, value)
+            report({"end": why, "seconds": time.monotonic() - began, "bytes": most_memory_bytes()})
 
         try:
             one()
@@ -107,5 +109,10 @@ def failure_of(promise: Promise, context: Any, value: Any) -> str | None:
         ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "cac_align/" in frame.filename]
         place = f" at cac_align/{ours[-1].filename.rsplit('cac_align/', 1)[1]}:{ours[-1].lineno}" if ours else ""
         return f"{type(error).__name__}{place}: {str(error)[:300]}"
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    rss = most_memory_bytes()
     return f"MEMORY: {rss / 2**30:.1f} GB" if rss > MAX_RSS_BYTES else None
+
+
+def most_memory_bytes() -> int:
+    """The most memory that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

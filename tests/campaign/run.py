@@ -111,7 +111,7 @@ def _put_one(promise: Any, seed: int, cases: int, seconds: float, report: Callab
                 begun = row["begin"]
             elif "end" in row:
                 done += 1
-                _tell(report, promise, begun, row["end"])
+                _tell(report, promise, begun, row["end"], seconds=row["seconds"], bytes=row["bytes"])
                 begun = None
                 if row["end"] and row["end"].startswith("MEMORY"):
                     break
@@ -137,8 +137,8 @@ def _worker(promise: Any, seed: int, cases: int, seconds: float, report: Callabl
     report({"done": True})
 
 
-def _tell(report: Callable[[Row], None], promise: Any, value: str | None, why: str | None) -> None:
-    row = {"kind": "inputs", "promise": promise.sentence, "why": why}
+def _tell(report: Callable[[Row], None], promise: Any, value: str | None, why: str | None, **measured: float) -> None:
+    row = {"kind": "inputs", "promise": promise.sentence, "why": why, **measured}
     report(row | ({"name": promise.name, "value": value} if why else {}))
 
 
@@ -148,12 +148,14 @@ def _tell(report: Callable[[Row], None], promise: Any, value: str | None, why: s
 def put_runs(seed: int, seconds: float, report: Callable[[Row], None]) -> None:
     """Kill runs, let them meet, and fill their disks, one after another, until the time is over."""
     from tests.campaign import kills
+    from tests.campaign.writers import writers
 
     rng = random.Random(seed)
     sentences = {
         kills.killed: "A run killed at any moment ends, by the same command, in the same state",
         kills.two_at_once: "Two runs in one folder leave the state of one",
         kills.disk_full: "A full disk ends in one sentence, nothing half written, and the same command resumes",
+        kills.files_limited: "So does a file that may not grow",
     }
 
     def tell(sentence: str, name: str, outcomes: Iterator[kills.Outcome]) -> None:
@@ -162,21 +164,28 @@ def put_runs(seed: int, seconds: float, report: Callable[[Row], None]) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         made = []
-        for verb in kills.verbs(Path(folder)):
-            place = Path(folder) / verb.name.replace(" ", "-")
+        for number, verb in enumerate(writers(Path(folder))):
+            place = Path(folder) / f"verb{number}"
             place.mkdir()
             try:
                 made.append((kills.reference(verb, place), place))
             except RuntimeError as error:
                 report({"kind": "runs", "promise": f"An undisturbed run ends well: {verb.name}", "why": str(error)})
-        disk = kills.can_mount()
-        if not disk:
-            report({"kind": "note", "text": "no tmpfs can be mounted here: full disks were left out"})
-        plan = [(kind, one, place) for one, place in made for kind in sentences if kind is not kills.disk_full or disk]
-        plan = [entry for entry in plan if entry[0] is not kills.two_at_once or entry[1].verb.name == "best-of-n"]
+        full = [kills.disk_full, kills.files_limited] if kills.can_mount() else [kills.files_limited]
+        if kills.disk_full not in full:
+            report(
+                {"kind": "note", "text": "no tmpfs can be mounted here: files that may not grow stand for full disks"}
+            )
+        plan = []
+        for one, place in made:
+            kinds = [kills.killed, full[0]] if one.verb.resumes else []
+            kinds += [kills.two_at_once] if one.verb.name == "best-of-n" else []
+            plan += [(kind, one, place) for kind in kinds]
+        # Between two rounds of what is killed and resumes, one of the others meets a full disk.
+        rest = [(kind, one, place) for one, place in made for kind in full if not one.verb.resumes]
         turn, until = 0, time.monotonic() + seconds  # what all runs share is made by now
         while time.monotonic() < until:
-            kind, one, place = plan[turn % len(plan)]
+            kind, one, place = plan[turn // 2 % len(plan)] if turn % 2 else rest[turn // 2 % len(rest)]
             turn += 1
             tell(sentences[kind], one.verb.name, kind(one, place, rng))
             if turn % 3 == 0:
@@ -197,6 +206,8 @@ class Table:
         self.out = out
         self.cases: Counter[tuple[str, str]] = Counter()
         self.failures: Counter[tuple[str, str]] = Counter()
+        self.longest_s: dict[tuple[str, str], float] = {}
+        self.most_bytes: dict[tuple[str, str], float] = {}
         self.reasons: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         self.notes: list[str] = []
@@ -207,6 +218,9 @@ class Table:
             return
         key = (row["kind"], row["promise"])
         self.cases[key] += 1
+        for most, name in ((self.longest_s, "seconds"), (self.most_bytes, "bytes")):
+            if name in row:
+                most[key] = max(most.get(key, 0.0), row[name])
         if not row["why"]:
             return
         self.failures[key] += 1
@@ -225,12 +239,15 @@ class Table:
                 self.examples[reason] += f"  [{path}]"
 
     def text(self) -> str:
-        lines = ["| promise | cases | failures |", "|---|---:|---:|"]
-        lines += [f"| {key[1]} | {count} | {self.failures[key]} |" for key, count in sorted(self.cases.items())]
+        lines = ["| promise | cases | failures | longest case | most memory |", "|---|---:|---:|---:|---:|"]
+        for key, count in sorted(self.cases.items()):
+            longest_s, most = self.longest_s.get(key), self.most_bytes.get(key)
+            measured = f"{longest_s:.2g} s | {most / 2**30:.2f} GB" if longest_s and most else "|"
+            lines.append(f"| {key[1]} | {count} | {self.failures[key]} | {measured} |")
         for kind in ("inputs", "runs"):
             count = sum(count for key, count in self.cases.items() if key[0] == kind)
             failed = sum(count for key, count in self.failures.items() if key[0] == kind)
-            lines.append(f"| **all {kind}** | **{count}** | **{failed}** |")
+            lines.append(f"| **all {kind}** | **{count}** | **{failed}** | | |")
         lines += ["", *self.notes]
         lines += [f"- {count} × {self.examples[reason]}" for reason, count in self.reasons.most_common()]
         return "\n".join(lines)

@@ -67,7 +67,7 @@ class _Context:
         self.bad: Answer = Answer(good())
         self.server = Server(self._respond, MODELS)
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        vlm = vlm_for(self.server, dialect="openai", retries=1, concurrency=2, timeout_s=5)
+        vlm = vlm_for(self.server, dialect="openai", retries=0, concurrency=2, timeout_s=5)
         self.judge = CaC(vlm, VerdictOnly("json"))
         self.video = Video.open(np.zeros((5, 16, 16, 3), np.uint8), fps=16)
 

@@ -15,56 +15,64 @@ from tests.campaign.kills import Verb
 
 def writers(folder: Path) -> list[Verb]:
     """The verbs that write, on inputs in ``folder``; loads what their processes need."""
-    import cac_align.data.convert
     import cac_align.evaluation.bench.bench
-    import cac_align.evaluation.human.app
     import cac_align.evaluation.report.report
     import cac_align.miniature.demo
     import cac_align.training.grpo  # noqa: F401
-    from tests.data.test_splits import make
 
     resumable = kills.verbs(folder)
     for stage, text in ((1, "stage: 1\n"), (3, "{}\n")):
         (folder / f"stage{stage}.yaml").write_text(text)
-    world = folder / "world" / "records.jsonl"
-    videos = _videos(folder / "some")
-    others = _videos(folder / "others")[0].parent
-    _rate(folder / "rated")
-    chains = make(folder / "chains")
-    level = ["--reward", f"{kills.__name__}:Level"]
-    recipe = ["recipes", "copy", "reward/miniature"]
-
-    def verb(name: str, *words: Any, prints_to: str = "", serves: bool = False) -> Verb:
-        """The verb with these words; ``{out}`` in them is its folder."""
-        return Verb(
-            name,
-            lambda out, tmp: [*name.split(), *(str(word).replace("{out}", str(out)) for word in words)],
-            _names,
-            prints_to,
-            serves,
-        )
-
-    coco = folder / "coco.json"
-    coco.write_text(_coco(world))
     return [
         *resumable,
-        verb("demo", "--out", "{out}", "--prompts", 1, "--n", 2),
-        verb("score", *videos, "--prompt", "p", "--json", *level, "--ledger", "{out}/ledger.jsonl"),
+        *quick_writers(folder),
+        _verb("demo", "--out", "{out}", "--prompts", 1, "--n", 2),
         *(
             Verb(f"train stage{stage}", lambda out, tmp, stage=stage: kills.train_command(folder, stage, out), _names)
             for stage in (1, 3)
         ),
-        verb("data split", chains, "--out", "{out}"),
-        verb("data import", "coco", coco, "{out}/records.jsonl", "--videos", world.parent),
-        verb("data import", "rating", folder / "rated" / "ratings.sqlite", "{out}/rated.jsonl"),
-        verb("data export", "coco", world, "{out}/coco.json"),
-        verb("data validate", world, "--json", prints_to="report.json"),
-        verb("evaluate bench", world, *level, "--out", "{out}"),
-        verb("report", videos[0].parent, others, *level, "--out", "{out}/report.html"),
-        verb("annotate", videos[0].parent, "--database", "{out}/r.sqlite", "--port", 0, serves=True),
-        verb("world", "--n", 2, "--world", "playground", "--out", "{out}"),
-        Verb("recipes copy", lambda out, tmp: [*recipe, str(out / "mine.yaml")], _names),
+        _verb("report", folder / "some", _videos(folder / "others")[0].parent, *_LEVEL, "--out", "{out}/report.html"),
+        _verb("evaluate bench", folder / "clips" / "records.jsonl", *_LEVEL, "--out", "{out}"),
     ]
+
+
+def quick_writers(folder: Path) -> list[Verb]:
+    """The verbs that write, run no model and draw no plots."""
+    import cac_align.data.convert
+    import cac_align.evaluation.human.app  # noqa: F401
+    from cac_align.miniature.world.settings import PLAYGROUND
+    from cac_align.miniature.world.world import write_world
+    from tests.data.test_splits import make
+
+    records = write_world(2, 1_430_004, folder / "clips", PLAYGROUND)
+    videos = _videos(folder / "some")
+    _rate(folder / "rated")
+    (folder / "coco.json").write_text(_coco(records))
+    return [
+        _verb("score", *videos, "--prompt", "p", "--json", *_LEVEL, "--ledger", "{out}/ledger.jsonl"),
+        _verb("data split", make(folder / "chains"), "--out", "{out}"),
+        _verb("data import", "coco", folder / "coco.json", "{out}/records.jsonl", "--videos", records.parent),
+        _verb("data import", "rating", folder / "rated" / "ratings.sqlite", "{out}/rated.jsonl"),
+        _verb("data export", "coco", records, "{out}/coco.json"),
+        _verb("data validate", records, "--json", prints_to="report.json"),
+        _verb("annotate", videos[0].parent, "--database", "{out}/r.sqlite", "--port", 0, serves=True),
+        _verb("world", "--n", 2, "--world", "playground", "--out", "{out}"),
+        _verb("recipes copy", "reward/miniature", "{out}/mine.yaml"),
+    ]
+
+
+_LEVEL = ["--reward", f"{kills.__name__}:Level"]
+
+
+def _verb(name: str, *words: Any, prints_to: str = "", serves: bool = False) -> Verb:
+    """The verb with these words; ``{out}`` in them is its folder."""
+    return Verb(
+        name,
+        lambda out, tmp: [*name.split(), *(str(word).replace("{out}", str(out)) for word in words)],
+        _names,
+        prints_to=prints_to,
+        serves=serves,
+    )
 
 
 def _names(out: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The rating page: a person judges videos blind, with the keyboard, on a local address.
+"""The rating page: a person judges videos blind, with keys or buttons, on a local address.
 
     GET  /              asks who rates       GET  /api/task     a rater's next task, or a numbered one
     GET  /rate          the page             POST /api/action   one action: checked, stored; returns the new state
@@ -37,6 +37,7 @@ from cac_align.evaluation.human.frame_images import FrameImages, is_lossless
 from cac_align.evaluation.human.rating import TaskState
 from cac_align.evaluation.human.store import AnnotationStore, Outdated
 from cac_align.evaluation.human.tasks import RatingTask, Sources, TaskMember, gather_tasks, shuffle_tasks
+from cac_align.evaluation.human.type_guide import NOT_ANOMALIES, TYPE_GUIDES
 from cac_align.evaluation.pages.page import environment
 from cac_align.evaluation.pairing import Fault, Pairing
 
@@ -138,14 +139,15 @@ def _add_pages(app: FastAPI, rater: str | None, unreadable: int) -> None:
     def who() -> Response:
         if rater is not None:
             return RedirectResponse("/rate")
-        return HTMLResponse(template.render(rater=None, unreadable=0, types=ANOMALY_TYPES))
+        return HTMLResponse(template.render(rater=None))
 
     @app.get("/rate")
     def page(name: str | None = None) -> Response:
         who = name if name is not None else rater
         if who is None:
             return RedirectResponse("/")
-        return HTMLResponse(template.render(rater=_name_or_422(who), unreadable=unreadable, types=ANOMALY_TYPES))
+        told = {"types": ANOMALY_TYPES, "guides": TYPE_GUIDES, "not_anomalies": NOT_ANOMALIES}
+        return HTMLResponse(template.render(rater=_name_or_422(who), unreadable=unreadable, **told))
 
     @app.get("/annotate.js")
     def script() -> Response:

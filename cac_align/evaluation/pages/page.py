@@ -38,6 +38,15 @@ green.
 """
 
 
+COMPONENT_TITLES: Mapping[str, str] = {
+    "cac": "CaC score",
+    "unified": "UnifiedReward",
+    "normal_flow_speed": "Normal-flow speed, as a share of the recipe's full_speed",
+    "reward": "Combined reward",
+}
+"""How a page calls the components of a reward."""
+
+
 PAGES = "cac_align.evaluation.pages"
 """The package whose templates all pages share."""
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cac_align.evaluation.pages.page import COMPONENT_TITLES
 from cac_align.runs.metrics_log import read_rows
 
 _WIDTH, _HEIGHT, _MARGIN = 360, 130, 8
@@ -100,7 +101,11 @@ def _charts(steps: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[st
         ),
         ("Held-out reward", "mean score, never trained on", [("evaluation", evaluations, "held_out")]),
         *(
-            (f"Component: {name}", "mean value", [("training", [_components(row) for row in steps], name)])
+            (
+                COMPONENT_TITLES.get(name, name),
+                "component, mean",
+                [("training", [_components(row) for row in steps], name)],
+            )
             for name in components
         ),
         ("Without a score", "share of the training videos", [("training", missing, "share")]),

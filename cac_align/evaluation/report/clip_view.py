@@ -9,6 +9,7 @@ import numpy as np
 from cac_align.core.judgement import Anomaly
 from cac_align.core.video import Video
 from cac_align.evaluation.pages.page import (
+    COMPONENT_TITLES,
     Picture,
     TimelineSpan,
     confirmed_anomalies,
@@ -20,7 +21,6 @@ from cac_align.evaluation.pages.player import PREVIEW_PX, box_overlay, preview_u
 from cac_align.evaluation.pairing import Fault
 from cac_align.evaluation.report.clip_record import ClipRecord, is_counted
 from cac_align.evaluation.report.luminance import luminance_change
-from cac_align.evaluation.report.measure import COMPONENT_TITLES
 
 
 @dataclass(frozen=True)

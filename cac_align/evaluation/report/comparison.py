@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from cac_align.evaluation.pages.page import COMPONENT_TITLES
 from cac_align.evaluation.pairing import Fault, Pairing
 from cac_align.evaluation.report.clip_record import ClipRecord, ClipRecordPair
 from cac_align.evaluation.report.clip_scores import judge_differences, same_judge
-from cac_align.evaluation.report.measure import COMPONENT_TITLES, JUDGED_DIFFERENTLY, Measure, ReportComparison
+from cac_align.evaluation.report.measure import JUDGED_DIFFERENTLY, Measure, ReportComparison
 from cac_align.evaluation.report.report_warnings import report_warnings
 from cac_align.evaluation.statistics import (
     Estimate,

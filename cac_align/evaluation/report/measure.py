@@ -16,14 +16,6 @@ from cac_align.evaluation.statistics import (
     PairedTest,
 )
 
-COMPONENT_TITLES: Mapping[str, str] = {
-    "cac": "CaC score",
-    "unified": "UnifiedReward",
-    "normal_flow_speed": "Normal-flow speed, as a share of the recipe's full_speed",
-    "reward": "Combined reward",
-}
-"""How a page calls the components of a reward."""
-
 
 @dataclass(frozen=True)
 class Measure:

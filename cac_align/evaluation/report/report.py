@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cac_align.evaluation.pages.page import write_page
+from cac_align.evaluation.pages.page import COMPONENT_TITLES, write_page
 from cac_align.evaluation.pages.player import MAX_BYTES
 from cac_align.evaluation.pairing import Fault, Pairing, pair_selection, pair_up, read_folder
 from cac_align.evaluation.report.clip_record import ClipRecord, ClipRecordPair, ReportProgress
@@ -25,7 +25,7 @@ from cac_align.evaluation.report.clip_scores import distinct_provenances
 from cac_align.evaluation.report.clip_view import ClipView, measure_luminance, view_clip
 from cac_align.evaluation.report.collect import collect_clip_records
 from cac_align.evaluation.report.comparison import compare_pairs, gains
-from cac_align.evaluation.report.measure import COMPONENT_TITLES, Measure, ReportComparison
+from cac_align.evaluation.report.measure import Measure, ReportComparison
 from cac_align.evaluation.report.plots import distributions
 from cac_align.evaluation.report.report_warnings import summary_sentence
 from cac_align.evaluation.vbench.run import VBenchRow

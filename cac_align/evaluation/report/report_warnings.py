@@ -4,8 +4,8 @@ videos.
 
 from __future__ import annotations
 
+from cac_align.evaluation.pages.page import COMPONENT_TITLES
 from cac_align.evaluation.report.measure import (
-    COMPONENT_TITLES,
     JUDGED_DIFFERENTLY,
     Measure,
     ReportComparison,

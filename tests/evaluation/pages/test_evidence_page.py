@@ -76,7 +76,9 @@ def test_the_boxed_clip_stands_beside_its_advantage(page_file):
     step4, step3 = text.split("<h2>step 3</h2>")[0], text.split("<h2>step 3</h2>")[1]  # the latest step stands first
     assert step4.index("<h2>step 4</h2>") > 0
     dark, bright = step3.split('<section class="card" data-players>')[1:3]  # lowest advantage first
-    assert "advantage -1.250" in dark and 'class="box"' in dark and 'src="data:video/mp4' in dark and "0.25–0.50 s" in dark
+    assert (
+        "advantage -1.250" in dark and 'class="box"' in dark and 'src="data:video/mp4' in dark and "0.25–0.50 s" in dark
+    )
     assert "advantage +0.750" in bright and 'class="box"' not in bright and "Judged normal" in bright
     # the bar's half width is the largest advantage of the run, 1.25: 0.75 is 30 % to the right of the middle
     assert "left:0.00%;width:50.00%" in dark and "left:50.00%;width:30.00%" in bright
@@ -114,7 +116,9 @@ def test_fewer_cards_are_said_and_the_table_stays_whole(run, tmp_path, capsys):
     ]
     assert main(command) == 0 and capsys.readouterr().out.strip() == str(out)
     text = out.read_text(encoding="utf-8")
-    assert text.count('<section class="card" data-players>') == 1 and "<h2>step 4</h2>" in text  # the last step is always shown
+    assert (
+        text.count('<section class="card" data-players>') == 1 and "<h2>step 4</h2>" in text
+    )  # the last step is always shown
     assert "3 more videos are counted in the table" in text and text.count("<tr><td>step") == 2
 
 

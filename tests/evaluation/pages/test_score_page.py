@@ -62,7 +62,7 @@ def test_the_boxes_lie_over_the_playing_video_and_only_in_their_window(scored):
         page.evaluate("document.querySelector('#video-2 video').load()")
         seek = "at => new Promise(done => { const video = document.querySelector('#video-2 video'); video.pause();"
         seek += " video.onseeked = done; video.currentTime = at; })"
-        page.wait_for_function("document.querySelector('#video-2 video').readyState > 1")
+        page.wait_for_function("() => document.querySelector('#video-2 video').readyState > 1")
         page.evaluate(seek, (begin + min(end, begin + 0.0625)) / 2)
         box, screen = (page.locator(f"#video-2 .screen{part}").bounding_box() for part in (" .box", ""))
         assert (box["x"] - screen["x"]) / screen["width"] == pytest.approx(xmin / 1000, abs=0.01)

@@ -117,7 +117,7 @@ async function open(query) {
   chosen = view.clips.map((_, index) => Math.max(anomalies(index).length - 1, 0));
   element("prompt").textContent = view.prompt || "";
   document.body.classList.toggle("paired", view.clips.length > 1);
-  document.querySelector(".keys .pair").hidden = view.clips.length < 2;
+  document.querySelector(".actions .pair").hidden = view.clips.length < 2;
   build();
   show();
 }
@@ -239,6 +239,7 @@ function show() {
 // ---- the list of anomalies, and what to do next --------------------------------------------------------------------
 
 function list() {
+  marked();
   const area = element("ratings");
   const field = area.querySelector("input");
   if (writing && field) return; // someone is writing there
@@ -283,6 +284,16 @@ function list() {
     }
     for (const key of keys) document.dispatchEvent(new KeyboardEvent("keydown", { key })); // typed after the field was closed
   }
+}
+
+// Which buttons say what is chosen, and whether those that move a box are there.
+function marked() {
+  const state = rating(), mark = state.anomalies[chosen[focus]];
+  const on = { x: state.status === "normal", s: !!mark && mark.saliency === "salient", b: !!draft };
+  TYPES.forEach((type, index) => { on[index + 1] = !!mark && mark.type === type; });
+  for (const [key, pressed] of Object.entries(on)) document.querySelector(`.actions [data-key="${key}"]`).setAttribute("aria-pressed", pressed);
+  element("drafting").hidden = !draft;
+  element("moving").hidden = !!draft;
 }
 
 function hint() {
@@ -485,6 +496,9 @@ function enqueue(work) {
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.target.tagName === "INPUT") return;
+  const onButton = ["BUTTON", "SUMMARY"].includes(event.target.tagName);
+  if (onButton && ["Enter", " "].includes(event.key)) return; // presses the button that has the focus
+  if (event.key === "Tab" && (onButton || event.shiftKey || !view || view.clips.length < 2)) return; // moves the focus
   if (["Shift", "CapsLock", "AltGraph", "Dead", "Process"].includes(event.key)) return;
   if (ahead) { ahead.push(event.key); event.preventDefault(); return; }
   const key = event.key.length === 1 ? (event.key === "?" ? "?" : event.key.toLowerCase()) : event.key;
@@ -496,5 +510,15 @@ document.addEventListener("keydown", (event) => {
     enqueue(() => onKey(key, event.shiftKey)).then(() => { ahead = null; });
   } else enqueue(() => onKey(key, event.shiftKey));
 });
+
+for (const button of document.querySelectorAll("[data-key]")) {
+  button.addEventListener("click", (event) => {
+    if (event.detail) button.blur(); // clicked and not pressed by a key: Space plays again
+    if (away) return;
+    const field = element("ratings").querySelector("input");
+    if (field) field.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" })); // keeps what is being written
+    enqueue(() => onKey(button.dataset.key, "shift" in button.dataset));
+  });
+}
 
 enqueue(() => open("after=0"));

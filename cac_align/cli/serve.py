@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def run_serve(options: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
     from cac_align.rewards.build import load_reward
     from cac_align.rewards.ledger import Ledger
+    from cac_align.rewards.reachable import check_reachable
     from cac_align.serving.server import listening_socket, serve
     from cac_align.serving.service import ServiceSettings
 
@@ -41,6 +43,10 @@ def run_serve(options: argparse.Namespace) -> int:
     if options.ledger is not None:
         Ledger(options.ledger)
     reward = load_reward(options.reward, options.overrides)  # all of this is wrong or right without a model
+    try:
+        check_reachable(reward)
+    except ValueError as error:  # said, and no reason to end: /health tells hosts when it is ready
+        print(f"not ready before its judge's server answers:\n{error}", file=sys.stderr)
     with stated_domain(reward):
         serve(reward, host=options.host, port=options.port, settings=settings, ledger=options.ledger)
     return 0

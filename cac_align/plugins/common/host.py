@@ -286,8 +286,8 @@ def host_reward(options: HostOptions, host: str) -> HostReward:
     """The one ``HostReward`` of this process for these options: hosts build their rewards several
     times.
 
-    Raises ``ValueError`` when the reward cannot be built, has no such component, or normalises
-    within a prompt's group, which no host hands over whole.
+    Raises ``ValueError`` when the reward cannot be built, has no such component, normalises within a
+    prompt's group, which no host hands over whole, or asks a server that does not answer.
     """
     with _lock:
         key = (os.getpid(), options, host)
@@ -322,8 +322,11 @@ def _build_reward(options: HostOptions) -> Reward:
     key = (os.getpid(), options.reward)
     if key not in _rewards:
         from cac_align.rewards.build import load_reward
+        from cac_align.rewards.reachable import check_reachable
 
-        _rewards[key] = load_reward(options.reward)
+        reward = load_reward(options.reward)
+        check_reachable(reward)  # before the host has made its first videos
+        _rewards[key] = reward
     from cac_align.rewards.build import reward_choices
 
     choices = reward_choices(_rewards[key])

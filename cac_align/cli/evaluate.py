@@ -102,7 +102,8 @@ def run_bench(options: argparse.Namespace) -> int:
     if options.stored and (options.reward or options.overrides):
         raise ValueError("--stored reads scores made before, and runs no model; leave out --reward and --set")
     records = all_records(options.records)  # what is wrong with the paths is said before a judge is loaded
-    _check_some_video(options.records, records)
+    if not options.stored:
+        _check_some_video(options.records, records)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
     if options.stored:

@@ -1,6 +1,7 @@
 """doctor: our own recipes pass, every trap that a config can show is found and mended, nothing is guessed."""
 
 import ast
+import importlib.abc
 import inspect
 import sys
 from dataclasses import fields
@@ -23,6 +24,7 @@ from cac_align.plugins.doctor.checklist import (
     to_json,
     torchvision_check,
 )
+from cac_align.plugins.doctor.checks import check_modules
 from cac_align.plugins.doctor.config_lines import CONFIG_LINES
 from cac_align.plugins.doctor.host_configs import read_config
 from cac_align.plugins.doctor.hosts.flow_factory import check_flow_factory
@@ -90,6 +92,18 @@ def test_a_torchvision_that_does_not_match_torch_is_named(torch, vision, require
     check = torchvision_check(torch, vision, requires)
     assert check.ok is ok and words in check.text
     assert ("pip install 'torch==" in check.fix) is (ok is False)
+
+
+def test_a_torchvision_that_fits_by_its_version_and_cannot_be_imported(monkeypatch):
+    class Broken(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name == "torchvision":
+                raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    check = wrong(doctor("trl"))["torchvision"]
+    assert "fits torch" in check.text and "operator torchvision::nms does not exist" in check.text
 
 
 def test_this_environment_passes():
@@ -228,12 +242,62 @@ def test_flow_factory_remarks_are_not_verdicts():
     big = {check.name: check for check in check_flow_factory(ff(train__unique_sample_num_per_epoch=48))}
     # 48 × 16 / 8 = 96 videos of 81 × 480 × 832 × 3 × 4 bytes
     assert big["host memory"].ok is None and "96 per rank, 37.3 GB" in big["host memory"].text
-    small = ff()
-    small["rewards"][0] |= {"batch_size": 1, "group_size": 16}
-    policy = {check.name: check for check in check_flow_factory(small)}["cac policy"]
-    assert policy.ok is None and "whole group in one call of all ranks" in policy.text
-    small["rewards"][0].pop("reward", None)
-    assert "adapters refuse" in wrong(check_flow_factory(small))["cac reward"].text
+    bare = ff()
+    bare["rewards"][0].pop("reward", None)
+    assert "adapters refuse" in wrong(check_flow_factory(bare))["cac reward"].text
+
+
+@pytest.mark.parametrize(
+    "train, data, processes, batch_size, words",
+    [
+        # 2 groups of 16 on 8 ranks: 4 videos a rank, spread; calls of 4 or more hold them all
+        ({}, {}, 8, 4, "groups of 16, spread over 8 ranks (distributed_k_repeat); a rank makes 4 videos"),
+        ({}, {}, 8, 3, None),
+        # one process holds both groups, one after the other: calls of 16 hold one each, of 24 one and a half
+        ({}, {}, 1, 16, "groups of 16, on one rank each (group_contiguous); a rank makes 32 videos"),
+        ({}, {}, 1, 24, None),
+        ({}, {"sampler_type": "distributed_k_repeat"}, 1, 16, None),
+        # 8 groups for 8 ranks
+        ({"unique_sample_num_per_epoch": 8}, {}, 8, 16, "on one rank each (group_contiguous); a rank makes 16 videos"),
+        ({"unique_sample_num_per_epoch": 8}, {}, 8, 8, None),
+    ],
+)
+def test_flow_factorys_calls_hold_whole_groups(train, data, processes, batch_size, words):
+    config = ff(num_processes=processes)
+    config["train"] |= train
+    config["data"] |= data
+    config["rewards"][0]["batch_size"] = batch_size
+    checks = {check.name: check for check in check_flow_factory(config)}
+    assert checks["cac groups"].ok is (words is not None) and (words or "batch_size: ") in (
+        checks["cac groups"].text if words else checks["cac groups"].fix
+    )
+    config["rewards"][0]["on_missing"] = "raise"
+    assert {check.name: check for check in check_flow_factory(config)}["cac groups"].ok is True
+
+
+def test_flow_factorys_other_keys():
+    config = ff()
+    config["rewards"][0] |= {"applicable_datasets": ["a"], "weight": {"a": 0.5}, "group_size": 8}
+    found = wrong(check_flow_factory(config))
+    assert set(found) == {"cac group_size"} and found["cac group_size"].fix == "group_size: 16 on cac"
+    found = {check.name: check for check in check_flow_factory(ff())}
+    assert found["evaluation"].ok is True and found["config_file"].ok is None  # this is not Flow-Factory's folder
+    assert found["deepspeed"].ok is None and "deepspeed_zero2.yaml needs deepspeed" in found["deepspeed"].text
+    found = {check.name: check for check in check_flow_factory(ff(eval__num_frames=17))}["evaluation"]
+    assert found.ok is None and found.fix == "eval: {num_frames: 81}"
+    others = {check.name: check for check in check_flow_factory(ff(eval_rewards=[{"reward_model": "PickScore"}]))}
+    assert "none of its eval_rewards is ours" in others["evaluation"].text
+
+
+def test_a_modules_absence_is_wrong_only_in_the_hosts_own_interpreter(tmp_path, monkeypatch):
+    needed = {"no_such_module": "the recipe"}
+    assert [check.ok for check in check_modules("no_such_host", needed)] == [None]
+    (tmp_path / "host_in_a_checkout").mkdir()
+    (tmp_path / "host_in_a_checkout" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    (check,) = check_modules("host_in_a_checkout", needed)
+    assert check.ok is False and check.fix == "pip install no_such_module"
+    assert [check.ok for check in check_modules("host_in_a_checkout", {"numpy": "it"})] == [True]
 
 
 # ---- flow_grpo, UniRL, verl-omni -------------------------------------------------------------------------------------------
@@ -248,6 +312,43 @@ def test_flow_grpo_traps(ml_collections):
     assert "epochs" in wrong(check_flow_grpo({**good, "num_epochs": 2}))
     groups = {check.name: check for check in check_flow_grpo(good)}["groups"]
     assert groups.ok and "a call holds 2 videos, a group 16" in groups.text
+
+
+def test_flow_grpo_launch_scripts(tmp_path):
+    (tmp_path / "c.py").write_text(
+        "def get_config(name='a'):\n"
+        "    return {'reward_fn': {'cac': 1.0}, 'num_epochs': 1, 'sample': {'train_batch_size': 2, 'num_image_per_prompt': 16}}\n"
+    )
+    script = tmp_path / "run.sh"
+    command = (
+        "# export NOTHING=1\n"
+        "accelerate launch --num_processes 8 {launcher} scripts/train_wan2_1.py \\\n"
+        f"  --config={tmp_path / 'c.py'}:wan --config.num_epochs=122 --config.sample.train_batch_size {{batch}}\n"
+    )
+    ours = (
+        "-m cac_align.plugins.flow_grpo --reward tests.support.hosting:scripted --max-unscored-share=0.05 --fps {fps}"
+    )
+    script.write_text(command.format(launcher=ours.format(fps=16), batch=4))
+    config = read_config("flow_grpo", script)
+    assert config["num_epochs"] == 122 and config["sample"]["train_batch_size"] == 4
+    assert config["launch"]["processes"] == 8 and config["launch"]["options"]["max_unscored_share"] == "0.05"
+    found = list(check_flow_grpo(config))
+    assert (
+        wrong(found) == {} and "at most 5.0% unscored" in {check.name: check.text for check in found}["command policy"]
+    )
+    script.write_text(command.format(launcher="", batch=3))
+    found = wrong(check_flow_grpo(read_config("flow_grpo", script)))
+    assert set(found) == {"command", "groups"} and "8 processes × 3 videos" in found["groups"].text
+    script.write_text(command.format(launcher=ours.format(fps="fast"), batch=4))
+    assert "expected float, received 'fast'" in wrong(check_flow_grpo(read_config("flow_grpo", script)))["command"].text
+    script.write_text("ls\n")
+    with pytest.raises(ValueError, match="expected a command with a script and --config FILE"):
+        read_config("flow_grpo", script)
+
+
+def test_world_r1s_own_rewards_take_videos(ml_collections):
+    good = read_config("flow_grpo", RECIPES / "flow_grpo_wan21_1_3b.py")
+    assert wrong(check_flow_grpo({**good, "reward_fn": {"cac": 1.0, "reward_3d": 1.0, "reward_general": 1.0}})) == {}
 
 
 def test_flow_grpo_configs_are_python(tmp_path):

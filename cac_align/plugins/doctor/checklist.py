@@ -10,8 +10,8 @@ the host's source.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
-import importlib.util
 import json
 import re
 import sys
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cac_align.plugins.doctor.checks import Check
+from cac_align.plugins.doctor.checks import Check, has_module
 from cac_align.plugins.doctor.config_lines import CONFIG_LINES, VIDEO_LAYOUTS
 from cac_align.plugins.doctor.host_configs import read_config
 from cac_align.plugins.doctor.hosts.flow_factory import check_flow_factory
@@ -52,7 +52,8 @@ def doctor(host: str | None = None, config: Path | None = None) -> list[Check]:
     file.
 
     config: YAML for Flow-Factory and UniRL; YAML or a file of ``key=value`` overrides for
-    verl-omni; ``file.py`` or ``file.py:function`` for flow_grpo. Raises ``ValueError`` for an
+    verl-omni; ``file.py`` or ``file.py:function`` for flow_grpo, or the launch script (.sh) that
+    names it. Raises ``ValueError`` for an
     unknown host, a config that cannot be read, or a config without a host.
     """
     if host is None and config is not None:
@@ -63,7 +64,7 @@ def doctor(host: str | None = None, config: Path | None = None) -> list[Check]:
         return [*checks, *check_machine(Path())]
     package = HOSTS[host]
     if package:
-        found = importlib.util.find_spec(package) is not None
+        found = has_module(package)
         text = (
             f"{package} {_version(package) or '(a checkout)'}"
             if found
@@ -127,7 +128,8 @@ def _environment() -> Iterator[Check]:
     if torch is None:
         yield Check("torch", None, "not installed: score through a service (reward: http://…)")
         return
-    yield torchvision_check(torch, vision, importlib.metadata.requires("torchvision") or [] if vision else [])
+    check = torchvision_check(torch, vision, importlib.metadata.requires("torchvision") or [] if vision else [])
+    yield _imported("torchvision", check) if check.ok else check
     transformers = _version("transformers")
     new = transformers is not None and _numbers(transformers) >= (5, 17)
     fix = (
@@ -173,6 +175,17 @@ def torchvision_check(torch: str, torchvision: str | None, requires: list[str]) 
             fix,
         )
     return Check("torchvision", True, f"{torchvision} fits torch {torch}")
+
+
+def _imported(package: str, check: Check) -> Check:
+    """The check, or what went wrong when the package was imported: its metadata may fit while its libraries do not."""
+    try:
+        importlib.import_module(package)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        fix = "install torch and torchvision together, from the same index"
+        return Check(package, False, f"{check.text}, but cannot be imported: {reason}", fix)
+    return check
 
 
 def _version(package: str) -> str | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,35 @@ def check_options(name: str, given: Mapping[str, Any], *, whole_groups: bool) ->
             "every host drops explanations; no ledger is set",
             f"ledger: ledger.jsonl on {name}",
         )
+
+
+def has_module(package: str) -> bool:
+    """Whether this interpreter can import a package, started in this folder: hosts are often run from a checkout."""
+    if package in sys.modules:
+        return True
+    return importlib.util.find_spec(package) is not None or PathFinder.find_spec(package, [str(Path.cwd())]) is not None
+
+
+def check_modules(package: str, needed: Mapping[str, str]) -> Iterator[Check]:
+    """Checks of what a host's config needs beside the host itself.
+
+    package: the host's own; where it cannot be imported this is not its interpreter, and nothing is
+    wrong with that. needed: modules, and what needs each.
+    """
+    for module, why in needed.items():
+        if has_module(module):
+            yield Check(module, True, f"installed, for {why}")
+        else:
+            ok = False if has_module(package) else None
+            yield Check(module, ok, f"{why} needs {module}, which is not installed here", f"pip install {module}")
+
+
+def check_paths(paths: Mapping[str, Any]) -> Iterator[Check]:
+    """Checks of paths in a host's config, which the host takes from the folder in which it is started."""
+    missing = {key: str(path) for key, path in paths.items() if path and not Path(str(path)).exists()}
+    for key, path in missing.items():
+        text = f"{path} is not in {Path.cwd()}: the host looks for it where it is started"
+        yield Check(key, None, text, "run doctor and the host in the host's folder, or write whole paths")
 
 
 def check_unsupported(name: str, options: dict[str, Any], keys: Sequence[str], why: str) -> Iterator[Check]:

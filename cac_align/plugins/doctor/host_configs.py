@@ -1,4 +1,5 @@
-"""Hosts' config files as plain mappings: YAML, Hydra overrides, and flow_grpo's Python.
+"""Hosts' config files as plain mappings: YAML, Hydra overrides, and flow_grpo's Python, alone or with the command
+that starts it.
 
 path → read_config → nested mapping
 
@@ -9,7 +10,9 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ _OVERRIDE = re.compile(r"^\s*+(?:\\\s*+)?(?:\+\+|\+)?([A-Za-z_][\w.@/]*)=(\S+)\s
 def read_config(host: str, path: Path) -> Mapping[str, Any]:
     """The config of ``host`` (see ``doctor``). Raises ``ValueError`` when it cannot be read."""
     if host == "flow_grpo":
-        return _python(str(path))
+        return _launched(path) if str(path).endswith(".sh") else _python(str(path))
     if not path.is_file():
         raise ValueError(f"{path}: no such config file")
     if host == "verl-omni" and path.suffix not in (".yaml", ".yml"):
@@ -45,25 +48,64 @@ def _overrides(text: str) -> dict[str, Any]:
     """``a.b.c=value`` lines, as they stand in a launch script, as a nested mapping; other lines are
     ignored.
     """
-    import yaml
-
     config: dict[str, Any] = {}
     for line in text.splitlines():
         match = _OVERRIDE.match(line)
-        if match is None:
-            continue
-        *parents, last = match[1].split(".")
-        at = config
-        for name in parents:
-            at = at.setdefault(name, {})
-            if not isinstance(at, dict):
-                break
-        else:
-            try:
-                at[last] = yaml.safe_load(match[2])
-            except yaml.YAMLError:
-                at[last] = match[2]
+        if match is not None:
+            _set(config, match[1], match[2])
     return config
+
+
+def _set(config: dict[str, Any], key: str, text: str) -> None:
+    """Set ``a.b.c`` to what ``text`` is in YAML; a key below something that is no mapping is ignored."""
+    import yaml
+
+    *parents, last = key.split(".")
+    at = config
+    for name in parents:
+        at = at.setdefault(name, {})
+        if not isinstance(at, dict):
+            return
+    try:
+        at[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        at[last] = text
+
+
+_LAUNCHER = "cac_align.plugins.flow_grpo"
+_PROCESSES = ("--num_processes", "--nproc_per_node", "--nproc-per-node")
+
+
+def _launched(path: Path) -> Mapping[str, Any]:
+    """The config that a launch script names, with the script's ``--config.a.b=value``, and under "launch" what the
+    command says beside: processes (or None), our launcher's options (None where it is not used).
+
+    Raises ``ValueError`` where the script names no config.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such launch script")
+    try:
+        words = shlex.split(path.read_text(encoding="utf-8").replace("\\\n", " "), comments=True)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a shell script: {error}") from error
+    # --key=value as well as --key value
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    scripts = [position for position, word in enumerate(words) if word.endswith(".py")]
+    named = [words[position + 1] for position, word in enumerate(words[:-1]) if word == "--config"]
+    if not named or not scripts:
+        raise ValueError(f"{path}: expected a command with a script and --config FILE")
+    config = dict(_python(named[-1]))
+    for key, value in pairwise(words):
+        if key.startswith("--config."):
+            _set(config, key.removeprefix("--config."), value)
+    counts = [int(value) for key, value in pairwise(words) if key in _PROCESSES and value.isdigit()]
+    options = None
+    if _LAUNCHER in words:
+        start = words.index(_LAUNCHER) + 1
+        ours = words[start : next((end for end in scripts if end >= start), start)]
+        pairs = zip(ours[::2], ours[1::2], strict=False)
+        options = {key.removeprefix("--").replace("-", "_"): value for key, value in pairs}
+    return {**config, "launch": {"processes": counts[-1] if counts else None, "options": options}}
 
 
 def _python(spec: str) -> Mapping[str, Any]:

@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
 from cac_align.rewards.combine import bounds_of
 from cac_align.rewards.reward import Reward
+from cac_align.serving.docs_page import docs_page
 from cac_align.serving.incoming import (
     FlowFactoryRequest,
     UniRLRequest,
@@ -261,6 +263,13 @@ async def health(request: Request) -> Response:
             limits=service.settings.limits,
         )
     return Response(encode_message(answer), 200 if status == "ok" else 503, media_type="application/json")
+
+
+@router.get("/docs")
+async def docs(request: Request) -> HTMLResponse:
+    """This page."""
+    needs_token = service_of(request).settings.token is not None
+    return HTMLResponse(docs_page(router.routes, str(request.base_url), needs_token=needs_token))
 
 
 @router.get("/metrics")

@@ -20,8 +20,7 @@ from cac_align.evaluation.bench.figures import draw_figures
 from cac_align.evaluation.bench.results import Bench, compare_judges
 from cac_align.evaluation.bench.tables import to_markdown
 from cac_align.rewards.cached import cached
-from cac_align.rewards.combine import bounds_of
-from cac_align.rewards.normalise import NEEDS_GROUP
+from cac_align.rewards.combine import bounds_of, compares_videos
 from cac_align.rewards.reward import Reward, Score
 from cac_align.runs.files import atomic_write
 
@@ -60,12 +59,8 @@ def bench(
         raise ValueError("bench needs at least one reward, received none; pass {'cac': CaC.load(...)}")
     for name, reward in rewards.items():
         check_threshold(name, threshold, bounds_of(reward))
-        normalise = getattr(reward, "normalise", None)
-        if normalise in NEEDS_GROUP:
-            raise ValueError(
-                f"judge {name!r} normalises by {normalise!r}, which compares the videos of one prompt; "
-                "a bench scores every video by itself: use normalise: range or reference"
-            )
+        if reason := compares_videos(reward):
+            raise ValueError(f"judge {name!r}: {reason}; a bench scores every video by itself")
     records = all_records(records_path)
     videos, notes = _open_all(records, Path(records_path).parent)
     reports = []

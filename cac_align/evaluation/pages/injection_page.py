@@ -1,6 +1,6 @@
 """The page of `cac-align data inject`: pairs side by side, so that a person can look at what was made.
 
-records.jsonl + audit → anomalous and sham clip of a pair at the same frames, with boxes → index.html
+records.jsonl + audit → anomalous and sham clip of a pair, played together, with boxes → index.html
 """
 
 from __future__ import annotations
@@ -12,14 +12,8 @@ from typing import Any
 
 from cac_align.core.video import Video
 from cac_align.data.records import Record, read_records
-from cac_align.evaluation.pages.page import (
-    Picture,
-    TimelineSpan,
-    evenly_spaced,
-    frame_strip,
-    timeline_spans,
-    write_page,
-)
+from cac_align.evaluation.pages.page import evenly_spaced, write_page
+from cac_align.evaluation.pages.player import Player, file_player
 
 MAX_PAIRS = 80
 """How many pairs the page shows; of more, evenly spaced ones of every injector."""
@@ -27,13 +21,10 @@ MAX_PAIRS = 80
 
 @dataclass(frozen=True)
 class TwinCard:
-    """One pair as the page shows it. ``facts``: name and value of what its record says."""
+    """One pair as the page shows it. sides: (title, player). ``facts``: name and value of what its record says."""
 
     record: Record
-    wrong: tuple[Picture, ...]
-    sham: tuple[Picture, ...]
-    spans: tuple[TimelineSpan, ...]
-    duration_s: float
+    sides: tuple[tuple[str, Player], ...]
     facts: tuple[tuple[str, str], ...]
 
 
@@ -72,6 +63,7 @@ def write_injection_page(out: Path, records: Path, audit: Mapping[str, Any]) -> 
         hidden=len(wrong) - len(cards),
         aucs=audit["shortcut_auc"],
         tables=tables,
+        self_contained=False,
     )
 
 
@@ -80,11 +72,8 @@ def _card(record: Record, sham: Record, out: Path) -> TwinCard:
     extra = record.extra
     facts = [(name, str(extra[name])) for name in ("injector", "severity", "contrast", "area_share", "source")]
     facts.append(("saliency", str(record.anomalies[0].saliency)))
-    return TwinCard(
-        record,
-        frame_strip(video, record.anomalies, width_px=220),
-        frame_strip(twin, record.anomalies, width_px=220),
-        timeline_spans(video, record.anomalies),
-        video.duration_s,
-        tuple(facts),
-    )
+    sides = [
+        (title, file_player(clip, record.anomalies, one.video))
+        for title, clip, one in (("anomalous", video, record), ("sham", twin, sham))
+    ]
+    return TwinCard(record, tuple(sides), tuple(facts))

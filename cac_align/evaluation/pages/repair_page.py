@@ -87,11 +87,9 @@ def _mask_player(result: RepairResult, row: Mapping[str, Any], folder: Path, fps
         return None
     shown = mask.with_suffix(".mp4")
     if not shown.exists():
-        weights, video = np.load(mask)["weights"], Video.open(original, fps=fps)
-        times, rows, _ = weights.shape
-        grid = LatentGrid(len(video), video.height, video.width, max(1, (len(video) - 1) // max(1, times - 1)),
-                          video.height // rows)  # fmt: skip
-        inside = pixel_mask(weights, grid)[..., None]
+        stored, video = np.load(mask), Video.open(original, fps=fps)
+        grid = LatentGrid(len(video), video.height, video.width, *map(int, stored["strides"]))
+        inside = pixel_mask(stored["weights"], grid)[..., None]
         pixels = video.frames(range(len(video))).pixels
         write_mp4(shown, np.where(inside, pixels, (_DIM * pixels).astype(np.uint8)), video.fps)
     return _player(shown, folder, None)

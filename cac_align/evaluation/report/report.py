@@ -206,6 +206,7 @@ def _write(
         sections=_sections(made),
         ranking=label,
         wins=wins,
+        tie=TIE,
         losses=losses,
         rest=rest,
         hidden=len(made.pairs) - len(cards),
@@ -235,9 +236,9 @@ def format_value(measure: Measure, value: float | None, *, signed: bool = False)
         return "–"
     sign = "+" if signed else ""
     if measure.rate:
-        text = f"{100 * value:{sign}.1f} %"
+        text = f"{100 * value:{sign}.1f}\N{NO-BREAK SPACE}%"
     elif measure.key == "luminance_change":
-        text = f"{100 * value:{sign}.2f} %"
+        text = f"{100 * value:{sign}.2f}\N{NO-BREAK SPACE}%"
     else:
         text = f"{value:{sign}.3f}"
     return text.replace("-", "−")

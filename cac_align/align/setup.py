@@ -20,9 +20,8 @@ from cac_align.align.sampling.prompts import prompts_per_chunk, read_training_pr
 from cac_align.core.weights import shipped
 from cac_align.generation.wan import Wan
 from cac_align.rewards.build import load_reward
-from cac_align.rewards.combine import Combined, bounds_of
+from cac_align.rewards.combine import Combined, bounds_of, compares_videos
 from cac_align.rewards.ledger import Ledger
-from cac_align.rewards.normalise import NEEDS_GROUP
 from cac_align.rewards.reachable import check_reachable
 from cac_align.rewards.reward import Reward
 from cac_align.runs.device import pick_device
@@ -152,17 +151,16 @@ def build_async_reward(recipe: AlignRecipe, out: Path, processes: int) -> AsyncR
     """
     reward = load_reward(recipe.reward or None)
     check_reachable(reward)
-    normalise = getattr(reward, "normalise", None)
-    if processes > 1 and normalise in NEEDS_GROUP:
+    reason = compares_videos(reward)
+    if reason and processes > 1:
         raise ValueError(
-            f"reward normalise={normalise} compares the videos of a prompt, which lie on {processes} "
-            "processes; use range "
-            "or reference (advantages are normalised within the whole group in any case)"
+            f"reward {reward.name!r}: {reason}, which lie on {processes} processes; use one process, or "
+            "normalise: range or reference (advantages are normalised within the whole group in any case)"
         )
-    if recipe.eval.every and recipe.eval.prompts > 0 and normalise in NEEDS_GROUP:
+    if reason and recipe.eval.every and recipe.eval.prompts > 0:
         raise ValueError(
-            f"reward normalise={normalise} compares the videos of a prompt, and an evaluation prompt has one video: it "
-            "would never have a score; use range or reference, or eval.every=0"
+            f"reward {reward.name!r}: {reason}, and an evaluation prompt has one video: it would never have a score; "
+            "use normalise: range or reference, or eval.every=0"
         )
     if recipe.advantages == "local" and isinstance(reward, Combined):
         reward = replace(reward, evidence_of=recipe.local_component)

@@ -64,8 +64,8 @@ from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
 from cac_align.core.whole_file import whole_file
 from cac_align.generation.latent_masks import latent_grid
+from cac_align.rewards.combine import compares_videos
 from cac_align.rewards.domain import domain_notice
-from cac_align.rewards.normalise import NEEDS_GROUP
 from cac_align.runs.checkpoint import release_folder, save_checkpoint
 from cac_align.runs.lr_schedule import learning_rate
 from cac_align.runs.metrics_log import JsonlLog, open_tracker, track
@@ -266,7 +266,7 @@ class AlignRun:
         size = self.recipe.group_size
         total = len(prompts) * size
         numbers = range(self.rank * total // self.processes, (self.rank + 1) * total // self.processes)
-        whole_groups = getattr(self.async_reward.reward, "normalise", None) in NEEDS_GROUP
+        whole_groups = compares_videos(self.async_reward.reward) is not None
         portion = videos_per_call(self.recipe, self.processes, whole_groups=whole_groups)
         rollouts: list[RolloutBatch] = []
         pending: list[PendingScores] = []

@@ -64,8 +64,8 @@ def run_score(options: argparse.Namespace) -> int:
     Returns 1 where a video has no score.
     """
     from cac_align.rewards.cached import cached
+    from cac_align.rewards.combine import compares_videos
     from cac_align.rewards.ledger import Ledger
-    from cac_align.rewards.normalise import NEEDS_GROUP
     from cac_align.rewards.reachable import load_reachable
     from cac_align.runs.progress import progress_bar
 
@@ -79,7 +79,7 @@ def run_score(options: argparse.Namespace) -> int:
     ledger = None if options.ledger is None else Ledger(options.ledger)
     reward = load_reachable(options.reward, options.overrides, deferred=ledger is not None)
     judge = reward if ledger is None else cached(reward, ledger)
-    whole_prompts = getattr(reward, "normalise", None) in NEEDS_GROUP
+    whole_prompts = compares_videos(reward) is not None
     found: dict[int, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
     with stated_domain(reward), progress_bar(len(videos), "judging") as bar:

@@ -389,19 +389,18 @@ def reward_choices(reward: Reward) -> dict[str, Reward]:
 
     These are the reward itself, first, and for a combination each of its components, normalised as
     in the combination. A single reward whose bounds are not 0 and 1 (UnifiedReward: 1 to 5) is
-    normalised as well, because hosts add rewards up. Raises ``ValueError`` for a normaliser that
+    normalised as well, because hosts add rewards up. Raises ``ValueError`` for a reward that
     compares the videos of one prompt, because a call of a host or client may hold a part of them
     only.
     """
-    normalise = getattr(reward, "normalise", None)
-    if normalise in ("group", "rank"):
-        raise ValueError(
-            f"reward {reward.name!r} normalises by {normalise!r} within a prompt's videos, "
-            "but a host's call holds only a fragment of "
-            "them; use normalise: range or reference, or give the host the components one by one and let it normalise"
-        )
-    from cac_align.rewards.combine import Combined, bounds_of
+    from cac_align.rewards.combine import Combined, bounds_of, compares_videos
 
+    if reason := compares_videos(reward):
+        raise ValueError(
+            f"reward {reward.name!r}: {reason}, but a host's call holds only a fragment of them; use normalise: range "
+            "or reference, or give the host the components one by one and let it normalise"
+        )
+    normalise = getattr(reward, "normalise", None)
     if normalise is None and bounds_of(reward) not in (None, (0.0, 1.0)):
         return {reward.name: Combined({reward.name: reward}, "range", {reward.name: 1.0})}
     choices = {reward.name: reward}

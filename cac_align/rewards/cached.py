@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cac_align.core.video import Video, VideoInput, as_pairs
-from cac_align.rewards.checked import checked_scores
-from cac_align.rewards.combine import Combined, bounds_of
+from cac_align.rewards.checked import checked_scores, reward_provenance
+from cac_align.rewards.combine import Combined, bounds_of, compares_videos
 from cac_align.rewards.ledger import Ledger, score_key, unreadable_key
 from cac_align.rewards.reward import Reward, Score
 from cac_align.vlm.protocol import served
@@ -22,7 +22,8 @@ def cached(reward: Reward, ledger: Ledger, *, videos_at_once: int = 16) -> Cache
     yet.
 
     Of a combination the components are cached, and their combined scores are written as rows of
-    kind ``combined``. videos_at_once: how many videos the reward is given per call. Each batch is
+    kind ``combined``. So are those of a reward that compares the videos of a prompt: it is asked
+    each time. videos_at_once: how many videos the reward is given per call. Each batch is
     written as soon as it is scored, so a killed process loses one batch at most.
     """
     if isinstance(reward, Combined):
@@ -31,6 +32,8 @@ def cached(reward: Reward, ledger: Ledger, *, videos_at_once: int = 16) -> Cache
             for name, component in reward.components.items()
         }
         return CachedCombination(reward.with_components(components), ledger)
+    if compares_videos(reward):
+        return CachedCombination(reward, ledger)
     return CachedReward(reward, ledger, videos_at_once)
 
 
@@ -53,6 +56,10 @@ class _WithLedger:
     def bounds(self) -> tuple[float, float] | None:
         return bounds_of(self.reward)
 
+    @property
+    def compares_videos(self) -> str | None:
+        return compares_videos(self.reward)
+
 
 @dataclass(frozen=True)
 class CachedReward(_WithLedger):
@@ -63,7 +70,7 @@ class CachedReward(_WithLedger):
     def __call__(self, prompts: str | Sequence[str], videos: VideoInput | Sequence[VideoInput]) -> list[Score]:
         """One Score per video, in order. Equal videos with equal prompts are scored once."""
         prompts, videos = as_pairs(prompts, videos)
-        provenance = dict(self.reward.provenance)
+        provenance = reward_provenance(self.reward)
         keys = [_key(prompt, video, provenance) for prompt, video in zip(prompts, videos, strict=True)]
         scores: dict[str, Score] = {}
         for key in keys:
@@ -110,7 +117,9 @@ def _checked_against(provenance: Mapping[str, str], score: Score) -> Score:
 
 @dataclass(frozen=True)
 class CachedCombination(_WithLedger):
-    """A combination of cached components that writes its combined scores. Made by ``cached``."""
+    """A combination of cached components, or a reward that compares videos, that writes its scores.
+    Made by ``cached``.
+    """
 
     def __call__(self, prompts: str | Sequence[str], videos: VideoInput | Sequence[VideoInput]) -> list[Score]:
         prompts, videos = as_pairs(prompts, videos)

@@ -27,7 +27,7 @@ import numpy as np
 
 from cac_align.core.judgement import Judgement
 from cac_align.core.video import VideoInput, as_pairs
-from cac_align.rewards.checked import checked_scores
+from cac_align.rewards.checked import checked_scores, reward_provenance
 from cac_align.rewards.normalise import (
     NEEDS_GROUP,
     NORMALISERS,
@@ -48,8 +48,28 @@ _RESERVED = ("share", "normalised")
 
 
 def bounds_of(reward: Reward) -> tuple[float, float] | None:
-    """The lowest and highest value of a reward, if it declares them as ``bounds``."""
-    return getattr(reward, "bounds", None)
+    """The lowest and highest value of a reward, if it declares them as ``bounds``. Raises
+    ``ValueError`` for bounds that are no two increasing finite numbers.
+    """
+    bounds = getattr(reward, "bounds", None)
+    if bounds is None:
+        return None
+    try:
+        low, high = map(float, bounds)
+    except Exception:
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"bounds of {reward.name!r} must be two increasing numbers, received {bounds!r:.60}")
+    return bounds
+
+
+def compares_videos(reward: Reward) -> str | None:
+    """What makes a video's score depend on the other videos of its prompt in the same call, as a
+    clause; None for a reward that scores each video by itself.
+
+    Such a reward needs whole groups in one call, and its scores are not served from a ledger.
+    """
+    return getattr(reward, "compares_videos", None)
 
 
 @dataclass(frozen=True)
@@ -75,12 +95,19 @@ class Combined:
         return (0.0, 1.0) if self.normalise in ("range", "rank") else None
 
     @property
+    def compares_videos(self) -> str | None:
+        """See ``compares_videos``: because of its normaliser, or of a component."""
+        if self.normalise in NEEDS_GROUP:
+            return f"normalise: {self.normalise} compares the videos of a prompt"
+        return next(filter(None, map(compares_videos, self.components.values())), None)
+
+    @property
     def provenance(self) -> Mapping[str, str]:
         """Normaliser and weights, and every component's provenance under ``<component>/<key>``."""
         entries = {"reward": f"combine {self.name}", "normalise": self._normaliser_text()}
         entries["weights"] = json.dumps(dict(self.weights), sort_keys=True)
         for name, component in self.components.items():
-            entries |= {f"{name}/{key}": value for key, value in component.provenance.items()}
+            entries |= {f"{name}/{key}": value for key, value in reward_provenance(component).items()}
         return entries
 
     def with_components(self, components: Mapping[str, Reward]) -> Combined:

@@ -71,7 +71,7 @@ def test_an_evaluation_prompt_has_one_video_and_a_group_normaliser_needs_two(mod
     given = {"reward": f"{__name__}:grouped", "steps": 1}
     with pytest.raises(
         ValueError,
-        match=re.escape("normalise=group compares the videos of a prompt, and an evaluation prompt has one video"),
+        match=re.escape("normalise: group compares the videos of a prompt, and an evaluation prompt has one video"),
     ):
         build_async_reward(recipe(model, tmp_path, eval=EvalRecipe(every=1, prompts=2), **given), tmp_path, 1)
     assert align(recipe(model, tmp_path, eval=EvalRecipe(every=0), **given)).step == 1

@@ -25,6 +25,7 @@ from cac_align.core.judgement import LENGTH_UNVERIFIED, Anomaly, Judgement, Turn
 from cac_align.core.video import Frames, Video, check_pairs
 from cac_align.vlm.dialogue import Dialogue, Question, run_dialogues
 from cac_align.vlm.protocol import Conversation, Reply, Vlm
+from cac_align.vlm.replies import checked_provenance
 
 
 @dataclass(frozen=True)
@@ -325,4 +326,5 @@ def judge_provenance(settings: JudgeSettings, vlm: Vlm) -> Mapping[str, str]:
     """What identifies a judgement: the settings, the hash of the prompts and the model's
     provenance.
     """
-    return {**settings.provenance(), **{f"vlm/{name}": value for name, value in vlm.provenance.items()}}
+    of_vlm = checked_provenance(vlm.provenance, "the Vlm")
+    return {**settings.provenance(), **{f"vlm/{name}": value for name, value in of_vlm.items()}}

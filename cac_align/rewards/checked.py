@@ -14,6 +14,7 @@ from typing import Any
 
 from cac_align.core.judgement import Judgement
 from cac_align.rewards.reward import Score
+from cac_align.vlm.replies import checked_provenance
 
 
 def checked_scores(name: str, returned: object, count: int) -> list[Score]:
@@ -26,12 +27,29 @@ def checked_scores(name: str, returned: object, count: int) -> list[Score]:
     if not isinstance(returned, (list, tuple)):
         kind = type(returned).__name__
         raise ValueError(f"reward {name!r} returned a {kind} where a list of {count} scores was expected")
-    if len(returned) != count:
-        raise ValueError(f"reward {name!r} returned {len(returned)} scores for {count} videos; expected one each")
-    return [_checked(name, score) for score in returned]
+    scores = list(returned)
+    if len(scores) != count:
+        raise ValueError(f"reward {name!r} returned {len(scores)} scores for {count} videos; expected one each")
+    return [_checked(name, score) for score in scores]
+
+
+def reward_provenance(reward: Any) -> dict[str, str]:
+    """The provenance of a reward whose name is a text. Raises ``ValueError`` for another one, because
+    its scores could not be filed.
+    """
+    if not isinstance(reward.name, str):
+        raise ValueError(f"the name of a reward must be a text, received {type(reward.name).__name__}")
+    return checked_provenance(reward.provenance, f"the reward {reward.name!r}")
 
 
 def _checked(name: str, score: Any) -> Score:
+    try:
+        return _read(name, score)
+    except Exception as error:  # an object of the reward's own that raises when it is looked at
+        return Score.missing(f"reward {name!r} returned what cannot be read: {type(error).__name__}")
+
+
+def _read(name: str, score: Any) -> Score:
     if not isinstance(score, Score):
         return Score.missing(f"reward {name!r} returned a {type(score).__name__} where a Score was expected")
     problem = _problem(score)

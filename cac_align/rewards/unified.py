@@ -29,7 +29,7 @@ from cac_align.core.video import Video, VideoInput, as_pairs
 from cac_align.rewards.domain import Domain, domain_provenance, read_domain, score_inside_domain
 from cac_align.rewards.reward import Score
 from cac_align.vlm.protocol import Conversation, Message, Reply, Vlm, checkpoint_uncertainty
-from cac_align.vlm.replies import checked_replies
+from cac_align.vlm.replies import checked_provenance, checked_replies
 
 NUM_FRAMES = 16
 AXES = ("alignment", "physics", "style")
@@ -201,7 +201,7 @@ class UnifiedReward:
             f"videos below {NUM_FRAMES} frames: each once",
             "max_new_tokens": str(self.max_new_tokens),
             **domain_provenance(self.domain, self.allow_out_of_domain),
-        } | {f"vlm/{key}": value for key, value in self.vlm.provenance.items()}
+        } | {f"vlm/{key}": value for key, value in checked_provenance(self.vlm.provenance, "the Vlm").items()}
 
     def conversation(self, prompt: str, video: Video) -> Conversation:
         """The question about one video: its frames as images, then the text, without system

@@ -20,6 +20,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from cac_align.core.video import Video
+from cac_align.rewards.checked import checked_scores
 from cac_align.rewards.reward import Reward, Score
 
 log = logging.getLogger(__name__)
@@ -185,10 +186,8 @@ class Batcher:
     def _score(self, batch: list[_Job]) -> list[Score]:
         reward = self.rewards[batch[0].reward]
         try:
-            scores = list(reward([job.prompt for job in batch], [job.video for job in batch]))
-            if len(scores) != len(batch):
-                raise ValueError(f"reward {batch[0].reward!r} returned {len(scores)} scores for {len(batch)} videos")
-            return scores
+            returned = reward([job.prompt for job in batch], [job.video for job in batch])
+            return checked_scores(batch[0].reward, returned, len(batch))
         except Exception as error:
             # The error becomes the reason of exactly those videos that it belongs to.
             if isinstance(error, ValueError):  # a video or prompt that cannot be used, such as a broken JPEG

@@ -49,6 +49,7 @@ def run_dialogues(
     """Run all dialogues to their ends and return their results, in order.
 
     progress: called with 1 when a dialogue ends. An exception that a dialogue raises ends them all.
+    Raises ``ValueError`` when the Vlm's own ``run_dialogues`` does not bring every one to its end.
     """
     results: dict[int, R] = {}
 
@@ -58,10 +59,30 @@ def run_dialogues(
             progress(1)
 
     if isinstance(vlm, DialogueRunner):
-        vlm.run_dialogues(dialogues, done)
+        vlm.run_dialogues([_with_checked_replies(dialogue) for dialogue in dialogues], done)
+        if results.keys() != set(range(len(dialogues))):
+            raise ValueError(
+                f"the Vlm's run_dialogues ended {len(results)} of {len(dialogues)} dialogues; expected done(number, "
+                "result) once for each, with its place as number"
+            )
     else:
         _run_in_rounds(vlm, dialogues, done)
     return [results[number] for number in range(len(dialogues))]
+
+
+def _with_checked_replies(dialogue: Dialogue[R]) -> Dialogue[R]:
+    """The same dialogue, which takes replies from a Vlm that may break the protocol."""
+    try:
+        questions = next(dialogue)
+        while True:
+            returned = yield questions
+            replies = []
+            for place, question in enumerate(questions):
+                own = [returned[place]] if isinstance(returned, list) and len(returned) == len(questions) else [None]
+                replies += checked_replies(own, 1, question.readout)
+            questions = dialogue.send(replies)
+    except StopIteration as end:
+        return end.value
 
 
 def _run_in_rounds(vlm: Vlm, dialogues: Sequence[Dialogue[R]], done: Callable[[int, R], None]) -> None:

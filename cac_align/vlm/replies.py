@@ -21,13 +21,35 @@ def checked_replies(returned: object, count: int, readout: Readout | None) -> li
     ``ValueError`` when there is not one value per conversation, because then nobody knows whose
     they are.
     """
-    if not isinstance(returned, (list, tuple)) or len(returned) != count:
-        what = f"{len(returned)}" if isinstance(returned, (list, tuple)) else type(returned).__name__
+    replies = list(returned) if isinstance(returned, (list, tuple)) else None
+    if replies is None or len(replies) != count:
+        what = type(returned).__name__ if replies is None else f"{len(replies)}"
         raise ValueError(f"the Vlm's answer must be a list of {count} replies, one per conversation; received {what}")
-    return [_checked(reply, readout) for reply in returned]
+    return [_checked(reply, readout) for reply in replies]
+
+
+def checked_provenance(provenance: object, whose: str) -> dict[str, str]:
+    """The provenance as a dictionary of texts. whose: the model or reward, for the message. Raises
+    ``ValueError`` for anything else, because then nobody knows what scores come from.
+    """
+    if isinstance(provenance, Mapping):
+        found = dict(provenance)
+        if all(isinstance(name, str) and isinstance(entry, str) for name, entry in found.items()):
+            return found
+    raise ValueError(
+        f"the provenance of {whose} must map names to texts, for example {{'model': 'mine 1.0'}}; received "
+        f"{type(provenance).__name__}"
+    )
 
 
 def _checked(reply: Any, readout: Readout | None) -> Reply:
+    try:
+        return _read(reply, readout)
+    except Exception as error:  # an object of the Vlm's own that raises when it is looked at
+        return Reply("", error=f"the Vlm's reply cannot be read: {type(error).__name__}")
+
+
+def _read(reply: Any, readout: Readout | None) -> Reply:
     if not isinstance(reply, Reply):
         return Reply("", error=f"the Vlm returned {type(reply).__name__} where a Reply was expected")
     for name in ("error", "readout_error"):
@@ -35,7 +57,7 @@ def _checked(reply: Any, readout: Readout | None) -> Reply:
             return Reply("", error=f"the Vlm's reply has {name} of type {type(getattr(reply, name)).__name__}")
     if reply.error is not None:
         return reply
-    if not isinstance(reply.text, str):
+    if type(reply.text) is not str:
         return Reply("", error=f"the Vlm's reply has a text of type {type(reply.text).__name__}")
     if not (isinstance(reply.bounded, tuple) and all(isinstance(word, str) for word in reply.bounded)):
         return Reply("", error="the Vlm's reply has bounded that is no tuple of words")

@@ -215,6 +215,19 @@ class _Vlm:
         return self.replies
 
 
+class _OwnLoop(_Vlm):
+    """The same Vlm, which runs dialogues itself."""
+
+    def run_dialogues(self, dialogues: Any, done: Any) -> None:
+        for number, (dialogue, reply) in enumerate(zip(dialogues, self.answer(()), strict=False)):
+            try:
+                asked = next(dialogue)
+                while True:
+                    asked = dialogue.send([reply] * len(asked))
+            except StopIteration as end:
+                done(number, end.value)
+
+
 @dataclass
 class _Reward:
     """A reward that returns a good score and then what it was told."""
@@ -241,9 +254,14 @@ def _check_vlm(video: Video, case: Any) -> None:
         replies = [junk]
     else:
         replies = [Reply(**{"text": NORMAL, "log_p": {"normal": -0.1, "abnormal": -3.0}, **{kind: junk}})]
-    scores = refused(CaC(_Vlm(replies), VerdictOnly("json")), ["a", "b"], [video, video])
-    if scores is None:
-        return
+    whose_is_clear = kind not in ("replies", "count")
+    for vlm in (_Vlm(replies), _OwnLoop(replies)) if whose_is_clear else (_Vlm(replies),):
+        scores = refused(CaC(vlm, VerdictOnly("json")), ["a", "b"], [video, video])
+        if scores is not None:
+            _check_scores_of_vlm(scores, kind, junk, replies)
+
+
+def _check_scores_of_vlm(scores: list[Score], kind: str, junk: Any, replies: Any) -> None:
     if len(scores) != 2 or not all(isinstance(score, Score) for score in scores):
         raise Broken(f"{len(scores)} scores of 2 videos")
     if kind in ("replies", "count", "item", "text", "log_p") and scores[1].scored and junk is not None:

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from cac_align.core.video import Video
+from cac_align.rewards.reward import Score
 from cac_align.serving.batcher import Batcher
 from cac_align.serving.service import ServiceSettings
 from cac_align.serving.video_parts import frames_part
@@ -52,6 +53,23 @@ def test_a_request_that_joins_another_gets_its_missing_frames_as_well():
             thread.join()
     assert [(answer["score"], answer["missing_frames"]) for answer in answers] == [(None, [16])] * 3
     assert sum(len(batch) for batch in reward.batches) == 1
+
+
+def test_a_score_that_breaks_the_contract_is_its_own_videos_error_over_http():
+    broken = Score(0.5)
+    object.__setattr__(broken, "parts", {"a": object()})
+
+    class ThirdParty(Brightness):
+        def one(self, prompt, video):
+            return broken if prompt == "broken" else super().one(prompt, video)
+
+    with serving(ThirdParty()) as (url, _):
+        items = [frames_item("broken"), frames_item("good")]
+        answer = httpx.post(f"{url}/v1/score", json={"items": items}, timeout=20)
+    assert answer.status_code == 200
+    bad, good = answer.json()["scores"]
+    assert bad["score"] is None and "parts are no mapping" in bad["error"]
+    assert good["score"] * 255 == pytest.approx(192, abs=1)
 
 
 def test_only_a_video_that_nobody_waits_for_leaves_the_queue():

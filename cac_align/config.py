@@ -22,6 +22,7 @@ T = TypeVar("T")
 # Keys at the top of a recipe that only one kind of recipe has, and what that kind is for.
 _KINDS = {
     "components": "a reward (--reward)",
+    "guard": "cac-align repair (--recipe)",
     "generator": "cac-align best-of-n (--recipe)",
     "objective": "cac-align align",
     "group_size": "cac-align align",
@@ -115,8 +116,9 @@ def _drop_default_components(defaults: Any, chosen: Any) -> None:
     """Remove the default components when the recipe lists its own, so that they are not merged."""
     if "components" in defaults and "components" in chosen:
         defaults.components = {}
-    if "reward" in defaults and chosen.get("reward") and "components" in chosen.reward:
-        defaults.reward.components = {}
+    for name in ("reward", "guard"):
+        if name in defaults and chosen.get(name) and "components" in chosen[name]:
+            defaults[name].components = {}
 
 
 def _check_components(known: Any, overrides: Sequence[str], where: str) -> None:

@@ -30,6 +30,7 @@ from cac_align.cli.doctor import add_doctor
 from cac_align.cli.evaluate import add_evaluate, add_vbench_env
 from cac_align.cli.options import HelpWithDefaults, unknown_argument_message
 from cac_align.cli.recipes import add_recipes
+from cac_align.cli.repair import add_repair
 from cac_align.cli.report import add_report
 from cac_align.cli.score import add_score
 from cac_align.cli.serve import add_serve
@@ -41,6 +42,7 @@ VERBS = (
     add_demo,
     add_score,
     add_best_of_n,
+    add_repair,
     add_align,
     add_world,
     add_data,

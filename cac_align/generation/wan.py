@@ -99,8 +99,8 @@ class Wan:
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
-        folder = _checkpoint_folder(path_or_id)
-        setting = _read_setting(folder)
+        folder = checkpoint_folder(path_or_id)
+        setting = read_setting(folder)
         given = {
             "height": height,
             "width": width,
@@ -127,7 +127,7 @@ class Wan:
             raise ValueError(
                 f"{path_or_id}: the Wan checkpoint is incomplete or unreadable; fetch it again ({error})"
             ) from error
-        _check_complete(pipeline, path_or_id)
+        check_complete(pipeline, path_or_id)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.vae.enable_slicing()  # decodes one video at a time: five of 480 × 832 × 81 at once would take 38 GiB
         if lora is not None:
@@ -227,7 +227,7 @@ def check_setting(pipeline: WanPipeline, setting: Setting) -> None:
         raise ValueError(f"fps must be a positive number of frames per second, received {setting.fps!r}")
 
 
-def _check_complete(pipeline: Any, model: str | os.PathLike[str]) -> None:
+def check_complete(pipeline: Any, model: str | os.PathLike[str]) -> None:
     """Raise ``ValueError`` for a checkpoint whose files lack weights; diffusers leaves those without a value."""
     for part in ("vae", "text_encoder", "transformer"):
         for name, weight in getattr(pipeline, part).named_parameters():
@@ -294,9 +294,11 @@ def hash_checkpoint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _checkpoint_folder(path_or_id: str | os.PathLike[str]) -> Path:
-    """The local folder of a checkpoint, downloaded if it is a hub id; checked to be a Wan
-    text-to-video pipeline.
+def checkpoint_folder(path_or_id: str | os.PathLike[str], kind: str = "WanPipeline") -> Path:
+    """The local folder of a checkpoint, downloaded if it is a hub id.
+
+    kind: the diffusers pipeline that it must be; ``WanPipeline`` is text-to-video. Raises
+    ``ValueError`` for anything else.
     """
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
@@ -320,12 +322,13 @@ def _checkpoint_folder(path_or_id: str | os.PathLike[str]) -> Path:
             "WanPipeline.save_pretrained writes"
         )
     received = json.loads(index.read_text()).get("_class_name")
-    if received != "WanPipeline":
-        raise ValueError(f"{folder}: expected a Wan text-to-video checkpoint (WanPipeline), received {received}")
+    if received != kind:
+        what = "a Wan text-to-video checkpoint" if kind == "WanPipeline" else "a Wan checkpoint"
+        raise ValueError(f"{folder}: expected {what} ({kind}), received {received}")
     return folder
 
 
-def _read_setting(folder: Path) -> Setting:
+def read_setting(folder: Path) -> Setting:
     """The checkpoint's own defaults.
 
     Raises ``ValueError`` for an unknown name in its ``cac_align.json``.

@@ -168,7 +168,7 @@ class VideoRepair:
                     "before": _verdict(best.assessment),
                 }
                 try:
-                    repaired = self._made(request, stem)
+                    repaired = self._made(request, stem, grid)
                 except ValueError as error:
                     spent = Costs(frame_steps=frame_steps)
                     row |= {"path": None, "accepted": False, "reason": f"no usable video: {error}", "error": None}
@@ -250,7 +250,7 @@ class VideoRepair:
             rule=[self.rule.min_gain, self.rule.tolerance],
         )
 
-    def _made(self, request: RepairRequest, stem: str) -> Video:
+    def _made(self, request: RepairRequest, stem: str, grid: LatentGrid) -> Video:
         """The repaired video as a file; a whole one that a killed run left is taken."""
         from safetensors.torch import save_file
 
@@ -258,7 +258,7 @@ class VideoRepair:
         if not path.exists():
             clip = self.backend(request)
             with whole_file(self.out / "masks" / f"{stem}.npz") as part, part.open("wb") as file:
-                np.savez_compressed(file, weights=request.weights)
+                np.savez_compressed(file, weights=request.weights, strides=np.array([grid.temporal, grid.spatial]))
             if clip.latents is not None:
                 with whole_file(self.out / "latents" / f"{stem}.safetensors") as part:
                     save_file({"latents": clip.latents.contiguous()}, part)

@@ -48,7 +48,7 @@ def run_best_of_n(options: argparse.Namespace) -> int:
     Returns 1 where a prompt has no candidate with a score.
     """
     from cac_align.config import read_recipe
-    from cac_align.evaluation.pages.selection_page import write_selection_page
+    from cac_align.evaluation.pages.selection_page import VIDEOS_BESIDE, write_selection_page
     from cac_align.generation.build import BestOfNRecipe, GeneratorRecipe, check_generator
     from cac_align.generation.chosen import CHOSEN
     from cac_align.runs.rank_status import RankStatus
@@ -78,7 +78,7 @@ def run_best_of_n(options: argparse.Namespace) -> int:
     else:
         print(selection_table(selections))
     undecided = sum(selection.chosen is None for selection in selections)
-    print(f"chosen videos: {options.out / CHOSEN}\nreport: {page}", file=sys.stderr)
+    print(f"chosen videos: {options.out / CHOSEN}\nreport: {page} ({VIDEOS_BESIDE})", file=sys.stderr)
     if undecided:
         print(
             f"{undecided} of {len(selections)} prompts are undecided: none of their candidates has a score",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cac_align.core.video import Video
-from cac_align.evaluation.pages.selection_page import write_selection_page
+from cac_align.evaluation.pages.selection_page import VIDEOS_BESIDE, write_selection_page
 from cac_align.evaluation.statistics import mcnemar, mean_interval
 from cac_align.generation.best_of_n import best_of_n
 from cac_align.generation.build import GeneratorRecipe, load_generator
@@ -97,7 +97,7 @@ def demo(
         selections[:CARDS], out / "report.html", title=f"Best of {n} in the miniature: UnifiedReward + CaC", tiles=tiles
     )
     yield from summary_lines(choices, comparison, len(prompts), n)
-    yield f"report: {page}"
+    yield f"report: {page} ({VIDEOS_BESIDE})"
 
 
 def oracle_verdicts(selections: Sequence[Selection]) -> list[list[OracleVerdict]]:

@@ -22,6 +22,9 @@ from cac_align.generation.selection import Selection
 from cac_align.rewards.normalise import TIE
 from cac_align.rewards.reward import Score
 
+VIDEOS_BESIDE = "it plays the videos beside it; `cac-align report` with this folder writes one file"
+"""What commands say about this page on the terminal."""
+
 
 @dataclass(frozen=True)
 class CandidateView:

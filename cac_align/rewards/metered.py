@@ -5,9 +5,10 @@ reward → ``metered`` → the same reward, ``UsageMeter``; before, after a call
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 from cac_align.core.video import as_pairs
@@ -130,6 +131,11 @@ def metered(reward: Reward, meter: UsageMeter) -> Reward:
     if isinstance(reward, NormalFlowSpeed):
         return reward
     own: Any = reward
-    if hasattr(own, "vlm") and hasattr(own, "__dataclass_fields__"):
-        return replace(own, vlm=MeteredVlm(own.vlm, meter))
+    if hasattr(own, "vlm"):
+        counted = MeteredVlm(own.vlm, meter)
+        if is_dataclass(own):
+            return replace(own, vlm=counted)  # pyright: ignore[reportArgumentType]
+        own = copy.copy(own)
+        own.vlm = counted
+        return own
     return MeteredReward(reward, meter)

@@ -8,6 +8,7 @@ from cac_align.rewards.combine import combine
 from cac_align.rewards.metered import Usage, UsageMeter, metered
 from cac_align.rewards.normal_flow_speed import NormalFlowSpeed
 from cac_align.rewards.reward import Score
+from cac_align.rewards.unified import UnifiedReward
 from cac_align.vlm.protocol import Reply
 from cac_align.vlm.scripted import ScriptedVlm
 
@@ -53,3 +54,13 @@ def test_tokens_that_nobody_counted_are_unknown_and_never_zero():
     assert [score.value for score in reward(["a", "b"], [clip(), clip()])] == [0.5, 0.5]
     assert meter.since((0, 0, 0)) == Usage(calls=2, tokens=None)
     assert (Usage(1, 10) + Usage(2, None)) == Usage(3, None)
+
+
+def test_unified_reward_is_counted_and_itself_left_alone():
+    axes = "Alignment Score (1-5): 3\nPhysics Score (1-5): 4\nStyle Score (1-5): 5"
+    own = UnifiedReward(ScriptedVlm(lambda conversation: Reply(axes, num_prompt_tokens=7, num_tokens=3)))
+    meter = UsageMeter()
+    (score,) = metered(own, meter)(["a"], [clip()])
+    assert score.value == 4.0 and meter.since((0, 0, 0)) == Usage(calls=1, tokens=10)
+    own(["a"], [clip()])
+    assert meter.since((0, 0, 0)).calls == 1

@@ -199,7 +199,7 @@ def think_prompt(tmp_path):
 
 def test_think_plays_a_tournament(think_prompt):
     judge = UnifiedPairs("unified_think", brightness_pairs(0.3), prompt_file=think_prompt, allow_other_prompt=True)
-    scores = Tournament(judge)(["a {x}"] * 3, [clip(90), clip(200), clip(10)])
+    scores = Tournament(judge)(["a {x}"] * 3, [clip(90), clip(110), clip(70)])
     assert scores[1].value > scores[0].value > scores[2].value
     assert scores[0].parts["group/position_bias"] > 0.02
     (answer,) = judge.compare(["p"], [clip(100)], [clip(110)])

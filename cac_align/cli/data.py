@@ -1,6 +1,6 @@
 """`cac-align data …`: from annotated videos to the samples that CaC is trained on.
 
-import → records.jsonl → validate → synthesise (chains.jsonl) → split (stage1.jsonl, stage2.jsonl, stage3.jsonl)
+inject or import → records.jsonl → validate → synthesise (chains.jsonl) → split (stage1.jsonl, stage2.jsonl, stage3.jsonl)
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cac_align.cli.inject import add_inject
 from cac_align.cli.options import add_set_option, add_verb, input_path
 
 EXTERNAL = ("vif-cot", "geneva", "broken-videos", "videophy2", "spotlight")
@@ -20,9 +21,10 @@ EXTERNAL = ("vif-cot", "geneva", "broken-videos", "videophy2", "spotlight")
 
 
 def add_data(verbs: Any) -> None:
-    """The options of `cac-align data` and of the five verbs below it."""
+    """The options of `cac-align data` and of the six verbs below it."""
     data = add_verb(verbs, "data", None, "annotated videos: check, convert, explain, split into stages")
-    kinds = data.add_subparsers(dest="kind", required=True, metavar="validate|import|export|synthesise|split")
+    kinds = data.add_subparsers(dest="kind", required=True, metavar="inject|validate|import|export|synthesise|split")
+    add_inject(kinds)
 
     validate = add_verb(
         kinds, "validate", run_validate, "Appendix B.1's conventions; each violation by record, field and rule"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 
@@ -25,12 +26,19 @@ code rounds by where memory lies.
 """
 
 
-def write_mp4(path: str | os.PathLike[str], pixels: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
+def write_mp4(
+    path: str | os.PathLike[str],
+    pixels: UInt8[np.ndarray, "T H W 3"],
+    fps: float,
+    *,
+    lossless: Literal["", "yuv420p", "rgb"] = "",
+) -> None:
     """Write frames as H.264 in mp4, atomically. RGB in [0, 255]; frame i stands at i / fps seconds.
 
     Even sizes are stored as yuv420p, which every player shows; odd ones as yuv444p, which keeps
-    their size. Raises ``ValueError`` for pixels that are not a uint8 video or an fps that is not
-    positive, ``OSError`` with the path where it cannot be written.
+    their size. lossless: nothing is lost ("rgb", which browsers do not show), or only the colours'
+    resolution ("yuv420p"). Raises ``ValueError`` for pixels that are not a uint8 video or an fps
+    that is not positive, ``OSError`` with the path where it cannot be written.
     """
     import av
 
@@ -43,10 +51,13 @@ def write_mp4(path: str | os.PathLike[str], pixels: UInt8[np.ndarray, "T H W 3"]
         whole_file(path) as part,
         av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container,
     ):
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        codec = "libx264rgb" if lossless == "rgb" else "libx264"
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height = width, height
-        stream.pix_fmt = "yuv420p" if width % 2 == 0 and height % 2 == 0 else "yuv444p"
-        stream.options = {"crf": str(CRF), "preset": "medium", **REPEATABLE}
+        even = width % 2 == 0 and height % 2 == 0
+        stream.pix_fmt = "rgb24" if lossless == "rgb" else "yuv420p" if even else "yuv444p"
+        quality = {"qp": "0", "preset": "veryfast"} if lossless else {"crf": str(CRF), "preset": "medium"}
+        stream.options = {**quality, **REPEATABLE}
         for frame in pixels:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())

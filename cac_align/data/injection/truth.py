@@ -18,7 +18,7 @@ import numpy as np
 
 from cac_align.core.judgement import Anomaly, Box, Window
 from cac_align.data.injection.injector import Edit
-from cac_align.data.injection.sources.masks import components, difference, dilated
+from cac_align.data.injection.sources.masks import component_slices, difference, dilated
 
 THRESHOLD = 8
 """Levels of 255 above which a pixel of the twins counts as different."""
@@ -108,7 +108,7 @@ def _hulls(mask: np.ndarray, subject: np.ndarray, radius: int) -> tuple[PixelHul
     height, width = mask.shape
     margin = (2 * radius + 2) // 3
     hulls: list[PixelHull] = []
-    for rows, columns in components(dilated(mask, radius), mask):
+    for rows, columns in component_slices(dilated(mask, radius), mask):
         inside = mask[rows, columns]
         if inside.sum() < _SPECK and not subject[rows, columns].any():
             continue

@@ -119,7 +119,7 @@ class Cutout:
             raise NotApplicable("the background behind the moving objects is not known")
         known = np.mean([source.background_known[frame][thing.masks[frame]].mean() for frame in thing.frames])
         if known < least_known:
-            raise NotApplicable(f"only {known:.0%} of the background behind the object was ever seen")
+            raise NotApplicable(f"the background behind the object is not known: {known:.0%} of it was seen")
         return cls(source, thing.masks, int(rng.integers(2**31)))
 
     def filled(self, frame: int) -> np.ndarray:

@@ -56,7 +56,7 @@ def _boxed(mask: np.ndarray, radius: int, joined: np.ufunc) -> np.ndarray:
     return mask
 
 
-def components(labelled: np.ndarray, within: np.ndarray) -> list[tuple[slice, slice]]:
+def component_slices(labelled: np.ndarray, within: np.ndarray) -> list[tuple[slice, slice]]:
     """For each component of ``labelled`` (H, W) the rows and columns that its part of ``within``
     spans.
     """

@@ -5,7 +5,7 @@
     grpo_reward_fn: cac_unified          or cac, unifiedreward_video
 
 This launcher registers the names and runs ``src.cli.train_grpo`` with the same arguments; options
-come from the environment (``environment_options``), because its config refuses keys of others.
+come from the environment (``environment_options``), because its config drops keys of others.
 
 The host hands over latents. They are decoded with the trainer's own VAE, one video at a time, and
 kept as uint8. ``submit`` then returns at once and scores in a thread, as the host's own judge does,

@@ -22,9 +22,15 @@ from typing import Any
 from cac_align.plugins.doctor.checks import Check, has_module
 from cac_align.plugins.doctor.config_lines import CONFIG_LINES, VIDEO_LAYOUTS
 from cac_align.plugins.doctor.host_configs import read_config
+from cac_align.plugins.doctor.hosts.fastvideo import check_fastvideo
 from cac_align.plugins.doctor.hosts.flow_factory import check_flow_factory
 from cac_align.plugins.doctor.hosts.flow_grpo import check_flow_grpo
+from cac_align.plugins.doctor.hosts.genrl import check_genrl
+from cac_align.plugins.doctor.hosts.miles_diffusion import check_miles_diffusion
+from cac_align.plugins.doctor.hosts.pref_grpo import check_pref_grpo
+from cac_align.plugins.doctor.hosts.teleboost import check_teleboost
 from cac_align.plugins.doctor.hosts.unirl import check_unirl
+from cac_align.plugins.doctor.hosts.vbvr_rl import check_vbvr_rl
 from cac_align.plugins.doctor.hosts.verl_omni import check_verl_omni
 from cac_align.plugins.doctor.machine import check_machine
 
@@ -35,6 +41,12 @@ HOSTS: dict[str, str] = {
     "verl-omni": "verl_omni",
     "videoalign": "",
     "trl": "trl",
+    "genrl": "genrl",
+    "pref-grpo": "fastvideo",
+    "teleboost": "teleboost",
+    "vbvr-rl": "src",
+    "fastvideo": "fastvideo",
+    "miles-diffusion": "miles",
 }
 """Host names and the package that each is; empty for VideoAlign's class, which other projects copy."""
 
@@ -43,6 +55,12 @@ CONFIG_CHECKS: dict[str, Callable[[Mapping[str, Any]], Iterator[Check]]] = {
     "flow_grpo": check_flow_grpo,
     "unirl": check_unirl,
     "verl-omni": check_verl_omni,
+    "genrl": check_genrl,
+    "pref-grpo": check_pref_grpo,
+    "teleboost": check_teleboost,
+    "vbvr-rl": check_vbvr_rl,
+    "fastvideo": check_fastvideo,
+    "miles-diffusion": check_miles_diffusion,
 }
 """The hosts whose config file we read, and the function that checks it."""
 
@@ -51,10 +69,11 @@ def doctor(host: str | None = None, config: Path | None = None) -> list[Check]:
     """Every check that can be made for this host (None: this environment and machine) and its config
     file.
 
-    config: YAML for Flow-Factory and UniRL; YAML or a file of ``key=value`` overrides for
-    verl-omni; ``file.py`` or ``file.py:function`` for flow_grpo, or the launch script (.sh) that
-    names it. Raises ``ValueError`` for an
-    unknown host, a config that cannot be read, or a config without a host.
+    config: YAML for Flow-Factory, UniRL, GenRL, vbvr-rl and FastVideo; YAML or a file of
+    ``key=value`` overrides for verl-omni and TeleBoost; the launch script for Pref-GRPO and
+    miles_diffusion; ``file.py`` or ``file.py:function`` for flow_grpo, or the launch script (.sh)
+    that names it. Raises ``ValueError`` for an unknown host, a config that cannot be read, or a
+    config without a host.
     """
     if host is None and config is not None:
         raise ValueError(f"{config}: whose config is it? Name the host: {', '.join(HOSTS)}")

@@ -34,6 +34,28 @@ from cac_align.plugins.videoalign import VideoVLMRewardInference      # in place
     "trl": """from cac_align.plugins.trl import VideoReward
 reward = VideoReward(reward="http://127.0.0.1:8000", fps=16, ledger="ledger.jsonl")
 trainer = GRPOTrainer(..., reward_funcs=[reward])""",
+    "genrl": """reward_module: cac_align.plugins.genrl
+reward_fn: {cac_unified: 1.0}
+eval_reward_module: cac_align.plugins.genrl
+eval_reward_fn: {cac_unified_eval: 1.0}
+CAC_ALIGN_REWARD=http://127.0.0.1:8000 CAC_ALIGN_LEDGER=ledger.jsonl torchrun … train.py --config …""",
+    "pref-grpo": """CAC_ALIGN_REWARD=http://127.0.0.1:8000 CAC_ALIGN_LEDGER=ledger.jsonl torchrun … \\
+    -m cac_align.plugins.pref_grpo fastvideo/train_wan21.py … --use_group --reward_spec videoalign:1.0""",
+    "teleboost": """trainer.use_rm=false
+reward.custom_reward_function.path=pkg://cac_align.plugins.teleboost
+reward.custom_reward_function.name=step_rewards
++reward.custom_reward_function.reward_kwargs.reward=http://127.0.0.1:8000
++reward.custom_reward_function.reward_kwargs.fps=16""",
+    "vbvr-rl": """grpo_reward_fn: cac_unified
+CAC_ALIGN_REWARD=http://127.0.0.1:8000 CAC_ALIGN_LEDGER=ledger.jsonl torchrun … \\
+    -m cac_align.plugins.vbvr_rl --config …""",
+    "fastvideo": """method: {_target_: fastvideo.train.methods.rl.promptrl.PromptRLMethod,
+         reward: {endpoint_url: "http://127.0.0.1:8100", timeout_sec: 600, fps: 16}}
+CAC_ALIGN_REWARD=http://127.0.0.1:8000 CAC_ALIGN_LEDGER=ledger.jsonl \\
+    python -m cac_align.plugins.fastvideo --port 8100""",
+    "miles-diffusion": """CAC_ALIGN_LEDGER=ledger.jsonl python train_diffusion.py … \\
+    --custom-rm-path cac_align.plugins.miles_diffusion.microgroup_rewards --rm-url http://127.0.0.1:8000 \\
+    --n-samples-per-prompt 16 --diffusion-microgroup-size 16""",
 }
 
 VIDEO_LAYOUTS: dict[str, str] = {
@@ -46,5 +68,11 @@ VIDEO_LAYOUTS: dict[str, str] = {
     "(RunStopped), because DanceGRPO turns every Exception into VQ = MQ = -1.0",
     "trl": "tensors, arrays, PIL frames or paths; a missing score raises "
     "(None only with leave_out=True on trl >= 1.10)",
+    "genrl": "(B, T, C, H, W) float [0, 1]; anything else, NaN or out of range has no score",
+    "pref-grpo": "mp4 files of 16 frames per second on disk; their own rate is not read",
+    "teleboost": "(B, C, T, H, W) float [0, 1]; anything else, NaN or out of range has no score",
+    "vbvr-rl": "latents, decoded with the trainer's VAE; what decodes to NaN has no score",
+    "fastvideo": "mp4 uploads; method.reward.fps has to be the reward's fps",
+    "miles-diffusion": "(C, T, H, W) floats in [0, 1] or [0, 255]; images are refused",
 }
 """Per host, the videos that its adapter takes, and what becomes of others."""

@@ -23,9 +23,11 @@ def read_config(host: str, path: Path) -> Mapping[str, Any]:
     """The config of ``host`` (see ``doctor``). Raises ``ValueError`` when it cannot be read."""
     if host == "flow_grpo":
         return _launched(path) if str(path).endswith(".sh") else _python(str(path))
+    if host in ("pref-grpo", "miles-diffusion"):
+        return _flags(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such config file")
-    if host == "verl-omni" and path.suffix not in (".yaml", ".yml"):
+    if host in ("verl-omni", "teleboost") and path.suffix not in (".yaml", ".yml"):
         return _overrides(path.read_text(encoding="utf-8"))
     import yaml
 
@@ -82,14 +84,7 @@ def _launched(path: Path) -> Mapping[str, Any]:
 
     Raises ``ValueError`` where the script names no config.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such launch script")
-    try:
-        words = shlex.split(path.read_text(encoding="utf-8").replace("\\\n", " "), comments=True)
-    except ValueError as error:
-        raise ValueError(f"{path}: not a shell script: {error}") from error
-    # --key=value as well as --key value
-    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    words = _words(path)
     scripts = [position for position, word in enumerate(words) if word.endswith(".py")]
     named = [words[position + 1] for position, word in enumerate(words[:-1]) if word == "--config"]
     if not named or not scripts:
@@ -106,6 +101,28 @@ def _launched(path: Path) -> Mapping[str, Any]:
         pairs = zip(ours[::2], ours[1::2], strict=False)
         options = {key.removeprefix("--").replace("-", "_"): value for key, value in pairs}
     return {**config, "launch": {"processes": counts[-1] if counts else None, "options": options}}
+
+
+def _words(path: Path) -> list[str]:
+    """The words of a launch script, ``--key=value`` as two. Raises ``ValueError`` where it cannot be read."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such launch script")
+    try:
+        words = shlex.split(path.read_text(encoding="utf-8").replace("\\\n", " "), comments=True)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a shell script: {error}") from error
+    return [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+
+
+def _flags(path: Path) -> dict[str, str | None]:
+    """The flags of a launch script and what stands after each; None where that is another flag."""
+    words = _words(path)
+    following = [*words[1:], "-"]
+    return {
+        word: None if value.startswith("-") else value
+        for word, value in zip(words, following, strict=True)
+        if word.startswith("-")
+    }
 
 
 def _python(spec: str) -> Mapping[str, Any]:

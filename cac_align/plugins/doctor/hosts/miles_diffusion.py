@@ -14,7 +14,8 @@ _FUNCTION = "cac_align.plugins.miles_diffusion.microgroup_rewards"
 def check_miles_diffusion(config: Mapping[str, Any]) -> Iterator[Check]:
     """What the command of ``train_diffusion.py`` says about our function and the groups it sees."""
     path = config.get("--custom-rm-path")
-    yield Check("reward", path == _FUNCTION, f"--custom-rm-path {path}", f"--custom-rm-path {_FUNCTION}")
+    fix = "" if path == _FUNCTION else f"--custom-rm-path {_FUNCTION}"
+    yield Check("reward", path == _FUNCTION, f"--custom-rm-path {path}", fix)
     if config.get("--reward-key") is not None:
         yield Check("reward key", False, "our function returns a float per sample, not a dict", "remove --reward-key")
     group, micro = int(config.get("--n-samples-per-prompt", 1)), int(config.get("--diffusion-microgroup-size", 1))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.tracked import tracked
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cac_align"
 
@@ -67,7 +69,7 @@ def imports_of(path: Path, *, eager: bool = False) -> set[str]:
     return names
 
 
-FILES = sorted(PACKAGE.rglob("*.py"))
+FILES = tracked("cac_align", "*.py")
 MODULES = {module_of(path): path for path in FILES}
 
 

@@ -11,11 +11,12 @@ from cac_align.generation.build import BestOfNRecipe
 from cac_align.rewards.build import RewardRecipe
 from cac_align.training.grpo import GrpoRecipe
 from cac_align.training.sft import SftRecipe
+from tests.support.tracked import tracked
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", tracked("recipes", "*.yaml"), ids=lambda path: path.stem)
 def test_every_recipe_opens_with_its_command(path):
     head = path.read_text(encoding="utf-8").splitlines()[:12]
     commands = (

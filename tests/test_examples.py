@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.tracked import tracked
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -20,13 +22,13 @@ def run(name):
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", tracked("examples", "*.py"), ids=lambda path: path.stem)
 def test_the_docstring_names_the_command(path):
     assert f"python examples/{path.name}" in ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
 
 
 def test_every_example_is_tested_here():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {
+    assert {path.name for path in tracked("examples", "*.py")} == {
         "score_a_video.py",
         "best_of_five.py",
         "your_own_reward.py",

@@ -11,15 +11,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.tracked import ROOT, tracked
+
 pytestmark = pytest.mark.slow
 
 
-def tracked(*folders):
-    """Files of the working tree that git tracks or would track."""
-    command = ["git", "ls-files", "-co", "--exclude-standard", "--", *folders]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return sorted(line for line in listed.stdout.splitlines() if (ROOT / line).is_file())
+def tracked_names(*folders):
+    """Paths, from the checkout's root, of the files that git tracks in these folders (in none: everywhere)."""
+    return sorted(path.relative_to(ROOT).as_posix() for folder in folders or (".",) for path in tracked(folder))
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def built(tmp_path_factory):
     """A folder with the wheel and the sdist, built from a copy: nothing is left behind in the checkout. One data file more, of an ending
     and in a folder that the package has not had before, stands for those to come."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    for name in tracked():
+    for name in tracked_names():
         if not name.startswith(("tests/", "docs/", "dev/")):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, source / name)
@@ -41,7 +40,7 @@ def built(tmp_path_factory):
 
 
 def test_wheel_and_sdist_hold_every_tracked_file_of_the_package_and_every_recipe(built):
-    package, recipes = tracked("cac_align"), tracked("recipes")
+    package, recipes = tracked_names("cac_align"), tracked_names("recipes")
     assert len(package) > 150 and len(recipes) > 20
     new = "cac_align/a_new_folder/below/data.some_ending"
     (wheel,) = built.glob("*.whl")
@@ -118,7 +117,7 @@ def test_the_installed_wheel_runs_the_demo_scores_and_makes_its_pages(installed)
 def test_the_installed_wheel_knows_its_recipes_by_name(installed):
     assert "--rater" in cac_align(installed, "annotate", "--help").stdout
     listed = [line.split()[0] for line in cac_align(installed, "recipes", "list").stdout.splitlines()]
-    assert [f"recipes/{name}" for name in listed] == tracked("recipes")
+    assert [f"recipes/{name}" for name in listed] == tracked_names("recipes")
     text = (ROOT / "recipes/reward/qwen3vl_8b_server.yaml").read_text(encoding="utf-8")
     assert cac_align(installed, "recipes", "show", "qwen3vl_8b_server").stdout == text
     cac_align(installed, "recipes", "copy", "qwen3vl_8b_server", "mine.yaml")

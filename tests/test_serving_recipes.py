@@ -3,15 +3,15 @@
 import json
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 
 from cac_align.config import read_recipe
 from cac_align.rewards.build import RewardRecipe, load_reward
 from cac_align.rewards.unified import NUM_FRAMES
+from tests.support.tracked import tracked
 
-SERVING = sorted((Path(__file__).parents[1] / "recipes" / "serving").glob("*.yaml"))
+SERVING = tracked("recipes/serving", "*.yaml")
 
 # Flags of the two servers, from `vllm serve --help=all` (0.32) and SGLang's ServerArgs (0.5.23).
 FLAGS = {

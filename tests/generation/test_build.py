@@ -8,11 +8,12 @@ import pytest
 from cac_align.config import read_recipe
 from cac_align.generation.build import BestOfNRecipe, GeneratorRecipe, load_generator
 from tests.support.tiny_flow import Brightness
+from tests.support.tracked import tracked
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-@pytest.mark.parametrize("path", sorted((RECIPES / "best_of_n").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", tracked("recipes/best_of_n", "*.yaml"), ids=lambda path: path.stem)
 def test_best_of_n_recipes_read(path):
     recipe = read_recipe(BestOfNRecipe, path)
     assert recipe.n == 5 and set(recipe.reward.components) == {"unified", "cac"}

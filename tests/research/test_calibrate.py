@@ -14,6 +14,7 @@ from cac_align.core.weights import shipped
 from cac_align.rewards.cac import CaC
 from research.experiments import calibrate
 from research.training.generated import HELD_OUT, Generated
+from tests.support.tracked import tracked
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,7 +62,7 @@ def test_a_judge_that_scores_nothing_is_not_fitted(tmp_path):
 
 
 def test_its_clips_are_neither_the_lessons_nor_the_held_out_ones():
-    recipes = [read_recipe(Generated, path) for path in sorted(ROOT.glob("research/recipes/generated*.yaml"))]
+    recipes = [read_recipe(Generated, path) for path in tracked("research/recipes", "generated*.yaml")]
     fitted_on = range(calibrate.FIRST, calibrate.FIRST + 10_000)
     examples = [range(recipe.seed, recipe.seed + recipe.clips) for recipe in recipes]
     assert len(recipes) > 10

@@ -14,11 +14,12 @@ from cac_align.config import import_name, read_recipe
 from cac_align.core.weights import shipped
 from cac_align.generation.build import BestOfNRecipe
 from cac_align.rewards.build import JudgeRecipe, RewardRecipe, load_reward
+from tests.support.tracked import tracked
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-@pytest.mark.parametrize("path", sorted((RECIPES / "reward").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", tracked("recipes/reward", "*.yaml"), ids=lambda path: path.stem)
 def test_reward_recipes_read(path):
     recipe = read_recipe(RewardRecipe, path)
     alone = {"miniature_ur": {"unified"}, "miniature_cac": {"cac"}}

@@ -11,6 +11,7 @@ from cac_align.runs.metrics_log import read_rows
 from cac_align.training.grpo import GrpoRecipe
 from cac_align.training.sft import SftRecipe
 from tests.support import tiny_stage
+from tests.support.tracked import tracked
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -24,7 +25,7 @@ def root(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "path", sorted(RECIPES.glob("*/*stage*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+    "path", tracked("recipes", "*/*stage*.yaml"), ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
 def test_every_recipe_is_read_and_opens_with_its_command(path):
     stage = path.stem[-1]

@@ -20,6 +20,10 @@ def add_doctor(verbs: Any) -> None:
     parser.add_argument("--config", type=Path, help="the host's config file")
     parser.add_argument("--server", metavar="URL", help="check a judge's server, with a synthetic clip")
     parser.add_argument("--reward", type=Path, help="the reward recipe that asks this server; alone: as RECIPE")
+    about = (
+        "do the ranks train one model: the safetensors of every rank; without FILE, a step of our own on 1 and 2 ranks"
+    )
+    parser.add_argument("--ranks", nargs="*", type=Path, metavar="FILE", help=about)
     parser.add_argument("--json", action="store_true", help="one JSON object per check")
 
 
@@ -34,6 +38,10 @@ def run_doctor(options: argparse.Namespace) -> int:
         from cac_align.plugins.doctor.judges import check_judges
 
         checks = list(check_judges(recipe))
+    elif options.ranks is not None:
+        from cac_align.plugins.doctor.two_ranks import check_own_loop, compare_ranks
+
+        checks = list(compare_ranks(options.ranks) if options.ranks else check_own_loop())
     elif options.server is not None:
         from cac_align.plugins.doctor.server import check_server
 

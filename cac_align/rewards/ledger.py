@@ -100,13 +100,11 @@ class Ledger:
         """The score of ``key``, or None. A damaged row counts as none and is described in
         ``faults``.
         """
-        row = self._row(self._scores, key)
-        return None if row is None else Score.from_json(row)
+        return self._score(self._scores, key)
 
     def combined(self, key: str) -> Score | None:
-        """The last combined score of ``key``, or None."""
-        row = self._row(self._combined, key)
-        return None if row is None else Score.from_json(row)
+        """The last combined score of ``key``, or None, as ``find`` does."""
+        return self._score(self._combined, key)
 
     def annotate(self, key: str, **extra: Any) -> None:
         """Add facts to a key, such as step, group or advantage; ``extra(key)`` and ``rows()``
@@ -124,7 +122,7 @@ class Ledger:
         """Everything that ``annotate`` added to ``key``, in order."""
         with self._lock, self._file():
             self._catch_up()
-            rows = [self._parse(offset) for offset in self._extras.get(key, ())]
+            rows = [self._parse(offset)[0] for offset in self._extras.get(key, ())]
         return [row["extra"] for row in rows if row is not None]
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -140,9 +138,9 @@ class Ledger:
                 if offset in self._damaged:
                     continue
                 try:
-                    yield json.loads(line)
-                except ValueError:
-                    self._fault(offset, "is not JSON")
+                    yield _read_row(line)[0]
+                except ValueError as error:
+                    self._fault(offset, f"cannot be read ({error})")
 
     def record(self, entries: Sequence[tuple[str, str, str, Video, str, Score]]) -> None:
         """Append scores, one line each; an entry is (key, kind, prompt, video, name of the reward,
@@ -226,25 +224,25 @@ class Ledger:
         elif kind == b"extra":
             self._extras.setdefault(key, []).append(offset)
 
-    def _row(self, index: dict[str, int], key: str) -> dict[str, Any] | None:
+    def _score(self, index: dict[str, int], key: str) -> Score | None:
         with self._lock, self._file():
             self._catch_up()
             if key not in index:
                 return None
-            row = self._parse(index[key])
-            if row is None:
+            _, score = self._parse(index[key])
+            if score is None:
                 del index[key]
-            return row
+            return score
 
-    def _parse(self, offset: int) -> dict[str, Any] | None:
+    def _parse(self, offset: int) -> tuple[dict[str, Any] | None, Score | None]:
         with open(self.path, "rb") as file:
             file.seek(offset)
             line = file.readline()
         try:
-            return json.loads(line)
-        except ValueError:
-            self._fault(offset, "is not JSON")
-            return None
+            return _read_row(line)
+        except ValueError as error:
+            self._fault(offset, f"cannot be read ({error})")
+            return None, None
 
     def _append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write one line per row, all in one write.
@@ -347,6 +345,23 @@ def _plain(value: Any) -> Any:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")  # noqa: UP017 (a client on Python 3.10)
+
+
+def _read_row(line: bytes) -> tuple[dict[str, Any], Score | None]:
+    """A row, and the score in it; None in a row of kind ``extra``. Raises ``ValueError`` for a line that
+    is none.
+    """
+    try:
+        row = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(row, dict) or not isinstance(row.get("extra"), dict):
+        raise ValueError("it is no row of a ledger")
+    is_extra = row.get("kind") == "extra"
+    for name in ("key", "kind") if is_extra else ("key", "kind", "prompt", "video", "reward"):
+        if not isinstance(row.get(name), str):
+            raise ValueError(f"its {name} is no text")
+    return row, None if is_extra else Score.from_json(row)
 
 
 def _is_row(line: bytes) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, Protocol, runtime_checkable
 
 from cac_align.core.judgement import Judgement
@@ -83,14 +84,24 @@ class Score:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Score:
-        """Inverse of ``to_json``; unknown keys are ignored."""
-        return cls(
-            value=math.nan if row["score"] is None else float(row["score"]),
-            parts={name: (math.nan if part is None else float(part)) for name, part in row["parts"].items()},
-            evidence=Judgement.from_json(row["judgement"]) if row["judgement"] else None,
-            error=row["error"],
-            provenance=dict(row["provenance"]),
-        )
+        """Inverse of ``to_json``; unknown keys are ignored. Raises ``ValueError`` for anything else."""
+        try:
+            return cls(
+                value=_number(row["score"]),
+                parts={name: _number(part) for name, part in row["parts"].items()},
+                evidence=Judgement.from_json(row["judgement"]) if row["judgement"] else None,
+                error=row["error"],
+                provenance=dict(row["provenance"].items()),
+            )
+        except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+            raise ValueError(f"not a score: {error!r}") from error
+
+
+def _number(value: Any) -> float:
+    """The number of a JSON value; null is NaN. Raises ``TypeError`` for another one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, NoneType)):
+        raise TypeError(f"expected a number or null, received {value!r:.60}")
+    return math.nan if value is None else float(value)
 
 
 @runtime_checkable

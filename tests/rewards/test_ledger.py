@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from cac_align.core.video import Video
+from cac_align.plugins.common.evidence import read_evidence
 from cac_align.rewards.cached import cached
 from cac_align.rewards.combine import combine
 from cac_align.rewards.ledger import Ledger, score_key
@@ -225,12 +226,35 @@ def test_damage_in_the_middle_is_named_and_skipped(tmp_path):
         ledger = Ledger(path)
     assert len(ledger.faults) == 2 and "(line 2) is damaged" in ledger.faults[0] and "(line 3)" in ledger.faults[1]
     reward = Counting()
-    with pytest.warns(UserWarning, match="is not JSON"):
+    with pytest.warns(UserWarning, match="cannot be read"):
         scores = cached(reward, ledger)(["p"] * 5, [video(n) for n in range(5)])
         rows = list(ledger.rows())
     assert reward.asked == [("p", 1), ("p", 2), ("p", 3)]
     assert [score.value for score in scores] == [0, 0.01, 0.02, 0.03, 0.04]
     assert len(ledger.faults) == 3 and len(rows) == 5
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"score": "0.5"}, {"score": True}, {"score": 10**400}, {"score": [1]}, {"score": None}, {"parts": 3}]
+    + [{"parts": {"a": "x"}}, {"parts": [[]]}, {"judgement": 3}, {"judgement": {"status": "normal"}}]
+    + [{"judgement": {"status": "normal", "turns": [[]], "anomalies": "\ud800"}}, {"provenance": "0.5"}]
+    + [{"provenance": 3}, {"error": "both"}, {"extra": 3}, {"prompt": None}, {"video": 5}, {"reward": {}}],
+    ids=repr,
+)
+def test_a_row_that_is_json_but_no_score_counts_as_none(tmp_path, changed):
+    path = tmp_path / "ledger.jsonl"
+    lines = filled(path, 3).splitlines(keepends=True)
+    lines[1] = json.dumps({**json.loads(lines[1]), **changed}).encode() + b"\n"
+    path.write_bytes(b"".join(lines))
+    reward, ledger = Counting(), Ledger(path)
+    with pytest.warns(UserWarning, match="cannot be read"):
+        scores = cached(reward, ledger)(["p"] * 3, [video(n) for n in range(3)])
+    assert reward.asked == [("p", 1)] and [score.value for score in scores] == [0, 0.01, 0.02]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert len(ledger.faults) == 1 and len(list(Ledger(path).rows())) == 3
+        assert len(read_evidence(path)) == 3
 
 
 def test_any_torn_length_can_be_opened_again(tmp_path):

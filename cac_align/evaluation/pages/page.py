@@ -41,7 +41,7 @@ green.
 COMPONENT_TITLES: Mapping[str, str] = {
     "cac": "CaC score",
     "unified": "UnifiedReward",
-    "normal_flow_speed": "Normal-flow speed, as a share of the recipe's full_speed",
+    "normal_flow_speed": "Normal-flow speed, share of full_speed",
     "reward": "Combined reward",
 }
 """How a page calls the components of a reward."""

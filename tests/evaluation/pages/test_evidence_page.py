@@ -161,6 +161,19 @@ def test_hostile_text_is_inert_and_the_page_opens_in_chromium(page_file):
         assert page.complaints == []
 
 
+def test_the_page_names_the_domain_of_the_reward(tmp_path):
+    class Toy(Judge):
+        name, provenance = "toy", {"cac/domain": "toyland"}
+
+        def __call__(self, prompts, videos):
+            return [Score(0.5, {}, provenance=self.provenance) for _ in videos]
+
+    judge = cached(Toy(), Ledger(tmp_path / "ledger.jsonl"))
+    judge(["p"], [Video.open(np.full((8, 32, 32, 3), 9, np.uint8), fps=8)])
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
+    assert "Domain: toyland" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_nothing_to_show_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds no score"):
         write_evidence_page([], tmp_path / "page.html", root=tmp_path)

@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 
 VLLM_ENV ?= .vllm
 
-.PHONY: install demo test test-vllm test-slice check lock bench weights table2 ablations clean
+.PHONY: install demo host-demo test test-vllm test-slice check lock bench weights table2 ablations clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +33,11 @@ $(VLLM_ENV)/.installed: tests/upstream/install_vllm.sh
 	$(PYTHON) -m venv $(VLLM_ENV)
 	sh tests/upstream/install_vllm.sh $(VLLM_ENV)/bin/python
 	touch $@
+
+# Whole runs of Flow-Factory and flow_grpo on the CPU with the miniature. FLOW_FACTORY_DIR and FLOW_GRPO_DIR name their checkouts,
+# UPSTREAM_PYTHON an interpreter that has their dependencies beside ours (docs/trainers/flow_factory.md).
+host-demo: install
+	$(BIN)/python -m tests.upstream.host_demo --out out/host_demo
 
 # Two minutes of the suite, for one more Python: what reads and writes videos, and what rewards them.
 SLICE = tests/core tests/rewards tests/test_config.py

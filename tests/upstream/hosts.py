@@ -28,10 +28,11 @@ PROMPTS = (
     else ("a red ball rolls right", "a blue square falls", "a green ball jumps", "a red square turns")
 )
 
-PX, FRAMES, FPS, STEPS, GUIDANCE = (64, 17, 16, 10, 1.5) if MINIATURE else (32, 9, 8, 4, 2.0)
-"""Side of a clip, its frames, frames per second, denoising steps and guidance (the small judges have seen 1 to 2)."""
 ON_MISSING = "neutral" if MINIATURE else "raise"
 """What a clip without a verdict costs: the trained judges have one now and then, the scripted ones never."""
+SIZES = {"size_px": 64} if MINIATURE else {"size_px": 32, "num_frames": 9, "fps": 8, "steps": 4, "guidance": 2.0}
+SIZES = {**SIZES, "on_missing": ON_MISSING}
+"""Of a ``HostRun``: the miniature's own, or smaller ones for the scripted judges."""
 
 
 def checkout(variable: str, repository: str, marker: str) -> Path:

@@ -6,76 +6,29 @@ import pytest
 
 from cac_align.rewards.build import load_reward
 from tests.support.hosting import serving
-from tests.upstream.hosts import (
-    FPS,
-    FRAMES,
-    GUIDANCE,
-    ON_MISSING,
-    PROMPTS,
-    PX,
-    PYTHON,
-    REWARD,
-    STEPS,
-    checkout,
-    need,
-    run,
-    small_wan,
-)
+from tests.upstream.host_runs import HostRun, write_flow_factory
+from tests.upstream.hosts import ON_MISSING, PROMPTS, PYTHON, REWARD, SIZES, checkout, need, run, small_wan
 
 pytestmark = [pytest.mark.upstream, pytest.mark.timeout(1800)]
 
-CONFIG = """
-launcher: accelerate
-num_processes: {processes}
-mixed_precision: bf16
-data: {{dataset_dir: {data}, dataloader_num_workers: 0, force_reprocess: true, cache_dir: {cache}, sampler_type: auto,
-        preprocessing_batch_size: 2}}
-model: {{model_type: wan2_t2v, model_name_or_path: {model}, finetune_type: lora, lora_rank: 4, lora_alpha: 8,
-        target_modules: default, target_components: transformer}}
-log: {{run_name: run, project: test, logging_backend: upstream.jsonl_logger.JsonlLogger, save_dir: {save}, save_freq: 0}}
-train:
-  {{trainer_type: grpo, max_epochs: 2, resolution: [{px}, {px}], num_frames: {frames}, num_inference_steps: {steps}, guidance_scale: {guidance}, group_size: 4,
-   unique_sample_num_per_epoch: 2, per_device_batch_size: 1, gradient_step_per_epoch: 1, offload_samples_to_cpu: true,
-   latent_storage_dtype: bf16, enable_gradient_checkpointing: false, global_std: false, advantage_aggregation: sum,
-   learning_rate: 1.0e-4, clip_range: 1.0e-3, kl_beta: 0.001, ref_param_device: cpu, ema_decay: 0, ema_device: cpu, seed: 42}}
-scheduler: {{dynamics_type: Flow-SDE, noise_level: 0.3, num_sde_steps: 1, sde_steps: [1, 2]}}
-eval: {{resolution: [{px}, {px}], num_frames: {frames}, per_device_batch_size: 1, num_inference_steps: {steps}, guidance_scale: {guidance}, eval_freq: 0}}
-rewards:
-  - {{name: cac, reward_model: cac_align.plugins.flow_factory.CaCReward, weight: 0.5, batch_size: {batch}, device: cpu,
-     async_reward: {asynchronous}, num_workers: 4, reward: "{reward}", ledger: {ledger}, fps: {fps}, on_missing: {on_missing},
-     group_size: 4}}
-  - {{name: unified, reward_model: cac_align.plugins.flow_factory.UnifiedVideoReward, weight: 0.5, batch_size: {batch}, device: cpu,
-     async_reward: {asynchronous}, num_workers: 4, reward: "{reward}", ledger: {ledger}, fps: {fps}, on_missing: {on_missing},
-     group_size: 4}}
-"""
 
-
-@pytest.mark.parametrize("processes, asynchronous, remote", [(1, "false", False), (2, "true", True)])
+@pytest.mark.parametrize("processes, asynchronous, remote", [(1, False, False), (2, True, True)])
 def test_its_grpo_trains_two_epochs_with_our_rewards(tmp_path, processes, asynchronous, remote):
     home = checkout("FLOW_FACTORY_DIR", "X-GenGroup/Flow-Factory", "src/flow_factory/train.py")
     need("datasets", "imageio", "ftfy")
-    data = tmp_path / "data"
-    data.mkdir()
-    for split in ("train", "test"):
-        (data / f"{split}.txt").write_text("\n".join(PROMPTS) + "\n")
     ledger = tmp_path / "ledger.jsonl"
-    values = {"processes": processes, "data": data, "cache": tmp_path / "cache", "model": small_wan(tmp_path / "wan")}
-    values |= {"px": PX, "frames": FRAMES, "fps": FPS, "steps": STEPS, "guidance": GUIDANCE, "on_missing": ON_MISSING}
-    values |= {"save": tmp_path / "saves", "batch": 1 if remote else 8, "asynchronous": asynchronous, "ledger": ledger}
-    launch = [PYTHON, "-m", "flow_factory.train", "config.yaml"]
-    if processes > 1:
-        launch = [
-            PYTHON,
-            "-m",
-            "torch.distributed.run",
-            f"--nproc-per-node={processes}",
-            "--master-port=29617",
-            *launch[1:],
-        ]
     with serving(load_reward(REWARD)) as (url, _):
-        text = CONFIG.format(**values, reward=url if remote else REWARD)
-        (tmp_path / "config.yaml").write_text(text)
-        output = run(launch, tmp_path, [home / "src"], LOG_FILE=str(tmp_path / "log.jsonl"))
+        setting = HostRun(
+            str(small_wan(tmp_path / "wan")),
+            PROMPTS,
+            url if remote else REWARD,
+            processes=processes,
+            asynchronous=asynchronous,
+            batch_size=1 if remote else 8,
+            **SIZES,
+        )
+        command = write_flow_factory(tmp_path, setting, PYTHON)
+        output = run(command, tmp_path, [home / "src"], LOG_FILE=str(tmp_path / "log.jsonl"))
     assert "Training completed successfully" in output
     rows = [json.loads(line) for line in ledger.read_text().splitlines()]
     facts = [row["extra"] for row in rows if row["kind"] == "extra" and "unscored" not in row["extra"]]  # of samples

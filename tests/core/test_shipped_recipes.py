@@ -14,6 +14,7 @@ from cac_align.core.judgement import Anomaly, Window
 from cac_align.core.shipped_recipes import find_recipe, recipes_folder, shipped_recipe, shipped_recipes
 from cac_align.data.records import Record, write_records
 from cac_align.rewards.build import RewardRecipe
+from tests.support.tracked import tracked
 
 
 def unique_stems():
@@ -82,8 +83,8 @@ def values(node):
 
 def test_what_shipped_recipes_say_of_other_recipes_is_found():
     references = []
-    for path in shipped_recipes().values():
-        if path.suffix == ".yaml" and isinstance(loaded := OmegaConf.load(path), DictConfig):
+    for path in tracked("recipes", "*.yaml"):
+        if isinstance(loaded := OmegaConf.load(path), DictConfig):
             said = values(OmegaConf.to_container(loaded))
             references += [value for value in said if isinstance(value, str) and value.startswith("recipes/")]
     files = [value for value in references if value.endswith(".yaml")]
@@ -122,7 +123,7 @@ def test_a_name_that_several_have_is_looked_for_where_the_option_expects_it(tmp_
     for kind in ("reward", "align", "best_of_n", "data"):
         assert find_recipe("miniature", kind) == folder / kind / "miniature.yaml"
     assert find_recipe("miniature_ur", "reward") == folder / "reward" / "miniature_ur.yaml"
-    assert find_recipe("qwen3vl_8b_server", "align") == folder / "reward" / "qwen3vl_8b_server.yaml"  # only one has it
+    assert find_recipe("splits", "reward") == folder / "data" / "splits.yaml"  # the only one of this name
     with pytest.raises(ValueError, match=r"several recipes.*align/miniature.yaml.*reward/miniature.yaml"):
         find_recipe("miniature")
     assert list(read_recipe(RewardRecipe, "miniature_ur", section="reward").components) == ["unified"]

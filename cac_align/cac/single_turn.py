@@ -34,6 +34,8 @@ class SingleTurn:
     max_new_tokens: int = 4096
     retries: int = 1
 
+    probabilities = True  # as in TwoTurn, and not a choice
+
     def __post_init__(self) -> None:
         check_rates(scan_fps=self.scan_fps)
         if self.max_new_tokens < 1 or self.retries < 0:

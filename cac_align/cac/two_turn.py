@@ -54,6 +54,9 @@ class TwoTurn:
     # frames of turn 1 started up to 1 / scan_fps before the first frame that shows it, and a jump cannot be seen in a
     # clip that starts after it.
     margin_s: float = 0.0
+    # Whether P(normal) and P(abnormal) are read. Without them a judgement has its written verdict and no R: for
+    # servers that give no log-probabilities, whose verdicts are counted (``rewards.judges.votes``).
+    probabilities: bool = True
 
     def __post_init__(self) -> None:
         check_rates(scan_fps=self.scan_fps, look_fps=self.look_fps)
@@ -69,10 +72,10 @@ class TwoTurn:
             )
 
     def provenance(self) -> dict[str, str]:
-        # A margin of 0 is left out: it is the paper's setting.
-        fields = {
-            name: str(getattr(self, name)) for name in self.__dataclass_fields__ if name != "margin_s" or self.margin_s
-        }
+        # The paper's settings are left out where they were not always settings.
+        usual = {"margin_s": 0.0, "probabilities": True}
+        left_out = {name for name, value in usual.items() if getattr(self, name) == value}
+        fields = {name: str(getattr(self, name)) for name in self.__dataclass_fields__ if name not in left_out}
         return {**fields, "prompt_sha256": wording_hash(self.wording)}
 
 
@@ -118,6 +121,8 @@ class DecodingSettings(Protocol):
     def retries(self) -> int: ...
     @property
     def constrained(self) -> bool: ...
+    @property
+    def probabilities(self) -> bool: ...
 
 
 class JudgeSettings(HasScanFps, Protocol):
@@ -238,7 +243,8 @@ def ask_turns(states: Sequence[TurnState], settings: DecodingSettings) -> Dialog
         replies = yield [_question(results[position], settings) for position in open_questions]
         again = []
         for position, reply in zip(open_questions, replies, strict=True):
-            results[position], retry = _read(results[position], reply, last=attempt == settings.retries)
+            last = attempt == settings.retries
+            results[position], retry = _read(results[position], reply, last=last, probabilities=settings.probabilities)
             if retry:
                 again.append(position)
         open_questions = again
@@ -248,10 +254,10 @@ def ask_turns(states: Sequence[TurnState], settings: DecodingSettings) -> Dialog
 def _question(item: TurnState, settings: DecodingSettings) -> Question:
     conversation = retry_conversation(item.conversation, item.turn) if item.turns else item.conversation
     schema = answer_schema(item.number, boxed=item.single) if settings.constrained else None
-    return Question(conversation, settings.max_new_tokens, schema, STATUS_READOUT)
+    return Question(conversation, settings.max_new_tokens, schema, STATUS_READOUT if settings.probabilities else None)
 
 
-def _read(item: TurnState, reply: Reply, *, last: bool) -> tuple[TurnState, bool]:
+def _read(item: TurnState, reply: Reply, *, last: bool, probabilities: bool) -> tuple[TurnState, bool]:
     """The state with this reply, and whether to ask again. A backend's failure is final: backends
     retry by themselves.
     """
@@ -268,7 +274,7 @@ def _read(item: TurnState, reply: Reply, *, last: bool) -> tuple[TurnState, bool
     item = replace(item, turns=(*item.turns, turn))
     reason = unusable_reason(turn, single=item.single)
     if reason is None:
-        unread = turn.log_p_normal is None or turn.log_p_abnormal is None
+        unread = probabilities and (turn.log_p_normal is None or turn.log_p_abnormal is None)
         why = f": {reply.readout_error}" if reply.readout_error else ""
         return (
             replace(item, error=f"the backend gave no probabilities for the verdict{why}") if unread else item
@@ -316,9 +322,8 @@ def decide(deciding: Sequence[TurnState], before: tuple[Turn, ...], claimed: Seq
 
 
 def _log_odds(turn: Turn) -> float:
-    assert (
-        turn.log_p_normal is not None and turn.log_p_abnormal is not None
-    )  # ask_turns makes the lack of them an error
+    if turn.log_p_normal is None or turn.log_p_abnormal is None:  # settings.probabilities is off
+        return math.inf if turn.status == "normal" else -math.inf
     return turn.log_p_normal - turn.log_p_abnormal
 
 

@@ -13,8 +13,8 @@ can be concluded from them.
 
 The client samples and stamps the frames itself, so that the judge sees exactly these: either one video
 part with frame indices and rate (vLLM, started with --trust-request-mm-kwargs), or single images, each
-after its time ("<0.5 seconds>", Qwen3-VL's own notation). Decoding is greedy: temperature 0, top_p 1,
-seed 0.
+after its time ("<0.5 seconds>", Qwen3-VL's own notation). Decoding is greedy (temperature 0, top_p 1,
+seed 0) unless a temperature is given.
 
 Protocol facts: vLLM 0.32 and 0.33 (``media_io_kwargs``, ``continue_final_message``, ``logprob_token_ids``),
 SGLang 0.5.23.
@@ -67,7 +67,6 @@ from cac_align.vlm.server.reply import (
 
 _LOG = logging.getLogger(__name__)
 
-GREEDY = {"temperature": 0, "top_p": 1, "seed": 0}
 
 # The protocol's maximum.
 TOP_LOGPROBS = 20
@@ -84,7 +83,7 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 # Attributes that travel to another process; connections and what the server said do not.
 _PICKLED = frozenset(
     ("url", "model", "concurrency", "timeout_s", "retries", "backoff_s", "frames", "dialect", "image_quality")
-    + ("revision", "tokenizer", "_api_key", "_headers")
+    + ("temperature", "seed", "revision", "tokenizer", "_api_key", "_headers")
 )
 
 
@@ -107,6 +106,7 @@ class ServerVlm:
         the provenance, because a server cannot say that the files were replaced.
     tokenizer: folder or hub id of the served model's tokenizer, for a vLLM server whose ``/tokenize`` cannot
         be reached. It says which tokens' log-probabilities are asked for.
+    temperature: 0 decodes greedily; above 0 answers are sampled with ``seed``, where the server knows seeds.
     Raises ``ValueError`` for an argument that is out of range or a combination that the server
     cannot do.
     """
@@ -127,6 +127,8 @@ class ServerVlm:
         headers: Mapping[str, str] | None = None,
         tokenizer: str | None = None,
         revision: str | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> None:
         if dialect not in ("vllm", "sglang", "openai"):
             raise ValueError(f"dialect must be 'vllm', 'sglang' or 'openai', received {dialect!r}")
@@ -147,11 +149,12 @@ class ServerVlm:
             or not timeout_s > 0
             or not 0 <= backoff_s < math.inf
             or not 1 <= image_quality <= 100
+            or not 0 <= temperature <= 2
         ):
             raise ValueError(
                 "expected concurrency >= 1, retries >= 0, timeout_s > 0, finite backoff_s >= 0, "
-                "image_quality in 1 to 100; "
-                f"received {concurrency}, {retries}, {timeout_s}, {backoff_s} and {image_quality}"
+                "image_quality in 1 to 100, temperature in 0 to 2; "
+                f"received {concurrency}, {retries}, {timeout_s}, {backoff_s}, {image_quality} and {temperature}"
             )
         self.url = _base_url(url)
         self.model = model
@@ -162,6 +165,8 @@ class ServerVlm:
         self.frames = frames
         self.dialect = dialect
         self.image_quality = image_quality
+        self.temperature = temperature
+        self.seed = seed
         self.revision = revision
         self.tokenizer = tokenizer
         self._api_key = api_key
@@ -216,7 +221,7 @@ class ServerVlm:
             "served": root or UNREACHABLE,
             "dialect": self.dialect,
             "frames": self._describe_frames(),
-            "decoding": "temperature 0, top_p 1, seed 0",
+            "decoding": f"temperature {self.temperature:g}, top_p 1, seed {self.seed}",
             "readout": self._describe_readout(),
         }
 
@@ -313,7 +318,8 @@ class ServerVlm:
         conversation, readout = question.conversation, question.readout
         if conversation[-1].role == "assistant" and self.dialect == "openai":
             raise RequestFailed("only vLLM and SGLang can continue an answer; the dialect is 'openai'")
-        request = {"model": self.model, **GREEDY, "max_tokens": question.max_new_tokens}
+        request = {"model": self.model, "temperature": self.temperature, "top_p": 1, "seed": self.seed}
+        request["max_tokens"] = question.max_new_tokens
         keyed = readout is not None and self._keeps_media
         as_video = self.frames == "video"
         request |= chat_fields(conversation, as_video=as_video, quality=self.image_quality, keyed=keyed)

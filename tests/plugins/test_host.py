@@ -216,7 +216,8 @@ def test_facts_are_each_videos_own(tmp_path):
 
 
 def test_adapters_import_nothing_heavy():
-    modules = ["flow_grpo", "verl_omni", "videoalign", "trl", "common.host", "common.ranks", "doctor"]
+    modules = ["flow_grpo", "verl_omni", "videoalign", "trl", "genrl", "miles_diffusion", "pref_grpo", "teleboost"]
+    modules += ["vbvr_rl", "fastvideo", "common.host", "common.ranks", "doctor.checklist"]
     heavy = [
         "torch",
         "transformers",

@@ -363,8 +363,13 @@ def _ebml_number(data: bytes, *, keep_marker: bool) -> tuple[int, int]:
 
 
 def _riff(file: BinaryIO, size: int, max_frames: int) -> StatedLength:
-    """AVI: one RIFF chunk, and more for files above 1 GB; a writer that was killed leaves 0 as size."""
-    position = 0
+    """AVI: one RIFF chunk, and more for files above 1 GB; a writer that was killed leaves 0 as size.
+
+    Inside, the chunks of the first video stream are counted; where there are fewer than its head states,
+    one has lost its name, and the length is not verified.
+    """
+    position = streams = chunks = frames = 0
+    stated, video = 0, b""
     while position + 12 <= size:
         file.seek(position)
         kind, length, form = struct.unpack("<4sI4s", file.read(12))
@@ -374,8 +379,34 @@ def _riff(file: BinaryIO, size: int, max_frames: int) -> StatedLength:
             return UNKNOWN
         if position + 8 + length > size:
             raise _cut("its RIFF chunk", position + 8 + length, size)
+        for kind, begin, held in _riff_chunks(file, position + 12, position + 8 + length):
+            if kind == b"strh":
+                file.seek(begin)
+                head = file.read(36)
+                if head[:4] == b"vids" and not video:
+                    video, stated = b"%02d" % streams, struct.unpack_from("<I", head, 32)[0]
+                streams += 1
+            elif video and kind[:2] == video and kind[2:] in (b"dc", b"db"):
+                chunks += 1
+                frames += held > 0  # an empty one shows the frame before it once more
+                if frames > max_frames:
+                    raise ValueError(
+                        f"more than {max_frames} frames; at most {max_frames} are accepted, cut the video first"
+                    )
         position += 8 + length + length % 2
-    return StatedLength(verified=True)
+    return StatedLength(chunks >= stated, frames)
+
+
+def _riff_chunks(file: BinaryIO, position: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """(name, place and length of the content) of the chunks between two places, those inside lists included."""
+    while position + 8 <= end:
+        file.seek(position)
+        kind, length = struct.unpack("<4sI", file.read(8))
+        if kind == b"LIST":
+            yield from _riff_chunks(file, position + 12, min(position + 8 + length, end))
+        else:
+            yield kind, position + 8, length
+        position += 8 + length + length % 2
 
 
 def _flv(file: BinaryIO, size: int, max_frames: int) -> StatedLength:
@@ -414,7 +445,11 @@ def _flv_number(head: bytes, name: bytes) -> float:
 
 
 def _gif(file: BinaryIO, size: int, max_frames: int) -> StatedLength:
-    """Every block up to the trailer 0x3B; a cut file may end in that byte by chance."""
+    """Every block up to the trailer 0x3B; a cut file may end in that byte by chance.
+
+    A damaged block length may hide the frame behind it. Writers fill the blocks of a frame, all but its
+    last one; where these have several lengths, the number of frames is not verified.
+    """
     file.seek(0)
     data = file.read()
     cut = ValueError("cut short: a GIF ends with the byte 0x3B, this one ends inside a frame")
@@ -422,13 +457,15 @@ def _gif(file: BinaryIO, size: int, max_frames: int) -> StatedLength:
     def colours(flags: int) -> int:
         return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
-    frames, position = 0, 13 + colours(data[10])
+    verified, frames, position = True, 0, 13 + colours(data[10])
     while position < size:
         kind = data[position]
         if kind == 0x3B:
-            return StatedLength(True, frames)
+            return StatedLength(verified, frames)
         if kind == 0x21:
             position += 2
+            if data[position - 1] == 0xF9 and (data[position], data[position + 5]) != (4, 0):
+                raise _damaged(f"the head of a frame of the GIF, at byte {position}, has another length than 4")
         elif kind == 0x2C and position + 10 < size:
             frames += 1
             position += 11 + colours(data[position + 9])
@@ -436,9 +473,12 @@ def _gif(file: BinaryIO, size: int, max_frames: int) -> StatedLength:
             raise cut if kind == 0x2C else _damaged(f"no block begins at byte {position} of the GIF")
         if frames > max_frames:
             raise ValueError(f"more than {max_frames} frames; at most {max_frames} are accepted, cut the video first")
+        lengths = []
         while position < size and data[position]:
+            lengths.append(data[position])
             position += 1 + data[position]
         position += 1
+        verified = verified and (kind == 0x21 or len(set(lengths[:-1])) < 2)
     raise cut
 
 

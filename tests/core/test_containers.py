@@ -96,6 +96,33 @@ def test_no_flipped_bit_in_the_tables_hides_frames(files: dict[str, bytes], name
         assert video is None or len(video) == NUM_FRAMES or not video.length_verified, f"bit {bit}"
 
 
+@pytest.mark.parametrize("name", ["avi", "gif"])
+def test_no_flipped_bits_hide_frames_of_what_has_no_table(files: dict[str, bytes], name: str) -> None:
+    rng, shorter = random.Random(0), 0
+    for _ in range(300):
+        damaged = bytearray(files[name])
+        for _ in range(rng.randint(1, 4)):
+            reach = len(damaged) if rng.random() < 0.5 else 2048
+            damaged[rng.randrange(reach)] ^= 1 << rng.randrange(8)
+        video = accepted(bytes(damaged))
+        shorter += video is not None and len(video) < NUM_FRAMES
+        assert video is None or len(video) == NUM_FRAMES or not video.length_verified
+    assert shorter or name == "gif"
+
+
+def test_a_gif_whose_blocks_have_a_damaged_length_is_refused_or_not_verified(files: dict[str, bytes]) -> None:
+    damaged = bytearray(files["gif"])
+    damaged[damaged.index(b"!\xf9\x04", len(damaged) // 2) + 2] = 5
+    with pytest.raises(ValueError, match="another length than 4"):
+        Video.open(bytes(damaged))
+    # A first block that is one byte longer, with the count that follows moved into it: whole, and yet not as written.
+    content = files["gif"]
+    block = content.index(b"\xff", content.index(b"!\xf9\x04"))
+    shifted = content[:block] + b"\xfe" + content[block + 1 : block + 255] + b"\x01" + content[block + 255 :]
+    video = accepted(shifted)
+    assert video is not None and not video.length_verified
+
+
 def test_tables_that_contradict_each_other_are_refused(files: dict[str, bytes]) -> None:
     content = bytearray(files["mp4"])
     count = content.find(b"stsz") + 12

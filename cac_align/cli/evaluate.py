@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,7 @@ def run_bench(options: argparse.Namespace) -> int:
     from cac_align.rewards.combine import bounds_of
     from cac_align.rewards.ledger import Ledger
     from cac_align.rewards.reachable import check_reachable, load_reachable
+    from cac_align.runs.progress import progress_callback
 
     if options.stored and (options.reward or options.overrides):
         raise ValueError("--stored reads scores made before, and runs no model; leave out --reward and --set")
@@ -144,7 +145,7 @@ def run_bench(options: argparse.Namespace) -> int:
                 ledger=ledger,
                 out=options.out,
                 threshold=options.threshold,
-                progress=_progress("video"),
+                progress=progress_callback("video"),
             )
     print(json.dumps(found.to_json(videos=options.videos), indent=1) if options.json else to_markdown(found), end="\n")
     unscored = sum(report.unscored for report in found.reports)
@@ -187,6 +188,7 @@ def run_calibrate(options: argparse.Namespace) -> int:
     from cac_align.rewards.cached import cached
     from cac_align.rewards.ledger import Ledger
     from cac_align.rewards.reachable import check_reachable
+    from cac_align.runs.progress import progress_callback
 
     if options.write is not None and not (options.write / "config.json").is_file():
         raise ValueError(f"--write {options.write} is no judge's folder: it has no config.json")
@@ -201,7 +203,7 @@ def run_calibrate(options: argparse.Namespace) -> int:
     loaded = load_cac(options.reward, options.overrides, deferred=ledger is not None)
     reward = replace(loaded, temperature=1.0, threshold=0.0)  # log-odds do not depend on them
     judge = reward if ledger is None else cached(reward, ledger)
-    show = _progress("video")
+    show = progress_callback("video")
     scores, notes = score_records(options.records, records, judge, lambda done: show("", done, len(records)))
     fit = fit_scores(scores, [record.status == "normal" for record in records], num_augmentations=len(reward.tta))
     if options.write is not None:
@@ -225,11 +227,13 @@ def run_vbench(options: argparse.Namespace) -> int:
     """Run VBench and print its results. Returns 1 where a video has no score."""
     from cac_align.cli.score import video_prompts
     from cac_align.evaluation.vbench.run import vbench, videos_in
+    from cac_align.runs.progress import progress_callback
 
     prompts = None
     if options.prompts is not None:
         files = [str(file) for file in videos_in(options.folder)]
         prompts = dict(zip(files, video_prompts(files, None, options.prompts), strict=True))
+    show = progress_callback("result")
     report = vbench(
         options.folder,
         prompts=prompts,
@@ -237,7 +241,7 @@ def run_vbench(options: argparse.Namespace) -> int:
         rows=options.rows,
         python=options.python,
         device=options.device,
-        progress=_progress("result"),
+        progress=lambda done, total, _: show("VBench", done, total),
     )
     print(json.dumps(report.to_json(), indent=1) if options.json else report.to_markdown(), end="\n")
     return 1 if report.unscored else 0
@@ -259,21 +263,3 @@ def run_experts(options: argparse.Namespace) -> int:
     report = summarise_ratings(ratings, groups=tuple(options.groups) if options.groups else None, faults=faults)
     print(json.dumps(report.to_json(), indent=1) if options.json else report.to_markdown(), end="\n")
     return 0
-
-
-def _progress(unit: str) -> Callable[[Any, Any, Any], None]:
-    """A progress bar as a callback of (name, done, total) or (done, total, name)."""
-    from cac_align.runs.progress import progress_bar
-
-    bars: dict[str, Any] = {}
-
-    def show(first: Any, second: Any, third: Any) -> None:
-        name, done, total = (first, second, third) if isinstance(first, str) else ("", first, second)
-        if name not in bars:
-            bars[name] = progress_bar(total, name or "judging", unit)
-        bar = bars[name]
-        bar.update(done - bar.n)
-        if done >= total:
-            bar.close()
-
-    return show

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cac_align.cli.options import add_reward_options, add_verb, input_path
+from cac_align.cli.options import add_reward_options, add_verb, check_writable, input_path
 
 
 def add_report(verbs: Any) -> None:
@@ -47,11 +47,13 @@ def run_report(options: argparse.Namespace) -> int:
     """Write the page and print its path."""
     from cac_align.evaluation.report.collect import NO_SCORES
     from cac_align.evaluation.report.report import write_report, write_selection_report
-    from cac_align.rewards.build import load_reward
+    from cac_align.rewards.reachable import load_reachable
+    from cac_align.runs.progress import progress_callback
 
     if options.overrides and options.reward is None:
         raise ValueError(f"--set {options.overrides[0]} overrides a recipe's key; give the recipe with --reward")
     ledger = _run_ledger(options)
+    check_writable("--out", options.out)
     if options.out is None:
         alone = options.before if options.after is None else None
         home = ledger.parent if ledger is not None else alone if alone is not None and alone.is_dir() else Path()
@@ -66,8 +68,10 @@ def run_report(options: argparse.Namespace) -> int:
     for path in (options.before, options.after):
         if path is not None and not path.exists():
             raise ValueError(f"{path}: no such file or folder")
-    chosen = None if options.reward is None else load_reward(options.reward, options.overrides)
+    chosen = None if options.reward is None else load_reachable(options.reward, options.overrides)
+    show = progress_callback()
     shared = {"reward": chosen, "ratings": options.ratings, "max_pairs": options.max_pairs, "seed": options.seed}
+    shared["progress"] = lambda done, total, what: show(what, done, total)
     if options.after is None:
         made = write_selection_report(options.before, options.out, **shared)
     else:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cac_align.cli.options import add_verb
+from cac_align.cli.options import add_verb, check_writable
 
 
 def add_world(verbs: Any) -> None:
@@ -28,6 +28,10 @@ def run_world(options: argparse.Namespace) -> int:
     """Render the clips and print the path of their records."""
     from cac_align.miniature.world.settings import WORLDS
     from cac_align.miniature.world.world import write_world
+    from cac_align.runs.progress import progress_bar
 
-    print(write_world(options.n, options.seed, options.out, WORLDS[options.world]))
+    check_writable("--out", options.out, folder=True)
+    with progress_bar(options.n, "rendering", "clip") as bar:
+        records = write_world(options.n, options.seed, options.out, WORLDS[options.world], bar.update)
+    print(records)
     return 0

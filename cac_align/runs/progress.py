@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
@@ -97,6 +98,21 @@ def progress_bar(
         delay_s=delay_s,
         every_s=every_s,
     )
+
+
+def progress_callback(unit: str = "video") -> Callable[[str, int, int], None]:
+    """A bar per name, as a callback of (name, done, total)."""
+    bars: dict[str, tqdm[Any]] = {}
+
+    def show(name: str, done: int, total: int) -> None:
+        if name not in bars:
+            bars[name] = progress_bar(total, name or "judging", unit)
+        bar = bars[name]
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+
+    return show
 
 
 def show_note(bar: tqdm[Any], note: str) -> None:

@@ -12,11 +12,11 @@ scene fits no defect of the drawn type.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -241,11 +241,17 @@ def make_prompts(seeds: Iterable[int], world: World = PLAYGROUND) -> list[str]:
     return prompts
 
 
-def write_world(n: int, seed: int, out_dir: str | Path, world: World = FULL) -> Path:
+def write_world(
+    n: int,
+    seed: int,
+    out_dir: str | Path,
+    world: World = FULL,
+    progress: Callable[[int], Any] | None = None,
+) -> Path:
     """Write ``n`` clips of the seeds ``seed``, ``seed`` + 1, … as mp4 files with ``records.jsonl``,
     and return its path.
 
-    Every second clip is anomalous. Raises ``ValueError`` unless ``n`` is a positive even number.
+    Every second clip is anomalous. progress: called with 1 per clip. Raises ``ValueError`` unless ``n`` is a positive even number.
     """
     from cac_align.data.records import write_records
 
@@ -259,6 +265,8 @@ def write_world(n: int, seed: int, out_dir: str | Path, world: World = FULL) -> 
             clip = make_clip(seed + index, world, anomalous=bool(index % 2))
             name = f"videos/{clip.seed}-{clip.status}.mp4"
             write_mp4(out / name, clip.pixels, clip.fps)
+            if progress is not None:
+                progress(1)
             yield clip.record(name)
 
     write_records(out / "records.jsonl", records())

@@ -100,7 +100,8 @@ def explain(ranking: Sequence[int], scores: Sequence[Score], frame_s: float = 0.
         return "Undecided: there is no candidate for this prompt."
     if not ranking:
         errors = "; ".join(f"candidate {index}: {_shorten(scores[index].error or '')}" for index in unscored)
-        return f"Undecided: none of the {len(scores)} candidates has a score ({errors})."
+        many = f"none of the {len(scores)} candidates has a" if len(scores) > 1 else "its one candidate has no"
+        return f"Undecided: {many} score ({errors})."
     best = ranking[0]
     sentences = []
     if len(ranking) == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from cac_align.cac.readout import STATUS_READOUT
 from cac_align.cac.verdict_only import VerdictOnly
 from cac_align.core.video import Video
+from cac_align.plugins.doctor.server import check_server
 from cac_align.rewards.cac import CaC
 from cac_align.vlm.protocol import Message, Readout
 from tests.support.chat_server import (
@@ -102,6 +104,20 @@ def test_bounds_are_said_to_be_bounds(serve: Any) -> None:
     (reply,) = vlm_for(server).answer([user()], max_new_tokens=500, readout=STATUS_READOUT)
     assert reply.bounded == ("abnormal",)
     assert vlm_for(server).provenance["readout"].startswith("top 20, upper bounds")
+
+
+def test_behind_sglang_a_bound_stands_in_the_scores_parts_and_the_doctor_warns(serve: Any, tmp_path: Path) -> None:
+    confident = answer_with(token("normal", None, {"normal": 0.999, "x": 0.0004, "y": 0.0001}))
+    server = serve(lambda body, number: Answer(confident))
+    (score,) = CaC(vlm_for(server, dialect="sglang"))(["p"], [Video.open(np.zeros((17, 32, 32, 3), np.uint8), fps=16)])
+    assert score.error is None and score.parts["p_abnormal_is_bound"] == 1 and "p_normal_is_bound" not in score.parts
+    assert score.value == pytest.approx(0.999 / (0.999 + 0.0001))
+    assert "logprob_token_ids" not in server.requests[0] and "media_io_kwargs" not in server.requests[0]
+    server = serve(lambda body, number: Answer(one_token("normal", {"normal": 0.999, "x": 0.0001})))
+    recipe = tmp_path / "sglang.yaml"
+    recipe.write_text(f'components:\n  cac: {{kind: cac, model: "{server.url}", served_model: cac, dialect: sglang}}\n')
+    (check,) = [check for check in check_server(server.url, recipe) if check.name == "log-probabilities"]
+    assert check.ok is None and "upper bound" in check.text and "serve with vLLM" in check.fix
 
 
 def test_a_merged_closing_quote_counts_and_a_longer_word_does_not(serve: Any) -> None:

@@ -19,6 +19,7 @@ import httpx
 import numpy as np
 
 from cac_align.cac.judge_settings import FILE_NAME
+from cac_align.cac.readout import STATUS_WORDS
 from cac_align.cac.verdict_only import ANSWER_PREFIX, VERDICT_SCHEMA
 from cac_align.core.video import Frames
 from cac_align.plugins.doctor.checks import Check
@@ -273,12 +274,13 @@ def _check_readout(vlm: ServerVlm, conversation: Conversation) -> Iterator[Check
         )
         return
     yield Check("continuation", True, "a begun answer is continued")
-    readout = Readout(("n",), len)  # a word of one letter has no pieces to follow: one request
-    (reply,) = vlm.answer([begun], max_new_tokens=1, readout=readout)
     try:
         by_id = vlm._can_ask_by_id(threading.Event())
     except RequestFailed:
         by_id = False
+    # By id a word of one letter does: it has no pieces to follow, and one request is enough.
+    readout = Readout(("n",) if by_id else STATUS_WORDS, len)
+    (reply,) = vlm.answer([begun], max_new_tokens=1, readout=readout)
     if reply.log_p is None:
         yield Check("log-probabilities", False, f"none: {reply.readout_error or reply.error}", "vLLM 0.32 or newer")
     elif by_id and not reply.bounded:

@@ -23,10 +23,11 @@ END"""
 
 _MESSAGES = (ScoreRequest, ScoreItem, FilePart, FramesPart, PathPart, ScoreResult)
 
-_STYLE = """:root { color-scheme: light dark; } body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto;
-padding: 1.5rem; } pre { overflow-x: auto; padding: .8rem 1rem; border: 1px solid #8886; border-radius: 8px; } table {
-border-collapse: collapse; width: 100%; } td { border-top: 1px solid #8886; padding: .35rem .8rem .35rem 0;
-vertical-align: top; overflow-wrap: anywhere; }"""
+_STYLE = """:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1.5rem; }
+pre { overflow-x: auto; padding: .8rem 1rem; border: 1px solid #8886; border-radius: 8px; }
+table { border-collapse: collapse; width: 100%; }
+td { border-top: 1px solid #8886; padding: .35rem .8rem .35rem 0; vertical-align: top; overflow-wrap: anywhere; }"""
 
 
 def docs_page(routes: Sequence[Any], url: str, *, needs_token: bool) -> str:

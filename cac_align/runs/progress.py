@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,7 @@ class _Bar(tqdm):
     def __init__(self, *arguments: Any, delay_s: float, every_s: float, **options: Any) -> None:
         self._ended = threading.Event()
         self._shown = False
+        self.start_t = self.delay = float("inf")  # until tqdm has set them
         super().__init__(*arguments, **options, delay=delay_s, miniters=1)
         if not self.disable:
             threading.Thread(target=self._draw, args=(delay_s, every_s), name="progress", daemon=True).start()
@@ -42,7 +44,8 @@ class _Bar(tqdm):
             wait_s = every_s
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
-        if self._ended.is_set() and not self._shown:
+        hidden = time.time() < self.start_t + self.delay or self._ended.is_set()
+        if hidden and not self._shown:
             return None
         self._shown = self._shown or msg is None
         return super().display(msg, pos)
@@ -56,8 +59,12 @@ class _Lines(_Bar):
     """The same as lines, one every half minute, for files and pipes."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        if msg is None and not self._ended.is_set():
-            self._shown = True
+        """Nothing: what changes is told with the next line."""
+
+    def _draw(self, delay_s: float, every_s: float) -> None:
+        wait_s = delay_s
+        while not self._ended.wait(wait_s):
+            self._shown, wait_s = True, every_s
             print(self, file=self.fp, flush=True)
 
     def close(self) -> None:

@@ -27,6 +27,7 @@ from cac_align.cli.main import main
 from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
 from cac_align.generation.wan import Wan
+from cac_align.rewards.domain import Domain
 from cac_align.rewards.ledger import Ledger
 from tests.support.tiny_flow import WORDS, Brightness, environment, lora, recipe, rows, same, write_recipe, write_wan
 
@@ -353,8 +354,12 @@ def test_a_finished_run_takes_more_steps(model, tmp_path):
         align(falling)
 
 
-def test_a_run_ends_with_its_guards_and_where_the_lora_lies(model, tmp_path):
-    result = align(recipe(model, tmp_path, steps=1, eval=EvalRecipe(every=1, prompts=2)))
+def test_a_run_ends_with_its_guards_and_where_the_lora_lies(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(Brightness, "domain", Domain("toy world"), raising=False)
+    told = []
+    result = align(recipe(model, tmp_path, steps=1, eval=EvalRecipe(every=1, prompts=2)), told.append)
+    assert [line for line in (told[0], told[-1]) if line.startswith("note: this reward is a toy for the toy world")]
+    assert sum("toy world" in line for line in told) == 2
     rows_before = rows(tmp_path)
     lines = closing_lines(tmp_path, result.step, 1, result.alarms)
     assert f"0 of {rows_before[0]['videos']} videos without a score" in lines[0] and lines[0].startswith("1 of 1 steps")

@@ -89,4 +89,4 @@ def test_a_small_run_leaves_everything_on_disk_and_resumes(tmp_path):
     scored = [line for line in (tmp_path / "ledger.jsonl").read_text().splitlines() if '"kind": "score"' in line[:100]]
     assert len(scored) == sum('"kind": "score"' in line[:100] for line in ledger.splitlines())
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["choices"][0]["name"] == "a random candidate"
+    assert summary["choices"][0]["name"] == "a random candidate" and summary["domain"] == "miniature"

@@ -56,7 +56,9 @@ def test_a_terminal_gets_a_bar_that_is_drawn_again_within_a_step(stderr):
 def test_short_work_shows_nothing(stderr, monkeypatch):
     for name in ("_TERMINAL_DELAY_S", "_LINE_INTERVAL_S"):
         monkeypatch.setattr(progress, name, 10.0)
-    work(0.0)
+    with progress.progress_bar(10, "judging") as bar:
+        bar.set_postfix_str("3 discarded")  # draws, unless told otherwise
+        bar.update(10)
     assert stderr.getvalue().strip() == ""
 
 

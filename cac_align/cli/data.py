@@ -52,10 +52,10 @@ def add_data(verbs: Any) -> None:
     )
     take.add_argument("--review", choices=("draft", "accepted", "audited"), help="rating: set the review state")
 
-    give = add_verb(kinds, "export", run_export, "records as COCO JSON (with videos and tracks)")
-    give.add_argument("format", choices=("coco",), help="what to write")
-    give.add_argument("records", type=Path, help="records.jsonl")
-    give.add_argument("out", type=Path, help="JSON file to write")
+    give = add_verb(kinds, "export", run_export, "records as COCO JSON, or repairs as preference pairs with masks")
+    give.add_argument("format", choices=("coco", "preferences"), help="what to write")
+    give.add_argument("records", type=Path, help="records.jsonl; for preferences: the --out of `cac-align repair`")
+    give.add_argument("out", type=Path, help="file to write: JSON, or JSON Lines for preferences")
 
     synthesise = add_verb(
         kinds, "synthesise", run_synthesise, "chains of thought by a teacher that is given what people found; resumes"
@@ -171,7 +171,9 @@ def _external(options: argparse.Namespace) -> Any:
 
 
 def run_export(options: argparse.Namespace) -> int:
-    """Write records in another format and print the file."""
+    """Write records or repairs in another format and print the file."""
+    if options.format == "preferences":
+        return export_preferences(options.records, options.out)
     from cac_align.data.convert import to_coco
     from cac_align.data.records import moved_record, read_records
     from cac_align.runs.files import atomic_write
@@ -183,6 +185,19 @@ def run_export(options: argparse.Namespace) -> int:
     atomic_write(options.out, json.dumps(to_coco(records), ensure_ascii=False))
     print(options.out)
     return 0
+
+
+def export_preferences(repairs: Path, out: Path) -> int:
+    """Write the pairs of a repair run and print the file. Returns 1 where there is none."""
+    from cac_align.data.preferences import preference_pairs, write_preferences
+
+    pairs, left_out = preference_pairs(repairs)
+    for name, reason in left_out.items():
+        print(f"left out: {name}: {reason}", file=sys.stderr)
+    write_preferences(pairs, out)
+    print(f"{len(pairs)} pairs", file=sys.stderr)
+    print(out)
+    return 0 if pairs else 1
 
 
 # ---- synthesise ---------------------------------------------------------------------------------------------------

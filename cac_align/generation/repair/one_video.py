@@ -159,7 +159,7 @@ class VideoRepair:
                     "attempt": made,
                     "video": original,
                     "prompt": prompt,
-                    "base": best.path,
+                    "base": str(best.video.path or original),
                     "mask": str(self.out / "masks" / f"{stem}.npz"),
                     "mask_share": float(weights.mean()),
                     "strength": strength,

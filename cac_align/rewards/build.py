@@ -29,8 +29,9 @@ SERVICE_TOKEN_ENV = "CAC_ALIGN_TOKEN"
 class JudgeRecipe:
     """One component of a reward. A key that this kind of component would not read is refused."""
 
-    # What kind of reward it is: cac, unified, normal_flow_speed, or "module:Name" of your own (called without
-    # arguments; it takes kind and weight only).
+    # What kind of reward it is: cac, unified, normal_flow_speed, one of the other judges (unified_think, unified_flex,
+    # videoscore2, videophy2, api; see docs/judges.md), or "module:Name" of your own (called without arguments; it takes
+    # kind and weight only).
     kind: str = "cac"
     # Which judge: "miniature" (shipped), a folder or hub id to run here, or the URL of an OpenAI-compatible server.
     model: str = "miniature"
@@ -68,12 +69,26 @@ class JudgeRecipe:
     # change R. null: the folder's, fitted for these augmentations, else 0.
     threshold: float | None = None
 
-    # Keys of kind unified.
+    # Keys of kind unified and of the other judges that have a prompt of their own.
 
     # Your copy of upstream's prompt text; its sha256 is checked. null: our own wording, which is another reward.
     prompt_file: str | None = None
     # Whether prompt_file may be another text than upstream's.
     allow_other_prompt: bool = False
+
+    # Keys of kinds unified_think and unified_flex, which compare the videos of a prompt.
+
+    # Which pairs are compared: round_robin, anchor or seeded (rewards.pairwise.schedules). null: round_robin.
+    schedule: str | None = None
+    # With how many videos the others are compared, for schedule anchor. null: 2.
+    anchors: int | None = None
+
+    # Keys of kind api.
+
+    # How many sampled verdicts are counted, 3 or more. null: 5.
+    votes: int | None = None
+    # Temperature of their sampling, above 0. null: 0.7.
+    vote_temperature: float | None = None
 
     # Key of kind normal_flow_speed: the speed in frame heights per second from which on the reward is 1.
     full_speed: float = 0.15
@@ -209,10 +224,10 @@ def _read(recipe: str | os.PathLike[str] | RewardRecipe | None, overrides: Seque
             "a reward recipe needs at least one component, e.g. components: {cac: {kind: cac, model: miniature}}"
         )
     for name, component in recipe.components.items():
-        if component.kind not in ("cac", "unified", "normal_flow_speed") and ":" not in component.kind:
+        known = ("cac", "unified", "normal_flow_speed", *JUDGE_KINDS)
+        if component.kind not in known and ":" not in component.kind:
             raise ValueError(
-                f"component {name!r}: kind must be cac, unified, normal_flow_speed or "
-                f"'module:Name', received {component.kind!r}"
+                f"component {name!r}: kind must be {', '.join(known)} or 'module:Name', received {component.kind!r}"
             )
         refuse_unread(f"component {name!r}: kind {component.kind}", component, _keys_read_by(component))
     return recipe
@@ -282,6 +297,15 @@ _SERVED = (
     "tokenizer",
     "api_key_env",
 )
+_PROMPT = ("prompt_file", "allow_other_prompt", "max_new_tokens")
+JUDGE_KINDS: Mapping[str, tuple[str, ...]] = {
+    "unified_think": (*_PROMPT, "schedule", "anchors"),
+    "unified_flex": (*_PROMPT, "schedule", "anchors"),
+    "videoscore2": _PROMPT,
+    "videophy2": ("prompt_file", "max_new_tokens"),
+    "api": (*_TWO_TURN, "votes", "vote_temperature"),
+}
+"""The other judges (``rewards.judges``) by kind, and which keys each reads besides those of its model."""
 # Which keys about asking each mode of CaC reads.
 _MODES = {
     "two_turn": _TWO_TURN,
@@ -300,7 +324,9 @@ def _keys_read_by(recipe: JudgeRecipe) -> tuple[str, ...]:
             raise ValueError(f"mode must be two_turn, single_turn, readout or json, received {recipe.mode!r}")
         return (*judge, "mode", "min_mass", "temperature", "tta", "threshold", *_MODES[recipe.mode])
     if recipe.kind == "unified":
-        return judge if recipe.model == "miniature" else (*judge, "prompt_file", "allow_other_prompt", "max_new_tokens")
+        return judge if recipe.model == "miniature" else (*judge, *_PROMPT)
+    if recipe.kind in JUDGE_KINDS:
+        return (*judge, *JUDGE_KINDS[recipe.kind])
     return ("full_speed",) if recipe.kind == "normal_flow_speed" else ()
 
 
@@ -339,6 +365,15 @@ def _load_component(recipe: JudgeRecipe, loading: Mapping[str, Any]) -> Reward:
         from cac_align.rewards.normal_flow_speed import NormalFlowSpeed
 
         return NormalFlowSpeed(recipe.full_speed)
+    if recipe.kind in JUDGE_KINDS:
+        from cac_align.rewards.judges.build import load_judge
+
+        if recipe.model == "miniature":
+            raise ValueError(
+                f"kind {recipe.kind} has no miniature: name a checkpoint's folder or a server's URL as model"
+            )
+        given = {name: getattr(recipe, name) for name in JUDGE_KINDS[recipe.kind] if getattr(recipe, name) is not None}
+        return load_judge(recipe.kind, recipe.model, given, backend)
     return _Unloaded(recipe.kind) if loading.get("check_only") else call_reward_factory(recipe.kind)
 
 

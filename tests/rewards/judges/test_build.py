@@ -1,0 +1,51 @@
+"""The other judges from a recipe: what they need is told before anything is asked."""
+
+from __future__ import annotations
+
+import pytest
+
+from cac_align.rewards.build import JudgeRecipe, RewardRecipe, load_reward
+from cac_align.rewards.combine import compares_videos
+from cac_align.rewards.judges.votes import VotedCaC
+from cac_align.rewards.pairwise.tournament import Tournament
+
+URL = "http://127.0.0.1:1/v1"
+
+
+def load(**keys):
+    return load_reward(RewardRecipe(components={"judge": JudgeRecipe(**{"model": URL, **keys})}))
+
+
+def test_a_pair_judge_becomes_a_tournament(tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_text("Which is better? {prompt}")
+    reward = load(kind="unified_flex", prompt_file=str(path), allow_other_prompt=True, schedule="anchor", anchors=3)
+    assert isinstance(reward, Tournament) and (reward.schedule, reward.anchors) == ("anchor", 3)
+    assert compares_videos(reward) and reward.bounds == (0.0, 1.0)
+
+
+def test_an_endpoint_is_asked_once_per_vote(monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "secret")
+    reward = load(kind="api", served_model="some-model", votes=7, scan_fps=2.0, api_key_env="SOME_KEY")
+    assert isinstance(reward, VotedCaC) and len(reward.voters) == 7 and reward.settings.scan_fps == 2.0
+    monkeypatch.delenv("SOME_KEY")
+    with pytest.raises(ValueError, match="SOME_KEY"):
+        load(kind="api", served_model="some-model", api_key_env="SOME_KEY")
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"kind": "videoscore3"}, "kind must be"),
+        ({"kind": "unified_think"}, "prompt_file is not given; fetch UnifiedReward-Think/"),
+        ({"kind": "videophy2", "model": "some/folder", "prompt_file": "x"}, "behind a URL"),
+        ({"kind": "videoscore2", "model": "miniature"}, "no miniature"),
+        ({"kind": "api"}, "served_model"),
+        ({"kind": "api", "served_model": "m", "votes": 2}, "3 or more"),
+        ({"kind": "videoscore2", "schedule": "anchor"}, "schedule"),
+        ({"kind": "unified_think", "tta": ["mirrored"]}, "tta"),
+    ],
+)
+def test_what_is_missing_is_named(keys, message):
+    with pytest.raises(ValueError, match=message):
+        load(**keys)

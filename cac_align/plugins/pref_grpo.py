@@ -16,16 +16,12 @@ Read at CodeGoat24/Pref-GRPO 3e787f6 (``fastvideo/rewards/dispatcher.py``, ``fas
 
 from __future__ import annotations
 
-import runpy
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from cac_align.plugins.common.host import HostOptions, environment_options, host_reward
-
-REPLACED_MODULE = "fastvideo.models.videoalign.inference"
+from cac_align.plugins.videoalign import run_script
 
 
 class StepReward:
@@ -57,13 +53,7 @@ def main(arguments: Sequence[str]) -> None:
         raise SystemExit("usage: python -m cac_align.plugins.pref_grpo fastvideo/train_wan21.py …")
     if not any("videoalign" in argument for argument in arguments[1:]):
         raise SystemExit("the script is not asked for our reward: add --reward_spec videoalign:1.0")
-    module = ModuleType(REPLACED_MODULE)
-    module.__dict__["VideoVLMRewardInference"] = StepReward
-    sys.modules[REPLACED_MODULE] = module
-    script = Path(arguments[0])
-    sys.argv = list(arguments)
-    sys.path.insert(0, str(script.resolve().parent))
-    runpy.run_path(str(script), run_name="__main__")
+    run_script(StepReward, arguments)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
 """VideoAlign's class ``VideoVLMRewardInference``, which DanceGRPO and others import, with our
 reward in its keys.
 
+    CAC_ALIGN_REWARD=http://127.0.0.1:8000 torchrun … -m cac_align.plugins.videoalign \\
+        fastvideo/train_grpo_hunyuan.py … --use_videoalign
+
+The script stays as it is: this launcher puts our class where the script imports VideoAlign's from.
+In a script of one's own the import is replaced:
+
     from cac_align.plugins.videoalign import VideoVLMRewardInference
 
-This line replaces the import from ``fastvideo.models.videoalign.inference``. Nothing else of the
-script changes: the checkpoint folder that its next line passes ("./videoalign_ckpt") is not read,
-and the reward then comes from the environment, CAC_ALIGN_REWARD=http://… of `cac-align serve`.
+The checkpoint folder that the script passes ("./videoalign_ckpt") is not read; the reward comes from
+the environment.
 
     VQ = MQ = TA = Overall = the whole reward
 
@@ -21,11 +26,18 @@ that the run ends with the reason.
 
 from __future__ import annotations
 
+import runpy
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from cac_align.plugins.common.host import HostOptions, environment_options, host_reward
 from cac_align.plugins.common.missing_scores import RunStopped
+
+REPLACED_MODULE = "fastvideo.models.videoalign.inference"
+"""The module that DanceGRPO and its descendants import VideoAlign's class from."""
 
 
 class VideoVLMRewardInference:
@@ -80,3 +92,30 @@ class VideoVLMRewardInference:
 def _names_a_reward(text: str) -> bool:
     """Whether this is a URL, a recipe or "module:Name", and not the path of a checkpoint folder."""
     return ("/" not in text.partition(":")[0] and ":" in text) or text.endswith((".yaml", ".yml"))
+
+
+def run_script(inference: type, arguments: Sequence[str]) -> None:
+    """Put a class where scripts import VideoAlign's from, and run the script that the arguments begin with."""
+    module = ModuleType(REPLACED_MODULE)
+    module.__dict__["VideoVLMRewardInference"] = inference
+    sys.modules[REPLACED_MODULE] = module
+    script = Path(arguments[0])
+    sys.argv = list(arguments)
+    sys.path.insert(0, str(script.resolve().parent))
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run a script of DanceGRPO with our reward.
+
+    Raises ``SystemExit`` when no script is named, or its arguments do not ask for VideoAlign.
+    """
+    if not arguments:
+        raise SystemExit("usage: python -m cac_align.plugins.videoalign fastvideo/train_grpo_hunyuan.py …")
+    if "--use_videoalign" not in arguments:
+        raise SystemExit("the script is not asked for our reward: add --use_videoalign")
+    run_script(VideoVLMRewardInference, arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

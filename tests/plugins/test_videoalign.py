@@ -1,10 +1,12 @@
 """The VideoAlign-shaped class: same constructor, same call, same keys; our scores under them."""
 
 import inspect
+import sys
 
 import pytest
 
 from cac_align.core.encoding import write_mp4
+from cac_align.plugins import videoalign
 from cac_align.plugins.common import host
 from cac_align.plugins.common.missing_scores import MissingScoreError
 from cac_align.plugins.videoalign import RunStopped, VideoVLMRewardInference
@@ -66,6 +68,25 @@ def test_failures_are_errors(paths):
         VideoVLMRewardInference("tests.support.hosting:scripted").reward(paths, ["a"])
     with pytest.raises(ValueError, match="unknown reward option"):
         VideoVLMRewardInference("tests.support.hosting:scripted", legder="x")
+
+
+def test_the_launcher_runs_an_untouched_script(paths, tmp_path, monkeypatch, capsys):
+    """The lines of DanceGRPO's scripts, which import the class when they start."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys\n"
+        "from fastvideo.models.videoalign.inference import VideoVLMRewardInference\n"
+        "inferencer = VideoVLMRewardInference('./videoalign_ckpt', device='cuda:0', dtype=None)\n"
+        f"print(sys.argv[1:], inferencer.reward([{paths[1]!r}], ['a'], use_norm=True)[0]['MQ'])\n"
+    )
+    monkeypatch.setenv("CAC_ALIGN_REWARD", "tests.support.hosting:scripted")
+    monkeypatch.setattr(sys, "argv", ["x"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, videoalign.REPLACED_MODULE, None)
+    videoalign.main([str(script), "--use_videoalign"])
+    assert capsys.readouterr().out.startswith("['--use_videoalign'] 0.42")
+    with pytest.raises(SystemExit, match="add --use_videoalign"):
+        videoalign.main([str(script)])
 
 
 def dance_grpo(inferencer, path, prompt):

@@ -9,7 +9,7 @@ import pytest
 
 from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
-from cac_align.evaluation.report.clip_view import _mp4
+from cac_align.evaluation.pages.player import _mp4
 
 
 def clip(num_frames=17, height=48, width=64):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cac_align.cli.inject import add_inject
-from cac_align.cli.options import add_set_option, add_verb, input_path
+from cac_align.cli.options import add_set_option, add_verb, check_writable, input_path
 
 EXTERNAL = ("vif-cot", "geneva", "broken-videos", "videophy2", "spotlight")
 """Data sets of other people that have a loader."""
@@ -108,6 +108,7 @@ def run_import(options: argparse.Namespace) -> int:
     from cac_align.data.records import write_records
 
     out: Path = options.out
+    check_writable("OUT", out)
     if options.format == "coco":
         loaded: Any = from_coco(
             options.source, videos=options.videos, labels=_labels(options.label), unannotated=options.unannotated
@@ -215,12 +216,13 @@ def run_synthesise(options: argparse.Namespace) -> int:
     from cac_align.runs.progress import progress_bar
 
     records = all_records(options.records)
+    check_writable("--out", options.out, folder=True)
     teacher_overrides = [item.removeprefix("teacher.") for item in options.overrides if item.startswith("teacher.")]
     overrides = [item for item in options.overrides if not item.startswith("teacher.")]
     small = options.teacher == "miniature"
     settings = read_recipe(
         Synthesis, options.recipe, ["wording=brief", *overrides] if small and options.recipe is None else overrides,
-        section="synthesis",
+        section="synthesis", folder="data",
     )  # fmt: skip
     teacher = load_teacher(options.teacher, options.recipe, teacher_overrides, records)
     with progress_bar(len(records), "explaining", "record") as bar:
@@ -302,7 +304,8 @@ def run_split(options: argparse.Namespace) -> int:
     from cac_align.data.splits import Splits, check_split_folder, split_stages
     from cac_align.runs.progress import progress_bar
 
-    settings = read_recipe(Splits, options.recipe, options.overrides, section="splits")
+    check_writable("--out", options.out, folder=True)
+    settings = read_recipe(Splits, options.recipe, options.overrides, section="splits", folder="data")
     with progress_bar(None, "hashing") as bar:
 
         def show(done: int, total: int) -> None:

@@ -35,7 +35,8 @@ def closing_lines(out: Path, step: int, steps: int, alarms: Sequence[str]) -> li
     if (out / "lora").is_dir():
         best = f" (best evaluation: {out / 'lora_best'})" if (out / "lora_best").is_dir() else ""
         lines.append(f"LoRA: {out / 'lora'}{best}")
-        lines.append(f"next: cac-align report {out}, or videos from it: cac-align best-of-n --set generator.lora=LORA")
+        videos = f"cac-align best-of-n --prompts FILE --out DIR --set generator.lora={out / 'lora'}"
+        lines.append(f"next: cac-align report {out}; videos with it, by the recipe of the same checkpoint: {videos}")
     return lines
 
 

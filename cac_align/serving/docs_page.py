@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from cac_align.serving.wire import FilePart, FramesPart, PathPart, ScoreItem, ScoreRequest, ScoreResult
 
 CURL_EXAMPLE = """\
-curl -s {url}v1/score -H 'Content-Type: application/json' -d @- <<END
+curl -s {url}/v1/score -H 'Content-Type: application/json' -d @- <<END
 {{"items": [{{"prompt": "a red ball rolls to the right on grass",
             "video": {{"kind": "file", "fps": 16, "data": "$(base64 < clip.mp4 | tr -d '\\n')"}}}}]}}
 END"""
@@ -26,8 +27,9 @@ _MESSAGES = (ScoreRequest, ScoreItem, FilePart, FramesPart, PathPart, ScoreResul
 _STYLE = """:root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1.5rem; }
 pre { overflow-x: auto; padding: .8rem 1rem; border: 1px solid #8886; border-radius: 8px; }
-table { border-collapse: collapse; width: 100%; }
-td { border-top: 1px solid #8886; padding: .35rem .8rem .35rem 0; vertical-align: top; overflow-wrap: anywhere; }"""
+table { border-collapse: collapse; width: 100%; } td:first-child { width: 34%; }
+code { overflow-wrap: anywhere; }
+td { border-top: 1px solid #8886; padding: .35rem .8rem .35rem 0; vertical-align: top; }"""
 
 
 def docs_page(routes: Sequence[Any], url: str, *, needs_token: bool) -> str:
@@ -38,13 +40,11 @@ def docs_page(routes: Sequence[Any], url: str, *, needs_token: bool) -> str:
         (f"{'/'.join(sorted(route.methods - {'HEAD'}))} {route.path}", inspect.getdoc(route.endpoint) or "")
         for route in routes
     ]
+    url = url.rstrip("/")
     example = CURL_EXAMPLE.format(url=url)
     if needs_token:
         example = example.replace(" -d @-", ' -H "Authorization: Bearer $CAC_ALIGN_TOKEN" -d @-')
-    messages = [
-        (kind.__name__, f"{', '.join(item.name for item in fields(kind))}: {inspect.getdoc(kind)}")
-        for kind in _MESSAGES
-    ]
+    messages = [(", ".join(map(_field, fields(kind))), inspect.getdoc(kind) or "") for kind in _MESSAGES]
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>cac-align: the service</title><link rel="icon" href="data:,"><style>{_STYLE}</style></head><body>
@@ -61,8 +61,16 @@ def docs_page(routes: Sequence[Any], url: str, *, needs_token: bool) -> str:
 """
 
 
+def _field(item: Any) -> str:
+    """A field's name; of ``kind``, which tells the parts apart, the value too."""
+    return f'kind="{item.default}"' if item.name == "kind" else item.name
+
+
 def _table(rows: Sequence[tuple[str, str]]) -> str:
-    cells = "".join(
-        f"<tr><td><code>{html.escape(name)}</code></td><td>{html.escape(text)}</td></tr>" for name, text in rows
-    )
+    cells = "".join(f"<tr><td><code>{html.escape(name)}</code></td><td>{_prose(text)}</td></tr>" for name, text in rows)
     return f"<table>{cells}</table>"
+
+
+def _prose(text: str) -> str:
+    """A docstring as HTML, its ``names`` as code."""
+    return re.sub(r"``(.+?)``", r"<code>\1</code>", html.escape(text))

@@ -38,4 +38,4 @@ def test_the_pasted_request_gives_a_score(token, tmp_path, monkeypatch):
 def test_the_readme_has_the_same_request():
     readme = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
     shown = "\n".join(line.removeprefix("    ") for line in readme.splitlines())
-    assert CURL_EXAMPLE.format(url="http://127.0.0.1:8000/") in shown
+    assert CURL_EXAMPLE.format(url="http://127.0.0.1:8000") in shown

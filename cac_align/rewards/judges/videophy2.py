@@ -24,7 +24,7 @@ from cac_align.rewards.judges.upstream_prompt import UpstreamPrompt, fill_slots,
 from cac_align.rewards.reward import Score
 from cac_align.vlm.protocol import Conversation, Message, Reply, Vlm
 
-NUM_FRAMES = 32
+VIDEOPHY2_FRAMES = 32
 # From this value on, an axis counts as fulfilled in the joint score of the paper.
 JOINT_FROM = 4.0
 
@@ -41,8 +41,8 @@ _VALIDITY = re.compile(r"\s{0,20}([0-2])(?![\w.,/]?\d)\b")
 
 def middle_indices(num_frames: int) -> tuple[int, ...]:
     """Upstream's 32 source indices: ``int(s / 2) + round(s i)`` with s = (N − 1) / 32, each once."""
-    step = (num_frames - 1) / NUM_FRAMES
-    return tuple(sorted({min(int(step / 2) + round(step * i), num_frames - 1) for i in range(NUM_FRAMES)}))
+    step = (num_frames - 1) / VIDEOPHY2_FRAMES
+    return tuple(sorted({min(int(step / 2) + round(step * i), num_frames - 1) for i in range(VIDEOPHY2_FRAMES)}))
 
 
 def read_rating(text: str, *, rule: bool = False) -> float:
@@ -77,7 +77,7 @@ class VideoPhy2:
         return {
             "reward": "VideoPhy-2 AutoEval (SA, PC; mean, 1 to 5)",
             "prompt": ", ".join(f"{known.name} {known.sha256}" for known in _PROMPTS.values()),
-            "frames": f"{NUM_FRAMES} at the middles of {NUM_FRAMES} stretches, as images",
+            "frames": f"{VIDEOPHY2_FRAMES} at the middles of {VIDEOPHY2_FRAMES} stretches, as images",
             "max_new_tokens": str(self.max_new_tokens),
         } | {f"vlm/{key}": value for key, value in self.vlm.provenance.items()}
 

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,13 @@ def add_best_of_n(verbs: Any) -> None:
     parser.add_argument(
         "--fps", type=float, help="true frame rate of --candidates: of images, or where their container is wrong"
     )
+    parser.add_argument(
+        "--repair",
+        nargs="?",
+        const="",
+        metavar="RECIPE",
+        help="repair the winners afterwards, into OUT/repair (RECIPE: of `cac-align repair`; default: the miniature)",
+    )
     parser.add_argument("--json", action="store_true", help="print selection.jsonl instead of a table")
     add_set_option(parser)
 
@@ -61,6 +69,7 @@ def run_best_of_n(options: argparse.Namespace) -> int:
     if options.fps is not None and options.candidates is None:
         raise ValueError("--fps goes with --candidates; the generator states the rate of what it makes")
     check_writable("--out", options.out, folder=True)
+    repair = _repair_recipe(options, recipe.generator)
     prompts, given = _prompts_and_candidates(options)
     if given is None:
         check_generator(recipe.generator)
@@ -84,7 +93,39 @@ def run_best_of_n(options: argparse.Namespace) -> int:
             f"{undecided} of {len(selections)} prompts are undecided: none of their candidates has a score",
             file=sys.stderr,
         )
-    return 1 if undecided else 0
+    failed = 0 if repair is None else _repair_winners(selections, repair, options)
+    return 1 if undecided or failed else 0
+
+
+def _repair_recipe(options: argparse.Namespace, generator: Any) -> Any:
+    """The recipe of ``--repair``, checked before anything is generated; None without it. Without a RECIPE the
+    generator of the candidates repairs.
+    """
+    from cac_align.config import read_recipe
+    from cac_align.generation.repair.build import RepairRecipe
+
+    if options.repair is None:
+        return None
+    if options.repair:
+        return read_recipe(RepairRecipe, options.repair, folder="repair")
+    own = ("height", "width", "num_frames", "fps")  # a repair takes the video's
+    return RepairRecipe(generator=replace(generator, **dict.fromkeys(own)))
+
+
+def _repair_winners(selections: Sequence[Any], recipe: Any, options: argparse.Namespace) -> int:
+    """Repair the chosen videos into ``OUT/repair``, print a line each on stderr, and return how many could not be
+    judged or repaired.
+    """
+    from cac_align.cli.repair import FAILED, repair_files, repair_table
+
+    chosen = [selection for selection in selections if selection.chosen is not None]
+    if not chosen:
+        return 0
+    paths = [selection.candidates[selection.chosen] for selection in chosen]
+    prompts = [selection.prompt for selection in chosen]
+    results = repair_files(paths, prompts, recipe, options.out / "repair", fps=options.fps)
+    print(repair_table(results), file=sys.stderr)
+    return sum(result.status in FAILED for result in results)
 
 
 def _prompts_and_candidates(options: argparse.Namespace) -> tuple[list[str], dict[str, list[Path]] | None]:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from cac_align.generation.repair.build import RepairRecipe
     from cac_align.generation.repair.one_video import RepairResult
 
+FAILED = ("unjudged", "unfit")
+"""What can become of a video that counts as a failure: no verdict, or a checkpoint that cannot make such a video."""
+
 
 def add_repair(verbs: Any) -> None:
     """The options of `cac-align repair`."""
@@ -57,7 +60,7 @@ def run_repair(options: argparse.Namespace) -> int:
     given = options.videos or [options.selection / CHOSEN]
     if not Path(given[0]).exists() and options.selection is not None:
         raise ValueError(f"{given[0]}: no such folder; --selection takes the --out of `cac-align best-of-n`")
-    recipe = read_recipe(RepairRecipe, options.recipe, options.overrides)
+    recipe = read_recipe(RepairRecipe, options.recipe, options.overrides, folder="repair")
     paths = expand_videos(given)
     listed = listed_prompts(paths) if options.prompt is None and options.prompts is None else None
     prompts = listed or video_prompts(paths, options.prompt, options.prompts)
@@ -66,7 +69,7 @@ def run_repair(options: argparse.Namespace) -> int:
         print("\n".join(json.dumps(result.to_json(), ensure_ascii=True) for result in results))
     else:
         print(repair_table(results))
-    failed = sum(result.status in ("unjudged", "unfit") for result in results)
+    failed = sum(result.status in FAILED for result in results)
     if failed:
         print(
             f"{failed} of {len(results)} videos could not be judged or repaired; their reasons stand above",

@@ -311,6 +311,7 @@ VERBS = {
     "doctor",
     "evaluate",
     "recipes",
+    "repair",
     "report",
     "score",
     "serve",

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
+from urllib.parse import urlsplit
 
 from cac_align.cac.augmentations import FOUR_PHASES
 from cac_align.config import import_name, read_recipe, refuse_unread
@@ -255,7 +256,11 @@ def _load_remote(url: str, overrides: Sequence[str]) -> Reward:
             f"{overrides[0]} would not be read, because {url} is a service with a recipe of its own; leave it out"
         )
     remote = import_name("cac_align.serving.client:RemoteReward")
-    remote(url, timeout_s=5.0, retries=1).health()
+    try:
+        remote(url, timeout_s=5.0, retries=1).health()
+    except ValueError as error:
+        start = f"cac-align serve --reward RECIPE --port {urlsplit(url).port or 80}"
+        raise ValueError(f"{error}; where it does not run, start it: {start}") from error
     return cast(Reward, remote(url, token=os.environ.get(SERVICE_TOKEN_ENV)))
 
 

@@ -124,6 +124,10 @@ def test_right_input_comes_to_loading(command, files):
 
 
 def test_the_doctor_names_the_judge_that_is_down_and_how_to_start_it(files, capsys):
+    (files / "remote.yaml").write_text(f"group_size: 4\nreward: {DOWN}\n")
+    assert main(["doctor", "remote.yaml", "--json"]) == 1
+    (check,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert DOWN in check["text"] and "cac-align serve --reward RECIPE --port 9" in check["fix"]
     for recipe in ("served.yaml", "align.yaml", "best.yaml"):
         (files / "align.yaml").write_text("group_size: 4\nreward: served.yaml\n")
         (files / "best.yaml").write_text(

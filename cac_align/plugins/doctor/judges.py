@@ -30,7 +30,8 @@ def check_judges(recipe: Path) -> Iterator[Check]:
                 continue
             reward = unloaded_reward(named)
         except ValueError as error:
-            yield Check(key, False, str(error))
+            text, _, fix = str(error).partition("; ")
+            yield Check(key, False, text, fix)
             continue
         names = list(getattr(reward, "components", {reward.name: reward}))
         yield Check(key, True, f"the recipe of {', '.join(names)} can be read")

@@ -1,6 +1,6 @@
 """Running real hosts: their checkouts, an interpreter that has their dependencies, and a tiny random Wan for them to train.
 
-FLOW_FACTORY_DIR, FLOW_GRPO_DIR, UNIRL_DIR name checkouts; UPSTREAM_PYTHON an interpreter with the hosts' own dependencies beside
+FLOW_FACTORY_DIR, FLOW_GRPO_DIR, WORLD_R1_DIR, UNIRL_DIR name checkouts; UPSTREAM_PYTHON an interpreter with the hosts' own dependencies beside
 ours (default: this one), UPSTREAM_REWARD the reward they train with (default: scripted judges), UPSTREAM_MODEL=miniature the shipped
 small Wan as what they train (default: a random one). Nothing of theirs is copied here.
 """

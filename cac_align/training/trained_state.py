@@ -4,11 +4,14 @@ frozen base.
 save_trained → model.safetensors (the trainable parameters), optimizer, generators → load_trained
 
 With LoRA the base is 17.5 GB of an 8B model that every start reads from its own folder anyway.
-Without frozen parameters, and under FSDP, these are accelerate's own checkpoints.
+Without frozen parameters these are accelerate's own checkpoints; under FSDP the weights lie in its
+own format, in the folder pytorch_model_fsdp_0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,8 @@ def save_trained(accelerator: Any, module: nn.Module, folder: Path) -> None:
     options = {"exclude_frozen_parameters": True} if _under_deepspeed(accelerator, module) else {}
     hook = accelerator.register_save_state_pre_hook(_drop_frozen)
     try:
-        accelerator.save_state(str(folder), **options)
+        with _sharded_state_without_frozen(accelerator, module):
+            accelerator.save_state(str(folder), **options)
     finally:
         hook.remove()
 
@@ -40,7 +44,8 @@ def load_trained(accelerator: Any, module: nn.Module, folder: Path) -> None:
     options = {"load_module_strict": False} if _under_deepspeed(accelerator, module) else {}
     hook = accelerator.register_load_state_pre_hook(_load_hook)
     try:
-        accelerator.load_state(str(folder), **options)
+        with _sharded_state_without_frozen(accelerator, module):
+            accelerator.load_state(str(folder), **options)
     finally:
         hook.remove()
 
@@ -49,6 +54,32 @@ def _under_deepspeed(accelerator: Any, module: nn.Module) -> bool:
     """Whether DeepSpeed writes the weights, and some are frozen."""
     frozen = any(not parameter.requires_grad for parameter in module.parameters())
     return frozen and accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+@contextmanager
+def _sharded_state_without_frozen(accelerator: Any, module: nn.Module) -> Iterator[None]:
+    """While this is open, the state of a module that FSDP has sharded is what is trained alone.
+
+    accelerate reads and writes such a module itself and has no option for that.
+    """
+    if accelerator.distributed_type != DistributedType.FSDP:
+        yield
+        return
+    trained = trainable_names(module)
+
+    def drop(_: nn.Module, state: MutableMapping[str, Any], prefix: str, __: Any) -> None:
+        for name in [name for name in state if name.removeprefix(prefix) not in trained]:
+            del state[name]
+
+    def pass_over(_: nn.Module, keys: Any) -> None:
+        keys.missing_keys[:] = [name for name in keys.missing_keys if name in trained]
+
+    hooks = (module.register_state_dict_post_hook(drop), module.register_load_state_dict_post_hook(pass_over))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _drop_frozen(models: list[nn.Module], weights: list[dict[str, Any]], folder: str) -> None:

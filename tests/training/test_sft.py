@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import FileSystemReader
 
 from cac_align.cac.judge_settings import read_two_turn, write_settings
 from cac_align.cac.two_turn import TwoTurn
@@ -382,9 +383,14 @@ def test_under_deepspeed_gradients_are_accumulated_and_reduced_in_float32(root):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "settings"), [("FSDP", {**sharded_cpu.FSDP2, **BLOCKS}), ("DEEPSPEED", sharded_cpu.ZERO2)]
+    ("kind", "settings", "lora_rank"),
+    [
+        ("FSDP", {**sharded_cpu.FSDP2, **BLOCKS}, 0),
+        ("FSDP", {**sharded_cpu.FSDP2, **BLOCKS}, 4),
+        ("DEEPSPEED", sharded_cpu.ZERO2, 0),
+    ],
 )
-def test_sharded_over_two_processes_it_gives_what_one_gives_and_resumes(root, kind, settings):
+def test_sharded_over_two_processes_it_gives_what_one_gives_and_resumes(root, kind, settings, lora_rank):
     """Stage 2 under FSDP2 and under ZeRO-2 (where DeepSpeed is installed), two micro-batches a step on each of two gloo processes.
 
     One of the two held-out videos cannot be read: only one process has something to evaluate in a round, and both take their passes.
@@ -393,8 +399,10 @@ def test_sharded_over_two_processes_it_gives_what_one_gives_and_resumes(root, ki
         pytest.importorskip("deepspeed")
     (root / "script.py").write_text(SCRIPT)
     (root / "sharded_stage.py").write_text(SCRIPT)
-    made = with_broken_held_out(root, f"half-{kind}", "abnormal")
+    label = f"{kind}-{lora_rank}"
+    made = with_broken_held_out(root, f"half-{label}", "abnormal")
     more = [
+        f"lora_rank={lora_rank}",
         "run.steps=4",
         "run.eval_every=3",
         "micro_batch=1",
@@ -405,28 +413,32 @@ def test_sharded_over_two_processes_it_gives_what_one_gives_and_resumes(root, ki
 
     def sharded(*values):
         out = run_two(
-            [SHARDED, "sharded_stage", *command(root, f"sharded-{kind}", *more, "run.cpu=false", *values)], env
+            [SHARDED, "sharded_stage", *command(root, f"sharded-{label}", *more, "run.cpu=false", *values)], env
         )
         assert out.returncode == 0, out.stderr[-3000:]
         assert f"distributed type {kind}, 2 processes" in out.stdout
 
     sharded("run.save_every=2", "run.stop_after=2")
+    if lora_rank:
+        (folder,) = checkpoints(root / f"sharded-{label}")
+        held = FileSystemReader(folder / "pytorch_model_fsdp_0").read_metadata().state_dict_metadata
+        assert held and all(".lora_" in weight for weight in held)
     sharded("run.save_every=2")
     subprocess.run(
-        [sys.executable, str(root / "script.py"), *command(root, f"whole-{kind}", *more, "run.save_every=4")],
+        [sys.executable, str(root / "script.py"), *command(root, f"whole-{label}", *more, "run.save_every=4")],
         check=True,
         env=HERE,
     )
-    for a, b in zip(rows(root / f"whole-{kind}"), rows(root / f"sharded-{kind}"), strict=True):
-        for name in {"loss", "norm", "held_out_loss", "left_out"} & a.keys():
-            assert a[name] == pytest.approx(b[name], rel=1e-4)
-    assert [row["left_out"] for row in rows(root / f"sharded-{kind}") if "loss" in row] == [
+    for a, b in zip(rows(root / f"whole-{label}"), rows(root / f"sharded-{label}"), strict=True):
+        for column in {"loss", "norm", "held_out_loss", "left_out"} & a.keys():
+            assert a[column] == pytest.approx(b[column], rel=1e-4)
+    assert [row["left_out"] for row in rows(root / f"sharded-{label}") if "loss" in row] == [
         0,
         0,
         0,
         2,
     ]  # known to both processes
-    whole, parts, start = (weights(root / name) for name in (f"whole-{kind}/final", f"sharded-{kind}/final", "model"))
+    whole, parts, start = (weights(root / name) for name in (f"whole-{label}/final", f"sharded-{label}/final", "model"))
     moved = max((whole[name] - start[name]).abs().max().item() for name in whole if name in start)
     apart = max((whole[name] - parts[name]).abs().max().item() for name in whole)
     assert apart < 0.02 * moved and moved > 1e-4

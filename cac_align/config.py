@@ -31,6 +31,7 @@ _KINDS = {
     "stage": "cac-align train stage1 or stage2",
     "synthesis": "cac-align data synthesise (--recipe)",
     "splits": "cac-align data split (--recipe)",
+    "injection": "cac-align data inject (--recipe)",
     "launcher": "Flow-Factory, whose command takes it (cac-align doctor --host flow-factory --config)",
     "stack": "UniRL, whose command takes it (cac-align doctor --host unirl --config)",
 }

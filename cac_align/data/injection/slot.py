@@ -30,6 +30,7 @@ from cac_align.data.injection.sources.clips import ClipOrigin, UnusableSource, l
 from cac_align.data.injection.truth import conspicuousness
 from cac_align.data.records import Record
 from cac_align.runs.files import atomic_write
+from cac_align.runs.metrics_log import json_values
 
 ANNOTATOR = "inject"
 """Who annotated an injected record."""
@@ -142,7 +143,7 @@ def _pair_facts(pair: TwinPair, task: SlotTask, twin: str) -> dict[str, Any]:
         "subtype": pair.edit.subtype,
         "seed": task.seed,
         "severity": round(pair.severity, 4),
-        "numbers": {name: round(float(value), 3) for name, value in pair.edit.numbers.items()},
+        "numbers": json_values(pair.edit.numbers),
         "contrast": round(pair.truth.contrast, 2),
         "area_share": round(pair.truth.area_share, 5),
         "conspicuousness": round(conspicuousness(pair.truth, 1.0), 4),

@@ -31,7 +31,6 @@ def _displaced(
     place: Callable[[int], Placement],
     label: tuple[str, str, str],
     noun: str,
-    **numbers: float,
 ) -> Edit:
     """The edit that pastes the object at ``place(frame)`` on the frames ``first`` to ``last``.
 
@@ -41,6 +40,8 @@ def _displaced(
     def placements(frame: int) -> tuple[Placement, ...]:
         return (place(frame) if first <= frame <= last else IDENTITY,)
 
+    places = [place(frame) for frame in range(first, last + 1)]
+    path = {"dx": [one.dx for one in places], "dy": [one.dy for one in places]}
     return Edit(
         cutout.pasted(placements),
         cutout.sham(),
@@ -50,7 +51,7 @@ def _displaced(
         noun,
         cutout.subject(placements, first, last),
         cutout.vacated(first, last),
-        numbers=numbers,
+        numbers={"first": first, "last": last, **path},
     )
 
 
@@ -62,7 +63,7 @@ def teleport(source: SourceClip, rng: np.random.Generator, severity: float) -> E
     _check_whole(thing, first, last)
     dx, dy = choose_offset(source, thing, rng, float((0.6 + 1.2 * severity) * thing.size.max()), first, last)
     label = (_MOTION, "teleport", "jumps to another place and back")
-    return _displaced(cutout, first, last, lambda frame: Placement(dx, dy), label, thing.noun, dx=dx, dy=dy)
+    return _displaced(cutout, first, last, lambda frame: Placement(dx, dy), label, thing.noun)
 
 
 def jitter(source: SourceClip, rng: np.random.Generator, severity: float) -> Edit:
@@ -79,9 +80,7 @@ def jitter(source: SourceClip, rng: np.random.Generator, severity: float) -> Edi
         dx, dy = offsets[frame - first]
         return Placement(int(dx), int(dy))
 
-    return _displaced(
-        cutout, first, last, place, (_MOTION, "jitter", "jitters from frame to frame"), thing.noun, reach=reach
-    )
+    return _displaced(cutout, first, last, place, (_MOTION, "jitter", "jitters from frame to frame"), thing.noun)
 
 
 def freeze(source: SourceClip, rng: np.random.Generator, severity: float) -> Edit:
@@ -93,9 +92,7 @@ def freeze(source: SourceClip, rng: np.random.Generator, severity: float) -> Edi
     if gone < 0.3 * thing.size.max():
         raise NotApplicable("the object hardly moves: a freeze would not show")
     label = (_MOTION, "freeze", "freezes and then snaps forward while everything else moves on")
-    return _displaced(
-        cutout, first, last, lambda frame: Placement(source=first - 1), label, thing.noun, behind=float(gone)
-    )
+    return _displaced(cutout, first, last, lambda frame: Placement(source=first - 1), label, thing.noun)
 
 
 def turn_back(source: SourceClip, rng: np.random.Generator, severity: float) -> Edit:
@@ -122,7 +119,7 @@ def turn_back(source: SourceClip, rng: np.random.Generator, severity: float) -> 
         return Placement(int(dx), int(dy))
 
     label = (_PHYSICS, "impossible turn", "turns back in the middle of its motion with nothing that pushes it")
-    return _displaced(cutout, first, last, place, label, thing.noun, back=back)
+    return _displaced(cutout, first, last, place, label, thing.noun)
 
 
 def _rise(first: int, last: int, frame: int) -> float:
@@ -150,7 +147,6 @@ def float_up(source: SourceClip, rng: np.random.Generator, severity: float) -> E
         lambda frame: Placement(dy=-round(height * _rise(first, last, frame))),
         label,
         thing.noun,
-        height=height,
     )
 
 
@@ -167,7 +163,7 @@ def sink(source: SourceClip, rng: np.random.Generator, severity: float) -> Edit:
         above = np.broadcast_to(rows < thing.boxes[frame, 3], source.shape[1:])
         return Placement(dy=round(depth * _rise(first, last, frame)), keep=above)
 
-    return _displaced(cutout, first, last, place, (_PHYSICS, "sink", "sinks into the ground"), thing.noun, depth=depth)
+    return _displaced(cutout, first, last, place, (_PHYSICS, "sink", "sinks into the ground"), thing.noun)
 
 
 def _check_whole(thing: MovingObject, first: int, last: int) -> None:

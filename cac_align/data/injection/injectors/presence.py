@@ -53,6 +53,7 @@ def _absence(cutout: Cutout, noun: str, first: int, last: int, subtype: str, rea
         noun,
         cutout.mask,
         absence=True,
+        numbers={"first": first, "last": last},
     )
 
 
@@ -62,7 +63,8 @@ def flicker(source: SourceClip, rng: np.random.Generator, severity: float) -> Ed
     first, last = choose_span(rng, thing.frames, 5, 16)
     depth = 0.25 + 0.6 * severity
     gains = np.where(rng.random(last - first + 1) < 0.5, 1 - depth, 1 + 0.5 * depth)
-    gains[rng.random(len(gains)) < 0.25] = 1.0
+    gains[1:-1][rng.random(len(gains) - 2) < 0.25] = 1.0
+    gains[[0, -1]] = 1 - depth  # brightening may not show on a bright thing
 
     def painted(strength: float) -> np.ndarray:
         return _repainted(
@@ -77,6 +79,7 @@ def flicker(source: SourceClip, rng: np.random.Generator, severity: float) -> Ed
         f"the {thing.noun} flickers while everything around it keeps its light",
         thing.noun,
         _on(thing.masks, first, last),
+        numbers={"first": first, "last": last},
     )
 
 
@@ -106,6 +109,7 @@ def change_identity(source: SourceClip, rng: np.random.Generator, severity: floa
         f"the {thing.noun} turns into something of another colour and texture",
         thing.noun,
         _on(thing.masks, first, last),
+        numbers={"first": first, "last": last},
     )
 
 

@@ -54,7 +54,7 @@ def warp(source: SourceClip, rng: np.random.Generator, severity: float) -> Edit:
         f"the {thing.noun} melts and its outline is bent out of shape",
         thing.noun,
         _during(thing.masks, first, last),
-        numbers={"reach": reach},
+        numbers={"first": first, "last": last, "reach": reach},
     )
 
 
@@ -176,7 +176,7 @@ def duplicate_part(source: SourceClip, rng: np.random.Generator, severity: float
         f"a part of the {thing.noun} is there twice",
         f"extra part of the {thing.noun}",
         subject,
-        numbers={"dx": dx, "dy": dy},
+        numbers={"first": first, "last": last, "dx": dx, "dy": dy},
     )
 
 
@@ -216,6 +216,7 @@ def omit_part(source: SourceClip, rng: np.random.Generator, severity: float) -> 
         f"a part of the {thing.noun} is missing",
         f"missing part of the {thing.noun}",
         _during(part, first, last),
+        numbers={"first": first, "last": last},
     )
 
 
@@ -261,7 +262,7 @@ def split(source: SourceClip, rng: np.random.Generator, severity: float) -> Edit
         f"the {thing.noun} is split into two halves",
         thing.noun,
         cutout.subject(placements, first, last) | _during(thing.masks, first, last),
-        numbers={"gap": gap},
+        numbers={"first": first, "last": last, "gap": gap},
     )
 
 
@@ -306,7 +307,7 @@ def fuse(source: SourceClip, rng: np.random.Generator, severity: float) -> Edit:
         f"{thing.noun} and what it is fused with",
         subject,
         cutout.vacated(first, last) & ~dilated(subject, 2),
-        numbers={"overlap": overlap},
+        numbers={"first": first, "last": last, "overlap": overlap},
     )
 
 

@@ -98,20 +98,25 @@ def _with_core(mask: np.ndarray, core: np.ndarray, least: int) -> np.ndarray:
     return np.asarray(ndimage.binary_fill_holes(kept)) if kept.any() else kept
 
 
-def edge_contrast(mask: np.ndarray, frame: np.ndarray, background: np.ndarray) -> float:
-    """How much stronger the edges of the frame are along the mask's outline than those of the
-    background, in grey levels per px.
+def outline_edges(mask: np.ndarray, frame: np.ndarray, background: np.ndarray) -> tuple[float, float]:
+    """How the edges along the mask's outline differ between the frame and the background.
 
-    Negative for a ghost: a thing that is in the background by mistake and absent from the frame.
+    First, how much stronger those of the frame are on average, in grey levels per px: negative for a
+    ghost, a thing that is in the background by mistake and absent from the frame. Second, the share
+    of the outline along which the background's are clearly stronger: high for a sliver, the leading
+    edge of a thing that moves so little that the rest of it is in the background.
     """
     ring = dilated(mask, 2) & ~eroded(mask, 2)
     rows, columns = np.flatnonzero(np.any(ring, axis=1)), np.flatnonzero(np.any(ring, axis=0))
     if not len(rows):
-        return 0.0
+        return 0.0, 0.0
     area = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    own, behind = (_edges(image[area]) for image in (frame, background))
     inside = ring[area]
-    strength = [_edges(image[area])[inside].mean() for image in (frame, background)]
-    return float(strength[0] - strength[1])
+    difference_of = own[inside] - behind[inside]
+    strong = np.abs(difference_of) > 8
+    lost = float((difference_of[strong] < 0).mean()) if strong.any() else 0.0
+    return float(difference_of.mean()), lost
 
 
 def _edges(image: np.ndarray) -> np.ndarray:

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cac_align.data.injection.injector import MovingObject
-from cac_align.data.injection.sources.background import edge_contrast
+from cac_align.data.injection.sources.background import outline_edges
 
 MAX_OBJECTS = 5
 """How many objects of a clip are kept."""
 _SHORTEST = 6  # frames
+_LOST_OUTLINE = 0.12  # share of an outline along which the background has the edge and the frame has none
 _LARGEST = 0.4  # share of the frame's area
 
 
@@ -62,8 +63,9 @@ def track_objects(masks: np.ndarray, pixels: np.ndarray, backgrounds: np.ndarray
             continue
         thing = MovingObject(_masks_of(track, labels))
         chosen = np.asarray(track.frames)[np.linspace(0, len(track.frames) - 1, 4).round().astype(int)]
-        real = np.median([edge_contrast(thing.masks[t], pixels[t], backgrounds[t]) for t in chosen]) > 0
-        if real and track.travel >= 0.15:
+        edges = np.median([outline_edges(thing.masks[t], pixels[t], backgrounds[t]) for t in chosen], axis=0)
+        real, whole = edges[0] > 0, edges[1] <= _LOST_OUTLINE
+        if real and whole and track.travel >= 0.15:
             found.append((float(np.sqrt(np.median(track.areas)) * len(track.frames)), thing))
         elif not real and track.travel < 0.15:
             ghosts.append(thing)

@@ -77,7 +77,9 @@ def test_a_run_whose_judge_says_nothing_is_no_success(tmp_path, monkeypatch, cap
 
 def test_a_small_run_leaves_everything_on_disk_and_resumes(tmp_path):
     printed = list(demo(tmp_path, n=2, num_prompts=2))
-    assert printed[0].startswith("2 prompts x 2 candidates") and printed[-1].startswith(f"report: {tmp_path / 'report.html'} (")
+    assert printed[0].startswith("2 prompts x 2 candidates") and printed[-1].startswith(
+        f"report: {tmp_path / 'report.html'} ("
+    )
     assert len(list((tmp_path / "videos").glob("*.mp4"))) == 4
     rows = [json.loads(line) for line in (tmp_path / "selection.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all(len(row["scores"]) == 2 for row in rows)

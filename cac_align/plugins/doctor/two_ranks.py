@@ -159,7 +159,7 @@ def compare_ranks(files: Sequence[Path], names: Sequence[str] = ()) -> Iterator[
             text = (
                 f"{label} differ in {count} of {len(apart)} tensors, most in {worst} ({apart[worst]:.1e} of its norm)"
             )
-            fix = "each rank trains a model of its own: wrap it in DDP or FSDP (accelerator.prepare) before the first step"
+            fix = "each rank trains a model of its own: wrap it in DDP or FSDP before the first step"
             yield Check("ranks", False, text, fix)
 
 

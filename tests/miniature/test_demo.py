@@ -67,7 +67,7 @@ def test_a_run_whose_judge_says_nothing_is_no_success(tmp_path, monkeypatch, cap
         def __call__(self, prompts, videos):
             return [Score.missing("nothing to say") for _ in videos]
 
-    monkeypatch.setattr("cac_align.miniature.demo.load_reward", Silent)
+    monkeypatch.setattr("cac_align.rewards.build.load_reward", Silent)
     assert main(["demo", "--out", str(tmp_path), "--n", "1", "--prompts", "1"]) == 1
     told = capsys.readouterr().out
     assert "no decided prompt" in told and "1 prompts are undecided" in told

@@ -23,7 +23,9 @@ def add_evaluate(verbs: Any) -> None:
     )
     bench.add_argument("records", type=input_path, help="records.jsonl; its videos lie relative to it")
     bench.add_argument(
-        "--reward", action="append", help="recipe YAML or module:Name; several are compared (default: the miniature)"
+        "--reward",
+        action="append",
+        help="recipe YAML, name or URL, or module:Name; several are compared (default: the miniature)",
     )
     add_set_option(bench)
     bench.add_argument(

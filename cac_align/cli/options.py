@@ -52,7 +52,10 @@ def add_reward_options(
     parser: argparse.ArgumentParser, default: str = "UnifiedReward + CaC, the shipped miniature"
 ) -> None:
     """Add ``--reward`` and ``--set``. default: what a missing ``--reward`` means, for the help text."""
-    parser.add_argument("--reward", help=f"recipe YAML, URL of `cac-align serve`, or module:Name (default: {default})")
+    parser.add_argument(
+        "--reward",
+        help=f"recipe (YAML, or the name of one that ships), URL of `cac-align serve`, or module:Name (default: {default})",
+    )
     add_set_option(parser)
 
 

@@ -62,7 +62,7 @@ def micro_batches(items: Sequence[Any], size: int, rank: int, processes: int) ->
     if len(items) % (size * processes):
         raise ValueError(
             f"a batch of {len(items)} cannot be cut into micro-batches of {size} on {processes} processes; make it a "
-            f"multiple of {size * processes}"
+            f"multiple of {size * processes}, or lower micro_batch"
         )
     parts = [list(items[at : at + size]) for at in range(0, len(items), size)]
     return parts[rank::processes]

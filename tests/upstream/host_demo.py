@@ -41,22 +41,18 @@ def show(command: list[str], home: Path) -> None:
     print(f"\n$ {text}", flush=True)
 
 
-def run(
-    command: list[str], home: Path, folder: Path, environment: dict[str, str], keep: str = ".*", last: int = 60
-) -> str:
-    """Run a command in ``folder`` to its end, print the last of its lines that match ``keep``; its whole output."""
+def run(command: list[str], home: Path, folder: Path, environment: dict[str, str], log: str, keep: str = ".*") -> None:
+    """Run a command in ``folder`` to its end, and print its last lines that match ``keep``; ``log`` has all."""
     show(command, home)
     started = time.monotonic()
-    done = subprocess.run(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    lines = [line.rstrip() for line in done.stdout.replace("\r", "\n").splitlines()]
-    for line in [line for line in lines if re.search(keep, line) and not NOISE.search(line)][-last:]:
+    with open(folder / log, "w") as output:
+        code = subprocess.run(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT).returncode
+    lines = [line.rstrip() for line in (folder / log).read_text().replace("\r", "\n").splitlines()]
+    for line in [line for line in lines if re.search(keep, line) and not NOISE.search(line)][-60:]:
         print(line.replace(str(home), "$HOST").replace(str(folder), ".")[:200])
-    print(f"(exit {done.returncode} after {time.monotonic() - started:.0f} s)", flush=True)
-    if done.returncode:
+    print(f"(exit {code} after {time.monotonic() - started:.0f} s)", flush=True)
+    if code:
         raise SystemExit("\n".join(lines[-60:]))
-    return done.stdout
 
 
 @contextmanager
@@ -100,6 +96,18 @@ def tell_ledger(path: Path) -> None:
     )
 
 
+def tell_log(path: Path) -> None:
+    """Print the rewards and the size of the update that the host itself logged, where it logged into a file."""
+    for row in [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []:
+        found = {
+            name: round(value, 4)
+            for name, value in row.items()
+            if re.search("reward_.*mean$|ratio_mean|grad_norm", name)
+        }
+        if found:
+            print(f"the host's log, step {row['step']}: {found}")
+
+
 def demo(host: str, out: Path, epochs: int, processes: int) -> bool:
     """The whole way for one host, everything it writes in ``out``/``host``; whether its checkout is named."""
     variable, source, config = HOSTS[host]
@@ -113,18 +121,27 @@ def demo(host: str, out: Path, epochs: int, processes: int) -> bool:
     environment |= {"HF_HUB_OFFLINE": "1", "LOG_FILE": str(folder / "log.jsonl"), "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, [home / source, REPOSITORY, REPOSITORY / "tests"]))
     with served(home, folder, environment) as url:
-        setting = HostRun(str(shipped("wan")), tuple(playground_prompts(4)), url, epochs=epochs, processes=processes)
+        prompts = tuple(playground_prompts(4))
+        # On a CPU convolutions in bf16 take several times as long.
+        setting = HostRun(str(shipped("wan")), prompts, url, epochs=epochs, processes=processes, mixed_precision="no")
         if host == "flow-factory":
             command = write_flow_factory(folder, setting, python)
         else:
             command = write_flow_grpo(folder, setting, home, python)
         doctor = [python, "-m", "cac_align.cli", "doctor", "--host", host, "--config", config]
-        run(doctor, home, folder, environment)
+        run(doctor, home, folder, environment, "doctor.txt")
         run(
-            command, home, folder, environment, keep=r"reward|no score|unscored|epoch|Epoch|Training completed", last=16
+            command,
+            home,
+            folder,
+            environment,
+            "host.txt",
+            keep=r"no score|unscored|Num Epochs|samples per epoch|Training",
         )
     tell_ledger(folder / "ledger.jsonl")
-    run([CAC_ALIGN, "report", "--ledger", "ledger.jsonl", "--out", "report.html"], home, folder, environment)
+    tell_log(folder / "log.jsonl")
+    report = [CAC_ALIGN, "report", "--ledger", "ledger.jsonl", "--out", "report.html"]
+    run(report, home, folder, environment, "report.txt")
     return True
 
 

@@ -31,12 +31,13 @@ class HostRun:
     asynchronous: bool = False
     batch_size: int = 8
     eval_every: int = 0
+    mixed_precision: str = "bf16"
     logging_backend: str = "upstream.jsonl_logger.JsonlLogger"
 
 
 FLOW_FACTORY = """launcher: accelerate
 num_processes: {processes}
-mixed_precision: bf16
+mixed_precision: '{mixed_precision}'
 data: {{dataset_dir: data, dataloader_num_workers: 0, force_reprocess: true, cache_dir: cache, sampler_type: auto,
         preprocessing_batch_size: 2}}
 model: {{model_type: wan2_t2v, model_name_or_path: {model}, finetune_type: lora, lora_rank: 4, lora_alpha: 8,

@@ -24,6 +24,8 @@ class StatedLength:
 
     # Whether a file that was cut anywhere would have been noticed.
     verified: bool = False
+    # Whether its structure does not add up, so that a demuxer may pass over frames; then nothing verifies the length.
+    contradicted: bool = False
     # Frames that are stored, whether or not an edit list shows them.
     frames: int | None = None
     # Seconds that are shown.
@@ -114,7 +116,7 @@ def _mp4(file: BinaryIO, size: int, max_frames: int) -> StatedLength:
     if track is None:
         return UNKNOWN  # the demuxer says what is wrong
     if not track.fragmented:
-        return StatedLength(True, track.frames, track.duration_s, exact=True, frame_s=track.frame_s)
+        return StatedLength(True, False, track.frames, track.duration_s, exact=True, frame_s=track.frame_s)
     rest = size - position
     if last == b"moof" or 0 < rest < 8:
         raise ValueError("cut short: the file ends inside a fragment")
@@ -128,7 +130,7 @@ def _mp4(file: BinaryIO, size: int, max_frames: int) -> StatedLength:
         frames += count
         if frames > max_frames:
             raise ValueError(f"{frames} frames; at most {max_frames} are accepted, cut the video first")
-    return StatedLength(bool(index_boxes or track.duration_s), frames, track.duration_s)
+    return StatedLength(bool(index_boxes or track.duration_s), False, frames, track.duration_s)
 
 
 @dataclass(frozen=True)
@@ -322,7 +324,10 @@ def _run_length(run: bytes, stored: int) -> int:
 
 # ---- matroska and webm --------------------------------------------------------------------------------------------
 
-_SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
+_SEGMENT, _CLUSTER, _TRACKS, _TRACK = 0x18538067, 0x1F43B675, 0x1654AE6B, 0xAE
+_SIMPLE_BLOCK, _BLOCK_GROUP = 0xA3, 0xA0
+_IN_SEGMENT = {_CLUSTER, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367, 0xEC, 0xBF}
+_IN_CLUSTER = {0xE7, 0x5854, 0xA7, 0xAB, 0xA3, 0xA0, 0xAF, 0xEC, 0xBF}
 
 
 def _matroska(file: BinaryIO, size: int, max_frames: int) -> StatedLength:
@@ -338,7 +343,7 @@ def _matroska(file: BinaryIO, size: int, max_frames: int) -> StatedLength:
         if kind == _SEGMENT and not unknown:
             if begin + length > size:
                 raise _cut("its segment", begin + length, size)
-            return StatedLength(verified=True)
+            return _blocks(file, begin, begin + length)
         if kind in (_SEGMENT, _CLUSTER) and unknown:
             live, position = True, begin
             continue
@@ -348,6 +353,51 @@ def _matroska(file: BinaryIO, size: int, max_frames: int) -> StatedLength:
             raise _cut("its last element", begin + length, size)
         position = begin + length
     return UNKNOWN
+
+
+def _blocks(file: BinaryIO, position: int, end: int) -> StatedLength:
+    """The blocks of a segment. Known elements, one behind the other, must fill it and its clusters: a demuxer skips
+    what it does not know, and the frames in it. They are frames where the file has one track.
+    """
+    cluster_end = blocks = tracks = 0
+    while position < end:
+        file.seek(position)
+        head = file.read(12)
+        try:
+            kind, id_length = _ebml_number(head, keep_marker=True)
+            length, size_length = _ebml_number(head[id_length:], keep_marker=False)
+        except (ValueError, IndexError):
+            return StatedLength(contradicted=True)
+        inside = position < cluster_end
+        position += id_length + size_length
+        if kind == _CLUSTER and length == (1 << 7 * size_length) - 1:
+            return StatedLength(verified=True)  # where this cluster ends is not said; the segment's end is
+        if kind not in (_IN_CLUSTER if inside else _IN_SEGMENT) or position + length > (cluster_end if inside else end):
+            return StatedLength(contradicted=True)
+        if kind == _TRACKS:
+            tracks += _children(_read_at(file, position, length), _TRACK)
+        blocks += kind in (_SIMPLE_BLOCK, _BLOCK_GROUP)
+        if kind == _CLUSTER:
+            cluster_end = position + length
+        else:
+            position += length
+    return StatedLength(True, frames=blocks if tracks == 1 else None)
+
+
+def _read_at(file: BinaryIO, position: int, length: int) -> bytes:
+    file.seek(position)
+    return file.read(length)
+
+
+def _children(data: bytes, wanted: int) -> int:
+    """How many of the elements in ``data`` are of this kind."""
+    position = found = 0
+    while position < len(data):
+        kind, id_length = _ebml_number(data[position : position + 12], keep_marker=True)
+        length, size_length = _ebml_number(data[position + id_length : position + 12], keep_marker=False)
+        found += kind == wanted
+        position += id_length + size_length + length
+    return found
 
 
 def _ebml_number(data: bytes, *, keep_marker: bool) -> tuple[int, int]:
@@ -394,7 +444,7 @@ def _riff(file: BinaryIO, size: int, max_frames: int) -> StatedLength:
                         f"more than {max_frames} frames; at most {max_frames} are accepted, cut the video first"
                     )
         position += 8 + length + length % 2
-    return StatedLength(chunks >= stated, frames)
+    return StatedLength(True, chunks < stated, frames)
 
 
 def _riff_chunks(file: BinaryIO, position: int, end: int) -> Iterator[tuple[bytes, int, int]]:
@@ -461,7 +511,7 @@ def _gif(file: BinaryIO, size: int, max_frames: int) -> StatedLength:
     while position < size:
         kind = data[position]
         if kind == 0x3B:
-            return StatedLength(verified, frames)
+            return StatedLength(True, not verified, frames)
         if kind == 0x21:
             position += 2
             if data[position - 1] == 0xF9 and (data[position], data[position + 5]) != (4, 0):
@@ -507,7 +557,7 @@ def _png(file: BinaryIO, size: int, max_frames: int) -> StatedLength:
         if kind == b"acTL":
             frames = struct.unpack(">I", file.read(4))[0]
         if kind == b"IEND":
-            return StatedLength(True, frames)
+            return StatedLength(True, frames=frames)
         position += 12 + length
     raise ValueError("cut short: the PNG has no end mark")
 
@@ -531,7 +581,7 @@ def _ivf(file: BinaryIO, size: int, max_frames: int) -> StatedLength:
     """IVF states its number of frames (0 when its writer was killed)."""
     file.seek(24)
     frames = struct.unpack("<I", file.read(4))[0]
-    return StatedLength(bool(frames), frames or None)
+    return StatedLength(bool(frames), frames=frames or None)
 
 
 _CONTAINERS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int, int], StatedLength]], ...] = (

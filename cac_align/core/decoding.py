@@ -37,10 +37,11 @@ _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,apng,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,flv,ogg,asf,nut,"
     "mxf,yuv4mpegpipe"
 )
-_DECORD_CONTAINERS, _DECORD_CODECS = frozenset({"mp4", "matroska"}), frozenset({"h264", "vp8", "vp9"})
+_DECORD_CONTAINERS, _DECORD_CODECS = frozenset({"mp4", "matroska"}), frozenset({"h264"})
 """Where decord may be trusted, unless a file has both B-frames and several key frames: then, and in
 avi and MPEG-TS, and for HEVC and MPEG-4 part 2, it hands out a neighbour in place of some frames
-without a word (found by decoding thousands of random picks).
+without a word (found by decoding thousands of random picks). A damaged VP9 frame that states another
+size makes it end the whole process.
 """
 
 _STILLS = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"II*\x00": "TIFF", b"MM\x00*": "TIFF"}
@@ -201,7 +202,7 @@ def _demux(source: Path | bytes, name: str, limits: VideoLimits) -> _Table:
         measured = (len(stamps) - 1) / times_s[-1]
         rate = rate if abs(rate - measured) <= 0.01 * measured else measured
     index = Index(times_s, rate or 1.0, scan.height, scan.width)
-    verified = stated.verified or scan.stated_s > 0
+    verified = not stated.contradicted and (stated.verified or scan.stated_s > 0)
     return _Table(tuple(stamps), index, trusted and scan.eight_bit is not False, verified)
 
 

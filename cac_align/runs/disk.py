@@ -16,8 +16,9 @@ _WORDS = (
     "Disk quota exceeded",
     "File too large",
     "inline_container.cc",
+    "basic_ios::clear: iostream error",
 )
-"""What safetensors writes of such an error, and where torch finds that less was written than it asked for."""
+"""What safetensors writes of such an error, and what torch does, which finds less written than it asked for."""
 
 _SQLITE = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMOPEN", "SQLITE_IOERR_SHMSIZE")
 """Names that sqlite gives to such an error."""

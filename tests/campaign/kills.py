@@ -101,6 +101,7 @@ def start(
 
         tqdm.set_lock(threading.RLock())  # tqdm's own is shared with the siblings, and a killed one keeps it
         if serves:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell has none
             threading.Thread(target=_interrupt_when_serving, daemon=True).start()
         if file_bytes is not None:
             limit_file_size(file_bytes)

@@ -9,7 +9,7 @@ FastVideo's own service collects a group's uploads, answers repeated requests al
 for the whole group; this module is such a judge, and starts that service around it, in FastVideo's
 environment. Options come from the environment (``environment_options``). A group of one is an
 evaluation. A failure is an HTTP error, which ends the step on every rank after FastVideo's retries;
-its own VideoScore2 judge gives a whole group 3.0 instead.
+its own VideoScore2 judge gives a whole group 3.0 where one answer cannot be read.
 
 FastVideo's main branch has no way to add a reward: its DiffusionNFT accepts ``pickscore`` and
 ``clipscore`` only. PromptRL is pull request 1653, not merged when it was read.

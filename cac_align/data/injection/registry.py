@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 
 from cac_align.data.injection.injector import Injector, Tier
+from cac_align.data.injection.injectors.crossing import CROSSING_INJECTORS
 from cac_align.data.injection.injectors.motion import MOTION_INJECTORS
 from cac_align.data.injection.injectors.presence import PRESENCE_INJECTORS
 from cac_align.data.injection.injectors.shape import SHAPE_INJECTORS
@@ -16,6 +17,7 @@ INJECTORS: Mapping[str, Injector] = {
         *SHAPE_INJECTORS,
         *PRESENCE_INJECTORS,
         *MOTION_INJECTORS,
+        *CROSSING_INJECTORS,
     )
 }
 """The injectors that need no weights of the user's, by name."""

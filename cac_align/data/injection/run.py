@@ -13,6 +13,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -167,10 +168,13 @@ def _note(report: Mapping[str, Any], slots: _Slots) -> None:
 
 
 def _one_thread() -> None:
-    """Workers share the cores: none of them uses several threads. Ctrl-C ends the parent, which ends them."""
+    """Workers share the cores: none of them uses several threads. Ctrl-C ends the parent, which ends them, and
+    so does a parent that was killed: it cannot tell them, and they would wait for work for ever.
+    """
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
     from importlib.util import find_spec
@@ -179,6 +183,13 @@ def _one_thread() -> None:
         import cv2
 
         cv2.setNumThreads(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _fruitless(reports: Sequence[Mapping[str, Any]]) -> bool:

@@ -17,6 +17,15 @@ def two_squares() -> SourceClip:
     return square_clip(starts=((8, 40), (70, 84)), steps=((3, 0), (1, 0)))
 
 
+def crossing_squares() -> SourceClip:
+    """The second square, drawn later, is in front."""
+    return square_clip(starts=((8, 40), (110, 48)), steps=((3, 0), (-2, 0)))
+
+
+def source_for(name: str) -> SourceClip:
+    return crossing_squares() if name == "occlusion_flip" else two_squares()
+
+
 def applied(name, source, seed):
     """The edit of the first severity and seed from ``seed`` on that applies."""
     for offset in range(20):
@@ -30,7 +39,7 @@ def applied(name, source, seed):
 @pytest.mark.parametrize("seed", [0, 100, 200])
 @pytest.mark.parametrize("name", CORE)
 def test_the_twins_differ_only_where_the_defect_is(name, seed):
-    source = two_squares()
+    source = source_for(name)
     before = source.pixels.copy()
     edit = applied(name, source, seed)
     assert np.array_equal(source.pixels, before)
@@ -54,7 +63,7 @@ def test_the_twins_differ_only_where_the_defect_is(name, seed):
 
 @pytest.mark.parametrize("name", CORE)
 def test_the_sham_is_the_source_but_for_the_operation(name):
-    source = two_squares()
+    source = source_for(name)
     edit = applied(name, source, 7)
     # The squares' masks and background are exact, so cutting, filling and pasting leave nothing; resampling blurs edges.
     changed = twin_difference(edit.sham, source.pixels)
@@ -64,7 +73,7 @@ def test_the_sham_is_the_source_but_for_the_operation(name):
 
 @pytest.mark.parametrize("name", CORE)
 def test_the_same_seed_gives_the_same_bytes(name):
-    source = two_squares()
+    source = source_for(name)
     first, second = applied(name, source, 3), applied(name, source, 3)
     assert np.array_equal(first.anomalous, second.anomalous) and np.array_equal(first.subject, second.subject)
 
@@ -77,6 +86,14 @@ def test_a_teleported_square_is_boxed_where_it_is_and_not_where_it_was():
     frame = truth.first + 1
     left, top = 8 + 3 * frame + edit.numbers["dx"][0], 40 + edit.numbers["dy"][0]
     assert truth.boxes[frame] == ((left - 1, top - 1, left + 25, top + 25),)
+
+
+def test_the_square_behind_is_drawn_over_the_one_in_front():
+    source = crossing_squares()
+    edit = applied("occlusion_flip", source, 1)
+    frame = 20  # the first square is at 68-92, 40-64, the second at 70-94, 48-72
+    assert source.pixels[frame, 56, 80].tolist()[0] == 160 and edit.sham[frame, 56, 80].tolist()[0] == 160
+    assert edit.anomalous[frame, 56, 80].tolist()[0] == 200
 
 
 def test_a_sunken_square_ends_at_the_line_on_which_it_stood():
@@ -107,7 +124,7 @@ def test_a_still_square_cannot_freeze_and_no_object_is_said():
         INJECTORS["freeze"].apply(still, np.random.default_rng(0), 0.7)
     nothing = SourceClip(np.full((32, HEIGHT, WIDTH, 3), 90, np.uint8), 16.0)
     for name in CORE:
-        with pytest.raises(NotApplicable, match="no two moving objects|no moving object"):
+        with pytest.raises(NotApplicable, match="no two moving objects|no moving object|background"):
             INJECTORS[name].apply(nothing, np.random.default_rng(0), 0.7)
 
 

@@ -110,13 +110,15 @@ def outline_edges(mask: np.ndarray, frame: np.ndarray, background: np.ndarray) -
     rows, columns = np.flatnonzero(np.any(ring, axis=1)), np.flatnonzero(np.any(ring, axis=0))
     if not len(rows):
         return 0.0, 0.0
-    area = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    area = tuple(slice(max(span[0] - 8, 0), span[-1] + 9) for span in (rows, columns))
     own, behind = (_edges(image[area]) for image in (frame, background))
-    inside = ring[area]
-    difference_of = own[inside] - behind[inside]
-    strong = np.abs(difference_of) > 8
-    lost = float((difference_of[strong] < 0).mean()) if strong.any() else 0.0
-    return float(difference_of.mean()), lost
+    inside, around = ring[area], ~dilated(mask, 2)[area]
+    gain = own[inside] - behind[inside]
+    # On a textured ground the background has edges everywhere; those of a thing stand out from them.
+    usual = float(np.quantile(behind[around], 0.9)) if around.any() else 0.0
+    lost = (gain < -8) & (behind[inside] > usual)
+    strong = lost | (gain > 8)
+    return float(gain.mean()), float(lost.sum() / strong.sum()) if strong.any() else 0.0
 
 
 def _edges(image: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reachable import check_reachable
 from cac_align.rewards.reward import Reward
 from cac_align.runs.device import pick_device
+from cac_align.runs.progress import working
 
 
 def prepare(recipe: AlignRecipe) -> tuple[Accelerator, Wan, list[str], int]:
@@ -134,7 +135,8 @@ def load_wan(recipe: AlignRecipe, device: torch.device | None = None) -> Wan:
         "dtype",
     )
     given = {name: value for name in names if (value := getattr(recipe, name)) is not None}
-    return Wan.load(model_folder(recipe.model), device=device, **given)
+    with working(f"loading {Path(recipe.model).name}"):
+        return Wan.load(model_folder(recipe.model), device=device, **given)
 
 
 def model_folder(model: str) -> str:

@@ -95,10 +95,12 @@ def load_generator(recipe: GeneratorRecipe) -> Callable[[str, int], Video]:
         return import_name(recipe.model)()
     from cac_align.core.weights import shipped
     from cac_align.generation.wan import Wan
+    from cac_align.runs.progress import working
 
     options: dict[str, Any] = {
         name: value
         for name in recipe.__dataclass_fields__
         if name != "model" and (value := getattr(recipe, name)) is not None
     }
-    return Wan.load(shipped("wan") if recipe.model == "miniature" else recipe.model, **options)
+    with working(f"loading {Path(recipe.model).name}"):
+        return Wan.load(shipped("wan") if recipe.model == "miniature" else recipe.model, **options)

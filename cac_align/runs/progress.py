@@ -11,7 +11,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -90,14 +91,22 @@ def progress_bar(
     singular. initial: steps that were done before, which count neither as speed nor for the time that
     is left. shown: False in every process but the first.
     """
+    return _made(total=total, initial=initial, desc=about or None, unit=unit, shown=shown)
+
+
+@contextmanager
+def working(about: str) -> Iterator[None]:
+    """Show for how long something has been at work that has no steps, such as loading a model."""
+    with _made(desc=about, bar_format="{desc}, {elapsed}", leave=False, shown=True):
+        yield
+
+
+def _made(*, shown: bool, **options: Any) -> tqdm[Any]:
     terminal = sys.stderr.isatty()
     kind = _Bar if terminal else _Lines
     delay_s, every_s = (_TERMINAL_DELAY_S, _TERMINAL_INTERVAL_S) if terminal else (_LINE_INTERVAL_S, _LINE_INTERVAL_S)
     return kind(
-        total=total,
-        initial=initial,
-        desc=about or None,
-        unit=unit,
+        **options,
         file=sys.stderr,
         disable=_silent or not shown,
         mininterval=0.1 if terminal else float("inf"),

@@ -28,6 +28,7 @@ from torch import Tensor
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.runs.files import append_lines
 from cac_align.runs.metrics_log import cut_rows
+from cac_align.runs.progress import working
 from cac_align.training import objective
 from cac_align.training.early_stopping import EarlyStopping, Stopped, stop_reason
 from cac_align.training.evaluate import evaluate, mean
@@ -118,7 +119,8 @@ def train_grpo(recipe: GrpoRecipe) -> Path:
     rank, world = accelerator.process_index, accelerator.num_processes
     own = len(micro_batches(range(recipe.batch), 1, rank, world)) * recipe.rollout.group_size
     accelerator.gradient_accumulation_steps = len(micro_batches(range(own), recipe.micro_batch, 0, 1))
-    model, processor = load(recipe.model)
+    with working(f"loading {Path(recipe.model.path).name}"):
+        model, processor = load(recipe.model)
     run = TrainingRun(recipe, accelerator, AnswerLogProbs(model, recipe.rollout.temperature), processor)
     if run.finished:
         return run.out / "final"

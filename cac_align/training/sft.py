@@ -28,6 +28,7 @@ import torch
 from cac_align.cac.two_turn import TwoTurn
 from cac_align.data.synthesis.questions import LOOK_FPS, SCAN_FPS
 from cac_align.runs.background import BackgroundThread
+from cac_align.runs.progress import working
 from cac_align.training.policy import (
     AnswerLogProbs,
     ModelRecipe,
@@ -105,7 +106,8 @@ def train_sft(recipe: SftRecipe) -> Path:
     accelerator = start_accelerator(recipe.model.mixed_precision, cpu=recipe.run.cpu, threads=recipe.run.threads)
     rank, world = accelerator.process_index, accelerator.num_processes
     accelerator.gradient_accumulation_steps = len(micro_batches(range(recipe.batch), recipe.micro_batch, rank, world))
-    model, processor = load(recipe.model)
+    with working(f"loading {Path(recipe.model.path).name}"):
+        model, processor = load(recipe.model)
     if recipe.lora_rank:
         model = with_lora(model, recipe.lora_rank, recipe.lora_alpha, recipe.run.seed)
     run = TrainingRun(recipe, accelerator, AnswerLogProbs(model), processor)

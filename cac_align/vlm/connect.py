@@ -34,9 +34,12 @@ def connect(model: str, *, deferred: bool = False, check_only: bool = False, **b
         return ScriptedVlm([], name=model)
 
     def load() -> Vlm:
-        from cac_align.vlm.local import LocalVlm
+        from cac_align.runs.progress import working
 
-        return LocalVlm.load(model, **backend)
+        with working(f"loading {Path(model).name}"):
+            from cac_align.vlm.local import LocalVlm
+
+            return LocalVlm.load(model, **backend)
 
     if deferred and Path(model).is_dir():
         from cac_align.vlm.deferred import deferred_vlm

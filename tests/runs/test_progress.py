@@ -81,6 +81,13 @@ def test_what_was_done_before_does_not_count_as_speed(stderr):
 
 
 @pytest.mark.parametrize("stderr", [False, True], indirect=True)
+def test_what_has_no_steps_shows_its_time(stderr):
+    with progress.working("loading the judge"):
+        time.sleep(0.5)
+    assert "loading the judge, 00:00" in stderr.getvalue() and "/s" not in stderr.getvalue()
+
+
+@pytest.mark.parametrize("stderr", [False, True], indirect=True)
 def test_a_line_beside_a_bar_stays_whole(stderr):
     with progress.progress_bar(10, "aligning", "step") as bar:
         time.sleep(0.3)

@@ -375,6 +375,21 @@ def test_unirl_traps():
     )
 
 
+def test_dancegrpos_commands(tmp_path, monkeypatch):
+    for name in fields(HostOptions):
+        monkeypatch.delenv(f"CAC_ALIGN_{name.name.upper()}", raising=False)
+    check = CONFIG_CHECKS["videoalign"]
+    command = read_config("videoalign", RECIPES / "dancegrpo_hunyuan.sh")
+    assert list(wrong(check(command))) == ["environment reward"]
+    monkeypatch.setenv("CAC_ALIGN_REWARD", "tests.support.hosting:scripted")
+    assert wrong(check(command)) == {}
+    assert list(wrong(check({**command, "--vq_coef": "0.0"}))) == ["keys"]  # with its --mq_coef 0.0: nothing is trained
+    script = tmp_path / "run.sh"
+    script.write_text("torchrun --nproc_per_node=8 fastvideo/train_grpo_skyreels_i2v.py --fps 8\n")
+    monkeypatch.setenv("CAC_ALIGN_GROUP_SIZE", "8")
+    assert list(wrong(check(read_config("videoalign", script)))) == ["command", "reward", "environment group_size"]
+
+
 def test_verl_omni_traps(tmp_path):
     script = tmp_path / "run.sh"
     script.write_text(

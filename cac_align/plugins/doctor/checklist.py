@@ -32,6 +32,7 @@ from cac_align.plugins.doctor.hosts.teleboost import check_teleboost
 from cac_align.plugins.doctor.hosts.unirl import check_unirl
 from cac_align.plugins.doctor.hosts.vbvr_rl import check_vbvr_rl
 from cac_align.plugins.doctor.hosts.verl_omni import check_verl_omni
+from cac_align.plugins.doctor.hosts.videoalign import check_videoalign
 from cac_align.plugins.doctor.machine import check_machine
 
 HOSTS: dict[str, str] = {
@@ -55,6 +56,7 @@ CONFIG_CHECKS: dict[str, Callable[[Mapping[str, Any]], Iterator[Check]]] = {
     "flow_grpo": check_flow_grpo,
     "unirl": check_unirl,
     "verl-omni": check_verl_omni,
+    "videoalign": check_videoalign,
     "genrl": check_genrl,
     "pref-grpo": check_pref_grpo,
     "teleboost": check_teleboost,
@@ -70,8 +72,8 @@ def doctor(host: str | None = None, config: Path | None = None) -> list[Check]:
     file.
 
     config: YAML for Flow-Factory, UniRL, GenRL, vbvr-rl and FastVideo; YAML or a file of
-    ``key=value`` overrides for verl-omni and TeleBoost; the launch script for Pref-GRPO and
-    miles_diffusion; ``file.py`` or ``file.py:function`` for flow_grpo, or the launch script (.sh)
+    ``key=value`` overrides for verl-omni and TeleBoost; the launch script for Pref-GRPO,
+    miles_diffusion and DanceGRPO (videoalign); ``file.py`` or ``file.py:function`` for flow_grpo, or the launch script (.sh)
     that names it. Raises ``ValueError`` for an unknown host, a config that cannot be read, or a
     config without a host.
     """

@@ -23,7 +23,7 @@ def read_config(host: str, path: Path) -> Mapping[str, Any]:
     """The config of ``host`` (see ``doctor``). Raises ``ValueError`` when it cannot be read."""
     if host == "flow_grpo":
         return _launched(path) if str(path).endswith(".sh") else _python(str(path))
-    if host in ("pref-grpo", "miles-diffusion"):
+    if host in ("pref-grpo", "miles-diffusion", "videoalign"):
         return _flags(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such config file")

@@ -1,0 +1,35 @@
+"""What a command of DanceGRPO gets wrong about a video reward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cac_align.plugins.common.host import environment_options
+from cac_align.plugins.doctor.checks import Check, check_options, check_unsupported
+
+
+def check_videoalign(config: Mapping[str, Any]) -> Iterator[Check]:
+    """What the command of DanceGRPO's trainer says about our launcher and the keys that it reads.
+
+    config: the flags of a launch script (see ``read_config``).
+    """
+    launched = config.get("-m") == "cac_align.plugins.videoalign"
+    fix = "" if launched else "torchrun … -m cac_align.plugins.videoalign fastvideo/train_grpo_hunyuan.py …"
+    text = "our launcher runs the script" if launched else "the script is started without our launcher"
+    yield Check("command", launched, text, fix)
+    asked = "--use_videoalign" in config
+    yield Check("reward", asked, "--use_videoalign" if asked else "no --use_videoalign", "" if asked else "add it")
+    # The Hunyuan trainer's own defaults.
+    coefficients = {name: float(config.get(f"--{name}") or 1.0) for name in ("vq_coef", "mq_coef")}
+    text = ", ".join(f"{name} {value:g}" for name, value in coefficients.items())
+    used = any(coefficients.values())
+    yield Check(
+        "keys",
+        used,
+        f"{text}: VQ and MQ are both the whole reward" if used else f"{text}: the loss is 0",
+        "" if used else "--vq_coef 1.0",
+    )
+    options = environment_options()
+    yield from check_unsupported("environment", options, ("group_size",), "one call holds one video, and no group")
+    yield from check_options("environment", {"on_missing": "raise", **options}, whole_groups=False)

@@ -20,14 +20,14 @@ def check_videoalign(config: Mapping[str, Any]) -> Iterator[Check]:
     yield Check("command", launched, text, fix)
     asked = "--use_videoalign" in config
     yield Check("reward", asked, "--use_videoalign" if asked else "no --use_videoalign", "" if asked else "add it")
-    # The Hunyuan trainer's own defaults.
-    coefficients = {name: float(config.get(f"--{name}") or 1.0) for name in ("vq_coef", "mq_coef")}
+    defaults = {"vq_coef": 1.0, "mq_coef": 0.0}  # of train_grpo_hunyuan.py
+    coefficients = {name: float(config.get(f"--{name}") or value) for name, value in defaults.items()}
     text = ", ".join(f"{name} {value:g}" for name, value in coefficients.items())
     used = any(coefficients.values())
     yield Check(
         "keys",
         used,
-        f"{text}: VQ and MQ are both the whole reward" if used else f"{text}: the loss is 0",
+        f"{text}: VQ and MQ both are the whole reward" if used else f"{text}: the loss is 0",
         "" if used else "--vq_coef 1.0",
     )
     options = environment_options()

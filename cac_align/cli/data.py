@@ -1,6 +1,6 @@
 """`cac-align data …`: from annotated videos to the samples that CaC is trained on.
 
-inject or import → records.jsonl → validate → synthesise (chains.jsonl) → split (stage1.jsonl, stage2.jsonl, stage3.jsonl)
+inject or import → records.jsonl → validate → synthesise (chains.jsonl) → split (stage1, stage2, stage3.jsonl)
 """
 
 from __future__ import annotations

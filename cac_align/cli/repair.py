@@ -123,6 +123,7 @@ def repair_table(results: Sequence[RepairResult]) -> str:
     lines = []
     for result in results:
         scores = " → ".join("none" if score is None else f"{score:.4f}" for score in (result.before, result.after))
-        cost = f"{result.attempts} attempts, {result.costs.frame_steps} frames × steps, {result.costs.judge_calls} judge calls"
+        costs = result.costs
+        cost = f"{result.attempts} attempts, {costs.frame_steps} frames × steps, {costs.judge_calls} judge calls"
         lines.append(f"{result.status:<10} [{scores}]  {result.path}\n{'':<11}{result.reason} ({cost})")
     return "\n".join(lines)

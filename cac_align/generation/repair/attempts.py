@@ -1,6 +1,6 @@
 """``attempts.jsonl``: every judgement of an original and every attempt to repair it, with its costs.
 
-what an attempt depends on → ``attempt_key`` → ``AttemptLog.find`` | ``AttemptLog.add``
+what an attempt depends on → ``attempt_key`` → ``RepairLog.find`` | ``RepairLog.add``
 
 A row is found again by its content (video, prompt, mask, strength, seed, who repairs, who judges),
 never because a file exists. A row without a verdict is not final: the attempt is judged again, and
@@ -53,7 +53,7 @@ def attempt_key(**facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-class AttemptLog:
+class RepairLog:
     """The rows of ``attempts.jsonl`` by key. A row that a kill tore is left out."""
 
     def __init__(self, path: Path) -> None:

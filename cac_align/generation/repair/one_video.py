@@ -1,6 +1,7 @@
 """The repair of one video: judge, make the marked part anew, judge again, keep it only where it is better.
 
-video, prompt → judged → cells of the marked windows → attempts (new seed, growing strength) → ``compare`` → ``RepairResult``
+video, prompt → judged → cells of the marked windows → attempts (new seed, growing strength) → ``compare``
+→ ``RepairResult``
 
 Below ``out``: ``attempts.jsonl`` (every attempt and its costs), ``attempts/`` (all videos that were
 made), ``masks/`` and ``latents/`` beside them, ``videos/`` (what was kept). The defects of a repair
@@ -25,7 +26,7 @@ from cac_align.core.whole_file import whole_file
 from cac_align.generation.latent_masks import LatentGrid, grow_and_soften, marked_cells, pixel_mask
 from cac_align.generation.repair.accept import AcceptRule, Assessment, compare
 from cac_align.generation.repair.assess import Assessor
-from cac_align.generation.repair.attempts import AttemptLog, Costs, attempt_key
+from cac_align.generation.repair.attempts import Costs, RepairLog, attempt_key
 from cac_align.generation.repair.resample import RepairedClip, RepairRequest
 from cac_align.generation.repair.settings import RepairSettings
 from cac_align.rewards.metered import Usage
@@ -110,7 +111,7 @@ class VideoRepair:
         self.backend, self.assessor, self.settings, self.out = backend, assessor, settings, out
         self.report = report or (lambda sentence: None)
         self.rule = AcceptRule(settings.min_gain, settings.guard_tolerance)
-        self.log = AttemptLog(out / "attempts.jsonl")
+        self.log = RepairLog(out / "attempts.jsonl")
         self.silent = 0
 
     def steps(self, video: Video, prompt: str, latents: Tensor | None = None) -> RepairSteps:

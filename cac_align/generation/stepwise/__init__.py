@@ -1,1 +1,1 @@
-"""Step-wise generation: plan the next action, generate a short clip of it, verify it, and repair or go on (CollabVR)."""
+"""Step-wise generation: plan the next action, generate a short clip, verify it, and repair it or go on."""

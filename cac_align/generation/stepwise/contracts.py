@@ -54,7 +54,7 @@ def _object(**properties: Any) -> dict[str, Any]:
 PLAN_SCHEMA: Mapping[str, Any] = _object(action=_TEXT, target_state=_TEXT, last_step=_FLAG)
 """The JSON schema of the planner's answer."""
 
-VERDICT_SCHEMA: Mapping[str, Any] = _object(
+CLIP_VERDICT_SCHEMA: Mapping[str, Any] = _object(
     diagnosis=_ANY_TEXT,
     accept=_FLAG,
     suggestion=_ANY_TEXT,
@@ -128,8 +128,8 @@ def read_plan(text: str) -> Plan:
 
 
 def read_verdict(text: str) -> Verdict:
-    """Raises ``ValueError`` for anything but an object as ``VERDICT_SCHEMA`` says."""
-    found = _read(text, VERDICT_SCHEMA)
+    """Raises ``ValueError`` for anything but an object as ``CLIP_VERDICT_SCHEMA`` says."""
+    found = _read(text, CLIP_VERDICT_SCHEMA)
     return Verdict(**{**found, "good_fraction": float(found["good_fraction"])})
 
 

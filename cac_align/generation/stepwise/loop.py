@@ -24,13 +24,13 @@ from jaxtyping import UInt8
 from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Frames, Video
 from cac_align.core.whole_file import whole_file
-from cac_align.generation.repair.attempts import AttemptLog, Costs, attempt_key
+from cac_align.generation.repair.attempts import Costs, RepairLog, attempt_key
 from cac_align.generation.stepwise.continuation import Continuation
 from cac_align.generation.stepwise.contracts import Plan, Verdict
 from cac_align.generation.stepwise.roles import NoAnswer, Planner, Verifier
 from cac_align.rewards.metered import UsageMeter
 
-Pixels = UInt8[np.ndarray, "T H W 3"]
+_Pixels = UInt8[np.ndarray, "T H W 3"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class StepwiseSettings:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step of the finished video: its plan, whether a clip of it was accepted, its attempts, and the frames it has."""
+    """One step of the finished video: its plan, whether a clip of it was accepted, attempts and frames."""
 
     plan: Plan
     accepted: bool
@@ -85,7 +85,7 @@ class StepwiseVideo:
 class _Attempt:
     """A clip of a step as far as it was made. pixels: the step's frames. verdict: None where there is none."""
 
-    pixels: Pixels
+    pixels: _Pixels
     verdict: Verdict | None
 
 
@@ -124,11 +124,11 @@ class _Loop:
         self.task, self.settings, self.out, self.make = task, settings, out, continuation
         self.meter = UsageMeter()
         self.planner, self.verifier = planner.counted_by(self.meter), verifier.counted_by(self.meter)
-        self.log, self.report = AttemptLog(out / "steps.jsonl"), report or (lambda sentence: None)
+        self.log, self.report = RepairLog(out / "steps.jsonl"), report or (lambda sentence: None)
         self.costs, self.seed, self.dearest = Costs(), settings.seed, 0
 
     def run(self, first_frame: UInt8[np.ndarray, "H W 3"] | None) -> StepwiseVideo:
-        done: list[Pixels] = [] if first_frame is None else [first_frame[None]]
+        done: list[_Pixels] = [] if first_frame is None else [first_frame[None]]
         steps: list[StepRecord] = []
         complete, reason = False, f"max_steps {self.settings.max_steps} is reached"
         for number in range(1, self.settings.max_steps + 1):
@@ -213,7 +213,7 @@ class _Loop:
         plan: Plan,
         instruction: str,
         start: UInt8[np.ndarray, "H W 3"] | None,
-        kept: Pixels | None,
+        kept: _Pixels | None,
         length: int,
         wanted: int,
     ) -> _Attempt:
@@ -269,10 +269,10 @@ class _Loop:
         path: Path,
         instruction: str,
         start: UInt8[np.ndarray, "H W 3"] | None,
-        kept: Pixels | None,
+        kept: _Pixels | None,
         length: int,
         wanted: int,
-    ) -> Pixels:
+    ) -> _Pixels:
         """The step's frames as a lossless file; a whole one of the same key that a killed run left is taken."""
         if path.is_file():
             return np.load(path)["pixels"]
@@ -283,7 +283,7 @@ class _Loop:
             np.savez_compressed(file, pixels=pixels)
         return pixels
 
-    def _verify(self, plan: Plan, pixels: Pixels) -> tuple[Verdict | None, str | None]:
+    def _verify(self, plan: Plan, pixels: _Pixels) -> tuple[Verdict | None, str | None]:
         clip = Video.open(pixels, fps=self.make.fps, layout="THWC", name=plan.action)
         try:
             return self.verifier(self.task, plan, clip), None
@@ -314,7 +314,7 @@ def _good(verdict: Verdict | None) -> tuple[bool, bool, float]:
     return (False, False, 0.0) if verdict is None else (verdict.accept, True, verdict.good_fraction)
 
 
-def _nothing(like: UInt8[np.ndarray, "H W 3"] | None) -> Pixels:
+def _nothing(like: UInt8[np.ndarray, "H W 3"] | None) -> _Pixels:
     height, width = (2, 2) if like is None else like.shape[:2]
     return np.empty((0, height, width, 3), np.uint8)
 

@@ -11,8 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 from cac_align.core.video import Frames, Video
 from cac_align.generation.stepwise.contracts import (
+    CLIP_VERDICT_SCHEMA,
     PLAN_SCHEMA,
-    VERDICT_SCHEMA,
     Plan,
     Verdict,
     again_conversation,
@@ -27,7 +27,7 @@ from cac_align.rewards.reward import Reward
 from cac_align.vlm.protocol import Conversation, Vlm
 from cac_align.vlm.replies import checked_replies
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class NoAnswer(ValueError):
@@ -65,8 +65,8 @@ class Verifier(Protocol):
 
 
 def _ask(
-    vlm: Vlm, asked: Conversation, schema: Mapping[str, Any], read: Callable[[str], T], tokens: int, retries: int
-) -> T:
+    vlm: Vlm, asked: Conversation, schema: Mapping[str, Any], read: Callable[[str], _T], tokens: int, retries: int
+) -> _T:
     """The answer as a value; an unusable one is asked for again with its fault. Raises ``NoAnswer``."""
     conversation = asked
     for attempt in range(retries + 1):
@@ -130,7 +130,7 @@ class VlmVerifier:
 
     def __call__(self, task: str, plan: Plan, clip: Video) -> Verdict:
         asked = verify_conversation(task, plan, clip.sample(self.fps))
-        return _ask(self.vlm, asked, VERDICT_SCHEMA, read_verdict, self.max_new_tokens, self.retries)
+        return _ask(self.vlm, asked, CLIP_VERDICT_SCHEMA, read_verdict, self.max_new_tokens, self.retries)
 
     def counted_by(self, meter: UsageMeter) -> VlmVerifier:
         """The same verifier, whose calls and tokens ``meter`` counts."""

@@ -127,7 +127,7 @@ def test_strength_is_the_nearest_noise_level_of_the_checkpoint(wan):
     for start in range(4):
         part = tail_schedule(wan, whole[start])
         assert [float(sigma) for sigma in part.sigmas] == whole[start:] and len(part.timesteps) == 4 - start
-    assert MaskedResampling(wan).steps((whole[1] * 0.9 + whole[2] * 0.1)) == 3
+    assert MaskedResampling(wan).steps(whole[1] * 0.9 + whole[2] * 0.1) == 3
     assert [float(sigma) for sigma in wan.pipeline.scheduler.sigmas] != whole[1:]  # the checkpoint's own is left alone
     for wrong in (0.0, 1.1, float("nan")):
         with pytest.raises(ValueError, match="strength"):

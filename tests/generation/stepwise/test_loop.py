@@ -8,7 +8,7 @@ import pytest
 
 from cac_align.core.judgement import Anomaly, Judgement, Window
 from cac_align.core.video import Video
-from cac_align.generation.stepwise.contracts import PLAN_SCHEMA, VERDICT_SCHEMA, read_plan, read_verdict
+from cac_align.generation.stepwise.contracts import CLIP_VERDICT_SCHEMA, PLAN_SCHEMA, read_plan, read_verdict
 from cac_align.generation.stepwise.loop import StepwiseSettings, generate_stepwise
 from cac_align.generation.stepwise.roles import JudgeVerifier, NoAnswer, VlmPlanner, VlmVerifier
 from cac_align.rewards.reward import Score
@@ -212,4 +212,4 @@ def test_an_answer_outside_its_contract_is_refused(reader, text):
 
 def test_the_contracts_are_what_the_readers_return():
     assert set(PLAN_SCHEMA["required"]) == set(read_plan(plan()).__dict__)
-    assert set(VERDICT_SCHEMA["required"]) == set(read_verdict(f"```json\n{verdict(True, 1)}\n```").to_json())
+    assert set(CLIP_VERDICT_SCHEMA["required"]) == set(read_verdict(f"```json\n{verdict(True, 1)}\n```").to_json())

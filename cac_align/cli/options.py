@@ -54,7 +54,8 @@ def add_reward_options(
     """Add ``--reward`` and ``--set``. default: what a missing ``--reward`` means, for the help text."""
     parser.add_argument(
         "--reward",
-        help=f"recipe (YAML, or the name of one that ships), URL of `cac-align serve`, or module:Name (default: {default})",
+        help="recipe (YAML, or the name of one that ships), URL of `cac-align serve`, or module:Name "
+        f"(default: {default})",
     )
     add_set_option(parser)
 

@@ -354,7 +354,7 @@ def _load_component(recipe: JudgeRecipe, loading: Mapping[str, Any]) -> Reward:
         elif recipe.mode != "two_turn":
             form = cast(Literal["readout", "json"], recipe.mode)
             settings = VerdictOnly(form=form, scan_fps=two_turn.scan_fps, wording=two_turn.wording)
-        settings.provenance()  # reads the instructions, so that a wording that is not there is told before a model loads
+        settings.provenance()  # reads the instructions: a wording that is not there is told before a model loads
         options = {name: getattr(recipe, name) for name in ("min_mass", "temperature", "threshold")}
         return CaC.load(model, settings=settings, tta=tuple(recipe.tta), **options, **backend)
     if recipe.kind == "unified":

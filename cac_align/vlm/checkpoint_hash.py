@@ -1,5 +1,6 @@
-"""Where a checkpoint lies, and the identity of its folder: sha256 over the files that change a judge's answers. It needs
-no torch.
+"""Where a checkpoint lies, and the identity of its folder: sha256 over what changes a judge's answers.
+
+It needs no torch.
 """
 
 from __future__ import annotations

@@ -251,7 +251,8 @@ def write_world(
     """Write ``n`` clips of the seeds ``seed``, ``seed`` + 1, … as mp4 files with ``records.jsonl``,
     and return its path.
 
-    Every second clip is anomalous. progress: called with 1 per clip. Raises ``ValueError`` unless ``n`` is a positive even number.
+    Every second clip is anomalous. progress: called with 1 per clip. Raises ``ValueError`` unless
+    ``n`` is a positive even number.
     """
     from cac_align.data.records import write_records
 

@@ -54,7 +54,7 @@ def test_five_percent_without_a_score(tmp_path, host):
     spotty = EveryTwentieth(parts["cac"])
     sizes = SIZES | {"on_missing": "neutral", "group_size": GROUP, "epochs": EPOCHS, "processes": 2, "eval_every": 2}
     with serving(combine({"unified": parts["unified"], "cac": spotty})) as (url, _):
-        setting = HostRun(str(small_wan(tmp_path / "wan")), PROMPTS, url, **sizes)
+        setting = HostRun(str(small_wan(tmp_path / "wan")), tuple(PROMPTS), url, **sizes)
         output = host(tmp_path, setting)
 
     rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]

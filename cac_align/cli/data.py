@@ -325,6 +325,9 @@ def run_split(options: argparse.Namespace) -> int:
     else:
         for stage, figures in report["stages"].items():
             print(f"{stage}: {figures['samples']} samples of {figures['videos']} videos: {figures['tasks']}")
+        for name, pool in report.get("mix", {}).items():
+            samples = ", ".join(f"{count} in {stage}" for stage, count in pool["samples"].items())
+            print(f"from {name}: {pool['records']} of {pool['of']} records ({pool['share']:.1%}); samples: {samples}")
         if not options.check:
             print(f"near_benchmark: {report['near_benchmark']} videos kept out")
             print(f"unused: {report['unused']} videos with chains are in no stage, those kept out included")

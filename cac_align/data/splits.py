@@ -5,8 +5,8 @@ samples each.
 - stage 2: full videos (20 K), and clips shorter than 1 s that cover their anomaly whole (15 K).
 - stage 3: videos for two-turn GRPO (7.5 K).
 
-Near-duplicates always go to the same stage. With fewer records every stage shrinks by the same
-factor. Where the chains contain single-turn answers, stage 2 carries those of its videos too, so
+Near-duplicates, and the records of one source file (the twins of an injected pair among them),
+always go to the same stage. With fewer records every stage shrinks by the same factor. Where the chains contain single-turn answers, stage 2 carries those of its videos too, so
 that both formulations learn from the same videos.
 
 ``check_splits`` verifies stages independently of how they were made.
@@ -23,7 +23,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ import numpy as np
 
 from cac_align.core.judgement import Window
 from cac_align.core.whole_file import whole_file
+from cac_align.data.mixture import mixed, related, source_hash
 from cac_align.data.perceptual_hash import NEAR_DUPLICATE, duplicate_groups, near_duplicates, perceptual_hash
 from cac_align.data.record_video import open_record_video
 from cac_align.data.records import Record, moved_record, read_records, write_records
@@ -67,6 +68,9 @@ class Splits:
     near: float = NEAR_DUPLICATE
     # Seed of the assignment and the draws.
     seed: int = 0
+    # Other folders of `cac-align data synthesise` whose records join in, each with its share of all records, in
+    # (0, 1): {out/human_chains: 0.1}. What is too much for the shares is left out.
+    mix: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("frames", "videos", "clips", "rollouts"):
@@ -74,6 +78,11 @@ class Splits:
                 raise ValueError(
                     f"{name} must be at least 2 (one normal, one anomalous), received {getattr(self, name)}"
                 )
+        if any(not 0 < share < 1 for share in self.mix.values()) or sum(self.mix.values()) >= 1:
+            raise ValueError(
+                f"mix gives each folder a share in (0, 1), together below 1 (the rest is the folder that is split), "
+                f"received {dict(self.mix)}"
+            )
 
 
 def split_stages(
@@ -95,8 +104,7 @@ def split_stages(
     be read, or the check fails.
     """
     settings, folder, out = settings or Splits(), Path(folder), Path(out)
-    records = {record.id: record for record in read_records(folder / "records.jsonl")}
-    samples = _samples(folder / "chains.jsonl", records)
+    records, samples, pools = _pools(folder, settings)
     names = sorted(name for name in records if samples[name])
     classes = Counter(records[name].status for name in names)
     for status in ("normal", "abnormal"):
@@ -109,7 +117,10 @@ def split_stages(
     hashes = _hashes([(folder, records[name]) for name in names] + benchmark, progress)
     own, foreign = hashes[: len(names)], hashes[len(names) :]
     forbidden = {row for row, _, _ in near_duplicates(own, foreign, near=settings.near)} if len(foreign) else set()
-    groups = duplicate_groups(len(names), list(near_duplicates(own, near=settings.near)))
+    sources = {source_hash(record) for _, record in benchmark} - {None}
+    forbidden |= {row for row, name in enumerate(names) if source_hash(records[name]) in sources}
+    kin = [(one, other, 0.0) for one, other in related([records[name] for name in names])]
+    groups = duplicate_groups(len(names), [*near_duplicates(own, near=settings.near), *kin])
     kept = [[names[row] for row in group] for group in groups if not forbidden & set(group)]
     chosen, factor = _assign(kept, records, samples, settings)
     try:
@@ -118,7 +129,9 @@ def split_stages(
         largest = max(map(len, groups))
         if largest <= len(names) // 2:
             raise
-        alike = f"{largest} of {len(names)} videos are near-duplicates of one another and stay together"
+        alike = (
+            f"{largest} of {len(names)} videos are near-duplicates of one another, or of one source, and stay together"
+        )
         raise ValueError(f"{error}; {alike}: add other videos, or lower near (now {settings.near:g})") from error
     used = sorted({row["record"] for rows in stages.values() for row in rows})
     row_of = {name: row for row, name in enumerate(names)}
@@ -132,6 +145,7 @@ def split_stages(
         "largest_duplicate_group": max(map(len, groups)),
         "near_benchmark": sum(len(group) for group in groups if forbidden & set(group)),
         "unused": len(names) - len(used),
+        "mix": _summarise_mix(pools, stages),
         "stages": {name: summarise_samples(rows, records) for name, rows in stages.items()},
         "shared": 0,
         "near_duplicates_across": 0,
@@ -144,6 +158,50 @@ def split_stages(
             files.enter_context(whole_file(out / name, len(text))).write_text(text, encoding="utf-8")
         write_records(out / "records.jsonl", (moved_record(records[name], folder, out) for name in used))
     return report
+
+
+def _pools(
+    folder: Path, settings: Splits
+) -> tuple[dict[str, Record], dict[str, list[dict[str, Any]]], dict[str, dict[str, Any]]]:
+    """Records and samples of the folder and of those that are mixed in, and by folder how many
+    records there were and which are used. Without a mixture the folder's are all used.
+    """
+    every: dict[str, list[Record]] = {}
+    records: dict[str, Record] = {}
+    samples: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for pool in (folder, *map(Path, settings.mix)):
+        own = {record.id: moved_record(record, pool, folder) for record in read_records(pool / "records.jsonl")}
+        if twice := own.keys() & records.keys():
+            raise ValueError(
+                f"{pool}: record {min(twice)!r} is in another folder of the mixture as well; ids must be unique"
+            )
+        found = _samples(pool / "chains.jsonl", own)
+        every[str(pool)] = [record for name, record in own.items() if found[name]] if settings.mix else [*own.values()]
+        records |= own
+        samples |= found
+    chosen = every
+    if settings.mix:
+        shares = {str(folder): 1 - sum(settings.mix.values()), **{str(Path(k)): v for k, v in settings.mix.items()}}
+        chosen = mixed(every, shares, settings.seed)
+    pools = {name: {"records": [record.id for record in chosen[name]], "of": len(every[name])} for name in every}
+    used = {name for pool in pools.values() for name in pool["records"]}
+    return {name: record for name, record in records.items() if name in used}, samples, pools
+
+
+def _summarise_mix(pools: Mapping[str, Mapping[str, Any]], stages: Samples) -> dict[str, Any]:
+    """By folder: records that take part and how many there were, their share, and samples by stage.
+    Empty without a mixture.
+    """
+    if len(pools) < 2:
+        return {}
+    total = sum(len(pool["records"]) for pool in pools.values())
+    summary = {}
+    for name, pool in pools.items():
+        own = set(pool["records"])
+        counts = {stage: sum(row["record"] in own for row in rows) for stage, rows in stages.items()}
+        share = round(len(own) / total, 6)
+        summary[name] = {"records": len(own), "of": pool["of"], "share": share, "samples": counts}
+    return summary
 
 
 def _samples(path: Path, records: Mapping[str, Record]) -> dict[str, list[dict[str, Any]]]:
@@ -355,6 +413,10 @@ def check_splits(
         if place.get(names[one]) != place.get(names[other]):
             pair = f"{names[one]} ({place.get(names[one])}) and {names[other]} ({place.get(names[other])})"
             wrong.append(f"near-duplicates in two stages: {pair} differ in {apart:.1%} of their hash")
+    for one, other in related([records[name] for name in names]):
+        if place.get(names[one]) != place.get(names[other]):
+            pair = f"{names[one]} ({place.get(names[one])}) and {names[other]} ({place.get(names[other])})"
+            wrong.append(f"records of one source in two stages: {pair}")
     if foreign is not None and len(foreign):
         for one, _, apart in near_duplicates(hashes, foreign, near=settings.near):
             wrong.append(

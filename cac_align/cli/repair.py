@@ -10,7 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cac_align.cli.options import add_set_option, add_verb, check_positive, input_path, stated_domain
+from cac_align.cli.options import (
+    add_set_option,
+    add_verb,
+    check_positive,
+    check_writable,
+    input_path,
+    stated_domain,
+)
 
 if TYPE_CHECKING:
     from cac_align.generation.repair.build import RepairRecipe
@@ -55,6 +62,7 @@ def run_repair(options: argparse.Namespace) -> int:
     from cac_align.generation.repair.build import RepairRecipe
 
     check_positive("--fps", options.fps)
+    check_writable("--out", options.out, folder=True)
     if bool(options.videos) == (options.selection is not None):
         raise ValueError("pass either VIDEO… or --selection DIR, the folder of a Best-of-N")
     given = options.videos or [options.selection / CHOSEN]

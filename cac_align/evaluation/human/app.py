@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,7 @@ from cac_align.evaluation.human.rating import TaskState
 from cac_align.evaluation.human.store import AnnotationStore, Outdated
 from cac_align.evaluation.human.tasks import RatingTask, Sources, TaskMember, gather_tasks, shuffle_tasks
 from cac_align.evaluation.human.type_guide import NOT_ANOMALIES, TYPE_GUIDES
+from cac_align.evaluation.human.uncertainty import uncertainty_first
 from cac_align.evaluation.pages.page import environment
 from cac_align.evaluation.pairing import Fault, Pairing
 
@@ -68,12 +69,20 @@ class NewAction(BaseModel):
     client: str = Field(min_length=8, max_length=64)
 
 
-def create_rating_app(sources: Sources, *, database: Path, rater: str | None = None, seed: int = 0) -> FastAPI:
+def create_rating_app(
+    sources: Sources,
+    *,
+    database: Path,
+    rater: str | None = None,
+    seed: int = 0,
+    log_odds: Mapping[Path, float] | None = None,
+) -> FastAPI:
     """The page's server.
 
     database: SQLite file, created or resumed; the export is beside it with the ending ``.jsonl``.
     rater: whose page opens at ``/``; None asks for a name.
     seed: of the order in which videos come; fixed when a database is first opened.
+    log_odds: a judge's by the clip's resolved path; the videos then come by ``uncertainty_first``.
 
     ``app.state`` has ``tasks``, ``faults`` and ``export()``. Ratings of other folders in the same
     database stay in the export. Raises ``ValueError`` for folders that cannot be read, videos that
@@ -100,7 +109,7 @@ def create_rating_app(sources: Sources, *, database: Path, rater: str | None = N
     app.state.tasks, app.state.faults, app.state.export = tasks, faults, exporter.write
     _add_pages(app, rater, sum(fault.kind == "unreadable video" for fault in faults))
     _add_frames(app, FrameImages({member.token: member.clip.video for task in tasks for member in task.members}))
-    _add_api(app, store, tasks, exporter, store.setting("seed", str(seed)))
+    _add_api(app, store, tasks, exporter, store.setting("seed", str(seed)), log_odds)
     return app
 
 
@@ -171,14 +180,22 @@ def _add_frames(app: FastAPI, images: FrameImages) -> None:
 
 
 def _add_api(
-    app: FastAPI, store: AnnotationStore, tasks: Sequence[RatingTask], exporter: RatingsExporter, seed: str
+    app: FastAPI,
+    store: AnnotationStore,
+    tasks: Sequence[RatingTask],
+    exporter: RatingsExporter,
+    seed: str,
+    log_odds: Mapping[Path, float] | None,
 ) -> None:
-    """The two routes that the page's script calls. seed: of each rater's order of the tasks."""
+    """The two routes that the page's script calls. seed: of each rater's order of the tasks, which ``log_odds``
+    goes before.
+    """
     orders: dict[str, list[RatingTask]] = {}
 
     def order_of(rater: str) -> list[RatingTask]:
         if rater not in orders:
-            orders[rater] = shuffle_tasks(tasks, rater, seed)
+            shuffled = shuffle_tasks(tasks, rater, seed)
+            orders[rater] = shuffled if log_odds is None else uncertainty_first(shuffled, log_odds)
         return orders[rater]
 
     @app.get("/api/task")
@@ -282,6 +299,7 @@ def serve_rating_page(
     host: Literal["127.0.0.1", "localhost"] | str = "127.0.0.1",
     port: int = 8017,
     seed: int = 0,
+    log_odds: Mapping[Path, float] | None = None,
 ) -> RatingsExport:
     """Serve the rating page until interrupted (Ctrl-C), then return what has been rated. The same
     call resumes.
@@ -290,6 +308,7 @@ def serve_rating_page(
     rater: whose page opens at ``/``; None asks for a name (several raters may use one server).
     database: default ``default_database``.
     port: 0 takes a free one.
+    log_odds: see ``create_rating_app``.
 
     What could not be used is named on stderr. Raises ``ValueError`` for an address that is not
     loopback, and as ``create_rating_app`` does.
@@ -302,7 +321,7 @@ def serve_rating_page(
             f"{port}:127.0.0.1:{port}`"
         )
     database = Path(database) if database is not None else default_database(sources)
-    app = create_rating_app(sources, database=database, rater=rater, seed=seed)
+    app = create_rating_app(sources, database=database, rater=rater, seed=seed, log_odds=log_odds)
     for fault in app.state.faults:
         print(f"{fault.kind}: {fault.name}: {fault.why}", file=sys.stderr)
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)

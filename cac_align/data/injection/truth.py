@@ -102,11 +102,11 @@ def _window(differs: np.ndarray) -> tuple[int, int] | None:
 
 
 def _hulls(mask: np.ndarray, subject: np.ndarray, radius: int) -> tuple[PixelHull, ...]:
-    """Hulls of the mask's components, those nearer than ``radius`` px joined, each widened by about
-    two thirds of that.
+    """Hulls of the mask's components, those nearer than ``radius`` px joined, each widened by 1 px per
+    240 rows.
     """
     height, width = mask.shape
-    margin = (2 * radius + 2) // 3
+    margin = height // 240
     hulls: list[PixelHull] = []
     for rows, columns in component_slices(dilated(mask, radius), mask):
         inside = mask[rows, columns]

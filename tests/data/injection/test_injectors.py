@@ -85,7 +85,7 @@ def test_a_teleported_square_is_boxed_where_it_is_and_not_where_it_was():
     assert truth is not None
     frame = truth.first + 1
     left, top = 8 + 3 * frame + edit.numbers["dx"][0], 40 + edit.numbers["dy"][0]
-    assert truth.boxes[frame] == ((left - 1, top - 1, left + 25, top + 25),)
+    assert truth.boxes[frame] == ((left, top, left + 24, top + 24),)
 
 
 def test_the_square_behind_is_drawn_over_the_one_in_front():

@@ -26,8 +26,7 @@ def test_window_and_box_are_those_of_the_pixels_that_differ():
     wrong[5:9, 40:60, 30:50] = 130
     truth = measure(edit_of(sham, wrong, np.zeros(sham.shape[:3], bool)))
     assert truth is not None and (truth.first, truth.last) == (5, 8)
-    # At 120 rows components one pixel apart are joined, and hulls widened by one pixel.
-    assert truth.boxes[5] == ((29, 39, 51, 61),) and set(truth.boxes) == {5, 6, 7, 8}
+    assert truth.boxes[5] == ((30, 40, 50, 60),) and set(truth.boxes) == {5, 6, 7, 8}
     assert truth.contrast == 40
 
 
@@ -50,7 +49,7 @@ def test_the_box_covers_the_whole_part_and_not_what_it_left_behind():
     subject[6:10, 40:60, 100:120] = True
     vacated[6:10, 40:60, 10:30] = True
     truth = measure(edit_of(sham, wrong, subject, vacated=vacated))
-    assert truth is not None and truth.boxes[7] == ((99, 39, 121, 61),)
+    assert truth is not None and truth.boxes[7] == ((100, 40, 120, 60),)
     without = measure(edit_of(sham, wrong, subject))
     assert without is not None and len(without.boxes[7]) == 2
 
@@ -75,7 +74,7 @@ def test_an_absence_is_boxed_on_the_frames_beside_it(injector):
     assert set(truth.boxes) == {frame for frame in (before, after) if 0 <= frame < 32}
     for frame, boxes in truth.boxes.items():
         left = 10 + 3 * frame
-        assert boxes == ((left - 1, 69, left + 25, 95),)
+        assert boxes == ((left, 70, left + 24, 94),)
     anomaly = anomaly_of(edit, truth, source.fps)
     assert anomaly.window is not None and anomaly.window.start_s == truth.first / 16
     assert anomaly.type == "Motion Anomalies"

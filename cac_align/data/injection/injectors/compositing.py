@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cac_align.data.injection.injector import MovingObject, NotApplicable, SourceClip
-from cac_align.data.injection.sources.masks import dilated, soft
+from cac_align.data.injection.sources.masks import dilated, snug, soft
 
 MIN_FRAMES = 8
 """An object must be seen on at least this many frames."""
@@ -106,11 +106,14 @@ def choose_offset(
 
 @dataclass(frozen=True, eq=False)
 class Cutout:
-    """An object's cut-out on every frame, and what fills its place."""
+    """An object's cut-out on every frame, and what fills its place. ``part``: the mask is a part of a
+    larger thing, which the cut must not bite.
+    """
 
     source: SourceClip
     mask: np.ndarray
     seed: int
+    part: bool = False
 
     @classmethod
     def of(cls, source: SourceClip, thing: MovingObject, rng: np.random.Generator, least_known: float = 0.97) -> Cutout:
@@ -143,11 +146,11 @@ class Cutout:
             if not self.mask[frame].any() and not any(place.source is not None for place in wanted):
                 continue
             canvas = pixels[frame].astype(np.float32)
-            alpha = soft(self.mask[frame], radius)[..., None]
+            alpha = (snug if self.part else soft)(self.mask[frame], radius)[..., None]
             canvas += alpha * (self.filled(frame) - canvas)
             for place in wanted:
                 origin = _from(place, frame)
-                alpha = place.opacity * moved(soft(self.mask[origin], radius), place.dx, place.dy)
+                alpha = place.opacity * moved(snug(self.mask[origin], radius), place.dx, place.dy)
                 if place.keep is not None:
                     alpha = alpha * place.keep
                 canvas += alpha[..., None] * (moved(pixels[origin], place.dx, place.dy) - canvas)

@@ -8,7 +8,7 @@ import numpy as np
 
 from cac_align.data.injection.injector import Edit, Injector, MovingObject, NotApplicable, SourceClip
 from cac_align.data.injection.injectors.compositing import moved, radius_of
-from cac_align.data.injection.sources.masks import closed, difference, dilated, eroded, soft
+from cac_align.data.injection.sources.masks import closed, difference, dilated, snug, soft
 
 _BEFORE, _LONGEST, _SHORTEST = 4, 10, 4  # frames: seen apart before they meet; of the crossing
 _UNSURE = 1.25  # the wrong order must fit the picture this many times worse than the right one
@@ -119,9 +119,7 @@ def _drawn(
     canvas = cleared.copy()
     for which in order:
         shift = crossing.shift(which, frame)
-        # No wider than the thing: a rim of background would be drawn over the other one.
-        shape = eroded(crossing.things[which].masks[crossing.apart], radius_of(source))
-        alpha = moved(soft(shape, radius_of(source)), *shift)[..., None]
+        alpha = moved(snug(crossing.things[which].masks[crossing.apart], radius_of(source)), *shift)[..., None]
         canvas += alpha * (moved(source.pixels[crossing.apart], *shift) - canvas)
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 

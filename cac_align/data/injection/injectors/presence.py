@@ -15,7 +15,7 @@ from cac_align.data.injection.injectors.compositing import (
     choose_span,
     radius_of,
 )
-from cac_align.data.injection.sources.masks import soft
+from cac_align.data.injection.sources.masks import snug
 
 _TYPE = "Motion Anomalies"
 
@@ -132,7 +132,7 @@ def _repainted(
     """
     out, radius = source.pixels.copy(), radius_of(source)
     for frame in range(first, last + 1):
-        alpha = soft(thing.masks[frame], radius)
+        alpha = snug(thing.masks[frame], radius)
         inside = alpha > 0
         piece = out[frame][inside].astype(np.float32)
         painted = piece + alpha[inside][:, None] * (other(piece, frame) - piece)

@@ -18,7 +18,7 @@ from cac_align.data.injection.injectors.compositing import (
     moved,
     radius_of,
 )
-from cac_align.data.injection.sources.masks import dilated, soft
+from cac_align.data.injection.sources.masks import dilated, snug, soft
 
 _TYPE = "Object Distortion"
 
@@ -159,7 +159,7 @@ def duplicate_part(source: SourceClip, rng: np.random.Generator, severity: float
     def pasted(dx: int, dy: int) -> np.ndarray:
         out, radius = source.pixels.copy(), radius_of(source)
         for frame in range(first, last + 1):
-            alpha = moved(soft(part[frame], radius), dx, dy)[..., None]
+            alpha = moved(snug(part[frame], radius), dx, dy)[..., None]
             canvas = source.pixels[frame].astype(np.float32)
             canvas += alpha * (moved(source.pixels[frame], dx, dy) - canvas)
             out[frame] = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
@@ -195,7 +195,7 @@ def omit_part(source: SourceClip, rng: np.random.Generator, severity: float) -> 
     thing = choose_object(source, rng)
     part, _ = _part(thing, rng, 0.4 + 0.3 * severity)
     whole = Cutout.of(source, thing, rng)
-    cutout = Cutout(source, part, whole.seed)
+    cutout = Cutout(source, part, whole.seed, part=True)
     first, last = choose_span(rng, np.flatnonzero(part.any((1, 2))), 4, 24)
     gone = Placement(opacity=0.0)
     decoy = _decoy(source, thing, part, rng)

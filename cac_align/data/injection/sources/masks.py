@@ -79,3 +79,13 @@ def soft(mask: np.ndarray, radius: int) -> np.ndarray:
     if radius <= 0:
         return mask.astype(np.float32)
     return ndimage.uniform_filter(dilated(mask, radius).astype(np.float32), radius, mode="nearest")
+
+
+def snug(mask: np.ndarray, radius: int) -> np.ndarray:
+    """An alpha matte, float32 in [0, 1], that does not grow the mask: its edge fades over ``radius`` px
+    about the mask's own.
+    """
+    from scipy import ndimage
+
+    alpha = mask.astype(np.float32)
+    return alpha if radius < 2 else ndimage.uniform_filter(alpha, radius, mode="nearest")

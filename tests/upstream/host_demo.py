@@ -102,7 +102,7 @@ def tell_log(path: Path) -> None:
         found = {
             name: round(value, 4)
             for name, value in row.items()
-            if re.search("reward_.*mean$|ratio_mean|grad_norm", name)
+            if re.search("reward_(cac|unified)_mean$|ratio_mean|grad_norm", name)
         }
         if found:
             print(f"the host's log, step {row['step']}: {found}")

@@ -73,9 +73,9 @@ def doctor(host: str | None = None, config: Path | None = None) -> list[Check]:
 
     config: YAML for Flow-Factory, UniRL, GenRL, vbvr-rl and FastVideo; YAML or a file of
     ``key=value`` overrides for verl-omni and TeleBoost; the launch script for Pref-GRPO,
-    miles_diffusion and DanceGRPO (videoalign); ``file.py`` or ``file.py:function`` for flow_grpo, or the launch script (.sh)
-    that names it. Raises ``ValueError`` for an unknown host, a config that cannot be read, or a
-    config without a host.
+    miles_diffusion and DanceGRPO (videoalign); ``file.py`` or ``file.py:function`` for flow_grpo,
+    or the launch script (.sh) that names it. Raises ``ValueError`` for an unknown host, a config
+    that cannot be read, or a config without a host.
     """
     if host is None and config is not None:
         raise ValueError(f"{config}: whose config is it? Name the host: {', '.join(HOSTS)}")

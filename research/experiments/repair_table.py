@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from cac_align.core.judgement import Anomaly
+from cac_align.core.video import Video
+from cac_align.generation.latent_masks import LatentGrid, grow_and_soften, marked_cells
 from cac_align.runs.metrics_log import read_rows
 
 STEPS = 10
@@ -83,6 +86,20 @@ def single_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
             f"{share:.2f} | {rows[keys[0]]['steps']} of {STEPS} |"
         )
     return "\n".join(lines)
+
+
+def overlap_text(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """How the judge's grown boxes lie on the oracle's, of broken clips that the judge calls abnormal."""
+    grid, found = LatentGrid(17, 64, 64, 2, 4), []
+    blank = Video.open(np.zeros((17, 64, 64, 3), np.uint8), fps=16.0)
+    for row in (row for key, row in rows.items() if " " not in key and not row["normal"] and row["judge_anomalies"]):
+        exact, judged = (
+            grow_and_soften(marked_cells([Anomaly.from_json(one) for one in row[name]], blank, grid), border=0) > 0
+            for name in ("anomalies", "judge_anomalies")
+        )
+        found.append(((exact & judged).sum() / (exact | judged).sum(), (exact & judged).sum() / exact.sum()))
+    iou, covered = np.mean(found, axis=0)
+    return f"the judge's masks against the oracle's ({len(found)} clips): IoU {iou:.2f}, covered {covered:.2f}"
 
 
 def read_tiles(rows: Mapping[str, Mapping[str, Any]], attempts: Sequence[str]) -> Tiles:
@@ -159,6 +176,7 @@ def main(arguments: Sequence[str]) -> int:
     sound = [key for key in judged if rows[key]["normal"]]
     print(f"the judge calls abnormal: broken {rate(rows, broken, lambda row: row['judge'] == 'abnormal')}, "
           f"normal {rate(rows, sound, lambda row: row['judge'] == 'abnormal')}\n")  # fmt: skip
+    print(overlap_text(rows))
     print(single_table(rows))
     for attempts in (["exact"], ["exact", "exact 2"]):
         if all(any(key.endswith(f" {arm}") for key in rows) for arm in attempts):

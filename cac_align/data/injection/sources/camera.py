@@ -83,7 +83,7 @@ def _shifts(pixels: np.ndarray, middle: int) -> np.ndarray:
 
 def _homographies(pixels: np.ndarray, middle: int) -> np.ndarray:
     """By DIS flow between neighbouring frames, RANSAC over a grid of points, chained to the middle
-    frame.
+    frame and set right against it.
     """
     import cv2
 
@@ -96,22 +96,34 @@ def _homographies(pixels: np.ndarray, middle: int) -> np.ndarray:
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     y, x = np.mgrid[4 : size[1] - 4 : 8, 4 : size[0] - 4 : 8]
     points = np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
-    cv2.setRNGSeed(7)
-    steps = []
-    for before, after in pairwise(small):
+
+    def fitted(before: np.ndarray, after: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """The homography that takes ``before`` to ``after``, from the points that both show."""
         field = flow.calc(before, after, np.zeros((*before.shape, 2), np.float32))
-        moved = points + field[y.ravel(), x.ravel()]
-        matrix, inliers = cv2.findHomography(points, moved, cv2.RANSAC, 0.8)
+        shown = seen[y.ravel(), x.ravel()]
+        if shown.sum() < 24:
+            raise ValueError("the camera's motion cannot be undone: it shows another place by the end")
+        start = points[shown]
+        matrix, inliers = cv2.findHomography(start, start + field[y.ravel(), x.ravel()][shown], cv2.RANSAC, 0.8)
         if matrix is None or inliers is None or inliers.mean() < 0.5:
             raise ValueError("the camera's motion cannot be undone: less than half of the picture moves as one plane")
-        steps.append(matrix)
-    grow = np.diag([1 / scale, 1 / scale, 1.0])
-    shrink = np.diag([scale, scale, 1.0])
+        return matrix
+
+    cv2.setRNGSeed(7)
+    everywhere = np.ones(small[0].shape, bool)
+    steps = [fitted(before, after, everywhere) for before, after in pairwise(small)]
     matrices = np.tile(np.eye(3), (len(pixels), 1, 1))
-    for index in range(middle - 1, -1, -1):
-        matrices[index] = matrices[index + 1] @ grow @ steps[index] @ shrink
-    for index in range(middle + 1, len(pixels)):
-        matrices[index] = matrices[index - 1] @ grow @ np.linalg.inv(steps[index - 1]) @ shrink
+    order = [*range(middle - 1, -1, -1), *range(middle + 1, len(pixels))]
+    for index in order:
+        near = index + 1 if index < middle else index - 1
+        step = steps[index] if index < middle else np.linalg.inv(steps[index - 1])
+        chained = matrices[near] @ step
+        # Small errors add up along the chain: what is left against the middle frame itself is taken away.
+        image = cv2.warpPerspective(small[index], chained, size, flags=cv2.INTER_LINEAR)
+        seen = cv2.warpPerspective(np.ones_like(small[index]), chained, size, flags=cv2.INTER_NEAREST)
+        matrices[index] = fitted(image, small[middle], seen.astype(bool)) @ chained
+    grow, shrink = np.diag([1 / scale, 1 / scale, 1.0]), np.diag([scale, scale, 1.0])
+    matrices = grow @ matrices @ shrink
     return matrices / matrices[:, 2:, 2:]
 
 

@@ -86,6 +86,7 @@ def test_best_of_n_chooses_among_folders_of_images_and_hands_over_an_mp4(folder,
     (row,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert row["chosen"] == 1 and [score is None for score in row["scores"]] == [False, False, True]
     assert "cover.png has no number" in row["errors"][2]
+    assert (folder.parent / "out" / "report.html").read_text().count("data:video/mp4;base64,") == 2
     (winner,) = (folder.parent / "out" / "chosen").glob("*.mp4")
     assert (video := Video.open(winner)).fps == 8 and len(video) == 3
     assert abs(float(video.frames([0]).pixels[..., 0].mean()) - 200) < 5

@@ -166,7 +166,6 @@ def test_a_server_killed_in_mid_run_loses_nothing_and_two_servers_stand_behind_o
         thread.join()
         said = capsys.readouterr().err
         assert f"{servers[0].url}/v1" in said and "giving up in at most" in said  # it was asked while it was away
-        assert f"{servers[1].url}/v1" not in said
         assert [score.error for score in after] == [None] * len(clips)
         assert [a.value for a in after] == pytest.approx([b.value for b in before], abs=1e-3)
     finally:

@@ -17,13 +17,18 @@ from cac_align.evaluation.pages.page import (
     lasting_a_frame,
     write_page,
 )
-from cac_align.evaluation.pages.player import Player, file_player
+from cac_align.evaluation.pages.player import Player, embedded_player, file_player
 from cac_align.generation.selection import Selection
 from cac_align.rewards.normalise import TIE
 from cac_align.rewards.reward import Score
 
 VIDEOS_BESIDE = "it plays the videos beside it; `cac-align report` with this folder writes one file"
 """What commands say about this page on the terminal."""
+
+
+# What browsers show as pictures and do not play as videos: the page carries a small copy, as of folders of images.
+_NOT_PLAYED = (".gif", ".webp")
+_EMBEDDED_BYTES = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -109,14 +114,18 @@ def _side(selection: Selection, index: int, kind: str, folder: Path, fps: float 
         if index == selection.chosen and selection.video is not None
         else Video.open(selection.candidates[index], fps=fps)
     )
-    source = os.path.relpath(video.path, folder) if video.path is not None else None
+    file = Path(selection.candidates[index])
+    if file.suffix.lower() in _NOT_PLAYED or file.is_dir():
+        player = embedded_player(video, anomalies, _EMBEDDED_BYTES)
+    else:
+        player = file_player(video, anomalies, os.path.relpath(video.path, folder) if video.path is not None else None)
     return CandidateView(
         title=f"{'Chosen' if index == selection.chosen else 'Rejected'}: candidate {index}"
         + (" (a tie)" if kind == "tied" else ""),
         kind=kind,
         score=score,
         anomalies=lasting_a_frame(anomalies, video.fps),
-        player=file_player(video, anomalies, source),
+        player=player,
     )
 
 

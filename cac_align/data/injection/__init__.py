@@ -21,5 +21,6 @@ How to add an injector, in 12 steps:
 10. ``reason`` and ``region`` are short English; an absence says "suddenly disappears" or "appears".
 11. Add ``Injector("name", tier, name, requires=("module",))`` to the file's ``…_INJECTORS``, and the
     file to ``registry``.
-12. ``tests/data/injection/test_injectors.py`` runs every registered injector of an installed tier.
+12. ``tests/data/injection/test_injectors.py`` runs every injector of the tier "core" by itself; give
+    another one a source there.
 """

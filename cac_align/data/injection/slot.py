@@ -119,7 +119,7 @@ def _fill(task: SlotTask, report: dict[str, Any]) -> None:
         raise UnusableSource(f"no injector fits: {reasons}")
     names = [f"videos/{task.key}-{kind}.mp4" for kind in ("anomalous", "sham")]
     for name, pixels in zip(names, (pair.edit.anomalous, pair.edit.sham), strict=True):
-        write_mp4(Path(task.out) / name, pixels, clip.fps, lossless=settings.pixel_format)  # pyright: ignore[reportArgumentType]
+        _write(task, name, pixels, clip.fps)
     records = [
         _record(task, clip, origin, names[0], "abnormal", (pair.anomaly,), _pair_facts(pair, task, names[1])),
         _record(task, clip, origin, names[1], "normal", (), {**_pair_facts(pair, task, names[0]), "sham": True}),
@@ -128,13 +128,17 @@ def _fill(task: SlotTask, report: dict[str, Any]) -> None:
     if draw.random() < settings.hard_normals:
         kind, pixels = make_normal(clip, draw, settings.vae)
         name = f"videos/{task.key}-normal.mp4"
-        write_mp4(Path(task.out) / name, pixels, clip.fps, lossless=settings.pixel_format)  # pyright: ignore[reportArgumentType]
+        _write(task, name, pixels, clip.fps)
         records.append(_record(task, clip, origin, name, "normal", (), {"hard_normal": kind, "seed": task.seed}))
     sizes = [(Path(task.out) / name).stat().st_size for name in names]
     features: dict[str, Any] = twin_features(pair, sizes, clip.fps)
     with whole_file(task.features) as part, open(part, "wb") as file:
         np.savez_compressed(file, **features)
     report |= {"outcome": "pair", "injector": pair.injector, "records": [record.to_json() for record in records]}
+
+
+def _write(task: SlotTask, name: str, pixels: np.ndarray, fps: float) -> None:
+    write_mp4(Path(task.out) / name, pixels, fps, lossless="rgb" if task.settings.pixel_format == "rgb" else "yuv420p")
 
 
 def _pair_facts(pair: TwinPair, task: SlotTask, twin: str) -> dict[str, Any]:

@@ -146,12 +146,17 @@ def clip(wan: Wan, frames: np.ndarray) -> Video:
 def repair(bank: Bank, wan: Wan, judge: CaC, arm: Arm, slots: int, total: int) -> None:
     """One arm on the clips of samples 0 and 1 that it applies to.
 
-    Exact and shuffled boxes: clips that the oracle calls broken. The judge's boxes: those that the
+    Exact and shuffled boxes: clips that the oracle calls broken, later attempts where the earlier ones
+    did not mend. The judge's boxes: those that the
     judge calls abnormal and places. The whole clip: all of them, because a canvas may hold any.
     """
     keys = [clip_key(slot, sample) for sample in (0, 1) for slot in range(slots)]
     broken = [key for key in keys if not bank.rows[key]["normal"]]
-    chosen = {"whole": keys, "judge": [key for key in keys if bank.rows[key]["judge_anomalies"]]}.get(arm.boxes, broken)
+    earlier = [other.name for other in ARMS if other.name.startswith("exact") and other.attempt < arm.attempt]
+    open_ones = [key for key in broken if not any(bank.rows[f"{key} {name}"]["normal"] for name in earlier
+                                                  if f"{key} {name}" in bank.rows)]  # fmt: skip
+    by_boxes = {"whole": keys, "judge": [key for key in keys if bank.rows[key]["judge_anomalies"]]}
+    chosen = by_boxes.get(arm.boxes, open_ones)
     grid, steps = latent_grid(wan), len(tail_schedule(wan, arm.strength).timesteps)
     blank = clip(wan, np.zeros((grid.num_frames, grid.height_px, grid.width_px, 3), np.uint8))
 

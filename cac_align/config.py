@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 # Keys at the top of a recipe that only one kind of recipe has, and what that kind is for.
 _KINDS = {
+    "stage1": "cac-align train judge",
     "components": "a reward (--reward)",
     "guard": "cac-align repair (--recipe)",
     "generator": "cac-align best-of-n (--recipe)",

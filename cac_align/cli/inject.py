@@ -22,7 +22,7 @@ def add_inject(kinds: Any) -> None:
         type=input_path,
         nargs="+",
         metavar="VIDEOS",
-        help="folders, files or patterns of videos that are fine",
+        help="folders, files or patterns of videos that are fine; of a records file (.jsonl) the normal ones",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--recipe", type=Path, help="YAML with injection:, e.g. recipes/data/inject.yaml")
@@ -36,9 +36,8 @@ def add_inject(kinds: Any) -> None:
 def run_inject(options: argparse.Namespace) -> int:
     """Make the pairs, their records, the audit and the page. Returns 1 where there are fewer than asked for."""
     from cac_align.cli.options import check_positive
-    from cac_align.cli.video_arguments import expand_videos, listed_prompts
     from cac_align.config import read_recipe
-    from cac_align.data.injection.run import SourceFile, inject
+    from cac_align.data.injection.run import inject
     from cac_align.data.injection.settings import Injection
     from cac_align.evaluation.pages.injection_page import write_injection_page
     from cac_align.runs.progress import progress_bar
@@ -46,11 +45,7 @@ def run_inject(options: argparse.Namespace) -> int:
     check_positive("--n", options.n)
     check_positive("--workers", options.workers)
     settings = read_recipe(Injection, options.recipe, options.overrides, section="injection")
-    paths = expand_videos(options.videos)
-    prompts = listed_prompts(paths) or [""] * len(paths)
-    files = [
-        SourceFile(Path(path), name, prompt) for path, name, prompt in zip(paths, _names(paths), prompts, strict=True)
-    ]
+    files = source_files(options.videos)
     with progress_bar(options.n or len(files), "injecting", "pair") as bar:
 
         def show(pairs: int, counts: Mapping[str, int]) -> None:
@@ -72,6 +67,32 @@ def run_inject(options: argparse.Namespace) -> int:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in result.audit["skipped"].items())
         print(f"{result.pairs} of {asked} pairs: the other sources fit no injector ({reasons})", file=sys.stderr)
     return 0 if result.pairs == asked and not result.audit["failed"] else 1
+
+
+def source_files(arguments: Sequence[str | Path]) -> list[Any]:
+    """The ``SourceFile`` of every video behind the arguments: folders, files, patterns, and records
+    files (.jsonl), of which the normal videos are taken with their prompts.
+
+    Raises ``ValueError`` as ``expand_videos`` and ``all_records`` do, and for records of which none is
+    normal.
+    """
+    from cac_align.cli.video_arguments import expand_videos, listed_prompts
+    from cac_align.data.injection.run import SourceFile
+    from cac_align.data.records import all_records
+
+    listings = [Path(argument) for argument in arguments if Path(argument).suffix == ".jsonl"]
+    paths = expand_videos([argument for argument in arguments if Path(argument) not in listings])
+    prompts = listed_prompts(paths) or [""] * len(paths)
+    for listing in listings:
+        normal = [record for record in all_records(listing) if record.status == "normal"]
+        if not normal:
+            raise ValueError(f"{listing}: none of its records is normal; defects are put into videos that are fine")
+        paths += [str(listing.parent / record.video) for record in normal]
+        prompts += [record.prompt for record in normal]
+    return [
+        SourceFile(Path(path), name, prompt)
+        for path, name, prompt in zip(paths, _names(paths) if paths else [], prompts, strict=True)
+    ]
 
 
 def _names(paths: Sequence[str]) -> list[str]:

@@ -1,8 +1,11 @@
-"""`cac-align train stage1|stage2|stage3 RECIPE --set out=DIR`: CaC's three training stages."""
+"""`cac-align train stage1|stage2|stage3|judge RECIPE --set out=DIR`: CaC's three training stages, and the whole way
+from videos that are fine to a measured judge.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +14,26 @@ from cac_align.cli.options import add_set_option, add_verb, check_writable, inpu
 
 def add_train(verbs: Any) -> None:
     """The options of `cac-align train`."""
-    about = "train CaC: stage 1 on single frames, stage 2 on clips, stage 3 by two-turn GRPO; the same command resumes"
+    about = (
+        "train CaC: stage 1 on single frames, stage 2 on clips, stage 3 by two-turn GRPO; judge: all of it, from a "
+        "folder of videos (inject, synthesise, split, the stages, calibrate, bench); the same command resumes"
+    )
     parser = add_verb(verbs, "train", run_train, about)
-    parser.add_argument("stage", choices=("stage1", "stage2", "stage3"), help="which of the paper's three stages")
+    parser.add_argument(
+        "stage",
+        choices=("stage1", "stage2", "stage3", "judge"),
+        help="which of the paper's three stages, or the whole judge",
+    )
     parser.add_argument("recipe", type=input_path, help="YAML, see recipes/train")
     add_set_option(parser, "override one key of the recipe, e.g. data.folder=DIR, model.path=DIR, out=DIR; repeatable")
 
 
 def run_train(options: argparse.Namespace) -> int:
-    """Run one stage and print the folder of the trained weights."""
+    """Run one stage, or the whole training of a judge, and print the folder of the trained weights."""
     from cac_align.config import read_recipe
 
+    if options.stage == "judge":
+        return _run_judge(options)
     _check_stage(options.recipe, options.stage)
     if options.stage == "stage3":
         from cac_align.training.grpo import GrpoRecipe, train_grpo
@@ -37,6 +49,22 @@ def run_train(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.recipe} is a recipe of stage {recipe.stage}, received {options.stage}")
     _check_inputs(recipe)
     print(train_sft(recipe))
+    return 0
+
+
+def _run_judge(options: argparse.Namespace) -> int:
+    from cac_align.cli.train_judge import read_judge_training, train_judge
+    from cac_align.vlm.checkpoint_hash import check_source
+
+    recipe = read_judge_training(options.recipe, options.overrides)
+    check_writable("out=", Path(recipe.out), folder=True)
+    if recipe.base != "miniature":
+        check_source(recipe.base)
+    figures = train_judge(recipe)
+    for step in ("calibrate", "bench"):
+        if figures[step]["unscored"]:
+            print(f"{step}: {figures[step]['unscored']} videos have no score", file=sys.stderr)
+    print(Path(recipe.out) / "calibrate")
     return 0
 
 

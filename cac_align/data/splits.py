@@ -6,8 +6,9 @@ samples each.
 - stage 3: videos for two-turn GRPO (7.5 K).
 
 Near-duplicates, and the records of one source file (the twins of an injected pair among them),
-always go to the same stage. With fewer records every stage shrinks by the same factor. Where the chains contain single-turn answers, stage 2 carries those of its videos too, so
-that both formulations learn from the same videos.
+always go to the same stage. With fewer records every stage shrinks by the same factor. Where the
+chains contain single-turn answers, stage 2 carries those of its videos too, so that both
+formulations learn from the same videos.
 
 ``check_splits`` verifies stages independently of how they were made.
 
@@ -127,10 +128,11 @@ def split_stages(
         stages = _stages(chosen, records, samples, settings, factor)
     except ValueError as error:
         largest = max(map(len, groups))
-        if largest <= len(names) // 2:
+        if largest <= len(names) // 2 and len(groups) > 2 * len(TASKS_BY_STAGE):
             raise
         alike = (
-            f"{largest} of {len(names)} videos are near-duplicates of one another, or of one source, and stay together"
+            f"{largest} of {len(names)} videos are near-duplicates of one another, or of one source, and stay "
+            f"together; there are {len(groups)} such groups"
         )
         raise ValueError(f"{error}; {alike}: add other videos, or lower near (now {settings.near:g})") from error
     used = sorted({row["record"] for rows in stages.values() for row in rows})

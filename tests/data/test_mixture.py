@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cac_align.cli.main import main
-from cac_align.core.judgement import Anomaly, Window
+from cac_align.core.judgement import Anomaly, Status, Window
 from cac_align.data.mixture import mixed, related
 from cac_align.data.perceptual_hash import duplicate_groups
 from cac_align.data.records import Record, read_records, write_records
@@ -15,7 +15,11 @@ from cac_align.data.splits import Splits, check_split_folder, split_stages
 from tests.data.test_splits import make, stages_of
 
 
-def record(name, status="normal", **extra):
+NORMAL: Status = "normal"
+ABNORMAL: Status = "abnormal"
+
+
+def record(name, status: Status = "normal", **extra):
     anomalies = (Anomaly("Motion Anomalies", Window(0.0, 0.5), "jumps"),) if status == "abnormal" else ()
     return Record(name, f"videos/{name}.mp4", "p", 16.0, 17, 16, 16, status, anomalies, extra=extra)
 
@@ -137,7 +141,7 @@ def test_another_seed_thins_otherwise_and_twins_stay_together():
     twins = [
         record(f"{n}{kind}", status, origin=origin(f"{n:064x}"))
         for n in range(40)
-        for kind, status in (("a", "abnormal"), ("s", "normal"))
+        for kind, status in (("a", ABNORMAL), ("s", NORMAL))
     ]
     pools, shares = {"main": twins, "human": pool("h", 5, 5)}, {"main": 0.75, "human": 0.25}
     first, second = ({item.id for item in mixed(pools, shares, seed)["main"]} for seed in (0, 1))
@@ -182,3 +186,12 @@ def test_a_record_in_both_folders_and_shares_that_are_none_are_refused(tmp_path)
             Splits(mix=shares)
     with pytest.raises(ValueError, match="needs both"):
         mixed({"main": pool("m", 3, 3), "human": pool("h", 3, 0)}, {"main": 0.5, "human": 0.5}, 0)
+
+
+def test_too_few_sources_for_three_stages_are_named(tmp_path):
+    folder = make(tmp_path / "chains", normal=14, abnormal=14)
+    records = list(read_records(folder / "records.jsonl"))
+    half = [replace(item, extra={"origin": origin("ab"[n % 2] * 64)}) for n, item in enumerate(records)]
+    write_records(folder / "records.jsonl", half)
+    with pytest.raises(ValueError, match="14 of 28 videos .* of one source.*there are 2 such groups: add other videos"):
+        split_stages(folder, tmp_path / "out")

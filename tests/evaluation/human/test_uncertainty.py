@@ -102,7 +102,7 @@ def test_a_judge_scores_the_queue_and_the_ledger_keeps_it(tmp_path):
     judge, ledger, seen = load_cac(), Ledger(tmp_path / "ledger.jsonl"), []
     assert isinstance(judge.settings, TwoTurn)
     found = judged_log_odds(judge, clips, ledger, lambda done, total: seen.append((done, total)))
-    direct = judge([clip.prompt for clip in clips], [clip.video for clip in clips])
+    direct = judge([clip.prompt or "" for clip in clips], [clip.video for clip in clips])
     assert found == {
         clip.path.resolve(): pytest.approx(score.parts["log_odds"], abs=1e-3)
         for clip, score in zip(clips, direct, strict=True)

@@ -1,0 +1,175 @@
+"""`cac-align train judge`: sources are held out whole, recipes are read, and a small run goes all the way and resumes."""
+
+import json
+import random
+from collections import Counter
+
+import pytest
+
+from cac_align.cli.inject import source_files
+from cac_align.cli.main import main
+from cac_align.cli.train_judge import hold_out_sources, read_judge_training
+from cac_align.data.records import Record, all_records, write_records
+from cac_align.runs.metrics_log import read_rows
+from tests.data.test_mixture import origin, record
+
+
+def sources(count, seed):
+    """One to three pairs of each source, and sometimes a hard normal, in no order."""
+    draw, records = random.Random(seed), []
+    for number in range(count):
+        found = origin(f"{number:064x}")
+        for pair in range(draw.randint(1, 3)):
+            names = [f"{number}-{pair}-anomalous", f"{number}-{pair}-sham"]
+            records.append(record(names[0], "abnormal", origin=found, twin=names[1]))
+            records.append(record(names[1], origin=found, twin=names[0]))
+        if draw.random() < 0.3:
+            records.append(record(f"{number}-normal", origin=found))
+    draw.shuffle(records)
+    return records
+
+
+@pytest.mark.parametrize("count, share, seed", [(60, 0.2, 0), (60, 0.2, 1), (40, 0.5, 2), (3, 0.2, 3), (4, 0.9, 4)])
+def test_a_source_is_held_out_whole_or_not_at_all(count, share, seed):
+    records = sources(count, seed)
+    parts = hold_out_sources(records, share, seed)
+    assert sorted(item.id for part in parts.values() for item in part) == sorted(item.id for item in records)
+    where = {item.extra["origin"]["sha256"]: name for name, part in parts.items() for item in part}
+    assert all(where[item.extra["origin"]["sha256"]] == name for name, part in parts.items() for item in part)
+    assert all({item.status for item in part} == {"normal", "abnormal"} for part in parts.values())
+    if count > 10:
+        for name in ("calibrate", "bench"):  # at most one group too much
+            assert 0 <= len(parts[name]) - share / 2 * len(records) < 7
+    again = hold_out_sources(records[::-1], share, seed)
+    assert {name: {item.id for item in part} for name, part in again.items()} == {
+        name: {item.id for item in part} for name, part in parts.items()
+    }
+    other = hold_out_sources(records, share, seed + 100)
+    assert count < 10 or {item.id for item in other["bench"]} != {item.id for item in parts["bench"]}
+
+
+def test_fewer_than_three_sources_are_refused():
+    with pytest.raises(ValueError, match="2 sources"):
+        hold_out_sources(sources(2, 0), 0.2, 0)
+
+
+def test_of_a_records_file_the_normal_videos_are_taken_with_their_prompts(tmp_path):
+    rows = [Record(f"{n}", f"videos/{n}.mp4", f"prompt {n}", 16.0, 17, 16, 16, "normal") for n in range(2)] + [
+        record("bad", "abnormal")
+    ]
+    write_records(tmp_path / "records.jsonl", rows)
+    found = source_files([tmp_path / "records.jsonl"])
+    assert [(file.path, file.name, file.prompt) for file in found] == [
+        (tmp_path / "videos" / f"{n}.mp4", f"{n}.mp4", f"prompt {n}") for n in range(2)
+    ]
+    write_records(tmp_path / "bad.jsonl", rows[2:])
+    with pytest.raises(ValueError, match="none of its records is normal"):
+        source_files([tmp_path / "bad.jsonl"])
+
+
+@pytest.mark.parametrize("name", ["judge", "judge_miniature"])
+def test_the_shipped_recipes_are_read_with_their_stages(name):
+    recipe = read_judge_training(f"train/{name}.yaml")
+    assert recipe.videos and 0 < recipe.held_out < 1
+    assert recipe.synthesis.wording == ("full" if name == "judge" else "brief")
+
+
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("stage2.recipe=miniature_stage1", "stage2.recipe: miniature_stage1 is a recipe of stage 1"),
+        ("stage1.set=[run.stepps=3]", "did you mean"),
+        ("held_out=1.5", "held_out is a share in"),
+        ("videos=[]", "videos is empty"),
+        ("judge.tta=nothing", "tta"),
+        ("videos=[nowhere.jsonl]", "nowhere.jsonl"),
+        ("injection.fsp=3", "fps"),
+    ],
+)
+def test_a_wrong_recipe_is_one_sentence_before_any_work(override, told, tmp_path, capsys):
+    command = ["train", "judge", "judge_miniature", "--set", f"out={tmp_path / 'out'}", "--set", override]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.startswith("cac-align train:") and not (tmp_path / "out" / "inject").exists()
+
+
+def test_a_recipe_of_a_judge_is_no_recipe_of_a_stage(capsys):
+    assert main(["train", "stage1", "judge_miniature"]) == 2
+    assert "cac-align train judge" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_small_judge_is_made_interrupted_and_resumed(tmp_path, capsys, monkeypatch):
+    from cac_align.cli import train_judge
+    from cac_align.miniature.world.settings import WORLDS
+    from cac_align.miniature.world.world import write_world
+
+    write_world(72, 0, tmp_path / "world", WORLDS["playground"])
+    out = tmp_path / "run"
+    command = ["train", "judge", "judge_miniature", "--set", f"videos=[{tmp_path / 'world' / 'records.jsonl'}]"]
+    command += ["--set", f"out={out}"]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:  # as Ctrl-C between split and stage 1
+        patched.setattr(train_judge, "_train_stage", interrupt)
+        assert main(command) == 130
+    assert [(row["step"], row["event"]) for row in read_rows(out / "log.jsonl")][-1] == ("stage1", "begun")
+    before = {path: path.stat().st_mtime_ns for path in (out / "inject").rglob("*.mp4")}
+    assert before and main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(out / "calibrate")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    events = Counter((row["step"], row["event"]) for row in read_rows(out / "log.jsonl"))
+    assert events["inject", "done"] == events["inject", "skipped"] == events["bench", "done"] == 1
+    assert events["stage1", "begun"] == 2
+
+    held = {
+        item.extra["origin"]["sha256"]
+        for name in ("calibrate", "bench")
+        for item in all_records(out / "hold_out" / f"{name}.jsonl")
+    }
+    learned = all_records(out / "split" / "records.jsonl")
+    assert learned and not held & {item.extra["origin"]["sha256"] for item in learned}
+    assert json.loads((out / "bench" / "bench.json").read_text())["n"] == len(
+        all_records(out / "hold_out" / "bench.jsonl")
+    )
+    assert (out / "calibrate" / "model.safetensors").is_file() and (out / "calibrate" / "cac_align.json").is_file()
+
+    assert main([*command, "--set", "injection.tries=2"]) == 2
+    assert "injection.tries differ" in capsys.readouterr().err
+    assert main(command) == 0  # all of it skipped
+    assert Counter(row["event"] for row in read_rows(out / "log.jsonl"))["skipped"] == 4 + 9
+
+
+def test_a_changed_key_of_a_stage_is_named_and_free_keys_are_free(tmp_path, monkeypatch):
+    """With steps that do nothing: what counts here is which folder was made from what."""
+    from cac_align.cli import train_judge
+
+    for name in ("_inject", "_hold_out", "_synthesise", "_split", "_train_stage", "_calibrate", "_bench"):
+        monkeypatch.setattr(train_judge, name, lambda *_: {"n": 1})
+    write_records(tmp_path / "records.jsonl", [record("a"), record("b")])
+    given = [f"videos=[{tmp_path / 'records.jsonl'}]", f"out={tmp_path / 'run'}"]
+
+    def run(*overrides):
+        return train_judge.train_judge(read_judge_training("judge_miniature", [*given, *overrides]))
+
+    assert set(run()) == {
+        "inject", "hold_out", "synthesise", "split", "stage1", "stage2", "stage3", "calibrate", "bench"
+    }  # fmt: skip
+    stamp = json.loads((tmp_path / "run" / "stage2" / "step.json").read_text())["made_from"]
+    assert stamp["stage2.run.steps"] == 6 and stamp["stage1.lora_rank"] == 32 and stamp["base"] == "miniature"
+    assert "stage3.run.steps" not in stamp and "judge.tta" not in stamp
+    run("judge.device=cpu", "synthesis.workers=3", "workers=2")
+    for override, told in [
+        ("stage2.set=[batch=8,run.steps=7]", r"stage2 was made .*stage2\.run\.steps was 6, now 7|stage2\.run\.steps"),
+        ("base=elsewhere", "stage1 was made with another recipe .base differ"),
+        ("judge.tta=[as_is,later]", "calibrate was made with another recipe .judge.tta differ"),
+        ("splits.seed=3", "split was made with another recipe .splits.seed differ"),
+        ("seed=3", "inject was made with another recipe .seed differ"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            run(override)
+    write_records(tmp_path / "records.jsonl", [record("a"), record("c")])
+    with pytest.raises(ValueError, match="inject was made with another recipe .videos differ"):
+        run()

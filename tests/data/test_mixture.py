@@ -14,7 +14,6 @@ from cac_align.data.records import Record, read_records, write_records
 from cac_align.data.splits import Splits, check_split_folder, split_stages
 from tests.data.test_splits import make, stages_of
 
-
 NORMAL: Status = "normal"
 ABNORMAL: Status = "abnormal"
 

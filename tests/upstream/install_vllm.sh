@@ -36,4 +36,5 @@ metadata = twin / "METADATA"
 text = re.sub(r"(?m)^Name: .*$", "Name: vllm", metadata.read_text(), count=1)
 metadata.write_text(re.sub(r"(?m)^Version: .*$", f"Version: {cpu.version}+cpu", text, count=1))
 END
+echo "pip's complaints about torch, torchaudio and torchcodec are expected: the tests need none of these pins"
 "$python" -c "import vllm; print('vLLM', vllm.__version__)"

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from cac_align.core.encoding import write_mp4
 from cac_align.core.video import Video
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Score
@@ -205,6 +206,39 @@ def _synthesis_state(out: Path) -> Any:
     return (out / "chains.jsonl").read_text(), [{**row, "video": Path(row["video"]).name} for row in records], texts
 
 
+def _injection_state(out: Path) -> Any:
+    rows = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    clips = {row["video"]: hashlib.sha256((out / row["video"]).read_bytes()).hexdigest() for row in rows}
+    return rows, clips, (out / "rejected.jsonl").read_text()
+
+
+def _repair_state(out: Path) -> Any:
+    rows = [json.loads(line) for line in (out / "repairs.jsonl").read_text().splitlines()]
+    mended = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("**/*.mp4")}
+    attempts = [json.loads(line) for line in (out / "attempts.jsonl").read_text().splitlines()]
+    kept = [(row["video"], row["attempt"], row.get("score"), row.get("accepted")) for row in attempts]
+    return [(Path(row["video"]).name, row["status"], row["before"]) for row in rows], mended, sorted(map(str, kept))
+
+
+@dataclass
+class TopLeft:
+    """A reward that dislikes the upper left of every video, by a score that is a function of its content."""
+
+    name: str = "top left"
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        return {"reward": self.name}
+
+    def __call__(self, prompts: Any, videos: Any) -> list[Score]:
+        from cac_align.core.judgement import Anomaly, Box, Judgement, Window
+
+        boxes = {index: (Box(0, 0, 500, 500),) for index in (2, 3)}
+        found = Judgement("abnormal", (Anomaly("Object Distortion", Window(0.1, 0.3), boxes=boxes),))
+        return [Score(int(video.content_hash[:8], 16) / 2**33, evidence=found) for video in videos]
+
+
 def verbs(folder: Path) -> list[Verb]:
     """The verbs on inputs of their own in ``folder``; loads everything that the children need."""
     from omegaconf import OmegaConf
@@ -231,6 +265,21 @@ def verbs(folder: Path) -> list[Verb]:
     tiny_stage.data_folder(folder / "data")
     (folder / "stage2.yaml").write_text("stage: 2\n")
     world = write_world(6, 1_430_004, folder / "world", World(num_frames=(17,), length_weights=()))
+    sources = folder / "sources"
+    sources.mkdir()
+    for number in range(3):
+        write_mp4(sources / f"{number}.mp4", _crossing(number), 16.0)
+    inject = ["data", "inject", str(sources), "--n", "4", "--workers", "2", "--set", "tiers=[core]"]
+    clips = folder / "clips"
+    clips.mkdir()
+    for number in range(2):
+        write_mp4(clips / f"{number}.mp4", _crossing(number, (9, 64, 64)), 8.0)
+    (folder / "repair.yaml").write_text(
+        f"generator: {{model: {model}, num_inference_steps: 4}}\nrepair: {{attempts: 3}}\n"
+        f"reward: {{components: {{a: {{kind: '{__name__}:TopLeft'}}}}}}\n"
+        f"guard: {{components: {{b: {{kind: '{__name__}:Level'}}}}}}\n"
+    )
+    repair = ["repair", str(clips), "--prompt", "a ball", "--recipe", str(folder / "repair.yaml")]
     return [
         best_of_n(folder),
         *(
@@ -242,6 +291,8 @@ def verbs(folder: Path) -> list[Verb]:
             )
             for name in recipes
         ),
+        Verb("data inject", lambda out, tmp: [*inject, "--out", str(out)], _injection_state, resumes=True),
+        Verb("repair", lambda out, tmp: [*repair, "--out", str(out)], _repair_state, resumes=True),
         Verb("train stage2", lambda out, tmp: train_command(folder, 2, out), _train_state, resumes=True),
         Verb(
             "data synthesise",
@@ -260,6 +311,18 @@ def verbs(folder: Path) -> list[Verb]:
             resumes=True,
         ),
     ]
+
+
+def _crossing(seed: int, shape: tuple[int, int, int] = (33, 96, 128)) -> Any:
+    """A square that crosses a textured ground: uint8 (T, H, W, 3)."""
+    rng = np.random.default_rng(seed)
+    frames, height, width = shape
+    pixels = np.repeat(rng.integers(90, 120, (1, height, width, 3), np.uint8), frames, 0)
+    side = height // 5
+    for t in range(frames):
+        left = 4 + round(t * (width - side - 8) / frames)
+        pixels[t, height // 3 : height // 3 + side, left : left + side] = rng.integers(180, 230)
+    return pixels
 
 
 def best_of_n(folder: Path) -> Verb:

@@ -169,8 +169,8 @@ def vae_round_trip(pixels: np.ndarray, folder: str) -> np.ndarray:
 
     vae, device = _loaded_vae(folder)
     count, height, width = pixels.shape[:3]
-    spatial, temporal = vae.config.scale_factor_spatial, vae.config.scale_factor_temporal
-    lengthened = -(count - 1) % temporal
+    spatial = vae.config.scale_factor_spatial
+    lengthened = -(count - 1) % 4  # the encoder takes one frame and then four at a time; what is left over is lost
     frames = np.concatenate([pixels, np.repeat(pixels[-1:], lengthened, axis=0)])
     frames = np.pad(frames, ((0, 0), (0, -height % spatial), (0, -width % spatial), (0, 0)), mode="edge")
     with torch.inference_mode():

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from cac_align.data.injection.normals import NORMALS, make_normal
+from cac_align.core.weights import shipped
+from cac_align.data.injection.normals import NORMALS, make_normal, vae_round_trip
 from cac_align.data.injection.sources import camera
 from cac_align.data.injection.sources.background import median_frame
 from cac_align.data.injection.sources.camera import camera_motion
@@ -103,3 +104,11 @@ def test_a_normal_is_drawn_by_its_stream():
     source = square_clip()
     one, other = (make_normal(source, np.random.default_rng(9)) for _ in range(2))
     assert one[0] == other[0] and np.array_equal(one[1], other[1])
+
+
+def test_a_vae_round_trip_keeps_size_length_and_picture():
+    pixels = square_clip(frames=15).pixels[:, :100, :118]  # neither length nor size fits the VAE's strides
+    out = vae_round_trip(pixels, str(shipped("wan")))
+    assert out.shape == pixels.shape and out.dtype == np.uint8
+    error = np.abs(out.astype(float) - pixels).mean()
+    assert 0 < error < 20

@@ -93,3 +93,13 @@ def test_what_a_killed_process_left_of_a_video_goes_when_the_video_is_written(tm
         part.write_bytes(b"half")
     write_mp4(tmp_path / "a [1].mp4", pixels, fps=8)
     assert not leftover.exists() and at_work.exists() and of_another.exists()
+
+
+def test_lossless_rgb_gives_back_every_pixel_and_lossless_yuv_every_grey_one(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (5, 64, 96, 3), np.uint8)
+    write_mp4(tmp_path / "rgb.mp4", noise, 16, lossless="rgb")
+    assert np.array_equal(Video.open(tmp_path / "rgb.mp4").frames(range(5)).pixels, noise)
+    grey = np.repeat(noise[..., :1], 3, -1)
+    write_mp4(tmp_path / "yuv.mp4", grey, 16, lossless="yuv420p")
+    read = Video.open(tmp_path / "yuv.mp4").frames(range(5)).pixels
+    assert np.abs(read.astype(int) - grey).max() <= 2  # 219 levels of luma for 256 of grey

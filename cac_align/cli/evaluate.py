@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cac_align.cli.audit import add_audit
 from cac_align.cli.options import add_set_option, add_verb, input_path, stated_domain
 
 
 def add_evaluate(verbs: Any) -> None:
-    """The options of `cac-align evaluate` and of the four verbs below it."""
+    """The options of `cac-align evaluate` and of the five verbs below it."""
     evaluate = add_verb(verbs, "evaluate", None, "how good is a judge, how good are the videos")
-    kinds = evaluate.add_subparsers(dest="kind", required=True, metavar="bench|calibrate|vbench|experts")
+    kinds = evaluate.add_subparsers(dest="kind", required=True, metavar="bench|calibrate|reward|vbench|experts")
 
     bench = add_verb(
         kinds, "bench", run_bench, "a judge against annotated records: CaC-Bench's tables, calibration, intervals"
@@ -54,6 +55,8 @@ def add_evaluate(verbs: Any) -> None:
     fit.add_argument("--ledger", type=Path, help="keep and reuse scores")
     fit.add_argument("--write", type=Path, metavar="FOLDER", help="write them into this judge's cac_align.json")
     fit.add_argument("--json", action="store_true", help="JSON instead of a recipe's lines")
+
+    add_audit(kinds)
 
     vbench = add_verb(kinds, "vbench", run_vbench, "the real VBench, run in an environment of its own")
     vbench.add_argument("folder", type=Path, help="folder of videos")

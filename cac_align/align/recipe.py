@@ -140,6 +140,9 @@ class AlignRecipe:
     local_component: str = "cac"
     # With local advantages: the weight of the other components' group advantage, the same at every position.
     local_others_weight: float = 0.5
+    # With local advantages: the audit.json that `cac-align evaluate reward --out DIR` wrote about this judge. Where its
+    # localisation is not clearly above chance, advantages are uniform. Empty: not checked.
+    local_audit: str = ""
     # β of the nft loss: how far the positive and negative policies lie from the old one. 1: as its authors.
     nft_beta: float = 1.0
     # Noise levels per video and update (nft only), drawn for each video by itself. Each costs two forward passes and

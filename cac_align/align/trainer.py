@@ -42,6 +42,7 @@ from cac_align.align.advantages.group import (
     needs_whole_step,
     summarise,
 )
+from cac_align.align.advantages.local_gate import gated
 from cac_align.align.async_reward import AsyncReward, PendingScores, ScoreAndSpeed, reward_sample
 from cac_align.align.lora import (
     copy_weights,
@@ -100,12 +101,16 @@ class AlignRun:
         notify: Callable[[str], None] = lambda line: None,
         progress: Callable[..., Any] | None = None,
     ) -> None:
-        self.recipe, self.out, self.notify, self.progress = recipe, Path(recipe.out), notify, progress
+        self.out, self.notify, self.progress = Path(recipe.out), notify, progress
         self.accelerator, wan, self.prompts, self.chunk_size = setup.prepare(recipe)
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.transformer: Any = wan.pipeline.transformer
         self.async_reward: AsyncReward = setup.build_async_reward(recipe, self.out, self.processes)
+        self.recipe, line = gated(recipe, self.async_reward.reward.provenance)
+        recipe = self.recipe
+        if line:
+            notify(line)
         optimizer = torch.optim.AdamW(
             lora_parameters(self.transformer).values(),
             lr=recipe.lr,

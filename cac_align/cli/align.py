@@ -59,12 +59,14 @@ def _check_inputs(recipe: Any) -> None:
     """Raise ``ValueError`` for prompts, rewards, checkpoints and folders that cannot be used, before
     a model or even torch is loaded.
     """
+    from cac_align.align.advantages.local_gate import check_local_audit
     from cac_align.align.sampling.prompts import read_training_prompts, step_prompts
     from cac_align.generation.build import GeneratorRecipe, check_generator
     from cac_align.rewards.build import unloaded_reward
     from cac_align.rewards.reachable import check_reachable
 
     check_writable("out=", Path(recipe.out), folder=True)
+    check_local_audit(recipe)
     step_prompts(0, read_training_prompts(recipe.prompts, recipe.prompt_first, recipe.prompt_count, note=False), recipe)
     check_generator(GeneratorRecipe(model=recipe.model))
     for reward in dict.fromkeys((recipe.reward, recipe.eval.reward or recipe.reward)):

@@ -317,7 +317,7 @@ def _train_stage(recipe: JudgeTraining, stage: str, out: Path, at: Path) -> dict
     settings, overrides = _stage_recipe(recipe, stage, out, start)
     choice: StageChoice = getattr(recipe, stage)
     if choice.accelerate:
-        _launch(choice, stage, overrides)
+        launch_stage(choice, stage, overrides)
     elif stage == "stage3":
         from cac_align.training.grpo import train_grpo
 
@@ -329,7 +329,7 @@ def _train_stage(recipe: JudgeTraining, stage: str, out: Path, at: Path) -> dict
     return {"steps": settings.run.last_step, "weights": str(trained_weights(at).relative_to(out))}
 
 
-def _launch(choice: StageChoice, stage: str, overrides: Sequence[str]) -> None:
+def launch_stage(choice: StageChoice, stage: str, overrides: Sequence[str]) -> None:
     """Train a stage in accelerate's own processes. Raises ``ValueError`` where they fail; they say why."""
     from cac_align.core.shipped_recipes import find_recipe
 

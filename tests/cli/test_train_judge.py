@@ -98,16 +98,25 @@ def test_a_recipe_of_a_judge_is_no_recipe_of_a_stage(capsys):
     assert "cac-align train judge" in capsys.readouterr().err
 
 
+# Playground clips in which something moves that can be followed.
+FOLLOWED = (20, 26, 36, 46, 82, 84, 106, 124, 140, 150, 162, 172, 180, 198, 224, 240, 266, 298)
+
+
 @pytest.mark.slow
 def test_a_small_judge_is_made_interrupted_and_resumed(tmp_path, capsys, monkeypatch):
     from cac_align.cli import train_judge
-    from cac_align.miniature.world.settings import WORLDS
-    from cac_align.miniature.world.world import write_world
+    from cac_align.core.encoding import write_mp4
+    from cac_align.miniature.world.settings import PLAYGROUND
+    from cac_align.miniature.world.world import make_clip
 
-    write_world(72, 0, tmp_path / "world", WORLDS["playground"])
+    (tmp_path / "world").mkdir()
+    clips = [make_clip(seed, PLAYGROUND, anomalous=False) for seed in FOLLOWED]
+    for clip in clips:
+        write_mp4(tmp_path / "world" / f"{clip.seed}.mp4", clip.pixels, clip.fps)
+    write_records(tmp_path / "world" / "records.jsonl", [clip.record(f"{clip.seed}.mp4") for clip in clips])
     out = tmp_path / "run"
     command = ["train", "judge", "judge_miniature", "--set", f"videos=[{tmp_path / 'world' / 'records.jsonl'}]"]
-    command += ["--set", f"out={out}"]
+    command += ["--set", f"out={out}", "--set", "pairs=36"]
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -173,3 +182,20 @@ def test_a_changed_key_of_a_stage_is_named_and_free_keys_are_free(tmp_path, monk
     write_records(tmp_path / "records.jsonl", [record("a"), record("c")])
     with pytest.raises(ValueError, match="inject was made with another recipe .videos differ"):
         run()
+
+
+@pytest.mark.slow
+def test_a_stage_is_trained_in_processes_of_accelerate(tmp_path):
+    from cac_align.cli.train_judge import StageChoice, launch_stage
+    from tests.support import tiny_stage
+
+    tiny_stage.model_folder(tmp_path / "model", logits=(9.0, 9.0, 9.0, 8.0))
+    tiny_stage.data_folder(tmp_path / "data")
+    config = tmp_path / "one_process.yaml"
+    config.write_text("{compute_environment: LOCAL_MACHINE, distributed_type: 'NO', num_processes: 1, use_cpu: true}\n")
+    choice = StageChoice("stage1", [], str(config))
+    overrides = [f"model.path={tmp_path / 'model'}", f"data.folder={tmp_path / 'data'}", f"out={tmp_path / 'out'}"]
+    launch_stage(choice, "stage1", [*overrides, "run.steps=1", "run.eval_every=0"])
+    assert (tmp_path / "out" / "final" / "model.safetensors").is_file()
+    with pytest.raises(ValueError, match="stage1: `accelerate launch` ended with status"):
+        launch_stage(choice, "stage1", [*overrides, "run.steps=1", "data.wording=brief"])  # another run's folder

@@ -456,7 +456,6 @@ def _collect(source: Path | bytes, wanted: dict[int, int], max_pixels: int, seek
     import av.error
 
     found = _Found(len(wanted))
-    last = max(wanted)
     try:
         with _open_av(source) as container:
             stream = next(iter(container.streams.video), None)
@@ -473,7 +472,7 @@ def _collect(source: Path | bytes, wanted: dict[int, int], max_pixels: int, seek
                     if frame.is_corrupt:
                         raise _Broken(f"frame at {float(frame.pts * stream.time_base):.3f} s is corrupt")
                     found.add(wanted[frame.pts], frame)
-                if frame.pts is not None and frame.pts >= last:
+                if len(found.places) == len(wanted):  # not the last time stamp: decoders may give frames out of order
                     break
     except av.error.FFmpegError as error:
         if seek_to is None:

@@ -402,3 +402,21 @@ def test_random_damage_never_gives_fewer_frames(mp4: bytes, seed: int) -> None:
         assert "bytes" in str(error)
     else:
         assert len(pixels) == len(video)
+
+
+def test_frames_that_a_decoder_gives_out_of_order_are_all_found(tmp_path):
+    order = [0, 2, 1, 4, 3, 5]  # time stamps in the order of the packets
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=8, options={"strict": "unofficial"})
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuvj420p"
+        packets = []
+        for stamp in order:
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 40 * stamp, np.uint8), format="rgb24")
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
+        for number, packet in enumerate(packets):
+            packet.pts, packet.dts = order[number] + 2, number
+            container.mux(packet)
+    video = Video.open(tmp_path / "a.mkv")
+    shown = video.frames((1, 2)).pixels
+    assert [round(float(pixels.mean()) / 40) for pixels in shown] == [1, 2]

@@ -165,7 +165,8 @@ def table_rows(report: AuditReport) -> list[tuple[str, str, str]]:
         ("perception", "mean drop", str(seen.drop)),
     ]
     for name, curve in seen.curve.items():
-        rows += [("perception", f"falls, {name} {level}", f"{one}, n = {one.n}") for level, one in curve.items()]
+        about = name.replace("_s", " in s,")
+        rows += [("perception", f"falls, {about} {level}", f"{one}, n = {one.n}") for level, one in curve.items()]
     if where.found is not None:
         rows.append(("localisation", "defects judged abnormal, with a window", str(where.found)))
         rows += _agreement_rows("window", where.time) + _agreement_rows("boxes", where.space)

@@ -121,7 +121,9 @@ def repair_files(
             done=lambda result: bar.update(1),
             report=partial(show_note, bar),
         )
-    page = write_repair_page(results, read_rows(out / "attempts.jsonl"), out / "repair.html", fps=fps)
+    rows = read_rows(out / "attempts.jsonl")
+    provenances = [reward.provenance for reward in (judge, *guards.values())]
+    page = write_repair_page(results, rows, out / "repair.html", fps=fps, provenances=provenances)
     print(f"repaired videos: {out / 'videos'}\npage: {page}", file=sys.stderr)
     return results
 

@@ -34,10 +34,15 @@ class RepairCard:
 
 
 def write_repair_page(
-    results: Sequence[RepairResult], rows: Sequence[Mapping[str, Any]], path: Path, *, fps: float | None = None
+    results: Sequence[RepairResult],
+    rows: Sequence[Mapping[str, Any]],
+    path: Path,
+    *,
+    fps: float | None = None,
+    provenances: Sequence[Mapping[str, str]] = (),
 ) -> Path:
     """Write the page and return its path. rows: of ``attempts.jsonl``. fps: of originals whose files state a
-    wrong one.
+    wrong one. provenances: of the judge and the guards; the page says what they were made for.
 
     A video whose file is gone is shown without frames.
     """
@@ -57,7 +62,7 @@ def write_repair_page(
         ],
         cards=[_card(result, rows, path.parent, fps) for result in results],
         self_contained=False,
-        provenances=[],
+        provenances=provenances,
     )
 
 

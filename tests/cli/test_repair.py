@@ -36,6 +36,7 @@ def test_best_of_n_hands_its_winner_to_repair_and_repair_resumes(tmp_path, capsy
         result["status"] not in ("mended", "improved")
     )
     page = (best / "repair" / "repair.html").read_text()
+    assert "Domain: miniature" in page
     assert PROMPT in page and page.count("<video") == (3 if result["attempts"] else 1)
     capsys.readouterr()
     assert (

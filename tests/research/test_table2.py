@@ -106,5 +106,6 @@ def test_the_picture_names_every_model_and_is_the_same_twice(tmp_path):
     assert text == (tmp_path / "two.svg").read_text()
     ET.fromstring(text)
     assert all(
-        f"<!-- {word} -->" in text for word in ("base", "ours", "anomaly rate (oracle)", "normal-flow speed against step 1")
+        f"<!-- {word} -->" in text
+        for word in ("base", "ours", "anomaly rate (oracle)", "normal-flow speed against step 1")
     )

@@ -70,7 +70,7 @@ class Raises(dict):
     "wrong",
     [None, object(), Reply(None), Reply(TEXT, log_p=1j), Reply(TEXT, log_p=[None]), Reply(TEXT, log_p={"normal": {}})]
     + [Reply(TEXT, log_p={**GOOD, "normal": math.nan}), Reply(TEXT, log_p=Raises(GOOD)), Reply(TEXT, GOOD, bounded=3)],
-    ids=lambda wrong: f"{wrong!r:.60}",
+    ids=["none", "object", "text", "complex", "list", "mapping in it", "nan", "raises", "bounded"],
 )
 @pytest.mark.parametrize("settings", [VerdictOnly("json"), TwoTurn()], ids=["verdict", "two turns"])
 def test_a_vlm_that_runs_dialogues_itself_is_checked_as_well(wrong, settings):

@@ -137,7 +137,5 @@ def test_a_reward_that_compares_a_prompts_videos_is_refused(set_of_six):
     root, _ = set_of_six
     for normalise in ("group", "rank"):
         ranked = combine({"a": Brightness("a"), "b": Brightness("b")}, normalise=normalise)
-        with pytest.raises(
-            ValueError, match=f"judge 'both': normalise: {normalise} compares the videos of a prompt"
-        ):
+        with pytest.raises(ValueError, match=f"judge 'both': normalise: {normalise} compares the videos of a prompt"):
             bench(root / "records.jsonl", {"both": ranked})

@@ -24,7 +24,15 @@ def scored(tmp_path_factory):
     listing = [{"video": video, "prompt": record["prompt"]} for video, record in zip(videos, records, strict=True)]
     listing.append({"video": str(broken), "prompt": "a red ball falls on sand"})
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listing))
-    command = ["score", *videos, str(broken), "--prompts", str(folder / "prompts.jsonl"), "--reward", "reward/miniature"]
+    command = [
+        "score",
+        *videos,
+        str(broken),
+        "--prompts",
+        str(folder / "prompts.jsonl"),
+        "--reward",
+        "reward/miniature",
+    ]
     page, ledger = folder / "sub" / "scores.html", folder / "ledger.jsonl"
     assert main([*command, "--html", str(page), "--ledger", str(ledger)]) == 1  # one video has no score
     return page, videos

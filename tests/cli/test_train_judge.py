@@ -103,6 +103,7 @@ FOLLOWED = (20, 26, 36, 46, 82, 84, 106, 124, 140, 150, 162, 172, 180, 198, 224,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_small_judge_is_made_interrupted_and_resumed(tmp_path, capsys, monkeypatch):
     from cac_align.cli import train_judge
     from cac_align.core.encoding import write_mp4

@@ -167,3 +167,21 @@ def test_the_processor_of_a_checkpoint_on_this_machine_is_asked_and_waited_for_n
     found = processor.check(ServerVlm(server.url, "cac"), timeout_s=0.01)
     assert found.ok is None and "longer to load" in found.text
     assert processor._process is not None and processor._process.poll() is not None
+
+
+@pytest.mark.parametrize("marks, told", [(11, None), (10, "10 of 11 pairs of frames"), (None, None)])
+def test_a_server_that_drops_frames_gives_no_answer(serve, marks, told):  # noqa: F811
+    """21 frames are 11 pairs. The mark's id is 7; a server that does not return its tokens cannot be checked."""
+
+    def respond(body, number):
+        body_tokens = {} if marks is None else {"prompt_token_ids": [1, 2, *[7] * marks, 3]}
+        return Answer(completion("fine") | (body_tokens if body.get("return_token_ids") else {}))
+
+    server = serve(respond, tokenize=lambda text: [7] if text == "<|vision_start|>" else [1])
+    vlm = vlm_for(server)
+    first, second = (vlm.answer([user("look", some_frames())], max_new_tokens=8)[0] for _ in range(2))
+    assert (first.error is None) == (told is None) and (told or "") in (first.error or "")
+    assert "num_frames" in str(first.error) or told is None
+    assert second.error == first.error
+    asked = [bool(body.get("return_token_ids")) for body in server.requests]
+    assert asked == ([True, False] if marks == 11 else [True, True])  # what was seen whole is not asked for again

@@ -187,6 +187,9 @@ class ServerVlm:
         self._exact: bool | None = None
         self._first_tokens: dict[tuple[str, ...], dict[int, str]] = {}
         self._keeps_media = self.dialect == "vllm"
+        # Counts and sizes of frames that the server was seen to show whole, and the id of <|vision_start|>.
+        self._seen_whole: set[tuple[Any, ...]] = set()
+        self._vision_start: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name in _PICKLED}
@@ -295,7 +298,10 @@ class ServerVlm:
         try:
             with self._slots:  # also while encoding, so that waiting requests do not fill the memory
                 request, tokens = self._request(question, stop)
-                completion = self._post(request, stop)
+                shown = self._unseen_frames(question.conversation)
+                completion = self._post(request | {"return_token_ids": True} if shown else request, stop)
+                if shown:
+                    self._check_frames(shown, completion, stop)
                 choice = first_choice(completion)
                 reply = parse_reply(completion, choice)
                 if question.readout is None:
@@ -308,6 +314,40 @@ class ServerVlm:
                 return reply if found is None else replace(reply, log_p=found.log_p, bounded=found.bounded)
         except (RequestFailed, ValueError) as error:  # ValueError: frames that cannot be decoded
             return Reply("", error=str(error))
+
+    def _unseen_frames(self, conversation: Conversation) -> tuple[Any, ...] | None:
+        """What identifies the frames of this conversation, where a video part goes to vLLM and nobody has
+        looked yet whether the server shows the model all frames of such a part.
+        """
+        frames = [message.frames.shape for message in conversation if message.frames is not None]
+        key = (self._num_resets, *frames)
+        wanted = self.dialect == "vllm" and self.frames == "video" and frames and key not in self._seen_whole
+        return key if wanted and any(not message.as_images for message in conversation if message.frames) else None
+
+    def _check_frames(self, shown: tuple[Any, ...], completion: Any, stop: threading.Event) -> None:
+        """Raise ``RequestFailed`` when the prompt has fewer marks of pictures than frames were sent: one for
+        two frames of a video part, one for each image.
+
+        It is asked once per count and size of frames. A server that does not return its prompt's tokens, or
+        has no ``/tokenize``, cannot be checked.
+        """
+        ids = completion.get("prompt_token_ids") if isinstance(completion, dict) else None
+        if not isinstance(ids, list) or not self._can_ask_by_id(stop) or self.tokenizer is not None:
+            return
+        if self._vision_start is None:
+            marks = self._tokenize("<|vision_start|>", stop=stop)
+            self._vision_start = marks[0] if len(marks) == 1 else -1
+        if self._vision_start < 0:
+            return  # another family of models
+        least = sum(-(-shape[0] // 2) for shape in shown[1:])
+        found = ids.count(self._vision_start)
+        if found < least:
+            raise RequestFailed(
+                f"the server showed the model {found} of {least} pairs of frames; start vLLM with "
+                '--media-io-kwargs \'{"video": {"num_frames": -1}}\' and --trust-request-mm-kwargs, and let a '
+                "gateway pass media_io_kwargs and mm_processor_kwargs"
+            )
+        self._seen_whole.add((self._num_resets, *shown[1:]))  # a first connection counts as a reset
 
     def _request(self, question: Question, stop: threading.Event) -> tuple[dict[str, Any], dict[int, str] | None]:
         """The request, and the tokens that it asks for by id.

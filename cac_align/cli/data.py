@@ -213,6 +213,7 @@ def run_synthesise(options: argparse.Namespace) -> int:
     from cac_align.data.records import all_records
     from cac_align.data.synthesis.settings import Synthesis
     from cac_align.data.synthesis.synthesise import synthesise
+    from cac_align.rewards.reachable import check_reachable
     from cac_align.runs.progress import progress_bar
 
     records = all_records(options.records)
@@ -225,6 +226,7 @@ def run_synthesise(options: argparse.Namespace) -> int:
         section="synthesis", folder="data",
     )  # fmt: skip
     teacher = load_teacher(options.teacher, options.recipe, teacher_overrides, records)
+    check_reachable(teacher)
     with progress_bar(len(records), "explaining", "record") as bar:
 
         def show(done: int, total: int, counts: Mapping[str, Any]) -> None:
@@ -255,14 +257,13 @@ def load_teacher(name: str | None, recipe: Path | None, overrides: Sequence[str]
 
     name: "miniature" (the world's own truth), a judge recipe, a URL, a checkpoint, or
     "module:Name". overrides: of the teacher's keys. records: what it will explain. Raises
-    ``ValueError`` where no teacher is named, it is none, or its server does not answer.
+    ``ValueError`` where no teacher is named, or it is none.
     """
     from omegaconf import OmegaConf
 
     from cac_align.config import import_name, read_recipe
     from cac_align.rewards.build import JudgeRecipe, RewardRecipe, load_reward
     from cac_align.rewards.cac import CaC
-    from cac_align.rewards.reachable import check_reachable
 
     if name == "miniature":
         from cac_align.miniature.teacher.ground_truth import GroundTruth
@@ -291,7 +292,6 @@ def load_teacher(name: str | None, recipe: Path | None, overrides: Sequence[str]
         judge = read_recipe(JudgeRecipe, name, overrides, section="teacher")
     reward = load_reward(RewardRecipe(components={"teacher": replace(judge, kind="cac")}))
     assert isinstance(reward, CaC)
-    check_reachable(reward)
     return reward.vlm
 
 

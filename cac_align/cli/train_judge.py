@@ -111,6 +111,7 @@ def train_judge(recipe: JudgeTraining) -> dict[str, Mapping[str, Any]]:
     """
     from cac_align.cli.data import load_teacher
     from cac_align.cli.inject import source_files
+    from cac_align.rewards.reachable import check_reachable
     from cac_align.runs.checkpoint import claim_folder, recipe_values, write_claim
 
     out = Path(recipe.out)
@@ -155,9 +156,8 @@ def train_judge(recipe: JudgeTraining) -> dict[str, Mapping[str, Any]]:
         RunStep("bench", {}, lambda at: _bench(recipe, out, at)),
     ]
     if recipe.teacher.startswith(("http://", "https://")) and not is_done(out / "synthesise"):
-        load_teacher(
-            recipe.teacher, None, recipe.teacher_set, []
-        )  # that it does not answer is said before hours of work
+        # That it does not answer is said before hours of work.
+        check_reachable(load_teacher(recipe.teacher, None, recipe.teacher_set, []))
     return run_steps(out, steps)
 
 

@@ -18,7 +18,7 @@ def servers_of(reward: Any) -> dict[str, ServerVlm]:
 
 
 def check_reachable(reward: Any, timeout_s: float = 2.0) -> None:
-    """Ask all servers at once.
+    """Ask all servers at once. reward: may be a judge's model itself.
 
     Raises ``ValueError`` with a line per server that does not answer, and how to start it.
     """
@@ -50,7 +50,9 @@ def load_reachable(
 
 def _vlms(reward: Any) -> Iterator[tuple[str, Any]]:
     components = getattr(reward, "components", None)
-    if isinstance(components, dict):
+    if isinstance(reward, ServerVlm):
+        yield reward.model, reward
+    elif isinstance(components, dict):
         for name, component in components.items():
             for inner, vlm in _vlms(component):
                 yield (name if inner == getattr(component, "name", name) else f"{name}/{inner}"), vlm

@@ -273,7 +273,7 @@ def test_the_same_prompts_and_seeds_are_evaluated_before_and_after(model, tmp_pa
     listed = [json.loads(line) for line in (tmp_path / "eval/step-000002/prompts.jsonl").read_text().splitlines()]
     assert sorted(row["video"] for row in listed) == names[0]
     fell = results[1]["normal_flow_speed"] < results[0]["normal_flow_speed"]
-    assert any("move" in sentence for sentence in result.alarms) == fell
+    assert any("normal-flow speed" in sentence for sentence in result.alarms) == fell
     hashes = {Video.open(file).content_hash for file in (tmp_path / "eval").rglob("*.mp4")}
     judged = {row["video_hash"] for row in Ledger(tmp_path / "eval" / "ledger.jsonl").rows() if "score" in row}
     assert judged == hashes  # the report finds every judgement by its file

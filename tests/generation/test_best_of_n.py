@@ -253,7 +253,10 @@ def test_another_prompt_file_into_the_same_folder_keeps_the_former_prompts(tmp_p
     assert [row["prompt"] for row in rows] == ["a dog", "a ball", "a hand"]
     (tmp_path / "prompts.txt").write_text("a dog\na ball\na dog\n")
     monkeypatch.setattr(best_of_n_verb, "_selections", lambda *_: [*told, told[0]])
-    assert main(["best-of-n", "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path), "--json"]) == 0
+    recipe = tmp_path / "own.yaml"  # a generator of one's own takes any prompt
+    recipe.write_text(f"generator: {{model: '{__name__}:Generator'}}\n")
+    given = ["--prompts", str(tmp_path / "prompts.txt"), "--recipe", str(recipe), "--out", str(tmp_path), "--json"]
+    assert main(["best-of-n", *given]) == 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows[:2]  # of this call only
 
 

@@ -170,7 +170,7 @@ def test_the_processor_of_a_checkpoint_on_this_machine_is_asked_and_waited_for_n
 
 
 @pytest.mark.parametrize("marks, told", [(11, None), (10, "10 of 11 pairs of frames"), (None, None)])
-def test_a_server_that_drops_frames_gives_no_answer(serve, marks, told):  # noqa: F811
+def test_a_server_that_drops_frames_gives_no_answer(serve, marks, told):
     """21 frames are 11 pairs. The mark's id is 7; a server that does not return its tokens cannot be checked."""
 
     def respond(body, number):

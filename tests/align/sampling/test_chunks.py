@@ -21,7 +21,7 @@ def test_a_process_gives_an_eighth_of_its_videos_to_the_reward_at_a_time(process
 class Rank:
     """A reward that compares the videos of a prompt, and remembers how many it was given."""
 
-    name, bounds, normalise, sizes = "rank", None, "rank", []
+    name, bounds, compares_videos, sizes = "rank", None, "it ranks the videos of a prompt", []
     provenance = {"reward": "rank"}  # noqa: RUF012
 
     def __call__(self, prompts, videos):
@@ -30,7 +30,7 @@ class Rank:
 
 
 class Plain(Rank):
-    normalise, sizes = "range", []
+    compares_videos, sizes = None, []
 
 
 def test_videos_are_given_to_the_reward_as_micro_batches_are_sampled_and_groups_stay_whole(tmp_path):

@@ -60,7 +60,8 @@ def test_a_restart_of_a_minute_loses_no_score():
         service = serve(port)
         asking.join(600)
         assert len(got) == len(videos) - 1 and time.monotonic() - killed > DOWN_S
-        assert reward.values(prompts, videos) == [*first, *got]  # by the service that came back
+        # By the service that came back. It may batch otherwise, which moves the last of six digits.
+        assert reward.values(prompts, videos) == pytest.approx([*first, *got], abs=5e-6)
         assert len(set(got)) == len(got)  # real ones: no two clips are alike to the judges
     finally:
         service.terminate()

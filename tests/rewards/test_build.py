@@ -22,7 +22,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 @pytest.mark.parametrize("path", tracked("recipes/reward", "*.yaml"), ids=lambda path: path.stem)
 def test_reward_recipes_read(path):
     recipe = read_recipe(RewardRecipe, path)
-    alone = {"miniature_ur": {"unified"}, "miniature_cac": {"cac"}}
+    alone = {"miniature_ur": {"unified"}, "miniature_cac": {"cac"}, "api": {"api"}}
     partners = alone.get(path.stem, {"unified", "cac"})
     partners |= {"normal_flow_speed"} if path.stem.endswith("_normal_flow") else set()
     assert set(recipe.components) == partners and recipe.normalise == "range"

@@ -214,7 +214,8 @@ def _injection_state(out: Path) -> Any:
 
 def _repair_state(out: Path) -> Any:
     rows = [json.loads(line) for line in (out / "repairs.jsonl").read_text().splitlines()]
-    mended = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("**/*.mp4")}
+    videos = {str(path.relative_to(out)): path for path in out.glob("**/*.mp4")}
+    mended = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in videos.items()}
     attempts = [json.loads(line) for line in (out / "attempts.jsonl").read_text().splitlines()]
     kept = [(row["video"], row["attempt"], row.get("score"), row.get("accepted")) for row in attempts]
     return [(Path(row["video"]).name, row["status"], row["before"]) for row in rows], mended, sorted(map(str, kept))

@@ -204,9 +204,7 @@ def _fruitless(reports: Sequence[Mapping[str, Any]]) -> bool:
 def _written(out: Path, reports: Sequence[Mapping[str, Any]], n: int, missing: Mapping[str, str]) -> InjectionResult:
     pairs = [report for report in reports if report["outcome"] == "pair"]
     records = [Record.from_json(row) for report in pairs for row in report["records"]]
-    part = out / ".records.jsonl.part"
-    write_records(part, records)
-    part.replace(out / "records.jsonl")
+    write_records(out / "records.jsonl", records)
     lost = [report for report in reports if report["outcome"] != "pair"]
     keys = ("key", "source", "round", "outcome", "reason")
     _write_rows(out / "skipped.jsonl", [{key: report[key] for key in keys} for report in lost])

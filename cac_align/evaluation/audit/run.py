@@ -56,8 +56,8 @@ def audit_reward(
             f"the first reason: {asker.first_error or 'none given'}"
         )
     where = localise_defects(pairs, asker)
-    chosen = [pairs[index * len(pairs) // size.controls] for index in range(size.controls)]
-    controls = chosen if len(pairs) > size.controls else list(pairs)
+    count = min(size.controls, len(pairs))
+    controls = [pairs[index * len(pairs) // count] for index in range(count)]
     found = Findings(
         pairs=len(pairs),
         perception=seen,

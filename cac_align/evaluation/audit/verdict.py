@@ -5,7 +5,6 @@ AuditReport.findings → ``flags_of`` → Flags → ``sentences`` · ``audit_mar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from cac_align.evaluation.audit.nuisances import Nuisance
 from cac_align.evaluation.audit.perception import Perception
 from cac_align.evaluation.statistics import Estimate
 from cac_align.rewards.normalise import quantise
+from cac_align.runs.metrics_log import json_values
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class AuditReport:
             **asdict(self.findings),
             "provenance": dict(self.provenance),
         }
-        return _jsonable(row)
+        return json_values(row, digits=None)
 
 
 def flags_of(found: Findings) -> tuple[Flag, ...]:
@@ -135,7 +135,7 @@ def sentences(report: AuditReport) -> list[str]:
     if where.localises:
         lines.append(f"It localises ({where.reason}); local advantages may use its boxes.")
     elif where.found is None:
-        lines.append(f"DefectLocalisation was not measured: {where.reason}.")
+        lines.append(f"Localisation was not measured: {where.reason}.")
     if found.groups.spread.value is not None:
         noise = "" if found.groups.noise is None else f", against {_number(found.groups.noise)} when it is asked twice"
         lines.append(
@@ -217,11 +217,3 @@ def _number(value: float | None) -> str:
 
 def _without(value: str, unscored: int) -> str:
     return f"{value}; {unscored} without a score" if unscored else value
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _jsonable(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

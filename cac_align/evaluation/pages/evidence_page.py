@@ -87,8 +87,7 @@ def write_evidence_page(
     first.
 
     root: the folder that relative video names belong to. run: what the run's other files tell; None
-    where a host trained. Raises ``ValueError`` when there is no
-    video at all.
+    where a host trained. Raises ``ValueError`` when there is no video at all.
     """
     videos = [item for step in steps for item in step.videos]
     if not videos:

@@ -177,6 +177,13 @@ class Cutout:
         return found
 
 
+def during(masks: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Masks (T, H, W) on the frames ``first`` to ``last``; empty on all others."""
+    found = np.zeros_like(masks)
+    found[first : last + 1] = masks[first : last + 1]
+    return found
+
+
 def _from(place: Placement, frame: int) -> int:
     return frame if place.source is None else place.source
 

@@ -13,6 +13,7 @@ from cac_align.data.injection.injectors.compositing import (
     Placement,
     choose_object,
     choose_span,
+    during,
     radius_of,
 )
 from cac_align.data.injection.sources.masks import snug
@@ -78,7 +79,7 @@ def flicker(source: SourceClip, rng: np.random.Generator, severity: float) -> Ed
         "flicker",
         f"the {thing.noun} flickers while everything around it keeps its light",
         thing.noun,
-        _on(thing.masks, first, last),
+        during(thing.masks, first, last),
         numbers={"first": first, "last": last},
     )
 
@@ -108,7 +109,7 @@ def change_identity(source: SourceClip, rng: np.random.Generator, severity: floa
         "identity change",
         f"the {thing.noun} turns into something of another colour and texture",
         thing.noun,
-        _on(thing.masks, first, last),
+        during(thing.masks, first, last),
         numbers={"first": first, "last": last},
     )
 
@@ -138,12 +139,6 @@ def _repainted(
         painted = piece + alpha[inside][:, None] * (other(piece, frame) - piece)
         out[frame][inside] = np.clip(painted + 0.5, 0, 255).astype(np.uint8)
     return out
-
-
-def _on(masks: np.ndarray, first: int, last: int) -> np.ndarray:
-    subject = np.zeros_like(masks)
-    subject[first : last + 1] = masks[first : last + 1]
-    return subject
 
 
 PRESENCE_INJECTORS = (

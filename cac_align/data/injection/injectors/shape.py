@@ -15,6 +15,7 @@ from cac_align.data.injection.injectors.compositing import (
     Placement,
     choose_object,
     choose_span,
+    during,
     moved,
     radius_of,
 )
@@ -53,7 +54,7 @@ def warp(source: SourceClip, rng: np.random.Generator, severity: float) -> Edit:
         "warp",
         f"the {thing.noun} melts and its outline is bent out of shape",
         thing.noun,
-        _during(thing.masks, first, last),
+        during(thing.masks, first, last),
         numbers={"first": first, "last": last, "reach": reach},
     )
 
@@ -92,12 +93,6 @@ def _resampled(piece: np.ndarray, field: np.ndarray) -> np.ndarray:
     places = np.stack([rows + field[0], columns + field[1]])
     channels = [ndimage.map_coordinates(piece[..., channel], places, order=1, mode="nearest") for channel in range(3)]
     return np.stack(channels, axis=-1)
-
-
-def _during(masks: np.ndarray, first: int, last: int) -> np.ndarray:
-    subject = np.zeros_like(masks)
-    subject[first : last + 1] = masks[first : last + 1]
-    return subject
 
 
 # ---- parts --------------------------------------------------------------------------------------------------------
@@ -215,7 +210,7 @@ def omit_part(source: SourceClip, rng: np.random.Generator, severity: float) -> 
         "missing part",
         f"a part of the {thing.noun} is missing",
         f"missing part of the {thing.noun}",
-        _during(part, first, last),
+        during(part, first, last),
         numbers={"first": first, "last": last},
     )
 
@@ -261,7 +256,7 @@ def split(source: SourceClip, rng: np.random.Generator, severity: float) -> Edit
         "split",
         f"the {thing.noun} is split into two halves",
         thing.noun,
-        cutout.subject(placements, first, last) | _during(thing.masks, first, last),
+        cutout.subject(placements, first, last) | during(thing.masks, first, last),
         numbers={"first": first, "last": last, "gap": gap},
     )
 
@@ -297,7 +292,7 @@ def fuse(source: SourceClip, rng: np.random.Generator, severity: float) -> Edit:
         through = 1 - 0.5 * soft(host.masks[frame], radius_of(source))
         return (Placement(dx=round(float(offset[0])), dy=round(float(offset[1])), keep=through),)
 
-    subject = cutout.subject(placements, first, last) | _during(host.masks, first, last)
+    subject = cutout.subject(placements, first, last) | during(host.masks, first, last)
     return Edit(
         cutout.pasted(placements),
         cutout.sham(),

@@ -22,12 +22,12 @@ def grey(frames: np.ndarray) -> np.ndarray:
 
 def dilated(mask: np.ndarray, radius: int) -> np.ndarray:
     """The mask, (H, W) or (T, H, W), grown by ``radius`` px in x and y (a square)."""
-    return _boxed(mask, radius, np.bitwise_or) if radius > 0 else mask
+    return _grown(mask, radius) if radius > 0 else mask
 
 
 def eroded(mask: np.ndarray, radius: int) -> np.ndarray:
     """The mask, (H, W) or (T, H, W), shrunk by ``radius`` px in x and y; beyond the frame it is set."""
-    return ~_boxed(~mask, radius, np.bitwise_or) if radius > 0 else mask
+    return ~_grown(~mask, radius) if radius > 0 else mask
 
 
 def closed(mask: np.ndarray, radius: int) -> np.ndarray:
@@ -40,8 +40,8 @@ def opened(mask: np.ndarray, radius: int) -> np.ndarray:
     return dilated(eroded(mask, radius), radius)
 
 
-def _boxed(mask: np.ndarray, radius: int, joined: np.ufunc) -> np.ndarray:
-    """Every pixel joined with its neighbours at most ``radius`` away, one axis after the other."""
+def _grown(mask: np.ndarray, radius: int) -> np.ndarray:
+    """Every pixel or one of its neighbours at most ``radius`` away, one axis after the other."""
     for axis in (-1, -2):
         grown, reach = mask.copy(), 0
         while reach < radius:  # shifts that double: log2(radius) passes
@@ -49,8 +49,8 @@ def _boxed(mask: np.ndarray, radius: int, joined: np.ufunc) -> np.ndarray:
             source = grown.copy()
             ahead, behind = [slice(None)] * mask.ndim, [slice(None)] * mask.ndim
             ahead[axis], behind[axis] = slice(step, None), slice(None, -step)
-            joined(grown[tuple(ahead)], source[tuple(behind)], out=grown[tuple(ahead)])
-            joined(grown[tuple(behind)], source[tuple(ahead)], out=grown[tuple(behind)])
+            np.bitwise_or(grown[tuple(ahead)], source[tuple(behind)], out=grown[tuple(ahead)])
+            np.bitwise_or(grown[tuple(behind)], source[tuple(ahead)], out=grown[tuple(behind)])
             reach += step
         mask = grown
     return mask

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from cac_align.core.video import Video, VideoInput, as_pairs
 from cac_align.rewards.checked import checked_scores, reward_provenance
-from cac_align.rewards.combine import Combined, bounds_of, compares_videos
+from cac_align.rewards.combine import Combined, compares_videos
 from cac_align.rewards.ledger import Ledger, score_key, unreadable_key
 from cac_align.rewards.reward import Reward, Score
+from cac_align.rewards.wrapped import WrappedReward
 from cac_align.vlm.protocol import served
 
 
@@ -38,27 +39,10 @@ def cached(reward: Reward, ledger: Ledger, *, videos_at_once: int = 16) -> Cache
 
 
 @dataclass(frozen=True)
-class _WithLedger:
-    """A reward and its ledger; name, provenance and bounds are the reward's."""
+class _WithLedger(WrappedReward):
+    """A reward and its ledger."""
 
-    reward: Reward
     ledger: Ledger
-
-    @property
-    def name(self) -> str:
-        return self.reward.name
-
-    @property
-    def provenance(self) -> Mapping[str, str]:
-        return self.reward.provenance
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        return bounds_of(self.reward)
-
-    @property
-    def compares_videos(self) -> str | None:
-        return compares_videos(self.reward)
 
 
 @dataclass(frozen=True)

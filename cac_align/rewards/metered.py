@@ -15,6 +15,7 @@ from cac_align.core.video import as_pairs
 from cac_align.rewards.combine import Combined
 from cac_align.rewards.normal_flow_speed import NormalFlowSpeed
 from cac_align.rewards.reward import Reward, Score
+from cac_align.rewards.wrapped import WrappedReward
 from cac_align.vlm.dialogue import Dialogue, run_dialogues
 from cac_align.vlm.protocol import Conversation, Readout, Reply, Vlm
 
@@ -99,23 +100,10 @@ class MeteredVlm:
 
 
 @dataclass(frozen=True)
-class MeteredReward:
+class MeteredReward(WrappedReward):
     """A reward that shows no judge of its own, such as one behind a service: one call per video, of unknown tokens."""
 
-    reward: Reward
     meter: UsageMeter
-
-    @property
-    def name(self) -> str:
-        return self.reward.name
-
-    @property
-    def provenance(self) -> Mapping[str, str]:
-        return self.reward.provenance
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        return getattr(self.reward, "bounds", None)
 
     def __call__(self, prompts: Any, videos: Any) -> list[Score]:
         prompts, videos = as_pairs(prompts, videos)
@@ -131,6 +119,8 @@ def metered(reward: Reward, meter: UsageMeter) -> Reward:
     if isinstance(reward, NormalFlowSpeed):
         return reward
     own: Any = reward
+    if hasattr(own, "with_vlms"):
+        return own.with_vlms(lambda vlm: MeteredVlm(vlm, meter))
     if hasattr(own, "vlm"):
         counted = MeteredVlm(own.vlm, meter)
         if is_dataclass(own):

@@ -58,5 +58,5 @@ def _vlms(reward: Any) -> Iterator[tuple[str, Any]]:
                 yield (name if inner == getattr(component, "name", name) else f"{name}/{inner}"), vlm
     elif (vlm := getattr(reward, "vlm", None)) is not None:
         yield getattr(reward, "name", type(reward).__name__), vlm
-    elif (inner := getattr(reward, "reward", None)) is not None:  # a reward behind a cache
+    elif (inner := getattr(reward, "comparator", getattr(reward, "reward", None))) is not None:  # behind a cache
         yield from _vlms(inner)

@@ -48,6 +48,10 @@ class VotedCaC:
         """The first voter: it stands for the server in checks of reachability."""
         return self.voters[0]
 
+    def with_vlms(self, wrap: Callable[[Vlm], Vlm]) -> VotedCaC:
+        """The same reward, with each voter wrapped, e.g. to count its tokens."""
+        return replace(self, voters=tuple(map(wrap, self.voters)))
+
     @property
     def provenance(self) -> Mapping[str, str]:
         return {

@@ -16,9 +16,11 @@ this video, and of its group ``group/position_bias``, ``group/cycles``, ``group/
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +31,7 @@ from cac_align.rewards.pairwise.comparison import Comparator, Comparison, checke
 from cac_align.rewards.pairwise.diagnostics import cycle_share, position_bias, significance
 from cac_align.rewards.pairwise.schedules import PAIR_SCHEDULES, PairSchedule, next_pairs
 from cac_align.rewards.reward import Score
-from cac_align.vlm.protocol import checkpoint_uncertainty
+from cac_align.vlm.protocol import Vlm, checkpoint_uncertainty
 
 # With fewer pairs than this, directions cannot be told from chance at 0.05 however clear they are.
 _PAIRS_TO_TEST = 15
@@ -67,6 +69,13 @@ class Tournament:
     @property
     def name(self) -> str:
         return self.comparator.name
+
+    def with_vlms(self, wrap: Callable[[Vlm], Vlm]) -> Tournament:
+        """The same reward, with the comparator's model wrapped where it has one, e.g. to count its tokens."""
+        comparator: Any = copy.copy(self.comparator)
+        if hasattr(comparator, "vlm"):
+            comparator.vlm = wrap(comparator.vlm)
+        return replace(self, comparator=comparator)
 
     @property
     def bounds(self) -> tuple[float, float]:

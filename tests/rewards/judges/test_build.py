@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from cac_align.rewards.build import JudgeRecipe, RewardRecipe, load_reward
 from cac_align.rewards.combine import compares_videos
 from cac_align.rewards.judges.votes import VotedCaC
+from cac_align.rewards.metered import MeteredReward, MeteredVlm, UsageMeter, metered
 from cac_align.rewards.pairwise.tournament import Tournament
+from cac_align.rewards.reachable import check_reachable, servers_of
 
 URL = "http://127.0.0.1:1/v1"
 
@@ -49,3 +53,20 @@ def test_an_endpoint_is_asked_once_per_vote(monkeypatch):
 def test_what_is_missing_is_named(keys, message):
     with pytest.raises(ValueError, match=message):
         load(**keys)
+
+
+def test_what_stands_around_a_judge_reaches_its_model(tmp_path):
+    """Reachability and cost see the servers of pair judges and of votes; a wrapper says that pairs are compared."""
+    path = tmp_path / "prompt.txt"
+    path.write_text("Which is better? {prompt}")
+    pairs = load(kind="unified_think", prompt_file=str(path), allow_other_prompt=True)
+    votes = load(kind="api", served_model="some-model", votes=3)
+    assert len(servers_of(pairs)) == len(servers_of(votes)) == 1
+    for reward in (pairs, votes):
+        with pytest.raises(ValueError, match="127.0.0.1:1"):
+            check_reachable(reward)
+    counted: Any = metered(pairs, UsageMeter())
+    assert isinstance(counted.comparator.vlm, MeteredVlm) and compares_videos(counted)
+    counted = metered(votes, UsageMeter())
+    assert all(isinstance(voter, MeteredVlm) for voter in counted.voters)
+    assert compares_videos(MeteredReward(pairs, UsageMeter())) == compares_videos(pairs)

@@ -120,9 +120,10 @@ def _fill(task: SlotTask, report: dict[str, Any]) -> None:
     names = [f"videos/{task.key}-{kind}.mp4" for kind in ("anomalous", "sham")]
     for name, pixels in zip(names, (pair.edit.anomalous, pair.edit.sham), strict=True):
         _write(task, name, pixels, clip.fps)
+    facts, (anomalous, sham) = _pair_facts(pair, task, clip.fps), (Path(name).stem for name in names)
     records = [
-        _record(task, clip, origin, names[0], "abnormal", (pair.anomaly,), _pair_facts(pair, task, names[1])),
-        _record(task, clip, origin, names[1], "normal", (), {**_pair_facts(pair, task, names[0]), "sham": True}),
+        _record(task, clip, origin, names[0], "abnormal", (pair.anomaly,), {**facts, "twin": sham}),
+        _record(task, clip, origin, names[1], "normal", (), {**facts, "twin": anomalous, "sham": True}),
     ]
     draw = task.stream("normal")
     if draw.random() < settings.hard_normals:
@@ -141,7 +142,7 @@ def _write(task: SlotTask, name: str, pixels: np.ndarray, fps: float) -> None:
     write_mp4(Path(task.out) / name, pixels, fps, lossless="rgb" if task.settings.pixel_format == "rgb" else "yuv420p")
 
 
-def _pair_facts(pair: TwinPair, task: SlotTask, twin: str) -> dict[str, Any]:
+def _pair_facts(pair: TwinPair, task: SlotTask, fps: float) -> dict[str, Any]:
     return {
         "injector": pair.injector,
         "subtype": pair.edit.subtype,
@@ -150,8 +151,7 @@ def _pair_facts(pair: TwinPair, task: SlotTask, twin: str) -> dict[str, Any]:
         "numbers": json_values(pair.edit.numbers),
         "contrast": round(pair.truth.contrast, 2),
         "area_share": round(pair.truth.area_share, 5),
-        "conspicuousness": round(conspicuousness(pair.truth, 1.0), 4),
-        "twin": Path(twin).stem,
+        "conspicuousness": round(conspicuousness(pair.truth, fps), 4),
     }
 
 

@@ -85,6 +85,10 @@ def test_records_keep_the_conventions_and_twins_name_each_other(folder, tmp_path
         outside = [t for t, s in enumerate(clips[0].times_s) if s < window.start_s - 1e-6 or s > window.end_s + 1e-6]
         change = np.abs(pixels[0].astype(int) - pixels[1])
         assert change[outside].max(initial=0) <= 8 < change.max()
+        seconds = min(window.end_s - window.start_s + 1 / record.fps, 1.0)
+        product = min(record.extra["contrast"] / 64, 1.0) * (record.extra["area_share"] * seconds) ** 0.5
+        assert record.extra["conspicuousness"] == pytest.approx(product ** (1 / 3), abs=1e-3)
+        assert (record.anomalies[0].saliency == "salient") == (product ** (1 / 3) >= 0.3)
 
 
 def variable(path: Path, durations_ms: list[int]) -> Path:

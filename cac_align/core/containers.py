@@ -449,14 +449,20 @@ def _riff(file: BinaryIO, size: int, max_frames: int) -> StatedLength:
 
 def _riff_chunks(file: BinaryIO, position: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """(name, place and length of the content) of the chunks between two places, those inside lists included."""
-    while position + 8 <= end:
+    lists = [(end, end)]  # of every list that is open: where it ends, and where the chunk behind it begins
+    while lists:
+        if position + 8 > lists[-1][0]:
+            position = lists.pop()[1]
+            continue
         file.seek(position)
         kind, length = struct.unpack("<4sI", file.read(8))
+        behind = position + 8 + length + length % 2
         if kind == b"LIST":
-            yield from _riff_chunks(file, position + 12, min(position + 8 + length, end))
+            lists.append((min(position + 8 + length, lists[-1][0]), behind))
+            position += 12
         else:
             yield kind, position + 8, length
-        position += 8 + length + length % 2
+            position = behind
 
 
 def _flv(file: BinaryIO, size: int, max_frames: int) -> StatedLength:

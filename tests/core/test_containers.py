@@ -132,6 +132,15 @@ def test_tables_that_contradict_each_other_are_refused(files: dict[str, bytes]) 
         Video.open(bytes(content))
 
 
+def test_lists_within_lists_without_end_are_refused() -> None:
+    """They are read one by one; a function per list would end in ``RecursionError``, which no host takes for a bad file."""
+    body = b""
+    for _ in range(2000):
+        body = b"LIST" + (4 + len(body)).to_bytes(4, "little") + b"hdrl" + body
+    with pytest.raises(ValueError, match="not a readable video"):
+        Video.open(b"RIFF" + (4 + len(body)).to_bytes(4, "little") + b"AVI " + body)
+
+
 def test_padding_behind_a_file_is_no_damage(files: dict[str, bytes]) -> None:
     for name in ("mp4", "webm", "avi", "gif", "mkv"):
         video = accepted(files[name] + bytes(64))

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cac_align.plugins.common.host import HostOptions, environment_options, host_reward
+from cac_align.plugins.common.missing_scores import MissingScoreError
 from cac_align.plugins.flow_grpo import REWARD_NAMES
 from cac_align.rewards.reward import Score
 
@@ -114,8 +115,13 @@ class LatentReward:
         return chunk
 
     def resolve(self, asked: _Chunk) -> None:
-        """Give every chunk submitted until now its values, unless ``asked`` has them."""
+        """Give every chunk submitted until now its values, unless ``asked`` has them.
+
+        Raises ``MissingScoreError`` as the policy says, and again for every chunk that has none since then.
+        """
         if asked not in self.submitted:
+            if len(asked.values) < len(asked.prompts):
+                raise MissingScoreError("these videos were to be scored with others, and that failed before")
             return
         chunks, self.submitted = self.submitted, []
         scores = [score for chunk in chunks for score in chunk.scores.result()]

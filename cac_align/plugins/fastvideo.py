@@ -52,10 +52,8 @@ class CaCJudge:
             for path, data in zip(paths, videos, strict=True):
                 path.write_bytes(data)
             files = [str(path) for path in paths]
-            if len(files) == 1:
-                values = ours.values(list(prompts), files, evaluation=True)
-            else:  # the service holds the videos of all ranks
-                values = ours.apply_policy(list(prompts), ours.scores(list(prompts), files), over_ranks=False)
+            # The service holds the videos of all ranks.
+            values = ours.values(list(prompts), files, evaluation=len(files) == 1, over_ranks=False)
         return [{"composite": value} for value in values]
 
 

@@ -41,10 +41,9 @@ async def microgroup_rewards(args: Any, samples: Sequence[Any], **kwargs: Any) -
 
 def _values(ours: HostReward, samples: Sequence[Any]) -> list[float]:
     prompts, videos = [sample.prompt for sample in samples], [_video(sample) for sample in samples]
-    if all(sample.rollout_log_probs is None for sample in samples):
-        return ours.values(prompts, videos, evaluation=True)
+    evaluation = all(sample.rollout_log_probs is None for sample in samples)
     # One process holds all samples, so that there are no other ranks to gather from.
-    return ours.apply_policy(prompts, ours.scores(prompts, videos), over_ranks=False)
+    return ours.values(prompts, videos, evaluation=evaluation, over_ranks=False)
 
 
 def _video(sample: Any) -> Any:

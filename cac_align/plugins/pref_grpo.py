@@ -39,8 +39,7 @@ class StepReward:
         Raises ``MissingScoreError`` as the policy says, which ends the run.
         """
         del use_norm  # the recipe says how scores are normalised
-        scores = self.host_reward.scores(list(prompts), [str(path) for path in video_paths])
-        values = self.host_reward.apply_policy(list(prompts), scores, over_ranks=False)
+        values = self.host_reward.values(list(prompts), [str(path) for path in video_paths], over_ranks=False)
         return [dict.fromkeys(("VQ", "MQ", "TA", "Overall"), value) for value in values]
 
 

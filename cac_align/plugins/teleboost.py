@@ -25,7 +25,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cac_align.plugins.common.host import HostOptions, HostReward, host_reward, open_pixels
+from cac_align.plugins.common.host import HostOptions, HostReward, host_reward
+from cac_align.plugins.common.pixels import open_pixels
 from cac_align.rewards.reward import Score
 
 MAPS = "pixel_weight_maps"

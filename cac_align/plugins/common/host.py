@@ -165,17 +165,18 @@ class HostReward:
         *,
         evaluation: bool = False,
         left_out: float | None = None,
+        over_ranks: bool = True,
         **facts: Any,
     ) -> list[float]:
         """One float per video, by the policy for training, or with ``evaluation`` by that for evaluation.
 
-        left_out: as in ``evaluation_values``. Raises ``MissingScoreError`` as the policy says;
-        otherwise like ``scores``.
+        left_out: as in ``evaluation_values``. over_ranks: as in ``apply_policy``; an evaluation does
+        not heed it. Raises ``MissingScoreError`` as the policy says; otherwise like ``scores``.
         """
         if not evaluation:
             call = self.ranks.begin_call()  # before judging, because calls end in any order
             scores, keys = self._scored(prompts, videos, facts)
-            return self.apply_policy(prompts, scores, keys, call=call)
+            return self.apply_policy(prompts, scores, keys, call=call, over_ranks=over_ranks)
         scores, keys = self._scored(prompts, videos, {"evaluation": True, **facts})
         sent = evaluation_values(
             prompts, scores, self.policy, self.evaluation_count, left_out=left_out, ranks=self.ranks

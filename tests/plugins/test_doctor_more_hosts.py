@@ -72,6 +72,12 @@ def test_a_trap_is_found(host, old, new, name, tmp_path):
     assert wrong(host, tmp_path, old, new) == {name}
 
 
+@pytest.mark.parametrize("value", ["$N", ""])  # "": the flag has lost its value
+def test_a_value_that_is_no_number_names_the_file(value, tmp_path):
+    with pytest.raises(ValueError, match=FILES["miles-diffusion"]):
+        wrong("miles-diffusion", tmp_path, "--n-samples-per-prompt 16", f"--n-samples-per-prompt {value}")
+
+
 def test_a_reward_that_nobody_named_is_found(tmp_path, monkeypatch):
     monkeypatch.delenv("CAC_ALIGN_REWARD")
     assert wrong("genrl", tmp_path) == wrong("vbvr-rl", tmp_path) == {"environment reward"}

@@ -97,7 +97,14 @@ def doctor(host: str | None = None, config: Path | None = None) -> list[Check]:
     if config is not None:
         if host not in CONFIG_CHECKS:
             raise ValueError(f"{host} has no config file that we read; leave --config out")
-        checks += CONFIG_CHECKS[host](read_config(host, config))
+        read = read_config(host, config)
+        try:
+            checks += CONFIG_CHECKS[host](read)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{config}: expected numbers and texts as values, received another kind ({error}); "
+                "write shell variables out"
+            ) from error
     checks += _remarks(host)
     return checks
 

@@ -86,6 +86,16 @@ def check_paths(paths: Mapping[str, Any]) -> Iterator[Check]:
         yield Check(key, None, text, "run doctor and the host in the host's folder, or write whole paths")
 
 
+def check_launcher(flags: Mapping[str, Any], module: str, script: str) -> Check:
+    """A check that a launch script starts the host's ``script`` through our launcher ``module``.
+
+    flags: of the launch script, and what stands after each.
+    """
+    launched = flags.get("-m") == module
+    text = "our launcher runs the script" if launched else "the script is started without our launcher"
+    return Check("command", launched, text, "" if launched else f"torchrun … -m {module} {script} …")
+
+
 def check_unsupported(name: str, options: dict[str, Any], keys: Sequence[str], why: str) -> Iterator[Check]:
     """Checks that fail for options that this host's adapter does not take; removes them from
     ``options``.

@@ -6,15 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cac_align.plugins.common.host import environment_options
-from cac_align.plugins.doctor.checks import Check, check_options
+from cac_align.plugins.doctor.checks import Check, check_launcher, check_options
 
 
 def check_pref_grpo(config: Mapping[str, Any]) -> Iterator[Check]:
     """What the command of ``train_wan21.py`` says about our launcher, its reward and its groups."""
-    launched = config.get("-m") == "cac_align.plugins.pref_grpo"
-    fix = "" if launched else "torchrun … -m cac_align.plugins.pref_grpo fastvideo/train_wan21.py …"
-    text = "our launcher runs the script" if launched else "the script is started without our launcher"
-    yield Check("command", launched, text, fix)
+    yield check_launcher(config, "cac_align.plugins.pref_grpo", "fastvideo/train_wan21.py")
     spec = str(config.get("--reward_spec") or "")
     asked = "videoalign" in spec
     yield Check("reward", asked, f"--reward_spec {spec}", "" if asked else "--reward_spec videoalign:1.0")

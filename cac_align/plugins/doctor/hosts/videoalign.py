@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cac_align.plugins.common.host import environment_options
-from cac_align.plugins.doctor.checks import Check, check_options, check_unsupported
+from cac_align.plugins.doctor.checks import Check, check_launcher, check_options, check_unsupported
 
 
 def check_videoalign(config: Mapping[str, Any]) -> Iterator[Check]:
@@ -14,10 +14,7 @@ def check_videoalign(config: Mapping[str, Any]) -> Iterator[Check]:
 
     config: the flags of a launch script (see ``read_config``).
     """
-    launched = config.get("-m") == "cac_align.plugins.videoalign"
-    fix = "" if launched else "torchrun … -m cac_align.plugins.videoalign fastvideo/train_grpo_hunyuan.py …"
-    text = "our launcher runs the script" if launched else "the script is started without our launcher"
-    yield Check("command", launched, text, fix)
+    yield check_launcher(config, "cac_align.plugins.videoalign", "fastvideo/train_grpo_hunyuan.py")
     asked = "--use_videoalign" in config
     yield Check("reward", asked, "--use_videoalign" if asked else "no --use_videoalign", "" if asked else "add it")
     defaults = {"vq_coef": 1.0, "mq_coef": 0.0}  # of train_grpo_hunyuan.py

@@ -3,7 +3,7 @@
 import importlib
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import ModuleType
 
 import pytest
@@ -71,6 +71,12 @@ def backend(adapter, **options):
     return adapter.CaCBackend(
         config=adapter.CaCSpec(reward="tests.support.hosting:scripted", **options), base_device="cpu"
     )
+
+
+def test_the_spec_has_the_options_of_every_host(adapter):
+    """UniRL wants a dataclass of its own base, so that the options stand there once more."""
+    options = {item.name: item.default for item in fields(host.HostOptions) if item.name != "layout"}
+    assert {item.name: item.default for item in fields(adapter.CaCSpec)} == {**options, "batch_size": 8}
 
 
 def test_rewards_components_and_flags(adapter):

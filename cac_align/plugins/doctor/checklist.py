@@ -102,8 +102,8 @@ def doctor(host: str | None = None, config: Path | None = None) -> list[Check]:
             checks += CONFIG_CHECKS[host](read)
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f"{config}: expected numbers and texts as values, received another kind ({error}); "
-                "write shell variables out"
+                f"{config}: a value in it, or in a CAC_ALIGN_… variable, is of another kind than expected ({error}); "
+                "write a number in place of a shell variable"
             ) from error
     checks += _remarks(host)
     return checks

@@ -200,39 +200,8 @@ def _inject(recipe: JudgeTraining, files: Sequence[Any], at: Path) -> dict[str, 
     return {"pairs": result.pairs, "asked for": asked, "sources": sources, "page": str(page)}
 
 
-def hold_out_sources(records: Sequence[Record], share: float, seed: int) -> dict[str, list[Record]]:
-    """The records as "train", "calibrate" and "bench"; all records of a source are in one of them.
-
-    share: of the records that do not train, half of them for each of the other two; at least one
-    group of each. Groups are drawn by the seed and their records' ids. Raises ``ValueError`` for
-    fewer than three groups.
-    """
-    from cac_align.data.mixture import related
-    from cac_align.data.perceptual_hash import duplicate_groups
-
-    groups = duplicate_groups(len(records), [(one, other, 0.0) for one, other in related(records)])
-    if len(groups) < 3:
-        raise ValueError(
-            f"{len(records)} records come from {len(groups)} sources; training, calibration and bench need one each"
-        )
-
-    def lot(group: Sequence[int]) -> bytes:
-        return hashlib.sha256(f"{seed}\0{min(records[row].id for row in group)}".encode()).digest()
-
-    parts: dict[str, list[Record]] = {"calibrate": [], "bench": [], "train": []}
-    order = sorted(groups, key=lot)
-    for number, group in enumerate(order):
-        spare = len(order) - number
-        name = "train"
-        for part, after in (("calibrate", 2), ("bench", 1)):
-            if not parts[part] or (len(parts[part]) < share / 2 * len(records) and spare > after):
-                name = part
-                break
-        parts[name] += [records[row] for row in sorted(group)]
-    return parts
-
-
 def _hold_out(recipe: JudgeTraining, injected: Path, at: Path) -> dict[str, Any]:
+    from cac_align.data.mixture import hold_out_sources
     from cac_align.data.records import all_records, moved_record, write_records
 
     parts = hold_out_sources(all_records(injected / "records.jsonl"), recipe.held_out, recipe.seed)

@@ -1,8 +1,10 @@
-"""Which records belong together because they show one source, and a mixture of several data sets
-in stated shares.
+"""Which records belong together because they show one source, which of them are held out, and a
+mixture of several data sets in stated shares.
 
 records → ``related`` → pairs of rows of one source: an injected pair, its hard normals, a second
 annotation of one video
+
+records → ``hold_out_sources`` → those that train, calibrate and measure, by whole sources
 
 records by data set + shares → ``mixed`` → the records that are used
 """
@@ -15,6 +17,7 @@ import os
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+from cac_align.data.perceptual_hash import duplicate_groups
 from cac_align.data.records import Record
 
 
@@ -47,6 +50,35 @@ def _kinships(record: Record) -> list[tuple[str, str]]:
     if isinstance(twin := record.extra.get("twin"), str) and twin:
         keys.append(("id", twin))
     return keys
+
+
+def hold_out_sources(records: Sequence[Record], share: float, seed: int) -> dict[str, list[Record]]:
+    """The records as "train", "calibrate" and "bench"; all records of a source are in one of them.
+
+    share: of the records that do not train, half of them for each of the other two; at least one
+    source of each. Sources are drawn by the seed and their records' ids. Raises ``ValueError`` for
+    fewer than three sources.
+    """
+    groups = duplicate_groups(len(records), [(one, other, 0.0) for one, other in related(records)])
+    if len(groups) < 3:
+        raise ValueError(
+            f"{len(records)} records come from {len(groups)} sources; training, calibration and bench need one each"
+        )
+
+    def lot(group: Sequence[int]) -> bytes:
+        return hashlib.sha256(f"{seed}\0{min(records[row].id for row in group)}".encode()).digest()
+
+    parts: dict[str, list[Record]] = {"calibrate": [], "bench": [], "train": []}
+    order = sorted(groups, key=lot)
+    for number, group in enumerate(order):
+        spare = len(order) - number
+        name = "train"
+        for part, after in (("calibrate", 2), ("bench", 1)):
+            if not parts[part] or (len(parts[part]) < share / 2 * len(records) and spare > after):
+                name = part
+                break
+        parts[name] += [records[row] for row in sorted(group)]
+    return parts
 
 
 def mixed(pools: Mapping[str, Sequence[Record]], shares: Mapping[str, float], seed: int) -> dict[str, list[Record]]:

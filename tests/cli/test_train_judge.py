@@ -8,7 +8,8 @@ import pytest
 
 from cac_align.cli.inject import source_files
 from cac_align.cli.main import main
-from cac_align.cli.train_judge import hold_out_sources, read_judge_training
+from cac_align.cli.train_judge import read_judge_training
+from cac_align.data.mixture import hold_out_sources
 from cac_align.data.records import Record, all_records, write_records
 from cac_align.runs.metrics_log import read_rows
 from tests.data.test_mixture import origin, record

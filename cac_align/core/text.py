@@ -22,3 +22,9 @@ def check_prompt(prompt: str, where: str) -> None:
             f"{where}: the prompt {prompt[:80]!r} holds half of a surrogate pair, which is no character and cannot be "
             "written; write the prompt in UTF-8"
         )
+
+
+def quoted_excerpt(text: str, limit: int = 160) -> str:
+    """The text in quotes on one line, shortened in the middle."""
+    flat = " ".join(text.split())
+    return repr(flat if len(flat) <= limit else f"{flat[: limit // 2]} … {flat[-limit // 2 :]}")

@@ -15,8 +15,6 @@ inference_qwen/UnifiedReward-2.0-inference/point_score_APS_video_generation.py.
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import math
 import os
 import re
@@ -25,11 +23,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cac_align.core.text import quoted_excerpt
 from cac_align.core.video import Video, VideoInput, as_pairs
 from cac_align.rewards.domain import Domain, domain_provenance, read_domain, score_inside_domain
+from cac_align.rewards.judges.questions import ask_each
+from cac_align.rewards.judges.upstream_prompt import text_digest, texts_in
 from cac_align.rewards.reward import Score
-from cac_align.vlm.protocol import Conversation, Message, Reply, Vlm, checkpoint_uncertainty
-from cac_align.vlm.replies import checked_provenance, checked_replies
+from cac_align.vlm.protocol import Conversation, Message, Reply, Vlm
+from cac_align.vlm.replies import checked_provenance
 
 NUM_FRAMES = 16
 AXES = ("alignment", "physics", "style")
@@ -76,15 +77,17 @@ def read_axes(text: str) -> dict[str, float]:
     for axis in AXES:
         name = f"{axis.capitalize()} Score"
         if axis not in found:
-            raise ValueError(f"no {name} in the answer {_quoted(text)}")
+            raise ValueError(f"no {name} in the answer {quoted_excerpt(text)}")
         declared, written = found[axis]
         lowest, highest = _declared_range(name, declared, text)
         number = _NUMBER.fullmatch(written)
         if number is None or (number.group(2) is not None and float(number.group(2)) != highest):
-            raise ValueError(f"{name} is not a number in the answer {_quoted(text)}")
+            raise ValueError(f"{name} is not a number in the answer {quoted_excerpt(text)}")
         value = float(number.group(1))
         if not lowest <= value <= highest:
-            raise ValueError(f"{name} {value:g} lies outside {lowest:g} to {highest:g} in the answer {_quoted(text)}")
+            raise ValueError(
+                f"{name} {value:g} lies outside {lowest:g} to {highest:g} in the answer {quoted_excerpt(text)}"
+            )
         if (lowest, highest) != (_LOWEST, _HIGHEST):
             value = _LOWEST + (value - lowest) / (highest - lowest) * (_HIGHEST - _LOWEST)
         axes[axis] = value
@@ -97,7 +100,9 @@ def _declared_range(name: str, declared: str | None, text: str) -> tuple[float, 
         return _LOWEST, _HIGHEST
     match = _RANGE.fullmatch(declared)
     if match is None or not float(match.group(1)) < float(match.group(2)):
-        raise ValueError(f"{name} declares the range ({declared}), expected e.g. (1-5), in the answer {_quoted(text)}")
+        raise ValueError(
+            f"{name} declares the range ({declared}), expected e.g. (1-5), in the answer {quoted_excerpt(text)}"
+        )
     return float(match.group(1)), float(match.group(2))
 
 
@@ -222,45 +227,21 @@ class UnifiedReward:
 
     def _score_all(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
         """One Score per video, in order, whatever the domain."""
-        scores: list[Score] = []
-        for start in range(0, len(videos), _VIDEOS_AT_ONCE):
-            stop = start + _VIDEOS_AT_ONCE
-            provenance = self.provenance
-            found = self._score(prompts[start:stop], videos[start:stop], provenance)
-            if reason := checkpoint_uncertainty(provenance, self.provenance):
-                found = [
-                    Score.missing(reason, parts=each.parts, provenance=provenance) if each.scored else each
-                    for each in found
-                ]
-            scores += found
-        return scores
-
-    def _score(self, prompts: Sequence[str], videos: Sequence[Video], provenance: Mapping[str, str]) -> list[Score]:
-        scores: dict[int, Score] = {}
-        conversations: dict[int, Conversation] = {}
-        for index, (prompt, video) in enumerate(zip(prompts, videos, strict=True)):
-            try:
-                conversations[index] = self.conversation(prompt, video)
-            except (ValueError, OSError) as error:
-                scores[index] = Score.missing(f"the video cannot be read: {error}", provenance=provenance)
-        if conversations:
-            returned = self.vlm.answer(list(conversations.values()), max_new_tokens=self.max_new_tokens)
-            replies = checked_replies(returned, len(conversations), None)
-            for index, reply in zip(conversations, replies, strict=True):
-                scores[index] = _read(reply, provenance)
-        return [scores[index] for index in range(len(videos))]
+        return ask_each(
+            self.vlm,
+            self.conversation,
+            _read,
+            prompts,
+            videos,
+            provenance=lambda: self.provenance,
+            max_new_tokens=self.max_new_tokens,
+            videos_at_once=_VIDEOS_AT_ONCE,
+        )
 
 
-def _read(reply: Reply, provenance: Mapping[str, str]) -> Score:
-    if reply.error is not None:
-        return Score.missing(f"the model gave no answer: {reply.error}", provenance=provenance)
-    if reply.truncated:  # the last number may be cut short: 4.5 reads as 4
-        return Score.missing(f"the answer was cut off at the token limit: {_quoted(reply.text)}", provenance=provenance)
-    try:
-        axes = read_axes(reply.text)
-    except ValueError as error:
-        return Score.missing(str(error), provenance=provenance)
-    return Score(math.fsum(axes.values()) / len(axes), axes, provenance=provenance)
+def _read(reply: Reply) -> tuple[float, dict[str, float]]:
+    axes = read_axes(reply.text)
+    return math.fsum(axes.values()) / len(axes), axes
 
 
 def _load_template(prompt_file: Path | None, allow_other_prompt: bool) -> tuple[str, str]:
@@ -268,25 +249,25 @@ def _load_template(prompt_file: Path | None, allow_other_prompt: bool) -> tuple[
     if prompt_file is None or not (allow_other_prompt or Path(prompt_file).exists()):
         text = own_prompt()
         missing = "" if prompt_file is None else f" ({Path(prompt_file).name} is missing)"
-        return text, f"own wording{missing}, sha256 {_digest(text)}"
+        return text, f"own wording{missing}, sha256 {text_digest(text)}"
     try:
         text = Path(prompt_file).read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{prompt_file}: the prompt file cannot be read as UTF-8 text: {error}") from error
     # Editors add a final newline, which upstream's literal does not have.
-    forms = [text, text.removesuffix("\n"), *(_texts_in(text) if Path(prompt_file).suffix == ".py" else ())]
-    upstream = next((form for form in forms if _digest(form) == UPSTREAM_SHA256), None)
+    forms = [text, text.removesuffix("\n"), *(texts_in(text) if Path(prompt_file).suffix == ".py" else ())]
+    upstream = next((form for form in forms if text_digest(form) == UPSTREAM_SHA256), None)
     if upstream is not None:
         return upstream, f"upstream, sha256 {UPSTREAM_SHA256}"
     if not allow_other_prompt:
         raise ValueError(
-            f"{prompt_file}: sha256 {_digest(text)}, expected {UPSTREAM_SHA256} "
+            f"{prompt_file}: sha256 {text_digest(text)}, expected {UPSTREAM_SHA256} "
             "(UnifiedReward-2.0's video point score); "
             "take the text from upstream's point_score_APS_video_generation.py, or pass allow_other_prompt=True"
         )
     if _SLOT not in text:
         raise ValueError(f"{prompt_file}: no slot {_SLOT} for the caption; write it where the caption belongs")
-    return text, f"other text ({Path(prompt_file).name}), sha256 {_digest(text)}, not upstream's {UPSTREAM_SHA256}"
+    return text, f"other text ({Path(prompt_file).name}), sha256 {text_digest(text)}, not upstream's {UPSTREAM_SHA256}"
 
 
 def warn_about_wording(prompt_file: Path | None) -> None:
@@ -304,31 +285,3 @@ def warn_about_wording(prompt_file: Path | None) -> None:
             "prompt_file.",
             file=sys.stderr,
         )
-
-
-def _texts_in(source: str) -> list[str]:
-    """The texts in a Python file, with f-string fields written as slots: upstream keeps its prompt in one."""
-    try:
-        nodes = list(ast.walk(ast.parse(source)))
-    except (SyntaxError, ValueError, RecursionError):
-        return []
-    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    for node in nodes:
-        if isinstance(node, ast.JoinedStr):
-            parts = (
-                str(part.value) if isinstance(part, ast.Constant) else "{" + ast.unparse(part.value) + "}"
-                for part in node.values
-                if isinstance(part, ast.Constant | ast.FormattedValue)
-            )
-            texts.append("".join(parts))
-    return texts
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
-
-
-def _quoted(text: str, limit: int = 160) -> str:
-    """The text in quotes on one line, shortened in the middle."""
-    flat = " ".join(text.split())
-    return repr(flat if len(flat) <= limit else f"{flat[: limit // 2]} … {flat[-limit // 2 :]}")

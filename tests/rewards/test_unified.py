@@ -11,6 +11,7 @@ import pytest
 from cac_align.core.video import Video
 from cac_align.rewards import unified
 from cac_align.rewards.combine import combine
+from cac_align.rewards.judges.upstream_prompt import text_digest
 from cac_align.rewards.reward import Reward
 from cac_align.rewards.unified import UnifiedReward, fill_prompt, own_prompt, read_axes, sample_indices, write_axes
 from cac_align.vlm.protocol import Reply, Vlm
@@ -353,5 +354,5 @@ def test_upstreams_prompt_is_found_in_its_python_file(tmp_path, monkeypatch):
 
     file = tmp_path / "upstream.py"
     file.write_text('prompt = ""\nproblem = (\n    "Rate it.\\n"\n    f"Text Caption: [{prompt}]"\n)\n')
-    monkeypatch.setattr(unified, "UPSTREAM_SHA256", unified._digest("Rate it.\nText Caption: [{prompt}]"))
+    monkeypatch.setattr(unified, "UPSTREAM_SHA256", text_digest("Rate it.\nText Caption: [{prompt}]"))
     assert UnifiedReward(Scripted([]), prompt_file=file).template == "Rate it.\nText Caption: [{prompt}]"

@@ -10,12 +10,12 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from cac_align.core.text import quoted_excerpt
 from cac_align.core.video import Video
 from cac_align.rewards.reward import Score
 from cac_align.vlm.protocol import Conversation, Readout, Reply, Vlm, checkpoint_uncertainty
 from cac_align.vlm.replies import checked_replies
 
-_VIDEOS_AT_ONCE = 16  # limits decoded frames in memory
 _ANSWERS_COMPARED = 50
 _TOO_EQUAL = 0.95
 
@@ -30,16 +30,18 @@ def ask_each(
     provenance: Callable[[], Mapping[str, str]],
     max_new_tokens: int,
     readout: Readout | None = None,
+    videos_at_once: int = 16,
 ) -> list[Score]:
     """One Score per video, in order; a failure affects its own video only.
 
     question: the conversation about a video; may raise ``ValueError`` or ``OSError``. read: an
     answer's value and parts; raises ``ValueError`` that says why it has none. It is called for
-    complete answers only.
+    complete answers only. videos_at_once: how many are asked about together; it limits decoded frames in
+    memory.
     """
     scores: list[Score] = []
-    for start in range(0, len(videos), _VIDEOS_AT_ONCE):
-        batch = slice(start, start + _VIDEOS_AT_ONCE)
+    for start in range(0, len(videos), videos_at_once):
+        batch = slice(start, start + videos_at_once)
         before = dict(provenance())
         found: dict[int, Score] = {}
         conversations: dict[int, Conversation] = {}
@@ -53,7 +55,10 @@ def ask_each(
             replies = checked_replies(returned, len(conversations), readout)
             found |= {index: _score(reply, read, before) for index, reply in zip(conversations, replies, strict=True)}
         if reason := checkpoint_uncertainty(before, provenance()):
-            found = {i: Score.missing(reason, provenance=before) if one.scored else one for i, one in found.items()}
+            found = {
+                index: Score.missing(reason, parts=one.parts, provenance=before) if one.scored else one
+                for index, one in found.items()
+            }
         scores += [found[index] for index in range(len(found))]
     return scores
 
@@ -64,7 +69,7 @@ def _score(
     if reply.error is not None:
         return Score.missing(f"the model gave no answer: {reply.error}", provenance=provenance)
     if reply.truncated:
-        reason = f"the answer was cut off at the token limit: {reply.text[-80:]!r}"
+        reason = f"the answer was cut off at the token limit: {quoted_excerpt(reply.text)}"
         return Score.missing(reason, provenance=provenance)
     try:
         value, parts = read(reply)

@@ -1,7 +1,6 @@
-"""`cac-align train judge`: sources are held out whole, recipes are read, and a small run goes all the way and resumes."""
+"""`cac-align train judge`: recipes are read, and a small run goes all the way and resumes."""
 
 import json
-import random
 from collections import Counter
 
 import pytest
@@ -9,49 +8,9 @@ import pytest
 from cac_align.cli.inject import source_files
 from cac_align.cli.main import main
 from cac_align.cli.train_judge import read_judge_training
-from cac_align.data.mixture import hold_out_sources
 from cac_align.data.records import Record, all_records, write_records
 from cac_align.runs.metrics_log import read_rows
-from tests.data.test_mixture import origin, record
-
-
-def sources(count, seed):
-    """One to three pairs of each source, and sometimes a hard normal, in no order."""
-    draw, records = random.Random(seed), []
-    for number in range(count):
-        found = origin(f"{number:064x}")
-        for pair in range(draw.randint(1, 3)):
-            names = [f"{number}-{pair}-anomalous", f"{number}-{pair}-sham"]
-            records.append(record(names[0], "abnormal", origin=found, twin=names[1]))
-            records.append(record(names[1], origin=found, twin=names[0]))
-        if draw.random() < 0.3:
-            records.append(record(f"{number}-normal", origin=found))
-    draw.shuffle(records)
-    return records
-
-
-@pytest.mark.parametrize("count, share, seed", [(60, 0.2, 0), (60, 0.2, 1), (40, 0.5, 2), (3, 0.2, 3), (4, 0.9, 4)])
-def test_a_source_is_held_out_whole_or_not_at_all(count, share, seed):
-    records = sources(count, seed)
-    parts = hold_out_sources(records, share, seed)
-    assert sorted(item.id for part in parts.values() for item in part) == sorted(item.id for item in records)
-    where = {item.extra["origin"]["sha256"]: name for name, part in parts.items() for item in part}
-    assert all(where[item.extra["origin"]["sha256"]] == name for name, part in parts.items() for item in part)
-    assert all({item.status for item in part} == {"normal", "abnormal"} for part in parts.values())
-    if count > 10:
-        for name in ("calibrate", "bench"):  # at most one group too much
-            assert 0 <= len(parts[name]) - share / 2 * len(records) < 7
-    again = hold_out_sources(records[::-1], share, seed)
-    assert {name: {item.id for item in part} for name, part in again.items()} == {
-        name: {item.id for item in part} for name, part in parts.items()
-    }
-    other = hold_out_sources(records, share, seed + 100)
-    assert count < 10 or {item.id for item in other["bench"]} != {item.id for item in parts["bench"]}
-
-
-def test_fewer_than_three_sources_are_refused():
-    with pytest.raises(ValueError, match="2 sources"):
-        hold_out_sources(sources(2, 0), 0.2, 0)
+from tests.data.test_mixture import record
 
 
 def test_of_a_records_file_the_normal_videos_are_taken_with_their_prompts(tmp_path):

@@ -1,4 +1,4 @@
-"""Records of one source are never parted, and a mixture has the shares that were asked for, counted by hand."""
+"""Records of one source are never parted nor half held out, and a mixture has the shares that were asked for, counted by hand."""
 
 import json
 import random
@@ -8,7 +8,7 @@ import pytest
 
 from cac_align.cli.main import main
 from cac_align.core.judgement import Anomaly, Status, Window
-from cac_align.data.mixture import mixed, related
+from cac_align.data.mixture import hold_out_sources, mixed, related
 from cac_align.data.perceptual_hash import duplicate_groups
 from cac_align.data.records import Record, read_records, write_records
 from cac_align.data.splits import Splits, check_split_folder, split_stages
@@ -194,3 +194,42 @@ def test_too_few_sources_for_three_stages_are_named(tmp_path):
     write_records(folder / "records.jsonl", half)
     with pytest.raises(ValueError, match="14 of 28 videos .* of one source.*there are 2 such groups: add other videos"):
         split_stages(folder, tmp_path / "out")
+
+
+def sources(count, seed):
+    """One to three pairs of each source, and sometimes a hard normal, in no order."""
+    draw, records = random.Random(seed), []
+    for number in range(count):
+        found = origin(f"{number:064x}")
+        for pair in range(draw.randint(1, 3)):
+            names = [f"{number}-{pair}-anomalous", f"{number}-{pair}-sham"]
+            records.append(record(names[0], "abnormal", origin=found, twin=names[1]))
+            records.append(record(names[1], origin=found, twin=names[0]))
+        if draw.random() < 0.3:
+            records.append(record(f"{number}-normal", origin=found))
+    draw.shuffle(records)
+    return records
+
+
+@pytest.mark.parametrize("count, share, seed", [(60, 0.2, 0), (60, 0.2, 1), (40, 0.5, 2), (3, 0.2, 3), (4, 0.9, 4)])
+def test_a_source_is_held_out_whole_or_not_at_all(count, share, seed):
+    records = sources(count, seed)
+    parts = hold_out_sources(records, share, seed)
+    assert sorted(item.id for part in parts.values() for item in part) == sorted(item.id for item in records)
+    where = {item.extra["origin"]["sha256"]: name for name, part in parts.items() for item in part}
+    assert all(where[item.extra["origin"]["sha256"]] == name for name, part in parts.items() for item in part)
+    assert all({item.status for item in part} == {"normal", "abnormal"} for part in parts.values())
+    if count > 10:
+        for name in ("calibrate", "bench"):  # at most one group too much
+            assert 0 <= len(parts[name]) - share / 2 * len(records) < 7
+    again = hold_out_sources(records[::-1], share, seed)
+    assert {name: {item.id for item in part} for name, part in again.items()} == {
+        name: {item.id for item in part} for name, part in parts.items()
+    }
+    other = hold_out_sources(records, share, seed + 100)
+    assert count < 10 or {item.id for item in other["bench"]} != {item.id for item in parts["bench"]}
+
+
+def test_fewer_than_three_sources_are_refused():
+    with pytest.raises(ValueError, match="2 sources"):
+        hold_out_sources(sources(2, 0), 0.2, 0)

@@ -230,9 +230,9 @@ def _synthesise(recipe: JudgeTraining, held: Path, at: Path) -> dict[str, Any]:
         )
     if not report["accepted"]:
         raise ValueError(f"no chain of thought was accepted: {report['reasons']}")
-    told = recipe.teacher if _names_a_teacher(recipe) else "the injection's own truth"
+    explained_by = recipe.teacher if _names_a_teacher(recipe) else "the injection's own truth"
     return {
-        "teacher": told,
+        "teacher": explained_by,
         **{name: report[name] for name in ("records", "accepted", "discarded", "samples", "reasons")},
     }
 

@@ -2,8 +2,8 @@
 
 types → type_iou (Eq. 3) · windows + time grid → temporal_iou (Eq. 4) · boxes by frame → spatial_iou (Eq. 5)
 
-    R_type = 1/2 Σ_{t=1,2} |T_pred^t ∩ T_gt| / |T_pred^t ∪ T_gt|                                                 (3)
-    R_temp = |F_pred ∩ F_gt| / |F_pred ∪ F_gt|                                                                   (4)
+    R_type = 1/2 Σ_{t=1,2} |T_pred^t ∩ T_gt| / |T_pred^t ∪ T_gt|                    (3)
+    R_temp = |F_pred ∩ F_gt| / |F_pred ∪ F_gt|                                      (4)
     R_spa  = 1/M Σ_m IoU(b_m^pred, b_m^gt),  M ground-truth boxes on frames of F_pred ∩ F_gt;  0 when M = 0      (5)
 
 All values lie in [0, 1]. Empty sets (the paper is silent): two empty sets are equal, so their IoU

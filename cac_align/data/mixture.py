@@ -95,7 +95,7 @@ def mixed(pools: Mapping[str, Sequence[Record]], shares: Mapping[str, float], se
         for name, found in of.items():
             if not found:
                 raise ValueError(f"{name}: none of its {len(pools[name])} records is {status}; a mixture needs both")
-        # As decimal fractions: .1 of 30 records is 3, not the 2.999… of binary numbers.
+        # As decimal fractions: 0.1 of 30 records is 3, not the 2.999… of binary numbers.
         exact = {name: Fraction(str(shares[name])) for name in pools}
         total = min(len(found) / exact[name] for name, found in of.items())
         for name, found in of.items():

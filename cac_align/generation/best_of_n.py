@@ -75,8 +75,8 @@ def best_of_n(
     candidates: a generator ``(prompt, seed) → Video``, given candidates by prompt, or a folder or table for
     ``read_candidates``. Given candidates are all scored.
     n: how many to generate per prompt, with the seeds seed … seed + n − 1.
-    distinct_seeds: the i-th prompt (from 0) has the seeds seed + i·n … seed + (i + 1)·n − 1 instead, so that no two
-    prompts share their noise. A rate over prompts with a confidence interval needs that.
+    distinct_seeds: the i-th prompt (from 0) has the seeds seed + i·n … seed + (i + 1)·n − 1 instead, so that no
+    two prompts share their noise. A rate over prompts with a confidence interval needs that.
     out: the folder to write to and to resume from.
     share: (i, k) for process i of k that fill one ``out`` together. It decides every k-th prompt and writes
     ``selection-i.jsonl``. After all of them, a call without ``share`` finds everything made and scored.

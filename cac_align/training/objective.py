@@ -3,10 +3,10 @@ reference (Eq. 8-12).
 
 rewards (P, G) → advantages (P, G) · log p, old log p, reference log p, mask, all (R, T) → loss, with its figures
 
-    Â_i = (R_i − mean R) / (std R + ε_A)                                   over the group's rollouts              (8)
-    J_clip = 1/G Σ_i 1/|y_i| Σ_t min(r Â, clip(r, 1 − ε, 1 + ε) Â),   r = π_θ / π_old                            (9, 10)
-    D_KL = 1/G Σ_i 1/|y_i| Σ_t (ρ − log ρ − 1),   ρ = π_ref / π_θ                                                 (11)
-    loss = −(J_clip − β D_KL)                                                                                     (12)
+    Â_i = (R_i − mean R) / (std R + ε_A)            over the group's rollouts        (8)
+    J_clip = 1/G Σ_i 1/|y_i| Σ_t min(r Â, clip(r, 1 − ε, 1 + ε) Â),   r = π_θ / π_old   (9, 10)
+    D_KL = 1/G Σ_i 1/|y_i| Σ_t (ρ − log ρ − 1),   ρ = π_ref / π_θ   (11)
+    loss = −(J_clip − β D_KL)   (12)
 
 |y_i| counts the tokens that the policy wrote, in both turns. std is the sample's (n − 1), as in
 TRL. A rollout without a score (NaN) has advantage 0 and does not enter its group's mean and std.

@@ -1,7 +1,8 @@
 """The training samples of a stage: read, checked, balanced, and turned into segments whose prompts
 are those of inference.
 
-records.jsonl + stage JSONL → read_stage → Stage (by task and class) → draw(step) → segment → policy.make_batch
+records.jsonl + stage JSONL → read_stage → Stage (by task and class) → draw(step) → segment
+    → policy.make_batch
 
 A line of a stage file is {"record", "task": "frame" | "scan" | "look" | "single", "answer"}. A
 frame has its source index as "frame"; a look has "window": [start_s, end_s] and may have "claim"

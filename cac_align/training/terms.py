@@ -5,7 +5,7 @@ Turn 1, Turn 2 (or none) + Record → terms → Terms (each named, with the tota
 
     R_fmt  = 1/2 Σ_t {0 if Valid_t, −1 otherwise}                                                                (2)
     R_type, R_temp, R_spa: set, frame and box IoU against the truth (``cac_align.core.iou``)                      (3-5)
-    R = w1 R_fmt + w2 γ̄ R_stat + m (w3 R̃_type + w4 R̃_temp + w5 R̃_spa),   R̃_k = 1 − γ̄ (1 − R_k)              (6)
+    R = w1 R_fmt + w2 γ̄ R_stat + m (w3 R̃_type + w4 R̃_temp + w5 R̃_spa),   R̃_k = 1 − γ̄ (1 − R_k)   (6)
 
 m is 1 for an anomalous video and 0 for a normal one; γ̄ is 1 for a normal one, else the mean of γ
 over its true anomalies (0.5 for a non-salient one, 1 otherwise). Where the paper is silent: on a

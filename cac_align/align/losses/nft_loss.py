@@ -1,7 +1,8 @@
 """The DiffusionNFT loss: moves the flow towards good videos and away from bad ones, without
 log-probabilities.
 
-sampled latents z, advantage → x = (1 − σ)z + σε at a few σ → v (LoRA), v_old (old policy) → one loss per sample
+sampled latents z, advantage → x = (1 − σ)z + σε at a few σ → v (LoRA), v_old (old policy)
+    → one loss per sample
 
     r     = clip(A / 2A_max + ½, 0, 1)
     v+    = βv + (1 − β)v_old                    v− = (1 + β)v_old − βv

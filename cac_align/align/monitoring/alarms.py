@@ -4,7 +4,7 @@ missing.
 evaluation results (the same prompts and seeds, step after step) → ``find_alarms`` → sentences
 rows of log.jsonl → ``unscored_too_often``, ``skipped_too_often`` → why the run must stop, or None
 
-A reward that only looks for defects prefers scenes that hardly move: in a first trial DiffusionNFT
+A reward that only looks for defects prefers scenes that hardly move: in a first run DiffusionNFT
 lowered the anomaly rate from 40 % to 1 % and made the videos move a quarter less. So the same
 prompts and seeds are sampled again and again, and compared with the videos from before training.
 """

@@ -1,7 +1,7 @@
 """Shortcuts: whether anything but the defect tells an anomalous clip from its sham.
 
 twins + boxes → ``twin_features`` (size, thumbnail and fine structure off the boxes) → ``shortcut_auc``
-→ AUC of a logistic regression that never saw the source, .5 where there is no shortcut
+→ AUC of a logistic regression that never saw the source, 0.5 where there is no shortcut
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ SMALL_AREA = 0.2
 
 SPLITS: tuple[str, ...] = ("short_small", "short_large", "long_small", "long_large")
 """Hard's groups in the order of Fig. 4: duration < / ≥ 1 s × area < / ≥ 20 % of the frame."""
-SPLIT_TITLES = dict(zip(SPLITS, ("< 1 s, < 20 %", "< 1 s, ≥ 20 %", "≥ 1 s, < 20 %", "≥ 1 s, ≥ 20 %"), strict=True))
+_TITLES = ("< 1 s, < 20 %", "< 1 s, ≥ 20 %", "≥ 1 s, < 20 %", "≥ 1 s, ≥ 20 %")
+SPLIT_TITLES = dict(zip(SPLITS, _TITLES, strict=True))
 
 
 def union_area(boxes: Sequence[Box]) -> float:

@@ -62,12 +62,13 @@ class Chart:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """alarms: sentences, in the order in which they were raised. settings: (key, value) of the
-    recipe. skipped: steps without an update.
+    """alarms: sentences, in the order in which they were raised. evaluations: how many there were;
+    only they raise alarms. settings: (key, value) of the recipe. skipped: steps without an update.
     """
 
     charts: tuple[Chart, ...]
     alarms: tuple[str, ...]
+    evaluations: int
     settings: tuple[tuple[str, str], ...]
     skipped: int
 
@@ -82,6 +83,7 @@ def read_run(folder: Path) -> RunRecord:
     return RunRecord(
         charts=tuple(_charts(steps, evaluations)),
         alarms=tuple(sentence for row in evaluations for sentence in row.get("alarms", ())),
+        evaluations=len(evaluations),
         settings=tuple(_flat(settings)),
         skipped=sum(bool(row.get("skipped")) for row in steps),
     )

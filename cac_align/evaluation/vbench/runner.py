@@ -221,7 +221,7 @@ def single_value(results, path):
     return rows[0]["video_results"]
 
 
-# ---- one loader per dimension: (request, cache) → measure(video) → number or bool ------------------------------------
+# ---- one loader per dimension: (request, cache) → measure(video) → number or bool ----------------------------
 
 
 def loader_of(dimension):

@@ -1,7 +1,8 @@
 """Masked resampling: part of a video is denoised anew by the Wan that could have made it.
 
-latents, weights in [0, 1] → noise to ``strength`` → the checkpoint's own sampler; before each step the cells outside
-hold the original's latents at that step's noise level → latents → VAE; outside the cells the original's pixels → frames
+latents, weights in [0, 1] → noise to ``strength`` → the checkpoint's own sampler; before each step the
+cells outside hold the original's latents at that step's noise level → latents → VAE; outside the cells
+the original's pixels → frames
 
 It works with every Wan text-to-video checkpoint, as ``WanPipeline`` itself takes the steps: on a
 schedule that begins at the noise level ``strength``, with a callback after each step. A cell of

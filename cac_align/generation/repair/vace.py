@@ -1,6 +1,7 @@
 """Repair by Wan-VACE (Wan2.1-VACE-1.3B and 14B), which was trained to fill masked parts of a video.
 
-video, weights → mask of pixels (white: made anew) → ``WanVACEPipeline`` → pixels of the mask, the original's elsewhere
+video, weights → mask of pixels (white: made anew) → ``WanVACEPipeline``
+    → pixels of the mask, the original's elsewhere
 
 VACE takes one video at a time, sees the rest of the video as a condition, and always starts from
 noise: the strength says nothing to it. Source: VACE (arXiv 2503.07598), diffusers 0.42.

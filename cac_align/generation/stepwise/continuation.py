@@ -1,6 +1,7 @@
 """Clips that go on from a frame: with plain text-to-video checkpoints by clamping, or by image-to-video ones.
 
-prompt, frame, frames to come, seed → ``ClampedContinuation`` | ``ImageContinuation`` → Video that begins with the frame
+prompt, frame, frames to come, seed → ``ClampedContinuation`` | ``ImageContinuation``
+    → Video that begins with the frame
 """
 
 from __future__ import annotations

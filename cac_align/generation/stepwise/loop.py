@@ -1,7 +1,8 @@
 """The step-wise loop: plan → generate → verify → repair the rest of the step, or go on.
 
-task → per step: ``Plan`` → clip from the last frame → ``Verdict`` → accepted | the good part is kept and the rest made
-anew from its last frame, with the suggestion in the prompt → ``StepwiseVideo``; ``out/steps.jsonl``, ``out/clips/``
+task → per step: ``Plan`` → clip from the last frame → ``Verdict`` → accepted | the good part is kept and
+the rest made anew from its last frame, with the suggestion in the prompt
+    → ``StepwiseVideo``; ``out/steps.jsonl``, ``out/clips/``
 
 Every attempt has a seed of its own. A missing verdict is no accept. A step of which no attempt was
 accepted is filled by its best attempt (the one that is good longest) and marked, so there is a

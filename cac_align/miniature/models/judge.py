@@ -1,8 +1,9 @@
 """The small Qwen3-VL that judges clips of the miniature world: real classes, small numbers, one
 folder that loads everywhere.
 
-texts → byte-pair merges → tokenizer + ChatML template → Qwen3VLProcessor ──┐
-JudgeSize → Qwen3VLConfig → Qwen3VLForConditionalGeneration ────────────────┴→ folder for AutoProcessor
+texts → byte-pair merges → tokenizer + ChatML template → Qwen3VLProcessor
+JudgeSize → Qwen3VLConfig → Qwen3VLForConditionalGeneration
+processor, model → folder for AutoProcessor
 
 The tokenizer is a byte-level BPE with Qwen's special tokens. Like Qwen's own table it has no token
 ``abnormal``: inside quotes the word is ``ab`` + ``normal``, and that second part is the very token

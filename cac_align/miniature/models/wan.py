@@ -1,8 +1,9 @@
 """The small Wan: the real diffusers classes at a size that trains on one CPU core and ships inside
 the package.
 
-vocabulary → tokenizer ────────────────────────────────────────────────────┐
-MiniWan → UMT5 encoder, AutoencoderKLWan, WanTransformer3DModel, UniPC ─────┴→ WanPipeline → folder
+vocabulary → tokenizer
+MiniWan → UMT5 encoder, AutoencoderKLWan, WanTransformer3DModel, UniPC
+tokenizer, models → WanPipeline → folder
 
 Only the numbers are small, and half as large where size forbids more: the VAE's strides are 4 in
 space and 2 in time with the first frame alone (Wan: 8 and 4), the DiT's patches (1, 4, 4) (Wan: (1,

@@ -3,6 +3,7 @@ clips, the latest step first and four to a row.
 """
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -71,6 +72,18 @@ def test_a_folder_without_logs_tells_nothing(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 0, "sco')  # torn by a kill
     record = read_run(tmp_path)
     assert (record.charts, record.alarms, record.settings, record.skipped) == ((), (), (), 0)
+
+
+def test_a_run_without_an_evaluation_is_not_said_to_have_raised_no_alarm(run, tmp_path):
+    said = {}
+    for alarms in (None, []):
+        folder = tmp_path / str(alarms)
+        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("eval.jsonl", "page.html"))
+        if alarms is not None:
+            JsonlLog(folder / "eval.jsonl").add({"step": 0, "total": 0.5, "alarms": alarms})
+        assert main(["report", str(folder), "--out", str(folder / "page.html")]) == 0
+        said[alarms is None] = '<p class="fine">' in (folder / "page.html").read_text()
+    assert said == {True: False, False: True}
 
 
 def test_the_page_has_curves_alarms_settings_and_then_clips_four_to_a_row(run):

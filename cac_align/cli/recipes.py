@@ -61,5 +61,7 @@ def _shipped(name: str) -> Path:
 
 
 def _about(path: Path) -> str:
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    """The first line that is for people: not for a shell ("#!") and not for Hydra ("# @")."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    first = next((line for line in lines if not line.startswith(("#!", "# @"))), "")
     return first.strip().strip('#"').strip()

@@ -1,8 +1,12 @@
-"""Flow-GRPO of Wan-2.1-1.3B in flow_grpo with UnifiedReward + CaC, the paper's settings. Lines marked (ours) are not in the paper.
+"""Flow-GRPO of Wan-2.1-1.3B in flow_grpo with UnifiedReward + CaC, the paper's settings.
 
-1. cac-align serve --reward recipes/reward/qwen3vl_8b_server.yaml          in its own environment: this host pins an old transformers
-2. accelerate launch --config_file scripts/accelerate_configs/multi_gpu.yaml --num_processes 8 -m cac_align.plugins.flow_grpo \\
-       --reward http://127.0.0.1:8000 --ledger ledger.jsonl scripts/train_wan2_1.py --config THIS_FILE       in flow_grpo's folder
+Lines marked (ours) are not in the paper.
+
+1. cac-align serve --reward recipes/reward/qwen3vl_8b_server.yaml   (its own environment: transformers is old here)
+2. in flow_grpo's folder:
+   accelerate launch --config_file scripts/accelerate_configs/multi_gpu.yaml --num_processes 8 \\
+       -m cac_align.plugins.flow_grpo --reward http://127.0.0.1:8000 --ledger ledger.jsonl \\
+       scripts/train_wan2_1.py --config THIS_FILE
 Before: cac-align doctor --host flow_grpo --config THIS_FILE
 Its Wan kernel has no noise level (the std follows sigma), so the paper's 0.3 cannot be set here; Flow-Factory can.
 """

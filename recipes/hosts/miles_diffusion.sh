@@ -1,6 +1,6 @@
 #!/bin/sh
-# miles_diffusion with UnifiedReward + CaC: what changes in its scripts/run-diffusion-grpo-*.sh. At commit 2929e49 it trains image models
-# only, and our function refuses images: this is for the video model that it gets.
+# miles_diffusion with UnifiedReward + CaC: what changes in its scripts/run-diffusion-grpo-*.sh.
+# At commit 2929e49 it trains image models only, and our function refuses images: this is for a later video model.
 # 1. cac-align serve --reward recipes/reward/qwen3vl_8b_server.yaml
 # Before: cac-align doctor --host miles-diffusion --config recipes/hosts/miles_diffusion.sh
 # A microgroup as large as the group, so that one call holds the whole group.

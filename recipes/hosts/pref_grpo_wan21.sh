@@ -1,8 +1,9 @@
 #!/bin/sh
-# GRPO of Wan-2.1 in Pref-GRPO with UnifiedReward + CaC: what changes in its scripts/lora/lora_ur_flex_prefgrpo_wan21.sh.
+# GRPO of Wan-2.1 in Pref-GRPO with UnifiedReward + CaC.
+# What changes in its scripts/lora/lora_ur_flex_prefgrpo_wan21.sh.
 # 1. cac-align serve --reward recipes/reward/qwen3vl_8b_server.yaml
-# Before: CAC_ALIGN_REWARD=http://127.0.0.1:8000 cac-align doctor --host pref-grpo --config recipes/hosts/pref_grpo_wan21.sh
-# Lines marked by their place at the end are ours: the launcher, the reward, and groups within a prompt.
+# Before: CAC_ALIGN_REWARD=http://127.0.0.1:8000 cac-align doctor --host pref-grpo --config THIS_FILE
+# Ours are the launcher and, in the last line of flags, the reward and the groups within a prompt.
 CAC_ALIGN_REWARD=http://127.0.0.1:8000 CAC_ALIGN_LEDGER=ledger.jsonl \
 torchrun --nnodes=1 --nproc_per_node=8 -m cac_align.plugins.pref_grpo fastvideo/train_wan21.py \
   --use_lora --lora_rank 32 --lora_alpha 64 \

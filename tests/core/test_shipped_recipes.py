@@ -132,7 +132,9 @@ def test_a_name_that_several_have_is_looked_for_where_the_option_expects_it(tmp_
 
 def test_recipes_list_show_copy(tmp_path, capsys):
     assert main(["recipes", "list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(shipped_recipes())
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(shipped_recipes())
+    assert all(line.split()[1][0].isalnum() for line in lines)  # a sentence, not "#!/bin/sh"
     assert main(["recipes", "show", "qwen3vl_8b_server"]) == 0
     text = find_recipe("qwen3vl_8b_server").read_text(encoding="utf-8")
     assert capsys.readouterr().out == text

@@ -8,6 +8,7 @@ others: nothing is known of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,7 @@ def stored_log_odds(path: Path, clips: Sequence[FolderClip]) -> dict[Path, float
     found: dict[Path, float] = {}
     for row in read_rows(path):
         value = (row.get("parts") or {}).get("log_odds") if row.get("score") is not None else None
-        if not isinstance(value, (int, float)):
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
             continue
         if row.get("video_hash") is not None:
             paths = {by_hash[row["video_hash"]].path.resolve()} if row["video_hash"] in by_hash else set()

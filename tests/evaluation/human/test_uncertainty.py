@@ -60,6 +60,9 @@ def test_a_ledger_finds_clips_by_their_content(folder, tmp_path):
         video = Video.open(folder / f"{name}.mp4", name="called otherwise")
         score = Score.missing("no answer") if odds is None else Score(0.5, {"log_odds": odds})
         ledger.record([(f"{number:064x}", "missing" if odds is None else "score", "p", video, "cac", score)])
+    nan = {"video": str(folder / f"{next(iter(ODDS))}.mp4"), "score": 0.5, "parts": {"log_odds": float("nan")}}
+    with open(ledger.path, "a") as lines:
+        lines.write(json.dumps(nan) + "\n")
     found = stored_log_odds(ledger.path, source_clips(folder))
     assert {path.stem: value for path, value in found.items()} == {k: v for k, v in ODDS.items() if v is not None}
 

@@ -124,7 +124,8 @@ def sentences(report: AuditReport) -> list[str]:
     """The verdict in plain English, the conclusion first."""
     found, seen, where = report.findings, report.findings.perception, report.findings.localisation
     if report.passes:
-        doubts = f", with {len(report.flags)} reservations" if report.flags else ""
+        count = len(report.flags)
+        doubts = f", with {count} reservation{'s' if count > 1 else ''}" if count else ""
         lines = [f"{report.reward} passes{doubts}."]
     else:
         names = ", ".join(flag.name for flag in report.flags if flag.fails)

@@ -169,19 +169,39 @@ def test_the_processor_of_a_checkpoint_on_this_machine_is_asked_and_waited_for_n
     assert processor._process is not None and processor._process.poll() is not None
 
 
-@pytest.mark.parametrize("marks, told", [(11, None), (10, "10 of 11 pairs of frames"), (None, None)])
-def test_a_server_that_drops_frames_gives_no_answer(serve, marks, told):
-    """21 frames are 11 pairs. The mark's id is 7; a server that does not return its tokens cannot be checked."""
+# What the server's tokenizer makes of these texts: 7 marks a picture, 6 and 5 fill it.
+TOKENS = {
+    "<|vision_start|><|video_pad|>": [7, 6],
+    "<|vision_start|><|image_pad|>": [7, 5],
+    "<|im_start|>user\n": [1, 2],
+}
+
+
+@pytest.mark.parametrize("pairs, told", [(11, None), (10, "10 of 11 pairs of frames"), (1, "1 of 11"), (None, None)])
+def test_a_server_that_drops_frames_gives_no_answer(serve, pairs, told):
+    """21 frames are 11 pairs, each behind its time stamp (9), in a mark of their own around all, as a real vLLM 0.32
+    writes them. A server that does not return its tokens cannot be checked.
+    """
 
     def respond(body, number):
-        body_tokens = {} if marks is None else {"prompt_token_ids": [1, 2, *[7] * marks, 3]}
-        return Answer(completion("fine") | (body_tokens if body.get("return_token_ids") else {}))
+        tokens = {} if pairs is None else {"prompt_token_ids": [1, 2, 7, *[9, 7, 6, 6, 8] * pairs, 8, 3]}
+        return Answer(completion("fine") | (tokens if body.get("return_token_ids") else {}))
 
-    server = serve(respond, tokenize=lambda text: [7] if text == "<|vision_start|>" else [1])
+    server = serve(respond, tokenize=lambda text: TOKENS.get(text, [4]))
     vlm = vlm_for(server)
     first, second = (vlm.answer([user("look", some_frames())], max_new_tokens=8)[0] for _ in range(2))
     assert (first.error is None) == (told is None) and (told or "") in (first.error or "")
     assert "num_frames" in str(first.error) or told is None
     assert second.error == first.error
     asked = [bool(body.get("return_token_ids")) for body in server.requests]
-    assert asked == ([True, False] if marks == 11 else [True, True])  # what was seen whole is not asked for again
+    assert asked == ([True, False] if pairs == 11 else [True, True])  # what was seen whole is not asked for again
+
+
+def test_a_model_that_marks_a_video_as_a_whole_is_not_taken_for_one_that_drops_frames(serve):
+    """Qwen2.5-VL (VideoScore2) writes <|vision_start|> once per video, and no time stamps."""
+
+    def respond(body, number):
+        return Answer(completion("fine") | {"prompt_token_ids": [1, 2, 7, *[6] * 44, 8, 3]})
+
+    vlm = vlm_for(serve(respond, tokenize=lambda text: TOKENS.get(text, [4])))
+    assert vlm.answer([user("look", some_frames())], max_new_tokens=8)[0].error is None

@@ -34,6 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -187,9 +188,9 @@ class ServerVlm:
         self._exact: bool | None = None
         self._first_tokens: dict[tuple[str, ...], dict[int, str]] = {}
         self._keeps_media = self.dialect == "vllm"
-        # Counts and sizes of frames that the server was seen to show whole, and the id of <|vision_start|>.
+        # Counts and sizes of frames that the server was seen to show whole, and the ids with which a picture begins.
         self._seen_whole: set[tuple[Any, ...]] = set()
-        self._vision_start: int | None = None
+        self._picture_marks: list[tuple[int, ...]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name in _PICKLED}
@@ -325,29 +326,36 @@ class ServerVlm:
         return key if wanted and any(not message.as_images for message in conversation if message.frames) else None
 
     def _check_frames(self, shown: tuple[Any, ...], completion: Any, stop: threading.Event) -> None:
-        """Raise ``RequestFailed`` when the prompt has fewer marks of pictures than frames were sent: one for
-        two frames of a video part, one for each image.
+        """Raise ``RequestFailed`` when the prompt has fewer pictures than pairs of frames were sent.
 
-        It is asked once per count and size of frames. A server that does not return its prompt's tokens, or
-        has no ``/tokenize``, cannot be checked.
+        It is asked once per count and size of frames. It cannot be checked where a server does not return
+        its prompt's tokens or has no ``/tokenize``, nor where a model marks a video as a whole (Qwen2.5-VL,
+        which writes no time stamps either).
         """
         ids = completion.get("prompt_token_ids") if isinstance(completion, dict) else None
         if not isinstance(ids, list) or not self._can_ask_by_id(stop) or self.tokenizer is not None:
             return
-        if self._vision_start is None:
-            marks = self._tokenize("<|vision_start|>", stop=stop)
-            self._vision_start = marks[0] if len(marks) == 1 else -1
-        if self._vision_start < 0:
+        if self._picture_marks is None:
+            pads = ("<|video_pad|>", "<|image_pad|>")
+            self._picture_marks = [tuple(self._tokenize(f"<|vision_start|>{pad}", stop=stop)) for pad in pads]
+        if any(len(marks) != 2 for marks in self._picture_marks):
             return  # another family of models
+        # Qwen3-VL writes one <|vision_start|> more around the whole video; no picture follows that one.
+        places = [place for place, two in enumerate(pairwise(ids)) if two in self._picture_marks]
         least = sum(-(-shape[0] // 2) for shape in shown[1:])
-        found = ids.count(self._vision_start)
-        if found < least:
+        found = len(places)
+        if found < least and not (found == len(shown) - 1 and self._begin_turns(ids, places, stop)):
             raise RequestFailed(
                 f"the server showed the model {found} of {least} pairs of frames; start vLLM with "
                 '--media-io-kwargs \'{"video": {"num_frames": -1}}\' and --trust-request-mm-kwargs, and let a '
                 "gateway pass media_io_kwargs and mm_processor_kwargs"
             )
         self._seen_whole.add((self._num_resets, *shown[1:]))  # a first connection counts as a reset
+
+    def _begin_turns(self, ids: list[Any], places: list[int], stop: threading.Event) -> bool:
+        """Whether each of these places is the first of a user's turn; in Qwen3-VL's prompt a time stamp is."""
+        head = self._tokenize("<|im_start|>user\n", stop=stop)
+        return all(ids[max(place - len(head), 0) : place] == head for place in places)
 
     def _request(self, question: Question, stop: threading.Event) -> tuple[dict[str, Any], dict[int, str] | None]:
         """The request, and the tokens that it asks for by id.

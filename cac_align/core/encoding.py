@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 from fractions import Fraction
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -61,3 +63,17 @@ def write_mp4(
         for frame in pixels:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())
+
+
+def pad_mp4(path: str | os.PathLike[str], size: int) -> None:
+    """Make an mp4 file ``size`` bytes long with an empty ``free`` box at its end, which every reader passes over.
+
+    size: bytes, at least the file's own length + 8 (the head of the box), below 2^32 more than it.
+    Raises ``ValueError`` for another size.
+    """
+    content = Path(path).read_bytes()
+    length = size - len(content)
+    if not 8 <= length < 2**32:
+        raise ValueError(f"{path} has {len(content)} bytes; expected a size at least 8 bytes above, received {size}")
+    with whole_file(path) as part:
+        part.write_bytes(content + struct.pack(">I4s", length, b"free") + bytes(length - 8))

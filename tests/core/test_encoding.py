@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from cac_align.core.encoding import write_mp4
+from cac_align.core.encoding import pad_mp4, write_mp4
 from cac_align.core.video import Video
 from cac_align.evaluation.pages.player import _mp4
 
@@ -103,3 +103,21 @@ def test_lossless_rgb_gives_back_every_pixel_and_lossless_yuv_every_grey_one(tmp
     write_mp4(tmp_path / "yuv.mp4", grey, 16, lossless="yuv420p")
     read = Video.open(tmp_path / "yuv.mp4").frames(range(5)).pixels
     assert np.abs(read.astype(int) - grey).max() <= 2  # 219 levels of luma for 256 of grey
+
+
+def test_padding_makes_two_files_equally_long_and_changes_no_frame(tmp_path):
+    paths = [tmp_path / "short.mp4", tmp_path / "long.mp4"]
+    for path, pixels in zip(paths, (np.zeros_like(clip(9)), clip(9)), strict=True):
+        write_mp4(path, pixels, 16, lossless="yuv420p")
+    before = [Video.open(path) for path in paths]
+    frames = [video.frames(range(9)).pixels for video in before]
+    size = max(path.stat().st_size for path in paths) + 8
+    for path in paths:
+        pad_mp4(path, size)
+        assert path.stat().st_size == size
+    for path, video, pixels in zip(paths, before, frames, strict=True):
+        after = Video.open(path)
+        assert after.times_s == video.times_s
+        assert np.array_equal(after.frames(range(9)).pixels, pixels)
+    with pytest.raises(ValueError, match="8 bytes"):
+        pad_mp4(paths[0], size + 7)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cac_align.core.encoding import write_mp4
+from cac_align.core.encoding import pad_mp4, write_mp4
 from cac_align.core.judgement import Anomaly, Status
 from cac_align.core.whole_file import whole_file
 from cac_align.data.injection.audit import twin_features
@@ -120,6 +121,7 @@ def _fill(task: SlotTask, report: dict[str, Any]) -> None:
     names = [f"videos/{task.key}-{kind}.mp4" for kind in ("anomalous", "sham")]
     for name, pixels in zip(names, (pair.edit.anomalous, pair.edit.sham), strict=True):
         _write(task, name, pixels, clip.fps)
+    _equal_lengths([Path(task.out) / name for name in names])
     facts, (anomalous, sham) = _pair_facts(pair, task, clip.fps), (Path(name).stem for name in names)
     records = [
         _record(task, clip, origin, names[0], "abnormal", (pair.anomaly,), {**facts, "twin": sham}),
@@ -140,6 +142,13 @@ def _fill(task: SlotTask, report: dict[str, Any]) -> None:
 
 def _write(task: SlotTask, name: str, pixels: np.ndarray, fps: float) -> None:
     write_mp4(Path(task.out) / name, pixels, fps, lossless="rgb" if task.settings.pixel_format == "rgb" else "yuv420p")
+
+
+def _equal_lengths(twins: Sequence[Path]) -> None:
+    """Give both files one length: a defect costs bytes, and a file's length must not tell the twins apart."""
+    size = max(path.stat().st_size for path in twins) + 8
+    for path in twins:
+        pad_mp4(path, size)
 
 
 def _pair_facts(pair: TwinPair, task: SlotTask, fps: float) -> dict[str, Any]:

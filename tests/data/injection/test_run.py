@@ -78,6 +78,7 @@ def test_records_keep_the_conventions_and_twins_name_each_other(folder, tmp_path
         twin = records[record.extra["twin"]]
         assert twin.status == "normal" and twin.extra["sham"] and twin.extra["twin"] == record.id
         assert record.extra["origin"]["sha256"] == Video.open(folder / record.extra["source"]).content_hash
+        assert len({(tmp_path / one.video).stat().st_size for one in (record, twin)}) == 1
         clips = [Video.open(tmp_path / one.video) for one in (record, twin)]
         pixels = [clip.frames(range(len(clip))).pixels for clip in clips]
         window = record.anomalies[0].window

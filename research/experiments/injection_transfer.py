@@ -1,6 +1,6 @@
 """Does a small judge that learnt defects by injection alone find those of a generator? The tables of docs/injection.md.
 
-    python -m research.experiments.injection_transfer OUT [--steps 150] [--seed 0] [--arms injected exact …]
+    python -m research.experiments.injection_transfer OUT [--steps 100] [--seed 0] [--arms injected exact …]
 
 clean clips (renderer, small Wan) → data inject → records ┐
 renderer's own truth → records                            ├→ synthesise → stage 2 from ``start`` → held-out clips
@@ -126,7 +126,7 @@ def rendered_pairs(out: Path, name: str) -> Iterator[Record]:
     (folder / "videos").mkdir(parents=True, exist_ok=True)
     for seed in range(FIRST + 50_000, FIRST + 50_000 + (PAIRS if name == "exact" else PAIRS // 4)):
         clip = make_clip(seed, PLAYGROUND, anomalous=True)
-        normal = replace(clip, pixels=clip.normal_pixels, status="normal", anomalies=(), areas=())
+        normal = replace(clip, pixels=clip.normal_pixels, status="normal", anomalies=())
         shown = {"abnormal": clip, "normal": normal}
         for kind, one in shown.items():
             write_mp4(folder / f"videos/{seed}-{kind}.mp4", one.pixels, one.fps)
@@ -274,7 +274,7 @@ def main() -> None:
     """Print one line per judge, and the differences that the plan names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--arms", nargs="*", default=["injected", "exact", "finished", "labelled"])
     options = parser.parse_args()

@@ -326,8 +326,9 @@ def _run_length(run: bytes, stored: int) -> int:
 
 _SEGMENT, _CLUSTER, _TRACKS, _TRACK = 0x18538067, 0x1F43B675, 0x1654AE6B, 0xAE
 _SIMPLE_BLOCK, _BLOCK_GROUP = 0xA3, 0xA0
+_CLUSTER_HEAD = {0xE7, 0xA7, 0xAB}  # a cluster's time, its place and the size of the one before: numbers of at most 8 bytes
 _IN_SEGMENT = {_CLUSTER, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367, 0xEC, 0xBF}
-_IN_CLUSTER = {0xE7, 0x5854, 0xA7, 0xAB, 0xA3, 0xA0, 0xAF, 0xEC, 0xBF}
+_IN_CLUSTER = {0xE7, 0x5854, 0xA7, 0xAB, 0xA3, 0xA0, 0xEC, 0xBF}
 
 
 def _matroska(file: BinaryIO, size: int, max_frames: int) -> StatedLength:
@@ -357,9 +358,11 @@ def _matroska(file: BinaryIO, size: int, max_frames: int) -> StatedLength:
 
 def _blocks(file: BinaryIO, position: int, end: int) -> StatedLength:
     """The blocks of a segment. Known elements, one behind the other, must fill it and its clusters: a demuxer skips
-    what it does not know, and the frames in it. They are frames where the file has one track.
+    what it does not know, and the frames in it. They are frames where the file has one track. A cluster's
+    head stands once and before its blocks; an element of that name elsewhere is a block whose name is damaged.
     """
     cluster_end = blocks = tracks = 0
+    head_over: set[int] = set()  # names of the cluster's head that may not come any more
     while position < end:
         file.seek(position)
         head = file.read(12)
@@ -374,6 +377,12 @@ def _blocks(file: BinaryIO, position: int, end: int) -> StatedLength:
             return StatedLength(verified=True)  # where this cluster ends is not said; the segment's end is
         if kind not in (_IN_CLUSTER if inside else _IN_SEGMENT) or position + length > (cluster_end if inside else end):
             return StatedLength(contradicted=True)
+        if inside and kind in _CLUSTER_HEAD and (kind in head_over or length > 8):
+            return StatedLength(contradicted=True)
+        if kind == _CLUSTER:
+            head_over = set()
+        elif inside:
+            head_over |= _CLUSTER_HEAD if kind in (_SIMPLE_BLOCK, _BLOCK_GROUP) else {kind}
         if kind == _TRACKS:
             tracks += _children(_read_at(file, position, length), _TRACK)
         blocks += kind in (_SIMPLE_BLOCK, _BLOCK_GROUP)

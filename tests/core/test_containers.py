@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +32,26 @@ FORMATS: dict[str, tuple[str, str, str, dict[str, str]]] = {
 UNVERIFIED = {"fragmented mp4, piped", "MPEG-TS", "FLV, piped", "webm, live"}
 
 
+def encoded(folder: Path, name: str, still: bool = False) -> bytes:
+    """A clip of 33 frames of noise in this format; all different, or all the same."""
+    noise = np.random.default_rng(0).integers(0, 256, (NUM_FRAMES, 48, 64, 3)).astype(np.uint8)
+    muxer, codec, pixel_format, options = FORMATS[name]
+    path = folder / "clip"
+    with av.open(str(path), "w", format=muxer, options=options) as container:
+        stream: Any = container.add_stream(codec, rate=10, options={"g": "6"} if codec != "gif" else {})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixel_format
+        for number in range(NUM_FRAMES):
+            pixels = noise[0 if still else number]
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pixel_format)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path.read_bytes()
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """One clip of 33 different frames in every format."""
-    noise = np.random.default_rng(0).integers(0, 256, (NUM_FRAMES, 48, 64, 3)).astype(np.uint8)
-    made: dict[str, bytes] = {}
-    for name, (muxer, codec, pixel_format, options) in FORMATS.items():
-        path = tmp_path_factory.mktemp("clip") / "clip"
-        with av.open(str(path), "w", format=muxer, options=options) as container:
-            stream: Any = container.add_stream(codec, rate=10, options={"g": "6"} if codec != "gif" else {})
-            stream.width, stream.height, stream.pix_fmt = 64, 48, pixel_format
-            for pixels in noise:
-                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pixel_format)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-        made[name] = path.read_bytes()
-    return made
+    return {name: encoded(tmp_path_factory.mktemp("clip"), name) for name in FORMATS}
 
 
 def accepted(content: bytes) -> Video | None:
@@ -108,6 +113,24 @@ def test_no_flipped_bits_hide_frames_of_what_has_no_table(files: dict[str, bytes
         shorter += video is not None and len(video) < NUM_FRAMES
         assert video is None or len(video) == NUM_FRAMES or not video.length_verified
     assert shorter or name == "gif"
+
+
+@pytest.mark.parametrize("still", [False, True])
+@pytest.mark.parametrize("name", ["webm", "mkv"])
+def test_a_block_under_another_name_is_not_hidden(tmp_path: Path, name: str, still: bool) -> None:
+    """One flipped bit makes a block (A3) an element that a cluster may hold (A7, AB), which a demuxer passes over.
+
+    Blocks of a video that stands still have as few bytes as such an element may have.
+    """
+    content, hidden = encoded(tmp_path, name, still), 0
+    blocks = [found.start() for found in re.finditer(rb"\xa3(?:[\x80-\xff]|[\x40-\x7f].|[\x20-\x3f]..)\x81", content, re.S)]
+    assert len(blocks) >= NUM_FRAMES
+    for place in blocks:
+        for other in (0xA7, 0xAB, 0xAF, 0xE7):
+            video = accepted(content[:place] + bytes([other]) + content[place + 1 :])
+            hidden += video is not None and len(video) < NUM_FRAMES
+            assert video is None or len(video) == NUM_FRAMES or not video.length_verified, (place, other)
+    assert hidden >= NUM_FRAMES
 
 
 def test_a_gif_whose_blocks_have_a_damaged_length_is_refused_or_not_verified(files: dict[str, bytes]) -> None:

@@ -326,7 +326,11 @@ def _run_length(run: bytes, stored: int) -> int:
 
 _SEGMENT, _CLUSTER, _TRACKS, _TRACK = 0x18538067, 0x1F43B675, 0x1654AE6B, 0xAE
 _SIMPLE_BLOCK, _BLOCK_GROUP = 0xA3, 0xA0
-_CLUSTER_HEAD = {0xE7, 0xA7, 0xAB}  # a cluster's time, its place and the size of the one before: numbers of at most 8 bytes
+_CLUSTER_HEAD = {
+    0xE7,
+    0xA7,
+    0xAB,
+}  # a cluster's time, its place and the size of the one before: numbers of at most 8 bytes
 _IN_SEGMENT = {_CLUSTER, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367, 0xEC, 0xBF}
 _IN_CLUSTER = {0xE7, 0x5854, 0xA7, 0xAB, 0xA3, 0xA0, 0xEC, 0xBF}
 

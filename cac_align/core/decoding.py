@@ -276,6 +276,7 @@ def _scan(container: Any, name: str, stated: StatedLength, limits: VideoLimits) 
         raise ValueError(f"{name}: its video stream states no codec, size or clock; expected a whole video file")
     limits.check_size(codec.height, codec.width, name)
     formats = set(container.format.name.split(","))
+    file_s = (container.duration or 0) / 1_000_000
     listed = stated.frames or 0
     stamps: list[int | None] = []
     packets = key_frames = reached = 0
@@ -296,17 +297,21 @@ def _scan(container: Any, name: str, stated: StatedLength, limits: VideoLimits) 
         raise ValueError(f"{name}: cut short: its table lists {listed} frames, {packets} are in the file")
     if not stamps:
         raise ValueError(f"{name}: the video stream holds no frames")
+    reached_s = float(reached * stream.time_base)
     return _Scan(
         stamps=stamps,
         unit=stream.time_base,
         key_frames=key_frames,
-        reached_s=float(reached * stream.time_base),
+        reached_s=reached_s,
         stated_s=_track_duration_s(stream),
         rate=float(stream.average_rate or 0),
         height=codec.height,
         width=codec.width,
         eight_bit=_is_eight_bit(codec),
-        known_to_decord=codec.name in _DECORD_CODECS and bool(formats & _DECORD_CONTAINERS),
+        # decord ends the process when it cannot allocate what a damaged file length asks for.
+        known_to_decord=codec.name in _DECORD_CODECS
+        and bool(formats & _DECORD_CONTAINERS)
+        and file_s <= 10 * reached_s + 60,
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import re
+import struct
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +126,9 @@ def test_a_block_under_another_name_is_not_hidden(tmp_path: Path, name: str, sti
     Blocks of a video that stands still have as few bytes as such an element may have.
     """
     content, hidden = encoded(tmp_path, name, still), 0
-    blocks = [found.start() for found in re.finditer(rb"\xa3(?:[\x80-\xff]|[\x40-\x7f].|[\x20-\x3f]..)\x81", content, re.S)]
+    blocks = [
+        found.start() for found in re.finditer(rb"\xa3(?:[\x80-\xff]|[\x40-\x7f].|[\x20-\x3f]..)\x81", content, re.S)
+    ]
     assert len(blocks) >= NUM_FRAMES
     for place in blocks:
         for other in (0xA7, 0xAB, 0xAF, 0xE7):
@@ -144,6 +149,20 @@ def test_a_gif_whose_blocks_have_a_damaged_length_is_refused_or_not_verified(fil
     shifted = content[:block] + b"\xfe" + content[block + 1 : block + 255] + b"\x01" + content[block + 255 :]
     video = accepted(shifted)
     assert video is not None and not video.length_verified
+
+
+def test_a_matroska_that_states_a_length_of_centuries_does_not_end_the_process(files: dict[str, bytes]) -> None:
+    content = files["mkv"]
+    place = content.index(b"\x44\x89\x88") + 3  # the file's length as a float of 8 bytes
+    assert struct.unpack_from(">d", content, place)[0] == pytest.approx(100 * NUM_FRAMES)
+    damaged = content[:place] + struct.pack(">d", 100 * NUM_FRAMES * 2.0**32) + content[place + 8 :]
+    assert _read_in_a_process_of_its_own(damaged) == NUM_FRAMES
+
+
+def _read_in_a_process_of_its_own(content: bytes) -> int:
+    """How many frames it has; raises ``BrokenProcessPool`` where reading them ends the process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return len(pool.submit(accepted, content).result() or ())
 
 
 def test_tables_that_contradict_each_other_are_refused(files: dict[str, bytes]) -> None:

@@ -25,17 +25,38 @@ STEPS = 10
 CANVASES = 4000
 RESAMPLES = 400
 SIZES = (1, 2, 4, 8)
+WHOLE_STEPS = 7
+"""Denoising steps of the arm that makes the whole clip anew."""
+
+
+PAIRS = (
+    ("exact", "shuffled"),
+    ("exact", "whole"),
+    ("exact", "hard"),
+    ("exact", "σ .83"),
+    ("exact", "σ .88"),
+    ("exact", "σ .95"),
+    ("exact", "σ .98"),
+)
+"""Arms that are compared on the same broken clips."""
+MIN_GAIN = 0.05
+"""How far the judge's score must rise before a repair is kept, as in ``cac-align repair``."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """Clips of the bank: normal and following before, and after the attempts of the arm ``exact``. arrays (N)."""
+    """Clips of the bank, arrays (N). broken: what the expert believes; normal and follows: the truth, before and after
+    the expert's repair; whole and whole_broken: the same after the whole clip was made anew.
+    """
 
+    broken: np.ndarray
     normal: np.ndarray
     follows: np.ndarray
     mended: np.ndarray
     mended_follows: np.ndarray
     steps: np.ndarray
+    whole: np.ndarray
+    whole_broken: np.ndarray
     slot: np.ndarray
 
     def of(self, slots: np.ndarray) -> np.ndarray:
@@ -102,8 +123,32 @@ def overlap_text(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return f"the judge's masks against the oracle's ({len(found)} clips): IoU {iou:.2f}, covered {covered:.2f}"
 
 
+def paired_text(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Differences of the shares that two arms mend, on the broken clips that both have, bootstrap over prompts."""
+    lines = []
+    for one, other in PAIRS:
+        keys = [key for key in rows if " " not in key and f"{key} {one}" in rows and f"{key} {other}" in rows]
+        keys = [key for key in keys if not rows[key]["normal"]]
+        if keys:
+            change = {
+                key: {"change": rows[f"{key} {one}"]["normal"] - rows[f"{key} {other}"]["normal"]} for key in keys
+            }
+            text = rate(change, keys, lambda row: row["change"])
+            lines.append(f"{one} - {other}, {len(keys)} clips: {text}")
+    return "\n".join(lines)
+
+
+def lengths_text(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many clips of other lengths are normal."""
+    found = []
+    for frames in (33, 65):
+        normal = [row["normal"] for key, row in rows.items() if key.startswith(f"{frames} frames")]
+        found.append(f"{frames} frames: {sum(normal)} of {len(normal)} normal")
+    return ", ".join(found)
+
+
 def read_tiles(rows: Mapping[str, Mapping[str, Any]], attempts: Sequence[str]) -> Tiles:
-    """The clips whose attempts are all there: broken ones are attempted in turn until one is normal."""
+    """The oracle as the expert. Clips whose attempts are all there: broken ones are attempted in turn until one is normal."""
     found = []
     for key in (key for key in rows if " " not in key):
         row = last = rows[key]
@@ -118,30 +163,55 @@ def read_tiles(rows: Mapping[str, Mapping[str, Any]], attempts: Sequence[str]) -
             steps += attempt["steps"]
             last = attempt if attempt["normal"] else last  # an attempt that does not mend is not kept
         if last is not None:
-            found.append((row["normal"], row["follows"], last["normal"], last["follows"], steps, int(key[:3])))
+            whole = rows[f"{key} whole"]["normal"]
+            after = (last["normal"], last["follows"], steps, whole, not whole, int(key[:3]))
+            found.append((not row["normal"], row["normal"], row["follows"], *after))
     return Tiles(*(np.array(column) for column in zip(*found, strict=True)))
 
 
-def canvas_arms(
-    tiles: Tiles, pool: np.ndarray, k: int, rng: np.random.Generator
-) -> dict[str, tuple[float, float, float]]:
+def read_judged_tiles(rows: Mapping[str, Mapping[str, Any]]) -> Tiles:
+    """The shipped judge as the expert: it selects, places the boxes, and keeps a repair where its score rises. One attempt."""
+    found = []
+    for key in (key for key in rows if " " not in key and rows[key]["R"] is not None):
+        row = last = rows[key]
+        attempt = rows.get(f"{key} judge")
+        if attempt is not None and attempt["R"] is not None and attempt["R"] >= row["R"] + MIN_GAIN:
+            last = attempt
+        remade = rows[f"{key} whole"]
+        whole = (remade["normal"], remade["judge"] != "normal")
+        after = (last["normal"], last["follows"], attempt["steps"] if attempt else 0, *whole, int(key[:3]))
+        found.append((row["judge"] == "abnormal", row["normal"], row["follows"], *after))
+    return Tiles(*(np.array(column) for column in zip(*found, strict=True)))
+
+
+def _all(values: np.ndarray) -> np.ndarray:
+    """Whether all tiles of a canvas are true. values: (..., k) -> (...)."""
+    return np.asarray(values.all(-1))
+
+
+def canvas_arms(tiles: Tiles, pool: np.ndarray, k: int, rng: np.random.Generator) -> dict[str, tuple[Any, Any, float]]:
     """(success, following, cost) of each arm on canvases of k tiles from ``pool``; cost 1 is one sampling of the canvas."""
     drawn = pool[rng.integers(len(pool), size=(CANVASES, 8, k))]
-    normal, follows = tiles.normal[drawn].all(-1), tiles.follows[drawn].all(-1)
-    broken_tiles = (~tiles.normal[drawn]).sum(-1)
-    arms = {"one sample": (normal[:, 0].mean(), follows[:, 0].mean(), 1.0)}
+    normal, follows = _all(tiles.normal[drawn]), _all(tiles.follows[drawn])
+    broken_tiles = tiles.broken[drawn].sum(-1)
+    seen_normal = broken_tiles == 0
+    arms: dict[str, tuple[Any, Any, float]] = {"one sample": (normal[:, 0].mean(), follows[:, 0].mean(), 1.0)}
     for n in (2, 4, 8):
         best = broken_tiles[:, :n].argmin(1)
         at = (np.arange(CANVASES), best)
         arms[f"Best-of-{n}"] = (normal[at].mean(), follows[at].mean(), float(n))
-    again = np.where(normal[:, 0], 0, np.where(broken_tiles[:, 1] < broken_tiles[:, 0], 1, 0))
+    again = np.where(seen_normal[:, 0], 0, np.where(broken_tiles[:, 1] < broken_tiles[:, 0], 1, 0))
     at = (np.arange(CANVASES), again)
-    arms["one new seed where broken"] = (normal[at].mean(), follows[at].mean(), float(2 - normal[:, 0].mean()))
-    first = np.where(normal.any(1), normal.argmax(1), 7)
+    arms["one new seed where broken"] = (normal[at].mean(), follows[at].mean(), float(2 - seen_normal[:, 0].mean()))
+    first = np.where(seen_normal.any(1), seen_normal.argmax(1), 7)
     at = (np.arange(CANVASES), first)
     arms["new seeds until normal, at most 8"] = (normal[at].mean(), follows[at].mean(), float((first + 1).mean()))
-    repaired, kept = tiles.mended[drawn].all(-1), tiles.mended_follows[drawn].all(-1)
+    repaired, kept = _all(tiles.mended[drawn]), _all(tiles.mended_follows[drawn])
     steps = tiles.steps[drawn].max(-1) / STEPS  # all marked tiles at once: as many steps as the slowest tile takes
+    better = tiles.whole_broken[drawn[:, 0]].sum(-1) < broken_tiles[:, 0]
+    whole = np.where(better, _all(tiles.whole[drawn[:, 0]]), normal[:, 0])
+    cost = 1 + WHOLE_STEPS / STEPS * ~seen_normal[:, 0]
+    arms["whole canvas"] = (whole.mean(), float("nan"), float(cost.mean()))
     arms["repair"] = (repaired[:, 0].mean(), kept[:, 0].mean(), float((1 + steps[:, 0]).mean()))
     at = (np.arange(CANVASES), broken_tiles[:, :2].argmin(1))
     arms["Best-of-2, then repair"] = (repaired[at].mean(), kept[at].mean(), float((2 + steps[at]).mean()))
@@ -155,13 +225,17 @@ def canvas_table(tiles: Tiles) -> str:
     for k in SIZES:
         means = canvas_arms(tiles, everything, k, np.random.default_rng(k))
         spread: dict[str, list[float]] = {name: [] for name in means}
+        spread_of_change: list[float] = []
         for number in range(60):
             rng = np.random.default_rng((k, number))
             pool = tiles.of(rng.choice(slots, len(slots)))
             for name, found in canvas_arms(tiles, pool, k, rng).items():
                 spread[name].append(found[0])
+            spread_of_change.append(spread["repair"][-1] - spread["one new seed where broken"][-1])
         for name, (success, follows, cost) in means.items():
             lines.append(f"| {k} | {name} | {success:.3f} {interval(spread[name])} | {follows:.2f} | {cost:.2f} |")
+        change = means["repair"][0] - means["one new seed where broken"][0]
+        lines.append(f"| {k} | repair - one new seed | {change:+.3f} {interval(spread_of_change)} | | |")
     return "\n".join(lines)
 
 
@@ -178,10 +252,13 @@ def main(arguments: Sequence[str]) -> int:
           f"normal {rate(rows, sound, lambda row: row['judge'] == 'abnormal')}\n")  # fmt: skip
     print(overlap_text(rows))
     print(single_table(rows))
-    for attempts in (["exact"], ["exact", "exact 2"]):
+    print(f"\n{paired_text(rows)}\n\n{lengths_text(rows)}")
+    for attempts in (["exact"], ["exact", "exact 2"], ["exact", "exact 2", "exact 3"]):
         if all(any(key.endswith(f" {arm}") for key in rows) for arm in attempts):
             tiles = read_tiles(rows, attempts)
             print(f"\nCanvases, {len(attempts)} attempt(s), {len(tiles.slot)} clips:\n\n{canvas_table(tiles)}")
+    tiles = read_judged_tiles(rows)
+    print(f"\nCanvases, the shipped judge as the expert, {len(tiles.slot)} clips:\n\n{canvas_table(tiles)}")
     return 0
 
 

@@ -31,8 +31,8 @@ class JudgeRecipe:
     """One component of a reward. A key that this kind of component would not read is refused."""
 
     # What kind of reward it is: cac, unified, normal_flow_speed, one of the other judges (unified_think, unified_flex,
-    # videoscore2, videophy2, api; see docs/judges.md), or "module:Name" of your own (called without arguments; it takes
-    # kind and weight only).
+    # videoscore2, videophy2, skyra, videoveritas, api; see docs/judges.md), or "module:Name" of your own (called
+    # without arguments; it takes kind and weight only).
     kind: str = "cac"
     # Which judge: "miniature" (shipped), a folder or hub id to run here, or the URL of an OpenAI-compatible server.
     model: str = "miniature"
@@ -84,9 +84,9 @@ class JudgeRecipe:
     # With how many videos the others are compared, for schedule anchor. null: 2.
     anchors: int | None = None
 
-    # Keys of kind api.
+    # Keys of kinds api and videoveritas.
 
-    # How many sampled verdicts are counted, 3 or more. null: 5.
+    # How many sampled verdicts are counted, 3 or more. null: 5 (videoveritas: none, P(real) is read instead).
     votes: int | None = None
     # Temperature of their sampling, above 0. null: 0.7.
     vote_temperature: float | None = None
@@ -308,6 +308,8 @@ JUDGE_KINDS: Mapping[str, tuple[str, ...]] = {
     "unified_flex": (*_PROMPT, "schedule", "anchors"),
     "videoscore2": _PROMPT,
     "videophy2": ("prompt_file", "max_new_tokens"),
+    "skyra": ("prompt_file", "max_new_tokens"),
+    "videoveritas": ("prompt_file", "max_new_tokens", "votes", "vote_temperature"),
     "api": (*_TWO_TURN, "votes", "vote_temperature"),
 }
 """The other judges (``rewards.judges``) by kind, and which keys each reads besides those of its model."""

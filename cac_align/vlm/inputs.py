@@ -241,8 +241,12 @@ def pad_id(processor: Any) -> int:
 
 def _parts(message: Message) -> list[dict[str, str]]:
     parts: list[dict[str, str]] = []
-    if message.frames is not None:
-        parts += [{"type": "image"}] * len(message.frames) if message.as_images else [{"type": "video"}]
+    if message.frames is not None and message.as_images:
+        for caption in message.captions or (None,) * len(message.frames):
+            parts += [] if caption is None else [{"type": "text", "text": caption}]
+            parts.append({"type": "image"})
+    elif message.frames is not None:
+        parts.append({"type": "video"})
     return [*parts, {"type": "text", "text": message.text}]
 
 

@@ -23,13 +23,21 @@ from cac_align.core.video import Frames
 @dataclass(frozen=True, eq=False)
 class Message:
     """One message of a chat. ``frames`` come before ``text``: as a video with time stamps, or
-    ``as_images``.
+    ``as_images``. captions: with ``as_images``, the text right before each frame, one per frame.
     """
 
     role: Literal["system", "user", "assistant"]
     text: str
     frames: Frames | None = None
     as_images: bool = False
+    captions: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.captions is None:
+            return
+        count = len(self.frames) if self.frames is not None and self.as_images else 0
+        if len(self.captions) != count:
+            raise ValueError(f"received {len(self.captions)} captions for {count} images; expected one per image")
 
 
 # Qwen's special tokens in the order of its table; a local model uses those of its own tokenizer.
@@ -57,13 +65,14 @@ class ControlToken(ValueError):
 
 def refuse_control_tokens(message: Message, tokens: Iterable[str] = CONTROL_TOKENS) -> None:
     """Raise ``ControlToken`` for a message whose text holds one of these."""
+    texts = (message.text, *(message.captions or ()))
     for token in tokens:
-        if token in message.text:
-            raise ControlToken(
-                f"the {message.role}'s text contains the control token {token!r} "
-                f"at character {message.text.index(token)}; "
-                "remove it, because the model would read it as structure of the chat"
-            )
+        for text in texts:
+            if token in text:
+                raise ControlToken(
+                    f"the {message.role}'s text contains the control token {token!r} at character {text.index(token)}; "
+                    "remove it, because the model would read it as structure of the chat"
+                )
 
 
 # Messages in order. The last one is the user's, or an assistant's that is to be continued where its text ends.

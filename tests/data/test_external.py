@@ -11,6 +11,7 @@ from PIL import Image
 
 from cac_align.core.encoding import write_mp4
 from cac_align.core.judgement import ANOMALY_TYPES, Box, Window
+from cac_align.core.skyra import BY_REGION, SKYRA_LABELS
 from cac_align.data.external import balanced, broken_videos, geneva, spotlight, videophy2, vif_cot
 from cac_align.data.records import LoadedRecords, Record, read_records, write_records
 
@@ -109,11 +110,8 @@ def test_vif_cot_open_choices_are_settings(tmp_path):
     rows = [vif_row("k/fake/g/a", FAKE)]
     as_object = vif(tmp_path, rows, table=vif_cot.labels(appearance="object")).records[0]
     assert [a.type for a in as_object.anomalies] == ["Human Distortion", "Object Distortion"]
-    assert (
-        vif_cot.labels(lighting="physics")[vif_cot.LIGHTING] == "Physical Violations"
-        and len(vif_cot.SKYRA_LABELS) == 23
-    )
-    assert set(vif_cot.SKYRA_LABELS.values()) == {*ANOMALY_TYPES, None, vif_cot.BY_REGION}
+    assert vif_cot.labels(lighting="physics")[vif_cot.LIGHTING] == "Physical Violations" and len(SKYRA_LABELS) == 23
+    assert set(SKYRA_LABELS.values()) == {*ANOMALY_TYPES, None, BY_REGION}
     cup = vif(tmp_path, [vif_row("k/fake/g/a", FAKE.replace("man's left hand", "table's edge"))]).records[0]
     assert cup.anomalies[0].type == "Object Distortion"
     apart = FAKE.replace("cup here: <type>", "cup. <type>")  # the finding stands as a sentence of its own

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from cac_align.core.judgement import ANOMALY_TYPES, Anomaly, Box, Window, shown_frames
+from cac_align.core.judgement import Anomaly, Box, Window, shown_frames
+from cac_align.core.skyra import FINDING, MOTION, OBJECT, PHYSICS, SKYRA_LABELS, anomaly_type, finding_sentence
 from cac_align.core.video import Video
 from cac_align.data.external import check_fields, map_label, open_or_reason, record_of
 from cac_align.data.records import LoadedRecords, Record, loaded_records
@@ -35,55 +36,8 @@ _UNVERIFIED = (
     "for likewise.",
 )
 
-OBJECT, HUMAN, MOTION, PHYSICS, CHARACTER = ANOMALY_TYPES
-BY_REGION = "by region"
-"""For labels that mean Human Distortion where the sentence names a person or a body part, else
-Object Distortion.
-"""
-
-SKYRA_LABELS: Mapping[str, str | None] = {
-    "Structure Anomaly": BY_REGION,
-    "Texture Jittering": MOTION,
-    "Unnatural Blur": None,
-    "Color Over-saturation": None,
-    "Lighting Inconsistency": None,
-    "Camera Motion Inconsistency": MOTION,
-    "Abnormal Object Disappearance": MOTION,
-    "Abnormal Object Appearance": MOTION,
-    "Person Identity Inconsistency": HUMAN,
-    "General Object Identity Inconsistency": OBJECT,
-    "Shape Distortion": BY_REGION,
-    "Abnormal Rigid-Body Crossing": PHYSICS,
-    "Abnormal Multi-Object Merging": PHYSICS,
-    "Abnormal Object Splitting": PHYSICS,
-    "General Interaction Anomaly": PHYSICS,
-    "Unnatural Human Movement": MOTION,
-    "Unnatural Animal Movement": MOTION,
-    "Unnatural General Object Movement": MOTION,
-    "Violation of Physical Law": PHYSICS,
-    "Violation of General Causality Law": PHYSICS,
-    "Abnormal Human Body Structure": HUMAN,
-    "Abnormal General Object Structure": OBJECT,
-    "Text Distortion": CHARACTER,
-}
-"""Skyra's 23 L3 categories → our five types; None: known, and no anomaly in CaC's sense."""
-
 APPEARANCE = ("Abnormal Object Disappearance", "Abnormal Object Appearance")
 LIGHTING = "Lighting Inconsistency"
-
-_FINDING = re.compile(
-    r"(?:<type>\s*+(?P<label>[^<\s]++(?:\s++[^<\s]++)*+)\s*</type>\s*in\s*)?"
-    r"<t>\s*\[\s*(?P<start>[\d.]+)\s*,\s*(?P<end>[\d.]+)\s*\]\s*</t>"
-    r"\s*at\s*<bbox>\s*\[(?P<box>[^\]]*)\]\s*</bbox>"
-)
-_TAGS = re.compile(r"</?(?:type|t|bbox|think|answer)>")
-_PERSON = re.compile(
-    r"\b(?:person|people|man|men|woman|women|boy|girl|child|children|human|body|hands?|fingers?|thumbs?|arms?"
-    r"|wrists?|elbows?|"
-    r"shoulders?|legs?|knees?|feet|foot|toes?|limbs?|torso|neck|head|face|facial|eyes?|mouth|lips?|teeth|nose|ears?"
-    r"|hair)\b",
-    re.IGNORECASE,
-)
 
 
 def labels(
@@ -134,7 +88,7 @@ def load(
                 f"{where}: expected <answer>Fake</answer> or <answer>Real</answer> in the assistant's text, found "
                 f"neither"
             )
-        findings = [found for found in _FINDING.finditer(text) if found["label"]]
+        findings = [found for found in FINDING.finditer(text) if found["label"]]
         kinds = [(found, map_label(found["label"], table, where=where)) for found in findings]
         if answer[1].lower() != truth:
             left_out[name] = f"contradiction: the folder says {truth}, the text says {answer[1]}"
@@ -210,9 +164,8 @@ def _place(images: list[str], where: str) -> tuple[PurePosixPath, str]:
 
 
 def _anomaly(text: str, found: re.Match[str], kind: str, video: Video, units: BoxUnits, where: str) -> Anomaly:
-    sentence = _sentence(text, found)
-    if kind == BY_REGION:
-        kind = HUMAN if _PERSON.search(sentence) else OBJECT
+    sentence = finding_sentence(text, found)
+    kind = anomaly_type(kind, sentence)
     start, end = float(found["start"]), float(found["end"])
     last = video.times_s[-1]
     if end < start or start > last + 1:
@@ -223,23 +176,6 @@ def _anomaly(text: str, found: re.Match[str], kind: str, video: Video, units: Bo
     box = _box(found["box"], video, units, where)
     frames = shown_frames(window, video.times_s)
     return Anomaly(kind, window, sentence, "", dict.fromkeys(frames, (box,)) if box else {})
-
-
-def _sentence(text: str, found: re.Match[str]) -> str:
-    """The words about a finding, without tags: its sentence, and the one before it if it has no
-    words of its own.
-    """
-    before, after = text[: found.start()], text[found.end() :]
-    before = (
-        before[before.rfind("</bbox>") + len("</bbox>") :] if "</bbox>" in before else before
-    )  # the last finding's own words
-    stops = [match.end() for match in re.finditer(r"[.!?]\s+|\n+", before)]
-    lead = before[stops[-1] :] if stops else before
-    if not _TAGS.sub("", lead).strip() and stops:
-        lead = before[stops[-2] if len(stops) > 1 else 0 :]
-    end = re.search(r"[.!?](?:\s|$)|\n|<type>|</think>", after)
-    words = f"{lead} {found['label']} {after[: end.start()] if end else after}"
-    return " ".join(_TAGS.sub(" ", words).split()).strip(" .,;:")
 
 
 def _box(text: str, video: Video, units: BoxUnits, where: str) -> Box | None:

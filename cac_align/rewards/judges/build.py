@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cac_align.rewards.judges.skyra import Skyra
 from cac_align.rewards.judges.unified_pairs import UnifiedPairs
 from cac_align.rewards.judges.videophy2 import VideoPhy2
 from cac_align.rewards.judges.videoscore2 import VideoScore2
+from cac_align.rewards.judges.videoveritas import VideoVeritas
 from cac_align.rewards.judges.votes import VotedCaC, api_voters
 from cac_align.rewards.pairwise.tournament import Tournament
 from cac_align.rewards.reward import Reward
 from cac_align.vlm.connect import connect
+from cac_align.vlm.protocol import Vlm
 
 # What a server is called by when the recipe does not say it: the name of the published checkpoint.
 _SERVED = {
@@ -22,7 +25,11 @@ _SERVED = {
     "unified_flex": "UnifiedReward-Flex",
     "videoscore2": "VideoScore2",
     "videophy2": "videophy_2_auto",
+    "skyra": "Skyra-RL",
+    "videoveritas": "VideoVeritas",
 }
+# Checkpoints whose architecture does not run here.
+_BEHIND_A_URL = ("api", "videophy2", "skyra")
 
 
 def load_judge(kind: str, model: str, options: Mapping[str, Any], backend: Mapping[str, Any]) -> Reward:
@@ -34,7 +41,7 @@ def load_judge(kind: str, model: str, options: Mapping[str, Any], backend: Mappi
     """
     backend = {name: value for name, value in backend.items() if name != "allow_out_of_domain"}
     server = model.startswith(("http://", "https://"))
-    if kind in ("api", "videophy2") and not server:
+    if kind in _BEHIND_A_URL and not server:
         raise ValueError(f"kind {kind} is asked behind a URL, received model {model!r}; name the server's URL")
     if kind == "api":
         return _votes(model, dict(options), backend)
@@ -46,9 +53,10 @@ def load_judge(kind: str, model: str, options: Mapping[str, Any], backend: Mappi
     prompt.setdefault("prompt_file", None)
     if kind == "videoscore2":
         return VideoScore2(connect(model, **backend), **prompt)
-    if kind == "videophy2":
-        prompt.pop("allow_other_prompt", None)
-        return VideoPhy2(connect(model, **backend), **prompt)
+    if kind in ("videophy2", "skyra"):
+        return {"videophy2": VideoPhy2, "skyra": Skyra}[kind](connect(model, **backend), **prompt)
+    if kind == "videoveritas":
+        return VideoVeritas(_voters(model, options, backend, required=False), **prompt)
     judge = UnifiedPairs(kind, connect(model, **backend), **prompt)
     return Tournament(judge, **{name: options[name] for name in ("schedule", "anchors") if name in options})
 
@@ -56,10 +64,25 @@ def load_judge(kind: str, model: str, options: Mapping[str, Any], backend: Mappi
 def _votes(url: str, options: dict[str, Any], backend: dict[str, Any]) -> Reward:
     from cac_align.cac.two_turn import TwoTurn
 
-    votes, temperature = options.pop("votes", 5), options.pop("vote_temperature", 0.7)
-    settings = TwoTurn(probabilities=False, **options)
+    asked = {name: value for name, value in options.items() if name not in ("votes", "vote_temperature")}
+    settings = TwoTurn(probabilities=False, **asked)
     settings.provenance()  # reads the instructions, so that a wording that is not there is told at once
     backend.setdefault("dialect", "openai")
     if not backend.get("served_model"):
         raise ValueError("kind api needs served_model, the name under which the endpoint knows the model")
-    return VotedCaC(api_voters(lambda **sampling: connect(url, **sampling, **backend), votes, temperature), settings)
+    return VotedCaC(_voters(url, options, backend, required=True), settings)
+
+
+def _voters(model: str, options: Mapping[str, Any], backend: Mapping[str, Any], *, required: bool) -> tuple[Vlm, ...]:
+    """The model once per vote. Where votes are not ``required`` and not asked for: the model itself, greedy."""
+    votes = options.get("votes", 5 if required else None)
+    if votes is None:
+        if "vote_temperature" in options:
+            raise ValueError("vote_temperature is read with votes; name how many votes are sampled")
+        return (connect(model, **backend),)
+    if not model.startswith(("http://", "https://")):
+        raise ValueError(f"votes are sampled by a server, received model {model!r}; name a URL, or leave votes out")
+    if votes < 3:
+        raise ValueError(f"votes must be 3 or more, received {votes}: a share of fewer says nothing")
+    temperature = options.get("vote_temperature", 0.7)
+    return api_voters(lambda **sampling: connect(model, **sampling, **backend), votes, temperature)

@@ -5,11 +5,14 @@ prompts, videos → conversations → answers, several videos at once → read �
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
+from cac_align.core.judgement import Judgement
 from cac_align.core.text import quoted_excerpt
 from cac_align.core.video import Video
 from cac_align.rewards.reward import Score
@@ -30,13 +33,15 @@ def ask_each(
     provenance: Callable[[], Mapping[str, str]],
     max_new_tokens: int,
     readout: Readout | None = None,
+    evidence: Callable[[str, Video], Judgement] | None = None,
     videos_at_once: int = 16,
 ) -> list[Score]:
     """One Score per video, in order; a failure affects its own video only.
 
     question: the conversation about a video; may raise ``ValueError`` or ``OSError``. read: an
     answer's value and parts; raises ``ValueError`` that says why it has none. It is called for
-    complete answers only. videos_at_once: how many are asked about together; it limits decoded frames in
+    complete answers only. evidence: what an answer's text says as a judgement; where that has an error,
+    there is no score. videos_at_once: how many are asked about together; it limits decoded frames in
     memory.
     """
     scores: list[Score] = []
@@ -53,10 +58,11 @@ def ask_each(
         if conversations:
             returned = vlm.answer(list(conversations.values()), max_new_tokens=max_new_tokens, readout=readout)
             replies = checked_replies(returned, len(conversations), readout)
-            found |= {index: _score(reply, read, before) for index, reply in zip(conversations, replies, strict=True)}
+            for index, reply in zip(conversations, replies, strict=True):
+                found[index] = _score(reply, videos[batch][index], read, evidence, before)
         if reason := checkpoint_uncertainty(before, provenance()):
             found = {
-                index: Score.missing(reason, parts=one.parts, provenance=before) if one.scored else one
+                index: replace(one, value=math.nan, error=reason, provenance=before) if one.scored else one
                 for index, one in found.items()
             }
         scores += [found[index] for index in range(len(found))]
@@ -64,18 +70,30 @@ def ask_each(
 
 
 def _score(
-    reply: Reply, read: Callable[[Reply], tuple[float, Mapping[str, float]]], provenance: Mapping[str, str]
+    reply: Reply,
+    video: Video,
+    read: Callable[[Reply], tuple[float, Mapping[str, float]]],
+    evidence: Callable[[str, Video], Judgement] | None,
+    provenance: Mapping[str, str],
 ) -> Score:
     if reply.error is not None:
         return Score.missing(f"the model gave no answer: {reply.error}", provenance=provenance)
     if reply.truncated:
         reason = f"the answer was cut off at the token limit: {quoted_excerpt(reply.text)}"
         return Score.missing(reason, provenance=provenance)
+    judgement = None if evidence is None else evidence(reply.text, video)
+    if judgement is not None and judgement.error is not None:
+        return Score.missing(judgement.error, evidence=judgement, provenance=provenance)
     try:
         value, parts = read(reply)
     except ValueError as error:
-        return Score.missing(str(error), provenance=provenance)
-    return Score(value, parts, provenance=provenance)
+        return Score.missing(str(error), evidence=judgement, provenance=provenance)
+    return Score(value, parts, judgement, provenance=provenance)
+
+
+def model_entries(provenance: Mapping[str, str]) -> dict[str, str]:
+    """A model's provenance as entries of its judge's."""
+    return {f"vlm/{key}": value for key, value in provenance.items()}
 
 
 class SamenessAlarm:

@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from cac_align.core.video import Frames, Video
+from cac_align.core.video import Video
+from cac_align.rewards.judges.frames import even_indices, joined_frames
+from cac_align.rewards.judges.questions import model_entries
 from cac_align.rewards.judges.upstream_prompt import UpstreamPrompt, fill_slots, read_upstream_prompt
 from cac_align.rewards.pairwise.comparison import Comparison
 from cac_align.vlm.protocol import Conversation, Message, Readout, Reply, Vlm
@@ -56,24 +56,6 @@ _ANSWER = re.compile(r"<answer>([^<]*)</answer>")
 _VIDEO_NUMBER = re.compile(r"<answer>\s*Video (?=[12])")
 _WINNER_NUMBER = re.compile(r'"winner"\s*:\s*"Video (?=[12])')
 _VERDICT = re.compile(r"video ([12]) is better\.?", re.IGNORECASE)
-
-
-def joined_frames(first: Frames, second: Frames) -> Frames:
-    """The frames of two videos as one row of images: those of the first, then of the second.
-
-    Raises ``ValueError`` when the videos differ in height or width.
-    """
-    if first.shape[1:] != second.shape[1:]:
-        sizes = " and ".join(f"{frames.shape[2]}×{frames.shape[1]}" for frames in (first, second))
-        raise ValueError(f"the two videos have the sizes {sizes}; a pair needs one size")
-    pixels = np.concatenate([first.pixels, second.pixels])
-    count = len(pixels)
-    return Frames(pixels, tuple(range(count)), tuple(float(n) for n in range(count)), 1.0, count)
-
-
-def even_indices(num_frames: int, count: int) -> tuple[int, ...]:
-    """``linspace(0, N − 1, count)`` as integers, each once."""
-    return tuple(sorted({int(value) for value in np.linspace(0, num_frames - 1, count)}))
 
 
 def read_think(text: str) -> int:
@@ -158,7 +140,7 @@ class UnifiedPairs:
             "prompt": self._prompt_entry,
             "frames": f"{FRAMES_PER_VIDEO} + {FRAMES_PER_VIDEO} at linspace(0, N-1, {FRAMES_PER_VIDEO}) as images",
             "max_new_tokens": str(self.max_new_tokens),
-        } | {f"vlm/{key}": value for key, value in self.vlm.provenance.items()}
+        } | model_entries(self.vlm.provenance)
 
     def conversation(self, prompt: str, first: Video, second: Video) -> Conversation:
         """The question about one ordered pair. Raises ``ValueError`` when a video cannot be read."""

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cac_align.core.video import Video, VideoInput, as_pairs
-from cac_align.rewards.judges.questions import SamenessAlarm, ask_each
+from cac_align.rewards.judges.questions import SamenessAlarm, ask_each, model_entries
 from cac_align.rewards.judges.upstream_prompt import UpstreamPrompt, fill_slots, read_upstream_prompt
 from cac_align.rewards.reward import Score
 from cac_align.vlm.protocol import Conversation, Message, Reply, Vlm
@@ -79,7 +79,7 @@ class VideoPhy2:
             "prompt": ", ".join(f"{known.name} {known.sha256}" for known in _PROMPTS.values()),
             "frames": f"{VIDEOPHY2_FRAMES} at the middles of {VIDEOPHY2_FRAMES} stretches, as images",
             "max_new_tokens": str(self.max_new_tokens),
-        } | {f"vlm/{key}": value for key, value in self.vlm.provenance.items()}
+        } | model_entries(self.vlm.provenance)
 
     def __call__(self, prompts: str | Sequence[str], videos: VideoInput | Sequence[VideoInput]) -> list[Score]:
         """One Score per video, in order; parts ``sa``, ``pc`` and ``joint`` (1 when both are at least

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cac_align.core.video import Video, VideoInput, as_pairs
-from cac_align.rewards.judges.questions import SamenessAlarm, ask_each
+from cac_align.rewards.judges.questions import SamenessAlarm, ask_each, model_entries
 from cac_align.rewards.judges.upstream_prompt import UpstreamPrompt, fill_slots, read_upstream_prompt
 from cac_align.rewards.reward import Score
 from cac_align.vlm.protocol import Conversation, Message, Reply, Vlm
@@ -89,7 +89,7 @@ class VideoScore2:
             "prompt": self._prompt_entry,
             "frames": f"video at {FPS:g} fps",
             "max_new_tokens": str(self.max_new_tokens),
-        } | {f"vlm/{key}": value for key, value in self.vlm.provenance.items()}
+        } | model_entries(self.vlm.provenance)
 
     def _question(self, prompt: str, video: Video) -> Conversation:
         return (Message("user", fill_slots(self.template, {"$t2v_prompt": prompt}), video.sample(FPS)),)

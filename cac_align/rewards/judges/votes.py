@@ -20,7 +20,7 @@ from cac_align.cac.two_turn import TwoTurn, judge, judge_provenance
 from cac_align.core.judgement import Judgement
 from cac_align.core.video import VideoInput, as_pairs
 from cac_align.rewards.reward import Score
-from cac_align.vlm.protocol import Vlm, checkpoint_uncertainty
+from cac_align.vlm.protocol import Vlm, checkpoint_uncertainty, served
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class VotedCaC:
         first judgement that agrees with the majority.
         """
         prompts, videos = as_pairs(prompts, videos)
-        provenance = dict(self.provenance)
+        before, provenance = voters_provenance(self.voters), dict(self.provenance)
         ballots = [judge(voter, prompts, videos, self.settings) for voter in self.voters]
-        reason = checkpoint_uncertainty(provenance, self.provenance)
+        reason = voters_uncertainty(before, self.voters)
         return [self._count([ballot[index] for ballot in ballots], provenance, reason) for index in range(len(videos))]
 
     def _count(self, votes: Sequence[Judgement], provenance: Mapping[str, str], reason: str | None) -> Score:
@@ -80,6 +80,24 @@ class VotedCaC:
         evidence = next((vote for vote in votes if vote.status == majority), votes[0])
         parts = {"votes": float(len(votes)), "votes_normal": float(normal)}
         return Score(normal / len(votes), parts, evidence, provenance=provenance)
+
+
+def voters_provenance(voters: Sequence[Vlm]) -> dict[str, str]:
+    """What every voter says of its model, to be compared by ``voters_uncertainty`` after they have voted."""
+    return {f"{number}/vlm/{key}": value for number, vlm in enumerate(voters) for key, value in vlm.provenance.items()}
+
+
+def voters_uncertainty(before: Mapping[str, str], voters: Sequence[Vlm]) -> str | None:
+    """Why it is open whether one checkpoint gave all votes; None where it did.
+
+    Each voter has connections of its own, so that a restarted server is first noticed by those that
+    vote after it.
+    """
+    after = voters_provenance(voters)
+    reason = checkpoint_uncertainty(before, after)
+    if reason is None and len(set(served(after).values())) > 1:
+        return "the votes come from several checkpoints of the server; score this video again"
+    return reason
 
 
 def api_voters(connect: Callable[..., Vlm], votes: int, temperature: float, **backend: Any) -> tuple[Vlm, ...]:

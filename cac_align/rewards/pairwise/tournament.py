@@ -179,7 +179,9 @@ class Tournament:
         """Each item's value, and why it has none."""
         n = len(match.items)
         if n < 2:
-            return [math.nan], ["a comparison needs at least 2 different videos of a prompt, received 1"]
+            if len(match.members[0]) > 1:  # equal files are equally good, whatever a judge would say
+                return [0.5], [None]
+            return [math.nan], ["a comparison needs at least 2 videos of a prompt, received 1"]
         answered = {item for pair in preferences for item in pair}
         reasons: list[str | None] = [
             None if item in answered else f"no comparison of this video has an answer: {match.first_error(item)}"

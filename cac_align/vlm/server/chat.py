@@ -41,7 +41,7 @@ def chat_fields(conversation: Conversation, *, as_video: bool, quality: int, key
         content: Any = message.text
         if message.frames is not None:
             if message.as_images:
-                parts = [_image_part(jpeg) for jpeg in _jpegs(message.frames, quality)]
+                parts = _image_parts(message.frames, message.captions, quality)
             elif as_video and video is None:
                 video = message.frames
                 parts = [_video_part(video, quality)]
@@ -116,11 +116,20 @@ def _image_part(jpeg: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{jpeg}"}}
 
 
+def _image_parts(frames: Frames, captions: Sequence[str] | None, quality: int) -> list[dict[str, Any]]:
+    """Every frame as an image, each behind its caption if there are captions."""
+    images = [_image_part(jpeg) for jpeg in _jpegs(frames, quality)]
+    if captions is None:
+        return images
+    return [
+        part
+        for caption, image in zip(captions, images, strict=True)
+        for part in ({"type": "text", "text": caption}, image)
+    ]
+
+
 def _stamped_parts(frames: Frames, quality: int) -> list[dict[str, Any]]:
-    parts: list[dict[str, Any]] = []
-    for time_s, jpeg in zip(frames.times_s, _jpegs(frames, quality), strict=True):
-        parts += [{"type": "text", "text": f"<{time_s:.1f} seconds>"}, _image_part(jpeg)]
-    return parts
+    return _image_parts(frames, [f"<{time_s:.1f} seconds>" for time_s in frames.times_s], quality)
 
 
 def _video_part(frames: Frames, quality: int) -> dict[str, Any]:

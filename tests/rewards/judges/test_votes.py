@@ -13,7 +13,7 @@ from cac_align.core.video import Video
 from cac_align.rewards.cac import CaC
 from cac_align.rewards.judges.votes import VotedCaC, api_voters
 from cac_align.vlm.connect import connect
-from tests.support.chat_server import Answer, completion, serve  # noqa: F401 (a fixture)
+from tests.support.chat_server import Answer, broken_connection, completion, serve  # noqa: F401 (a fixture)
 
 ANOMALY = {
     "Attributed Time Region": "Frame 1-2",
@@ -29,7 +29,8 @@ CLIP = Video.open(np.zeros((17, 32, 32, 3), np.uint8), fps=16.0)
 
 def voted(url: str, votes: int = 5, **backend) -> VotedCaC:
     def connected(**sampling):
-        return connect(url, served_model="cac", dialect="openai", retries=0, backoff_s=0.01, **sampling, **backend)
+        options = {"retries": 0, "backoff_s": 0.01, **sampling, **backend}
+        return connect(url, served_model="cac", dialect="openai", **options)
 
     return VotedCaC(api_voters(connected, votes, 0.7))
 
@@ -54,6 +55,20 @@ def test_a_vote_without_verdict_leaves_no_score(serve, bad):  # noqa: F811
     server = serve(lambda body, number: bad if body["seed"] == 2 else Answer(completion(NORMAL)))
     (score,) = voted(server.url)(["a ball"], [CLIP])
     assert math.isnan(score.value) and "1 of 5 votes" in str(score.error)
+
+
+def test_votes_of_two_checkpoints_make_no_score(serve):  # noqa: F811
+    """The server is restarted with another checkpoint during the second vote; the first has its old connection."""
+
+    def respond(body, number):
+        if number == 1:
+            server.models = Answer({"object": "list", "data": [{"id": "cac", "root": "another/checkpoint"}]})
+            return broken_connection()
+        return Answer(completion(NORMAL))
+
+    server = serve(respond)
+    (score,) = voted(server.url, votes=3, retries=2)(["a ball"], [CLIP])
+    assert math.isnan(score.value) and "checkpoint" in str(score.error)
 
 
 def test_votes_must_be_able_to_differ():

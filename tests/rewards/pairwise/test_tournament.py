@@ -191,7 +191,8 @@ def test_equal_files_share_one_place():
     scores = Tournament(judge)(["p"] * 3, [clip(10), clip(200), clip(10)])
     assert scores[0].value == scores[2].value < scores[1].value
     assert len(judge.asked) == 2
-    assert not any(score.scored for score in Tournament(judge)(["p"] * 2, [clip(10), clip(10)]))
+    assert [score.value for score in Tournament(judge)(["p"] * 2, [clip(10), clip(10)])] == [0.5, 0.5]
+    assert len(judge.asked) == 2  # a tie that needs no judge
 
 
 @pytest.mark.parametrize("returned", [None, [], ["1"] * 2, [Comparison(0.5)] * 3])

@@ -11,9 +11,11 @@ tensors more, of the size of the latents (original, noise, and the held state), 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,26 @@ def seconds(work: Callable[[], Any]) -> float:
     began = time.process_time()
     work()
     return time.process_time() - began
+
+
+def peak_mib(work: Callable[[], Any]) -> float:
+    """How far the resident memory rises above its present size while a forked process does the work."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts at the present size
+        before = resident_kib("VmRSS")
+        work()
+        os.write(writer, str(resident_kib("VmHWM") - before).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    return int(os.read(reader, 32)) / 1024
+
+
+def resident_kib(field: str) -> int:
+    """VmRSS (now) or VmHWM (peak) of this process, as Linux counts it."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(field + ":")))
 
 
 def main(repeats: int, steps: int) -> None:
@@ -57,6 +79,8 @@ def main(repeats: int, steps: int) -> None:
     def coding() -> Any:
         return decode_frames(wan, latents), decode_frames(wan, encode_latents(wan, video))
 
+    peaks = {work.__name__: peak_mib(work) for work in (plain, masked)}
+    print("peak memory beyond the loaded model: " + ", ".join(f"{name} {mib:.0f} MiB" for name, mib in peaks.items()))
     for warm in (plain, masked, coding):
         warm()
     times = [(seconds(plain), seconds(masked), seconds(coding)) for _ in range(repeats)]

@@ -79,7 +79,7 @@ class Domain:
         if self.frame_sizes and (video.height, video.width) not in self.frame_sizes:
             found.append(f"its frames are {video.height} x {video.width} px")
         if self.num_frames and len(video) not in self.num_frames:
-            found.append(f"it has {len(video)} frames")
+            found.append(f"it has {len(video)} frame{'s' if len(video) != 1 else ''}")
         if self.fps and all(abs(video.fps - rate) > _FPS_TOLERANCE * rate for rate in self.fps):
             found.append(f"it has {video.fps:g} frames per second")
         if self.prompt and not re.fullmatch(self.prompt, prompt.strip(), re.IGNORECASE):

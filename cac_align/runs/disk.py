@@ -11,10 +11,12 @@ from pathlib import Path
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, a used-up quota and a file that grew beyond its limit."""
 
+_FILE_LIMIT = "File too large"
+
 _WORDS = (
     "No space left on device",
     "Disk quota exceeded",
-    "File too large",
+    _FILE_LIMIT,
     "inline_container.cc",
     "basic_ios::clear: iostream error",
 )
@@ -54,7 +56,14 @@ def disk_full_message(error: BaseException, out: Path | None, command: str) -> s
             return None
     needed = max(getattr(each, "needed_bytes", 0) for each in links)
     room = "" if free is None else f" ({free} bytes are free" + (f", at least {needed} are needed)" if needed else ")")
-    return f"{path or 'the output'}: the disk is full{room}; free space, then resume with: {command}"
+    place = path or "the output"
+    limited = found.errno == errno.EFBIG if found is not None else any(_FILE_LIMIT in str(each) for each in links)
+    if limited:
+        return (
+            f"{place}: a file may not grow to the size that it needs{room}; raise the limit (`ulimit -f`, or the file "
+            f"system's), then resume with: {command}"
+        )
+    return f"{place}: the disk is full{room}; free space, then resume with: {command}"
 
 
 def free_bytes(path: Path | None) -> int | None:

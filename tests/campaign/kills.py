@@ -33,9 +33,8 @@ from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reward import Score
 
 LIMIT_S = 120.0
-_SENTENCE = (
-    r"cac-align [a-z0-9 -]+: ({disk}\S*|the output): the disk is full \(\d+ bytes .*; .* resume with: cac-align .*"
-)
+_FULL = "(the disk is full|a file may not grow to the size that it needs)"
+_SENTENCE = r"cac-align [a-z0-9 -]+: ({disk}\S*|the output): " + _FULL + r" \(\d+ bytes .*; .* resume with: cac-align .*"
 Outcome = tuple[str, str | None]  # (what was done, why it failed; None where it held)
 
 

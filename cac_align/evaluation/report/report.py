@@ -231,12 +231,15 @@ def _write(
 
 
 def format_value(measure: Measure, value: float | None, *, signed: bool = False) -> str:
-    """A value as text: rates and luminance change in per cent, everything else with three decimals."""
+    """A value as text: rates and luminance change in per cent, everything else with three decimals.
+
+    signed: the value is a difference; that of two rates is in percentage points.
+    """
     if value is None:
         return "–"
     sign = "+" if signed else ""
     if measure.rate:
-        text = f"{100 * value:{sign}.1f}\N{NO-BREAK SPACE}%"
+        text = f"{100 * value:{sign}.1f}\N{NO-BREAK SPACE}{'points' if signed else '%'}"
     elif measure.key == "luminance_change":
         text = f"{100 * value:{sign}.2f}\N{NO-BREAK SPACE}%"
     else:

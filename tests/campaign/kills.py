@@ -34,7 +34,9 @@ from cac_align.rewards.reward import Score
 
 LIMIT_S = 120.0
 _FULL = "(the disk is full|a file may not grow to the size that it needs)"
-_SENTENCE = r"cac-align [a-z0-9 -]+: ({disk}\S*|the output): " + _FULL + r" \(\d+ bytes .*; .* resume with: cac-align .*"
+_SENTENCE = (
+    r"cac-align [a-z0-9 -]+: ({disk}\S*|the output): " + _FULL + r" \(\d+ bytes .*; .* resume with: cac-align .*"
+)
 Outcome = tuple[str, str | None]  # (what was done, why it failed; None where it held)
 
 

@@ -31,8 +31,8 @@ class JudgeRecipe:
     """One component of a reward. A key that this kind of component would not read is refused."""
 
     # What kind of reward it is: cac, unified, normal_flow_speed, one of the other judges (unified_think, unified_flex,
-    # videoscore2, videophy2, skyra, videoveritas, api; see docs/judges.md), or "module:Name" of your own (called
-    # without arguments; it takes kind and weight only).
+    # vr_thinker, videoscore2, videophy2, skyra, videoveritas, api; see docs/judges.md), or "module:Name" of your own
+    # (called without arguments; it takes kind and weight only).
     kind: str = "cac"
     # Which judge: "miniature" (shipped), a folder or hub id to run here, or the URL of an OpenAI-compatible server.
     model: str = "miniature"
@@ -77,7 +77,7 @@ class JudgeRecipe:
     # Whether prompt_file may be another text than upstream's.
     allow_other_prompt: bool = False
 
-    # Keys of kinds unified_think and unified_flex, which compare the videos of a prompt.
+    # Keys of kinds unified_think, unified_flex and vr_thinker, which compare the videos of a prompt.
 
     # Which pairs are compared: round_robin, anchor or seeded (rewards.pairwise.schedules). null: round_robin.
     schedule: str | None = None
@@ -306,6 +306,7 @@ _PROMPT = ("prompt_file", "allow_other_prompt", "max_new_tokens")
 JUDGE_KINDS: Mapping[str, tuple[str, ...]] = {
     "unified_think": (*_PROMPT, "schedule", "anchors"),
     "unified_flex": (*_PROMPT, "schedule", "anchors"),
+    "vr_thinker": (*_PROMPT, "schedule", "anchors"),
     "videoscore2": _PROMPT,
     "videophy2": ("prompt_file", "max_new_tokens"),
     "skyra": ("prompt_file", "max_new_tokens"),

@@ -14,6 +14,7 @@ from cac_align.rewards.judges.videophy2 import VideoPhy2
 from cac_align.rewards.judges.videoscore2 import VideoScore2
 from cac_align.rewards.judges.videoveritas import VideoVeritas
 from cac_align.rewards.judges.votes import VotedCaC, api_voters
+from cac_align.rewards.judges.vr_thinker import VrThinker
 from cac_align.rewards.pairwise.tournament import Tournament
 from cac_align.rewards.reward import Reward
 from cac_align.vlm.connect import connect
@@ -27,9 +28,10 @@ _SERVED = {
     "videophy2": "videophy_2_auto",
     "skyra": "Skyra-RL",
     "videoveritas": "VideoVeritas",
+    "vr_thinker": "vrthinker",
 }
 # Checkpoints whose architecture does not run here.
-_BEHIND_A_URL = ("api", "videophy2", "skyra")
+_BEHIND_A_URL = ("api", "videophy2", "skyra", "vr_thinker")
 
 
 def load_judge(kind: str, model: str, options: Mapping[str, Any], backend: Mapping[str, Any]) -> Reward:
@@ -57,7 +59,8 @@ def load_judge(kind: str, model: str, options: Mapping[str, Any], backend: Mappi
         return {"videophy2": VideoPhy2, "skyra": Skyra}[kind](connect(model, **backend), **prompt)
     if kind == "videoveritas":
         return VideoVeritas(_voters(model, options, backend, required=False), **prompt)
-    judge = UnifiedPairs(kind, connect(model, **backend), **prompt)
+    pairs = connect(model, **backend)
+    judge = VrThinker(pairs, **prompt) if kind == "vr_thinker" else UnifiedPairs(kind, pairs, **prompt)
     return Tournament(judge, **{name: options[name] for name in ("schedule", "anchors") if name in options})
 
 

@@ -12,8 +12,9 @@ for; an arm with less noise lies nearer to it with few groups, an arm with a bia
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,9 +118,9 @@ def fill(out: Path, groups: int) -> None:
         seeds = [number * GROUP + one for one in range(GROUP)]
         rollout = sample_batch(flow, [prompt] * GROUP, seeds, steps, dynamics=DYNAMICS, noise_level=NOISE_LEVEL)
         scores, masks = exact_masks(prompt, rollout, grid)
-        found: dict[str, np.ndarray] = {}
+        found: dict[str, Any] = {}
         if 0 < scores.sum() < GROUP:
-            found = gradients(flow, rollout, advantages_of(scores, masks, rollout.latents.numpy(), rng))
+            found |= gradients(flow, rollout, advantages_of(scores, masks, rollout.latents.numpy(), rng))
         part = path.with_suffix(".part")
         with part.open("wb") as file:
             np.savez(file, **found)
@@ -131,10 +132,10 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
     return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
 
 
-def cosines(gradients_by_arm: Mapping[str, np.ndarray], order: Sequence[int]) -> dict[str, float]:
+def cosines(gradients_by_arm: Mapping[str, np.ndarray], order: np.ndarray) -> dict[str, float]:
     """Mean cosine of an arm's batches with the mean uniform gradient of the other half. (n, D) arrays; order: of groups."""
     half = len(order) // 2
-    found = {arm: [] for arm in gradients_by_arm}
+    found: dict[str, list[float]] = {arm: [] for arm in gradients_by_arm}
     for own, other in ((order[:half], order[half:]), (order[half:], order[:half])):
         gold = gradients_by_arm["uniform"][list(other)].mean(0)
         for arm, values in gradients_by_arm.items():

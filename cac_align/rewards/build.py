@@ -31,8 +31,8 @@ class JudgeRecipe:
     """One component of a reward. A key that this kind of component would not read is refused."""
 
     # What kind of reward it is: cac, unified, normal_flow_speed, one of the other judges (unified_think, unified_flex,
-    # vr_thinker, videoscore2, videophy2, skyra, videoveritas, api; see docs/judges.md), or "module:Name" of your own
-    # (called without arguments; it takes kind and weight only).
+    # vr_thinker, videoscore2, videophy2, skyra, videoveritas, videoalign, hpsv3, api; see docs/judges.md), or
+    # "module:Name" of your own (called without arguments; it takes kind and weight only).
     kind: str = "cac"
     # Which judge: "miniature" (shipped), a folder or hub id to run here, or the URL of an OpenAI-compatible server.
     model: str = "miniature"
@@ -90,6 +90,18 @@ class JudgeRecipe:
     votes: int | None = None
     # Temperature of their sampling, above 0. null: 0.7.
     vote_temperature: float | None = None
+
+    # Keys of kinds videoalign and hpsv3.
+
+    # Folder or hub id of the Qwen2-VL that the judge was made from; its configuration and tokenizer are read. null: the
+    # one that the checkpoint names (hpsv3: Qwen/Qwen2-VL-7B-Instruct).
+    base_model: str | None = None
+    # Of videoalign: the axes whose sum is the value, some of VQ, MQ, TA. null: all three.
+    axes: list[str] | None = None
+    # Of hpsv3: the share of the best frames whose mean is the value, above 0 and up to 1. null: 1.
+    top_ratio: float | None = None
+    # Of hpsv3: every which frame is asked about. null: 1.
+    frame_stride: int | None = None
 
     # Key of kind normal_flow_speed: the speed in frame heights per second from which on the reward is 1.
     full_speed: float = 0.15
@@ -311,9 +323,12 @@ JUDGE_KINDS: Mapping[str, tuple[str, ...]] = {
     "videophy2": ("prompt_file", "max_new_tokens"),
     "skyra": ("prompt_file", "max_new_tokens"),
     "videoveritas": ("prompt_file", "max_new_tokens", "votes", "vote_temperature"),
+    "videoalign": ("prompt_file", "base_model", "axes"),
+    "hpsv3": ("prompt_file", "base_model", "top_ratio", "frame_stride", "batch_size"),
     "api": (*_TWO_TURN, "votes", "vote_temperature"),
 }
 """The other judges (``rewards.judges``) by kind, and which keys each reads besides those of its model."""
+_WITH_A_HEAD = ("videoalign", "hpsv3")
 # Which keys about asking each mode of CaC reads.
 _MODES = {
     "two_turn": _TWO_TURN,
@@ -333,6 +348,8 @@ def _keys_read_by(recipe: JudgeRecipe) -> tuple[str, ...]:
         return (*judge, "mode", "min_mass", "temperature", "tta", "threshold", *_MODES[recipe.mode])
     if recipe.kind == "unified":
         return judge if recipe.model == "miniature" else (*judge, *_PROMPT)
+    if recipe.kind in _WITH_A_HEAD:
+        return ("model", "device", "dtype", *JUDGE_KINDS[recipe.kind])
     if recipe.kind in JUDGE_KINDS:
         return (*judge, *JUDGE_KINDS[recipe.kind])
     return ("full_speed",) if recipe.kind == "normal_flow_speed" else ()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -40,12 +41,17 @@ def check_source(source: str) -> None:
         )
 
 
-def hash_files(folder: Path) -> str:
+def hash_files(folder: Path, *, weights: bool = True) -> str:
     """sha256 over names, sizes and contents of a folder's weights, configuration, tokenizer and
-    template.
+    template. weights: False leaves the weights out.
     """
-    files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin") or path.name in _HASHED_FILES]
-    return _hash(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files)))
+    suffixes = (".safetensors", ".bin") if weights else ()
+    return hash_paths([path for path in folder.iterdir() if path.suffix in suffixes or path.name in _HASHED_FILES])
+
+
+def hash_paths(paths: Iterable[Path]) -> str:
+    """sha256 over names, sizes and contents of these files."""
+    return _hash(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths)))
 
 
 @cache

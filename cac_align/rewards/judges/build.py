@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cac_align.rewards.judges.hpsv3 import HpsV3
 from cac_align.rewards.judges.skyra import Skyra
 from cac_align.rewards.judges.unified_pairs import UnifiedPairs
+from cac_align.rewards.judges.videoalign import VideoAlign
 from cac_align.rewards.judges.videophy2 import VideoPhy2
 from cac_align.rewards.judges.videoscore2 import VideoScore2
 from cac_align.rewards.judges.videoveritas import VideoVeritas
@@ -45,6 +47,8 @@ def load_judge(kind: str, model: str, options: Mapping[str, Any], backend: Mappi
     server = model.startswith(("http://", "https://"))
     if kind in _BEHIND_A_URL and not server:
         raise ValueError(f"kind {kind} is asked behind a URL, received model {model!r}; name the server's URL")
+    if kind in ("videoalign", "hpsv3"):
+        return _with_head(kind, model, dict(options), backend)
     if kind == "api":
         return _votes(model, dict(options), backend)
     if server and kind in _SERVED:
@@ -62,6 +66,18 @@ def load_judge(kind: str, model: str, options: Mapping[str, Any], backend: Mappi
     pairs = connect(model, **backend)
     judge = VrThinker(pairs, **prompt) if kind == "vr_thinker" else UnifiedPairs(kind, pairs, **prompt)
     return Tournament(judge, **{name: options[name] for name in ("schedule", "anchors") if name in options})
+
+
+def _with_head(kind: str, model: str, options: dict[str, Any], backend: Mapping[str, Any]) -> Reward:
+    if model.startswith(("http://", "https://")):
+        raise ValueError(f"kind {kind} runs here, received model {model}; name the folder of its checkpoint")
+    options["base"] = options.pop("base_model", None)
+    options.setdefault("prompt_file", None)
+    options |= {name: backend[name] for name in ("device", "dtype") if name in backend}
+    judge = VideoAlign(model, **options) if kind == "videoalign" else HpsV3(model, **options)
+    if not (backend.get("check_only") or backend.get("deferred")):
+        judge.model.load()
+    return judge
 
 
 def _votes(url: str, options: dict[str, Any], backend: dict[str, Any]) -> Reward:

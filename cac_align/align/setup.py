@@ -20,7 +20,7 @@ from cac_align.align.sampling.prompts import prompts_per_chunk, read_training_pr
 from cac_align.core.weights import shipped
 from cac_align.generation.wan import Wan
 from cac_align.rewards.build import load_reward
-from cac_align.rewards.combine import Combined, bounds_of, compares_videos
+from cac_align.rewards.combine import Combined, bounds_of, compares_videos, pointwise_remedy
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.reachable import check_reachable
 from cac_align.rewards.reward import Reward
@@ -157,12 +157,12 @@ def build_async_reward(recipe: AlignRecipe, out: Path, processes: int) -> AsyncR
     if reason and processes > 1:
         raise ValueError(
             f"reward {reward.name!r}: {reason}, which lie on {processes} processes; use one process, or "
-            "normalise: range or reference (advantages are normalised within the whole group in any case)"
+            f"{pointwise_remedy(reason)} (advantages are normalised within the whole group in any case)"
         )
     if reason and recipe.eval.every and recipe.eval.prompts > 0:
         raise ValueError(
             f"reward {reward.name!r}: {reason}, and an evaluation prompt has one video: it would never have a score; "
-            "use normalise: range or reference, or eval.every=0"
+            f"{pointwise_remedy(reason)}, or set eval.every=0"
         )
     if recipe.advantages == "local" and isinstance(reward, Combined):
         reward = replace(reward, evidence_of=recipe.local_component)

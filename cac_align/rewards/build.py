@@ -453,12 +453,12 @@ def reward_choices(reward: Reward) -> dict[str, Reward]:
     compares the videos of one prompt, because a call of a host or client may hold a part of them
     only.
     """
-    from cac_align.rewards.combine import Combined, bounds_of, compares_videos
+    from cac_align.rewards.combine import Combined, bounds_of, compares_videos, pointwise_remedy
 
     if reason := compares_videos(reward):
         raise ValueError(
-            f"reward {reward.name!r}: {reason}, but a host's call holds only a fragment of them; use normalise: range "
-            "or reference, or give the host the components one by one and let it normalise"
+            f"reward {reward.name!r}: {reason}, but a host's call holds only a fragment of them; "
+            f"{pointwise_remedy(reason)}, or give the host the components one by one and let it normalise"
         )
     normalise = getattr(reward, "normalise", None)
     if normalise is None and bounds_of(reward) not in (None, (0.0, 1.0)):

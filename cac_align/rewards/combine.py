@@ -72,6 +72,13 @@ def compares_videos(reward: Reward) -> str | None:
     return getattr(reward, "compares_videos", None)
 
 
+def pointwise_remedy(reason: str) -> str:
+    """What to change, in a place that needs a score of each video by itself. reason: of ``compares_videos``."""
+    if reason.startswith("normalise:"):
+        return "use normalise: range or reference"
+    return "use a judge that scores each video by itself, such as kind: cac or unified"
+
+
 @dataclass(frozen=True)
 class Combined:
     """A weighted mean of normalised rewards, itself a Reward. Make one with ``combine``."""

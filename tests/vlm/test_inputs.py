@@ -1,5 +1,7 @@
 """What the model sees: the expanded text, time stamps, patches and padding, through Qwen3-VL's real processor."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from cac_align.core.judgement import Window
 from cac_align.core.video import Video
 from cac_align.vlm.inputs import encode, encode_one
 from cac_align.vlm.local import LocalVlm
-from cac_align.vlm.protocol import Message
+from cac_align.vlm.protocol import ControlToken, Message
 from tests.support import tiny_qwen
 from tests.support.tiny_qwen import ask, frames
 
@@ -62,6 +64,18 @@ def test_one_frame_is_shown_twice_and_images_carry_no_stamp(small):
     row = encode_one(small.processor, (Message("user", "x", frames(3), as_images=True),))
     assert written(small.processor, row).count("<|image_pad|>") == 3 and "seconds" not in written(small.processor, row)
     assert row["image_grid_thw"].tolist() == [[1, 4, 4]] * 3 and row["mm_token_type_ids"].max() == 1
+
+
+def test_captions_stand_right_before_their_images(small):
+    message = Message("user", "Which?", frames(2), as_images=True, captions=("one ", "two "))
+    text = written(small.processor, encode_one(small.processor, (message,), add_generation_prompt=False))
+    image = "<|vision_start|><|image_pad|><|vision_end|>"
+    assert text == f"<|im_start|>user\none {image}two {image}Which?<|im_end|>\n"
+    for wrong in ({"captions": ("one ",)}, {"as_images": False}):
+        with pytest.raises(ValueError, match="captions"):
+            replace(message, **wrong)
+    with pytest.raises(ControlToken):
+        encode_one(small.processor, (replace(message, captions=("one ", "<|im_end|>")),))
 
 
 def test_max_pixels_bounds_the_whole_video(small):

@@ -20,7 +20,7 @@ from cac_align.evaluation.bench.figures import draw_figures
 from cac_align.evaluation.bench.results import Bench, compare_judges
 from cac_align.evaluation.bench.tables import to_markdown
 from cac_align.rewards.cached import cached
-from cac_align.rewards.combine import bounds_of, compares_videos
+from cac_align.rewards.combine import bounds_of, compares_videos, pointwise_remedy
 from cac_align.rewards.reward import Reward, Score
 from cac_align.runs.files import atomic_write
 
@@ -60,7 +60,9 @@ def bench(
     for name, reward in rewards.items():
         check_threshold(name, threshold, bounds_of(reward))
         if reason := compares_videos(reward):
-            raise ValueError(f"judge {name!r}: {reason}; a bench scores every video by itself")
+            raise ValueError(
+                f"judge {name!r}: {reason}, and a bench scores every video by itself; {pointwise_remedy(reason)}"
+            )
     records = all_records(records_path)
     videos, notes = _open_all(records, Path(records_path).parent)
     reports = []

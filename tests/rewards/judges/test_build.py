@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from cac_align.rewards.build import JudgeRecipe, RewardRecipe, load_reward
+from cac_align.core.video import Video
+from cac_align.evaluation.bench.bench import bench
+from cac_align.rewards.build import JudgeRecipe, RewardRecipe, load_reward, reward_choices
 from cac_align.rewards.combine import compares_videos
 from cac_align.rewards.judges.votes import VotedCaC
 from cac_align.rewards.metered import MeteredReward, MeteredVlm, UsageMeter, metered
@@ -26,6 +29,21 @@ def test_a_pair_judge_becomes_a_tournament(tmp_path):
     reward = load(kind="unified_flex", prompt_file=str(path), allow_other_prompt=True, schedule="anchor", anchors=3)
     assert isinstance(reward, Tournament) and (reward.schedule, reward.anchors) == ("anchor", 3)
     assert compares_videos(reward) and reward.bounds == (0.0, 1.0)
+
+
+def test_a_pair_judge_in_a_pointwise_place_names_another_judge(tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_text("Call.\n=== user ===\nWhich is better? {prompt} {N}")
+    reward = load(kind="vr_thinker", prompt_file=str(path), allow_other_prompt=True)
+    video = Video.open(np.zeros((9, 16, 16, 3), np.uint8), fps=8.0)
+    (score,) = reward(["a"], [video])
+    assert not score.scored
+    refusals = []
+    for refused in (lambda: bench(tmp_path / "records.jsonl", {"judge": reward}), lambda: reward_choices(reward)):
+        with pytest.raises(ValueError, match="compares pairs") as told:
+            refused()
+        refusals.append(str(told.value))
+    assert all("kind: cac" in refusal for refusal in refusals)
 
 
 def test_an_endpoint_is_asked_once_per_vote(monkeypatch):

@@ -12,7 +12,7 @@ import numpy as np
 
 from cac_align.rewards.pairwise.bradley_terry import IndexPair
 
-_FLIPS = 2000
+_DRAWS = 2000
 
 
 def position_bias(in_order: Mapping[IndexPair, float], reversed_order: Mapping[IndexPair, float]) -> float:
@@ -44,21 +44,42 @@ def cycle_share(preferences: Mapping[IndexPair, float], epsilon: float) -> float
 
 
 def significance(n: int, preferences: Mapping[IndexPair, float]) -> float:
-    """How often preferences as strong as these, but with random directions, would separate the items
-    as much: a p-value, in (0, 1].
+    """How often preferences as strong as these, but with random directions, are explained as well by
+    strengths of the items: a p-value, in (0, 1]. For schedules whose pairs do not depend on answers.
 
     Where nothing differs, both orders of a pair are exchangeable, so that p and 1 − p are equally
-    likely. The statistic is the sum of squares of the items' mean preferences; directions are
-    flipped 2,000 times with a fixed seed.
+    likely. The statistic is the sum of squares of p − 0.5 that least-squares strengths explain;
+    directions are flipped 2,000 times with a fixed seed.
     """
     if not preferences:
         return 1.0
-    first, second = (np.array(column) for column in zip(*preferences, strict=True))
     lead = np.fromiter(preferences.values(), float) - 0.5
+    rows, (first, second) = np.arange(len(lead)), (np.array(column) for column in zip(*preferences, strict=True))
     incidence = np.zeros((len(lead), n))
-    incidence[np.arange(len(lead)), first] = 1.0
-    incidence[np.arange(len(lead)), second] = -1.0
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(_FLIPS, len(lead)))
-    flipped = ((signs * lead) @ incidence) ** 2
-    observed = ((lead @ incidence) ** 2).sum()
-    return float((1 + (flipped.sum(1) >= observed - 1e-12).sum()) / (_FLIPS + 1))
+    incidence[rows, first], incidence[rows, second] = 1.0, -1.0
+    left, singular, _ = np.linalg.svd(incidence, full_matrices=False)
+    basis = left[:, singular > 1e-9]
+    flipped = (np.random.default_rng(0).choice([-1.0, 1.0], size=(_DRAWS, len(lead))) * lead) @ basis
+    observed = ((lead @ basis) ** 2).sum()
+    return _p_value((flipped**2).sum(1), float(observed))
+
+
+def significance_of_agreement(in_order: Mapping[IndexPair, float], reversed_order: Mapping[IndexPair, float]) -> float:
+    """How often the two orders of a pair agree as much when the answers are dealt to other questions:
+    a p-value, in (0, 1]. For schedules whose pairs depend on the answers.
+
+    in_order, reversed_order: P(i is better) and P(j is better), as in ``position_bias``. Where nothing
+    differs, an answer does not depend on the pair that was shown, so that answers are exchangeable,
+    whatever the position bias and however the pairs were chosen. The statistic is the sum of squares
+    of the difference of the two answers; they are dealt 2,000 times with a fixed seed.
+    """
+    answers = np.array([(in_order[pair], reversed_order[pair]) for pair in in_order if pair in reversed_order])
+    if not len(answers):
+        return 1.0
+    dealt = np.random.default_rng(0).permuted(np.tile(answers.ravel(), (_DRAWS, 1)), axis=1)
+    found = ((dealt[:, ::2] - dealt[:, 1::2]) ** 2).sum(1)
+    return _p_value(found, float(((answers[:, 0] - answers[:, 1]) ** 2).sum()))
+
+
+def _p_value(drawn: np.ndarray, observed: float) -> float:
+    return float((1 + (drawn >= observed - 1e-12).sum()) / (len(drawn) + 1))

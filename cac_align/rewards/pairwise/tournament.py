@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,12 @@ from cac_align.core.video import Video, VideoInput, as_pairs
 from cac_align.rewards.normalise import quantise
 from cac_align.rewards.pairwise.bradley_terry import PRIOR, IndexPair, components, expected_win_rates, fit_strengths
 from cac_align.rewards.pairwise.comparison import Comparator, Comparison, checked_comparisons
-from cac_align.rewards.pairwise.diagnostics import cycle_share, position_bias, significance
+from cac_align.rewards.pairwise.diagnostics import (
+    cycle_share,
+    position_bias,
+    significance,
+    significance_of_agreement,
+)
 from cac_align.rewards.pairwise.schedules import PAIR_SCHEDULES, PairSchedule, next_pairs
 from cac_align.rewards.reward import Score
 from cac_align.vlm.protocol import Vlm, checkpoint_uncertainty
@@ -51,8 +56,8 @@ class Tournament:
     anchors: int = 2
     # A pair with |p − 0.5| up to this is a tie, and a group of ties has no spread.
     epsilon: float = 0.05
-    # A group whose preferences could be chance at this level has no spread. Groups of fewer than 15 answered pairs
-    # are not tested, because there no order can be significant. 0: no test.
+    # A group whose preferences could be chance at this level has no spread (``diagnostics``). Groups of fewer than 15
+    # answered pairs are not tested, because there no order can be significant. 0: no test.
     alpha: float = 0.05
     # Half wins and half losses of every video against a phantom, > 0.
     prior: float = PRIOR
@@ -148,12 +153,10 @@ class Tournament:
         n = len(match.items)
         preferences = match.preferences()
         values, reasons = self._values(match, preferences)
-        in_order = {pair: match.answers[pair, False].p for pair in preferences}
-        reversed_order = {pair: match.answers[pair, True].p for pair in preferences}
         group = {
-            "group/position_bias": position_bias(in_order, reversed_order),
+            "group/position_bias": position_bias(*match.both_orders(preferences)),
             "group/cycles": cycle_share(preferences, self.epsilon),
-            "group/significance": significance(n, preferences),
+            "group/significance": self._significance(match, preferences),
             "group/questions": float(len(match.answers)),
         }
         scores = {}
@@ -195,17 +198,22 @@ class Tournament:
             reasons = [each or reason for each in reasons]
         if len(answered) < 2 or not any(each is None for each in reasons):
             return [math.nan] * n, reasons
-        if self._prefers_nothing(n, preferences):
+        if self._prefers_nothing(match, preferences):
             return [0.5] * n, reasons
         rates = expected_win_rates(fit_strengths(n, preferences, self.prior)[sorted(answered)])
         values = dict(zip(sorted(answered), rates.tolist(), strict=True))
         return [quantise(values.get(item, math.nan)) for item in range(n)], reasons
 
-    def _prefers_nothing(self, n: int, preferences: Mapping[IndexPair, float]) -> bool:
+    def _prefers_nothing(self, match: _Match, preferences: Mapping[IndexPair, float]) -> bool:
         if all(abs(p - 0.5) <= self.epsilon for p in preferences.values()):
             return True
         tested = self.alpha > 0 and len(preferences) >= _PAIRS_TO_TEST
-        return tested and significance(n, preferences) > self.alpha
+        return tested and self._significance(match, preferences) > self.alpha
+
+    def _significance(self, match: _Match, preferences: Mapping[IndexPair, float]) -> float:
+        if self.schedule == "seeded":  # whose pairs depend on the answers
+            return significance_of_agreement(*match.both_orders(preferences))
+        return significance(len(match.items), preferences)
 
 
 class _Match:
@@ -231,6 +239,12 @@ class _Match:
             if all(each is not None and each.answered for each in both):
                 found[pair] = (self.answers[pair, False].p + 1 - self.answers[pair, True].p) / 2
         return found
+
+    def both_orders(self, pairs: Iterable[IndexPair]) -> tuple[dict[IndexPair, float], dict[IndexPair, float]]:
+        """(P(i is better) where i was shown first, P(j is better) where j was) of answered pairs."""
+        chosen = list(pairs)
+        in_order, reversed_order = ({pair: self.answers[pair, swap].p for pair in chosen} for swap in (False, True))
+        return in_order, reversed_order
 
     def first_error(self, item: int | None) -> str:
         """Why a comparison failed: the first reason, of this item's or of all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,7 +21,12 @@ from cac_align.rewards.combine import combine, compares_videos
 from cac_align.rewards.ledger import Ledger
 from cac_align.rewards.pairwise.bradley_terry import components, expected_win_rates, fit_strengths
 from cac_align.rewards.pairwise.comparison import Comparison
-from cac_align.rewards.pairwise.diagnostics import cycle_share, position_bias, significance
+from cac_align.rewards.pairwise.diagnostics import (
+    cycle_share,
+    position_bias,
+    significance,
+    significance_of_agreement,
+)
 from cac_align.rewards.pairwise.schedules import PAIR_SCHEDULES, next_pairs, num_pairs
 from cac_align.rewards.pairwise.tournament import Tournament
 
@@ -158,6 +164,31 @@ def test_coin_tosses_about_equal_videos_seldom_make_a_ranking():
     assert sum(spread > 0 for spread in forced) >= 55
 
 
+class Noisy:
+    """Names a winner: the brighter one more often, by the log-odds ``slope`` per grey level; a new draw for every question."""
+
+    name = "noisy"
+    provenance: ClassVar = {"reward": "noisy"}
+
+    def __init__(self, slope: float, seed: int) -> None:
+        self.slope, self.rng = slope, np.random.default_rng(seed)
+
+    def compare(self, prompts, firsts, seconds):
+        leads = [self.slope * (brightness(a) - brightness(b)) for a, b in zip(firsts, seconds, strict=True)]
+        return [Comparison(float(self.rng.random() < 1 / (1 + math.exp(-lead)))) for lead in leads]
+
+
+def test_neighbours_of_a_real_order_are_ranked_and_coin_tosses_seldom():
+    videos = [clip(10 * value) for value in range(16)]
+
+    def ranked(slope: float) -> int:
+        groups = (values(Tournament(Noisy(slope, seed), schedule="seeded"), videos) for seed in range(40))
+        return sum(len(set(group)) > 1 for group in groups)
+
+    assert ranked(1.0) == 40
+    assert ranked(0.0) <= 8  # two are expected at level 0.05, and more than eight has probability 0.0002
+
+
 def test_a_failed_comparison_is_no_vote():
     videos = [clip(value) for value in (10, 60, 110, 160)]
     scores = Tournament(Scripted(fails=frozenset({60})))(["p"] * 4, videos)
@@ -227,6 +258,18 @@ def test_significance_is_the_share_of_orders_that_separate_as_much():
     assert significance(3, {(0, 1): 1.0, (1, 2): 1.0, (0, 2): 1.0}) == pytest.approx(6 / 8, abs=0.04)
     ordered = {(i, j): 1.0 for i in range(6) for j in range(i + 1, 6)}
     assert significance(6, ordered) == pytest.approx(720 / 2**15, abs=0.012)
+
+
+def test_agreement_of_both_orders_is_compared_with_answers_dealt_to_other_questions():
+    # Of the 6 ways to deal two wins and two losses to two pairs, 4 have both orders agree in both pairs.
+    agreeing = significance_of_agreement({(0, 1): 1.0, (2, 3): 1.0}, {(0, 1): 0.0, (2, 3): 0.0})
+    assert agreeing == pytest.approx(4 / 6, abs=0.04)
+    # Always the first: nothing else can be dealt.
+    assert significance_of_agreement({(0, 1): 1.0, (2, 3): 1.0}, {(0, 1): 1.0, (2, 3): 1.0}) == 1.0
+    # Ten pairs that all agree: 2^10 of the ways to deal ten wins and ten losses to twenty questions.
+    pairs = [(2 * k, 2 * k + 1) for k in range(10)]
+    found = significance_of_agreement(dict.fromkeys(pairs, 1.0), dict.fromkeys(pairs, 0.0))
+    assert found == pytest.approx(2**10 / math.comb(20, 10), abs=0.004)
 
 
 def test_best_of_n_keeps_the_winner_and_the_ledger_serves_no_comparison(tmp_path):

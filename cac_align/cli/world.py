@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from cac_align.cli.options import add_verb, check_writable
+
+KNOWN_WORLD = "playground"
+"""The world that the shipped judges know."""
 
 
 def add_world(verbs: Any) -> None:
@@ -18,9 +22,9 @@ def add_world(verbs: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument(
         "--world",
-        choices=("full", "studio", "playground"),
-        default="full",
-        help="what the clips hold; the shipped judges know the playground",
+        choices=("playground", "studio", "full"),
+        default=KNOWN_WORLD,
+        help="what the clips hold; the shipped judges know the playground only",
     )
 
 
@@ -31,7 +35,17 @@ def run_world(options: argparse.Namespace) -> int:
     from cac_align.runs.progress import progress_bar
 
     check_writable("--out", options.out, folder=True)
+    if options.world != KNOWN_WORLD:
+        print(f"note: {unknown_world(options.world)}", file=sys.stderr, flush=True)
     with progress_bar(options.n, "rendering", "clip") as bar:
         records = write_world(options.n, options.seed, options.out, WORLDS[options.world], bar.update)
     print(records)
     return 0
+
+
+def unknown_world(name: str) -> str:
+    """One sentence about clips of a world that the shipped judges do not know."""
+    return (
+        f"the shipped judges do not know the {name} world and give its clips no score; "
+        f"they know the {KNOWN_WORLD}, which is the default"
+    )

@@ -189,8 +189,10 @@ class CaC:
         checkpoint judged, because the server changed it during the call or does not say what it runs.
         """
         prompts, videos = as_pairs(prompts, videos)
-        domain = None if self.allow_out_of_domain else self.domain
-        return score_inside_domain(domain, prompts, videos, self._score_all, lambda: self.provenance)
+        allowed = self.allow_out_of_domain
+        return score_inside_domain(
+            self.domain, prompts, videos, self._score_all, lambda: self.provenance, allowed=allowed
+        )
 
     def _score_all(self, prompts: Sequence[str], videos: Sequence[Video]) -> list[Score]:
         """One Score per video, in order, whatever the domain."""

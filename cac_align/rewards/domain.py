@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +107,21 @@ def score_inside_domain(
     videos: Sequence[Video],
     score: Callable[[Sequence[str], Sequence[Video]], list[Score]],
     provenance: Callable[[], Mapping[str, str]],
+    *,
+    allowed: bool = False,
 ) -> list[Score]:
     """One score per video, in order: missing outside the domain, and what ``score`` gives for the others in one call.
 
-    provenance: makes the provenance of the missing scores.
+    provenance: makes the provenance of the missing scores. allowed: all are scored; where one outside the domain
+    comes back without a score, its error begins with what the judge was made for.
     """
     if domain is None:
         return score(prompts, videos)
+    if allowed:
+        return [
+            _explained(domain, found, domain.mismatch(prompt, video))
+            for found, prompt, video in zip(score(prompts, videos), prompts, videos, strict=True)
+        ]
     reasons = [domain.mismatch(prompt, video) for prompt, video in zip(prompts, videos, strict=True)]
     inside = [index for index, reason in enumerate(reasons) if reason is None]
     scores: dict[int, Score] = {}
@@ -123,12 +131,24 @@ def score_inside_domain(
     stated = provenance() if len(inside) < len(videos) else {}
     for index, reason in enumerate(reasons):
         if reason is not None:
-            text = (
-                f"outside the domain of this reward ({domain.name}: {domain.describe()}): {reason}; "
-                f"{_FOR_REAL_VIDEO}, or set {ALLOW_KEY}=true to score it all the same"
-            )
+            text = f"{_outside(domain, reason)}, or set {ALLOW_KEY}=true to score it all the same"
             scores[index] = Score.missing(text, provenance=stated)
     return [scores[index] for index in range(len(videos))]
+
+
+def _outside(domain: Domain, reason: str) -> str:
+    """What a judge was made for, what of a video lies outside it, and what to use instead."""
+    return (
+        f"outside the domain of this reward, which is a toy for the {domain.name} ({domain.describe()}): "
+        f"{reason}; {_FOR_REAL_VIDEO}"
+    )
+
+
+def _explained(domain: Domain, score: Score, reason: str | None) -> Score:
+    """The same score; a missing one of a video outside the domain says so before what went wrong."""
+    if score.scored or reason is None:
+        return score
+    return replace(score, error=f"{_outside(domain, reason)}. The judge's failure: {score.error}")
 
 
 def domain_provenance(domain: Domain | None, allow_out_of_domain: bool) -> dict[str, str]:

@@ -13,7 +13,7 @@ from cac_align.data.synthesis.synthesise import synthesise
 from cac_align.data.synthesis.teacher_context import teacher_context
 from cac_align.data.synthesis.verify import answer_faults
 from cac_align.miniature.teacher.ground_truth import GroundTruth
-from cac_align.miniature.world.settings import World
+from cac_align.miniature.world.settings import FULL, World
 from cac_align.miniature.world.world import write_world
 
 
@@ -51,7 +51,7 @@ def test_the_ground_truth_retells_a_finding_of_somebody_in_the_scene_and_keeps_i
 
 
 def test_places_come_from_the_clip_drawn_again_and_other_records_do_without(tmp_path):
-    path = write_world(2, 1_440_000, tmp_path)  # the full world: its seeds can be drawn again
+    path = write_world(2, 1_440_000, tmp_path, FULL)  # the full world: its seeds can be drawn again
     records = list(read_records(path))
     settings = Synthesis(wording="brief", tasks=["scan"])
     synthesise(records, tmp_path, GroundTruth(records), tmp_path / "with", settings)

@@ -83,6 +83,17 @@ def test_it_is_scored_where_that_is_allowed_and_the_provenance_says_so():
     assert domain_name(reward.provenance) == "small"
 
 
+def test_a_judge_that_fails_outside_its_domain_says_first_what_it_was_made_for():
+    """A judge of toys asked about a real clip writes no JSON: the reader must learn why, and what to use instead."""
+    judge = ScriptedVlm(lambda conversation: "a dog " * 200)
+    reward = CaC(judge, domain=Domain("small", frame_sizes=((64, 64),)), allow_out_of_domain=True)
+    inside, outside = reward(["p", "p"], [video(), video(size=96)])
+    assert not inside.scored and not outside.scored
+    assert "small" not in (inside.error or "") and (outside.error or "").endswith(inside.error or "?")
+    said = (outside.error or "").removesuffix(inside.error or "?")
+    assert "toy for the small" in said and "96 x 96" in said and "qwen3vl_8b_server" in said
+
+
 def test_unified_reward_has_the_same_check():
     text = "Alignment Score (1-5): 4\nPhysics Score (1-5): 4\nStyle Score (1-5): 4"
     reward = UnifiedReward(ScriptedVlm(lambda conversation: text), domain=Domain("small", num_frames=(17,)))
@@ -104,7 +115,7 @@ def test_the_default_reward_refuses_another_world_and_the_recipe_key_allows_it()
     assert domain_name(strict.provenance) == "miniature"
     allowed = load_reward(None, ["allow_out_of_domain=true", "components.cac.tta=[as_is]"])
     (score,) = allowed(["a dog runs along a beach"], [video(frames=33)])
-    assert "outside the domain" not in (score.error or "")
+    assert score.scored or "The judge's failure: " in (score.error or "")  # it was asked
     assert RewardRecipe().allow_out_of_domain is False
 
 

@@ -245,7 +245,7 @@ def write_world(
     n: int,
     seed: int,
     out_dir: str | Path,
-    world: World = FULL,
+    world: World = PLAYGROUND,
     progress: Callable[[int], Any] | None = None,
 ) -> Path:
     """Write ``n`` clips of the seeds ``seed``, ``seed`` + 1, … as mp4 files with ``records.jsonl``,

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from cac_align.core.video import Video, VideoInput, as_pairs
+from cac_align.rewards.combine import pointwise_remedy
 from cac_align.rewards.normalise import quantise
 from cac_align.rewards.pairwise.bradley_terry import PRIOR, IndexPair, components, expected_win_rates, fit_strengths
 from cac_align.rewards.pairwise.comparison import Comparator, Comparison, checked_comparisons
@@ -184,7 +185,8 @@ class Tournament:
         if n < 2:
             if len(match.members[0]) > 1:  # equal files are equally good, whatever a judge would say
                 return [0.5], [None]
-            return [math.nan], ["a comparison needs at least 2 videos of a prompt, received 1"]
+            reason = f"{self.name} compares, and this prompt has 1 video; give it 2 or more, or {pointwise_remedy('')}"
+            return [math.nan], [reason]
         answered = {item for pair in preferences for item in pair}
         reasons: list[str | None] = [
             None if item in answered else f"no comparison of this video has an answer: {match.first_error(item)}"

@@ -37,8 +37,7 @@ def test_a_pair_judge_in_a_pointwise_place_names_another_judge(tmp_path):
     reward = load(kind="vr_thinker", prompt_file=str(path), allow_other_prompt=True)
     video = Video.open(np.zeros((9, 16, 16, 3), np.uint8), fps=8.0)
     (score,) = reward(["a"], [video])
-    assert not score.scored
-    refusals = []
+    refusals = [str(score.error)]
     for refused in (lambda: bench(tmp_path / "records.jsonl", {"judge": reward}), lambda: reward_choices(reward)):
         with pytest.raises(ValueError, match="compares pairs") as told:
             refused()

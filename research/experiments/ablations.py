@@ -360,7 +360,7 @@ def report(recipe: Ablations, rows: Sequence[Mapping[str, Any]]) -> str:
         f"anomalous clips (seeds {recipe.test_seed} on). Start: {start}. Steps: {steps}. Mean ± sd over training seeds.",
         "Accuracy: right verdicts among all clips, a clip without a verdict not being right; the other figures are over clips with a",
         "verdict, temporal and spatial IoU over anomalous clips that were caught. Minus full: of the same training seed, start weights of all.",
-        "Paper: overall accuracy of its Table 3. Command: `make ablations`. What it shows: `docs/lab/LOG.md`.",
+        "Paper: overall accuracy of its Table 3. Command: `make ablations`. What it shows: `docs/lab/three_stages.md`.",
         "",
         *table(recipe.chosen, rows),
     ]

@@ -81,7 +81,7 @@ def test_the_shipped_cac_judges_what_the_shipped_wan_draws():
 
 
 @pytest.mark.xfail(
-    strict=True, reason="letters and limbs are not learnt yet (docs/lab/LOG.md); the day they are, this mark must go"
+    strict=True, reason="letters and limbs are not learnt yet (docs/lab/limits.md); the day they are, this mark must go"
 )
 def test_the_shipped_cac_is_clearly_right_about_the_studio():
     assert evaluate(needs("cac"), "cac", 36, first_seed=2_500_000, worlds=(STUDIO,))["studio"]["accuracy"] >= 0.85

@@ -38,7 +38,7 @@ TOLERANCE = 1.3
 Of the small Wan's clips, two fifths of those that a factor of 1 calls anomalous have an outline
 that is off by a pixel or two for a sixteenth of a second, without a gap between them and normal
 ones; a person who watches the clip would not report them. All but a few rendered defects lie beyond
-1.3 (docs/lab/LOG.md).
+1.3 (docs/lab/oracle.md).
 """
 
 

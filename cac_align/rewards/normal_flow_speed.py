@@ -26,7 +26,7 @@ from cac_align.core.video import Video, VideoInput, as_pairs
 from cac_align.rewards.reward import Score
 
 # Smaller changes of brightness (of 1) are flicker of compression and the VAE decoder, not motion. With 2/255, a model
-# that moved a fifth less measured the same as before, because its background flickered more (``docs/lab/motion_guard.md``).
+# that moved a fifth less measured the same as before, because its background flickered more (docs/lab/motion_guard.md).
 MIN_CHANGE = 6 / 255
 
 

@@ -158,6 +158,8 @@ def _load(checkpoint: HeadCheckpoint, device: str, dtype: torch.dtype) -> _Loade
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoProcessor, Qwen2VLModel
 
+    from cac_align.vlm.inputs import set_frame_pixel_cap
+
     checkpoint.check()
     try:
         config = AutoConfig.from_pretrained(checkpoint.base)
@@ -166,6 +168,7 @@ def _load(checkpoint: HeadCheckpoint, device: str, dtype: torch.dtype) -> _Loade
         raise ValueError(f"{checkpoint.base}: could not be read as the base of this judge: {error}") from error
     if config.model_type != "qwen2_vl":
         raise ValueError(f"{checkpoint.base}: expected a Qwen2-VL (model_type qwen2_vl), found {config.model_type!r}")
+    set_frame_pixel_cap(processor)  # nothing is resized here; an open choice makes transformers warn
     tokenizer = processor.tokenizer
     tokenizer.add_special_tokens({"additional_special_tokens": list(checkpoint.special_tokens)})
     special_ids = tuple(tokenizer.convert_tokens_to_ids(list(checkpoint.special_tokens)))

@@ -11,6 +11,8 @@ import torch
 
 from cac_align.core.judgement import Box, Window
 from cac_align.core.video import Video
+from cac_align.data.records import Record
+from cac_align.evaluation.bench.detection import decide_verdict
 from cac_align.rewards.judges import skyra, videoveritas
 from cac_align.rewards.judges.frames import rate_indices
 from cac_align.rewards.judges.real_or_fake import VERDICT, p_real, read_real_or_fake
@@ -175,6 +177,9 @@ def test_skyra_scores_the_verdict_and_keeps_the_findings(prompts):
     assert scores[1].evidence is not None and scores[1].evidence.status == "abnormal"
     assert not any(score.scored for score in scores[2:])
     assert scores[2].evidence is not None and scores[2].evidence.status is None
+    record = Record("1", "v.mp4", "a", 8.0, 33, 32, 32, "normal")
+    told = [decide_verdict(record, score).status for score in scores]
+    assert told == ["normal", "abnormal", None, None, None, None]
 
 
 def logprobs(text, word, p_word, others):

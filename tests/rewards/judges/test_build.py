@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from cac_align.core.video import Video
 from cac_align.evaluation.bench.bench import bench
-from cac_align.rewards.build import JudgeRecipe, RewardRecipe, load_reward, reward_choices
+from cac_align.rewards.build import JUDGE_KINDS, JudgeRecipe, RewardRecipe, load_reward, reward_choices
 from cac_align.rewards.combine import compares_videos
 from cac_align.rewards.judges.votes import VotedCaC
 from cac_align.rewards.metered import MeteredReward, MeteredVlm, UsageMeter, metered
@@ -99,3 +100,8 @@ def test_what_stands_around_a_judge_reaches_its_model(tmp_path):
     counted = metered(votes, UsageMeter())
     assert all(isinstance(voter, MeteredVlm) for voter in counted.voters)
     assert compares_videos(MeteredReward(pairs, UsageMeter())) == compares_videos(pairs)
+
+
+def test_every_kind_has_its_place_on_the_page_of_judges():
+    page = (Path(__file__).parents[3] / "docs" / "judges.md").read_text(encoding="utf-8")
+    assert {kind for kind in JUDGE_KINDS if f"`{kind}`" not in page} == set()

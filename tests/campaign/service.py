@@ -45,7 +45,8 @@ class _Tracebacks(logging.Handler):
         self.seen: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info or "Traceback" in record.getMessage():
+        own = record.exc_info is not None and "the reward itself broke" in str(record.exc_info[1])  # it was asked to
+        if (record.exc_info or "Traceback" in record.getMessage()) and not own:
             self.seen.append(str(record.exc_info[1] if record.exc_info else record.getMessage())[:200])
 
 

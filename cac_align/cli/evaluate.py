@@ -34,8 +34,16 @@ def add_evaluate(verbs: Any) -> None:
     )
     bench.add_argument(
         "--threshold",
-        type=float,
-        help="score below which a video counts as abnormal (default: the judge's own verdict)",
+        type=_threshold,
+        metavar="NUMBER|fit",
+        help="score below which a video counts as abnormal; fit: fitted on the half of the videos that it is not used "
+        "on (default: the judge's own verdict; 0.5 for a number from 0 to 1; fit for any other number)",
+    )
+    bench.add_argument(
+        "--protocol",
+        choices=("official", "cac", "both"),
+        default="official",
+        help="official: each judge as its recipe says; cac: the same model with CaC's prompt and frames; both",
     )
     bench.add_argument("--ledger", type=Path, help="keep and reuse scores")
     bench.add_argument("--out", type=Path, help="folder for bench.json, bench.md and plots")
@@ -94,19 +102,23 @@ def add_vbench_env(verbs: Any) -> None:
 def run_bench(options: argparse.Namespace) -> int:
     """Print the tables of one or several judges. Returns 1 where a video has no score."""
     from cac_align.data.records import all_records
-    from cac_align.evaluation.bench.bench import bench, write_bench
-    from cac_align.evaluation.bench.detection import check_threshold, evaluate_judge
+    from cac_align.evaluation.bench.bench import bench, threshold_notes, write_bench
+    from cac_align.evaluation.bench.detection import check_threshold, evaluate_judge, needs_fit
+    from cac_align.evaluation.bench.protocols import protocol_rows
     from cac_align.evaluation.bench.results import compare_judges
     from cac_align.evaluation.bench.stored_scores import stored_scores
     from cac_align.evaluation.bench.tables import to_markdown
+    from cac_align.evaluation.bench.thresholds import FIT, file_groups
     from cac_align.rewards.build import unloaded_reward
     from cac_align.rewards.combine import bounds_of
     from cac_align.rewards.ledger import Ledger
     from cac_align.rewards.reachable import check_reachable, load_reachable
     from cac_align.runs.progress import progress_callback
 
-    if options.stored and (options.reward or options.overrides):
-        raise ValueError("--stored reads scores made before, and runs no model; leave out --reward and --set")
+    if options.stored and (options.reward or options.overrides or options.protocol != "official"):
+        raise ValueError(
+            "--stored reads scores made before, and runs no model; leave out --reward, --set and --protocol"
+        )
     records = all_records(options.records)  # what is wrong with the paths is said before a judge is loaded
     if not options.stored:
         _check_some_video(options.records, records)
@@ -122,27 +134,29 @@ def run_bench(options: argparse.Namespace) -> int:
                     f"{path}: scores of {min(twice)!r} stand in another --stored file as well; put them into one file"
                 )
             judges |= found_there
-        reports = [
-            evaluate_judge(
-                records, [scores.get(record.id) for record in records], judge=name, threshold=options.threshold
-            )
-            for name, scores in judges.items()
-        ]
-        found = compare_judges(reports)
+        groups, unread = file_groups(records, options.records.parent)
+        reports = []
+        for name, scores in judges.items():
+            aligned = [scores.get(record.id) for record in records]
+            fit = options.threshold is None and needs_fit(aligned, None)
+            threshold = FIT if fit else options.threshold
+            reports.append(evaluate_judge(records, aligned, judge=name, threshold=threshold, groups=groups))
+        found = compare_judges(reports, notes=threshold_notes(reports, unread))
         if options.out:
             write_bench(found, options.out)
     else:
         recipes = options.reward or [None]
-        names = judge_names(recipes)
+        rows, notes = [], []
+        for name, recipe in zip(judge_names(recipes), recipes, strict=True):
+            of_judge, told = protocol_rows(name, recipe, options.overrides, options.protocol)
+            rows += of_judge
+            notes += told
         ledger = Ledger(options.ledger) if options.ledger else None
-        for name, recipe in zip(names, recipes, strict=True):  # all of them before the first is loaded
-            unloaded = unloaded_reward(recipe, options.overrides)
-            check_threshold(name, options.threshold, bounds_of(unloaded))
+        for row in rows:  # all of them before the first is loaded
+            unloaded = unloaded_reward(row.recipe, row.overrides)
+            check_threshold(row.name, options.threshold, bounds_of(unloaded))
             check_reachable(unloaded)
-        rewards = {
-            name: load_reachable(recipe, options.overrides, deferred=ledger is not None)
-            for name, recipe in zip(names, recipes, strict=True)
-        }
+        rewards = {row.name: load_reachable(row.recipe, row.overrides, deferred=ledger is not None) for row in rows}
         with stated_domain(*rewards.values()):
             found = bench(
                 options.records,
@@ -151,12 +165,24 @@ def run_bench(options: argparse.Namespace) -> int:
                 out=options.out,
                 threshold=options.threshold,
                 progress=progress_callback("video"),
+                protocols={row.name: row.protocol for row in rows},
+                notes=notes,
             )
     print(json.dumps(found.to_json(videos=options.videos), indent=1) if options.json else to_markdown(found), end="\n")
     unscored = sum(report.unscored for report in found.reports)
     if unscored:
         print(f"{unscored} videos have no score", file=sys.stderr)
     return 1 if unscored else 0
+
+
+def _threshold(text: str) -> float | str:
+    """The type of ``--threshold``: a number, or "fit"."""
+    if text == "fit":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or fit, received {text!r}") from None
 
 
 def _check_some_video(path: Path, records: Sequence[Any]) -> None:

@@ -3,22 +3,26 @@
 Judges see each video on its record's clock (``fps``), because the windows of the ground truth are
 written on that clock. A video that cannot be opened is an unscored video with its reason. Scores go
 through a ledger where one is given, so that a second run scores only what is missing.
+
+records → chunks of videos → every judge scores the chunk, on frames that are decoded once → reports
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cac_align.core.shared_frames import decoded_bytes, release_frames, shared_video
 from cac_align.core.video import Video
 from cac_align.core.whole_file import whole_file
 from cac_align.data.records import Record, all_records
-from cac_align.evaluation.bench.detection import check_threshold, evaluate_judge
+from cac_align.evaluation.bench.detection import JudgeReport, check_threshold, evaluate_judge, needs_fit
 from cac_align.evaluation.bench.figures import draw_figures
 from cac_align.evaluation.bench.results import Bench, compare_judges
 from cac_align.evaluation.bench.tables import to_markdown
+from cac_align.evaluation.bench.thresholds import FIT, FittedThresholds, file_groups
 from cac_align.rewards.cached import cached
 from cac_align.rewards.combine import bounds_of, compares_videos, pointwise_remedy
 from cac_align.rewards.reward import Reward, Score
@@ -32,6 +36,9 @@ VIDEOS_PER_CALL = 64
 little.
 """
 
+SHARED_BYTES = 2 * 1024**3
+"""Memory for the decoded frames that the judges of one bench share: 20 videos of 81 frames at 832×480."""
+
 
 def bench(
     records_path: str | Path,
@@ -39,18 +46,28 @@ def bench(
     *,
     ledger: Ledger | None = None,
     out: str | Path | None = None,
-    threshold: float | None = None,
+    threshold: float | str | None = None,
     false_alarm_rate: float = 0.05,
     progress: Callable[[str, int, int], None] | None = None,
+    protocols: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+    shared_bytes: int = SHARED_BYTES,
 ) -> Bench:
     """Run every reward over every video of a records file and compare the results.
+
+    Every judge scores a chunk of videos before the next chunk is decoded, and all of them read the
+    same decoded frames: each video is decoded once, however many judges there are.
 
     rewards: reward by the judge's name.
     ledger: keeps the scores, so that a second run scores only what is missing.
     out: folder for bench.json, bench.md and the plots.
     threshold: a video with a lower score counts as abnormal. None lets a judgement's own status
-        decide (0.5 for rewards without judgements).
+        decide; of rewards without judgements it is 0.5 where their values lie on [0, 1], and "fit"
+        elsewhere. "fit" takes, for each half of the videos, the best one on the other half.
     progress: called with (judge, videos done, number of videos).
+    protocols: by judge, the protocol it is asked under; kept in the report. notes: sentences for
+        the report.
+    shared_bytes: memory for decoded frames. A video that takes more by itself is not kept.
 
     Raises ``ValueError`` for an empty or malformed records file, for no reward, and for a reward
     that compares the videos of a prompt with each other.
@@ -63,28 +80,46 @@ def bench(
             raise ValueError(
                 f"judge {name!r}: {reason}, and a bench scores every video by itself; {pointwise_remedy(reason)}"
             )
-    records = all_records(records_path)
-    videos, notes = _open_all(records, Path(records_path).parent)
+    records, root = all_records(records_path), Path(records_path).parent
+    videos, odd = _open_all(records, root)
+    judges = {name: reward if ledger is None else cached(reward, ledger) for name, reward in rewards.items()}
+    scores = _score_all(
+        judges, records, videos, lambda name, done: progress and progress(name, done, len(records)), shared_bytes
+    )
+    groups, unread = file_groups(records, root)
     reports = []
     for name, reward in rewards.items():
-        judge = reward if ledger is None else cached(reward, ledger)
-        scores = _score_all(
-            judge, records, videos, lambda done, name=name: progress and progress(name, done, len(records))
-        )
+        fit = threshold is None and needs_fit(scores[name], bounds_of(reward))
         reports.append(
             evaluate_judge(
                 records,
-                scores,
+                scores[name],
                 judge=name,
-                threshold=threshold,
+                threshold=FIT if fit else threshold,
+                groups=groups,
+                protocol=(protocols or {}).get(name, ""),
                 false_alarm_rate=false_alarm_rate,
                 provenance=reward.provenance,
             )
         )
-    found = compare_judges(reports, notes=notes)
+    found = compare_judges(reports, notes=[*notes, *odd, *threshold_notes(reports, unread)])
     if out is not None:
         write_bench(found, out)
     return found
+
+
+def threshold_notes(reports: Sequence[JudgeReport], unread: int) -> list[str]:
+    """What a reader must know about fitted thresholds. unread: files whose bytes could not be compared."""
+    names = [report.judge for report in reports if isinstance(report.threshold, FittedThresholds)]
+    if not names:
+        return []
+    told = [
+        f"The thresholds of {', '.join(names)} were fitted: for each half of the videos on the other half, for the "
+        "largest mean of the two recalls. Files of equal bytes lie in the same half."
+    ]
+    if unread:
+        told.append(f"{unread} videos could not be read, so equal ones among them are told by their path alone.")
+    return told
 
 
 def score_records(
@@ -96,7 +131,8 @@ def score_records(
     their records. done: called with the number of videos scored so far.
     """
     videos, notes = _open_all(records, Path(records_path).parent)
-    return _score_all(reward, records, videos, done), notes
+    scores = _score_all({"": reward}, records, videos, lambda _, number: done(number), SHARED_BYTES)
+    return scores[""], notes
 
 
 def _open_all(records: Sequence[Record], root: Path) -> tuple[list[Video | str], list[str]]:
@@ -132,23 +168,52 @@ def _first_names(names: Sequence[str], most: int = 5) -> str:
 
 
 def _score_all(
-    reward: Reward, records: Sequence[Record], videos: Sequence[Video | str], done: Callable[[int], Any]
-) -> list[Score]:
-    """One score per record, a chunk of videos per call. Videos that cannot be opened never reach
-    the reward.
+    judges: Mapping[str, Reward],
+    records: Sequence[Record],
+    videos: Sequence[Video | str],
+    done: Callable[[str, int], Any],
+    shared_bytes: int,
+) -> dict[str, list[Score]]:
+    """By judge one score per record. Videos that cannot be opened never reach a judge.
+
+    Frames are shared where there are several judges: one alone decodes less than the whole video.
+    done: called with the judge and the number of its videos so far.
     """
+    unreadable = {position: Score.missing(video) for position, video in enumerate(videos) if isinstance(video, str)}
+    scores: dict[str, dict[int, Score]] = {name: dict(unreadable) for name in judges}
     readable = [(position, video) for position, video in enumerate(videos) if not isinstance(video, str)]
-    scores = {position: Score.missing(video) for position, video in enumerate(videos) if isinstance(video, str)}
-    for start in range(0, len(readable), VIDEOS_PER_CALL):
-        chunk = readable[start : start + VIDEOS_PER_CALL]
-        given = reward([records[position].prompt for position, _ in chunk], [video for _, video in chunk])
-        if len(given) != len(chunk):
-            raise ValueError(
-                f"reward {reward.name} returned {len(given)} scores for {len(chunk)} videos; expected one per video"
-            )
-        scores.update(zip((position for position, _ in chunk), given, strict=True))
-        done(len(records) - len(readable) + start + len(chunk))
-    return [scores[position] for position in range(len(videos))]
+    for chunk in chunks_within(readable, shared_bytes):
+        several = len(judges) > 1
+        shared = [shared_video(v) if several and decoded_bytes(v) <= shared_bytes else v for _, v in chunk]
+        for name, reward in judges.items():
+            given = reward([records[position].prompt for position, _ in chunk], shared)
+            if len(given) != len(chunk):
+                raise ValueError(
+                    f"reward {reward.name} returned {len(given)} scores for {len(chunk)} videos; expected one per video"
+                )
+            scores[name].update(zip((position for position, _ in chunk), given, strict=True))
+            done(name, len(scores[name]))
+        for video in shared:
+            release_frames(video)
+    return {name: [of_judge[position] for position in range(len(videos))] for name, of_judge in scores.items()}
+
+
+def chunks_within(readable: Sequence[tuple[int, Video]], shared_bytes: int) -> Iterator[list[tuple[int, Video]]]:
+    """Chunks in order, of at most ``VIDEOS_PER_CALL`` videos whose decoded frames take at most ``shared_bytes``.
+
+    A video that takes more by itself counts as nothing, because its frames are not kept.
+    """
+    chunk: list[tuple[int, Video]] = []
+    taken = 0
+    for position, video in readable:
+        needs = decoded_bytes(video) if decoded_bytes(video) <= shared_bytes else 0
+        if chunk and (len(chunk) == VIDEOS_PER_CALL or taken + needs > shared_bytes):
+            yield chunk
+            chunk, taken = [], 0
+        chunk.append((position, video))
+        taken += needs
+    if chunk:
+        yield chunk
 
 
 def write_bench(found: Bench, out: str | Path) -> list[Path]:

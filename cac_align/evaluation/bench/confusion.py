@@ -32,7 +32,10 @@ class ConfusionCounts:
         return self.anomalous + self.normal
 
     def metrics(self) -> dict[str, float | None]:
-        """Recall, precision and F1 of both classes, and accuracy; None where a metric is undefined."""
+        """Recall, precision and F1 of both classes, accuracy, and balanced accuracy (the mean of the two recalls).
+
+        None where a metric is undefined.
+        """
         right = np.array([self.true_positives]), np.array([self.true_negatives])
         values = _metrics(*right, self.anomalous, self.normal)
         return {name: None if math.isnan(value[0]) else float(value[0]) for name, value in values.items()}
@@ -50,6 +53,7 @@ def _metrics(tp: np.ndarray, tn: np.ndarray, anomalous: int, normal: int) -> dic
             "normal.precision": tn / (tn + fn),
             "normal.f1": 2 * tn / (2 * tn + fn + fp),
             "accuracy": (tp + tn) / np.float64(anomalous + normal),
+            "balanced_accuracy": (tp / np.float64(anomalous) + tn / np.float64(normal)) / 2,
         }
 
 
@@ -70,7 +74,14 @@ def confusion_metrics(counts: ConfusionCounts, *, resamples: int = 1000, seed: i
     right, sizes = (counts.true_positives, counts.true_negatives), (counts.anomalous, counts.normal)
     drawn = [n * rng.beta(hits + 0.5, n - hits + 0.5, size=resamples) for hits, n in zip(right, sizes, strict=True)]
     spread = _metrics(drawn[0], drawn[1], *sizes)
-    for name in ("anomalous.precision", "anomalous.f1", "normal.precision", "normal.f1", "accuracy"):
+    for name in (
+        "anomalous.precision",
+        "anomalous.f1",
+        "normal.precision",
+        "normal.f1",
+        "accuracy",
+        "balanced_accuracy",
+    ):
         value = values[name]
         if value is None or (name != "accuracy" and not (counts.anomalous and counts.normal)):
             metrics[name] = NO_ESTIMATE

@@ -31,6 +31,7 @@ from cac_align.evaluation.bench.calibration import Calibration, calibrate
 from cac_align.evaluation.bench.confusion import ConfusionCounts, confusion_metrics
 from cac_align.evaluation.bench.difficulty import SPLITS, split_of
 from cac_align.evaluation.bench.localisation import localise, mean_ious
+from cac_align.evaluation.bench.thresholds import FIT, FittedThresholds, fit_thresholds, two_halves
 from cac_align.evaluation.statistics import Estimate, share
 from cac_align.rewards.domain import domain_name, page_notice
 from cac_align.rewards.reward import Score
@@ -42,9 +43,9 @@ from cac_align.rewards.reward import Score
 class VideoVerdict:
     """A judge's verdict on one record.
 
-    ``status`` is None when there is no score, and then ``error`` gives the reason. ``source`` is
-    "judgement" when the judgement's status decided, "threshold" when the score did, and "none"
-    without a score.
+    ``status`` is None when there is no verdict, and then ``error`` gives the reason: there is no
+    score, or no threshold to compare it with. ``source`` is "judgement" when the judgement's status
+    decided, "threshold" when the score did, and "none" without a verdict.
     """
 
     id: str
@@ -70,12 +71,14 @@ class VideoVerdict:
         }
 
 
-def check_threshold(judge: str, threshold: float | None, bounds: tuple[float, float] | None) -> None:
+def check_threshold(judge: str, threshold: float | str | None, bounds: tuple[float, float] | None) -> None:
     """Raise ``ValueError`` for a threshold that is not finite or lies outside the judge's range of
-    values.
+    values. "fit" is none yet.
     """
-    if threshold is None:
+    if threshold is None or threshold == FIT:
         return
+    if isinstance(threshold, str):
+        raise ValueError(f"threshold must be a number or {FIT!r}, received {threshold!r}")
     low, high = bounds or (-math.inf, math.inf)
     if not (math.isfinite(threshold) and low <= threshold <= high):
         among = "" if bounds is None else f" between {low:g} and {high:g}, where judge {judge!r} has its values"
@@ -163,6 +166,10 @@ class JudgeReport:
     warnings: tuple[str, ...]
     verdicts: tuple[VideoVerdict, ...]
     provenance: Mapping[str, str]
+    # The threshold below which a video counts as abnormal, those of the two halves, or None for the judge's own verdict.
+    threshold: float | FittedThresholds | None = None
+    # Which of the paper's two protocols the judge was asked under (``bench.protocols``); "" where nobody chose one.
+    protocol: str = ""
 
     @property
     def n(self) -> int:
@@ -194,6 +201,8 @@ class JudgeReport:
             "unscored": unscored,
             "accuracy": metrics["accuracy"].value,
             "accuracy_interval": [metrics["accuracy"].low, metrics["accuracy"].high],
+            "balanced_accuracy": metrics["balanced_accuracy"].value,
+            "balanced_accuracy_interval": [metrics["balanced_accuracy"].low, metrics["balanced_accuracy"].high],
             "accuracy_bounds": [right / self.n, (right + unscored) / self.n] if self.n else [None, None],
             "anomalous": of_class("anomalous"),
             "normal": of_class("normal"),
@@ -212,6 +221,9 @@ class JudgeReport:
                 "unassigned": self.hard_unassigned,
             },
             "ece": self.calibration.ece,
+            "auroc": self.calibration.auroc,
+            "threshold": self.threshold.to_json() if isinstance(self.threshold, FittedThresholds) else self.threshold,
+            "protocol": self.protocol or None,
             "calibration": self.calibration.to_json(),
             "warnings": list(self.warnings),
             "domain": domain_name(self.provenance),
@@ -227,7 +239,9 @@ def evaluate_judge(
     scores: Sequence[Score | Judgement | float | None] | Mapping[str, Score | Judgement | float | None],
     *,
     judge: str = "judge",
-    threshold: float | None = None,
+    threshold: float | str | None = None,
+    groups: Sequence[str] | None = None,
+    protocol: str = "",
     false_alarm_rate: float = 0.05,
     resamples: int = 1000,
     seed: int = 0,
@@ -236,7 +250,11 @@ def evaluate_judge(
     """Evaluate one judge's answers on annotated records.
 
     scores: aligned with ``records``, or by record id (a missing id is an unscored video).
-    threshold: see ``decide_verdict``.
+    threshold: see ``decide_verdict``; "fit" fits it on the half of the videos that it is not used on
+        (``bench.thresholds``).
+    groups: for "fit", a text per record that is equal where the videos are equal
+        (``thresholds.file_groups``); None takes the path of each record's video.
+    protocol: kept in the report.
     false_alarm_rate: the share of normal videos that the report's operating point may call
         abnormal.
 
@@ -266,9 +284,16 @@ def evaluate_judge(
             raise ValueError(f"expected one score per record, received {len(scores)} scores and {len(records)} records")
         aligned = list(scores)
 
-    verdicts = [
-        decide_verdict(record, score, threshold=threshold) for record, score in zip(records, aligned, strict=True)
-    ]
+    fitted = None
+    if threshold == FIT:
+        halves = two_halves(groups or [record.video for record in records], [record.status for record in records])
+        fitted = fit_thresholds([_value_of(given) for given in aligned], [record.status for record in records], halves)
+        verdicts = [_fitted_verdict(*row, fitted) for row in zip(records, aligned, halves, strict=True)]
+    else:
+        fixed = None if threshold is None else float(threshold)
+        verdicts = [
+            decide_verdict(record, score, threshold=fixed) for record, score in zip(records, aligned, strict=True)
+        ]
     scored = [one for one in verdicts if one.status is not None]
     counts = ConfusionCounts(
         true_positives=sum(one.right for one in scored if one.truth == "abnormal"),
@@ -289,7 +314,7 @@ def evaluate_judge(
     grouped = [(split_of(record), one.right) for record, _, one in anomalous]
     unassigned = sum(split_of(record) is None for record in records if record.status == "abnormal")
     located = [(one, localise(record, judgement)) for record, judgement, one in anomalous if judgement is not None]
-    with_value = [one for one in scored if math.isfinite(one.value)]
+    with_value = [one for one in verdicts if math.isfinite(one.value)]
     by_threshold = sum(one.source == "threshold" for one in verdicts)
     calibration = calibrate(
         [one.value for one in with_value], [one.truth for one in with_value], false_alarm_rate=false_alarm_rate
@@ -320,7 +345,43 @@ def evaluate_judge(
         ),
         verdicts=tuple(verdicts),
         provenance=dict(provenance or {}),
+        threshold=fitted or (None if threshold is None else float(threshold)),
+        protocol=protocol,
     )
+
+
+def _value_of(given: Score | Judgement | float | None) -> float:
+    """The number in a judge's answer; NaN where there is none."""
+    if isinstance(given, Score):
+        return given.value
+    if isinstance(given, Judgement):
+        return math.nan if given.error is not None else given.reward
+    return math.nan if given is None or not math.isfinite(given) else float(given)
+
+
+def _fitted_verdict(
+    record: Record, given: Score | Judgement | float | None, half: int, fitted: FittedThresholds
+) -> VideoVerdict:
+    """The verdict by the threshold of this half; without one there is a value and no verdict."""
+    threshold, value = fitted.thresholds[half], _value_of(given)
+    if threshold is None and math.isfinite(value):
+        error = f"no threshold could be fitted: {fitted.faults[half]}; give one with --threshold"
+        return VideoVerdict(record.id, record.status, None, value, "none", error)
+    return decide_verdict(record, given, threshold=0.0 if threshold is None else threshold)
+
+
+def needs_fit(scores: Sequence[Score | Judgement | float | None], bounds: tuple[float, float] | None) -> bool:
+    """Whether a judge gives numbers that no threshold of its own belongs to.
+
+    That is one without any verdict whose values do not lie on [0, 1], where one half is the border. bounds: what the
+    judge declares; where it declares none, its values tell.
+    """
+    if any(evidence_of(given) is not None for given in scores):
+        return False
+    if bounds is not None:
+        return tuple(bounds) != (0.0, 1.0)
+    values = [value for value in map(_value_of, scores) if math.isfinite(value)]
+    return not all(0 <= value <= 1 for value in values)
 
 
 def _type_recall(kind: str, anomalous: Sequence[tuple[Record, Judgement | None, VideoVerdict]]) -> TypeRecall:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cac_align.core.judgement import ANOMALY_TYPES
+from cac_align.evaluation.bench.detection import JudgeReport
 from cac_align.evaluation.bench.difficulty import SPLIT_TITLES, SPLITS
 from cac_align.evaluation.bench.results import Bench
+from cac_align.evaluation.bench.thresholds import FittedThresholds
 from cac_align.evaluation.statistics import Estimate
 
 
@@ -36,6 +38,21 @@ def _sections(bench: Bench) -> Iterable[str]:
         head,
         (
             [r.judge, *(str(r.metrics[name]) for name in metrics), str(r.metrics["accuracy"]), r.n, r.unscored]
+            for r in reports
+        ),
+    )
+    yield "## Both classes alike\n\n" + _table(
+        ["judge", "protocol", "anomalous recall", "normal recall", "balanced accuracy", "AUROC", "abnormal"],
+        (
+            [
+                r.judge,
+                r.protocol or "–",
+                str(r.metrics["anomalous.recall"]),
+                str(r.metrics["normal.recall"]),
+                str(r.metrics["balanced_accuracy"]),
+                number_text(r.calibration.auroc),
+                _rule(r),
+            ]
             for r in reports
         ),
     )
@@ -118,6 +135,15 @@ def _cell(text: str) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines: list[Sequence[object]] = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join("| " + " | ".join(_cell(str(cell)) for cell in row) + " |" for row in lines)
+
+
+def _rule(report: JudgeReport) -> str:
+    """When a video counts as abnormal, in a few words."""
+    if isinstance(report.threshold, FittedThresholds):
+        return "below " + " and ".join(number_text(one, 4) for one in report.threshold.thresholds) + " (two halves)"
+    if report.threshold is not None:
+        return f"below {report.threshold:g}"
+    return "below 0.5" if any(one.source == "threshold" for one in report.verdicts) else "its own verdict"
 
 
 def number_text(value: float | None, digits: int = 3) -> str:

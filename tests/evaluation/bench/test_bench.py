@@ -7,11 +7,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
+from cac_align.core.decoding import FileFrames
 from cac_align.core.judgement import Anomaly, Judgement, Window
+from cac_align.core.video import Video
 from cac_align.data.records import Record, write_records
-from cac_align.evaluation.bench.bench import bench, write_bench
+from cac_align.evaluation.bench.bench import bench, chunks_within, write_bench
 from cac_align.evaluation.bench.detection import evaluate_judge
 from cac_align.evaluation.bench.figures import draw_figures
 from cac_align.evaluation.bench.results import compare_judges
@@ -139,3 +142,65 @@ def test_a_reward_that_compares_a_prompts_videos_is_refused(set_of_six):
         ranked = combine({"a": Brightness("a"), "b": Brightness("b")}, normalise=normalise)
         with pytest.raises(ValueError, match=f"judge 'both': normalise: {normalise} compares the videos of a prompt"):
             bench(root / "records.jsonl", {"both": ranked})
+
+
+class Dense(Brightness):
+    """Reads every frame, as a judge at a high rate does."""
+
+    def __call__(self, prompts, videos):
+        return [Score(float(video.sample(8).pixels.mean()), provenance=self.provenance) for video in videos]
+
+
+def test_each_video_is_decoded_once_however_many_judges(set_of_six, monkeypatch):
+    folder, _ = set_of_six
+    decoded = []
+    read = FileFrames.read
+
+    def counted(self, indices):
+        decoded.append((self.path.name, len(indices)))
+        return read(self, indices)
+
+    monkeypatch.setattr("cac_align.core.decoding.FileFrames.read", counted)
+    # KeptFrames.read reaches FileFrames.read only when something has to be decoded.
+    judges = {name: kind(name) for name, kind in [("a", Brightness), ("b", Dense), ("c", Brightness), ("d", Dense)]}
+    told = []
+    found = bench(folder / "records.jsonl", judges, progress=lambda *row: told.append(row))
+    assert sorted(decoded) == [(f"{number}.mp4", 8) for number in range(6)]
+    assert [row for row in told if row[1] == 6] == [(name, 6, 6) for name in judges]
+    decoded.clear()
+    one_video = 8 * 32 * 32 * 3
+    small = bench(folder / "records.jsonl", judges, shared_bytes=2 * one_video)  # three chunks of two videos
+    assert len(decoded) == 6 and small.to_json(videos=True) == found.to_json(videos=True)
+    decoded.clear()
+    bench(folder / "records.jsonl", judges, shared_bytes=one_video - 1)  # too small for any: each judge decodes
+    assert len(decoded) == 24
+
+
+def test_chunks_stay_within_their_bytes():
+    def video(frames):
+        return Video.open(np.zeros((frames, 10, 10, 3), np.uint8), fps=8, layout="THWC")
+
+    rows = [(n, video(frames)) for n, frames in enumerate([1, 2, 3, 9, 1, 1])]
+    chunks = [[n for n, _ in chunk] for chunk in chunks_within(rows, 4 * 300)]
+    assert chunks == [[0, 1], [2, 3, 4], [5]]  # number 3 is too large to be kept and takes nothing
+    many = [(n, rows[0][1]) for n in range(130)]
+    assert [len(chunk) for chunk in chunks_within(many, 10**9)] == [64, 64, 2]
+
+
+def test_a_number_without_bounds_is_judged_by_fitted_thresholds(tmp_path):
+    (tmp_path / "videos").mkdir()
+    records = []
+    for number in range(12):
+        bad = number % 2 == 1
+        clip(tmp_path / "videos" / f"{number}.mp4", (40 if bad else 210) + number)
+        status = "abnormal" if bad else "normal"
+        anomalies = (Anomaly("Object Distortion", Window(0, 0.5)),) if bad else ()
+        records.append(Record(f"r{number}", f"videos/{number}.mp4", "p", 8, 8, 32, 32, status, anomalies))
+    write_records(tmp_path / "records.jsonl", records)
+    found = bench(tmp_path / "records.jsonl", {"dense": Dense()}, protocols={"dense": "official"})
+    row = found.to_json()
+    assert row["balanced_accuracy"] == 1.0 and row["auroc"] == 1.0 and row["protocol"] == "official"
+    assert all(51 < one < 210 for one in row["threshold"]["thresholds"]) and row["threshold"]["videos"] == [6, 6]
+    assert "Files of equal bytes" in row["notes"][0] and "(two halves)" in to_markdown(found)
+    fixed = bench(tmp_path / "records.jsonl", {"dense": Dense()}, threshold=30.0).to_json()
+    assert (fixed["threshold"], fixed["normal"]["recall"], fixed["anomalous"]["recall"]) == (30.0, 1.0, 0.0)

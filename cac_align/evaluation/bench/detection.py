@@ -166,7 +166,7 @@ class JudgeReport:
     warnings: tuple[str, ...]
     verdicts: tuple[VideoVerdict, ...]
     provenance: Mapping[str, str]
-    # The threshold below which a video counts as abnormal, those of the two halves, or None for the judge's own verdict.
+    # Below which value a video counts as abnormal: one, or one per half; None for the judge's own verdict.
     threshold: float | FittedThresholds | None = None
     # Which of the paper's two protocols the judge was asked under (``bench.protocols``); "" where nobody chose one.
     protocol: str = ""

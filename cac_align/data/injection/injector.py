@@ -124,10 +124,12 @@ Apply = Callable[[SourceClip, np.random.Generator, float], Edit]
 class Injector:
     """A named way to put a defect into a clip.
 
-    requires: names of the modules without which it cannot run.
+    requires: names of the modules without which it cannot run. unmoved: it also applies to clips in
+    which no moving object is found.
     """
 
     name: str
     tier: Tier
     apply: Apply
     requires: tuple[str, ...] = ()
+    unmoved: bool = False

@@ -10,6 +10,8 @@ from cac_align.data.injection.injectors.crossing import CROSSING_INJECTORS
 from cac_align.data.injection.injectors.motion import MOTION_INJECTORS
 from cac_align.data.injection.injectors.presence import PRESENCE_INJECTORS
 from cac_align.data.injection.injectors.shape import SHAPE_INJECTORS
+from cac_align.data.injection.injectors.sign import SIGN_INJECTORS
+from cac_align.data.injection.injectors.text import TEXT_INJECTORS
 
 INJECTORS: Mapping[str, Injector] = {
     injector.name: injector
@@ -18,6 +20,8 @@ INJECTORS: Mapping[str, Injector] = {
         *PRESENCE_INJECTORS,
         *MOTION_INJECTORS,
         *CROSSING_INJECTORS,
+        *TEXT_INJECTORS,
+        *SIGN_INJECTORS,
     )
 }
 """The injectors that need no weights of the user's, by name."""

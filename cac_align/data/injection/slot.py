@@ -111,8 +111,11 @@ def fill_slot(task: SlotTask) -> dict[str, Any]:
 def _fill(task: SlotTask, report: dict[str, Any]) -> None:
     settings = task.settings
     video = open_source(Path(task.path), settings)
-    clip, origin = load_clip(video, task.place, settings, task.prompt)
     injectors, _ = usable_injectors(settings.tiers, settings.injectors)  # pyright: ignore[reportArgumentType]
+    unmoved = any(injector.unmoved for injector in injectors.values())
+    clip, origin = load_clip(video, task.place, settings, task.prompt, unmoved=unmoved)
+    if not clip.objects:
+        injectors = {name: injector for name, injector in injectors.items() if injector.unmoved}
     pair, rejected = make_pair(clip, injectors, task.stream("pair"), settings)
     report["rejected"] = [attempt.to_json() for attempt in rejected]
     if pair is None:

@@ -88,10 +88,13 @@ def open_source(path: Path, settings: Injection) -> Video:
     return video
 
 
-def load_clip(video: Video, place: float, settings: Injection, prompt: str = "") -> tuple[SourceClip, ClipOrigin]:
+def load_clip(
+    video: Video, place: float, settings: Injection, prompt: str = "", *, unmoved: bool = False
+) -> tuple[SourceClip, ClipOrigin]:
     """The clip near ``place`` (0: the video's first frame, 1: its last one) of an opened source.
 
-    Raises ``UnusableSource`` when there is no shot of the wanted length there, or nothing moves.
+    unmoved: as for ``prepared_clip``. Raises ``UnusableSource`` when there is no shot of the wanted
+    length there, or nothing moves.
     """
     indices, fps = _clock(video, place, settings)
     pixels = _decoded(video, indices, settings)
@@ -108,7 +111,7 @@ def load_clip(video: Video, place: float, settings: Injection, prompt: str = "")
     length = min(wanted, len(pixels))
     first = min(max(round(place * (len(pixels) - 1)) - length // 2, 0), len(pixels) - length)
     inside = slice(first, first + length)
-    clip = prepared_clip(pixels, fps, inside, prompt=prompt, name=Path(video.name).name)
+    clip = prepared_clip(pixels, fps, inside, prompt=prompt, name=Path(video.name).name, unmoved=unmoved)
     times = [video.times_s[index] for index in indices[inside]]
     return clip, ClipOrigin(video.content_hash, times[0], times[-1], round(video.fps, 4), cropped)
 
@@ -187,13 +190,20 @@ def _fitting(rows: slice, columns: slice, max_aspect: float) -> tuple[slice, sli
 
 
 def prepared_clip(
-    pixels: np.ndarray, fps: float, inside: slice | None = None, *, prompt: str = "", name: str = "clip"
+    pixels: np.ndarray,
+    fps: float,
+    inside: slice | None = None,
+    *,
+    prompt: str = "",
+    name: str = "clip",
+    unmoved: bool = False,
 ) -> SourceClip:
     """A clip with its background and moving objects.
 
     pixels: the frames of one shot, (T, H, W, 3). inside: the frames that become the clip (None:
-    all); the others help to see the background. Raises ``UnusableSource`` when the camera's motion
-    cannot be undone: then the picture has no background.
+    all); the others help to see the background. unmoved: a clip in which no moving object can be
+    followed is taken too, without objects and background. Raises ``UnusableSource`` when there is
+    no moving object, or the camera's motion cannot be undone: then the picture has no background.
     """
     inside = slice(0, len(pixels)) if inside is None else inside
     around = _nearby(inside, len(pixels))
@@ -215,6 +225,9 @@ def prepared_clip(
         for ghost in tracked.ghosts:
             area = np.any(ghost.masks, axis=0)
             plate[area] = median_frame(clip[ghost.frames])[area]
+    usable = bool(tracked.objects) and not (moving_camera and np.mean(masks) > _CHANGED)
+    if unmoved and not usable:
+        return SourceClip(clip, fps, grain=grain_of(clip), prompt=prompt, name=name)
     if moving_camera and np.mean(masks) > _CHANGED:
         raise UnusableSource(moving_camera)
     if not tracked.objects:

@@ -47,17 +47,18 @@ def make_pair(
 
     A defect that cannot be seen is tried again with more severity, an absurd one with less, up to
     ``settings.tries`` times. Deterministic: the same source, injectors and stream give the same
-    bytes.
+    bytes. Injectors of the tier "core" and the others draw from streams of their own and are counted
+    apart. So a pair of a core injector is the same whether or not the extra is installed.
     """
-    names = sorted(injectors)
-    order = [names[index] for index in rng.permutation(len(names))]
+    streams = {True: rng, False: rng.spawn(1)[0]}
+    tried = {True: 0, False: 0}
     rejected: list[Rejection] = []
-    tried = 0
-    for name in order:
-        if tried == settings.max_injectors:
-            break
-        severity = float(rng.uniform(settings.min_severity, settings.max_severity))
-        seed = int(rng.integers(2**63))
+    for name in _order(injectors, streams):
+        core = injectors[name].tier == "core"
+        if tried[core] == settings.max_injectors:
+            continue
+        severity = float(streams[core].uniform(settings.min_severity, settings.max_severity))
+        seed = int(streams[core].integers(2**63))
         for _ in range(settings.tries):
             try:
                 edit = injectors[name].apply(source, np.random.default_rng(seed), severity)
@@ -75,5 +76,17 @@ def make_pair(
             else:
                 severity = min(severity + 0.35 * (1 - severity) + 0.05, settings.max_severity)
         else:
-            tried += 1
+            tried[core] += 1
     return None, rejected
+
+
+def _order(injectors: Mapping[str, Injector], streams: Mapping[bool, np.random.Generator]) -> list[str]:
+    """The names in random order. Other injectors come in between those of the tier "core" (stream
+    ``True``) and do not change their order.
+    """
+    shuffled: dict[bool, list[str]] = {}
+    for core, stream in streams.items():
+        names = sorted(name for name, injector in injectors.items() if (injector.tier == "core") == core)
+        shuffled[core] = [names[index] for index in stream.permutation(len(names))]
+    turns = np.repeat([True, False], [len(shuffled[True]), len(shuffled[False])])
+    return [shuffled[bool(core)].pop(0) for core in streams[False].permutation(turns)]

@@ -36,7 +36,8 @@ class Injection:
     min_contrast: float = 12.0
     # … and at most this share: more is absurd.
     max_area: float = 0.4
-    # Severities tried per injector, and injectors tried per source, before the source is skipped.
+    # Severities tried per injector, and injectors tried per source, before the source is skipped. Injectors of the
+    # tier core and all others are counted apart.
     tries: int = 3
     max_injectors: int = 8
     # Records of normal clips that look unusual (true exits, blur, exposure jumps, dropped frames, …) per pair.

@@ -120,7 +120,7 @@ def _fill(task: SlotTask, report: dict[str, Any]) -> None:
     report["rejected"] = [attempt.to_json() for attempt in rejected]
     if pair is None:
         reasons = "; ".join(sorted({f"{attempt.injector}: {attempt.reason}" for attempt in rejected}))
-        raise UnusableSource(f"no injector fits: {reasons}")
+        raise UnusableSource(f"no injector fits: {reasons}" if clip.objects else f"no moving object: {reasons}")
     names = [f"videos/{task.key}-{kind}.mp4" for kind in ("anomalous", "sham")]
     for name, pixels in zip(names, (pair.edit.anomalous, pair.edit.sham), strict=True):
         _write(task, name, pixels, clip.fps)

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from cac_align.core.judgement import ANOMALY_TYPES
-from cac_align.data.injection.injector import NotApplicable, SourceClip
+from cac_align.data.injection.injector import Injector, NotApplicable, SourceClip
+from cac_align.data.injection.pairs import make_pair
 from cac_align.data.injection.registry import INJECTORS, usable_injectors
+from cac_align.data.injection.settings import Injection
 from cac_align.data.injection.sources.masks import dilated
 from cac_align.data.injection.truth import anomaly_of, measure, twin_difference
 from tests.data.injection.squares import HEIGHT, WIDTH, square_clip
@@ -126,6 +128,27 @@ def test_a_still_square_cannot_freeze_and_no_object_is_said():
     for name in CORE:
         with pytest.raises(NotApplicable, match="no two moving objects|no moving object|background"):
             INJECTORS[name].apply(nothing, np.random.default_rng(0), 0.7)
+
+
+def test_other_injectors_change_nothing_about_a_core_pair():
+    def drawn(source, rng, severity):
+        edit = INJECTORS["warp"].apply(source, rng, severity)
+        rng.random(7)
+        return edit
+
+    source = two_squares()
+    core = {name: INJECTORS[name] for name in ("warp", "teleport", "flicker", "fuse", "split")}
+    others = {f"other{index}": Injector(f"other{index}", "inject", drawn) for index in range(3)}
+    winners = set()
+    for seed in range(12):
+        alone, _ = make_pair(source, core, np.random.default_rng(seed), Injection())
+        among, _ = make_pair(source, core | others, np.random.default_rng(seed), Injection())
+        assert alone is not None and among is not None
+        winners.add(among.injector in core)
+        if among.injector in core:
+            assert (among.injector, among.severity) == (alone.injector, alone.severity)
+            assert np.array_equal(among.edit.anomalous, alone.edit.anomalous)
+    assert winners == {True, False}
 
 
 def test_an_unknown_injector_is_refused_by_name():

@@ -126,18 +126,20 @@ def broken(ink: Ink, rng: np.random.Generator, share: float) -> np.ndarray:
     fewer than two fifths are broken.
     """
     edit = ink.untouched.copy()
+    inked = np.flatnonzero(ink.mask.any(1))
+    rows = slice(int(inked[0]), int(inked[-1]) + 1)
     wanted = max(round(share * len(ink.cells)), 2)
     done = 0
     for index in rng.permutation(len(ink.cells)):
         if done == wanted:
             break
         left, right = ink.cells[index]
-        own = ink.untouched[:, left:right]
+        own = ink.untouched[rows, left:right]
         for kind in rng.permutation(4):
             piece = _ways(own, int(kind), rng)
-            before, after = ink.light[:, left:right], ink.shown(piece)
+            before, after = ink.light[rows, left:right], ink.shown(piece)
             if np.abs(after - before).sum() >= _CHANGED * np.abs(before).sum():
-                edit[:, left:right] = piece
+                edit[rows, left:right] = piece
                 done += 1
                 break
     if done < max(2, 0.4 * len(ink.cells)):

@@ -12,10 +12,10 @@ from difflib import SequenceMatcher
 import numpy as np
 
 from cac_align.data.injection.injector import Edit, Injector, NotApplicable, SourceClip
-from cac_align.data.injection.injectors.compositing import MIN_FRAMES, choose_span
+from cac_align.data.injection.injectors.compositing import choose_span
 from cac_align.data.injection.injectors.glyphs import Ink, broken, drawn, ink_of, mirrored, reordered
 from cac_align.data.injection.sources.planes import put_back, quad_mask, rectified
-from cac_align.data.injection.sources.text_lines import TextLine, read_text, text_lines
+from cac_align.data.injection.sources.text_lines import MIN_FRAMES, TextLine, read_text, text_lines
 
 TYPE = "Character Anomalies"
 _NEEDS = ("onnxruntime", "rapidocr")

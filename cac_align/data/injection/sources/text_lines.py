@@ -20,9 +20,13 @@ import numpy as np
 from cac_align.data.injection.injector import SourceClip
 from cac_align.data.injection.sources.planes import followed, patch_shape, quad_mask, rectified
 
-_SEEN = 0.3  # probability of text at a pixel
-_SURE = 0.6  # its mean over a line
+# Probability of text at a pixel, and how far a region of it is grown. The lower one may join a line with ornaments.
+_SEEN = ((0.6, 1.8), (0.7, 1.8))
+_SURE = 0.7  # its mean over a line
+_SIDES = (736, 960)  # px of the shorter side of a frame in which text is looked for, first coarse and then fine
 _READ = 0.75  # mean probability of the characters that are read
+MIN_FRAMES = 8
+"""Frames on which a line must be seen whole to be of use."""
 _SHORTEST, _LOWEST = 3, 10  # characters of a line; px of its height
 _HIDDEN = 0.03  # share of a line that something else that moves may cover
 
@@ -45,7 +49,7 @@ _found: WeakKeyDictionary[SourceClip, tuple[TextLine, ...]] = WeakKeyDictionary(
 
 
 def text_lines(source: SourceClip) -> tuple[TextLine, ...]:
-    """The lines of text of a clip, the largest first; looked for on its middle frame, else nearer its ends."""
+    """The lines of text of a clip, the largest first; looked for on its middle frame, then nearer its ends."""
     if source not in _found:
         _found[source] = _text_lines(source)
     return _found[source]
@@ -53,19 +57,50 @@ def text_lines(source: SourceClip) -> tuple[TextLine, ...]:
 
 def _text_lines(source: SourceClip) -> tuple[TextLine, ...]:
     count = len(source.pixels)
+    brief: tuple[TextLine, ...] = ()
     for start in (count // 2, count // 4, 3 * count // 4):
-        lines = []
-        for quad in detected_quads(source.pixels[start]):
-            shape = patch_shape(quad)
-            if shape[0] < _LOWEST or shape[1] < shape[0]:
-                continue
-            text, sure = read_text(rectified(source.pixels[start], quad, shape))
-            if sure >= _READ and len(text.replace(" ", "")) >= _SHORTEST:
-                quads = _unhidden(source, followed(source.pixels, quad, start))
-                lines.append(TextLine(quads, text, shape))
-        if lines:
-            return tuple(sorted(lines, key=lambda line: -line.shape[0] * line.shape[1]))
-    return ()
+        lines = tuple(
+            TextLine(_unhidden(source, followed(source.pixels, quad, start)), text, patch_shape(quad))
+            for quad, text in _lines_of(source.pixels[start])
+        )
+        if any(len(line.frames) >= MIN_FRAMES for line in lines):
+            return lines
+        brief = brief or lines
+    return brief
+
+
+def _lines_of(frame: np.ndarray) -> list[tuple[np.ndarray, str]]:
+    """Quads (4, 2) of the lines that can be read on a frame, and what they say; the largest first."""
+    for side in _SIDES:
+        quads = detected_quads(frame, side)
+        if readable := _readable(frame, quads):
+            return readable
+        if not quads:  # nothing that looks like text: no second look
+            break
+    return []
+
+
+def _readable(frame: np.ndarray, quads: list[np.ndarray]) -> list[tuple[np.ndarray, str]]:
+    """The quads in which a line is read, and what; the largest first. Of several around one line the
+    one that is read best.
+    """
+    found: list[tuple[float, np.ndarray, str]] = []
+    for quad in quads:
+        shape = patch_shape(quad)
+        if shape[0] < _LOWEST or shape[1] < shape[0]:
+            continue
+        text, sure = read_text(rectified(frame, quad, shape))
+        letters = len(text.replace(" ", ""))
+        if sure >= _READ and letters >= _SHORTEST:
+            found.append((letters * sure**3, quad, text))
+    kept: list[tuple[np.ndarray, str]] = []
+    taken = np.zeros(frame.shape[:2], bool)
+    for _, quad, text in sorted(found, key=lambda line: -line[0]):
+        area = quad_mask(frame.shape[:2], quad)
+        if not (taken & area).any():
+            taken |= area
+            kept.append((quad, text))
+    return sorted(kept, key=lambda line: -np.prod(patch_shape(line[0])))
 
 
 def _unhidden(source: SourceClip, quads: np.ndarray) -> np.ndarray:
@@ -100,8 +135,8 @@ def _session(kind: str) -> Any:
     return onnxruntime.InferenceSession(str(files[-1]), options, providers=["CPUExecutionProvider"])
 
 
-def detected_quads(frame: np.ndarray, side: int = 736) -> list[np.ndarray]:
-    """Quads (4, 2) of the lines of text of a frame (H, W, 3).
+def detected_quads(frame: np.ndarray, side: int = _SIDES[0]) -> list[np.ndarray]:
+    """Quads (4, 2) around what may be lines of text in a frame (H, W, 3), often several around one line.
 
     side: the frame's shorter side is enlarged to this many px at most twofold, as the model wants it.
     """
@@ -114,17 +149,18 @@ def detected_quads(frame: np.ndarray, side: int = 736) -> list[np.ndarray]:
     batch = ((image.astype(np.float32) / 255 - 0.5) / 0.5).transpose(2, 0, 1)[None]
     session = _session("det")
     likely = session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(batch)})[0][0, 0]
-    return [quad * (width / size[0], height / size[1]) for quad in likely_quads(likely)]
+    return [quad * (width / size[0], height / size[1]) for seen in _SEEN for quad in likely_quads(likely, *seen)]
 
 
-def likely_quads(likely: np.ndarray, unclip: float = 1.6) -> list[np.ndarray]:
-    """Quads (4, 2) around the regions of a map (H, W) of the probability of text. The model marks a
-    line's core; ``unclip`` says how far its quad is grown again, as a multiple of area / perimeter.
+def likely_quads(likely: np.ndarray, seen: float, unclip: float) -> list[np.ndarray]:
+    """Quads (4, 2) around the regions of a map (H, W) of the probability of text that lie above ``seen``.
+    The model marks a line's core; ``unclip`` says how far its quad is grown again, as a multiple of
+    area / perimeter.
     """
     from scipy import ndimage
 
     labels = np.zeros(likely.shape, np.int32)
-    ndimage.label(likely > _SEEN, np.ones((3, 3), bool), labels)
+    ndimage.label(likely > seen, np.ones((3, 3), bool), labels)
     quads = []
     for index, area in enumerate(ndimage.find_objects(labels), 1):
         inside = labels[area] == index

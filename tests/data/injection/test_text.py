@@ -12,7 +12,7 @@ import pytest
 from cac_align.data.injection.injector import MovingObject, NotApplicable, SourceClip
 from cac_align.data.injection.injectors import text
 from cac_align.data.injection.injectors.glyphs import broken, drawn, ink_of, likeness, mirrored, reordered
-from cac_align.data.injection.injectors.sign import WORDS, render_sign, sign_board
+from cac_align.data.injection.injectors.sign import SIGN_WORDS, render_sign, sign_board
 from cac_align.data.injection.registry import INJECTORS
 from cac_align.data.injection.settings import Injection
 from cac_align.data.injection.sources.masks import dilated
@@ -307,7 +307,7 @@ def test_a_picture_without_text_has_none(models):
     assert models.lines(plain_clip(range(64, 128, 32))) == ()
 
 
-@pytest.mark.parametrize("words", WORDS[::7])
+@pytest.mark.parametrize("words", SIGN_WORDS[::7])
 def test_a_sign_can_be_read(models, words):
     board, (rows, columns) = sign_board(words, 120, np.random.default_rng(1))
     assert models.read(board[rows, columns])[0].replace(" ", "") == words.replace(" ", "")

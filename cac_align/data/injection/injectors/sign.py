@@ -18,7 +18,7 @@ from cac_align.data.injection.sources.camera import camera_motion, warped
 from cac_align.data.injection.sources.masks import difference, dilated, grey, opened
 from cac_align.data.injection.sources.planes import carried, put_back, quad_mask
 
-WORDS = (
+SIGN_WORDS = (
     "BAKERY", "MUSEUM", "PARKING", "LIBRARY", "STATION", "PHARMACY", "MARKET", "GARDEN", "TICKETS", "CINEMA", "HARBOUR",
     "BOOKS", "COFFEE", "FLOWERS", "THEATRE", "REPAIRS", "CITY HALL", "OPEN DAILY", "NO ENTRY", "WAY OUT", "FIRST AID",
     "FRESH FISH", "KEEP CLEAR", "BUS STOP", "Main Street", "Tea House", "Welcome", "Please wait", "Reception",
@@ -44,7 +44,7 @@ def render_sign(source: SourceClip, rng: np.random.Generator, severity: float) -
     except ValueError as error:
         raise NotApplicable(f"a sign could not be fixed in place: {error}") from error
     plate, busy = _stillness(source, motion)
-    words = WORDS[int(rng.integers(len(WORDS)))]
+    words = SIGN_WORDS[int(rng.integers(len(SIGN_WORDS)))]
     width = round(float(rng.uniform(0.22, 0.36)) * source.shape[2])
     board, lettering = sign_board(words, width, rng)
     left, top = _place(plate, busy, board.shape[:2], rng)

@@ -15,7 +15,7 @@ from cac_align.data.injection.injector import Edit, Injector, NotApplicable, Sou
 from cac_align.data.injection.injectors.compositing import choose_span
 from cac_align.data.injection.injectors.glyphs import Ink, broken, drawn, ink_of, mirrored, reordered
 from cac_align.data.injection.sources.planes import put_back, quad_mask, rectified
-from cac_align.data.injection.sources.text_lines import MIN_FRAMES, TextLine, read_text, text_lines
+from cac_align.data.injection.sources.text_lines import MIN_LINE_FRAMES, TextLine, read_text, text_lines
 
 TYPE = "Character Anomalies"
 _NEEDS = ("onnxruntime", "rapidocr")
@@ -102,9 +102,9 @@ def _chosen(source: SourceClip, rng: np.random.Generator) -> tuple[TextLine, Ink
     lines = text_lines(source)
     if not lines:
         raise NotApplicable("no text")
-    able = [line for line in lines if len(line.frames) >= MIN_FRAMES]
+    able = [line for line in lines if len(line.frames) >= MIN_LINE_FRAMES]
     if not able:
-        raise NotApplicable(f"no text is seen whole on {MIN_FRAMES} frames")
+        raise NotApplicable(f"no text is seen whole on {MIN_LINE_FRAMES} frames")
     line = able[int(rng.integers(len(able)))]
     sampled = line.frames[np.linspace(0, len(line.frames) - 1, 9).round().astype(int)]
     patches = [rectified(source.pixels[frame], line.quads[frame], line.shape) for frame in sampled]

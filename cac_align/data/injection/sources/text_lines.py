@@ -25,7 +25,7 @@ _SEEN = ((0.6, 1.8), (0.7, 1.8))
 _SURE = 0.7  # its mean over a line
 _SIDES = (736, 960)  # px of the shorter side of a frame in which text is looked for, first coarse and then fine
 _READ = 0.75  # mean probability of the characters that are read
-MIN_FRAMES = 8
+MIN_LINE_FRAMES = 8
 """Frames on which a line must be seen whole to be of use."""
 _SHORTEST, _LOWEST = 3, 10  # characters of a line; px of its height
 _HIDDEN = 0.03  # share of a line that something else that moves may cover
@@ -63,7 +63,7 @@ def _text_lines(source: SourceClip) -> tuple[TextLine, ...]:
             TextLine(_unhidden(source, followed(source.pixels, quad, start)), text, patch_shape(quad))
             for quad, text in _lines_of(source.pixels[start])
         )
-        if any(len(line.frames) >= MIN_FRAMES for line in lines):
+        if any(len(line.frames) >= MIN_LINE_FRAMES for line in lines):
             return lines
         brief = brief or lines
     return brief

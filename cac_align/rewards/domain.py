@@ -21,8 +21,9 @@ from cac_align.rewards.reward import Score
 ALLOW_KEY = "allow_out_of_domain"
 # What to use instead for videos of the real world.
 _FOR_REAL_VIDEO = (
-    "for real video use a served Qwen3-VL: --reward qwen3vl_8b_server, qwen3vl_4b_server or qwen3vl_2b_server "
-    "(`cac-align recipes show NAME` says how to start the servers), or an endpoint of yours: --reward api"
+    "for real video use a served Qwen3-VL, by the reward recipe qwen3vl_8b_server, qwen3vl_4b_server or "
+    "qwen3vl_2b_server (`cac-align recipes show NAME` says how to start the servers), or an endpoint of yours, by the "
+    "recipe api"
 )
 _FPS_TOLERANCE = 0.01
 

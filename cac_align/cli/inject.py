@@ -28,13 +28,14 @@ def add_inject(kinds: Any) -> None:
     parser.add_argument("--recipe", type=Path, help="YAML with injection:, e.g. recipes/data/inject.yaml")
     parser.add_argument("--n", type=int, help="pairs to make (default: one per video)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files")
-    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core; with a model one)")
     parser.add_argument("--json", action="store_true", help="the audit as JSON instead of lines")
     add_set_option(parser)
 
 
 def run_inject(options: argparse.Namespace) -> int:
     """Make the pairs, their records, the audit and the page. Returns 1 where there are fewer than asked for."""
+    from cac_align.cli.injection_models import load_models
     from cac_align.cli.options import check_positive
     from cac_align.config import read_recipe
     from cac_align.data.injection.run import inject
@@ -46,6 +47,7 @@ def run_inject(options: argparse.Namespace) -> int:
     check_positive("--workers", options.workers)
     settings = read_recipe(Injection, options.recipe, options.overrides, section="injection")
     files = source_files(options.videos)
+    models = load_models(settings)
     with progress_bar(options.n or len(files), "injecting", "pair") as bar:
 
         def show(pairs: int, counts: Mapping[str, int]) -> None:
@@ -53,7 +55,14 @@ def run_inject(options: argparse.Namespace) -> int:
             bar.update(pairs - bar.n)
 
         result = inject(
-            files, options.out, settings, n=options.n, seed=options.seed, workers=options.workers, progress=show
+            files,
+            options.out,
+            settings,
+            n=options.n,
+            seed=options.seed,
+            workers=options.workers,
+            models=models,
+            progress=show,
         )
     page = write_injection_page(options.out, result.records, result.audit)
     if options.json:

@@ -31,7 +31,7 @@ from cac_align.runs.steps import RunStep, is_done, run_steps
 STAGES = ("stage1", "stage2", "stage3")
 _SET_BY_THE_RUN = ("out", "data.folder", "model.path")
 # Keys that change nothing about what a step makes, and may differ when it goes on.
-_FREE = ("judge.device", "judge.batch_size", "synthesis.workers")
+_FREE = ("injection.device", "judge.device", "judge.batch_size", "synthesis.workers")
 _FREE_IN_STAGES = ("overlap", "run.threads", "run.cpu", "run.save_every", "run.log_every", "run.track")
 
 
@@ -59,7 +59,7 @@ class JudgeTraining:
     base: str = "miniature"
     # Pairs to inject; 0: one per video.
     pairs: int = 0
-    # Processes that inject; 0: one per core.
+    # Processes that inject; 0: one per core, and a single one where injection.wan names a model.
     workers: int = 0
     # Who writes the chains of thought: a judge recipe, a URL, a checkpoint, or "module:Name" of a Vlm. Empty: they are
     # written from what the injection knows (reason, window, boxes), in the miniature's terse form; so does "miniature".
@@ -180,6 +180,7 @@ def _shown(total: int | None, about: str, unit: str = "video") -> Iterator[Calla
 
 
 def _inject(recipe: JudgeTraining, files: Sequence[Any], at: Path) -> dict[str, Any]:
+    from cac_align.cli.injection_models import load_models
     from cac_align.data.injection.run import inject
     from cac_align.evaluation.pages.injection_page import write_injection_page
 
@@ -191,6 +192,7 @@ def _inject(recipe: JudgeTraining, files: Sequence[Any], at: Path) -> dict[str, 
             n=recipe.pairs or None,
             seed=recipe.seed,
             workers=recipe.workers or None,
+            models=load_models(recipe.injection),
             progress=show,
         )
     page = write_injection_page(at, result.records, result.audit)

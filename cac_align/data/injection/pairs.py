@@ -14,7 +14,7 @@ from cac_align.core.judgement import Anomaly
 from cac_align.data.injection.injector import Edit, Injector, NotApplicable, SourceClip
 from cac_align.data.injection.settings import Injection
 from cac_align.data.injection.truth import Truth, anomaly_of, measure
-from cac_align.data.injection.visible import why_rejected
+from cac_align.data.injection.visible import why_rejected, why_sham_rejected
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,13 @@ def make_pair(
                 break
             truth = measure(edit)
             reason = why_rejected(edit, truth, source.fps, settings)
+            if reason is None and injectors[name].tier == "gpu":
+                reason = why_sham_rejected(edit, source.pixels, settings)
             if reason is None and truth is not None:
                 return TwinPair(name, severity, edit, truth, anomaly_of(edit, truth, source.fps)), rejected
             rejected.append(Rejection(name, round(severity, 4), str(reason)))
+            if str(reason).startswith("the sham"):
+                break  # no severity changes what the sham went through
             seed += 1
             if str(reason).startswith("absurd"):
                 severity = max(0.6 * severity, settings.min_severity)

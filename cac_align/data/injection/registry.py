@@ -7,11 +7,13 @@ from importlib.util import find_spec
 
 from cac_align.data.injection.injector import Injector, Tier
 from cac_align.data.injection.injectors.crossing import CROSSING_INJECTORS
+from cac_align.data.injection.injectors.latent import LATENT_INJECTORS, latent_injectors
 from cac_align.data.injection.injectors.motion import MOTION_INJECTORS
 from cac_align.data.injection.injectors.presence import PRESENCE_INJECTORS
 from cac_align.data.injection.injectors.shape import SHAPE_INJECTORS
 from cac_align.data.injection.injectors.sign import SIGN_INJECTORS
 from cac_align.data.injection.injectors.text import TEXT_INJECTORS
+from cac_align.data.injection.models import Models
 
 INJECTORS: Mapping[str, Injector] = {
     injector.name: injector
@@ -28,15 +30,16 @@ INJECTORS: Mapping[str, Injector] = {
 
 
 def usable_injectors(
-    tiers: Collection[Tier] = ("core", "inject"), names: Collection[str] = ()
+    tiers: Collection[Tier] = ("core", "inject"), names: Collection[str] = (), models: Models | None = None
 ) -> tuple[dict[str, Injector], dict[str, str]]:
     """The injectors of these tiers (of these names, where some are given) whose modules are
-    installed, and for the others of them why not.
+    installed, and for the others of them why not. Those of the tier "gpu" come with the models' redrawer.
 
     Raises ``ValueError`` for a name that no injector has.
     """
-    if unknown := sorted(set(names) - set(INJECTORS)):
-        raise ValueError(f"unknown injector {unknown[0]!r}; there are {', '.join(sorted(INJECTORS))}")
+    known = {*INJECTORS, *LATENT_INJECTORS}
+    if unknown := sorted(set(names) - known):
+        raise ValueError(f"unknown injector {unknown[0]!r}; there are {', '.join(sorted(known))}")
     usable: dict[str, Injector] = {}
     missing: dict[str, str] = {}
     for name, injector in sorted(INJECTORS.items()):
@@ -47,4 +50,14 @@ def usable_injectors(
             missing[name] = f"needs {' and '.join(absent)}: pip install -c constraints.txt -e '.[inject]'"
         else:
             usable[name] = injector
+    if models is not None and models.redrawer is not None:
+        made = {injector.name: injector for injector in latent_injectors(models.redrawer)}
+        usable |= {
+            name: injector for name, injector in made.items() if name in names or (not names and name != "redraw")
+        }
+        if not names:
+            missing["redraw"] = "what it draws may well be normal; name it in injection.injectors to have it"
+    else:
+        wanted = LATENT_INJECTORS if "gpu" in tiers and not names else set(LATENT_INJECTORS) & set(names)
+        missing |= dict.fromkeys(sorted(wanted), "needs a Wan checkpoint: injection.wan")
     return usable, missing

@@ -19,13 +19,14 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cac_align.data.injection.audit import audit_pairs
+from cac_align.data.injection.models import Models
 from cac_align.data.injection.registry import usable_injectors
 from cac_align.data.injection.settings import Injection
 from cac_align.data.injection.slot import SlotTask, fill_slot
@@ -62,29 +63,36 @@ def inject(
     n: int | None = None,
     seed: int = 0,
     workers: int | None = None,
+    models: Models | None = None,
     progress: Callable[[int, Mapping[str, int]], Any] | None = None,
 ) -> InjectionResult:
     """Make ``n`` pairs (None: one per video) in the folder ``out``, and write records and audit.
 
-    workers: processes (None: one per core). progress: called with the number of pairs and the number
-    of slots by outcome.
-    Raises ``ValueError`` for an empty list of files, settings that no injector fits, and a folder
-    that was made with other settings; ``OSError`` where the disk is full.
+    workers: processes (None: one per core, and a single one with models, since each loads its own).
+    models: what the settings name (``wan``). progress: called with the number of pairs and the number
+    of slots by outcome. Raises ``ValueError`` for an empty list of files, settings that no injector
+    fits, a checkpoint that the settings name and ``models`` lacks, and a folder that was made with
+    other settings; ``OSError`` where the disk is full.
     """
     if not files:
         raise ValueError("no videos to inject into; expected a folder or files")
     n = len(files) if n is None else n
     if n < 1:
         raise ValueError(f"n must be a positive number of pairs, received {n}")
-    usable, missing = usable_injectors(settings.tiers, settings.injectors)  # pyright: ignore[reportArgumentType]
+    models = models or Models()
+    if settings.wan and models.redrawer is None:
+        raise ValueError(f"injection.wan names {settings.wan}, but no models were given; give inject(…, models=…)")
+    usable, missing = usable_injectors(settings.tiers, settings.injectors, models)  # pyright: ignore[reportArgumentType]
     if not usable:
         raise ValueError(f"no injector can run: {missing or 'the recipe names none of its tiers'}")
     for folder in ("videos", "slots"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    _check_same(out / "injection.json", settings, seed, sorted(usable))
+    _check_same(out / "injection.json", settings, seed, sorted(usable), models)
+    if workers is None and models.redrawer is not None:
+        workers = 1
     reports: list[Mapping[str, Any]] = []
     counts: Counter[str] = Counter()
-    with closing(_in_order(_Slots(files, out, settings, seed), _worker_count(workers, n))) as done:
+    with closing(_in_order(_Slots(files, out, settings, seed, models), _worker_count(workers, n))) as done:
         for report in done:
             reports.append(report)
             counts[report["outcome"]] += 1
@@ -100,25 +108,34 @@ def _worker_count(workers: int | None, n: int) -> int:
     return max(min(cores if workers is None else workers, n), 1)
 
 
-def _check_same(path: Path, settings: Injection, seed: int, injectors: Sequence[str]) -> None:
-    """Write what a folder is made with, or raise ``ValueError`` where it was made with something else."""
-    now = json.loads(json.dumps({"seed": seed, "injectors": list(injectors), "settings": asdict(settings)}))
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if before != now:
-            differs = sorted({key for key in now if before.get(key) != now[key]})
-            raise ValueError(f"{path.parent} was made with other {' and '.join(differs)}; choose another folder")
-    else:
+def _check_same(path: Path, settings: Injection, seed: int, injectors: Sequence[str], models: Models) -> None:
+    """Write what a folder is made with, or raise ``ValueError`` where it was made with something else.
+
+    A key that a release added after that has its default. Where models run says nothing.
+    """
+    made: dict[str, Any] = {"seed": seed, "injectors": list(injectors), "settings": asdict(settings)}
+    if models.redrawer is not None:
+        made["models"] = dict(models.redrawer.provenance)
+    now = json.loads(json.dumps(made))
+    if not path.is_file():
         atomic_write(path, json.dumps(now, indent=1))
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    defaults = {key.name: key.default for key in fields(Injection) if key.default is not MISSING}
+    before["settings"] = {**defaults, **before.get("settings", {})}
+    for made_with in (before, now):
+        made_with["settings"].pop("device", None)
+    if differs := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
+        raise ValueError(f"{path.parent} was made with other {' and '.join(differs)}; choose another folder")
 
 
 class _Slots:
     """Tasks in the order of their slots, without the files that turned out to be of no use."""
 
-    def __init__(self, files: Sequence[SourceFile], out: Path, settings: Injection, seed: int) -> None:
+    def __init__(self, files: Sequence[SourceFile], out: Path, settings: Injection, seed: int, models: Models) -> None:
         self.useless: set[str] = set()
         self._order = sorted(files, key=lambda file: hashlib.sha256(f"{seed}\0{file.name}".encode()).digest())
-        self._fixed = {"seed": seed, "out": str(out), "settings": settings}
+        self._fixed = {"seed": seed, "out": str(out), "settings": settings, "models": models}
 
     def __iter__(self) -> Iterator[SlotTask]:
         turn = 0

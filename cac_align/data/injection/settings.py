@@ -12,7 +12,7 @@ class Injection:
 
     # Injectors to use, by name; empty: all of the tiers below that are installed.
     injectors: list[str] = field(default_factory=list)
-    # Tiers to use: core, inject (the extra), gpu.
+    # Tiers to use: core, inject (the extra), gpu (needs the key wan, which adds this tier by itself).
     tiers: list[str] = field(default_factory=lambda: ["core", "inject"])
     # Length of a clip in seconds; a source shorter than min_seconds is skipped.
     seconds: float = 2.0
@@ -44,6 +44,11 @@ class Injection:
     hard_normals: float = 0.25
     # An AutoencoderKLWan folder for hard normals that went through its encoder and decoder; empty: none.
     vae: str = ""
+    # A Wan text-to-video checkpoint: "miniature" (the shipped small one), a diffusers folder or a hub id. It adds the
+    # tier gpu: redraw, latent_swap, latent_shuffle, latent_noise. Empty: none.
+    wan: str = ""
+    # Where models run: cpu, cuda or cuda:N; empty: a GPU where there is one, else the CPU.
+    device: str = ""
     # How clips are stored: "rgb" is lossless; "yuv420p" is lossless but for the colours' resolution, and smaller.
     pixel_format: str = "yuv420p"
 

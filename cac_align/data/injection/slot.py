@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from cac_align.core.judgement import Anomaly, Status
 from cac_align.core.whole_file import whole_file
 from cac_align.data.injection.audit import twin_features
 from cac_align.data.injection.injector import SourceClip
+from cac_align.data.injection.models import Models
 from cac_align.data.injection.normals import make_normal
 from cac_align.data.injection.pairs import TwinPair, make_pair
 from cac_align.data.injection.registry import usable_injectors
@@ -40,7 +41,7 @@ ANNOTATOR = "inject"
 @dataclass(frozen=True)
 class SlotTask:
     """What fills one slot. name: the video as the records call it. round: how often this video had a
-    turn before.
+    turn before. models: what the settings name, loaded by each process.
     """
 
     path: str
@@ -50,6 +51,7 @@ class SlotTask:
     prompt: str
     out: str
     settings: Injection
+    models: Models = field(default_factory=Models)
 
     @property
     def key(self) -> str:
@@ -111,7 +113,7 @@ def fill_slot(task: SlotTask) -> dict[str, Any]:
 def _fill(task: SlotTask, report: dict[str, Any]) -> None:
     settings = task.settings
     video = open_source(Path(task.path), settings)
-    injectors, _ = usable_injectors(settings.tiers, settings.injectors)  # pyright: ignore[reportArgumentType]
+    injectors, _ = usable_injectors(settings.tiers, settings.injectors, task.models)  # pyright: ignore[reportArgumentType]
     unmoved = any(injector.unmoved for injector in injectors.values())
     clip, origin = load_clip(video, task.place, settings, task.prompt, unmoved=unmoved)
     if not clip.objects:

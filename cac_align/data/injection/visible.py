@@ -14,6 +14,10 @@ from cac_align.data.injection.injector import Edit
 from cac_align.data.injection.settings import Injection
 from cac_align.data.injection.truth import THRESHOLD, Truth, twin_difference
 
+_BLOCKS = 16  # blocks along the shorter side
+_SHAM_LEVELS = 32  # grey levels by which a block of a sham may differ from the source
+_SHAM_SHARE = 0.06  # share of the blocks of a frame that may differ more
+
 
 def why_rejected(edit: Edit, truth: Truth | None, fps: float, settings: Injection) -> str | None:
     """Why a defect is not kept: "invisible: …" or "absurd: …"; None where it is kept."""
@@ -41,6 +45,20 @@ def why_rejected(edit: Edit, truth: Truth | None, fps: float, settings: Injectio
         return f"invisible: {contrast:.0f} grey levels at the judge's size"
     if np.median(area[area > 0]) > settings.max_area:
         return f"absurd: it changes {np.median(area[area > 0]):.0%} of the frame"
+    return None
+
+
+def why_sham_rejected(edit: Edit, source: np.ndarray, settings: Injection) -> str | None:
+    """Why a sham is not kept: the operation alone changed how the clip looks; None where it is kept.
+
+    source: the clip's own frames (T, H, W, 3). Compared are means over blocks, a 16th of the shorter
+    side wide: a VAE takes fine structure away, and that is no defect.
+    """
+    step = max(min(source.shape[1:3]) // _BLOCKS, 1)
+    levels = twin_difference(_shrunk(edit.sham, step), _shrunk(source, step))
+    share = float((levels > _SHAM_LEVELS).mean((1, 2)).max())
+    if share > _SHAM_SHARE:
+        return f"the sham shows: {share:.1%} of a frame's blocks differ from the source"
     return None
 
 

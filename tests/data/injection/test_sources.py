@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from cac_align.core.weights import shipped
-from cac_align.data.injection.normals import NORMALS, make_normal, vae_round_trip
+from cac_align.data.injection.normals import NORMALS, make_normal
 from cac_align.data.injection.sources import camera
 from cac_align.data.injection.sources.background import median_frame
 from cac_align.data.injection.sources.camera import camera_motion
 from cac_align.data.injection.sources.clips import prepared_clip
 from cac_align.data.injection.sources.shots import cuts, is_slide, picture_area
+from cac_align.data.injection.vae import vae_round_trip
 from tests.data.injection.squares import square_clip
 
 

@@ -82,7 +82,8 @@ def inject(
     models = models or Models()
     if settings.wan and models.redrawer is None:
         raise ValueError(f"injection.wan names {settings.wan}, but no models were given; give inject(…, models=…)")
-    usable, missing = usable_injectors(settings.tiers, settings.injectors, models)  # pyright: ignore[reportArgumentType]
+    tiers: Any = settings.tiers
+    usable, missing = usable_injectors(tiers, settings.injectors, models)
     if not usable:
         raise ValueError(f"no injector can run: {missing or 'the recipe names none of its tiers'}")
     for folder in ("videos", "slots"):

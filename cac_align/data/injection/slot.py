@@ -113,7 +113,8 @@ def fill_slot(task: SlotTask) -> dict[str, Any]:
 def _fill(task: SlotTask, report: dict[str, Any]) -> None:
     settings = task.settings
     video = open_source(Path(task.path), settings)
-    injectors, _ = usable_injectors(settings.tiers, settings.injectors, task.models)  # pyright: ignore[reportArgumentType]
+    tiers: Any = settings.tiers
+    injectors, _ = usable_injectors(tiers, settings.injectors, task.models)
     unmoved = any(injector.unmoved for injector in injectors.values())
     clip, origin = load_clip(video, task.place, settings, task.prompt, unmoved=unmoved)
     if not clip.objects:

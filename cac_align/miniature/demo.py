@@ -152,7 +152,7 @@ def _unified_favourite(selection: Selection) -> int | None:
 
 def summary_lines(choices: Sequence[OracleRates], comparison: dict[str, Any], prompts: int, n: int) -> Iterator[str]:
     """The summary as lines of text."""
-    counted = "anomalies counted by the oracle, which the reward never sees (95 % intervals)"
+    counted = "anomalies as the oracle counts them, which the reward never sees [95 % intervals]"
     yield f"{prompts} prompts x {n} candidates; {counted}"
     for choice in choices:
         rate, displacement, follows = choice.anomaly_rate, choice.displacement_px_s, choice.follows
@@ -161,15 +161,15 @@ def summary_lines(choices: Sequence[OracleRates], comparison: dict[str, Any], pr
             continue
         moved = "no entity found"
         if displacement.value is not None:
-            moved = f"oracle displacement {displacement.value:.1f} px/s"
+            moved = f"moves {displacement.value:.1f} px/s"
         yield (
-            f"  {choice.name:<30} anomalous {rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}]   {moved}   "
-            f"follows the prompt {follows.value:.3f}"
+            f"  {choice.name:<28} anomalous {100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]   "
+            f"{moved}   follows the prompt {100 * follows.value:.0f} %"
         )
     difference = comparison["difference"]
     if difference["value"] is not None:
-        interval = f"[{difference['low']:+.3f}, {difference['high']:+.3f}]"
+        low, high = 100 * difference["low"], 100 * difference["high"]
         test = f"paired; McNemar p = {comparison['mcnemar_p']:.3g}"
-        yield f"  UR + CaC minus UR: {difference['value']:+.3f} {interval}, {test}"
+        yield f"  UR + CaC minus UR: {100 * difference['value']:+.1f} points [{low:+.1f}, {high:+.1f}], {test}"
     if comparison["undecided"]:
         yield f"  {comparison['undecided']} prompts are undecided and left out"

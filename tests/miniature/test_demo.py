@@ -48,7 +48,7 @@ def test_the_summary_compares_the_three_ways_of_choosing_on_the_same_prompts():
     assert random_one.displacement_px_s.value == pytest.approx((3 * 10 + 3 * 30) / 6)
     assert combined.follows.value == pytest.approx(2 / 3)
     text = "\n".join(summary_lines(choices, comparison, 4, 2))
-    assert "anomalous 0.333" in text and "1 prompts are undecided" in text and "-0.667" in text
+    assert "anomalous 33.3 %" in text and "1 prompts are undecided" in text and "-66.7 points" in text
 
 
 def test_prompts_are_distinct_and_inside_the_world():

@@ -35,7 +35,7 @@ def test_the_pasted_request_gives_a_score(token, tmp_path, monkeypatch):
         assert not re.search(r"(src|href)=\"(https?:|//)|@import|<script", page.text)
 
 
-def test_the_readme_has_the_same_request():
-    readme = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
-    shown = "\n".join(line.removeprefix("    ") for line in readme.splitlines())
+def test_the_page_about_hosts_has_the_same_request():
+    page = Path(__file__).parents[2].joinpath("docs", "full_size.md").read_text(encoding="utf-8")
+    shown = "\n".join(line.removeprefix("    ") for line in page.splitlines())
     assert CURL_EXAMPLE.format(url="http://127.0.0.1:8000") in shown

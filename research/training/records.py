@@ -99,6 +99,9 @@ def _all(recipe: Clips, out: Path) -> Iterator[Record]:
     told = out / "drawn.jsonl"
     batches = sorted((out / "drawn").glob("*.jsonl"))
     atomic_write(told, "".join(batch.read_text(encoding="utf-8") for batch in batches))
+    if not told.stat().st_size:
+        print(f"kept none of {recipe.drawn} drawn clips: none follows its prompt", file=sys.stderr)
+        return
     wrong = {violation.record for violation in validate(told).violations}
     kinds: dict[str, list[Record]] = {"normal": [], "abnormal": []}
     for record in read_records(told):

@@ -64,30 +64,10 @@ check: install
 bench: install
 	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
-# Rebuilds every shipped weight file from its recipe (hours on two cores); see research/recipes.
+# Every shipped weight file from nothing, by one curriculum (about seven hours of two cores; the same command resumes), installed where it is
+# as good as research/recipes/expected.json says. What it would do: python -m research.build all --plan (docs/curriculum.md).
 weights: install
-	$(BIN)/python -m research.training.train_wan research/recipes/vae.yaml
-	for stage in wan wan_2 wan_3; do $(BIN)/python -m research.training.train_wan research/recipes/$$stage.yaml || exit 1; done
-	for stage in cac_sft cac_sft_2 cac_sft_3 cac_sft_4; do $(BIN)/python -m research.training.train_judge research/recipes/$$stage.yaml || exit 1; done
-	for stage in generated generated_2 generated_3 generated_4 generated_5 generated_6 generated_7 generated_8 generated_9 generated_10 generated_11; do $(BIN)/python -m research.training.generated research/recipes/$$stage.yaml || exit 1; done
-	for stage in cac_sft_5 cac_sft_6 cac_sft_7 cac_sft_8 cac_sft_9 cac_sft_10 unified unified_2; do $(BIN)/python -m research.training.train_judge research/recipes/$$stage.yaml || exit 1; done
-	$(BIN)/python -m research.training.train_judge research/recipes/cac_sft_10.yaml out=runs/cac_sft_10b seed=10
-	$(BIN)/python -m research.training.averaging runs/cac_mean runs/cac_sft_10/final runs/cac_sft_10b/final
-	for stage in cac_sft_11 cac_sft_12 cac_sft_13 cac_sft_14; do $(BIN)/python -m research.training.train_judge research/recipes/$$stage.yaml || exit 1; done
-	for tta in as_is as_is,reversed; do $(BIN)/python -m research.experiments.calibrate runs/cac_sft_14/final 320 $$tta || exit 1; done
-	$(BIN)/cac-align align research/recipes/aligned.yaml || [ $$? -eq 1 ]
-	for stage in generated_12 generated_13; do $(BIN)/python -m research.training.generated research/recipes/$$stage.yaml || exit 1; done
-	$(BIN)/python -m research.training.train_judge research/recipes/cac_sft_15.yaml
-	$(BIN)/python -m research.training.records research/recipes/records.yaml model=runs/miniature/wan_3/final
-	$(BIN)/cac-align data synthesise runs/miniature/records/records.jsonl --teacher miniature --recipe recipes/data/miniature.yaml --out runs/miniature/chains
-	$(BIN)/cac-align data split runs/miniature/chains --out runs/miniature/stages --recipe research/recipes/splits.yaml
-	$(BIN)/cac-align train stage1 recipes/train/miniature_stage1.yaml --set data.folder=runs/miniature/stages --set model.path=runs/cac_sft_15/final
-	$(BIN)/cac-align train stage2 recipes/train/miniature_stage2.yaml --set data.folder=runs/miniature/stages
-	$(BIN)/cac-align train stage3 recipes/train/miniature_stage3.yaml --set data.folder=runs/miniature/stages
-	for tta in as_is as_is,reversed as_is,later as_is,later_1_16,later,later_3_16; do $(BIN)/python -m research.experiments.calibrate runs/mini/stage3/final 320 $$tta || exit 1; done
-	cp -r runs/miniature/wan_3/final/. cac_align/miniature/weights/wan
-	cp -r runs/unified_2/final/. cac_align/miniature/weights/unified
-	$(BIN)/python -m cac_align.core.weights cac runs/mini/stage3/final
+	$(BIN)/python -m research.build all
 
 # The paper's Table 2 in miniature: three alignments of the small Wan, judged by the oracle (half an hour to forty minutes each on two cores; status 1: trained, but a guard raised an alarm).
 # Prints its lines and leaves them in out/table2/table2.md; docs/table2.md holds those that were measured, with their conditions.

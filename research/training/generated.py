@@ -7,8 +7,6 @@ recipe → small Wan → clips (resumable) → oracle.analyse → anomalies (win
 A couple is two clips of one prompt, one normal and one anomalous, by different noise: what differs
 is more than the defect, as it is between real generated videos. Seeds of the noise start at
 ``seed``; ``HELD_OUT`` are never trained on.
-
-    python -m research.training.generated research/recipes/generated.yaml
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from cac_align.config import read_recipe
 from cac_align.core.judgement import Anomaly, Box, Window
 from cac_align.core.video import Video
 from cac_align.generation.build import GeneratorRecipe, load_generator
@@ -286,15 +283,3 @@ def _kept(path: Path, recipe: Generated) -> list[dict[str, Any]]:
             f"{path} holds clips from seed {rows[0]['seed']}, received seed={recipe.seed}; give another out"
         )
     return rows[: len(rows) // recipe.batch * recipe.batch]
-
-
-def main(arguments: Sequence[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: python -m research.training.generated RECIPE.yaml [key=value ...]", file=sys.stderr)
-        return 0 if arguments else 2
-    print(draw(read_recipe(Generated, arguments[0], arguments[1:])))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

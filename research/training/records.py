@@ -4,8 +4,6 @@ small Wan drew, in one folder.
 recipe → rendered clips (the renderer's truth) + drawn clips (the oracle's) → OUT/videos/*.mp4 +
 OUT/records.jsonl → cac-align data …
 
-    python -m research.training.records research/recipes/records.yaml
-
 A drawn clip that does not follow its prompt, whose defect has no box, or whose record breaks a
 convention of ``data.validate`` (a jump that the oracle saw on a single frame) is left out: its
 record would say what is not so. Half of each kind is anomalous. The same call goes on with the
@@ -24,7 +22,6 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from cac_align.config import read_recipe
 from cac_align.core.encoding import write_mp4
 from cac_align.data.records import Record, read_records, write_records
 from cac_align.data.validate import validate
@@ -144,16 +141,3 @@ def _batch(recipe: Clips, wan: Wan, first: int) -> Iterator[Record]:
         extra = {"noise": noise, "places": places_of(result, video.height, video.width)}
         size = len(video), video.width, video.height
         yield Record(f"drawn-{noise}", path, prompt, video.fps, *size, status, anomalies, "oracle", "audited", extra)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """``records RECIPE.yaml [key=value …]``: prints the records file."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: python -m research.training.records RECIPE.yaml [key=value ...]", file=sys.stderr)
-        return 0 if arguments else 2
-    print(make(read_recipe(Clips, arguments[0], arguments[1:])))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

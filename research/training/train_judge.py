@@ -6,10 +6,8 @@ close looks → folder + log.jsonl
 
 Every step is a function of (seed, step): the batch is drawn from a generator seeded with both, so a
 run that was killed and started again goes on with the same batches and ends with the same weights
-(``cac_align.runs.checkpoint``). Loss: cross-entropy on the answer's tokens only, mean over the
+(``cac_align.runs.checkpoint``); ``research.build`` runs it. Loss: cross-entropy on the answer's tokens only, mean over the
 batch's answer tokens. AdamW, linear warm-up, cosine to ``min_lr``.
-
-    python -m research.training.train_judge research/recipes/cac_sft.yaml out=runs/cac_sft
 
 Source: CaC (arXiv 2605.11723) Sec. 3.2 and Appendix C.1 (stages 1 and 2, here with full parameters
 in both).
@@ -32,7 +30,6 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration, Qwen3VL
 
 from cac_align.cac.judge_settings import write_settings
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.config import read_recipe
 from cac_align.miniature.models.judge import (
     FRAME_PX,
     JudgeSize,
@@ -53,7 +50,7 @@ from research.training.examples import Example, cac_examples, tokenizer_texts, u
 from research.training.judge_loss import answer_loss, batch_vision_attention, collate
 from research.training.optimise import muon_and_adam
 from research.training.pool import GENERATED_DEGRADE_STRENGTH, ClipPool, MixtureConfig
-from research.training.start_from import take_all, take_body, take_encoder, take_finer, take_probe_heads
+from research.training.start_from import take_all, take_body, take_probe_heads
 from research.training.token_labels import ProbeHeads
 from research.training.workers import PartResult, Workers
 
@@ -91,11 +88,10 @@ class JudgeTraining:
     miss_weight, turn_two_miss_weight: how much more it weighs where turn 1, or turn 2, must not
     miss a anomalous frame. seed: of weights, batches and augmentation. save_every, eval_every:
     steps; eval_clips: held-out clips per evaluation (0 switches it off). workers: threads that
-    share a step, each with torch threads of its own (threads). encoder: a trained judge's folder
-    whose image encoder this one starts from; body: one from which it takes all layers, and the
-    vectors of the words that both tokenizers know; start: one from which it takes everything,
-    tokenizer included; finer: one whose patches are twice as wide, from which it takes everything
-    but the patches (all empty: fresh weights). heads: a run's folder whose questions to the visual
+    share a step, each with torch threads of its own (threads). body: a trained judge's folder from
+    which this one takes all layers, and the vectors of the words that both tokenizers know; start:
+    one from which it takes everything, tokenizer included (both empty: fresh weights). probe_heads:
+    a run's folder whose questions to the visual
     tokens go on (empty: fresh ones). stop_after: write the final weights after this step, whatever
     the schedule still had in mind (0: all steps).
     """
@@ -131,10 +127,8 @@ class JudgeTraining:
     eval_clips: int = 100
     threads: int = 1
     workers: int = 1
-    encoder: str = ""
     body: str = ""
     start: str = ""
-    finer: str = ""
     probe_heads: str = ""
     stop_after: int = 0
     size: JudgeSize = field(default_factory=JudgeSize)
@@ -174,12 +168,8 @@ def train(recipe: JudgeTraining, *, until: int | None = None) -> Path:
     model = build_model(processor.tokenizer, recipe.size, seed=recipe.seed)
     if recipe.start:
         take_all(model, Path(recipe.start))
-    elif recipe.finer:
-        take_finer(model, Path(recipe.finer))
     elif recipe.body:
         take_body(model, processor, Path(recipe.body))
-    elif recipe.encoder:
-        take_encoder(model, Path(recipe.encoder))
     batch_vision_attention(model)
     model.train()
     heads = torch.nn.ModuleDict(
@@ -364,12 +354,9 @@ def _processor(out: Path, recipe: JudgeTraining) -> Qwen3VLProcessor:
     """
     folder = Path(recipe.start) if recipe.start else out / "processor"
     if not (folder / "tokenizer.json").is_file():
-        if recipe.finer:
-            tokenizer = AutoProcessor.from_pretrained(recipe.finer).tokenizer
-        else:
-            tokenizer = build_judge_tokenizer(
-                tokenizer_texts(recipe.job, recipe.mixture, clips=recipe.text_clips), recipe.size.num_merges
-            )
+        tokenizer = build_judge_tokenizer(
+            tokenizer_texts(recipe.job, recipe.mixture, clips=recipe.text_clips), recipe.size.num_merges
+        )
         build_processor(tokenizer, recipe.size).save_pretrained(folder)
     return AutoProcessor.from_pretrained(folder)
 
@@ -385,15 +372,3 @@ def _stage(step: int, stages: Sequence[int]) -> tuple[int, int]:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def main(arguments: Sequence[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: python -m research.training.train_judge RECIPE.yaml [key=value ...]", file=sys.stderr)
-        return 0 if arguments else 2
-    print(train(read_recipe(JudgeTraining, arguments[0], arguments[1:])))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

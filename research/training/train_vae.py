@@ -1,11 +1,8 @@
-"""Train the small Wan's VAE on clips of the world, rendered as they are needed; or, from a finished
-one, its decoder alone.
+"""Train the small Wan's VAE on clips of the world, rendered as they are needed.
 
 seed → clip → a small piece around the entity (or a whole clip) → encode, noise, decode →
 reconstruction loss + KL → running average of the weights → PSNR on unseen clips, mean and std of
-the latents into the config → ``out/final``
-
-Run it with ``python -m research.training.train_wan research/recipes/vae.yaml``.
+the latents into the config → ``out/final``; ``research.build`` runs it.
 """
 
 from __future__ import annotations
@@ -31,10 +28,7 @@ class VaeRecipe:
     something, because most of a clip is empty background; every ``long_every``-th step sees a whole
     clip instead, because the causal decoder drifts in frames it never reached in training.
     entity_weight: how much more a pixel counts that is not background. kl: weight of the KL term
-    per latent value. measure: clips for PSNR and for the latents' mean and std. start: a finished
-    VAE whose decoder alone is trained further, on latents with ``latent_noise`` standard deviations
-    of noise such as a generator leaves; latents stay what they were, so a DiT trained on them still
-    fits.
+    per latent value. measure: clips for PSNR and for the latents' mean and std.
     """
 
     job: str = "vae"
@@ -49,8 +43,6 @@ class VaeRecipe:
     gradient_weight: float = 0.5
     kl: float = 1e-4
     measure: int = 128
-    start: str = ""
-    latent_noise: float = 0.0
     model: MiniWan = field(default_factory=MiniWan)
     schedule: Schedule = field(default_factory=Schedule)
 
@@ -164,7 +156,6 @@ def cut(
 
 def train_vae(recipe: VaeRecipe, *, stop_at: int | None = None) -> Path | None:
     """Run job ``vae``; returns the folder of the finished VAE, or None when stopped before the end."""
-    from diffusers import AutoencoderKLWan
 
     torch.set_num_threads(recipe.schedule.threads)
     out = Path(recipe.out)
@@ -175,11 +166,6 @@ def train_vae(recipe: VaeRecipe, *, stop_at: int | None = None) -> Path | None:
         torch.no_grad()
     ):  # almost no noise at first (standard deviation 0.05): with the default of 1 the first signal drowns
         vae.quant_conv.bias[recipe.model.latent_channels :] = -6.0
-    if recipe.start:
-        vae = AutoencoderKLWan.from_pretrained(recipe.start, dtype=torch.float32).train()
-        for part in (vae.encoder, vae.quant_conv):
-            part.requires_grad_(False)
-    spread = recipe.latent_noise * torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
     optimisation = Optimisation(out, {"vae": vae}, recipe.schedule, recipe)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -187,7 +173,7 @@ def train_vae(recipe: VaeRecipe, *, stop_at: int | None = None) -> Path | None:
         generator = step_generator(recipe.seed + 1, step)
         posterior = vae.encode(target).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
-        made = decode_unclamped(vae, posterior.mean + (spread if recipe.start else posterior.std) * noise)
+        made = decode_unclamped(vae, posterior.mean + posterior.std * noise)
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         loss = reconstruction_loss(made, target, weight, recipe.gradient_weight)
         numbers = {"psnr": psnr(made.detach(), target), "kl": kl.item(), "std": posterior.std.mean().item()}

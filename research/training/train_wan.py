@@ -1,14 +1,10 @@
-"""Train the small Wan's text encoder and DiT by flow matching; and the command that trains every
-part of it.
+"""Train the small Wan's text encoder and DiT by flow matching.
 
-research/recipes/vae.yaml          world clips → AutoencoderKLWan (``train_vae``), then
-vae_decoder.yaml → its decoder once more research/recipes/wan.yaml          clips encoded once (fp16
-shards) → x_σ = (1 − σ) x0 + σ ε, v = ε − x0, MSE of v → WanPipeline folder
+clips of the world → the VAE's latents, encoded once (fp16 shards) → x_σ = (1 − σ) x0 + σ ε, v = ε − x0, MSE of v →
+WanPipeline folder. It stops and resumes anywhere (``optimise``); ``research.build`` runs it.
 
-    python -m research.training.train_wan RECIPE [key=value …]
-
-Each stops and resumes anywhere (``optimise``). Sources: flow matching with logit-normal times,
-Esser et al. 2024 (arXiv 2403.03206) Sec. 3.1; the shift as in Wan (arXiv 2503.20314).
+Sources: flow matching with logit-normal times, Esser et al. 2024 (arXiv 2403.03206) Sec. 3.1; the shift as in Wan
+(arXiv 2503.20314).
 """
 
 from __future__ import annotations
@@ -27,10 +23,9 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from cac_align.config import read_recipe
 from cac_align.miniature.models.wan import MiniWan, build_pipeline, save_pipeline
 from research.training.optimise import Optimisation, Schedule, step_generator
-from research.training.train_vae import VaeRecipe, to_signal, train_vae, training_clip
+from research.training.train_vae import to_signal, training_clip
 
 
 @dataclass(frozen=True)
@@ -67,19 +62,6 @@ class WanRecipe:
     evaluate_clips: int = 48
     model: MiniWan = field(default_factory=MiniWan)
     schedule: Schedule = field(default_factory=Schedule)
-
-
-def load_job(path: str | Path, overrides: Sequence[str] = ()) -> VaeRecipe | WanRecipe:
-    """The recipe in ``path`` with ``key=value`` overrides. Raises ``ValueError`` for an unknown job
-    or key, or a value of another type.
-    """
-    from omegaconf import OmegaConf
-
-    jobs = {"vae": VaeRecipe, "wan": WanRecipe}
-    job = OmegaConf.load(path).get("job") if Path(path).is_file() else "wan"
-    if job not in jobs:
-        raise ValueError(f"{path}: job must be one of {', '.join(jobs)}; received {job!r}")
-    return read_recipe(jobs[job], path, overrides)
 
 
 @torch.no_grad()
@@ -137,7 +119,7 @@ def train_wan(recipe: WanRecipe, *, stop_at: int | None = None) -> Path | None:
     torch.set_num_threads(recipe.schedule.threads)
     out = Path(recipe.out)
     if not (Path(recipe.vae) / "config.json").is_file():
-        raise ValueError(f"{recipe.vae}: no trained VAE there; run research/recipes/vae.yaml first, or pass vae=FOLDER")
+        raise ValueError(f"{recipe.vae}: no trained VAE there; train that first, or pass vae=FOLDER")
     pipeline = build_pipeline(recipe.model, VOCABULARY, recipe.seed)
     if recipe.start:
         begun = Wan.load(recipe.start).pipeline
@@ -267,24 +249,3 @@ def draw_sheet(clips: Sequence[UInt8[np.ndarray, "T H W 3"]], path: Path, every:
     from PIL import Image
 
     Image.fromarray(np.concatenate([np.concatenate(list(clip[::every]), axis=1) for clip in clips])).save(path)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """``train_wan RECIPE [key=value …]``: exit 0 when the job is finished, 2 with one line when the
-    request is wrong.
-    """
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0 if arguments else 2
-    try:
-        recipe = load_job(arguments[0], arguments[1:])
-        folder = train_vae(recipe) if isinstance(recipe, VaeRecipe) else train_wan(recipe)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(folder)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -22,7 +22,7 @@ from research.training.generated import held_out_clips
 
 def needs(name: str) -> Path:
     if not (weights_folder() / name / "model.safetensors").is_file():
-        pytest.skip(f"the weights of {name!r} are not built yet: run its recipe under research/recipes/")
+        pytest.skip(f"the weights of {name!r} are not built yet: `make weights`")
     return weights_folder() / name
 
 

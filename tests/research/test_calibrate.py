@@ -9,12 +9,12 @@ import pytest
 from cac_align.cac.judge_settings import read_two_turn, write_settings, write_temperature
 from cac_align.cac.single_turn import SingleTurn
 from cac_align.cac.two_turn import TwoTurn
-from cac_align.config import read_recipe
 from cac_align.core.weights import shipped
 from cac_align.rewards.cac import CaC
+from research.build.parts import phase, read_part
 from research.experiments import calibrate
 from research.training.generated import HELD_OUT, Generated
-from tests.support.tracked import tracked
+from research.training.records import Clips
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,10 +62,15 @@ def test_a_judge_that_scores_nothing_is_not_fitted(tmp_path):
 
 
 def test_its_clips_are_neither_the_lessons_nor_the_held_out_ones():
-    recipes = [read_recipe(Generated, path) for path in tracked("research/recipes", "generated*.yaml")]
+    pools = read_part("generated")
+    recipes = [phase(Generated, pools, name) for name in pools["phases"]]
     fitted_on = range(calibrate.FIRST, calibrate.FIRST + 10_000)
     examples = [range(recipe.seed, recipe.seed + recipe.clips) for recipe in recipes]
-    assert len(recipes) > 10
+    records = phase(Clips, {"phases": read_part("judge")}, "records")
+    examples.append(range(records.seed, records.seed + records.drawn))
+    assert len(examples) > 2
+    pairs = [(one, other) for at, one in enumerate(examples) for other in examples[:at]]
+    assert not [pair for pair in pairs if pair[0].start < pair[1].stop and pair[1].start < pair[0].stop]
     assert not [noise for noise in examples if noise.start < fitted_on.stop and fitted_on.start < noise.stop]
     assert not [noise for noise in examples if noise.start < HELD_OUT.stop and HELD_OUT.start < noise.stop]
     assert HELD_OUT.start >= fitted_on.stop

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import pytest
 
+from cac_align import __version__
 from cac_align.cli.main import build_parser
 from tests.support.tracked import ROOT, tracked
 
@@ -115,6 +116,12 @@ def test_numbers_of_the_results_stand_in_the_page_that_they_link_to():
         for number in re.findall(r"\d+\.\d", result):
             share = f"{float(number) / 100:.3f}"
             assert number in page or share in page or share.removeprefix("0") in page, (number, link)
+
+
+def test_package_changelog_and_citation_name_one_version():
+    (cited,) = re.findall(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)
+    released = re.findall(r"^## (\d\S*) ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert __version__ == cited == released[0]
 
 
 def test_every_make_target_in_the_readme_exists():

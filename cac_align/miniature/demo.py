@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cac_align.core.video import Video
 from cac_align.evaluation.pages.selection_page import VIDEOS_BESIDE, write_selection_page
-from cac_align.evaluation.statistics import mcnemar, mean_interval
+from cac_align.evaluation.statistics import Estimate, mcnemar, mean_interval
 from cac_align.generation.best_of_n import best_of_n
 from cac_align.generation.build import GeneratorRecipe, load_generator
 from cac_align.generation.selection import Selection
@@ -150,6 +151,16 @@ def _unified_favourite(selection: Selection) -> int | None:
     return -max(scored)[1] if scored else None
 
 
+def _per_cent(estimate: Estimate, digits: int = 1) -> str:
+    """A share in per cent, with its interval where it has one; a dash where there is none."""
+    if estimate.value is None:
+        return "–"
+    value = f"{100 * estimate.value:.{digits}f} %"
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{100 * estimate.low:.{digits}f}, {100 * estimate.high:.{digits}f}]"
+
+
 def summary_lines(choices: Sequence[OracleRates], comparison: dict[str, Any], prompts: int, n: int) -> Iterator[str]:
     """The summary as lines of text."""
     counted = "anomalies as the oracle counts them, which the reward never sees [95 % intervals]"
@@ -163,8 +174,8 @@ def summary_lines(choices: Sequence[OracleRates], comparison: dict[str, Any], pr
         if displacement.value is not None:
             moved = f"moves {displacement.value:.1f} px/s"
         yield (
-            f"  {choice.name:<28} anomalous {100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]   "
-            f"{moved}   follows the prompt {100 * follows.value:.0f} %"
+            f"  {choice.name:<28} anomalous {_per_cent(rate)}   {moved}   "
+            f"follows the prompt {_per_cent(replace(follows, low=None), digits=0)}"
         )
     difference = comparison["difference"]
     if difference["value"] is not None:

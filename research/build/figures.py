@@ -132,7 +132,9 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     part = float(arguments[2]) if len(arguments) == 3 else 1.0
     full = Measured()
-    asked = Measured(round(full.playground_clips * part), generated_clips=round(full.generated_clips * part), prompts_share=part)
+    asked = Measured(
+        round(full.playground_clips * part), generated_clips=round(full.generated_clips * part), prompts_share=part
+    )
     print(json.dumps(measure(Path(arguments[0]), Path(arguments[1]), asked), indent=1))
     return 0
 

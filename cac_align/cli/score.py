@@ -224,7 +224,7 @@ def scale_texts(reward: Reward) -> dict[str, str]:
 
 
 def score_table(rows: Sequence[dict[str, Any]], scales: Mapping[str, str] | None = None) -> str:
-    """The rows as a table for people: score, components, verdict and video, below it what the judge
+    """The rows as a table for people: score, components, video, and the verdict with what the judge
     found.
 
     scales: ``scale_texts`` of the reward; its names but "score" are the components' columns.
@@ -236,13 +236,24 @@ def score_table(rows: Sequence[dict[str, Any]], scales: Mapping[str, str] | None
     if scales:
         lines.append("higher is better; " + "; ".join(f"{name}: {text}" for name, text in scales.items()))
     titles = "".join(f"  {name:>{width[name]}}" for name in columns)
-    lines.append(f"{'score':>7}{titles}  {'verdict':<8}  video")
+    wide = max([len("video"), *(len(row["video"]) for row in rows)])
+    lines.append(f"{'score':>7}{titles}  {'video':<{wide}}  verdict")
     for row in rows:
         values = "".join(f"  {_number(row['parts'].get(name)):>{width[name]}}" for name in columns)
-        verdict = (row["judgement"] or {}).get("status") or "none"
-        lines.append(f"{_number(row['score']):>7}{values}  {verdict:<8}  {row['video']}")
-        lines.extend(f"{'':>9}{line}" for line in describe_findings(row))
+        status = (row["judgement"] or {}).get("status")
+        first, *others = verdict_lines(status, describe_findings(row))
+        lines.append(f"{_number(row['score']):>7}{values}  {row['video']:<{wide}}  {first}")
+        lines.extend(f"{'':>{7 + len(titles) + wide + 4}}{line}" for line in others)
     return "\n".join(lines)
+
+
+def verdict_lines(status: str | None, findings: Sequence[str]) -> list[str]:
+    """The verdict column of one row: "normal", "abnormal" with the first anomaly, or "none" with the
+    reason; further anomalies are lines of their own.
+    """
+    if not findings:
+        return [status or "none"]
+    return [f"{status or 'none'} {findings[0]}", *findings[1:]]
 
 
 def score_csv(rows: Sequence[dict[str, Any]]) -> str:
@@ -286,5 +297,5 @@ def describe_findings(row: dict[str, Any]) -> list[str]:
         if window:
             shown = Window(**window).lasting(1 / row["fps"] if row.get("fps") else 0.0)
             when = f"{shown.start_s:.2f}-{shown.end_s:.2f} s"
-        lines.append(f"{anomaly['type']}, {when}: {anomaly['reason']}")
+        lines.append(f"{when} {anomaly['type']}: {anomaly['reason']}")
     return lines

@@ -257,8 +257,8 @@ def test_the_table_shows_reasons_for_people():
         {"video": "b.mp4", "score": None, "parts": {}, "error": "no server", "judgement": None},
     ]
     table = score_table(rows)
-    assert "0.2500" in table and "Object Distortion, 0.50-1.00 s: the ball melts" in table
-    assert "no score: no server" in table and " 0.0" not in table.split("b.mp4")[0].splitlines()[-1]
+    assert "0.2500" in table and "abnormal 0.50-1.00 s Object Distortion: the ball melts" in table
+    assert "none no score: no server" in table and " 0.0" not in table.split("b.mp4")[0].splitlines()[-1]
 
 
 def test_the_table_has_the_verdict_the_components_and_their_scales():
@@ -276,10 +276,19 @@ def test_the_table_has_the_verdict_the_components_and_their_scales():
         "error": None,
         "judgement": {"status": "abnormal", "anomalies": [anomaly]},
     }
-    head, titles, line, found = score_table([row], scales).splitlines()
-    assert "unified: 1 to 5" in head and titles.split() == ["score", "unified", "cac", "verdict", "video"]
-    assert line.split() == ["0.6222", "3.9000", "0.5100", "abnormal", "a.mp4"]
-    assert "0.75-0.81 s" in found
+    head, titles, line = score_table([row], scales).splitlines()
+    assert "unified: 1 to 5" in head and titles.split() == ["score", "unified", "cac", "video", "verdict"]
+    assert line.split() == [
+        "0.6222",
+        "3.9000",
+        "0.5100",
+        "a.mp4",
+        *["abnormal", "0.75-0.81", "s", "Motion", "Anomalies:", "it", "vanishes"],
+    ]
+    second = {**anomaly, "type": "Object Distortion"}
+    row["judgement"]["anomalies"].append(second)
+    *_, line, further = score_table([row], scales).splitlines()
+    assert further.index("0.75-0.81 s Object Distortion") == line.index("abnormal")
 
 
 class Toy(Brightness):

@@ -3,14 +3,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-LOCKED := test serve evaluate tensorboard inject
+LOCKED := test serve evaluate tensorboard inject docs
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
 VLLM_ENV ?= .vllm
 
-.PHONY: install demo host-demo test test-vllm test-slice check lock bench weights table2 ablations clean
+.PHONY: install docs demo host-demo test test-vllm test-slice check lock bench weights table2 ablations clean
 
 install: $(VENV)/.installed
 
@@ -18,6 +18,11 @@ $(VENV)/.installed: setup.cfg setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,serve,evaluate]'
 	touch $@
+
+# The docs site, into out/site; a warning is an error. Its reference pages are written from the code.
+docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 demo: install
 	$(BIN)/cac-align demo --out out/demo

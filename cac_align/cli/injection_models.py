@@ -17,5 +17,8 @@ def load_models(settings: Injection) -> Models:
     from cac_align.generation.redraw import WanRedrawer
 
     redrawer = WanRedrawer(settings.wan, settings.device or None)
-    _ = redrawer.noise_levels  # loads it: an unfit checkpoint is named before the first video is read
+    try:
+        _ = redrawer.noise_levels  # loads it: an unfit checkpoint is named before the first video is read
+    except ValueError as error:
+        raise ValueError(f"injection.wan: {str(error).removeprefix('generator.model ')}") from error
     return Models(redrawer)

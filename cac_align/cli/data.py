@@ -38,7 +38,11 @@ def add_data(verbs: Any) -> None:
     take.add_argument("format", choices=("rating", "coco", *EXTERNAL), help="what the source is")
     take.add_argument("source", type=Path, help="the rating page's file or folder; COCO JSON; a data set's annotations")
     take.add_argument("out", type=Path, help="records.jsonl to write")
-    take.add_argument("--videos", type=Path, help="folder of the videos (coco: default beside the JSON)")
+    take.add_argument(
+        "--videos",
+        type=Path,
+        help="folder of the videos (coco: default beside the JSON; spotlight: default spotlight/)",
+    )
     take.add_argument("--masks", type=Path, help="broken-videos: folder of the masks (source: the videos)")
     take.add_argument(
         "--label",
@@ -164,7 +168,7 @@ def _external(options: argparse.Namespace) -> Any:
         if options.masks is None:
             raise ValueError("broken-videos needs --masks, the folder of the masks; SOURCE is the folder of the videos")
         return loader.load(options.source, options.masks)
-    if options.videos is None:
+    if options.videos is None and options.format != "spotlight":  # whose videos have a place beside its file
         raise ValueError(f"{options.format} needs --videos, the folder its videos lie in")
     if options.format == "geneva":
         return loader.load(options.source, videos=options.videos, table=_labels(options.label))

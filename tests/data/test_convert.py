@@ -152,19 +152,21 @@ def test_exports_of_records_with_several_boxes_and_no_window():
 
 def test_a_known_data_set_is_imported_and_its_doubts_are_said(world, tmp_path, capsys):
     names = [Path(record.video).name for record in read_records(world)]
-    error = {"type": "Appearance/Disappearance", "explanation": "it vanishes", "start_s": 0.25, "end_s": 0.5}
-    listed = [
-        {"video": names[1], "prompt": "a box", "errors": [error]},
-        {"video": "gone.mp4", "prompt": "p", "errors": []},
-    ]
-    source = tmp_path / "spotlight.json"
-    source.write_text(json.dumps(listed))
+    error = {"type": "Appearance/Disappearance", "explanation": "it vanishes", "start": 0.25, "end": 0.5}
+    (world.parent / "videos" / "veo3").mkdir()
+    (world.parent / "videos" / names[1]).rename(world.parent / "videos" / "veo3" / "sid_001.mp4")
+    row = {"video_from": "veo3", "prompt": "a box"}
+    listed = [{**row, "pid": "sid_001", "errors": [error]}, {**row, "pid": "sid_002", "errors": []}]
+    source = tmp_path / "metadata.jsonl"
+    source.write_text("".join(json.dumps(each) + "\n" for each in listed))
     out = world.with_name("spotlight.jsonl")
     assert main(["data", "import", "spotlight", str(source), str(out), "--videos", str(world.parent / "videos")]) == 0
     told = capsys.readouterr().err
-    assert "not verified against the real files" in told and "left out: gone.mp4: video missing" in told
+    assert "not verified against the real files" in told and "left out: veo3/sid_002.mp4: video missing" in told
     (record,) = read_records(out)
-    assert record.video == f"videos/{names[1]}"  # below the records' folder: relative, so that the folder can be moved
+    assert (
+        record.video == "videos/veo3/sid_001.mp4"
+    )  # below the records' folder: relative, so that the folder can be moved
     assert record.anomalies[0].type == "Motion Anomalies" and record.anomalies[0].window == Window(0.25, 0.5)
     assert [violation.rule for violation in validate(out).violations] == ["boxed"]
     assert validate(out, skip=["boxed"]).violations == ()

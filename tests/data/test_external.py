@@ -343,45 +343,92 @@ def test_videophy2_refuses_what_it_does_not_know(tmp_path, row, message):
 # ---- Spotlight ----------------------------------------------------------------------------------------------------
 
 
+def spotlight_row(name, generator="veo3", key="errors", errors=(), **more):
+    """A row with the keys that public scripts read; the key of the error list is not known."""
+    source_data = json.dumps({"event_list": ["a dog runs"], "class": "animal"})
+    known = {"pid": name, "video_from": generator, "prompt": "a dog runs", "orig_dataset": "storyeval"}
+    return {**known, "source_data": source_data, "refvideo_exists": False, key: list(errors), **more}
+
+
+def spotlight_folder(tmp_path, rows):
+    for row in rows:
+        clip(tmp_path / "test" / "spotlight" / row["video_from"] / f"{row['pid']}.mp4")
+    (tmp_path / "test" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+FLOATS = {"type": "Physics", "explanation": "floats", "start": 0.5, "end": 1.5}
+
+
 def test_spotlight_errors_become_windows(tmp_path):
-    for name in ("a.mp4", "b.mp4", "c.mp4"):
-        clip(tmp_path / "videos" / name)
-    rows = [
-        {
-            "video": "a.mp4",
-            "prompt": "p",
-            "model": "Veo 3",
-            "errors": [
-                {"type": "Physics", "explanation": "floats", "start_s": 0.5, "end_s": 1.5},
-                {"type": "Anatomy/Body pose", "explanation": "arm", "segments": [[0, 0.5], [1, 9 / 3]]},
-                {"type": "Motion", "explanation": "all", "scope": "global"},
-                {"type": "Adherence", "explanation": "no dog", "scope": "global"},
-            ],
-        },
-        {"video": "b.mp4", "prompt": "p", "errors": []},
-        {"video": "c.mp4", "prompt": "p", "errors": [{"type": "Logical", "explanation": "", "scope": "global"}]},
+    errors = [
+        FLOATS,
+        {"type": "Anatomy/Body pose", "explanation": "arm", "segments": [[0, 0.5], {"start_time": 1, "end_time": 3}]},
+        {"type": "motion", "description": "all", "scope": "global"},
+        {"type": "Appearance/Disappearance", "segments": [0.2, 0.4]},
+        {"type": "Adherence", "explanation": "no dog", "scope": "global"},
+        {"type": "Logical", "explanation": "odd", "start_time": 0, "end_time": 1},
     ]
-    path = tmp_path / "spotlight.json"
-    path.write_text(json.dumps(rows))
-    found = spotlight.load(path, videos=tmp_path / "videos")
+    rows = [
+        spotlight_row("sid_001", errors=errors),
+        spotlight_row("sid_001", "ltx2"),
+        spotlight_row("sid_002", errors=[{"type": "Logical", "scope": "global"}]),
+    ]
+    folder = spotlight_folder(tmp_path, [*rows, spotlight_row("sid_003")])
+    (folder / "test" / "spotlight" / "veo3" / "sid_003.mp4").unlink()
+    found = spotlight.load(folder)
     first, clean = found.records
     last = 23 / FPS
-    assert [a.window for a in first.anomalies] == [Window(0.5, 1.5), Window(0, 0.5), Window(1, last), Window(0, last)]
-    assert [a.type for a in first.anomalies] == ["Physical Violations", *["Human Distortion"] * 2, "Motion Anomalies"]
-    assert (
-        clean.status == "normal"
-        and first.extra["dropped"] == 1
-        and found.left_out == {"c.mp4": "out of scope: ['Logical']"}
-    )
+    assert [a.window for a in first.anomalies] == [
+        *(Window(0.5, 1.5), Window(0, 0.5), Window(1, last), Window(0, last), Window(0.2, 0.4))
+    ]
+    kinds = ["Physical Violations", *["Human Distortion"] * 2, *["Motion Anomalies"] * 2]
+    assert [a.type for a in first.anomalies] == kinds
+    assert [(each["type"], each["windows"][0]["end_s"]) for each in first.extra["out_of_scope"]] == [
+        *(("Adherence", pytest.approx(last)), ("Logical", 1.0))
+    ]
+    assert first.extra["source_data"] == {"event_list": ["a dog runs"], "class": "animal"}
+    assert (first.id, clean.id, clean.status) == ("veo3/sid_001.mp4", "ltx2/sid_001.mp4", "normal")
+    assert found.left_out["veo3/sid_002.mp4"] == "out of scope: ['Logical']"
+    assert found.left_out["veo3/sid_003.mp4"].startswith("video missing")
+
+
+@pytest.mark.parametrize("key", ["errors", "annotations", "human_labels"])
+def test_spotlights_error_list_is_found_by_what_it_holds(tmp_path, key):
+    # Another list of objects, and a list of texts, are no errors.
+    rows = [spotlight_row("sid_001", key=key, errors=[FLOATS], raters=[{"name": "a"}], tags=["Physics"])]
+    (record,) = spotlight.load(spotlight_folder(tmp_path, rows)).records
+    assert record.anomalies[0].type == "Physical Violations"
+
+
+def test_a_spotlight_file_that_leaves_doubt_is_refused(tmp_path):
+    def load(*rows):
+        return spotlight.load(spotlight_folder(tmp_path, rows))
+
     for change, message in [
-        ({"type": "Physic"}, "did you mean 'Physics'"),
-        ({"end_s": 9.0}, "does not lie in a video"),
-        ({"scope": "somewhere"}, "scope must be"),
-        ({"box": []}, r"unknown fields \['box'\]"),
+        ({"type": "Physic"}, "no key holds a list of objects with one of the types"),
+        ({"end": 9.0}, "does not lie in a video"),
+        ({"end": None}, r"received the keys .*'end', 'explanation', 'start', 'type'"),
+        ({"start": "0:01"}, "a segment is a pair of seconds"),
+        ({"scope": "somewhere"}, "the scope must be"),
     ]:
-        path.write_text(json.dumps([{**rows[0], "errors": [{**rows[0]["errors"][0], **change}]}]))
         with pytest.raises(ValueError, match=message):
-            spotlight.load(path, videos=tmp_path / "videos")
+            load(spotlight_row("sid_001", errors=[{**FLOATS, **change}]))
+    with pytest.raises(ValueError, match="unknown label 'Physic'; .*did you mean 'Physics'"):
+        load(spotlight_row("sid_001", errors=[FLOATS, {**FLOATS, "type": "Physic"}]))
+    with pytest.raises(ValueError, match=r"the keys \['errors', 'model_errors'\] all hold lists of errors"):
+        load(spotlight_row("sid_001", errors=[FLOATS], model_errors=[FLOATS]))
+    with pytest.raises(ValueError, match="'errors' must be a list of errors"):
+        load(spotlight_row("sid_001", errors=[FLOATS]), spotlight_row("sid_002", errors=[], key="others"))
+    with pytest.raises(ValueError, match="has a row already"):
+        load(spotlight_row("sid_001", errors=[FLOATS]), spotlight_row("sid_001"))
+    with pytest.raises(ValueError, match="source_data is no JSON text"):
+        load(spotlight_row("sid_001", errors=[FLOATS], source_data="{'a': 1}"))
+    with pytest.raises(ValueError, match=r"missing \['video_from'\]"):
+        (tmp_path / "test" / "metadata.jsonl").write_text('{"pid": "sid_001", "prompt": "p"}\n')
+        spotlight.load(tmp_path)
+    with pytest.raises(ValueError, match="expected Spotlight's metadata.jsonl"):
+        spotlight.load(tmp_path / "test" / "spotlight")
 
 
 def test_every_loader_says_what_it_could_not_verify():

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar
 
 from cac_align.cac.answer_schema import answer_schema
+from cac_align.cac.per_type import joined_suspicions, per_type_conversations
 from cac_align.cac.prompts import retry_conversation, turn_one_conversation, turn_two_conversation, wording_hash
 from cac_align.cac.readout import STATUS_READOUT
 from cac_align.core.answer import CONTRADICTS, read_answer
@@ -57,6 +58,9 @@ class TwoTurn:
     # Whether P(normal) and P(abnormal) are read. Without them a judgement has its written verdict and no R: for
     # servers that give no log-probabilities, whose verdicts are counted (``rewards.judges.votes``).
     probabilities: bool = True
+    # How turn 1 scans: "whole" asks about all types at once, as in the paper; "per_type" asks once for each type and
+    # turn 2 once for each window of their union (``cac.per_type``). ``windows`` is not read then.
+    scan: Literal["whole", "per_type"] = "whole"
 
     def __post_init__(self) -> None:
         check_rates(scan_fps=self.scan_fps, look_fps=self.look_fps)
@@ -66,6 +70,10 @@ class TwoTurn:
             raise ValueError(f"context must be 'fresh' or 'continued', received {self.context!r}")
         if self.windows not in ("hull", "each"):
             raise ValueError(f"windows must be 'hull' or 'each', received {self.windows!r}")
+        if self.scan not in ("whole", "per_type"):
+            raise ValueError(f"scan must be 'whole' or 'per_type', received {self.scan!r}")
+        if self.scan == "per_type" and self.context == "continued":
+            raise ValueError("scan: per_type has five scans and no one chat to continue; use context: fresh")
         if self.max_new_tokens < 1 or self.retries < 0:
             raise ValueError(
                 f"expected max_new_tokens >= 1 and retries >= 0, received {self.max_new_tokens} and {self.retries}"
@@ -73,10 +81,11 @@ class TwoTurn:
 
     def provenance(self) -> dict[str, str]:
         # The paper's settings are left out where they were not always settings.
-        usual = {"margin_s": 0.0, "probabilities": True}
+        usual = {"margin_s": 0.0, "probabilities": True, "scan": "whole"}
         left_out = {name for name, value in usual.items() if getattr(self, name) == value}
         fields = {name: str(getattr(self, name)) for name in self.__dataclass_fields__ if name not in left_out}
-        return {**fields, "prompt_sha256": wording_hash(self.wording)}
+        texts = ("turn_one", "turn_two", "retry", *(["per_type"] if self.scan == "per_type" else []))
+        return {**fields, "prompt_sha256": wording_hash(self.wording, texts)}
 
 
 def check_rates(**rates: float) -> None:
@@ -184,6 +193,8 @@ def judge_each(
 
 def two_turn_dialogue(prompt: str, video: Video, frames: Frames, settings: TwoTurn) -> Dialogue[Judgement]:
     """The dialogue that judges one video in two turns."""
+    if settings.scan == "per_type":
+        return (yield from _per_type_dialogue(prompt, video, frames, settings))
     conversation = turn_one_conversation(prompt, frames, wording=settings.wording)
     (scan,) = yield from ask_turns([TurnState(1, conversation, frames)], settings)
     if scan.error is not None:
@@ -191,11 +202,35 @@ def two_turn_dialogue(prompt: str, video: Video, frames: Frames, settings: TwoTu
     if scan.turn.status == "normal":
         return decide([scan], (), ())
     looks = yield from ask_turns(_turn_two_states(scan, prompt, video, settings), settings)
+    return _decide_looks(looks, scan.turns, scan.turn.anomalies)
+
+
+def _per_type_dialogue(prompt: str, video: Video, frames: Frames, settings: TwoTurn) -> Dialogue[Judgement]:
+    """Turn 1 once per type, then turn 2 once per window of their union.
+
+    One scan without a usable answer leaves the video without a verdict: what it would have found is not known.
+    """
+    conversations = per_type_conversations(prompt, frames, wording=settings.wording)
+    scans = yield from ask_turns([TurnState(1, each, frames) for each in conversations], settings)
+    turns = tuple(turn for scan in scans for turn in scan.turns)
+    failed = next((scan for scan in scans if scan.error is not None), None)
+    if failed is not None:
+        return Judgement(None, turns=turns, error=f"turn 1: {failed.error}")
+    alarms = [scan.turn for scan in scans if scan.turn.status == "abnormal"]
+    if not alarms:
+        return decide(scans, (), ())
+    states = [_look_state(*each, prompt, video, frames, settings) for each in joined_suspicions(alarms)]
+    looks = yield from ask_turns(states, settings)
+    return _decide_looks(looks, turns, [anomaly for turn in alarms for anomaly in turn.anomalies])
+
+
+def _decide_looks(looks: Sequence[TurnState], before: tuple[Turn, ...], claimed: Sequence[Anomaly]) -> Judgement:
+    """``decide``, or no verdict where one of the looks has no usable answer."""
     failed = next((look for look in looks if look.error is not None), None)
     if failed is not None:
-        turns = scan.turns + tuple(turn for look in looks for turn in look.turns)
+        turns = before + tuple(turn for look in looks for turn in look.turns)
         return Judgement(None, turns=turns, error=f"turn 2: {failed.error}")
-    return decide(looks, scan.turns, scan.turn.anomalies)
+    return decide(looks, before, claimed)
 
 
 def _turn_two_states(scan: TurnState, prompt: str, video: Video, settings: TwoTurn) -> list[TurnState]:
@@ -208,16 +243,26 @@ def _turn_two_states(scan: TurnState, prompt: str, video: Video, settings: TwoTu
             a for a in scan.turn.anomalies if a.window and window.start_s <= a.window.start_s <= window.end_s
         )
         turn_one = replace(scan.turn, anomalies=inside) if settings.windows == "each" else scan.turn
-        try:
-            clip = video.clip(window, settings.look_fps, settings.margin_s)
-        except ValueError as error:
-            looks.append(
-                TurnState(2, (), scan.frames, error=f"clip {window.start_s:.2f}-{window.end_s:.2f} s: {error}")
-            )
-            continue
-        asked = turn_two_conversation(prompt, clip, turn_one, wording=settings.wording, before=before)
-        looks.append(TurnState(2, asked, clip))
+        looks.append(_look_state(window, turn_one, prompt, video, scan.frames, settings, before))
     return looks
+
+
+def _look_state(
+    window: Window,
+    turn_one: Turn,
+    prompt: str,
+    video: Video,
+    scanned: Frames,
+    settings: TwoTurn,
+    before: Conversation | None = None,
+) -> TurnState:
+    """Turn 2's question about one window."""
+    try:
+        clip = video.clip(window, settings.look_fps, settings.margin_s)
+    except ValueError as error:
+        return TurnState(2, (), scanned, error=f"clip {window.start_s:.2f}-{window.end_s:.2f} s: {error}")
+    asked = turn_two_conversation(prompt, clip, turn_one, wording=settings.wording, before=before)
+    return TurnState(2, asked, clip)
 
 
 def merge_windows(windows: Sequence[Window]) -> list[Window]:

@@ -50,6 +50,8 @@ class JudgeRecipe:
     context: str | None = None
     # What turn 2 looks at when turn 1 named several anomalies: hull or each. null: the folder's, else hull.
     windows: str | None = None
+    # How turn 1 scans: whole, or per_type: once for each type, and turn 2 once per window. null: the folder's, else whole.
+    scan: str | None = None
     # Whether answers are constrained to their JSON schema. null: the folder's, else false.
     constrained: bool | None = None
     # Frames per second of turn 1. null: the folder's, else 4.
@@ -299,7 +301,17 @@ def load_cac(
 
 
 # Keys about how a judge is asked; where the recipe has none, the judge's folder decides.
-_TWO_TURN = ("wording", "context", "windows", "constrained", "scan_fps", "look_fps", "margin_s", "max_new_tokens")
+_TWO_TURN = (
+    "wording",
+    "context",
+    "windows",
+    "scan",
+    "constrained",
+    "scan_fps",
+    "look_fps",
+    "margin_s",
+    "max_new_tokens",
+)
 # Keys about a judge that runs here, and about one behind a URL.
 _LOCAL = ("revision", "device", "dtype", "batch_size", "max_pixels")
 _SERVED = (

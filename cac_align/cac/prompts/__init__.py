@@ -25,16 +25,19 @@ from cac_align.core.video import Frames
 from cac_align.vlm.protocol import Conversation, Message
 
 WORDINGS = ("full", "brief")
-_SLOT = re.compile(r"\{(prompt|num_frames|frame_list|turn_one|faults)\}")
+_SLOT = re.compile(r"\{(prompt|num_frames|frame_list|turn_one|faults|type)\}")
 
 
 @cache
 def wording_text(wording: str, name: str) -> str:
-    """The text of the instruction ``name``: turn_one, turn_two, single_turn or retry.
+    """The text of the instruction ``name``: turn_one, turn_two, single_turn, retry or per_type.
 
     wording: "full", "brief", or a folder with the user's own turn_one.md and turn_two.md
-    (single_turn.md for the single turn). Raises ``ValueError`` when there is no such text.
+    (single_turn.md for the single turn). A folder without per_type.md takes that of "full". Raises
+    ``ValueError`` when there is no such text.
     """
+    if name == "per_type" and wording not in WORDINGS and not (Path(wording) / "per_type.md").is_file():
+        wording = "full"
     folder = files(__name__) if name == "retry" else files(__name__) / wording if wording in WORDINGS else Path(wording)
     source = folder / f"{name}.md"
     if not source.is_file():

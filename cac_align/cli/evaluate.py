@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from cac_align.cli.audit import add_audit
+from cac_align.cli.correlation import add_correlation
 from cac_align.cli.options import add_set_option, add_verb, input_path, stated_domain
 
 
 def add_evaluate(verbs: Any) -> None:
-    """The options of `cac-align evaluate` and of the five verbs below it."""
+    """The options of `cac-align evaluate` and of the verbs below it."""
     evaluate = add_verb(verbs, "evaluate", None, "how good is a judge, how good are the videos")
-    kinds = evaluate.add_subparsers(dest="kind", required=True, metavar="bench|calibrate|reward|vbench|experts")
+    kinds = evaluate.add_subparsers(
+        dest="kind", required=True, metavar="bench|calibrate|reward|correlation|vbench|experts"
+    )
 
     bench = add_verb(
         kinds, "bench", run_bench, "a judge against annotated records: CaC-Bench's tables, calibration, intervals"
@@ -65,6 +68,7 @@ def add_evaluate(verbs: Any) -> None:
     fit.add_argument("--json", action="store_true", help="JSON instead of a recipe's lines")
 
     add_audit(kinds)
+    add_correlation(kinds)
 
     vbench = add_verb(kinds, "vbench", run_vbench, "the real VBench, run in an environment of its own")
     vbench.add_argument("folder", type=Path, help="folder of videos")

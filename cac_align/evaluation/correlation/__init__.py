@@ -1,0 +1,1 @@
+"""How well a reward agrees with published human scores."""

@@ -13,13 +13,14 @@ from typing import Any
 from cac_align.cli.audit import add_audit
 from cac_align.cli.correlation import add_correlation
 from cac_align.cli.options import add_set_option, add_verb, input_path, stated_domain
+from cac_align.cli.vbvr import add_vbvr
 
 
 def add_evaluate(verbs: Any) -> None:
     """The options of `cac-align evaluate` and of the verbs below it."""
     evaluate = add_verb(verbs, "evaluate", None, "how good is a judge, how good are the videos")
     kinds = evaluate.add_subparsers(
-        dest="kind", required=True, metavar="bench|calibrate|reward|correlation|vbench|experts"
+        dest="kind", required=True, metavar="bench|calibrate|reward|correlation|vbvr|vbench|experts"
     )
 
     bench = add_verb(
@@ -69,6 +70,7 @@ def add_evaluate(verbs: Any) -> None:
 
     add_audit(kinds)
     add_correlation(kinds)
+    add_vbvr(kinds)
 
     vbench = add_verb(kinds, "vbench", run_vbench, "the real VBench, run in an environment of its own")
     vbench.add_argument("folder", type=Path, help="folder of videos")

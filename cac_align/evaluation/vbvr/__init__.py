@@ -1,0 +1,1 @@
+"""VBVR-Bench, scored by its own package."""

@@ -51,8 +51,8 @@ def window_iou(a: Window, b: Window) -> float:
 def joined_suspicions(turns: Sequence[Turn]) -> list[tuple[Window, Turn]]:
     """Per window of the union the suspicion that turn 2 is told about.
 
-    turns: the answers that called the video abnormal. A suspicion has the anomalies whose windows lie in its window, and
-    the reasoning of the answers that named them.
+    turns: the answers that called the video abnormal. A suspicion has the anomalies whose windows lie in its
+    window, and the reasoning of the answers that named them.
     """
     named = [
         (turn, anomaly, anomaly.window) for turn in turns for anomaly in turn.anomalies if anomaly.window is not None

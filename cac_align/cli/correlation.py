@@ -64,7 +64,8 @@ def run_correlation(options: argparse.Namespace) -> int:
         print(json.dumps({**report, "axes": [one.to_json() for one in results]}, indent=1))
     else:
         print(
-            "| axis | videos | prompts | Spearman | Kendall | pairs | pairs within a prompt |\n|---|---|---|---|---|---|---|"
+            "| axis | videos | prompts | Spearman | Kendall | pairs | pairs within a prompt |\n"
+            "|---|---|---|---|---|---|---|"
         )
         for one in results:
             cells = [one.axis, one.n, one.prompts, one.spearman, one.kendall, one.pairs, one.pairs_within_prompt]

@@ -50,7 +50,7 @@ class JudgeRecipe:
     context: str | None = None
     # What turn 2 looks at when turn 1 named several anomalies: hull or each. null: the folder's, else hull.
     windows: str | None = None
-    # How turn 1 scans: whole, or per_type: once for each type, and turn 2 once per window. null: the folder's, else whole.
+    # How turn 1 scans: whole, or per_type (once for each type, turn 2 once per window). null: the folder's, else whole.
     scan: str | None = None
     # Whether answers are constrained to their JSON schema. null: the folder's, else false.
     constrained: bool | None = None

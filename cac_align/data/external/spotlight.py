@@ -175,7 +175,7 @@ def _objects(value: Any) -> list[dict[str, Any]]:
 
 
 def _error_list(row: Mapping[str, Any], key: str, where: str) -> list[dict[str, Any]]:
-    """The row's errors. A row without the key is refused: whether it has no errors or was not annotated is not known."""
+    """The row's errors. A row without the key is refused: it may have no errors, or not be annotated."""
     errors = _as_list(row.get(key))
     if errors is None or not all(isinstance(error, dict) for error in errors):
         raise ValueError(f"{where}: {key!r} must be a list of errors (empty where there are none), as in other rows")

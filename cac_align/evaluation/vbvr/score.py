@@ -1,6 +1,6 @@
 """VBVR-Bench (arXiv 2602.20159) by its own package, with what it counts as 0 told apart from what failed.
 
-videos, ground truth → vbvr_bench's evaluator of each task → one row per video of the ground truth → means by split
+videos, ground truth → vbvr_bench's evaluator of each task → one row per ground truth → means by split
 
 The package has two command lines that compute different numbers, so the scoring is named:
 
@@ -8,8 +8,8 @@ The package has two command lines that compute different numbers, so the scoring
 - "weighted": first frame 15 %, final frame 35 %, smoothness 15 %, visual quality 10 %, the task's rule 25 % (its
   ``evaluate.py``).
 
-It gives 0, or a part of it, for a video that it cannot decode or whose ground truth is missing, and leaves missing videos
-out of the mean. Here those have no score and are counted.
+It gives 0, or a part of it, for a video that it cannot decode or whose ground truth is missing, and leaves
+missing videos out of the mean. Here those have no score and are counted.
 """
 
 from __future__ import annotations

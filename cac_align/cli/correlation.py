@@ -30,7 +30,7 @@ def add_correlation(kinds: Any) -> None:
 def run_correlation(options: argparse.Namespace) -> int:
     """Print the table. Returns 1 where a video has no score."""
     from cac_align.cli.score import score_files, video_prompts
-    from cac_align.evaluation.correlation.agreement import agreement
+    from cac_align.evaluation.correlation.agreement import rank_agreement
     from cac_align.evaluation.correlation.human_scores import find_videos
     from cac_align.rewards.cached import cached
     from cac_align.rewards.combine import compares_videos
@@ -57,7 +57,7 @@ def run_correlation(options: argparse.Namespace) -> int:
             show(reward.name, len(values), len(kept))
     axes = list(dict.fromkeys(axis for row, _ in kept for axis in row.scores))
     groups = [row.prompt for row, _ in kept]
-    results = [agreement(axis, [row.scores.get(axis) for row, _ in kept], values, groups) for axis in axes]
+    results = [rank_agreement(axis, [row.scores.get(axis) for row, _ in kept], values, groups) for axis in axes]
     missing = {"videos_not_there": len(rows) - len(kept), "videos_without_score": values.count(None)}
     report = {"reward": reward.name, "source": options.source, **missing, "notes": notes}
     if options.json:

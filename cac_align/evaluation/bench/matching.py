@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cac_align.core.judgement import Anomaly, Window
+from cac_align.cac.per_type import window_iou
+from cac_align.core.judgement import Anomaly
 from cac_align.evaluation.statistics import Estimate, share
 
 THRESHOLDS = (0.3, 0.5, 0.7)
@@ -34,16 +35,6 @@ class Matching:
             "f1": self.f1,
             "mean_iou": self.mean_iou,
         }
-
-
-def window_iou(a: Window, b: Window) -> float:
-    """IoU of two windows as lengths of time. Two equal instants overlap fully, different ones not
-    at all.
-    """
-    union = max(a.end_s, b.end_s) - min(a.start_s, b.start_s)
-    if union <= 0:
-        return 1.0
-    return max(0.0, min(a.end_s, b.end_s) - max(a.start_s, b.start_s)) / union
 
 
 def match_errors(

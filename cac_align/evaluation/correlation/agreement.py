@@ -1,6 +1,6 @@
 """How a reward's order agrees with people's: Spearman, Kendall, and accuracy over pairs, with intervals.
 
-human scores, reward's scores, prompts → agreement → Agreement
+human scores, reward's scores, prompts → rank_agreement → RankAgreement
 
 All three depend on order alone, so a reward needs no scale. Kendall is tau-b. Of the pairs that people scored
 differently, accuracy is the share that the reward orders alike; a tie of the reward counts one half. "Within a prompt"
@@ -20,12 +20,12 @@ import numpy as np
 
 from cac_align.evaluation.statistics import NO_ESTIMATE, Estimate
 
-MIN_PROMPTS = 10
+_MIN_PROMPTS = 10
 """With fewer prompts a bootstrap over them says little."""
 
 
 @dataclass(frozen=True)
-class Agreement:
+class RankAgreement:
     """One axis of human scores against one reward. ``left_out`` counts the videos without a score of either."""
 
     axis: str
@@ -43,7 +43,7 @@ class Agreement:
         return {name: value.to_json() if isinstance(value, Estimate) else value for name, value in row.items()}
 
 
-def agreement(
+def rank_agreement(
     axis: str,
     human: Sequence[float | None],
     reward: Sequence[float | None],
@@ -51,7 +51,7 @@ def agreement(
     *,
     resamples: int = 1000,
     seed: int = 0,
-) -> Agreement:
+) -> RankAgreement:
     """Compare the scores of the same videos. None and NaN are missing, and such videos are left out.
 
     A measure is None where it is undefined: fewer than two videos, or all scores of one side equal. Raises
@@ -67,7 +67,7 @@ def agreement(
     people, judged = people[both], judged[both]
     names, group = np.unique(np.array(prompts, dtype=object)[both].astype(str), return_inverse=True)
     n = len(people)
-    by_prompt = len(names) >= MIN_PROMPTS
+    by_prompt = len(names) >= _MIN_PROMPTS
     measure = _Measures(people, judged, group)
     whole = measure.of(np.ones(n))
     rng = np.random.default_rng(seed)
@@ -80,7 +80,7 @@ def agreement(
         _estimate(value, [row[place] for row in drawn], n) for place, value in enumerate(whole)
     )
     unit = "prompts" if by_prompt else "videos"
-    return Agreement(axis, n, len(names), int((~both).sum()), spearman, kendall, pairs, within, unit)
+    return RankAgreement(axis, n, len(names), int((~both).sum()), spearman, kendall, pairs, within, unit)
 
 
 class _Measures:

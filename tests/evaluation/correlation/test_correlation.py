@@ -9,7 +9,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from cac_align.cli.main import main
 from cac_align.core.encoding import write_mp4
-from cac_align.evaluation.correlation.agreement import agreement
+from cac_align.evaluation.correlation.agreement import rank_agreement
 from cac_align.evaluation.correlation.human_scores import find_videos, read_jsonl, read_tag, read_videoscience
 from cac_align.rewards.reward import Score
 
@@ -27,7 +27,7 @@ def test_the_measures_are_those_of_scipy_and_of_counting():
         people = [rng.randrange(5) for _ in range(30)]
         judged = [value + rng.choice([-2, 0, 0, 1]) for value in people]
         prompts = [f"p{n % 12}" for n in range(30)]
-        found = agreement("a", people, judged, prompts, resamples=40)
+        found = rank_agreement("a", people, judged, prompts, resamples=40)
         assert found.spearman.value == pytest.approx(spearmanr(people, judged).statistic)
         assert found.kendall.value == pytest.approx(kendalltau(people, judged).statistic)
         for within, estimate in ((False, found.pairs), (True, found.pairs_within_prompt)):
@@ -42,17 +42,17 @@ def test_the_measures_are_those_of_scipy_and_of_counting():
 
 
 def test_missing_scores_are_left_out_and_what_is_undefined_is_none():
-    found = agreement("a", [1, 2, None, 4], [1.0, None, 3.0, 2.0], ["p"] * 4)
+    found = rank_agreement("a", [1, 2, None, 4], [1.0, None, 3.0, 2.0], ["p"] * 4)
     assert (found.n, found.left_out, found.pairs.value, found.resampled) == (2, 2, 1.0, "videos")
-    flat = agreement("a", [1, 2, 3], [5.0, 5.0, 5.0], ["p", "q", "r"])
+    flat = rank_agreement("a", [1, 2, 3], [5.0, 5.0, 5.0], ["p", "q", "r"])
     assert flat.spearman.value is None and flat.kendall.value is None and flat.pairs.value == 0.5
     assert flat.pairs_within_prompt.value is None  # no prompt has two videos
-    assert agreement("a", [None], [1.0], ["p"]).spearman.value is None
+    assert rank_agreement("a", [None], [1.0], ["p"]).spearman.value is None
 
 
 def test_a_reward_without_relation_has_zero_in_its_interval():
     rng = np.random.default_rng(0)
-    found = agreement("a", rng.normal(size=100), rng.normal(size=100), [f"p{n}" for n in range(100)])
+    found = rank_agreement("a", rng.normal(size=100), rng.normal(size=100), [f"p{n}" for n in range(100)])
     assert found.kendall.low < 0 < found.kendall.high and found.pairs.low < 0.5 < found.pairs.high
 
 

@@ -76,7 +76,7 @@ class SourceClip:
     ``background`` (T, H, W, 3) uint8 is what is behind the moving objects, with ``background_known``
     (T, H, W) where that was really seen; both None where it could not be found (then injectors that
     uncover something do not apply). ``grain`` is the standard deviation of the sensor noise in grey
-    levels.
+    levels. ``body_models``: where the models of people, hands and faces are, as in the recipe.
     """
 
     pixels: UInt8[np.ndarray, "T H W 3"]
@@ -87,6 +87,7 @@ class SourceClip:
     grain: float = 0.0
     prompt: str = ""
     name: str = "clip"
+    body_models: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -125,7 +126,7 @@ class Injector:
     """A named way to put a defect into a clip.
 
     requires: names of the modules without which it cannot run. unmoved: it also applies to clips in
-    which no moving object is found.
+    which no moving object is found. body_models: it needs the models that find people, hands and faces.
     """
 
     name: str
@@ -133,3 +134,4 @@ class Injector:
     apply: Apply
     requires: tuple[str, ...] = ()
     unmoved: bool = False
+    body_models: bool = False

@@ -82,8 +82,7 @@ def inject(
     models = models or Models()
     if settings.wan and models.redrawer is None:
         raise ValueError(f"injection.wan names {settings.wan}, but no models were given; give inject(…, models=…)")
-    tiers: Any = settings.tiers
-    usable, missing = usable_injectors(tiers, settings.injectors, models)
+    usable, missing = usable_injectors(settings.tiers, settings.injectors, models, body_models=settings.body_models)
     if not usable:
         raise ValueError(f"no injector can run: {missing or 'the recipe names none of its tiers'}")
     for folder in ("videos", "slots"):

@@ -49,6 +49,9 @@ class Injection:
     wan: str = ""
     # Where models run: cpu, cuda or cuda:N; empty: a GPU where there is one, else the CPU.
     device: str = ""
+    # Where the models are that find people, hands and faces: the wheel of mediapipe 0.10.21 or a folder with its
+    # .tflite files; empty: the installed package. Without them no body is changed.
+    body_models: str = ""
     # How clips are stored: "rgb" is lossless; "yuv420p" is lossless but for the colours' resolution, and smaller.
     pixel_format: str = "yuv420p"
 

@@ -113,8 +113,7 @@ def fill_slot(task: SlotTask) -> dict[str, Any]:
 def _fill(task: SlotTask, report: dict[str, Any]) -> None:
     settings = task.settings
     video = open_source(Path(task.path), settings)
-    tiers: Any = settings.tiers
-    injectors, _ = usable_injectors(tiers, settings.injectors, task.models)
+    injectors, _ = usable_injectors(settings.tiers, settings.injectors, task.models, body_models=settings.body_models)
     unmoved = any(injector.unmoved for injector in injectors.values())
     clip, origin = load_clip(video, task.place, settings, task.prompt, unmoved=unmoved)
     if not clip.objects:

@@ -42,7 +42,7 @@ def pairs_from_videos(
         raise ValueError("no videos to audit with; expected a folder, files or a pattern")
     found: list[AuditPair] = []
     reasons: Counter[str] = Counter()
-    injectors, _ = usable_injectors(settings.tiers, settings.injectors)  # pyright: ignore[reportArgumentType]
+    injectors, _ = usable_injectors(settings.tiers, settings.injectors, body_models=settings.body_models)
     for path, prompt, rng in _turns(paths, prompts, seed):
         if len(found) == n:
             break

@@ -200,3 +200,15 @@ def moved(image: np.ndarray, dx: int, dy: int) -> np.ndarray:
         max(-dy, 0) : height + min(-dy, 0), max(-dx, 0) : width + min(-dx, 0)
     ]
     return out
+
+
+def resampled(piece: np.ndarray, field: np.ndarray) -> np.ndarray:
+    """An image (h, w, 3) that shows at every pixel what lies ``field`` px away from it: (2, h, w), down
+    and right. float32.
+    """
+    from scipy import ndimage
+
+    rows, columns = np.indices(field.shape[1:], np.float32)
+    places = np.stack([rows + field[0], columns + field[1]])
+    channels = [ndimage.map_coordinates(piece[..., channel], places, order=1, mode="nearest") for channel in range(3)]
+    return np.stack(channels, axis=-1)

@@ -18,6 +18,7 @@ from cac_align.data.injection.injectors.compositing import (
     during,
     moved,
     radius_of,
+    resampled,
 )
 from cac_align.data.injection.sources.masks import dilated, snug, soft
 
@@ -43,7 +44,7 @@ def warp(source: SourceClip, rng: np.random.Generator, severity: float) -> Edit:
             area, field = _displacement(source, thing, frame, coarse, reach * swell)
             piece = out[frame][area].astype(np.float32)
             for strength in (there, back):
-                piece = _resampled(piece, strength * field)
+                piece = resampled(piece, strength * field)
             out[frame][area] = np.clip(piece + 0.5, 0, 255).astype(np.uint8)
         return out
 
@@ -84,15 +85,6 @@ def _displacement(
     )
     falloff *= np.clip(edge / max(margin / 2, 1), 0, 1)
     return area, field * falloff * reach
-
-
-def _resampled(piece: np.ndarray, field: np.ndarray) -> np.ndarray:
-    from scipy import ndimage
-
-    rows, columns = np.indices(field.shape[1:], np.float32)
-    places = np.stack([rows + field[0], columns + field[1]])
-    channels = [ndimage.map_coordinates(piece[..., channel], places, order=1, mode="nearest") for channel in range(3)]
-    return np.stack(channels, axis=-1)
 
 
 # ---- parts --------------------------------------------------------------------------------------------------------

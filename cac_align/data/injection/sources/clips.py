@@ -11,7 +11,7 @@ The same file, place and settings give the same bytes. What cannot be used is re
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -113,6 +113,7 @@ def load_clip(
     inside = slice(first, first + length)
     clip = prepared_clip(pixels, fps, inside, prompt=prompt, name=Path(video.name).name, unmoved=unmoved)
     times = [video.times_s[index] for index in indices[inside]]
+    clip = replace(clip, body_models=settings.body_models)
     return clip, ClipOrigin(video.content_hash, times[0], times[-1], round(video.fps, 4), cropped)
 
 

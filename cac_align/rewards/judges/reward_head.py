@@ -15,7 +15,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TYPE_CHECKING, cast
 
 from cac_align.core.text import quoted_excerpt
 from cac_align.vlm.checkpoint_hash import hash_files, hash_paths
@@ -181,7 +181,7 @@ def _load(checkpoint: HeadCheckpoint, device: str, dtype: torch.dtype) -> _Loade
         )
     config.text_config.vocab_size = rows
     with init_empty_weights(include_buffers=False):
-        net = Qwen2VLModel(config)
+        net: Any = Qwen2VLModel(cast(Any, config))
     weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     try:
         net.load_state_dict(weights, strict=True, assign=True)

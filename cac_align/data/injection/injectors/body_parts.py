@@ -118,7 +118,7 @@ def hull_masks(source: SourceClip, body: Body, points: Sequence[int], first: int
     masks = np.zeros(source.shape, bool)
     for frame in range(first, last + 1):
         corners = body.points[frame][list(points)]
-        image = PIL.Image.new("1", source.shape[:0:-1])
+        image = PIL.Image.new("1", (source.shape[2], source.shape[1]))
         outline = [(float(x), float(y)) for x, y in corners[ConvexHull(corners).vertices]]
         PIL.ImageDraw.Draw(image).polygon(outline, fill=1)
         masks[frame] = np.asarray(image)

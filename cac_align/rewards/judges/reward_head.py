@@ -15,7 +15,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from cac_align.core.text import quoted_excerpt
 from cac_align.vlm.checkpoint_hash import hash_files, hash_paths

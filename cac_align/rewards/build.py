@@ -183,7 +183,7 @@ def load_reward(
     """
     if isinstance(recipe, str) and recipe.startswith(("http://", "https://")):
         return _load_remote(recipe, overrides)
-    if _is_factory(recipe, overrides):
+    if is_factory(recipe, overrides):
         return call_reward_factory(str(recipe))
     recipe = _read(recipe, overrides)
     _build(recipe, {"check_only": True})
@@ -201,7 +201,7 @@ def unloaded_reward(
     """
     if isinstance(recipe, str) and recipe.startswith(("http://", "https://")):
         return _Unloaded(recipe)
-    if _is_factory(recipe, overrides):
+    if is_factory(recipe, overrides):
         return _Unloaded(str(recipe))
     return _build(_read(recipe, overrides), {"check_only": True})
 
@@ -218,7 +218,7 @@ class _Unloaded:
         raise ValueError(f"{self.name} is not loaded; use load_reward")
 
 
-def _is_factory(recipe: str | os.PathLike[str] | RewardRecipe | None, overrides: Sequence[str]) -> bool:
+def is_factory(recipe: str | os.PathLike[str] | RewardRecipe | None, overrides: Sequence[str]) -> bool:
     """Whether this names "module:Name". Raises ``ValueError`` for overrides that it would not read."""
     if not (isinstance(recipe, str) and ":" in recipe and not Path(recipe).exists()):
         return False
@@ -313,8 +313,8 @@ _TWO_TURN = (
     "max_new_tokens",
 )
 # Keys about a judge that runs here, and about one behind a URL.
-_LOCAL = ("revision", "device", "dtype", "batch_size", "max_pixels")
-_SERVED = (
+LOCAL_KEYS = ("revision", "device", "dtype", "batch_size", "max_pixels")
+SERVED_KEYS = (
     "served_model",
     "revision",
     "concurrency",
@@ -353,7 +353,7 @@ def _keys_read_by(recipe: JudgeRecipe) -> tuple[str, ...]:
     """The keys that this component reads besides kind and weight. Raises ``ValueError`` for an
     unknown mode.
     """
-    judge = ("model", *_LOCAL, *_SERVED)
+    judge = ("model", *LOCAL_KEYS, *SERVED_KEYS)
     if recipe.kind == "cac":
         if recipe.mode not in _MODES:
             raise ValueError(f"mode must be two_turn, single_turn, readout or json, received {recipe.mode!r}")
@@ -438,7 +438,7 @@ def _backend_options(recipe: JudgeRecipe) -> dict[str, Any]:
     Raises ``ValueError`` for a key of the other backend.
     """
     server = recipe.model.startswith(("http://", "https://"))
-    names, foreign = (_SERVED, _LOCAL) if server else (_LOCAL, _SERVED)
+    names, foreign = (SERVED_KEYS, LOCAL_KEYS) if server else (LOCAL_KEYS, SERVED_KEYS)
     for name in foreign:
         if name not in names and getattr(recipe, name) is not None:
             raise ValueError(

@@ -18,8 +18,8 @@ from typing import Literal
 
 from cac_align.config import read_recipe
 from cac_align.core.weights import shipped
-from cac_align.rewards.build import _LOCAL, _SERVED, JUDGE_KINDS, JudgeRecipe, RewardRecipe, _is_factory
-from cac_align.rewards.judges.build import _SERVED as _SERVED_MODELS
+from cac_align.rewards.build import JUDGE_KINDS, LOCAL_KEYS, SERVED_KEYS, JudgeRecipe, RewardRecipe, is_factory
+from cac_align.rewards.judges.build import SERVED_MODELS
 
 Protocol = Literal["official", "cac", "both"]
 PROTOCOLS: tuple[Protocol, ...] = ("official", "cac", "both")
@@ -67,11 +67,11 @@ def protocol_rows(
 
 def with_cac_prompt(recipe: RewardRecipe, judge: JudgeRecipe) -> RewardRecipe:
     """The recipe of the same model, asked as CaC: its weights and connection stay, its own prompt and limits go."""
-    kept = {name: getattr(judge, name) for name in ("model", *_LOCAL, *_SERVED)}
+    kept = {name: getattr(judge, name) for name in ("model", *LOCAL_KEYS, *SERVED_KEYS)}
     if judge.kind == "unified" and judge.model == "miniature":
         kept["model"] = str(shipped("unified"))  # "miniature" of kind cac would be another model
     if judge.model.startswith(("http://", "https://")) and kept["served_model"] is None:
-        kept["served_model"] = _SERVED_MODELS.get(judge.kind)
+        kept["served_model"] = SERVED_MODELS.get(judge.kind)
     component = JudgeRecipe(kind="cac", **kept)
     return replace(recipe, components={"cac": component}, normalise="range", statistics=None)
 
@@ -80,7 +80,7 @@ def _single_judge(
     recipe: str | os.PathLike[str] | None, overrides: Sequence[str]
 ) -> tuple[RewardRecipe, JudgeRecipe] | str:
     """A recipe and its only judge, or why its model cannot be asked with CaC's prompt."""
-    if isinstance(recipe, str) and (recipe.startswith(("http://", "https://")) or _is_factory(recipe, overrides)):
+    if isinstance(recipe, str) and (recipe.startswith(("http://", "https://")) or is_factory(recipe, overrides)):
         return "it is no recipe, so its model is not known here"
     read = read_recipe(RewardRecipe, recipe, overrides, section="reward")
     if len(read.components) != 1:

@@ -51,8 +51,7 @@ def read_tag(path: Path) -> tuple[list[HumanScore], list[str]]:
             )
         scores = {axis: _number(row[axis], f"{path}: {name}") for axis in ("ac", "tc")}
         zeros += sum(value == 0 for value in scores.values())
-        action = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", found["action"]).lower().replace(" ", "")
-        prompt = f"a person doing {action}"
+        prompt = f"a person doing {found['action'].lower()}"
         rows.append(HumanScore(name, prompt, {axis: value or None for axis, value in scores.items()}))
     notes = ["TAG-Bench's file has no prompts; judges were told 'a person doing ACTION' unless --prompts names them."]
     if zeros:

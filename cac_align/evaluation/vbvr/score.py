@@ -125,9 +125,9 @@ def _score(get_evaluator: Callable[[str, str], Any], path: Path, truth: Path, ta
         info["no_ssim_fallback"] = True
     try:
         result = get_evaluator(task, "cpu").evaluate(info, **only)
+        score, counted = result.get("score"), result.get("details", {}).get("video_frame_count")
     except Exception as error:  # 100 rules of another package
         return f"vbvr_bench: {type(error).__name__}: {error}"
-    score, counted = result.get("score"), result.get("details", {}).get("video_frame_count")
     if result.get("error"):
         return f"vbvr_bench: {result['error']}"
     if counted == 0:

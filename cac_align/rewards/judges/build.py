@@ -23,7 +23,7 @@ from cac_align.vlm.connect import connect
 from cac_align.vlm.protocol import Vlm
 
 # What a server is called by when the recipe does not say it: the name of the published checkpoint.
-_SERVED = {
+SERVED_MODELS = {
     "unified_think": "UnifiedReward-Think",
     "unified_flex": "UnifiedReward-Flex",
     "videoscore2": "VideoScore2",
@@ -51,8 +51,8 @@ def load_judge(kind: str, model: str, options: Mapping[str, Any], backend: Mappi
         return _with_head(kind, model, dict(options), backend)
     if kind == "api":
         return _votes(model, dict(options), backend)
-    if server and kind in _SERVED:
-        backend.setdefault("served_model", _SERVED[kind])
+    if server and kind in SERVED_MODELS:
+        backend.setdefault("served_model", SERVED_MODELS[kind])
     prompt = {
         name: options[name] for name in ("prompt_file", "allow_other_prompt", "max_new_tokens") if name in options
     }

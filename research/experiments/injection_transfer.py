@@ -43,17 +43,18 @@ from cac_align.training.sft import SftRecipe, train_sft
 from cac_align.vlm.local import set_threads
 from research.training.generated import HELD_OUT, anomalies_of, held_out_clips
 
-RENDERED = 1200
-"""Clean rendered clips that are offered to the injection; and half as many pairs by the renderer's own truth."""
+RENDERED = 1500
+"""Clean rendered clips that are offered to the injection: of 33 frames, in which a thing travels further than its size."""
+TRAVELS = ("slides", "rolls", "rises")
 DRAWN = 700
 """Clips asked of the small Wan: clean ones are sources, and 300 labelled ones the "human finish"."""
-PAIRS = 600
+PAIRS = 400
 LABELLED = 300
 TESTED = 400
 FIRST = TRAIN_SEEDS[700_000]
 NOISE = 61_000_000
 TEST_NOISE = HELD_OUT[700_000]
-SMALL = Injection(seconds=1.0, min_seconds=1.0, short_side=64, judge_short_side=64, hard_normals=0.1)
+SMALL = Injection(tiers=["core"], seconds=1.0, min_seconds=1.0, short_side=64, judge_short_side=64, hard_normals=0.1)
 DATA = {
     "forget": ("shuffled",),
     "injected": ("injected",),
@@ -107,13 +108,18 @@ def draw_clips(out: Path) -> Path:
 
 
 def render_clips(out: Path) -> list[SourceFile]:
-    """Clean clips of the playground as files."""
+    """Clean clips of the playground as files, twice as long as the lessons: the injection cuts one second out, and sees
+    the background behind a thing in the other.
+    """
     files = []
-    (out / "rendered").mkdir(parents=True, exist_ok=True)
-    for seed in range(FIRST, FIRST + RENDERED):
-        path = out / "rendered" / f"{seed}.mp4"
-        clip = None if path.exists() else make_clip(seed, PLAYGROUND, anomalous=False)
-        if clip is not None:
+    (out / "sources").mkdir(parents=True, exist_ok=True)
+    for seed in range(FIRST, FIRST + 2 * RENDERED):
+        path = out / "sources" / f"{seed}.mp4"
+        (prompt,) = make_prompts([seed], PLAYGROUND)
+        if not any(motion in prompt for motion in TRAVELS) or len(files) == RENDERED:
+            continue
+        if not path.exists():
+            clip = make_clip(seed, replace(PLAYGROUND, num_frames=(33,)), anomalous=False)
             write_mp4(path, clip.pixels, clip.fps)
             path.with_suffix(".txt").write_text(clip.prompt, encoding="utf-8")
         files.append(SourceFile(path, path.name, path.with_suffix(".txt").read_text(encoding="utf-8")))

@@ -24,14 +24,26 @@ def run(name):
 
 @pytest.mark.parametrize("path", tracked("examples", "*.py"), ids=lambda path: path.stem)
 def test_the_docstring_names_the_command(path):
-    assert f"python examples/{path.name}" in ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert f"python {path.relative_to(EXAMPLES.parent).as_posix()}" in ast.get_docstring(
+        ast.parse(path.read_text(encoding="utf-8"))
+    )
 
 
 def test_every_example_is_tested_here():
-    assert {path.name for path in tracked("examples", "*.py")} == {
+    """Those of examples/real in test_examples_real.py, the notebook in test_walkthrough.py."""
+    assert {path.relative_to(EXAMPLES).as_posix() for path in tracked("examples")} - {
+        path.relative_to(EXAMPLES).as_posix() for path in tracked("examples/clips")
+    } == {
         "score_a_video.py",
         "best_of_five.py",
         "your_own_reward.py",
+        "walkthrough.ipynb",
+        "real/api_judge.py",
+        "real/flow_factory.py",
+        "real/flow_factory.yaml",
+        "real/flow_factory_miniature.yaml",
+        "real/served_judge.sh",
+        "real/trl_prompt_writer.py",
     }
 
 

@@ -219,6 +219,27 @@ def test_flow_factory_short_schedules_are_said_to_break():
     )
 
 
+def test_flow_factory_knows_a_groupwise_reward(tmp_path):
+    recipe = tmp_path / "pairs.yaml"
+    recipe.write_text("components: {think: {kind: unified_think, model: 'http://127.0.0.1:1/v1', served_model: m}}")
+    entry = {"name": "pairs", "reward_model": "cac_align.plugins.flow_factory.GroupReward", "reward": str(recipe)}
+    found = {check.name: check for check in check_flow_factory(ff(rewards=[entry]))}
+    assert found["pairs path"].ok and found["pairs recipe"].ok and "pairs async" not in found
+    assert found["pairs groups"].ok is None and "group_contiguous" in found["pairs groups"].fix
+    assert found["evaluation"].ok is None and "no number of ours" in found["evaluation"].text
+    whole = {
+        check.name: check for check in check_flow_factory(ff(rewards=[entry], data__sampler_type="group_contiguous"))
+    }
+    assert whole["pairs groups"].ok
+    for change, name in (
+        ({"async_reward": True}, "pairs async"),
+        ({"reward": "http://127.0.0.1:1"}, "pairs reward"),
+        ({"reward": str(RECIPES.parent / "reward" / "miniature.yaml")}, "pairs recipe"),
+        ({"reward_model": "cac_align.plugins.flow_factory.CaCUnifiedReward"}, "pairs recipe"),
+    ):
+        assert name in wrong(check_flow_factory(ff(rewards=[entry | change])))
+
+
 def test_flow_factory_options_and_recipes(tmp_path):
     config = ff()
     config["rewards"][0]["legder"] = "x"

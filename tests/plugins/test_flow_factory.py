@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,6 +36,10 @@ class PointwiseRewardModel:
         )
 
 
+class GroupwiseRewardModel(PointwiseRewardModel):
+    pass
+
+
 @dataclass
 class Config:
     """RewardArguments: known keys, and everything else in extra_kwargs."""
@@ -43,6 +48,7 @@ class Config:
     device: Any = field(default_factory=lambda: torch.device("cpu"))
     dtype: Any = torch.bfloat16
     batch_size: int = 2
+    async_reward: bool = False
     extra_kwargs: dict = field(default_factory=dict)
 
 
@@ -65,6 +71,7 @@ def adapter(monkeypatch):
     monkeypatch.setattr(host, "_host_rewards", {})
     fake = ModuleType("flow_factory.rewards.abc")
     fake.PointwiseRewardModel, fake.RewardModelOutput = PointwiseRewardModel, RewardModelOutput
+    fake.GroupwiseRewardModel = GroupwiseRewardModel
     for name in ("flow_factory", "flow_factory.rewards"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
@@ -74,7 +81,8 @@ def adapter(monkeypatch):
 
 
 def sample(prompt="p", level=240):
-    video = torch.from_numpy(clip(level)).permute(0, 3, 1, 2).float() / 255
+    pixels = clip(level) if level else np.zeros_like(clip())
+    video = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     return {"prompt": prompt, "video": video, "image": None, "latents": torch.zeros(1), "prompt_embeds": torch.zeros(1)}
 
 
@@ -152,3 +160,76 @@ def test_an_evaluation_is_known_by_its_samples_without_a_trajectory(adapter, mon
     trained = [{**one, "prompt": "a", "latent_index_map": torch.arange(3)} for one in (sample("a", 90), bad)]
     assert pointwise(model, trained, 2).tolist() == pytest.approx([0.425, 0.425])
     assert model.host_reward.count.unscored == 1
+
+
+def group(adapter, *levels, prompt="p", **extra):
+    """What the processor gets for one group of clips with these brightnesses."""
+    model = build(adapter, "GroupReward", reward="tests.support.hosting:pairs", **{"max_unscored_share": 1.0, **extra})
+    return pointwise(model, [sample(prompt, level) for level in levels], len(levels)).tolist()
+
+
+def bradley_terry_of_a_chain(n):
+    """Expected win rates where each item beats all below it, prior one half: minorisation-maximisation by hand."""
+    strength = [1.0] * n
+    for _ in range(20000):
+        games = [
+            sum(1 / (strength[i] + strength[j]) for j in range(n) if j != i) + 1 / (strength[i] + 1) for i in range(n)
+        ]
+        strength = [(n - 1 - i + 0.5) / games[i] for i in range(n)]
+    return [sum(strength[i] / (strength[i] + strength[j]) for j in range(n) if j != i) / (n - 1) for i in range(n)]
+
+
+def test_a_group_plays_one_tournament_in_the_order_of_its_samples(adapter):
+    best, middle, worst = bradley_terry_of_a_chain(3)
+    assert group(adapter, 120, 240, 180) == pytest.approx([worst, best, middle], abs=1e-5)
+    assert sum(group(adapter, 120, 240, 180)) == pytest.approx(1.5, abs=1e-5)
+
+
+def test_equal_videos_are_a_group_without_spread(adapter):
+    assert group(adapter, 120, 120, 120, 120) == [0.5] * 4
+
+
+def test_a_video_that_was_not_compared_has_the_mean_of_its_group(adapter):
+    """A black clip, about which the judge is silent; the others' order stands, and the mean is exactly theirs."""
+    best, worst = bradley_terry_of_a_chain(2)
+    sent = group(adapter, 240, 0, 120)
+    assert sent == pytest.approx([best, 0.5, worst], abs=1e-5)
+    assert sent[1] - sum(sent) / 3 == pytest.approx(0, abs=1e-6)  # advantage 0
+
+
+def test_a_silent_judge_gives_the_group_one_number_or_stops_the_run(adapter):
+    from cac_align.plugins.common.missing_scores import MissingScoreError
+
+    assert len(set(group(adapter, 240, 180, 120, prompt="silent p"))) == 1
+    with pytest.raises(MissingScoreError, match=r"3 of 3 videos have no score.*the judge was silent"):
+        group(adapter, 240, 180, 120, prompt="silent p", on_missing="raise")
+    with pytest.raises(MissingScoreError, match="too many videos without a score"):
+        group(adapter, 240, 180, 120, prompt="silent p", max_unscored_share=0.5, min_seen=3)
+
+
+def test_a_group_is_judged_again_as_a_whole(adapter):
+    """Scores of two tournaments do not belong together: after one gap all pairs are asked once more, in both orders."""
+    model = build(adapter, "GroupReward", reward="tests.support.hosting:pairs", max_unscored_share=1.0)
+    asked = model.host_reward.reward.comparator.asked
+    pointwise(model, [sample("p", level) for level in (240, 180, 120)], 3)
+    assert len(asked) == 6
+    pointwise(model, [sample("p", level) for level in (240, 0, 120)], 3)
+    assert len(asked) == 6 + 12
+
+
+def test_what_a_group_reward_refuses_names_the_way_out(adapter):
+    with pytest.raises(ValueError, match="async_reward: false"):
+        adapter.GroupReward(Config(async_reward=True, extra_kwargs={"reward": "x:y"}), SimpleNamespace(device="cpu"))
+    for reward, words in (
+        ("tests.support.hosting:scripted", "CaCUnifiedReward"),
+        ("http://127.0.0.1:1", "name the recipe of the judge that compares"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            build(adapter, "GroupReward", reward=reward)
+    with pytest.raises(ValueError, match="only a fragment"):
+        build(adapter, reward="tests.support.hosting:pairs")  # the pointwise adapter
+    model = build(adapter, "GroupReward", reward="tests.support.hosting:pairs")
+    with pytest.raises(ValueError, match="2 prompts"):
+        model(prompt=["a", "b"], video=[sample()["video"]] * 2)
+    assert issubclass(adapter.GroupReward, GroupwiseRewardModel)
+    assert list(inspect.signature(adapter.GroupReward.__call__).parameters) == ["self", "prompt", "video"]

@@ -11,6 +11,8 @@ import uvicorn
 
 from cac_align.rewards.cac import CaC
 from cac_align.rewards.combine import combine
+from cac_align.rewards.pairwise.comparison import Comparison
+from cac_align.rewards.pairwise.tournament import Tournament
 from cac_align.rewards.reward import Score, check_pairs
 from cac_align.rewards.unified import UnifiedReward, write_axes
 from cac_align.serving.app import create_app
@@ -105,6 +107,31 @@ def telling():
 
 def group_normalised():
     return combine({"a": Brightness(), "b": Brightness()}, normalise="group")
+
+
+class BrighterWins:
+    """A judge of pairs: the brighter video wins for certain, equal ones tie. It is silent about pairs with a black video, and about
+    every pair of a prompt that begins with "silent".
+    """
+
+    name, provenance = "brighter wins", {"reward": "brighter wins"}
+
+    def __init__(self):
+        self.asked = []
+
+    def compare(self, prompts, firsts, seconds):
+        answers = []
+        for prompt, *pair in zip(prompts, firsts, seconds, strict=True):
+            first, second = (float(video.sample(4.0).pixels.mean()) for video in pair)
+            self.asked.append((prompt, first, second))
+            silent = prompt.startswith("silent") or min(first, second) == 0
+            p = 0.5 if round(first) == round(second) else float(first > second)
+            answers.append(Comparison.missing("the judge was silent") if silent else Comparison(p))
+        return answers
+
+
+def pairs():
+    return Tournament(BrighterWins())
 
 
 def clip(level=200, num_frames=17, height=32, width=48):

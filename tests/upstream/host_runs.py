@@ -33,12 +33,15 @@ class HostRun:
     eval_every: int = 0
     mixed_precision: str = "bf16"
     logging_backend: str = "upstream.jsonl_logger.JsonlLogger"
+    # Of Flow-Factory: one groupwise reward in place of the two pointwise ones, and how groups lie on the ranks.
+    groupwise: bool = False
+    sampler: str = "auto"
 
 
 FLOW_FACTORY = """launcher: accelerate
 num_processes: {processes}
 mixed_precision: '{mixed_precision}'
-data: {{dataset_dir: data, dataloader_num_workers: 0, force_reprocess: true, cache_dir: cache, sampler_type: auto,
+data: {{dataset_dir: data, dataloader_num_workers: 0, force_reprocess: true, cache_dir: cache, sampler_type: {sampler},
         preprocessing_batch_size: 2}}
 model: {{model_type: wan2_t2v, model_name_or_path: {model}, finetune_type: lora, lora_rank: 4, lora_alpha: 8,
         target_modules: default, target_components: transformer}}
@@ -70,8 +73,13 @@ scheduler: {{dynamics_type: Flow-SDE, noise_level: 0.3, num_sde_steps: 1, sde_st
 eval: {{resolution: [{size_px}, {size_px}], num_frames: {num_frames}, per_device_batch_size: 1, num_inference_steps: {steps},
         guidance_scale: {guidance}, eval_freq: {eval_every}}}
 rewards:
-  - {{name: cac, reward_model: cac_align.plugins.flow_factory.CaCReward, weight: 0.5, {options}}}
+"""
+
+FLOW_FACTORY_POINTWISE = """  - {{name: cac, reward_model: cac_align.plugins.flow_factory.CaCReward, weight: 0.5, {options}}}
   - {{name: unified, reward_model: cac_align.plugins.flow_factory.UnifiedVideoReward, weight: 0.5, {options}}}
+"""
+
+FLOW_FACTORY_GROUPWISE = """  - {{name: pairs, reward_model: cac_align.plugins.flow_factory.GroupReward, {options}}}
 """
 
 FLOW_FACTORY_OPTIONS = (
@@ -116,7 +124,8 @@ def write_flow_factory(folder: Path, run: HostRun, python: str = sys.executable)
     _write_prompts(folder, run.prompts)
     values = {**vars(run), "asynchronous": str(run.asynchronous).lower()}
     options = FLOW_FACTORY_OPTIONS.format(**values)
-    (folder / "config.yaml").write_text(FLOW_FACTORY.format(**values, options=options))
+    rewards = FLOW_FACTORY_GROUPWISE if run.groupwise else FLOW_FACTORY_POINTWISE
+    (folder / "config.yaml").write_text((FLOW_FACTORY + rewards).format(**values, options=options))
     return [*launched_by_torch(python, run.processes), "-m", "flow_factory.train", "config.yaml"]
 
 

@@ -53,3 +53,37 @@ def test_its_grpo_trains_two_epochs_with_our_rewards(tmp_path, processes, asynch
         if "reward_cac" in key
     }
     assert means and all(0 <= value <= 1 for key, values in means.items() if "mean" in key for value in values)
+
+
+@pytest.mark.parametrize("sampler", ["group_contiguous", "distributed_k_repeat"])
+def test_its_grpo_trains_on_two_ranks_with_a_judge_of_pairs(tmp_path, sampler):
+    """Groups on one rank each, or spread over both: then Flow-Factory gathers videos and decodes the prompts anew."""
+    home = checkout("FLOW_FACTORY_DIR", "X-GenGroup/Flow-Factory", "src/flow_factory/train.py")
+    need("datasets", "imageio", "ftfy")
+    setting = HostRun(
+        str(small_wan(tmp_path / "wan")),
+        PROMPTS,
+        "tests.support.hosting:pairs",
+        processes=2,
+        epochs=1,
+        groupwise=True,
+        sampler=sampler,
+        eval_every=1,
+        **SIZES,
+    )
+    command = write_flow_factory(tmp_path, setting, PYTHON)
+    output = run(command, tmp_path, [home / "src"], LOG_FILE=str(tmp_path / "log.jsonl"))
+    assert "Training completed successfully" in output
+    rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    scored = [row for row in rows if row["kind"] == "combined"]
+    assert len(scored) == 2 * 4  # prompts × group size, each judged on one rank only
+    assert {row["prompt"] for row in scored} <= set(PROMPTS)
+    groups = [
+        [row["score"] for row in scored if row["prompt"] == prompt] for prompt in {row["prompt"] for row in scored}
+    ]
+    assert all(len(group) == 4 and sum(group) == pytest.approx(2, abs=1e-5) for group in groups)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    numbers = {key: value for row in log for key, value in row.items()}
+    assert numbers["train/reward_pairs_mean"] == pytest.approx(0.5, abs=1e-5) and numbers["train/grad_norm"] > 0
+    assert numbers["train/ratio_mean"] == pytest.approx(1, abs=1e-4)
+    assert not [key for key in numbers if key.startswith("eval/reward")]  # evaluations ask no groupwise reward

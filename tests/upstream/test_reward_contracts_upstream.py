@@ -43,6 +43,21 @@ def test_miles_diffusion():
     assert "judges video" in found["image"]
 
 
+def test_flow_factory_groupwise():
+    """Samples 0-3 have an order, 4-7 are equal, 9 is a video without a score, 12-15 are a group without any."""
+    home = checkout("FLOW_FACTORY_DIR", "X-GenGroup/Flow-Factory", "src/flow_factory/train.py")
+    need("datasets", "imageio", "ftfy")
+    found = ask("ask_flow_factory", home)
+    rewards = [found["rewards"][str(index)] for index in range(16)]
+    assert sorted(range(4), key=rewards.__getitem__) == [0, 3, 2, 1] and sum(rewards[:4]) == pytest.approx(2, abs=1e-5)
+    assert rewards[4:8] == [0.5] * 4 and rewards[8] > rewards[9] > rewards[11] and len(set(rewards[12:])) == 1
+    for kind in ("sum False", "sum True", "gdpo False"):
+        advantages = [found["advantages"][kind][str(index)] for index in range(16)]
+        assert sorted(range(4), key=advantages.__getitem__) == [0, 3, 2, 1] and advantages[1] > 0.5
+        assert [advantages[index] for index in (4, 5, 6, 7, 9, 12, 13, 14, 15)] == pytest.approx([0] * 9, abs=1e-4)
+    assert found["evaluated"] == [] and "async_reward: false" in found["refused"]
+
+
 def test_pref_grpo():
     home = checkout("PREF_GRPO_DIR", "CodeGoat24/Pref-GRPO", "fastvideo/rewards/dispatcher.py")
     need("open_clip")

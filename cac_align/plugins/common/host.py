@@ -28,6 +28,7 @@ from cac_align.plugins.common.missing_scores import (
 )
 from cac_align.plugins.common.pixels import open_pixels
 from cac_align.plugins.common.ranks import Ranks
+from cac_align.rewards.combine import bounds_of, compares_videos
 from cac_align.rewards.reward import Reward, Score, check_pairs
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ class HostReward:
         self.reward = reward
         self.ledger: Ledger | None = None
         self._cached: CachedReward | CachedCombination | None = None
+        self._compares = compares_videos(reward) is not None
         if options.ledger is not None:
             from cac_align.rewards.cached import cached
             from cac_align.rewards.ledger import Ledger
@@ -210,6 +212,7 @@ class HostReward:
             ranks=self.ranks if over_ranks else None,
             call=self.ranks.begin_call() if call is None else call,
             timeout_s=self.options.timeout_s,
+            unscored_group=self._middle() if self._compares else None,
         )
         self._note_substitutions(scores, keys or [None] * len(sent), sent, str(self.policy))
         return sent
@@ -222,6 +225,11 @@ class HostReward:
             if not score.scored and self.ledger is not None and key is not None:
                 number = value if math.isfinite(value) else None
                 self.ledger.annotate(key, host=self.host, unscored=True, policy=policy, sent=number)
+
+    def _middle(self) -> float:
+        """The middle of the reward's range, around which a reward that compares puts every group."""
+        low, high = bounds_of(self.reward) or (0.0, 0.0)  # z-scores lie around 0
+        return (low + high) / 2
 
     def values_or_none(self, prompts: Sequence[str], scores: Sequence[Score]) -> list[float | None]:
         """One float per score of a call, None for a missing one.
@@ -262,7 +270,9 @@ class HostReward:
         return [scores[index] for index in range(len(videos))], keys
 
     def _judge(self, prompts: Sequence[str], videos: Mapping[int, Video]) -> dict[int, Score]:
-        """The scores of these videos; those without one are judged again, ``reasks`` times."""
+        """The scores of these videos; those without one are judged again, ``reasks`` times. A reward that
+        compares judges all of them again, because scores of two tournaments do not belong together.
+        """
         scores: dict[int, Score] = {}
         left = list(videos)
         for attempt in range(self.options.reasks + 1):
@@ -273,6 +283,8 @@ class HostReward:
             fresh = self.reward([prompts[index] for index in left], [videos[index] for index in left])
             scores.update(zip(left, fresh, strict=True))
             left = [index for index in left if not scores[index].scored]
+            if self._compares and left:
+                left = list(videos)
         return scores
 
 
@@ -283,35 +295,34 @@ _rewards: dict[tuple[Any, ...], Reward] = {}
 _host_rewards: dict[tuple[Any, ...], HostReward] = {}
 
 
-def host_reward(options: HostOptions, host: str) -> HostReward:
+def host_reward(options: HostOptions, host: str, *, whole_groups: bool = False) -> HostReward:
     """The one ``HostReward`` of this process for these options: hosts build their rewards several
     times.
 
-    Raises ``ValueError`` when the reward cannot be built, has no such component, normalises within a
-    prompt's group, which no host hands over whole, or asks a server that does not answer.
+    whole_groups: whether each call of the host holds one whole group. Then the reward has to be one
+    that compares the videos of a prompt; otherwise it must be none. Raises ``ValueError`` when the
+    reward is of the other kind, cannot be built, has no such component, or asks a server that does
+    not answer.
     """
     with _lock:
-        key = (os.getpid(), options, host)
+        key = (os.getpid(), options, host, whole_groups)
         if key not in _host_rewards:
-            _host_rewards[key] = HostReward(_build_reward(options), options, host)
+            reward = _build_group_reward(options) if whole_groups else _build_reward(options)
+            _host_rewards[key] = HostReward(reward, options, host)
         return _host_rewards[key]
 
 
 def _build_reward(options: HostOptions) -> Reward:
     """The reward, or the component of it, that the options name."""
-    if options.reward is None:
-        raise ValueError(
-            "no reward is named, and the shipped judge knows its own small world only; state the option reward: "
-            "the URL of `cac-align serve`, or a recipe (recipes/reward/miniature.yaml for the small world)"
-        )
-    if options.reward.startswith(("http://", "https://")):
+    source = _named_reward(options)
+    if _is_url(source):
         from cac_align.serving.client import RemoteReward
 
         token = os.environ.get(options.token_env) if options.token_env else None
         if options.token_env and not token:
             raise ValueError(f"token_env names {options.token_env}, which is not set in the environment")
         return RemoteReward(
-            options.reward,
+            source,
             options.component,
             token=token,
             timeout_s=options.timeout_s,
@@ -320,18 +331,59 @@ def _build_reward(options: HostOptions) -> Reward:
             send=options.send,
             quality=options.quality,
         )
-    key = (os.getpid(), options.reward)
+    reward = _load(source)
+    from cac_align.rewards.build import reward_choices
+
+    choices = reward_choices(reward)
+    name = options.component or next(iter(choices))
+    if name not in choices:
+        raise ValueError(f"reward {reward.name!r} has no component {name!r}; it offers {', '.join(choices)}")
+    return choices[name]
+
+
+def _build_group_reward(options: HostOptions) -> Reward:
+    """The reward that the options name, which compares the videos of a prompt."""
+    source = _named_reward(options)
+    if _is_url(source):
+        raise ValueError(
+            f"{source} is a service, which scores each video by itself; name the recipe of the judge that compares, "
+            "whose model may be behind a URL"
+        )
+    if options.component is not None:
+        raise ValueError(
+            f"a reward that compares has no component to choose, received component {options.component!r}; "
+            "name a recipe that has this component alone"
+        )
+    reward = _load(source)
+    if compares_videos(reward) is None:
+        raise ValueError(
+            f"reward {reward.name!r} scores each video by itself; use the host's pointwise adapter "
+            "(Flow-Factory: CaCUnifiedReward), which evaluations ask as well"
+        )
+    return reward
+
+
+def _named_reward(options: HostOptions) -> str:
+    if options.reward is None:
+        raise ValueError(
+            "no reward is named, and the shipped judge knows its own small world only; state the option reward: "
+            "the URL of `cac-align serve`, or a recipe (recipes/reward/miniature.yaml for the small world)"
+        )
+    return options.reward
+
+
+def _is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+def _load(source: str) -> Reward:
+    """The reward of a recipe or "module:Name", loaded once per process."""
+    key = (os.getpid(), source)
     if key not in _rewards:
         from cac_align.rewards.build import load_reward
         from cac_align.rewards.reachable import check_reachable
 
-        reward = load_reward(options.reward)
+        reward = load_reward(source)
         check_reachable(reward)  # before the host has made its first videos
         _rewards[key] = reward
-    from cac_align.rewards.build import reward_choices
-
-    choices = reward_choices(_rewards[key])
-    name = options.component or next(iter(choices))
-    if name not in choices:
-        raise ValueError(f"reward {_rewards[key].name!r} has no component {name!r}; it offers {', '.join(choices)}")
-    return choices[name]
+    return _rewards[key]

@@ -10,6 +10,8 @@ In training:
     neutral   A missing score becomes the mean of the scored members of its prompt's group, so that its advantage is 0.
               The group is gathered over all ranks. A group that is not whole raises, and so does a call in which no
               video of any rank has a score.
+              Rewards that compare are an exception: they score one group per call, and a group without any score gets
+              one number for all its videos.
     raise     A missing score stops the call with ``MissingScoreError`` and its reason.
 
 In evaluation:
@@ -133,12 +135,14 @@ def training_values(
     ranks: Ranks | None = None,
     call: int = 0,
     timeout_s: float = 600.0,
+    unscored_group: float | None = None,
 ) -> list[float]:
     """One finite float per score.
 
     groups: which videos the host compares with each other; equal prompts where it is None. ranks:
     who else scores videos of these groups, in a call of the same number; None: nobody. timeout_s:
-    how many seconds a rank with a missing score waits for the others' scores. Raises
+    how many seconds a rank with a missing score waits for the others' scores. unscored_group: what
+    every video of a group gets where no video of the call has a score; None: the call fails. Raises
     ``MissingScoreError`` as the policy says, with the prompt and the reason of the first missing
     score.
     """
@@ -165,7 +169,7 @@ def training_values(
                 "step (Flow-Factory: batch_size), or set on_missing 'raise'"
             ) from error
     for index in missing.positions:
-        values[index], source = _neutral_value(groups[index], members, policy, missing)
+        values[index], source = _neutral_value(groups[index], members, policy, missing, unscored_group)
         log.warning(
             "no score, sent %.6g instead, %s (%s); prompt %s: %s",
             values[index],
@@ -178,7 +182,7 @@ def training_values(
 
 
 def _neutral_value(
-    group: str, members: Sequence[Member], policy: MissingScorePolicy, missing: _Missing
+    group: str, members: Sequence[Member], policy: MissingScorePolicy, missing: _Missing, unscored_group: float | None
 ) -> tuple[float, str]:
     """The number that gives a video of this group the advantage 0, and what it is in words."""
     own = [value for name, value in members if name == group]
@@ -193,6 +197,8 @@ def _neutral_value(
     if scored:
         return math.fsum(scored) / len(scored), f"the mean of {len(scored)} scored of its group of {size}"
     others = [value for _, value in members if value is not None]
+    if not others and unscored_group is not None:
+        return unscored_group, f"the same number for its whole group of {size}, none of which has a score"
     if not others:
         raise missing.error("no video of this prompt's group has a score, so none is neutral")
     # The same number for the whole group, on every rank: nobody in it has an advantage.

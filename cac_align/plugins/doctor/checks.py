@@ -25,11 +25,14 @@ class Check:
     fix: str = ""
 
 
-def check_options(name: str, given: Mapping[str, Any], *, whole_groups: bool) -> Iterator[Check]:
+def check_options(
+    name: str, given: Mapping[str, Any], *, whole_groups: bool, compares: bool = False
+) -> Iterator[Check]:
     """Checks of our own options, wherever the host keeps them.
 
     name: of the reward in the host's config. whole_groups: whether the host's calls hold whole
-    groups of videos.
+    groups of videos. compares: whether the adapter is the one for rewards that compare the videos of
+    a prompt.
     """
     try:
         options = HostOptions.read(given)
@@ -47,7 +50,7 @@ def check_options(name: str, given: Mapping[str, Any], *, whole_groups: bool) ->
         yield Check(f"{name} policy", None, text, f"let one call of {name} hold whole groups, or set on_missing: raise")
     else:
         yield Check(f"{name} policy", True, str(policy))
-    yield from _reward_source(name, options)
+    yield from _reward_source(name, options, compares)
     if options.ledger is None:
         yield Check(
             f"{name} evidence",
@@ -122,7 +125,7 @@ def check_frame_rate(name: str, options: Mapping[str, Any], rate: Any) -> Iterat
         )
 
 
-def _reward_source(name: str, options: HostOptions) -> Iterator[Check]:
+def _reward_source(name: str, options: HostOptions, compares: bool) -> Iterator[Check]:
     """A check of the service or recipe that the reward comes from."""
     source = options.reward
     if source is None:
@@ -132,10 +135,13 @@ def _reward_source(name: str, options: HostOptions) -> Iterator[Check]:
             "no reward is named, and the adapters refuse to run without one",
             "reward: your recipe, or http://… of `cac-align serve`",
         )
+    elif source.startswith(("http://", "https://")) and compares:
+        text = f"{source} is a service, which scores each video by itself"
+        yield Check(f"{name} reward", False, text, "reward: the recipe of a judge that compares")
     elif source.startswith(("http://", "https://")):
         yield _check_service(name, source, options.component)
     elif source.endswith((".yaml", ".yml")):
-        yield _check_recipe(name, Path(source), options.component)
+        yield _check_recipe(name, Path(source), options.component, compares)
 
 
 def _check_service(name: str, url: str, component: str | None) -> Check:
@@ -160,12 +166,12 @@ def _check_service(name: str, url: str, component: str | None) -> Check:
     )
 
 
-def _check_recipe(name: str, path: Path, component: str | None) -> Check:
-    """Whether the recipe can be read, has this component, and normalises in a way that works for
-    single videos.
+def _check_recipe(name: str, path: Path, component: str | None, compares: bool) -> Check:
+    """Whether the recipe can be read, has this component, and scores videos in the adapter's way: each
+    by itself, or with ``compares`` against those of its prompt.
     """
     from cac_align.config import read_recipe
-    from cac_align.rewards.build import RewardRecipe
+    from cac_align.rewards.build import JUDGE_KINDS, RewardRecipe
 
     try:
         recipe = read_recipe(RewardRecipe, path, section="reward")
@@ -179,6 +185,18 @@ def _check_recipe(name: str, path: Path, component: str | None) -> Check:
     if component is not None and component not in (*recipe.components, "+".join(recipe.components)):
         text = f"{path} has {', '.join(recipe.components)}, not {component!r}"
         return Check(f"{name} recipe", False, text, "a recipe that has it, or another class")
+    pairs = [each.kind for each in recipe.components.values() if "schedule" in JUDGE_KINDS.get(each.kind, ())]
+    own = [each.kind for each in recipe.components.values() if ":" in each.kind]
+    if compares:
+        found = bool(pairs) or recipe.normalise in ("group", "rank")
+        if found or own:
+            text = f"{path} compares the videos of a prompt" if found else f"{path}: {own[0]} is a reward of your own"
+            return Check(f"{name} recipe", True if found else None, text)
+        text = f"{path} has no component that compares; {', '.join(recipe.components)} score each video by itself"
+        return Check(f"{name} recipe", False, text, "reward_model: cac_align.plugins.flow_factory.CaCUnifiedReward")
+    if pairs:
+        text = f"{path}: kind {pairs[0]} compares videos, and this adapter scores each by itself"
+        return Check(f"{name} recipe", False, text, "Flow-Factory's GroupReward, or a judge of single videos")
     if recipe.normalise in ("group", "rank"):
         text = (
             f"{path} normalises by {recipe.normalise!r} within a prompt's videos; "

@@ -32,7 +32,7 @@ def check_flow_factory(config: Mapping[str, Any]) -> Iterator[Check]:
         f"{len(ours)} of {len(entries)} rewards are ours" if ours else "none of our rewards is listed",
         fix,
     )
-    names = {"CaCUnifiedReward": None, "CaCReward": "cac", "UnifiedVideoReward": "unified"}
+    names = {"CaCUnifiedReward": None, "CaCReward": "cac", "UnifiedVideoReward": "unified", "GroupReward": None}
     for entry in entries:
         name, path = str(entry.get("name", "default")), str(entry.get("reward_model", ""))
         if "." not in path and path.lower() != path and "cac" in path.lower():
@@ -52,6 +52,10 @@ def check_flow_factory(config: Mapping[str, Any]) -> Iterator[Check]:
             )
             options = {"component": names.get(path.rpartition(".")[2]), **options}
             yield from check_frame_rate(name, options, train.get("frame_rate"))
+            if path.endswith(".GroupReward"):
+                yield from check_options(name, options, whole_groups=True, compares=True)
+                yield from _groupwise_checks(name, entry, geometry)
+                continue
             per_call = int(entry.get("batch_size", 16))
             yield from check_options(name, options, whole_groups=geometry.whole_groups(per_call))
             yield from _group_checks(name, options, per_call, geometry)
@@ -167,6 +171,21 @@ def _group_checks(name: str, options: Mapping[str, Any], per_call: int, geometry
     )
 
 
+def _groupwise_checks(name: str, entry: Mapping[str, Any], geometry: _Geometry) -> Iterator[Check]:
+    """What a groupwise reward needs beside its options."""
+    if entry.get("async_reward"):
+        text = "async_reward with a groupwise reward ends Flow-Factory's evaluations with 'Incomplete groups'"
+        yield Check(f"{name} async", False, text, f"async_reward: false on {name}")
+    if geometry.processes > 1 and geometry.sampler != "group_contiguous":
+        text = (
+            f"{geometry.sampler} spreads groups over {geometry.processes} ranks: every rank receives the videos of "
+            "all, and the judge reads prompts as the tokenizer decodes them"
+        )
+        yield Check(f"{name} groups", None, text, "data: {sampler_type: group_contiguous}")
+    else:
+        yield Check(f"{name} groups", True, f"groups of {geometry.group_size}, on one rank each")
+
+
 def _evaluation(config: Mapping[str, Any], ours: list[Any], train: Mapping[str, Any]) -> Check:
     """Whether the host's evaluation asks our reward, about videos like those it trains on."""
     section, rewards = config.get("eval") or {}, config.get("eval_rewards")
@@ -176,6 +195,9 @@ def _evaluation(config: Mapping[str, Any], ours: list[Any], train: Mapping[str, 
     if rewards is not None:
         rewards = [rewards] if isinstance(rewards, Mapping) else rewards
         ours = [entry for entry in rewards if str(entry.get("reward_model", "")).startswith("cac_align.")]
+    if ours and all(str(entry.get("reward_model", "")).endswith(".GroupReward") for entry in ours):
+        text = f"every {every} epochs, and Flow-Factory asks no groupwise reward there: it logs no number of ours"
+        return Check("evaluation", None, text, "eval_rewards: [{…: CaCUnifiedReward}] for a number per video")
     if not ours:
         return Check("evaluation", None, f"every {every} epochs, and none of its eval_rewards is ours")
     for key in ("num_frames", "resolution"):

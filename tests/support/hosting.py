@@ -125,7 +125,7 @@ class BrighterWins:
             first, second = (float(video.sample(4.0).pixels.mean()) for video in pair)
             self.asked.append((prompt, first, second))
             silent = prompt.startswith("silent") or min(first, second) == 0
-            p = 0.5 if round(first) == round(second) else float(first > second)
+            p = 0.5 if round(first, 3) == round(second, 3) else float(first > second)
             answers.append(Comparison.missing("the judge was silent") if silent else Comparison(p))
         return answers
 

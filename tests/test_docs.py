@@ -1,11 +1,15 @@
-"""The docs site: its menu names pages that exist, and the commands of its page of commands parse."""
+"""The docs site: its menu names pages that exist, and the commands of its pages parse."""
 
 import re
 import shlex
+from itertools import pairwise
+from pathlib import Path
 
+import pytest
 import yaml
 
 from cac_align.cli.main import build_parser
+from cac_align.core.shipped_recipes import find_recipe
 from tests.support.tracked import ROOT, tracked
 
 
@@ -18,19 +22,46 @@ def pages(menu):
 
 
 def test_the_menu_names_every_page_once_and_no_other():
-    """Pages below reference/ are written by docs/make_reference.py; those of the lab stand in its own index."""
+    """Pages below reference/ are written by docs/make_reference.py, the walkthrough by docs/make_walkthrough.py; those
+    of the lab stand in its own index.
+    """
     named = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
     generated = set(re.findall(r'^    "(reference/\w+\.md)":', (ROOT / "docs/make_reference.py").read_text(), re.M))
+    generated |= set(re.findall(r'^PAGE = "(\w+\.md)"$', (ROOT / "docs/make_walkthrough.py").read_text(), re.M))
     written = {path.relative_to(ROOT / "docs").as_posix() for path in tracked("docs", "*.md")}
     expected = {name for name in written if not name.startswith("lab/") or name == "lab/index.md"}
     assert len(named) == len(set(named)) and set(named) == expected | generated and generated
 
 
-def test_every_command_of_the_page_of_commands_parses():
-    text = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^\s*cac-align ([^#\n]+)", text, re.M)
-    assert len(commands) > 30
-    for command in commands:
-        words = shlex.split(command)
+def commands_of(page):
+    """The words of every `cac-align …` that stands in an indented block of a page; a backslash joins lines."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    return [shlex.split(command) for command in re.findall(r"^ {4}(?:\$ )?cac-align ([^#\n]+)", text, re.M)]
+
+
+WITH_COMMANDS = [
+    page for page in tracked("docs", "*.md") if "lab" not in page.relative_to(ROOT).parts and commands_of(page)
+]
+
+
+def test_the_guides_and_the_page_of_commands_have_commands():
+    names = {page.relative_to(ROOT / "docs").as_posix(): len(commands_of(page)) for page in WITH_COMMANDS}
+    assert names["commands.md"] > 30
+    guides = {page.relative_to(ROOT / "docs").as_posix() for page in tracked("docs/guides", "*.md")}
+    assert guides <= set(names) and len(guides) >= 5
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.relative_to(ROOT / "docs").as_posix())
+def test_every_command_of_a_page_parses_and_its_recipes_exist(page):
+    for words in commands_of(page):
         build_parser().parse_args(words)
         assert [word for word in words if word.startswith("recipes/") and not (ROOT / word).is_file()] == []
+        for option, value in pairwise(words):
+            if option in ("--reward", "--recipe") and re.fullmatch(r"[\w./]*\w", value) and "." not in Path(value).name:
+                find_recipe(value)
+
+
+@pytest.mark.parametrize("page", tracked("docs/guides", "*.md"), ids=lambda page: page.stem)
+def test_a_guide_is_short(page):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert 40 <= len(lines) <= 120 and max(map(len, lines)) <= 120

@@ -16,8 +16,9 @@ judges are the shipped small ones. It took five minutes on a busy CPU, most of i
     ok     reward: 1 of 1 rewards are ours
     ok     cac_unified path: cac_align.plugins.flow_factory.CaCUnifiedReward
     ok     cac_unified fps: 16 frames per second (Wan: 16; the hosts tag files 8)
-    ok     cac_unified service: http://127.0.0.1:43511: ok, offers unified+cac, unified, cac
+    ok     cac_unified service: http://127.0.0.1:45557: ok, offers unified+cac, unified, cac
     (… ten more lines of the doctor, none of them a fault)
+    [flow_factory.train]: Training completed successfully
     unified+cac: 4 videos scored, mean 0.581
 """
 

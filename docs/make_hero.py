@@ -3,10 +3,10 @@
 python docs/make_hero.py --out out/hero
 
 The small Wan that ships makes the candidates, the default reward (UnifiedReward + CaC) scores them, and the boxes are
-CaC's. The picture shows what a right answer looks like, so it takes the first prompt of the demo's list on which the
-judge is right about all five by the miniature's oracle, some are broken, and one score is best alone. How often the
-judge is wrong is in docs/repair.md and docs/table2.md. The folder keeps videos and scores, so that the same command
-draws again without judging again.
+CaC's. The picture shows what a right answer looks like: the prompt was chosen by hand among those of the demo on which
+the judge agrees with the miniature's oracle about all five videos (8 of the first 24), and the script refuses any
+other. How often the judge is wrong is in docs/repair.md and docs/table2.md. The folder keeps videos and scores, so that
+the same command draws again without judging again.
 """
 
 from __future__ import annotations
@@ -89,11 +89,11 @@ def frames_of(selection: Selection) -> list[Image.Image]:
             chosen = place == selection.chosen
             if chosen:
                 picture.rectangle((left - 3, HEAD - 3, left + TILE + 2, HEAD + TILE + 2), outline=GOOD, width=3)
-            value = f"{score.value:.2f}" if score.scored else "no score"
+            value = f"{score.value:.3f}" if score.scored else "no score"
             colour = GOOD if chosen else BAD if found else INK
             picture.text((left, HEAD + TILE + 7), value, fill=colour, font=font(20, bold=True))
             if chosen:
-                picture.text((left + 62, HEAD + TILE + 12), "chosen", fill=GOOD, font=font(14))
+                picture.text((left + 76, HEAD + TILE + 12), "chosen", fill=GOOD, font=font(14))
             said = told(found[0].reason, selection.prompt) if found else "nothing found"
             picture.text((left, HEAD + TILE + 35), said, fill=QUIET, font=font(13))
         drawn.append(image)
@@ -108,32 +108,26 @@ def write_gif(frames: list[Image.Image], path: Path, frame_ms: int = 110) -> Non
     small[0].save(path, save_all=True, append_images=small[1:], duration=frame_ms, loop=0, optimize=True)
 
 
-def is_clear(selection: Selection) -> bool:
-    """Whether the judge agrees with the oracle about every candidate, some are broken, some are not, and the best score
-    is seen to be the best.
-    """
-    if not all(score.scored and score.evidence for score in selection.scores):
-        return False
-    judged = [score.evidence.status for score in selection.scores if score.evidence is not None]
-    best, second = sorted((round(score.value, 2) for score in selection.scores), reverse=True)[:2]
-    right = judged == [verdict.status for verdict in oracle_verdicts([selection])[0]]
-    return right and 2 <= judged.count("abnormal") <= 3 and best > second
+def is_right(selection: Selection) -> bool:
+    """Whether the judge agrees with the oracle about every candidate."""
+    judged = [None if score.evidence is None else score.evidence.status for score in selection.scores]
+    return judged == [verdict.status for verdict in oracle_verdicts([selection])[0]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/hero"), help="folder for videos and scores")
     parser.add_argument("--gif", type=Path, default=Path(__file__).with_name("hero.gif"), help="file to write")
-    parser.add_argument("--prompts", type=int, default=24, help="how many prompts of the demo's list are tried")
+    parser.add_argument("--prompt", type=int, default=3, help="which prompt of the demo's list, counted from 1")
     options = parser.parse_args()
     generator, reward = load_generator(GeneratorRecipe()), load_reward()
-    prompts = playground_prompts(options.prompts)
-    tried = best_of_n(prompts, generator, reward, n=5, seed=0, distinct_seeds=True, out=options.out)
-    selection = next(one for one in tried if is_clear(one))
+    prompts = playground_prompts(options.prompt)[-1:]
+    seed = 5 * (options.prompt - 1)  # the noises of `cac-align demo --prompts N`
+    (selection,) = best_of_n(prompts, generator, reward, n=5, seed=seed, out=options.out)
+    if not is_right(selection):
+        raise SystemExit(f"the judge is wrong about a video of {selection.prompt!r}; choose another --prompt")
     write_gif(frames_of(selection), options.gif)
-    print(
-        f"{options.gif}: {options.gif.stat().st_size / 1e6:.2f} MB; prompt {tried.index(selection) + 1}; {selection.reason}"
-    )
+    print(f"{options.gif}: {options.gif.stat().st_size / 1e6:.2f} MB; {selection.reason}")
 
 
 if __name__ == "__main__":

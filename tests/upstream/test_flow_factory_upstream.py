@@ -77,11 +77,11 @@ def test_its_grpo_trains_on_two_ranks_with_a_judge_of_pairs(tmp_path, sampler):
     rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     scored = [row for row in rows if row["kind"] == "combined"]
     assert len(scored) == 2 * 4  # prompts × group size, each judged on one rank only
-    assert {row["prompt"] for row in scored} <= set(PROMPTS)
-    groups = [
-        [row["score"] for row in scored if row["prompt"] == prompt] for prompt in {row["prompt"] for row in scored}
-    ]
-    assert all(len(group) == 4 and sum(group) == pytest.approx(2, abs=1e-5) for group in groups)
+    groups: dict[str, list[float]] = {}
+    for row in scored:  # a tokenizer decodes its own way: the random one leaves its marks of a word's beginning
+        groups.setdefault(row["prompt"].replace("▁", ""), []).append(row["score"])
+    assert set(groups) <= set(PROMPTS) and len(groups) == 2
+    assert all(len(group) == 4 and sum(group) == pytest.approx(2, abs=1e-5) for group in groups.values())
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     numbers = {key: value for row in log for key, value in row.items()}
     assert numbers["train/reward_pairs_mean"] == pytest.approx(0.5, abs=1e-5) and numbers["train/grad_norm"] > 0

@@ -27,7 +27,7 @@ class NotApplicable(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class MovingObject:
-    """A thing that moves against the background, followed from frame to frame.
+    """A thing followed from frame to frame: one that moves against the background, or one that the recipe names.
 
     ``masks`` is empty on frames on which it was not found.
     """
@@ -77,6 +77,7 @@ class SourceClip:
     (T, H, W) where that was really seen; both None where it could not be found (then injectors that
     uncover something do not apply). ``grain`` is the standard deviation of the sensor noise in grey
     levels. ``body_models``: where the models of people, hands and faces are, as in the recipe.
+    ``lost_things``: for each named thing that could not be followed, why.
     """
 
     pixels: UInt8[np.ndarray, "T H W 3"]
@@ -88,6 +89,7 @@ class SourceClip:
     prompt: str = ""
     name: str = "clip"
     body_models: str = ""
+    lost_things: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -1,5 +1,5 @@
-"""Models that a recipe names and that injectors of the tier "gpu" work with, and how a clip gets
-through them.
+"""Models that a recipe names, and how a clip gets through those that injectors of the tier "gpu" work
+with.
 
 SourceClip → ``ClipLatents.of`` (encoded once) → LatentClip → changed latents → ``LatentClip.twin`` → frames
 
@@ -18,6 +18,7 @@ from jaxtyping import Float
 from cac_align.core.shapes import UInt8
 from cac_align.data.injection.injector import SourceClip
 from cac_align.data.injection.sources.masks import dilated
+from cac_align.data.injection.sources.named_things import Segmenter
 
 Latents = Float[np.ndarray, "C t h w"]
 """Normalised latents: about zero mean and unit variance in every channel."""
@@ -70,6 +71,17 @@ class Models:
     """The models of a run; None where the recipe names none."""
 
     redrawer: Redrawer | None = None
+    segmenter: Segmenter | None = None
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What identifies them; empty where there are none."""
+        return {
+            name: value
+            for model in (self.redrawer, self.segmenter)
+            if model is not None
+            for name, value in model.provenance.items()
+        }
 
 
 def padded(pixels: np.ndarray, form: tuple[int, int, int]) -> np.ndarray:

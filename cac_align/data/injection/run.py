@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def inject(
     """Make ``n`` pairs (None: one per video) in the folder ``out``, and write records and audit.
 
     workers: processes (None: one per core, and a single one with models, since each loads its own).
-    models: what the settings name (``wan``). progress: called with the number of pairs and the number
+    models: what the settings name (``wan``, ``sam2``). progress: called with the number of pairs and the number
     of slots by outcome. Raises ``ValueError`` for an empty list of files, settings that no injector
     fits, a checkpoint that the settings name and ``models`` lacks, and a folder that was made with
     other settings; ``OSError`` where the disk is full.
@@ -80,15 +80,16 @@ def inject(
     if n < 1:
         raise ValueError(f"n must be a positive number of pairs, received {n}")
     models = models or Models()
-    if settings.wan and models.redrawer is None:
-        raise ValueError(f"injection.wan names {settings.wan}, but no models were given; give inject(…, models=…)")
+    for key, model in (("wan", models.redrawer), ("sam2", models.segmenter)):
+        if (name := getattr(settings, key)) and model is None:
+            raise ValueError(f"injection.{key} names {name}, but no models were given; give inject(…, models=…)")
     usable, missing = usable_injectors(settings.tiers, settings.injectors, models, body_models=settings.body_models)
     if not usable:
         raise ValueError(f"no injector can run: {missing or 'the recipe names none of its tiers'}")
     for folder in ("videos", "slots"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     _check_same(out / "injection.json", settings, seed, sorted(usable), models)
-    if workers is None and models.redrawer is not None:
+    if workers is None and models != Models():
         workers = 1
     reports: list[Mapping[str, Any]] = []
     counts: Counter[str] = Counter()
@@ -114,15 +115,14 @@ def _check_same(path: Path, settings: Injection, seed: int, injectors: Sequence[
     A key that a release added after that has its default. Where models run says nothing.
     """
     made: dict[str, Any] = {"seed": seed, "injectors": list(injectors), "settings": asdict(settings)}
-    if models.redrawer is not None:
-        made["models"] = dict(models.redrawer.provenance)
+    if provenance := models.provenance:
+        made["models"] = provenance
     now = json.loads(json.dumps(made))
     if not path.is_file():
         atomic_write(path, json.dumps(now, indent=1))
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    defaults = {key.name: key.default for key in fields(Injection) if key.default is not MISSING}
-    before["settings"] = {**defaults, **before.get("settings", {})}
+    before["settings"] = {**asdict(Injection()), **before.get("settings", {})}
     for made_with in (before, now):
         made_with["settings"].pop("device", None)
     if differs := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):

@@ -47,6 +47,13 @@ class Injection:
     # A Wan text-to-video checkpoint: "miniature" (the shipped small one), a diffusers folder or a hub id. It adds the
     # tier gpu: redraw, latent_swap, latent_shuffle, latent_noise. Empty: none.
     wan: str = ""
+    # Things to change, by name ("dog", "red car"), instead of whatever moves; empty: whatever moves.
+    things: list[str] = field(default_factory=list)
+    # What finds and follows them: a GroundingDINO and a SAM 2 (video), each a folder or a hub id; both, or none.
+    grounding_dino: str = ""
+    sam2: str = ""
+    # The least score of GroundingDINO's boxes, in (0, 1).
+    min_detection: float = 0.35
     # Where models run: cpu, cuda or cuda:N; empty: a GPU where there is one, else the CPU.
     device: str = ""
     # Where the models are that find people, hands and faces: the wheel of mediapipe 0.10.21 or a folder with its
@@ -69,6 +76,15 @@ class Injection:
             raise ValueError(f"injection.hard_normals must lie in [0, 1], received {self.hard_normals}")
         if self.pixel_format not in ("rgb", "yuv420p"):
             raise ValueError(f"injection.pixel_format must be rgb or yuv420p, received {self.pixel_format!r}")
+        named = {"things": self.things, "grounding_dino": self.grounding_dino, "sam2": self.sam2}
+        absent = [key for key, value in named.items() if not value]
+        if 0 < len(absent) < len(named):
+            raise ValueError(f"injection needs things, grounding_dino and sam2 together; {absent[0]} is missing")
+        if any(not thing.strip() for thing in self.things) or not 0 < self.min_detection < 1:
+            raise ValueError(
+                "injection needs names in things and min_detection in (0, 1), received "
+                f"{self.things} and {self.min_detection}"
+            )
         if self.short_side < 64 or self.judge_short_side < 32 or self.tries < 1 or self.max_injectors < 1:
             raise ValueError(
                 "injection needs short_side >= 64, judge_short_side >= 32, tries >= 1 and max_injectors >= 1, received "

@@ -25,7 +25,7 @@ from cac_align.data.injection.audit import twin_features
 from cac_align.data.injection.injector import SourceClip
 from cac_align.data.injection.models import Models
 from cac_align.data.injection.normals import make_normal
-from cac_align.data.injection.pairs import TwinPair, make_pair
+from cac_align.data.injection.pairs import Rejection, TwinPair, make_pair
 from cac_align.data.injection.registry import usable_injectors
 from cac_align.data.injection.settings import Injection
 from cac_align.data.injection.sources.clips import ClipOrigin, UnusableSource, load_clip, open_source
@@ -115,11 +115,12 @@ def _fill(task: SlotTask, report: dict[str, Any]) -> None:
     video = open_source(Path(task.path), settings)
     injectors, _ = usable_injectors(settings.tiers, settings.injectors, task.models, body_models=settings.body_models)
     unmoved = any(injector.unmoved for injector in injectors.values())
-    clip, origin = load_clip(video, task.place, settings, task.prompt, unmoved=unmoved)
+    clip, origin = load_clip(video, task.place, settings, task.prompt, unmoved=unmoved, segmenter=task.models.segmenter)
+    report["rejected"] = lost = [Rejection("things", None, reason).to_json() for reason in clip.lost_things]
     if not clip.objects:
         injectors = {name: injector for name, injector in injectors.items() if injector.unmoved}
     pair, rejected = make_pair(clip, injectors, task.stream("pair"), settings)
-    report["rejected"] = [attempt.to_json() for attempt in rejected]
+    report["rejected"] = lost + [attempt.to_json() for attempt in rejected]
     if pair is None:
         reasons = "; ".join(sorted({f"{attempt.injector}: {attempt.reason}" for attempt in rejected}))
         raise UnusableSource(f"no injector fits: {reasons}" if clip.objects else f"no moving object: {reasons}")

@@ -11,6 +11,7 @@ The same file, place and settings give the same bytes. What cannot be used is re
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -20,7 +21,7 @@ import numpy as np
 
 from cac_align.core.limits import VideoLimits
 from cac_align.core.video import Video
-from cac_align.data.injection.injector import SourceClip
+from cac_align.data.injection.injector import MovingObject, SourceClip
 from cac_align.data.injection.settings import Injection
 from cac_align.data.injection.sources.background import (
     grain_of,
@@ -31,6 +32,7 @@ from cac_align.data.injection.sources.background import (
 )
 from cac_align.data.injection.sources.camera import camera_motion, warped
 from cac_align.data.injection.sources.masks import difference, dilated
+from cac_align.data.injection.sources.named_things import Segmenter, followed
 from cac_align.data.injection.sources.objects import track_objects
 from cac_align.data.injection.sources.shots import cuts, is_slide, picture_area
 from cac_align.data.record_video import frames_off_clock
@@ -89,11 +91,17 @@ def open_source(path: Path, settings: Injection) -> Video:
 
 
 def load_clip(
-    video: Video, place: float, settings: Injection, prompt: str = "", *, unmoved: bool = False
+    video: Video,
+    place: float,
+    settings: Injection,
+    prompt: str = "",
+    *,
+    unmoved: bool = False,
+    segmenter: Segmenter | None = None,
 ) -> tuple[SourceClip, ClipOrigin]:
     """The clip near ``place`` (0: the video's first frame, 1: its last one) of an opened source.
 
-    unmoved: as for ``prepared_clip``. Raises ``UnusableSource`` when there is no shot of the wanted
+    unmoved, segmenter: as for ``prepared_clip``. Raises ``UnusableSource`` when there is no shot of the wanted
     length there, or nothing moves.
     """
     indices, fps = _clock(video, place, settings)
@@ -111,7 +119,8 @@ def load_clip(
     length = min(wanted, len(pixels))
     first = min(max(round(place * (len(pixels) - 1)) - length // 2, 0), len(pixels) - length)
     inside = slice(first, first + length)
-    clip = prepared_clip(pixels, fps, inside, prompt=prompt, name=Path(video.name).name, unmoved=unmoved)
+    name = Path(video.name).name
+    clip = prepared_clip(pixels, fps, inside, prompt=prompt, name=name, unmoved=unmoved, segmenter=segmenter)
     times = [video.times_s[index] for index in indices[inside]]
     clip = replace(clip, body_models=settings.body_models)
     return clip, ClipOrigin(video.content_hash, times[0], times[-1], round(video.fps, 4), cropped)
@@ -198,13 +207,15 @@ def prepared_clip(
     prompt: str = "",
     name: str = "clip",
     unmoved: bool = False,
+    segmenter: Segmenter | None = None,
 ) -> SourceClip:
     """A clip with its background and moving objects.
 
     pixels: the frames of one shot, (T, H, W, 3). inside: the frames that become the clip (None:
     all); the others help to see the background. unmoved: a clip in which no moving object can be
-    followed is taken too, without objects and background. Raises ``UnusableSource`` when there is
-    no moving object, or the camera's motion cannot be undone: then the picture has no background.
+    followed is taken too, without objects and background. segmenter: what finds the objects; None: they
+    are what moves. Raises ``UnusableSource`` when there is no such object, or the camera's motion
+    cannot be undone: then the picture has no background.
     """
     inside = slice(0, len(pixels)) if inside is None else inside
     around = _nearby(inside, len(pixels))
@@ -226,17 +237,22 @@ def prepared_clip(
         for ghost in tracked.ghosts:
             area = np.any(ghost.masks, axis=0)
             plate[area] = median_frame(clip[ghost.frames])[area]
-    usable = bool(tracked.objects) and not (moving_camera and np.mean(masks) > _CHANGED)
+    objects, lost = (tracked.objects, ()) if segmenter is None else followed(segmenter.carried(clip))
+    usable = bool(objects) and not (moving_camera and np.mean(masks) > _CHANGED)
     if unmoved and not usable:
-        return SourceClip(clip, fps, grain=grain_of(clip), prompt=prompt, name=name)
+        return SourceClip(clip, fps, grain=grain_of(clip), prompt=prompt, name=name, lost_things=lost)
     if moving_camera and np.mean(masks) > _CHANGED:
         raise UnusableSource(moving_camera)
-    if not tracked.objects:
+    if not objects and segmenter is not None:
+        raise UnusableSource(f"no named thing: {'; '.join(lost) or 'none of them is found on the middle frame'}")
+    if not objects:
         share = float(np.mean(masks))
         why = "nothing moves against the background" if share < 0.002 else f"{share:.0%} of the picture changes"
         raise UnusableSource(f"no moving object: {why}, and no part of it can be followed")
     known = _known(plate, context, aligned, motion, own) & defined
-    return SourceClip(clip, fps, tracked.objects, backgrounds, known, grain_of(clip), prompt, name)
+    if segmenter is not None:
+        known = known & _uncovered(clip, backgrounds, objects, None if motion is None else motion[own])
+    return SourceClip(clip, fps, objects, backgrounds, known, grain_of(clip), prompt, name, lost_things=lost)
 
 
 def _nearby(inside: slice, count: int) -> slice:
@@ -283,9 +299,33 @@ def _known(
     free = np.stack([difference(image, background) <= noise for image, background in zip(images, lit, strict=True)])
     free &= ~dilated(moving_masks(np.asarray(images), lit), round(min(plate.shape[:2]) / 160))
     plane = np.mean(free if seen is None else free & np.asarray(seen), axis=0) >= _KNOWN
-    count = own.stop - own.start
+    return _on_frames(plane, own.stop - own.start, None if motion is None else motion[own])
+
+
+def _on_frames(plane: np.ndarray, count: int, motion: np.ndarray | None) -> np.ndarray:
+    """A mask (H, W) on the middle frame's ground as every frame sees it, bool (T, H, W)."""
     if motion is None:
         return np.broadcast_to(plane, (count, *plane.shape))
-    image = np.repeat(plane[..., None].astype(np.uint8) * 255, 3, -1)
-    pairs = [warped(image, np.linalg.inv(matrix)) for matrix in motion[own]]
+    pairs = [warped(_as_image(plane), np.linalg.inv(matrix)) for matrix in motion]
     return np.stack([inside & (picture[..., 0] >= 128) for picture, inside in pairs])
+
+
+def _as_image(mask: np.ndarray) -> np.ndarray:
+    return np.repeat(mask[..., None].astype(np.uint8) * 255, 3, -1)
+
+
+def _uncovered(
+    clip: np.ndarray, backgrounds: np.ndarray, objects: Sequence[MovingObject], motion: np.ndarray | None
+) -> np.ndarray:
+    """Where the background is what enough frames show beside the objects, bool (T, H, W). A named thing
+    may stand still, and then the background learnt from the frames is the thing itself.
+    """
+    covered = dilated(np.any([thing.masks for thing in objects], axis=0), round(min(clip.shape[1:3]) / 160))
+    noise = max(12.0, 5 * grain_of(clip))
+    beside = ~covered & np.stack(
+        [difference(frame, behind) <= noise for frame, behind in zip(clip, backgrounds, strict=True)]
+    )
+    if motion is not None:
+        pairs = [warped(_as_image(mask), matrix) for mask, matrix in zip(beside, motion, strict=True)]
+        beside = np.stack([inside & (picture[..., 0] >= 128) for picture, inside in pairs])
+    return _on_frames(beside.mean(0) >= _KNOWN, len(clip), motion)

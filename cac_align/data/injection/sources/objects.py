@@ -19,7 +19,8 @@ MAX_OBJECTS = 5
 """How many objects of a clip are kept."""
 _SHORTEST = 6  # frames
 _LOST_OUTLINE = 0.12  # share of an outline along which the background has the edge and the frame has none
-_LARGEST = 0.4  # share of the frame's area
+LARGEST = 0.4
+"""The largest share of the frame's area that an object covers."""
 
 
 @dataclass
@@ -59,7 +60,7 @@ def track_objects(masks: np.ndarray, pixels: np.ndarray, backgrounds: np.ndarray
     found: list[tuple[float, MovingObject]] = []
     ghosts = []
     for track in tracks:
-        if len(track.frames) < _SHORTEST or np.median(track.areas) > _LARGEST * masks[0].size:
+        if len(track.frames) < _SHORTEST or np.median(track.areas) > LARGEST * masks[0].size:
             continue
         thing = MovingObject(_masks_of(track, labels))
         chosen = np.asarray(track.frames)[np.linspace(0, len(track.frames) - 1, 4).round().astype(int)]

@@ -19,7 +19,7 @@ from cac_align.data.injection.settings import Injection
 from cac_align.data.injection.sources import named_things
 from cac_align.data.injection.sources.clips import UnusableSource, prepared_clip
 from cac_align.data.injection.sources.masks import dilated
-from cac_align.data.injection.sources.named_things import Carried, GroundedSam, followed
+from cac_align.data.injection.sources.named_things import Carried, GroundedSam, named_objects
 from cac_align.data.records import all_records
 from tests.data.injection.squares import square_clip
 
@@ -109,7 +109,7 @@ BORDER = np.s_[20:40, 60:80]
     ids=["followed", "gap", "ends", "begins", "leaves", "enters", "jumps", "empty", "everything"],
 )
 def test_what_is_lost_is_named_and_not_guessed(given, reason):
-    objects, lost = followed([Carried("dog", given)])
+    objects, lost = named_objects([Carried("dog", given)])
     assert lost == (() if reason is None else (reason,)) and len(objects) == (reason is None)
 
 

@@ -32,7 +32,7 @@ from cac_align.data.injection.sources.background import (
 )
 from cac_align.data.injection.sources.camera import camera_motion, warped
 from cac_align.data.injection.sources.masks import difference, dilated
-from cac_align.data.injection.sources.named_things import Segmenter, followed
+from cac_align.data.injection.sources.named_things import Segmenter, named_objects
 from cac_align.data.injection.sources.objects import track_objects
 from cac_align.data.injection.sources.shots import cuts, is_slide, picture_area
 from cac_align.data.record_video import frames_off_clock
@@ -237,7 +237,7 @@ def prepared_clip(
         for ghost in tracked.ghosts:
             area = np.any(ghost.masks, axis=0)
             plate[area] = median_frame(clip[ghost.frames])[area]
-    objects, lost = (tracked.objects, ()) if segmenter is None else followed(segmenter.carried(clip))
+    objects, lost = (tracked.objects, ()) if segmenter is None else named_objects(segmenter.carried(clip))
     usable = bool(objects) and not (moving_camera and np.mean(masks) > _CHANGED)
     if unmoved and not usable:
         return SourceClip(clip, fps, grain=grain_of(clip), prompt=prompt, name=name, lost_things=lost)

@@ -1,7 +1,7 @@
 """Things that a recipe names, found by GroundingDINO and followed by SAM 2 (both in transformers).
 
 frames → boxes of every name on the middle frame → SAM 2, forwards and backwards → masks (T, H, W)
-    → ``followed`` → MovingObject, or why a thing was lost
+    → ``named_objects`` → MovingObject, or why a thing was lost
 
 What SAM 2 does not follow is not guessed: a thing that is lost in the middle of the shot, or whose
 mask jumps, is left out with the reason.
@@ -49,7 +49,7 @@ class Segmenter(Protocol):
         ...
 
 
-def followed(things: Sequence[Carried]) -> tuple[tuple[MovingObject, ...], tuple[str, ...]]:
+def named_objects(things: Sequence[Carried]) -> tuple[tuple[MovingObject, ...], tuple[str, ...]]:
     """The things that were followed through the whole shot, at most ``MAX_OBJECTS``, the largest first; and
     for each of the others why not.
     """

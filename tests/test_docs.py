@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import yaml
 
 from cac_align.cli.main import build_parser
 from cac_align.core.shipped_recipes import find_recipe
+from cac_align.rewards.build import load_reward
+from tests.support.hosting import serving
 from tests.support.tracked import ROOT, tracked
 
 
@@ -59,6 +62,18 @@ def test_every_command_of_a_page_parses_and_its_recipes_exist(page):
         for option, value in pairwise(words):
             if option in ("--reward", "--recipe") and re.fullmatch(r"[\w./]*\w", value) and "." not in Path(value).name:
                 find_recipe(value)
+
+
+@pytest.mark.parametrize("name", ["score", "serve"])
+def test_the_python_block_of_a_guide_prints_what_it_says(name, monkeypatch, capsys):
+    """A number may differ by the rounding of another CPU."""
+    text = (ROOT / "docs" / "guides" / f"{name}.md").read_text(encoding="utf-8")
+    ((block, said),) = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", text, re.M | re.S)
+    monkeypatch.chdir(ROOT)
+    with serving(load_reward("reward/miniature_cac")) if name == "serve" else nullcontext((None, None)) as (url, _):
+        exec(block.replace("http://127.0.0.1:8000", url) if url else block, {})
+    printed, stored = capsys.readouterr().out.split(), said.split()
+    assert printed[1:] == stored[1:] and float(printed[0]) == pytest.approx(float(stored[0]), abs=0.03)
 
 
 @pytest.mark.parametrize("page", tracked("docs/guides", "*.md"), ids=lambda page: page.stem)

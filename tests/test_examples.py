@@ -34,6 +34,7 @@ def test_every_example_is_tested_here():
     assert {path.relative_to(EXAMPLES).as_posix() for path in tracked("examples")} - {
         path.relative_to(EXAMPLES).as_posix() for path in tracked("examples/clips")
     } == {
+        "README.md",
         "score_a_video.py",
         "best_of_five.py",
         "your_own_reward.py",

@@ -18,6 +18,7 @@ from cac_align.plugins.trl import VideoReward
 from tests.support.hosting import scripted, serving
 from tests.support.openai_judge import judge_server
 from tests.support.tracked import ROOT
+from tests.upstream.hosts import PYTHON, checkout, need
 
 REAL = ROOT / "examples" / "real"
 CLIPS = ROOT / "examples" / "clips"
@@ -30,10 +31,10 @@ def url():
         yield running
 
 
-def run(command, **environment):
+def run(command, timeout=200, **environment):
     """What a command prints. ``cac-align`` in it is this package's."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 
@@ -46,6 +47,7 @@ def load(name):
     return module
 
 
+@pytest.mark.slow
 def test_the_served_judge_is_checked_and_scores_a_folder(url, tmp_path):
     command = tmp_path / "bin" / "cac-align"
     command.parent.mkdir()
@@ -136,6 +138,17 @@ def test_trl_scores_the_videos_of_rewritten_prompts_against_the_wish():
     assert asked == [("ab", 0), ("wish", 1), ("abcd", 0), ("abc", 1)]
     assert judged == ["wish", "wish", "other", "other"]
     assert values == pytest.approx([80 / 255, 160 / 255, 160 / 255, 120 / 255], abs=1e-3)
+
+
+@pytest.mark.upstream
+@pytest.mark.timeout(1800)
+def test_flow_factory_itself_takes_a_step(tmp_path):
+    home = checkout("FLOW_FACTORY_DIR", "X-GenGroup/Flow-Factory", "src/flow_factory/train.py")
+    need("datasets", "imageio", "ftfy")
+    path = f"{ROOT}{os.pathsep}{home / 'src'}"
+    command = [PYTHON, str(REAL / "flow_factory.py"), "--miniature", "--out", str(tmp_path)]
+    text = run(command, timeout=1700, PYTHONPATH=path, HF_HUB_OFFLINE="1", WANDB_MODE="disabled")
+    assert "Training completed successfully" in text and "unified+cac: 4 videos scored" in text
 
 
 def test_trl_itself_takes_two_steps(tmp_path):

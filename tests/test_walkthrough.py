@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.tracked import ROOT
 
+pytestmark = pytest.mark.slow
 NOTEBOOK = ROOT / "examples" / "walkthrough.ipynb"
 CELLS = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
 NUMBER = re.compile(r"-?\d+\.\d+")

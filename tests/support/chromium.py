@@ -59,3 +59,12 @@ def browser_page(*, width: int = 1440, height: int = 900, offline: bool = False)
             yield page
         finally:
             browser.close()
+
+
+def check_phone(page, path) -> None:
+    """Open a file and assert that on a phone (390 px) it is as wide as the screen, with all its details open."""
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(path.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.complaints == []

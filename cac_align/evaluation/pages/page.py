@@ -11,6 +11,7 @@ import base64
 import hashlib
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -27,14 +28,14 @@ from cac_align.rewards.domain import page_notice
 from cac_align.runs.files import atomic_write
 
 TYPE_COLOURS: Mapping[str, str] = {
-    "Object Distortion": "#d9480f",
-    "Human Distortion": "#c2255c",
-    "Motion Anomalies": "#1971c2",
-    "Physical Violations": "#6741d9",
-    "Character Anomalies": "#2b8a3e",
+    "Object Distortion": "#e8590c",
+    "Human Distortion": "#d6336c",
+    "Motion Anomalies": "#1c7ed6",
+    "Physical Violations": "#7950f2",
+    "Character Anomalies": "#0c8599",
 }
-"""One colour per anomaly type, readable on white and distinct for people who do not see red and
-green.
+"""One colour per anomaly type, for boxes and lines: 3 to 1 or more against the paper of light and dark
+pages, and none of those that mean normal, abnormal or no score.
 """
 
 
@@ -158,6 +159,13 @@ def format_number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
+def with_code(text: object) -> Any:
+    """Text as HTML: escaped, and what stands between backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 @cache
 def environment(package: str = PAGES) -> Any:
     """The Jinja environment of all pages: it escapes by default and refuses unknown names.
@@ -175,6 +183,7 @@ def environment(package: str = PAGES) -> Any:
         lstrip_blocks=True,
     )
     made.filters["number"] = format_number
+    made.filters["code"] = with_code
     made.globals["type_colours"] = TYPE_COLOURS
     script = Path(__file__).with_name("templates").joinpath("player.js").read_text(encoding="utf-8")
     made.globals["player_script"] = script

@@ -55,12 +55,13 @@ def write_repair_page(
         tiles=[
             (str(len(results)), "videos"),
             (str(sum(result.status == "mended" for result in results)), "mended"),
-            (str(len(kept)), "kept a repair"),
+            (str(len(kept)), "now better"),
             (str(sum(cost.clips for cost in costs)), "clips made"),
             (str(sum(cost.frame_steps for cost in costs)), "frames × denoising steps"),
             (str(sum(cost.judge_calls for cost in costs)), "judge calls"),
         ],
         cards=[_card(result, rows, path.parent, fps) for result in results],
+        kept=len(kept),
         self_contained=False,
         provenances=provenances,
     )

@@ -19,6 +19,7 @@ from cac_align.data.injection.settings import Injection
 from cac_align.data.injection.sources.clips import UnusableSource, load_clip, open_source
 from cac_align.data.records import all_records
 from cac_align.data.validate import validate
+from tests.support.chromium import browser_page, check_phone, require_chromium
 
 FPS = 16.0
 
@@ -154,7 +155,9 @@ def test_what_is_unfit_is_counted_and_named(tmp_path):
     assert sum(row["source"] == "text.mp4" for row in rows) <= 1
     shapes = {(r.height, r.width) for r in all_records(out / "records.jsonl") if r.extra["source"] == "vertical.mp4"}
     assert shapes <= {(160, 90)}
-    assert (out / "index.html").is_file()
+    require_chromium()
+    with browser_page(offline=True) as page:
+        check_phone(page, out / "index.html")
 
 
 def test_a_folder_without_anything_fit_ends_and_says_why(tmp_path, capsys):

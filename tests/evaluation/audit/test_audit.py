@@ -18,6 +18,7 @@ from cac_align.rewards.combine import combine
 from cac_align.rewards.pairwise.comparison import Comparison
 from cac_align.rewards.pairwise.tournament import Tournament
 from cac_align.rewards.reward import Score
+from tests.support.chromium import browser_page, check_phone, require_chromium
 
 FRAMES, SIDE, FPS = 17, 40, 16.0
 TYPES = ("Object Distortion", "Motion Anomalies", "Physical Violations")
@@ -211,7 +212,10 @@ def test_a_judge_that_sees_and_points_passes_with_the_numbers_it_should_have(pai
     assert found.blind["grey_frames"].as_well.value == 0
     assert sum(one.n for one in found.perception.curve["type"].values()) == 24
     assert len(found.perception.curve["duration_s"]) == 3
-    assert write_audit_page(report, tmp_path / "audit.html").stat().st_size > 1000
+    path = write_audit_page(report, tmp_path / "audit.html")
+    require_chromium()
+    with browser_page(offline=True) as page:
+        check_phone(page, path)
 
 
 def test_no_number_of_the_json_is_nan_and_the_gate_stands_in_it(pairs, groups):

@@ -16,7 +16,7 @@ from cac_align.evaluation.pages.evidence_page import write_evidence_page
 from cac_align.rewards.cached import cached
 from cac_align.rewards.ledger import Ledger, score_key
 from cac_align.rewards.reward import Score
-from tests.support.chromium import browser_page, require_chromium
+from tests.support.chromium import browser_page, check_phone, require_chromium
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -77,7 +77,7 @@ def test_the_boxed_clip_stands_beside_its_advantage(page_file):
     assert step4.index("<h2>step 4</h2>") > 0
     dark, bright = step3.split('<section class="card" data-players>')[1:3]  # lowest advantage first
     assert (
-        "advantage -1.250" in dark and 'class="box"' in dark and 'src="data:video/mp4' in dark and "0.25–0.50 s" in dark
+        "advantage −1.250" in dark and 'class="box"' in dark and 'src="data:video/mp4' in dark and "0.25–0.50 s" in dark
     )
     assert "advantage +0.750" in bright and 'class="box"' not in bright and "Judged normal" in bright
     # the bar's half width is the largest advantage of the run, 1.25: 0.75 is 30 % to the right of the middle
@@ -158,7 +158,7 @@ def test_hostile_text_is_inert_and_the_page_opens_in_chromium(page_file):
         box = page.locator(".frame .box").bounding_box()
         frame = page.locator(".frame:has(.box) img").bounding_box()
         assert box["x"] - frame["x"] == pytest.approx(0.1 * frame["width"], abs=3)
-        assert page.complaints == []
+        check_phone(page, page_file)
 
 
 def test_the_page_names_the_domain_of_the_reward(tmp_path):

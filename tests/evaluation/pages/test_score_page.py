@@ -9,7 +9,7 @@ import pytest
 
 from cac_align.cli.main import main
 from cac_align.evaluation.pages import score_page
-from tests.support.chromium import browser_page, require_chromium
+from tests.support.chromium import browser_page, check_phone, require_chromium
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,7 @@ def test_it_is_one_file_and_fits_a_phone(scored):
     sources = re.findall(r"(?:src|href)=\"([^\"]*)", text)
     assert "This page is one file" in text and all(source.startswith(("data:", "#video-")) for source in sources)
     with browser_page(width=390, height=844, offline=True) as page:
-        page.goto(scored[0].as_uri())
-        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        check_phone(page, scored[0])
 
 
 def test_cards_are_limited_and_the_table_is_not(scored, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from cac_align.core.video import Video
 from cac_align.evaluation.pages.selection_page import write_selection_page
 from cac_align.generation.best_of_n import best_of_n
 from cac_align.rewards.reward import Score
-from tests.support.chromium import browser_page, require_chromium
+from tests.support.chromium import browser_page, check_phone, require_chromium
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -66,7 +66,7 @@ def test_it_opens_in_chromium_without_complaints(page_file):
         assert page.locator(".side.rejected .frame .box").count() == 1
         page.locator(".side.rejected").scroll_into_view_if_needed()  # what is in view plays by itself
         page.wait_for_function("() => document.querySelector('video').currentTime > 0.2")
-        assert page.complaints == []
+        check_phone(page, page_file)
 
 
 class Toy(Judge):

@@ -333,6 +333,8 @@ def run_split(options: argparse.Namespace) -> int:
             samples = ", ".join(f"{count} in {stage}" for stage, count in pool["samples"].items())
             print(f"from {name}: {pool['records']} of {pool['of']} records ({pool['share']:.1%}); samples: {samples}")
         if not options.check:
+            for stage, why in report["missing"].items():
+                print(f"{stage} is empty: {why}", file=sys.stderr)
             print(f"near_benchmark: {report['near_benchmark']} videos kept out")
             print(f"unused: {report['unused']} videos with chains are in no stage, those kept out included")
         for finding in wrong:

@@ -255,7 +255,8 @@ def _split(recipe: JudgeTraining, out: Path, at: Path) -> dict[str, Any]:
     with _shown(None, "hashing") as show:
         report = split_stages(out / "synthesise", at, recipe.splits, apart=apart, progress=show)
     samples = {stage: figures["samples"] for stage, figures in report["stages"].items()}
-    return {**samples, "near the held-out": report["near_benchmark"], "unused": report["unused"], "mix": report["mix"]}
+    kept_out = {"near the held-out": report["near_benchmark"], "unused": report["unused"]}
+    return {**samples, **kept_out, "mix": report["mix"], "missing": report["missing"]}
 
 
 # ---- training -----------------------------------------------------------------------------------------------------
@@ -283,8 +284,13 @@ def _stage_recipe(recipe: JudgeTraining, stage: str, out: Path, start: str) -> t
 
 
 def _train_stage(recipe: JudgeTraining, stage: str, out: Path, at: Path) -> dict[str, Any]:
+    if stage == "stage1" and _is_empty(out):
+        return {"steps": 0, "weights": recipe.base, "skipped": "no single frames (see split)"}
     before = {"stage2": "stage1", "stage3": "stage2"}.get(stage)
-    start = recipe.base if before is None else str(trained_weights(out / before))
+    if before is None or (before == "stage1" and _is_empty(out)):
+        start = recipe.base
+    else:
+        start = str(trained_weights(out / before))
     settings, overrides = _stage_recipe(recipe, stage, out, start)
     choice: StageChoice = getattr(recipe, stage)
     if choice.accelerate:
@@ -298,6 +304,12 @@ def _train_stage(recipe: JudgeTraining, stage: str, out: Path, at: Path) -> dict
 
         train_sft(settings)
     return {"steps": settings.run.last_step, "weights": str(trained_weights(at).relative_to(out))}
+
+
+def _is_empty(out: Path) -> bool:
+    """Whether the split has no sample for stage 1."""
+    path = out / "split" / "stage1.jsonl"
+    return path.is_file() and path.stat().st_size == 0
 
 
 def launch_stage(choice: StageChoice, stage: str, overrides: Sequence[str]) -> None:

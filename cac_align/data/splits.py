@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from cac_align.core.judgement import Window
+from cac_align.core.judgement import SINGLE_FRAME_TYPES, Window
 from cac_align.core.whole_file import whole_file
 from cac_align.data.mixture import mixed, related, source_hash
 from cac_align.data.perceptual_hash import NEAR_DUPLICATE, duplicate_groups, near_duplicates, perceptual_hash
@@ -101,8 +101,9 @@ def split_stages(
     and report.json: all of them or none.
 
     apart: records files (a benchmark's) whose videos and near-duplicates must not be in any
-    stage. Raises ``ValueError`` when a class is missing, a stage would be empty, a video cannot
-    be read, or the check fails.
+    stage. Stage 1 is left empty, and the report's ``missing`` says why, where no record of a class
+    has a single-frame sample. Raises ``ValueError`` when a class is missing, another stage would be
+    empty, a video cannot be read, or the check fails.
     """
     settings, folder, out = settings or Splits(), Path(folder), Path(out)
     records, samples, pools = _pools(folder, settings)
@@ -123,7 +124,8 @@ def split_stages(
     kin = [(one, other, 0.0) for one, other in related([records[name] for name in names])]
     groups = duplicate_groups(len(names), [*near_duplicates(own, near=settings.near), *kin])
     kept = [[names[row] for row in group] for group in groups if not forbidden & set(group)]
-    chosen, factor = _assign(kept, records, samples, settings)
+    missing = _missing_frames(kept, records, samples)
+    chosen, factor = _assign(kept, records, samples, settings, without_frames=bool(missing))
     try:
         stages = _stages(chosen, records, samples, settings, factor)
     except ValueError as error:
@@ -148,6 +150,7 @@ def split_stages(
         "near_benchmark": sum(len(group) for group in groups if forbidden & set(group)),
         "unused": len(names) - len(used),
         "mix": _summarise_mix(pools, stages),
+        "missing": {"stage1": missing} if missing else {},
         "stages": {name: summarise_samples(rows, records) for name, rows in stages.items()},
         "shared": 0,
         "near_duplicates_across": 0,
@@ -243,19 +246,40 @@ def _hashes(items: Sequence[tuple[Path, Record]], progress: Callable[[int, int],
     return np.stack(hashes) if hashes else np.zeros((0, 0), bool)
 
 
+def _missing_frames(
+    groups: Sequence[Sequence[str]],
+    records: Mapping[str, Record],
+    samples: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> str:
+    """Why stage 1, which is all single frames, cannot be filled; empty where it can."""
+    names = [name for group in groups for name in group]
+    found = {records[name].status for name in names if _count(samples[name], "frame")}
+    lacking = [status for status in ("normal", "abnormal") if status not in found]
+    if not lacking or not names:
+        return ""
+    kinds = ", ".join(sorted(SINGLE_FRAME_TYPES))
+    why = f": none of {len(names)} records shows a category that one frame can show ({kinds})"
+    return f"no {' and no '.join(lacking)} frame{why if 'abnormal' in lacking else ''}"
+
+
 def _assign(
     groups: Sequence[Sequence[str]],
     records: Mapping[str, Record],
     samples: Mapping[str, Sequence[Mapping[str, Any]]],
     settings: Splits,
+    *,
+    without_frames: bool = False,
 ) -> tuple[dict[str, list[str]], float]:
     """Assign each group of near-duplicates to the stage that lacks most of what the group offers.
 
-    Returns record ids by stage, and the factor by which all stages shrink.
+    without_frames: stage 1 gets nothing. Returns record ids by stage, and the factor by which all
+    stages shrink.
     """
     draw = random.Random(settings.seed)
     frames_each = max((_count(samples[name], "frame") for group in groups for name in group), default=0) or 1
     full = {"stage1": settings.frames / frames_each, "stage2": settings.videos, "stage3": settings.rollouts}
+    if without_frames:
+        del full["stage1"]
     classes = Counter(records[name].status for group in groups for name in group)
     factor = min(1.0, 2 * min(classes["normal"], classes["abnormal"]) / sum(full.values()))
     wanted = {
@@ -313,6 +337,8 @@ def _stages(
     stages: dict[str, list[Mapping[str, Any]]] = {}
     for stage, tasks in TASKS_BY_STAGE.items():
         stages[stage] = []
+        if stage not in chosen:
+            continue
         for task in tasks:
             like = "scan" if task == "single" else task  # the same draw, so that both formulations keep the same videos
             draw = random.Random(f"{settings.seed}|{stage}|{like}")
@@ -399,7 +425,9 @@ def check_splits(
             of = Counter(
                 records[row["record"]].status for row in rows if row["task"] == task and row["record"] in records
             )
-            if (task != "single" and not of["normal"]) or of["normal"] != of["abnormal"]:
+            if (task != "single" and not of["normal"] and (rows or stage != "stage1")) or of["normal"] != of[
+                "abnormal"
+            ]:
                 wrong.append(
                     f"{stage}: {of['normal']} normal and {of['abnormal']} anomalous samples of task {task}, "
                     f"expected 1:1"

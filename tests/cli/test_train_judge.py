@@ -146,6 +146,23 @@ def test_a_changed_key_of_a_stage_is_named_and_free_keys_are_free(tmp_path, monk
 
 
 @pytest.mark.slow
+def test_stage_2_starts_from_the_base_where_stage_1_has_no_frames(tmp_path, monkeypatch):
+    from cac_align.cli import train_judge
+    from cac_align.training import sft
+
+    started = []
+    monkeypatch.setattr(sft, "train_sft", lambda settings: started.append(settings.model.path))
+    out = tmp_path / "run"
+    recipe = train_judge.read_judge_training("judge_miniature", [f"videos=[{tmp_path}]", f"out={out}"])
+    for folder in ("split", "stage1/final", "stage2/final"):
+        (out / folder).mkdir(parents=True)
+    for text in ("", "{}\n"):
+        (out / "split" / "stage1.jsonl").write_text(text)
+        for stage in ("stage1", "stage2"):
+            train_judge._train_stage(recipe, stage, out, out / stage)
+    assert started == [recipe.base, recipe.base, str(out / "stage1" / "final")]
+
+
 def test_a_stage_is_trained_in_processes_of_accelerate(tmp_path):
     from cac_align.cli.train_judge import StageChoice, launch_stage
     from tests.support import tiny_stage

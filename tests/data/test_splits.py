@@ -241,7 +241,6 @@ def test_a_benchmark_and_its_near_duplicates_are_kept_out(chains, tmp_path, caps
     [
         ({"normal": 0, "abnormal": 4}, "no normal record has a chain of thought"),
         ({"normal": 4, "abnormal": 0}, "no abnormal record has a chain of thought"),
-        ({"single": 0.0}, "stage1 would be empty: no abnormal frame .* add records of single-frame categories"),
         ({"normal": 2, "abnormal": 2, "single": 1.0}, "would be empty"),
         (
             {"copies": tuple((n, 0) for n in range(1, 28))},
@@ -254,6 +253,20 @@ def test_a_missing_class_or_an_empty_stage_is_a_sentence_and_nothing_is_written(
     with pytest.raises(ValueError, match=told):
         split_stages(make(tmp_path / "chains", **made), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_without_single_frame_categories_stage_1_is_empty_and_the_rest_goes_on(tmp_path, capsys):
+    chains = make(tmp_path / "chains", single=0.0)
+    report = split_stages(chains, tmp_path / "out")
+    assert list(report["missing"]) == ["stage1"] and "Object Distortion" in report["missing"]["stage1"]
+    stages = stages_of(tmp_path / "out")
+    assert stages[1] == [] and stages[2] and stages[3]
+    used = {n: {row["record"] for row in stages[n]} for n in (2, 3)}
+    assert not used[2] & used[3] and len(used[2] | used[3]) > 14  # nothing was kept for stage 1
+    assert check_split_folder(tmp_path / "out")[1] == []
+    assert main(["data", "split", str(chains), "--out", str(tmp_path / "verb")]) == 0
+    assert "stage1 is empty: no abnormal frame: none of 28 records" in capsys.readouterr().err
+    assert split_stages(make(tmp_path / "other"), tmp_path / "full")["missing"] == {}
 
 
 def test_folders_that_are_none(chains, tmp_path):

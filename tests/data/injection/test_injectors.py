@@ -154,3 +154,14 @@ def test_other_injectors_change_nothing_about_a_core_pair():
 def test_an_unknown_injector_is_refused_by_name():
     with pytest.raises(ValueError, match="wrap"):
         usable_injectors(("core",), ["wrap"])
+
+
+def test_the_sham_of_a_warp_leaves_no_bulge():
+    """Interpolation is exact on a ramp: there and back gives it again, wherever the object was bent in between."""
+    clip = square_clip(starts=((50, 40),), steps=((1, 0),), side=40)
+    ramp = np.broadcast_to(np.arange(WIDTH, dtype=np.uint8)[:, None], clip.pixels.shape)
+    source = SourceClip(ramp, clip.fps, clip.objects)
+    for seed in range(4):
+        edit = INJECTORS["warp"].apply(source, np.random.default_rng(seed), 1.0)
+        assert np.abs(edit.anomalous.astype(int) - ramp).max() >= 4
+        assert np.abs(edit.sham.astype(int) - ramp).max() <= 1

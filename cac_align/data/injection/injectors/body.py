@@ -24,7 +24,7 @@ from cac_align.data.injection.injectors.body_parts import (
     unit_axes,
     visible_frames,
 )
-from cac_align.data.injection.injectors.compositing import during, radius_of, resampled
+from cac_align.data.injection.injectors.compositing import during, radius_of, resampled, undoing
 from cac_align.data.injection.sources.masks import snug
 
 _TYPE = "Human Distortion"
@@ -142,25 +142,13 @@ def _bent(
             rows, columns = np.mgrid[area].astype(float)
             moved_by = field(frame, columns, rows) * _fade(rows.shape) * swell
             piece = resampled(out[frame][area].astype(np.float32), 0.5 * moved_by)
-            piece = resampled(piece, 0.5 * moved_by if bent else _undoing(0.5 * moved_by))
+            piece = resampled(piece, 0.5 * moved_by if bent else undoing(0.5 * moved_by))
             out[frame][area] = np.clip(piece + 0.5, 0, 255).astype(np.uint8)
         return out
 
     subtype, reason, region = said
     numbers = {"first": first, "last": last}
     return Edit(resampled_twice(True), resampled_twice(False), _TYPE, subtype, reason, region, subject, numbers=numbers)
-
-
-def _undoing(field: np.ndarray) -> np.ndarray:
-    """The displacement (2, h, w) that undoes another one: what it moves to p + field(p) comes back to p."""
-    from scipy import ndimage
-
-    places = np.indices(field.shape[1:], np.float32)
-    back = -field
-    for _ in range(8):
-        there = places + back
-        back = -np.stack([ndimage.map_coordinates(plane, there, order=1, mode="nearest") for plane in field])
-    return back
 
 
 def _around(mask: np.ndarray) -> tuple[slice, slice]:

@@ -212,3 +212,15 @@ def resampled(piece: np.ndarray, field: np.ndarray) -> np.ndarray:
     places = np.stack([rows + field[0], columns + field[1]])
     channels = [ndimage.map_coordinates(piece[..., channel], places, order=1, mode="nearest") for channel in range(3)]
     return np.stack(channels, axis=-1)
+
+
+def undoing(field: np.ndarray) -> np.ndarray:
+    """The displacement (2, h, w) that undoes another one: what it moves to p + field(p) comes back to p."""
+    from scipy import ndimage
+
+    places = np.indices(field.shape[1:], np.float32)
+    back = -field
+    for _ in range(8):
+        there = places + back
+        back = -np.stack([ndimage.map_coordinates(plane, there, order=1, mode="nearest") for plane in field])
+    return back

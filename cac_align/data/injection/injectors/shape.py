@@ -19,6 +19,7 @@ from cac_align.data.injection.injectors.compositing import (
     moved,
     radius_of,
     resampled,
+    undoing,
 )
 from cac_align.data.injection.sources.masks import dilated, snug, soft
 
@@ -37,20 +38,19 @@ def warp(source: SourceClip, rng: np.random.Generator, severity: float) -> Edit:
     coarse = rng.standard_normal((2, 4, 4)).astype(np.float32)
     coarse /= np.abs(coarse).max()
 
-    def bent(there: float, back: float) -> np.ndarray:
+    def resampled_twice(bent: bool) -> np.ndarray:
         out = source.pixels.copy()
         for frame in range(first, last + 1):
             swell = float(np.sin(np.pi * (frame - first + 0.5) / (last - first + 1)) ** 2)
             area, field = _displacement(source, thing, frame, coarse, reach * swell)
-            piece = out[frame][area].astype(np.float32)
-            for strength in (there, back):
-                piece = resampled(piece, strength * field)
+            piece = resampled(out[frame][area].astype(np.float32), 0.5 * field)
+            piece = resampled(piece, 0.5 * field if bent else undoing(0.5 * field))
             out[frame][area] = np.clip(piece + 0.5, 0, 255).astype(np.uint8)
         return out
 
     return Edit(
-        bent(0.5, 0.5),
-        bent(0.5, -0.5),
+        resampled_twice(True),
+        resampled_twice(False),
         _TYPE,
         "warp",
         f"the {thing.noun} melts and its outline is bent out of shape",

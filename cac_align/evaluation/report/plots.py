@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BEFORE, AFTER = "#868e96", "#1864ab"
-BETTER, WORSE = "#2b8a3e", "#c92a2a"
+BETTER, WORSE = "#237032", "#c92a2a"
 
 
 def distributions(measures: Sequence[Measure], before: str, after: str) -> str | None:

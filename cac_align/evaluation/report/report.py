@@ -299,7 +299,7 @@ def _sections(made: ReportComparison) -> list[tuple[str, list[dict[str, Any]]]]:
 
 def _share_bars(made: ReportComparison) -> list[tuple[str, float, str]]:
     """(component, per cent, colour) for a stacked bar. A negative share has no width."""
-    colours = ("#1864ab", "#e67700", "#2b8a3e", "#862e9c", "#495057")
+    colours = ("#1864ab", "#0c8599", "#862e9c", "#868e96", "#495057")  # none that means good, bad or no score
     return [
         (COMPONENT_TITLES.get(name, name), 100 * share.value, colours[index % len(colours)])
         for index, (name, share) in enumerate(made.shares.items())

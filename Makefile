@@ -21,7 +21,7 @@ $(VENV)/.installed: setup.cfg setup.py pyproject.toml constraints.txt
 
 # The docs site, into out/site; a warning is an error. Its reference pages are written from the code.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

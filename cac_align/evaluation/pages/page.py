@@ -159,6 +159,11 @@ def format_number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
+def format_percent(share: float | None) -> str:
+    """A share as a whole per cent; a dash for None and NaN."""
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.0f} %"
+
+
 def with_code(text: object) -> Any:
     """Text as HTML: escaped, and what stands between backticks as code."""
     from markupsafe import Markup, escape
@@ -183,6 +188,7 @@ def environment(package: str = PAGES) -> Any:
         lstrip_blocks=True,
     )
     made.filters["number"] = format_number
+    made.filters["percent"] = format_percent
     made.filters["code"] = with_code
     made.globals["type_colours"] = TYPE_COLOURS
     script = Path(__file__).with_name("templates").joinpath("player.js").read_text(encoding="utf-8")

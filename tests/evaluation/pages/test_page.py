@@ -14,6 +14,7 @@ from cac_align.evaluation.pages.page import (
     environment,
     evenly_spaced,
     format_number,
+    format_percent,
     frame_strip,
     picture_uri,
     timeline_spans,
@@ -58,6 +59,7 @@ def test_spread_keeps_both_ends(count):
 
 def test_a_missing_number_is_a_dash_and_only_confirmed_anomalies_are_shown():
     assert [format_number(value) for value in (None, math.nan, 0.12345, -1.0)] == ["–", "–", "0.123", "-1.000"]
+    assert [format_percent(value) for value in (None, math.nan, 0.0, 0.666)] == ["–", "–", "0 %", "67 %"]
     defect = Anomaly("Motion Anomalies", None)
     assert confirmed_anomalies(Judgement("normal", (defect,))) == () == confirmed_anomalies(None)
     assert confirmed_anomalies(Judgement("abnormal", (defect,))) == (defect,)

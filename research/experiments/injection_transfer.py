@@ -1,6 +1,7 @@
 """Does a small judge that learnt defects by injection alone find those of a generator? The tables of docs/injection.md.
 
     python -m research.experiments.injection_transfer OUT [--steps 100] [--seed 0] [--arms injected exact …]
+    python -m research.experiments.injection_transfer OUT --best-of-five ARM      # the demo with that arm's judge
 
 clean clips (renderer, small Wan) → data inject → records ┐
 renderer's own truth → records                            ├→ synthesise → stage 2 from ``start`` → held-out clips
@@ -31,10 +32,12 @@ from cac_align.data.synthesis.settings import Synthesis
 from cac_align.data.synthesis.synthesise import synthesise
 from cac_align.evaluation.bench.localisation import GRID_FPS, localisation_ious
 from cac_align.generation.build import GeneratorRecipe, load_generator
+from cac_align.miniature.demo import demo
 from cac_align.miniature.oracle.oracle import analyse
 from cac_align.miniature.teacher.ground_truth import GroundTruth
 from cac_align.miniature.world.settings import PLAYGROUND, TRAIN_SEEDS
 from cac_align.miniature.world.world import make_clip, make_prompts
+from cac_align.rewards.build import load_reward
 from cac_align.rewards.cac import CaC
 from cac_align.training.policy import ModelRecipe
 from cac_align.training.run import RunConfig
@@ -276,6 +279,14 @@ def bootstrap(parts: Sequence[Sequence[dict[str, Any]]], measure: Callable[..., 
     return float(low), float(high)
 
 
+def best_of_five(out: Path, arm: str, steps: int, seed: int) -> None:
+    """``cac-align demo --prompts 80 --seed 100000`` with UnifiedReward and this arm's judge."""
+    model = out / "runs" / f"{arm}-{steps}-{seed}" / "final"
+    reward = load_reward("recipes/reward/miniature_tta.yaml", [f"components.cac.model={model}"])
+    for line in demo(out / "best_of_five" / arm, num_prompts=80, seed=100_000, reward=reward):
+        print(line, flush=True)
+
+
 def main() -> None:
     """Print one line per judge, and the differences that the plan names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -283,8 +294,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--arms", nargs="*", default=["injected", "exact", "finished", "labelled"])
+    parser.add_argument("--best-of-five", metavar="ARM")
     options = parser.parse_args()
     set_threads(1)
+    if options.best_of_five:
+        best_of_five(options.out, options.best_of_five, options.steps, options.seed)
+        return
     start = train(options.out, "forget", 60, 0)
     rows = {"shipped": judged(options.out, "shipped", shipped("cac")), "start": judged(options.out, "start", start)}
     for arm in options.arms:

@@ -26,7 +26,7 @@ from cac_align.miniature.demo import oracle_verdicts, playground_prompts
 
 TILE, GAP, HEAD, FOOT = 176, 10, 34, 62  # pixels
 HOLD = 2  # drawn frames per frame of the video: the box is on in one and off in the other
-PAPER, INK, QUIET, GOOD, BAD = "#ffffff", "#1a1b1e", "#5c5f66", "#2b8a3e", "#e03131"
+PAPER, INK, QUIET, CHOSEN, BAD = "#ffffff", "#1a1b1e", "#5c5f66", "#1864ab", "#e03131"
 
 
 def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
@@ -88,14 +88,14 @@ def frames_of(selection: Selection) -> list[Image.Image]:
                 draw_boxes(picture, left, found, (index, float(video.times_s[index]), video.fps))
             chosen = place == selection.chosen
             if chosen:
-                picture.rectangle((left - 3, HEAD - 3, left + TILE + 2, HEAD + TILE + 2), outline=GOOD, width=3)
+                picture.rectangle((left - 3, HEAD - 3, left + TILE + 2, HEAD + TILE + 2), outline=CHOSEN, width=3)
             value = f"{score.value:.3f}" if score.scored else "no score"
-            colour = GOOD if chosen else BAD if found else INK
+            colour = CHOSEN if chosen else BAD if found else INK
             picture.text((left, HEAD + TILE + 7), value, fill=colour, font=font(20, bold=True))
             if chosen:
-                picture.text((left + 76, HEAD + TILE + 12), "chosen", fill=GOOD, font=font(14))
+                picture.text((left + 76, HEAD + TILE + 12), "chosen", fill=CHOSEN, font=font(15))
             said = told(found[0].reason, selection.prompt) if found else "nothing found"
-            picture.text((left, HEAD + TILE + 35), said, fill=QUIET, font=font(13))
+            picture.text((left, HEAD + TILE + 35), said, fill=QUIET, font=font(15))
         drawn.append(image)
     return drawn
 

@@ -64,8 +64,9 @@ DATA = {
     "exact": ("exact",),
     "finished": ("injected", "labelled"),
     "labelled": ("labelled",),
+    "in_turn": ("labelled",),
 }
-"""What each arm learns from. Each but ``forget`` starts from its result."""
+"""What each arm learns from. Each but ``forget`` starts from its result, and ``in_turn`` from that of ``injected``."""
 
 
 def _once(path: Path, make: Callable[[], Any]) -> Path:
@@ -206,7 +207,8 @@ def mixed_folder(out: Path, names: Sequence[str]) -> Path:
 def train(out: Path, arm: str, steps: int, seed: int) -> Path:
     """The weights of an arm after stage 2."""
     folder = out / "runs" / f"{arm}-{steps}-{seed}"
-    start = shipped("cac") if arm == "forget" else out / "runs" / "forget-60-0" / "final"
+    before = f"injected-{steps}-{seed}" if arm == "in_turn" else "forget-60-0"
+    start = shipped("cac") if arm == "forget" else out / "runs" / before / "final"
     recipe = SftRecipe(
         stage=2, out=str(folder), batch=32, micro_batch=32, lora_rank=0, eval_batches=2,
         model=ModelRecipe(path=str(start)),
@@ -313,6 +315,7 @@ def main() -> None:
         ("exact", "injected"),
         ("finished", "injected"),
         ("finished", "labelled"),
+        ("in_turn", "labelled"),
     ):
         if one in rows and other in rows:
             for key in ("AUROC", "recall", "false alarms"):

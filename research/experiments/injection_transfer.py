@@ -282,10 +282,10 @@ def bootstrap(parts: Sequence[Sequence[dict[str, Any]]], measure: Callable[..., 
 
 
 def best_of_five(out: Path, arm: str, steps: int, seed: int) -> None:
-    """``cac-align demo --prompts 80 --seed 100000`` with UnifiedReward and this arm's judge."""
+    """``cac-align demo --prompts 40 --seed 100000`` with UnifiedReward and this arm's judge."""
     model = out / "runs" / f"{arm}-{steps}-{seed}" / "final"
     reward = load_reward("recipes/reward/miniature_tta.yaml", [f"components.cac.model={model}"])
-    for line in demo(out / "best_of_five" / arm, num_prompts=80, seed=100_000, reward=reward):
+    for line in demo(out / "best_of_five" / arm, num_prompts=40, seed=100_000, reward=reward):
         print(line, flush=True)
 
 

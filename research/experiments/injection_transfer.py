@@ -18,6 +18,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from cac_align.training.run import RunConfig
 from cac_align.training.samples import DataRecipe
 from cac_align.training.sft import SftRecipe, train_sft
 from cac_align.vlm.local import set_threads
-from research.training.generated import HELD_OUT, anomalies_of, held_out_clips
+from research.training.generated import HELD_OUT, DrawnClip, anomalies_of, held_out_clips
 
 RENDERED = 1500
 """Clean rendered clips that are offered to the injection: of 33 frames, in which a thing travels further than its size."""
@@ -223,12 +224,18 @@ def train(out: Path, arm: str, steps: int, seed: int) -> Path:
     return _once(folder / "final", lambda: train_sft(recipe))
 
 
+@cache
+def tested_clips() -> list[DrawnClip]:
+    """The clips that every judge is tested on; drawn once per call of this module."""
+    return held_out_clips(TESTED, first=TEST_NOISE)
+
+
 def judged(out: Path, name: str, weights: Path) -> list[dict[str, Any]]:
     """The held-out clips under one judge: R's log-odds, verdict, and how far windows and boxes are right."""
     path = out / "judged" / f"{name}.jsonl"
 
     def make() -> None:
-        clips, rows = held_out_clips(TESTED, first=TEST_NOISE), []
+        clips, rows = tested_clips(), []
         judge = replace(CaC.load(str(weights)), threshold=0.0)
         for clip, score in zip(clips, judge([c.prompt for c in clips], [c.shown for c in clips]), strict=True):
             judgement = score.evidence if score.scored else None

@@ -135,11 +135,12 @@ def _reward_source(name: str, options: HostOptions, compares: bool) -> Iterator[
             "no reward is named, and the adapters refuse to run without one",
             "reward: your recipe, or http://… of `cac-align serve`",
         )
-    elif source.startswith(("http://", "https://")) and compares:
-        text = f"{source} is a service, which scores each video by itself"
-        yield Check(f"{name} reward", False, text, "reward: the recipe of a judge that compares")
     elif source.startswith(("http://", "https://")):
-        yield _check_service(name, source, options.component)
+        if compares:
+            text = f"{source} is a service, which scores each video by itself"
+            yield Check(f"{name} reward", False, text, "reward: the recipe of a judge that compares")
+        else:
+            yield _check_service(name, source, options.component)
     elif source.endswith((".yaml", ".yml")):
         yield _check_recipe(name, Path(source), options.component, compares)
 

@@ -83,8 +83,9 @@ def write_manifest() -> Path:
 
 
 def ship(name: str, folder: str | Path) -> Path:
-    """Copy a judge's folder over the shipped model ``name``, its float32 tensors stored as float16
-    (half the size); returns where it lies. The domain that the former one stated stays.
+    """Copy a judge's folder over the shipped model ``name``, its float32 matrices stored as float16
+    (half the size; vectors stay as they are); returns where it lies. The domain that the former one
+    stated stays.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -97,7 +98,10 @@ def ship(name: str, folder: str | Path) -> Path:
         now = json.loads(settings.read_text(encoding="utf-8"))
         settings.write_text(json.dumps({**now, "domain": former["domain"]}) + "\n", encoding="utf-8")
     tensors = load_file(into / "model.safetensors")
-    halved = {key: value.half() if value.dtype == torch.float32 else value for key, value in tensors.items()}
+    halved = {
+        key: value.half() if value.dtype == torch.float32 and value.dim() > 1 else value
+        for key, value in tensors.items()
+    }
     save_file(halved, into / "model.safetensors", metadata={"format": "pt"})
     for file in into.iterdir():
         file.chmod(0o644)

@@ -12,13 +12,12 @@
 #          JUDGE_URL  a server that runs already; then none is started
 #          OUT        where everything is written (default: out/served_judge)
 #
-# The output, with vLLM 0.32 on a CPU and the shipped small judge in the place of the 8B one (its heads padded to the 32
-# dimensions that vLLM wants on a CPU: python -m tests.support.padded_judge cac_align/miniature/weights/cac judge):
+# The output, with vLLM 0.32 on a CPU and the shipped small judge in the place of the 8B one:
 #
-#   MODEL=judge VLLM=.vllm/bin/vllm ASKED="wording: brief, max_new_tokens: 400, margin_s: 0.25, temperature: 11.877" \
+#   MODEL=cac_align/miniature/weights/cac VLLM=.vllm/bin/vllm ASKED="wording: brief, max_new_tokens: 400, margin_s: 0.25, temperature: 11.877" \
 #       sh examples/real/served_judge.sh examples/clips --dtype float32 --enforce-eager --max-model-len 4096
 #
-#   ok     server: http://127.0.0.1:8001/v1 serves 'cac', checkpoint judge
+#   ok     server: http://127.0.0.1:8001/v1 serves 'cac', checkpoint cac_align/miniature/weights/cac
 #   note   length: a conversation may have 4096 tokens; 41 frames of 480×832 and an answer of 4096 need about 13,000
 #            → --max-model-len 32768 (less is enough for smaller frames)
 #   ok     frames: all 40 frames arrive as one video part, 67 tokens per pair of 64×64 frames

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 MIN_HEAD_SIZE = 32
-"""Numbers in a head of either tower that a vLLM on a CPU takes; it refuses 24."""
+"""Numbers in a head of the language model that a vLLM on a CPU takes; it refuses 24 (in the image encoder it takes
+them). ``research.build.wider_heads`` widens a judge that has fewer.
+"""
 MAX_MEGABYTES = 20.0
 """Of all weights together."""
 
@@ -58,10 +60,8 @@ def misfits(folders: Mapping[str, Path]) -> list[str]:
     found = [f"the weights have {stored:.1f} MB, at most {MAX_MEGABYTES:g} ship"] if stored > MAX_MEGABYTES else []
     for name in ("cac", "unified"):
         config = json.loads((folders[name] / "config.json").read_text(encoding="utf-8"))
-        text, vision = config["text_config"], config["vision_config"]
-        for tower, size in (("text", text["head_dim"]), ("vision", vision["hidden_size"] // vision["num_heads"])):
-            if size < MIN_HEAD_SIZE:
-                found.append(f"{name}: heads of the {tower} tower have {size} numbers, a vLLM wants {MIN_HEAD_SIZE}")
+        if (size := config["text_config"]["head_dim"]) < MIN_HEAD_SIZE:
+            found.append(f"{name}: its attention heads have {size} numbers, a vLLM on a CPU wants {MIN_HEAD_SIZE}")
     return found
 
 

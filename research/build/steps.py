@@ -1,6 +1,7 @@
 """The curriculum as steps: what each artefact is made from, by which recipe, and which code makes it.
 
-vae → wan/first … third → generated/base → judge/encoder → judge/sft → unified/first, second
+judge/encoder (rendered clips only: it needs no Wan)
+vae → wan/first … third → generated/base → judge/sft → unified/first, second
     → alignment (one round, with the judge of sft) → generated/aligned → judge/aligned
     → judge/records → chains → splits → judge/stage1 … 3 → judge/calibrated → figures
 
@@ -96,7 +97,7 @@ def _judge(out: Path, scale: float, parts: Mapping[str, Any]) -> list[Step]:
     wan = f"wan/{list(parts['wan']['phases'])[-1]}"
     return [
         _pool("base", out, scale, parts, wan),
-        _lessons("encoder", out, scale, parts, ("base",), None),
+        _lessons("encoder", out, scale, parts, (), None),
         _lessons("sft", out, scale, parts, ("base",), "encoder"),
         *_unified(out, scale, parts),
         _calibrated(
@@ -166,14 +167,8 @@ def _check_heads(size: Any) -> None:
     """Raise ``ValueError`` for heads that a vLLM on a CPU refuses."""
     from research.build.gate import MIN_HEAD_SIZE
 
-    for tower, width, heads in (
-        ("text", size.text_hidden, size.text_heads),
-        ("vision", size.vision_hidden, size.vision_heads),
-    ):
-        if width // heads < MIN_HEAD_SIZE:
-            raise ValueError(
-                f"size: heads of the {tower} tower have {width // heads} numbers; a vLLM on a CPU wants {MIN_HEAD_SIZE}"
-            )
+    if (found := size.text_hidden // size.text_heads) < MIN_HEAD_SIZE:
+        raise ValueError(f"size: attention heads have {found} numbers; a vLLM on a CPU wants {MIN_HEAD_SIZE}")
 
 
 def _unified(out: Path, scale: float, parts: Mapping[str, Any]) -> list[Step]:

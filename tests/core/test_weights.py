@@ -68,12 +68,17 @@ def test_what_really_ships_is_whole_and_small():
 def test_a_judge_is_shipped_as_halves_of_its_numbers(folder, tmp_path):
     made = tmp_path / "made"
     made.mkdir()
-    wide = torch.tensor([1.0, 1 / 3, 1e-3])
-    save_file({"weight": wide, "count": torch.tensor([7])}, made / "model.safetensors", metadata={"format": "pt"})
+    wide = torch.tensor([[1.0, 1 / 3, 1e-3]])
+    save_file(
+        {"weight": wide, "norm": wide[0].clone(), "count": torch.tensor([7])},
+        made / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     (made / "config.json").write_text('{"new": true}')
     assert weights.main(["toy", str(made)]) == 0
     stored = load_file(folder / "toy" / "model.safetensors")
     assert stored["weight"].dtype == torch.float16 and stored["count"].tolist() == [7]
+    assert torch.equal(stored["norm"], wide[0]), "vectors are small and stay as they are"
     assert (stored["weight"].float() / wide - 1).abs().max() < 2**-11, "rounded to 11 bits"
     weights.shipped.cache_clear()
     assert json.loads((weights.shipped("toy") / "config.json").read_text()) == {"new": True}, (

@@ -29,7 +29,6 @@ from cac_align.rewards.cac import CaC
 from cac_align.vlm.local import LocalVlm
 from cac_align.vlm.protocol import Conversation, Reply
 from cac_align.vlm.server.server import ServerVlm
-from tests.support.padded_judge import write_padded_judge
 from tests.support.vllm_server import FLAGS, PYTHON, VllmServer
 
 pytestmark = [
@@ -46,8 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judge(folder: Path) -> Path:
-    return write_padded_judge(shipped("cac"), folder / "judge")
+def judge() -> Path:
+    return shipped("cac")
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         figures = run(steps, asked.out, Build(asked.scale), rebuild=asked.rebuild)
         if asked.target != "all":
-            print(asked.out / steps[-1].name)
+            print(asked.out / TARGETS[asked.target][0])
             return 0
         return _end(asked.out, asked.scale, asked.recipes, figures["figures"])
     except ValueError as error:

@@ -1,7 +1,7 @@
 """The curriculum as steps: what each artefact is made from, by which recipe, and which code makes it.
 
 judge/encoder (rendered clips only: it needs no Wan)
-vae → wan/first … third → generated/base → judge/sft → unified/first, second
+vae → wan/first … third → wan/figures, generated/base → judge/sft → unified/first, second
     → alignment (one round, with the judge of sft) → generated/aligned → judge/aligned
     → judge/records → chains → splits → judge/stage1 … 3 → judge/calibrated → figures
 
@@ -32,12 +32,12 @@ FEW_TOKENS = 4
 
 TARGETS = {
     "vae": ("vae",),
-    "wan": ("wan/third",),
+    "wan": ("wan/third", "wan/figures"),
     "judge": ("judge/calibrated",),
     "unified": ("unified/second",),
-    "all": ("figures",),
+    "all": ("figures", "wan/figures"),
 }
-"""What each target of the command ends in."""
+"""What each target of the command makes, and what else is done for it."""
 
 
 def curriculum(out: Path, scale: float = 1.0, recipes: Path = RECIPES) -> list[Step]:
@@ -45,7 +45,12 @@ def curriculum(out: Path, scale: float = 1.0, recipes: Path = RECIPES) -> list[S
     if not 0 < scale <= 1:
         raise ValueError(f"--scale is a share in (0, 1], received {scale:g}")
     parts = {name: read_part(name, recipes) for name in ("vae", "wan", "generated", "judge", "unified", "calibrate")}
-    steps = [*_wan(out, scale, parts), *_judge(out, scale, parts), *_stages(out, scale, parts)]
+    steps = [
+        *_wan(out, scale, parts),
+        _wan_figures(out, scale, recipes),
+        *_judge(out, scale, parts),
+        *_stages(out, scale, parts),
+    ]
     return [*steps, _figures(out, scale, parts["calibrate"])]
 
 
@@ -84,6 +89,21 @@ def _wan(out: Path, scale: float, parts: Mapping[str, Any]) -> list[Step]:
         before = f"wan/{name}"
         steps.append(Step(before, _values(recipe), inputs, code, minutes(parts["wan"], name), make))
     return steps
+
+
+def _wan_figures(out: Path, scale: float, recipes: Path) -> Step:
+    """What the small Wan is worth, long before the judge is made: one that would be refused is named at once."""
+    from research.build.figures import wan_figures
+    from research.build.gate import read_expected, refusals
+
+    def make(folder: Path) -> dict[str, Any]:
+        found = {name: figure.to_json() for name, figure in wan_figures(out / "wan" / "third" / "final", scale).items()}
+        expected = {name: row for name, row in read_expected(recipes / "expected.json").items() if name in found}
+        for reason in refusals(found, expected):
+            say(f"weights with this small Wan will not be installed: {reason}")
+        return found
+
+    return Step("wan/figures", {"share": scale}, ("wan/third",), ("research.build.figures",), 3, make)
 
 
 def _first(parts: Mapping[str, Any]) -> str:

@@ -62,6 +62,10 @@ def test_from_nothing_through_a_kill_to_the_refusal(tmp_path, capsys):
     assert process.returncode == -signal.SIGKILL
     assert begun.is_file(), (tmp_path / "killed.log").read_text(errors="replace")[-2000:]
     assert stamp_of(out, "wan/third")["done"] and not (out / "figures").exists()
+    refused = (tmp_path / "killed.log").read_text(errors="replace")
+    assert "weights with this small Wan will not be installed: prompt_following: 0.000" in refused, (
+        "said before the judge"
+    )
 
     assert main(arguments) == 1
     said = capsys.readouterr().err
@@ -149,7 +153,7 @@ def test_a_target_has_what_it_needs_and_no_more():
     steps = curriculum(Path("out"))
     names = {target: [step.name for step in wanted(steps, ends)] for target, ends in TARGETS.items()}
     assert names["vae"] == ["vae"]
-    assert names["wan"] == ["vae", "wan/first", "wan/second", "wan/third"]
+    assert names["wan"] == ["vae", "wan/first", "wan/second", "wan/third", "wan/figures"]
     assert names["all"] == [step.name for step in steps]
     assert "judge/stage3" not in names["unified"] and "generated/base" in names["unified"]
     for position, step in enumerate(steps):

@@ -16,7 +16,11 @@ def add_doctor(verbs: Any) -> None:
     parser.add_argument(
         "recipe", nargs="?", type=input_path, help="recipe of a reward, align or best-of-n: are its judges up"
     )
-    parser.add_argument("--host", help="flow-factory | flow_grpo | unirl | verl-omni | videoalign | trl")
+    parser.add_argument(
+        "--host",
+        help="flow-factory | flow_grpo | unirl | verl-omni | videoalign | trl | genrl | pref-grpo | teleboost | "
+        "vbvr-rl | fastvideo | miles-diffusion",
+    )
     parser.add_argument("--config", type=Path, help="the host's config file")
     parser.add_argument("--server", metavar="URL", help="check a judge's server, with a synthetic clip")
     parser.add_argument("--reward", type=Path, help="the reward recipe that asks this server; alone: as RECIPE")

@@ -79,6 +79,9 @@ def test_a_url_means_the_service(monkeypatch):
         monkeypatch.setenv("JUDGE_TOKEN", "s3cret")
         reward = host_reward(HostOptions(reward=url, component="cac", token_env="JUDGE_TOKEN", timeout_s=9), "test")
         assert reward.values(["p"], [floats(240)]) == [pytest.approx(0.9)]
+        monkeypatch.setenv("CAC_ALIGN_TOKEN", "s3cret")
+        named = host_reward(HostOptions(reward=url, component="cac", timeout_s=9), "test")
+        assert named.values(["p"], [floats(240)]) == [pytest.approx(0.9)], "the token that the service reads, too"
         with pytest.raises(ValueError, match="token_env names NO_SUCH"):
             host_reward(HostOptions(reward=url, token_env="NO_SUCH"), "test")
 

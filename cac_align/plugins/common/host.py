@@ -67,7 +67,7 @@ class HostOptions:
     # ``RemoteReward``. The defaults bridge a restart of the service of about 60 s.
     retries: int = 15
     backoff_s: float = 0.25
-    # For a service: the environment variable that holds its token.
+    # For a service: the environment variable that holds its token (default: CAC_ALIGN_TOKEN, where that is set).
     token_env: str | None = None
     # For a service: how videos are sent, and the JPEG quality, as in ``RemoteReward``.
     send: Literal["frames", "file", "path"] = "frames"
@@ -318,7 +318,7 @@ def _build_reward(options: HostOptions) -> Reward:
     if _is_url(source):
         from cac_align.serving.client import RemoteReward
 
-        token = os.environ.get(options.token_env) if options.token_env else None
+        token = os.environ.get(options.token_env or "CAC_ALIGN_TOKEN")
         if options.token_env and not token:
             raise ValueError(f"token_env names {options.token_env}, which is not set in the environment")
         return RemoteReward(

@@ -29,7 +29,7 @@ reward.reward_manager.name=MultiVisualRewardManager
 +reward.reward_functions.cac.required=true
 +reward.reward_functions.cac.reward=http://127.0.0.1:8000
 +reward.reward_functions.cac.fps=16""",
-    "videoalign": """export CAC_ALIGN_REWARD=http://127.0.0.1:8000 CAC_ALIGN_FPS=16 CAC_ALIGN_LEDGER=ledger.jsonl
+    "videoalign": """export CAC_ALIGN_REWARD=http://127.0.0.1:8000 CAC_ALIGN_FPS=24 CAC_ALIGN_LEDGER=ledger.jsonl
 torchrun … -m cac_align.plugins.videoalign fastvideo/train_grpo_hunyuan.py … --use_videoalign""",
     "trl": """from cac_align.plugins.trl import VideoReward
 reward = VideoReward(reward="http://127.0.0.1:8000", fps=16, ledger="ledger.jsonl")

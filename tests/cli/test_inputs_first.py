@@ -27,7 +27,9 @@ def files(tmp_path, monkeypatch):
 
     for owner in (LocalVlm, Wan):
         monkeypatch.setattr(owner, "load", refuse)
-    monkeypatch.setattr("cac_align.training.policy.load", refuse)
+    # First the modules that import it by name: imported later, they would keep the refusal beyond this test.
+    for module in ("sft", "grpo", "policy"):
+        monkeypatch.setattr(f"cac_align.training.{module}.load", refuse)
     monkeypatch.chdir(tmp_path)
     write_mp4(tmp_path / "a.mp4", np.zeros((17, 64, 64, 3), np.uint8), 16)
     (tmp_path / "prompts.txt").write_text("a red ball rolls to the right on grass\n")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import threading
 import time
@@ -100,6 +101,7 @@ class RemoteReward:
         self.send, self.quality = send, quality
         self._lock = threading.Lock()
         self._http: httpx.Client | None = None
+        self._http_pid = 0
         self._served: _ServedReward | None = None
         self._send_all = False
 
@@ -231,11 +233,13 @@ class RemoteReward:
 
     def _client(self) -> httpx.Client:
         with self._lock:
-            if self._http is None:
+            # A fork has its parent's connections, on which it could read an answer to its parent.
+            if self._http is None or self._http_pid != os.getpid():
                 headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
                 # trust_env=False: calls to a machine in the same network must not go through a proxy.
                 limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.in_flight)
                 self._http = httpx.Client(headers=headers, limits=limits, trust_env=False)
+                self._http_pid = os.getpid()
             return self._http
 
     def _request(self, method: str, path: str, deadline: float, body: bytes | None = None) -> bytes:

@@ -14,7 +14,8 @@
 #
 # The output, with vLLM 0.32 on a CPU and the shipped small judge in the place of the 8B one:
 #
-#   MODEL=cac_align/miniature/weights/cac VLLM=.vllm/bin/vllm ASKED="wording: brief, max_new_tokens: 400, margin_s: 0.25, temperature: 11.877" \
+#   MODEL=cac_align/miniature/weights/cac VLLM=.vllm/bin/vllm \
+#       ASKED="wording: brief, max_new_tokens: 400, margin_s: 0.25, temperature: 11.877" \
 #       sh examples/real/served_judge.sh examples/clips --dtype float32 --enforce-eager --max-model-len 4096
 #
 #   ok     server: http://127.0.0.1:8001/v1 serves 'cac', checkpoint cac_align/miniature/weights/cac
@@ -29,9 +30,9 @@
 #   note   processor: the checkpoint's processor takes longer to load here than this check waits
 #   higher is better; score: 0 to 1, abnormal up to 0.500
 #     score  p_normal  p_abnormal     mass  log_odds  video                         verdict
-#    0.2765    0.0000      1.0000   1.0000  -11.4250  examples/clips/anomalous.mp4  abnormal 0.62-0.88 s Motion
+#    0.2765    0.0000      1.0000   1.0000  -11.4240  examples/clips/anomalous.mp4  abnormal 0.62-0.88 s Motion
 #                                                             Anomalies: the blue ball suddenly disappears
-#    0.7880    1.0000      0.0000   1.0000   15.5912  examples/clips/normal.mp4     normal
+#    0.7880    1.0000      0.0000   1.0000   15.5902  examples/clips/normal.mp4     normal
 #   page: out/served_judge/scores.html
 #
 # It took two minutes on two busy cores, most of it the start of vLLM.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,16 +43,12 @@ class Measured:
     # Clips of the small Wan, and the first of their noise seeds (held out from all lessons).
     generated_clips: int = 320
     first_noise: int = 90_000_400
-    # Share of the 228 clips of 76 unseen prompts that measure the small Wan.
-    prompts_share: float = 1.0
     # How the judge looks.
     looks: tuple[str, ...] = ("as_is", "later_1_16", "later", "later_3_16")
 
 
-def measure(judge: Path, wan: Path, asked: Measured) -> dict[str, dict[str, Any]]:
-    """The figures of a judge's folder and a small Wan's folder: {name: {value, low, high, n}}; value is None where
-    nothing could be measured.
-    """
+def judge_figures(judge: Path, wan: Path, asked: Measured) -> dict[str, Estimate]:
+    """The figures of a judge's folder, on rendered clips and on clips of a small Wan's folder."""
     set_threads(1)
     cac = CaC.load(str(judge), tta=asked.looks, batch_size=32, allow_out_of_domain=True)
     seeds = range(asked.first_seed, asked.first_seed + asked.playground_clips)
@@ -62,9 +58,12 @@ def measure(judge: Path, wan: Path, asked: Measured) -> dict[str, dict[str, Any]
     found |= ious(rendered, scores)
     drawn = held_out_clips(asked.generated_clips, model=str(wan), first=asked.first_noise)
     scores = cac([clip.prompt for clip in drawn], [clip.video() for clip in drawn])
-    found |= {"auroc_generated": auroc_interval(drawn, scores), "oracle_agreement": right_share(drawn, scores)}
-    found |= wan_figures(wan, asked.prompts_share)
-    return {name: figure.to_json() for name, figure in found.items()}
+    return found | {"auroc_generated": auroc_interval(drawn, scores), "oracle_agreement": right_share(drawn, scores)}
+
+
+def as_json(figures: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
+    """{name: {value, low, high, n}}; value is None where nothing could be measured."""
+    return {name: figure.to_json() for name, figure in figures.items()}
 
 
 def right_share(clips: Sequence[Any], scores: Sequence[Score]) -> Estimate:
@@ -108,7 +107,9 @@ def ious(clips: Sequence[Any], scores: Sequence[Score]) -> dict[str, Estimate]:
 
 
 def wan_figures(folder: Path, part: float = 1.0) -> dict[str, Estimate]:
-    """Anomaly rate and prompt following by the oracle; intervals over prompts, whose clips go together."""
+    """Anomaly rate and prompt following by the oracle, on this part of the 228 clips of 76 unseen prompts; intervals
+    over prompts, whose clips go together.
+    """
     prompts = prompts_judged()
     prompts = prompts[: max(2, round(len(prompts) * part))]
     wan, broken, follows = Wan.load(folder, device="cpu"), dict[str, list[bool]](), dict[str, list[bool]]()
@@ -132,10 +133,10 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     part = float(arguments[2]) if len(arguments) == 3 else 1.0
     full = Measured()
-    asked = Measured(
-        round(full.playground_clips * part), generated_clips=round(full.generated_clips * part), prompts_share=part
-    )
-    print(json.dumps(measure(Path(arguments[0]), Path(arguments[1]), asked), indent=1))
+    asked = Measured(round(full.playground_clips * part), generated_clips=round(full.generated_clips * part))
+    judge, wan = map(Path, arguments[:2])
+    found = judge_figures(judge, wan, asked) | wan_figures(wan, part)
+    print(json.dumps(as_json(found), indent=1))
     return 0
 
 

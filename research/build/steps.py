@@ -21,7 +21,7 @@ from cac_align.runs.checkpoint import recipe_values
 from cac_align.runs.files import atomic_write
 from cac_align.runs.progress import say
 from research.build.parts import RECIPES, minutes, phase, read_part, shrink, shrunk
-from research.build.run import Step
+from research.build.run import Step, read_stamp
 
 _FREE = ("save_every", "log_every", "eval_every", "eval_clips", "evaluate_every", "evaluate_clips", "out")
 """Keys that change nothing about what a step makes."""
@@ -35,7 +35,7 @@ TARGETS = {
     "wan": ("wan/third", "wan/figures"),
     "judge": ("judge/calibrated",),
     "unified": ("unified/second",),
-    "all": ("figures", "wan/figures"),
+    "all": ("figures",),
 }
 """What each target of the command makes, and what else is done for it."""
 
@@ -93,11 +93,11 @@ def _wan(out: Path, scale: float, parts: Mapping[str, Any]) -> list[Step]:
 
 def _wan_figures(out: Path, scale: float, recipes: Path) -> Step:
     """What the small Wan is worth, long before the judge is made: one that would be refused is named at once."""
-    from research.build.figures import wan_figures
+    from research.build.figures import as_json, wan_figures
     from research.build.gate import read_expected, refusals
 
     def make(folder: Path) -> dict[str, Any]:
-        found = {name: figure.to_json() for name, figure in wan_figures(out / "wan" / "third" / "final", scale).items()}
+        found = as_json(wan_figures(out / "wan" / "third" / "final", scale))
         expected = {name: row for name, row in read_expected(recipes / "expected.json").items() if name in found}
         for reason in refusals(found, expected):
             say(f"weights with this small Wan will not be installed: {reason}")
@@ -369,7 +369,7 @@ def _calibrated(
 
 
 def _figures(out: Path, scale: float, part: Mapping[str, Any]) -> Step:
-    from research.build.figures import Measured, measure
+    from research.build.figures import Measured, as_json, judge_figures
 
     settings = {name: value for name, value in part["figures"].items() if name != "minutes"}
     asked = Measured(
@@ -377,13 +377,14 @@ def _figures(out: Path, scale: float, part: Mapping[str, Any]) -> Step:
         first_seed=settings["playground"]["first_seed"],
         generated_clips=shrunk(settings["generated"]["clips"], scale, 4),
         first_noise=settings["generated"]["first_noise"],
-        prompts_share=scale,
         looks=tuple(settings["looks"]),
     )
 
     def make(folder: Path) -> dict[str, Any]:
-        return measure(out / "judge" / "calibrated" / "judge", out / "wan" / "third" / "final", asked)
+        found = judge_figures(out / "judge" / "calibrated" / "judge", out / "wan" / "third" / "final", asked)
+        of_wan = read_stamp(out / "wan" / "figures")
+        return as_json(found) | (of_wan["figures"] if of_wan else {})
 
-    inputs = ("judge/calibrated", "wan/third", "unified/second")
+    inputs = ("judge/calibrated", "wan/third", "wan/figures", "unified/second")
     code = ("research.build.figures",)
     return Step("figures", recipe_values(asked), inputs, code, part["figures"]["minutes"], make)

@@ -31,6 +31,7 @@ WHOLE_STEPS = 7
 
 PAIRS = (
     ("exact", "shuffled"),
+    ("exact", "judge"),
     ("exact", "whole"),
     ("exact", "hard"),
     ("exact", "σ .83"),

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from cac_align.cli.main import main as cli
 from cac_align.core.weights import shipped
 from cac_align.plugins.common.host import HostOptions
 from cac_align.plugins.doctor import checklist as doctor_module
@@ -144,6 +145,14 @@ def test_unknown_hosts_and_files_are_errors(tmp_path):
         doctor(None, tmp_path / "list.yaml")
     with pytest.raises(ValueError, match="no config file that we read"):
         doctor("trl", tmp_path / "list.yaml")
+
+
+def test_the_help_names_every_host(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")  # no name is broken at its hyphen
+    with pytest.raises(SystemExit):
+        cli(["doctor", "--help"])
+    said = capsys.readouterr().out.split()
+    assert [host for host in HOSTS if host not in said] == []
 
 
 @pytest.mark.parametrize("host", list(HOSTS))

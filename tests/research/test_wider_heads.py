@@ -18,7 +18,7 @@ from research.build.wider_heads import main, widen_heads
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory):
-    """A random judge with heads of 24 numbers, whose norms are no ones, in half precision as those that ship."""
+    """A random judge with heads of 24 numbers, with random norms, stored in half precision like those that ship."""
     tokenizer = build_judge_tokenizer(["normal abnormal"], num_merges=20)
     size = JudgeSize(patch_px=4)
     model = build_model(tokenizer, size, seed=3)

@@ -45,6 +45,25 @@ def brief(url, **more):
     return RemoteReward(url, **{"timeout_s": 3.0, "retries": 1, **more})
 
 
+def test_a_forked_process_never_reads_an_answer_to_its_parent():
+    bright, dark = videos(240, 10, num_frames=5)
+    with serving(Brightness(delay_s=0.05)) as (url, _):
+        remote = RemoteReward(url)
+
+        def scores(who, video):
+            return {round(remote([f"{who} {number}"], [video])[0].value, 1) for number in range(20)}
+
+        assert scores("before", dark) == {0.0}  # a connection is open now
+        child = os.fork()
+        if child == 0:
+            try:
+                os._exit(0 if scores("child", bright) == {0.9} else 3)
+            finally:
+                os._exit(4)
+        seen = scores("parent", dark)
+        assert os.waitpid(child, 0)[1] == 0 and seen == {0.0}
+
+
 def test_it_is_a_reward_and_scores_like_the_reward_behind_it():
     reward, both = scripted(), videos(240, 90)
     with serving(reward) as (url, _):
